@@ -1,0 +1,585 @@
+"""The addon: mitmproxy's hooks, translated for the core. It decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mitmproxy import command, ctx, exceptions, http
+from mitmproxy.addonmanager import Loader
+from mitmproxy.connection import Client
+from mitmproxy.flow import Error
+from mitmproxy.net.local_ip import get_local_ip
+from mitmproxy.proxy.layer import Layer, NextLayer
+from mitmproxy.proxy.layers.http import HttpLayer
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from mitmproxy.utils import asyncio_utils
+
+from . import credentials, options
+from .api.app import ControlApi, is_control_path
+from .api.serving import serve
+from .fleet.agent import Outcome, Source
+from .fleet.registry import AgentRegistry
+from .inspection.annotations import annotate
+from .ollama import origins
+from .ollama.errors import error_body, error_event
+from .ollama.events import AnswerWatcher
+from .ollama.routes import dialect_of, find_route
+from .probing import Prober
+from .proxying.dispatch import Answer, Dispatcher, Forward
+from .proxying.exchange import Exchange
+from .proxying.layer import BalancedHttpLayer, FailedStream, Routing
+
+if TYPE_CHECKING:
+    from .demo import Demo
+
+logger = logging.getLogger(__name__)
+
+MAX_CONTROL_BODY = 1024 * 1024
+MAX_BODY = 512 * 1024 * 1024
+"""Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
+
+BUFFERED_ANSWER = 4 * 1024 * 1024
+"""An answer of a known length up to this many bytes is held until it is whole, so that a failure is a clean 502."""
+
+FIRST_ROUND_SECONDS = 3.0
+"""How long a request that comes right after the start waits for the agents to be asked for the first time."""
+
+HOP_BY_HOP = (
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+)
+
+AGENT_HEADER = "X-Balancer-Agent"
+ATTEMPTS_HEADER = "X-Balancer-Attempts"
+
+
+class Balancer:
+    """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests."""
+
+    name = "ollama-balancer"
+
+    def __init__(self) -> None:
+        self.registry = AgentRegistry()
+        self.dispatcher = Dispatcher(self.registry)
+        self.control = ControlApi(self.registry, self.registry.clock(), self._probe_now)
+        self.settings: options.Settings | None = None
+        self.token: credentials.Token | None = None
+        self.prober: Prober | None = None
+        self.demo: Demo | None = None
+        self.exchanges: dict[str, Exchange] = {}
+        self.static: set[str] = set()
+        self._authorized: set[str] = set()
+        self._connect_timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._running = False
+        self._reported_mode = ""
+
+    # Lifecycle
+
+    def load(self, loader: Loader) -> None:
+        options.add_options(loader)
+
+    def configure(self, updated: set[str]) -> None:
+        try:
+            settings = options.read(ctx.options)
+            if self.token is None or "balancer_token" in updated or "confdir" in updated:
+                self.token = self._load_token(settings)
+        except ValueError as e:
+            if self._running:
+                raise exceptions.OptionsError(str(e)) from e
+            # At the start one clear line, without a traceback: mitmproxy ends itself on an error logged now.
+            logger.error("%s", e)
+            return
+        self.settings = settings
+        self.registry.mode = settings.mode
+        self.registry.stale_after = settings.stale_after
+        self.dispatcher.retries = settings.retries
+        self._set_static_agents(settings)
+        if self._running:
+            self._log_mode()
+            self._probe_now()
+        # The agent is chosen when the request is there; an early connection would be one to nowhere.
+        if ctx.options.connection_strategy != "lazy":
+            ctx.options.update(connection_strategy="lazy")
+        # mitmproxy closes a connection that is silent for that long, which a waiting client is.
+        if ctx.options.tcp_timeout <= settings.response_timeout:
+            ctx.options.update(tcp_timeout=settings.response_timeout + 60)
+
+    def running(self) -> None:
+        if self.settings is None:
+            return
+        self._running = True
+        self._log_mode()
+        self._log_start()
+        self.prober = Prober(self.registry, take_in_local=self._nothing_configured)
+        self._start(self.prober.run(), "agent prober")
+        if self.settings.demo:
+            self._start(self._run_demo(self.settings.demo), "demo fleet")
+
+    def done(self) -> None:
+        self._running = False
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        for timer in self._connect_timers.values():
+            timer.cancel()
+        self._connect_timers.clear()
+
+    def _start(self, coroutine: object, name: str) -> None:
+        task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
+        self._tasks.append(task)
+
+    async def _run_demo(self, count: int) -> None:
+        from .demo import Demo  # only here: nobody else pays for the simulator's imports
+
+        assert self.token
+        port = self._port()
+        if port is None:
+            logger.error("balancer_demo: mitmproxy listens on no port, so the demo fleet has nobody to report to.")
+            return
+        self.demo = Demo(self.registry, count, f"http://127.0.0.1:{port}", self.token.value)
+        await self.demo.run()
+
+    def _load_token(self, settings: options.Settings) -> credentials.Token:
+        try:
+            return credentials.load(settings.token, ctx.options.confdir)
+        except OSError as e:
+            where = f"{ctx.options.confdir}/{credentials.FILE_NAME}"
+            raise ValueError(
+                f"balancer_token: the token cannot be kept in {where} ({e.strerror or e}); make that folder writable "
+                f"or set ${credentials.ENVIRONMENT}"
+            ) from e
+
+    def _set_static_agents(self, settings: options.Settings) -> None:
+        wanted = dict(settings.agents)
+        for name in self.static - wanted.keys():
+            agent = self.registry.get(name)
+            if agent is not None and agent.source is Source.STATIC:
+                self.registry.remove(agent)
+        for name, address in wanted.items():
+            self.registry.register(name, address, Source.STATIC)
+        self.static = set(wanted)
+
+    def _nothing_configured(self) -> bool:
+        return self.settings is not None and not self.settings.agents and not self.settings.demo
+
+    def _probe_now(self) -> None:
+        if self.prober is not None:
+            self.prober.wake()
+
+    def _log_mode(self) -> None:
+        if self.registry.mode != self._reported_mode:
+            self._reported_mode = self.registry.mode
+            logger.info("Load balancer mode: %s", self.registry.mode)
+
+    def _log_start(self) -> None:
+        assert self.token and self.settings
+        url = f"http://{get_local_ip() or 'THIS-HOST'}:{self._port() or 8080}"
+        logger.info("Clients: set OLLAMA_HOST=%s, or use it as the base URL.", url)
+        if self.token.file is not None:
+            logger.info(
+                "On each Ollama host, with a copy of %s from here, run: ollama-agent-reporter --balancer %s "
+                "--token-file %s",
+                self.token.file,
+                url,
+                credentials.FILE_NAME,
+            )
+        else:
+            logger.info(
+                "On each Ollama host, with $%s set to the balancer's token, run: ollama-agent-reporter --balancer %s",
+                credentials.ENVIRONMENT,
+                url,
+            )
+        if self._nothing_configured():
+            logger.info(
+                "No agent is configured: an Ollama on this machine is taken in if it answers; other hosts come with "
+                "their reporter or with --set balancer_agents=http://HOST:11434. --set balancer_demo=3 starts three "
+                "simulated hosts to try it out."
+            )
+
+    def _port(self) -> int | None:
+        proxyserver = ctx.master.addons.get("proxyserver")
+        addresses = proxyserver.listen_addrs() if proxyserver else []
+        return addresses[0][1] if addresses else None
+
+    # Connections
+
+    def next_layer(self, data: NextLayer) -> None:
+        """Let mitmproxy choose the layers, then put ours in the place of its HTTP layer."""
+        ctx.master.addons.get("nextlayer").next_layer(data)
+        parent: Layer | None = None
+        layer: Layer | None = data.layer
+        while layer is not None and type(layer) is not HttpLayer:
+            parent, layer = layer, getattr(layer, "child_layer", None)
+        if layer is None:
+            return
+        assert isinstance(layer, HttpLayer)
+        layer.context.layers.remove(layer)
+        ours = BalancedHttpLayer(
+            layer.context,
+            layer.mode,
+            body_limit=_body_limit,
+            body_too_large=lambda flow, limit: _error(flow, 413, f"the body has more than {limit} bytes"),
+            internal_error=lambda flow: _error(flow, 500, "the balancer failed to route this; its log says why"),
+        )
+        if parent is None:
+            data.layer = ours
+        else:
+            parent.child_layer = ours  # type: ignore[attr-defined]
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Connect to agents only, whatever led here, and not for longer than the connect timeout."""
+        assert self.settings
+        address = data.server.address
+        if address is None or not self.registry.knows(address[0], address[1]):
+            data.server.error = "the balancer connects to its agents only"
+            return
+        timeout = self.settings.connect_timeout
+        self._connect_timers[data.server.id] = asyncio.get_running_loop().call_later(
+            timeout, self._close_server, data.client, data.server.id
+        )
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        self._stop_connect_timer(data.server.id)
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        self._stop_connect_timer(data.server.id)
+
+    def client_disconnected(self, client: Client) -> None:
+        """Whatever the client still had running is over, should no other hook have said so."""
+        for flow_id, exchange in list(self.exchanges.items()):
+            if exchange.client_id == client.id:
+                exchange.end(Outcome.CANCELLED)
+                del self.exchanges[flow_id]
+
+    def _stop_connect_timer(self, server_id: str) -> None:
+        timer = self._connect_timers.pop(server_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _close_server(self, client: Client, server_id: str) -> None:
+        """Cancel the connection, or the attempt at one; the layer hears of it as of any other failure."""
+        self._connect_timers.pop(server_id, None)
+        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        if handler is None:
+            return
+        for connection, io in list(handler.transports.items()):
+            if connection.id == server_id and io.handler is not None:
+                io.handler.cancel("timeout")
+
+    # Requests
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        flow.response = _error(flow, 403, "the balancer is no open proxy: CONNECT is refused")
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Check the token and take it out of the flow, where people would see it."""
+        values = flow.request.headers.get_all("authorization")
+        for value in values:
+            scheme, _, presented = value.partition(" ")
+            if self.token and scheme.lower() == "bearer" and self.token.matches(presented.strip()):
+                self._authorized.add(flow.id)
+                del flow.request.headers["authorization"]
+                break
+        else:
+            if values and is_control_path(_path(flow)):
+                # Not the right one, but perhaps nearly, or another service's.
+                del flow.request.headers["authorization"]
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        authorized = flow.id in self._authorized
+        self._authorized.discard(flow.id)
+        if flow.response is not None or flow.error is not None:
+            return
+        refusal = _origin_refusal(flow)
+        if refusal is not None:
+            flow.response = refusal
+        elif is_control_path(_path(flow)):
+            await serve(self.control.app, flow, authorized=authorized)
+        elif flow.is_replay == "request":
+            # Replayed flows do not come through our layer.
+            await self.route_request(Routing(flow))
+
+    async def route_request(self, routing: Routing) -> None:
+        """Choose an agent, or answer."""
+        flow = routing.flow
+        if self.prober is not None and not self.prober.first_round.is_set():
+            await self._first_round(self.prober)
+        exchange = self.exchanges.get(flow.id)
+        if routing.failure is None or exchange is None:
+            if exchange is not None:
+                exchange.end(Outcome.CANCELLED)
+            exchange = self.exchanges[flow.id] = self._exchange(flow)
+            decision = self.dispatcher.begin(exchange, flow.request.method, _path(flow), flow.request.raw_content)
+        else:
+            decision = self._account(exchange, routing)
+        if isinstance(decision, Forward):
+            self._send_to(decision, exchange, routing)
+        else:
+            exchange.stop_timer()
+            refusal = routing.failure.refusal if routing.failure and routing.failure.refusal else None
+            flow.response = refusal.copy() if refusal and decision.status == 502 else _answer(flow, decision)
+            if decision.problem is not None:
+                exchange.end(Outcome.FAILED, decision.problem)
+                logger.info("%s %s: %s", flow.request.method, _path(flow)[:200], decision.problem)
+            else:
+                exchange.end(Outcome.SUCCEEDED)
+
+    def _exchange(self, flow: http.HTTPFlow) -> Exchange:
+        pin = flow.request.headers.get(AGENT_HEADER)
+        exchange = Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock(), pin=pin)
+        flow.request.headers.pop(AGENT_HEADER, None)
+        exchange.origin = flow.request.headers.get("origin")
+        return exchange
+
+    async def _first_round(self, prober: Prober) -> None:
+        try:
+            async with asyncio.timeout(FIRST_ROUND_SECONDS):
+                if self.demo is not None:
+                    await self.demo.ready.wait()
+                await prober.first_round.wait()
+        except TimeoutError:
+            pass
+
+    def _account(self, exchange: Exchange, routing: Routing) -> Forward | Answer:
+        failure = routing.failure
+        assert failure and self.settings
+        reason = failure.reason
+        if routing.expired:
+            reason = f"no first byte within {self.settings.response_timeout} s"
+        elif not failure.connected and reason == "timeout":
+            reason = f"not reached within {self.settings.connect_timeout} s"
+        agent = exchange.fail_attempt(reason)
+        if agent is not None:
+            logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
+            if not failure.connected:
+                self.registry.unreachable(agent, f"cannot connect: {reason}")
+        if not failure.retriable or routing.expired:
+            return self.dispatcher.gave_up(exchange)
+        return self.dispatcher.again(exchange)
+
+    def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
+        request = routing.flow.request
+        for name in HOP_BY_HOP + tuple(re.split(r"[,\s]+", request.headers.get("connection", "").lower())):
+            if name:
+                request.headers.pop(name, None)
+        request.headers.pop("origin", None)
+        if "transfer-encoding" in request.headers:
+            # The body is at hand whole: its length is known.
+            del request.headers["transfer-encoding"]
+            request.headers["content-length"] = str(len(request.raw_content or b""))
+        request.trailers = None
+        address = forward.agent.address
+        request.scheme = "http"
+        request.host, request.port = address.host, address.port
+        request.headers["host"] = str(address)
+        if exchange.timer is None:
+            assert self.settings
+            exchange.timer = asyncio.get_running_loop().call_later(
+                self.settings.response_timeout, self._expire, routing
+            )
+        routing.routed = True
+
+    def _expire(self, routing: Routing) -> None:
+        """No first byte in time: give up the attempt that runs now."""
+        routing.expired = True
+        flow = routing.flow
+        handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
+        if handler is None:
+            return
+        for connection, io in list(handler.transports.items()):
+            if connection is not handler.client and io.handler is not None:
+                address = connection.address
+                if address is not None and address[:2] == (flow.request.host, flow.request.port):
+                    io.handler.cancel("timeout")
+
+    # Answers
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        exchange = self.exchanges.get(flow.id)
+        response = flow.response
+        if response is None:
+            return
+        origin = exchange.origin if exchange else flow.request.headers.get("origin")
+        if origin and origins.allowed_origin(origin) and "access-control-allow-origin" not in response.headers:
+            _allow_origin(response, origin)
+        if exchange is None:
+            return
+        exchange.stop_timer()
+        response.headers[ATTEMPTS_HEADER] = str(exchange.attempts)
+        agent = exchange.agent
+        if agent is None:
+            return
+        response.headers[AGENT_HEADER] = agent.name
+        if exchange.outcome is not None:
+            return  # the balancer's own answer
+        exchange.first_byte = self.registry.clock()
+        for name in HOP_BY_HOP:
+            # mitmproxy still has to see that the connection ends with this answer.
+            if name != "connection" or response.headers.get(name, "").lower() != "close":
+                response.headers.pop(name, None)
+        watcher = exchange.watcher = AnswerWatcher(response.headers.get("content-type", "").lower())
+        length = response.headers.get("content-length", "")
+        if watcher.streamed or not length.isascii() or not length.isdigit() or int(length) > BUFFERED_ANSWER:
+            response.stream = _passing_on(exchange, watcher, response)
+        annotate(flow, exchange, self.registry.clock())
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        exchange = self.exchanges.pop(flow.id, None)
+        response = flow.response
+        if exchange is None or response is None:
+            return
+        watcher = exchange.watcher
+        if watcher is not None and exchange.outcome is None:
+            if response.stream:
+                response.raw_content = watcher.kept
+            else:
+                watcher.feed(response.raw_content or b"")
+            self._judge(exchange, watcher, response)
+        annotate(flow, exchange, self.registry.clock())
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        self._authorized.discard(flow.id)
+        exchange = self.exchanges.pop(flow.id, None)
+        if exchange is None:
+            return
+        message = flow.error.msg if flow.error else "unknown error"
+        gone = not flow.client_conn.connected or message == Error.KILLED_MESSAGE
+        exchange.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
+        if exchange.watcher is not None and flow.response is not None:
+            flow.response.raw_content = exchange.watcher.kept
+        annotate(flow, exchange, self.registry.clock())
+
+    def stream_failed(self, failed: FailedStream) -> None:
+        """The agent died in the middle of its answer."""
+        exchange = self.exchanges.get(failed.flow.id)
+        response = failed.flow.response
+        if exchange is None or exchange.watcher is None or response is None:
+            return
+        agent = exchange.agent
+        message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {failed.reason}"
+        logger.warning("%s", message)
+        exchange.end(Outcome.FAILED, message)
+        watcher = exchange.watcher
+        if watcher.streamed and "chunked" in response.headers.get("transfer-encoding", "").lower():
+            failed.last_words = _last_words(exchange, watcher, message)
+            watcher.feed(failed.last_words)
+
+    def _judge(self, exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> None:
+        """Was it a success?"""
+        verdict = watcher.verdict()
+        if response.status_code >= 500 or (response.status_code < 400 and not verdict.whole):
+            exchange.end(Outcome.FAILED, verdict.error or f"status {response.status_code}")
+            return
+        speed = verdict.tokens_per_second
+        agent = exchange.agent
+        if speed is not None and agent is not None and exchange.model is not None:
+            exchange.tokens_per_second = speed
+            agent.stats.learn_speed(exchange.model, speed)
+        exchange.end(Outcome.SUCCEEDED)
+
+    # Commands
+
+    @command.command("balancer.mode")  # type: ignore[untyped-decorator]
+    def mode_command(self, mode: str = "") -> str:
+        """Show the mode, or change it: balancer.mode roundrobin."""
+        if mode:
+            ctx.options.update(balancer_mode=mode)
+        return self.registry.mode
+
+
+def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
+    """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
+    status = response.status_code
+
+    def passed(chunk: bytes) -> bytes:
+        if chunk:
+            watcher.feed(chunk)
+            return chunk
+        if watcher.streamed and status < 400:
+            verdict = watcher.verdict()
+            chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
+            if not verdict.whole and chunked and not _has_error_event(verdict.error):
+                last_words = _last_words(exchange, watcher, verdict.error or "")
+                exchange.problem = verdict.error
+                watcher.feed(last_words)
+                return last_words
+        return b""
+
+    return passed
+
+
+def _has_error_event(error: str | None) -> bool:
+    return error != "the stream ended without its terminal event"
+
+
+def _last_words(exchange: Exchange, watcher: AnswerWatcher, message: str) -> bytes:
+    """An error event, begun on a line of its own."""
+    event = error_event(exchange.dialect, watcher.content_type, message)
+    return event if watcher.ends_in_newline else b"\n\n" + event
+
+
+def _path(flow: http.HTTPFlow) -> str:
+    return flow.request.path.partition("?")[0]
+
+
+def _body_limit(flow: http.HTTPFlow) -> int:
+    return MAX_CONTROL_BODY if is_control_path(_path(flow)) else MAX_BODY
+
+
+def _error(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
+    body = error_body(dialect_of(_path(flow)), status, message)
+    return http.Response.make(status, body, {"Content-Type": "application/json; charset=utf-8"})
+
+
+def _answer(flow: http.HTTPFlow, answer: Answer) -> http.Response:
+    headers = {"Content-Type": "application/json; charset=utf-8", **answer.headers}
+    response = http.Response.make(answer.status, answer.body, headers)
+    if flow.request.method == "HEAD":
+        response.raw_content = b""
+    return response
+
+
+def _origin_refusal(flow: http.HTTPFlow) -> http.Response | None:
+    """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
+    request = flow.request
+    origin = request.headers.get("origin")
+    if not origin or origins.same_origin(origin, request.host_header or ""):
+        return None
+    if not origins.allowed_origin(origin):
+        return http.Response.make(403)
+    if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+        response = http.Response.make(204)
+        response.headers.pop("content-length", None)
+        response.headers["Access-Control-Allow-Headers"] = origins.ALLOWED_HEADERS
+        response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
+        response.headers["Access-Control-Max-Age"] = "43200"
+        route = find_route(_path(flow))
+        if route is not None:
+            response.headers["Allow"] = ", ".join(route.methods)
+        _allow_origin(response, origin)
+        return response
+    return None
+
+
+def _allow_origin(response: http.Response, origin: str) -> None:
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Access-Control-Expose-Headers"] = f"{AGENT_HEADER}, {ATTEMPTS_HEADER}"
+    response.headers["Vary"] = "Origin"
+
+
+@functools.cache
+def balancer() -> Balancer:
+    """The one balancer of this process."""
+    return Balancer()

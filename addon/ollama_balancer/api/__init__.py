@@ -1,0 +1,1 @@
+"""The control API: what agents, operators and monitors call on the proxy's own port."""

@@ -1,0 +1,196 @@
+"""The control API as a Starlette application. It reads and changes the registry and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistration, describe
+
+from ..fleet.agent import Address, Agent, Source, Status
+from ..fleet.registry import AgentRegistry
+
+AUTHORIZED = "ollama_balancer.authorized"
+"""The key of the ASGI scope under which the proxy says whether the caller presented the token."""
+
+PATHS = ("/api/balancer", "/health")
+
+
+def is_control_path(path: str) -> bool:
+    """Whether the control API answers that path (without its query)."""
+    return path in PATHS or path == "/api/agents" or path.startswith("/api/agents/")
+
+
+class DrainRequest(BaseModel):
+    """The optional body of a drain."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    until: Literal["resume", "registration"] = "resume"
+    """What ends the drain: only a resume, or the agent's next registration too."""
+
+
+class ControlApi:
+    """Answers the control calls. `on_change` is told of an agent that came or moved, so that it is probed at once."""
+
+    def __init__(self, registry: AgentRegistry, started: float, on_change: Callable[[], None]) -> None:
+        self.registry = registry
+        self.started = started
+        self.on_change = on_change
+        self.waiting = 0
+        self.app = Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/api/balancer", self.balancer),
+                Route("/api/agents", self.agents, methods=["GET"]),
+                Route("/api/agents", self.register, methods=["POST"]),
+                Route("/api/agents/{key}/metrics", self.metrics, methods=["POST"]),
+                Route("/api/agents/{key}/drain", self.drain, methods=["POST"]),
+                Route("/api/agents/{key}/resume", self.resume, methods=["POST"]),
+                Route("/api/agents/{key}", self.agent, methods=["GET"]),
+                Route("/api/agents/{key}", self.delete, methods=["DELETE"]),
+            ],
+            exception_handlers={HTTPException: self._http_error},
+        )
+        # Two rows of one path would each refuse the other's method: the refusal has to name the methods of both.
+        self._methods = {"/api/agents": "GET, HEAD, POST", "/api/agents/{key}": "DELETE, GET, HEAD"}
+
+    async def health(self, request: Request) -> Response:
+        counts = self.registry.counts()
+        ok = counts[Status.ONLINE] > 0
+        return JSONResponse(
+            {"status": "ok" if ok else "no agent can serve", "agents": _by_state(counts)}, 200 if ok else 503
+        )
+
+    async def balancer(self, request: Request) -> Response:
+        registry = self.registry
+        agents = list(registry)
+        totals = {
+            "requests": sum(a.stats.succeeded + a.stats.failed + a.stats.cancelled + a.in_flight for a in agents),
+            "succeeded": sum(a.stats.succeeded for a in agents),
+            "failed": sum(a.stats.failed for a in agents),
+            "cancelled": sum(a.stats.cancelled for a in agents),
+            "in_flight": sum(a.in_flight for a in agents),
+        }
+        return JSONResponse(
+            {
+                "mode": registry.mode,
+                "uptime": round(registry.clock() - self.started, 3),
+                "totals": totals,
+                "waiting": self.waiting,
+                "agents": _by_state(registry.counts()),
+            }
+        )
+
+    async def agents(self, request: Request) -> Response:
+        now = self.registry.clock()
+        return JSONResponse({"agents": [agent.describe(now) for agent in self.registry]})
+
+    async def agent(self, request: Request) -> Response:
+        return self._shown(self._found(request))
+
+    async def register(self, request: Request) -> Response:
+        _authorize(request)
+        try:
+            registration = AgentRegistration.model_validate_json(await request.body())
+        except ValidationError as e:
+            raise HTTPException(400, describe(e.errors())) from e
+        try:
+            if registration.url is not None:
+                address = Address.parse(registration.url)
+            elif request.client is not None:
+                address = Address(_plain(request.client.host), registration.port or DEFAULT_OLLAMA_PORT)
+            else:
+                raise ValueError("left out, and the caller's address is not known")
+        except ValueError as e:
+            raise HTTPException(400, f"url: {e}") from e
+        try:
+            agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
+        except ValueError as e:
+            raise HTTPException(400, str(e)) from e
+        self.on_change()
+        return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        _authorize(request)
+        agent = self._found(request)
+        try:
+            metrics = AgentMetrics.model_validate_json(await request.body())
+        except ValidationError as e:
+            raise HTTPException(400, describe(e.errors())) from e
+        self.registry.update_metrics(agent.id, metrics)
+        return Response(status_code=204)
+
+    async def drain(self, request: Request) -> Response:
+        _authorize(request)
+        agent = self._found(request)
+        body = await request.body()
+        try:
+            wish = DrainRequest.model_validate_json(body) if body.strip() else DrainRequest()
+        except ValidationError as e:
+            raise HTTPException(400, describe(e.errors())) from e
+        self.registry.drain(agent, until_registration=wish.until == "registration")
+        return self._shown(agent)
+
+    async def resume(self, request: Request) -> Response:
+        _authorize(request)
+        agent = self._found(request)
+        self.registry.resume(agent)
+        return self._shown(agent)
+
+    async def delete(self, request: Request) -> Response:
+        _authorize(request)
+        self.registry.remove(self._found(request))
+        return Response(status_code=204)
+
+    def _found(self, request: Request) -> Agent:
+        key = request.path_params["key"]
+        agent = self.registry.get(key)
+        if agent is None:
+            raise HTTPException(404, f"no agent has the id or name {key[:80]!r}: GET /api/agents lists them")
+        return agent
+
+    def _shown(self, agent: Agent) -> Response:
+        return JSONResponse(agent.describe(self.registry.clock()))
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        detail = error.detail
+        path = request.scope["path"]
+        if error.status_code == 405:
+            parts = path.strip("/").split("/")
+            if path == "/api/agents":
+                headers["Allow"] = self._methods["/api/agents"]
+            elif len(parts) == 3:
+                headers["Allow"] = self._methods["/api/agents/{key}"]
+            detail = f"{request.method} is not allowed for {path[:200]}: it takes {headers.get('Allow', '')}"
+        elif error.status_code == 404 and detail == "Not Found":
+            detail = f"{path[:200]}: the control API has no such path"
+        return JSONResponse({"error": detail}, error.status_code, headers)
+
+
+def _authorize(request: Request) -> None:
+    if request.scope.get(AUTHORIZED) is not True:
+        raise HTTPException(
+            401,
+            "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token; its log says at the "
+            "start where the token is kept",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _by_state(counts: dict[Status, int]) -> dict[str, int]:
+    return {status.value: counts.get(status, 0) for status in Status}
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address that came in over an IPv6 socket, as an IPv4 address."""
+    return host.removeprefix("::ffff:") if "." in host else host

@@ -1,0 +1,37 @@
+"""A mitmproxy flow answered by an ASGI application."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from mitmproxy import http
+from mitmproxy.addons import asgiapp
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .app import AUTHORIZED
+
+
+async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
+    """Set the flow's response to what the application answers."""
+    path, _, query = flow.request.data.path.partition(b"?")
+
+    async def corrected(scope: Scope, receive: Receive, send: Send) -> None:
+        # mitmproxy hands on the path quoted once more than it came; ASGI wants it unquoted.
+        scope["path"] = unquote(path.decode("latin-1"))
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["scheme"] = "http"
+        scope[AUTHORIZED] = authorized
+        await app(scope, receive, send)
+
+    application: Any = corrected
+    await asgiapp.serve(application, flow)
+    response = flow.response
+    assert response
+    if response.status_code == 204:
+        response.headers.pop("content-length", None)
+    elif flow.request.method == "HEAD":
+        length = response.headers.get("content-length", "0")
+        response.raw_content = b""
+        response.headers["content-length"] = length

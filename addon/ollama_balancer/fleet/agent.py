@@ -1,0 +1,235 @@
+"""An agent: one Ollama host as the balancer sees it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, ModelEntry
+
+if TYPE_CHECKING:
+    from .pool import Pool
+    from .scoreboard import Scoreboard
+
+HOT_CPU = 80.0
+"""Percent of CPU above which a host is busy in itself (the coordinator's spec)."""
+
+RANK_SCALE = 1000
+"""Ranks are scores in thousandths, so that they are exact integers and equal scores are equal ranks."""
+
+ACTIVE_REQUEST_SCORE = 10
+"""What one active request adds to the score (the coordinator's spec)."""
+
+ACTIVE_REQUEST_RANK = ACTIVE_REQUEST_SCORE * RANK_SCALE
+
+MAX_SPEEDS = 1000
+"""Models whose speed is kept for one agent."""
+
+
+class Source(StrEnum):
+    STATIC = "static"
+    REGISTERED = "registered"
+    DEMO = "demo"
+    LOCAL = "local"
+
+
+class Status(StrEnum):
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DRAINING = "draining"
+
+
+class Outcome(StrEnum):
+    """How a request ended on an agent."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an agent listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read `http://host[:port]`; the port defaults to Ollama's. Anything else is a ValueError that says why."""
+        shown = url if len(url) <= 100 else url[:100] + "…"
+        if any(ord(c) <= 32 or ord(c) > 126 for c in url):
+            raise ValueError(f"{shown!r} has blanks, control or non-ASCII characters: write http://host:port")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as e:
+            raise ValueError(f"{shown!r} is no URL ({e}): write http://host:port") from e
+        if parts.scheme != "http":
+            raise ValueError(f"{shown!r} does not begin with http://: write http://host:port")
+        if not host or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError(f"{shown!r} is more or less than a host and a port: write http://host:port")
+        if port == 0:
+            raise ValueError(f"{shown!r} has port 0: name the port on which Ollama listens")
+        return cls(host, DEFAULT_OLLAMA_PORT if port is None else port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self}"
+
+
+def agent_id(name: str) -> str:
+    """The id of the agent of that name: the same in every run."""
+    return uuid.uuid5(uuid.UUID("6f6c6c61-6d61-5062-616c-616e63657221"), name).hex[:12]
+
+
+@dataclass
+class Statistics:
+    """What became of the requests that ended on an agent."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    response_seconds: float = 0.0
+    """Over the succeeded requests, from the choice of the agent to the last byte."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Tokens per second by model: a moving average with a weight of 0.2 for the newest."""
+
+    def learn_speed(self, model: str, tokens_per_second: float) -> None:
+        old = self.speeds.get(model)
+        if old is None and len(self.speeds) >= MAX_SPEEDS:
+            return
+        self.speeds[model] = tokens_per_second if old is None else old + 0.2 * (tokens_per_second - old)
+
+
+class Agent:
+    """One Ollama host. Only the registry changes it; equality is identity."""
+
+    __slots__ = (
+        "address",
+        "base_rank",
+        "boards",
+        "draining",
+        "draining_until_registration",
+        "fresh",
+        "hot",
+        "id",
+        "in_flight",
+        "loaded",
+        "metrics",
+        "metrics_at",
+        "model_names",
+        "models",
+        "name",
+        "number",
+        "offline_reason",
+        "pools",
+        "probed",
+        "removed",
+        "reported_active",
+        "reported_alive",
+        "source",
+        "stats",
+        "version",
+    )
+
+    def __init__(self, name: str, address: Address, source: Source, number: int) -> None:
+        self.id = agent_id(name)
+        self.name = name
+        self.address = address
+        self.source = source
+        self.number = number
+        """Its place in the order of registration."""
+        self.models: dict[str, ModelEntry] | None = None
+        """The models it has, by canonical name; None: not known yet."""
+        self.model_names: list[str] = []
+        self.loaded: list[ModelEntry] = []
+        self.version: str | None = None
+        self.in_flight = 0
+        self.draining = False
+        self.draining_until_registration = False
+        self.removed = False
+        self.offline_reason = "not heard of yet"
+        self.reported_alive = False
+        self.probed = False
+        self.metrics: AgentMetrics | None = None
+        self.metrics_at = 0.0
+        self.fresh = False
+        self.hot = False
+        self.base_rank = 0
+        self.reported_active = 0
+        self.stats = Statistics()
+        self.pools: list[Pool] = []
+        self.boards: list[Scoreboard[Agent]] = []
+        """The boards of `pools`, in the same order: what a request's begin and end have to tell."""
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name}, {self.status}, {self.in_flight} in flight)"
+
+    @property
+    def online(self) -> bool:
+        """A report or a probe of late says that its Ollama answers."""
+        return self.reported_alive or self.probed
+
+    @property
+    def status(self) -> Status:
+        if not self.online:
+            return Status.OFFLINE
+        return Status.DRAINING if self.draining else Status.ONLINE
+
+    @property
+    def eligible(self) -> bool:
+        """May get new requests."""
+        return (self.reported_alive or self.probed) and not self.draining and not self.removed
+
+    @property
+    def active_requests(self) -> int:
+        """The larger of what the host reports and what the balancer has running there."""
+        return max(self.reported_active, self.in_flight)
+
+    @property
+    def score(self) -> float | None:
+        """cpu_usage + memory_usage + active_requests * 10; None without fresh metrics."""
+        if not self.fresh:
+            return None
+        return (self.base_rank + self.active_requests * ACTIVE_REQUEST_RANK) / RANK_SCALE
+
+    @property
+    def slots(self) -> int | None:
+        return self.metrics.num_parallel if self.metrics else None
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """The agent as the control API shows it; `now` is the registry's clock."""
+        stats = self.stats
+        return {
+            "id": self.id,
+            "name": self.name,
+            "url": self.address.url,
+            "source": self.source,
+            "status": self.status,
+            "models": list(self.model_names),
+            "loaded_models": [m.name for m in self.loaded],
+            "ollama_version": self.version,
+            "in_flight": self.in_flight,
+            "slots": self.slots,
+            "metrics": self.metrics.model_dump(mode="json") if self.metrics else None,
+            "metrics_age": round(now - self.metrics_at, 3) if self.metrics else None,
+            "stale": not self.fresh,
+            "score": self.score,
+            "stats": {
+                "requests": stats.succeeded + stats.failed + stats.cancelled + self.in_flight,
+                "succeeded": stats.succeeded,
+                "failed": stats.failed,
+                "cancelled": stats.cancelled,
+                "avg_response_time": round(stats.response_seconds / stats.succeeded * 1000, 3)
+                if stats.succeeded
+                else None,
+                "tokens_per_second": {model: round(speed, 2) for model, speed in stats.speeds.items()},
+            },
+        }

@@ -1,0 +1,82 @@
+"""The candidates for one model under one policy, indexed so that the policy's choice costs constant time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from .agent import Agent
+from .scoreboard import Scoreboard
+
+if TYPE_CHECKING:
+    from .policies import Policy
+
+
+class Pool:
+    """Eligible agents that have a model, with the order the policy ranks them in.
+
+    `board` holds those that the policy ranks, `cool` those of them whose CPU is at or under 80 %.
+    """
+
+    __slots__ = ("_members", "_ring", "board", "cool", "index", "policy", "used")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.board: Scoreboard[Agent] = Scoreboard(policy.rank)
+        self.cool: set[Agent] = set()
+        self.index = 0
+        self.used = 0.0
+        """When it was last asked for, on the registry's clock."""
+        self._members: set[Agent] = set()
+        self._ring: list[Agent] | None = None
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"Pool({self.policy.name}, {len(self._members)} candidates, {self.board!r}, {len(self.cool)} cool)"
+
+    def add(self, agent: Agent) -> None:
+        if agent not in self._members:
+            self._members.add(agent)
+            agent.pools.append(self)
+            agent.boards.append(self.board)
+            self._ring = None
+        self.changed(agent)
+
+    def discard(self, agent: Agent) -> None:
+        if agent in self._members:
+            self._members.remove(agent)
+            at = agent.pools.index(self)
+            del agent.pools[at], agent.boards[at]
+            self._ring = None
+            self.board.remove(agent)
+            self.cool.discard(agent)
+
+    def clear(self) -> None:
+        for agent in list(self._members):
+            self.discard(agent)
+
+    def changed(self, agent: Agent) -> None:
+        """The agent's metrics are others, or no longer fresh."""
+        self.board.update(agent)
+        if agent.hot or agent not in self.board:
+            self.cool.discard(agent)
+        else:
+            self.cool.add(agent)
+
+    def has_cool(self, exclude: Collection[Agent]) -> bool:
+        """Whether one of those that may be chosen has a CPU at or under 80 %."""
+        return len(self.cool) > len(exclude) or any(agent not in exclude for agent in self.cool)
+
+    def next_in_turn(self, exclude: Collection[Agent]) -> Agent | None:
+        """Round robin: `index % len(candidates)`, in the order of registration; excluded ones are passed over."""
+        ring = self._ring
+        if ring is None:
+            ring = self._ring = sorted(self._members, key=lambda agent: agent.number)
+        for _ in range(len(ring)):
+            agent = ring[self.index % len(ring)]
+            self.index += 1
+            if agent not in exclude:
+                return agent
+        return None

@@ -1,0 +1,48 @@
+"""Errors in the words and the protocol that a client of Ollama expects."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from .routes import Dialect
+
+_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+
+
+def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
+    """The JSON object with which the server reports an error to a caller of that protocol."""
+    match dialect:
+        case Dialect.OPENAI:
+            kind = _OPENAI_TYPES.get(status, "api_error")
+            return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+        case Dialect.ANTHROPIC:
+            kind = _ANTHROPIC_TYPES.get(status, "api_error")
+            error = {"type": kind, "message": message}
+            return {"type": "error", "error": error, "request_id": f"req_{secrets.token_hex(12)}"}
+        case Dialect.OLLAMA:
+            return {"error": message}
+
+
+def error_body(dialect: Dialect, status: int, message: str) -> bytes:
+    return json.dumps(error_object(dialect, status, message), separators=(",", ":")).encode()
+
+
+def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
+    """An error as the last event of a stream that has begun; the caller sees to a line's end before it."""
+    data = error_body(dialect, 502, message)
+    if "event-stream" not in content_type:
+        return data + b"\n"
+    return (b"event: error\n" if dialect is Dialect.ANTHROPIC else b"") + b"data: " + data + b"\n\n"
+
+
+def model_not_found(model: str) -> str:
+    return f"model '{model}' not found"

@@ -1,0 +1,21 @@
+"""Model names as the Ollama server matches them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+_PREFIXES = ("https://", "http://", "registry.ollama.ai/", "library/")
+
+
+@lru_cache(maxsize=8192)
+def canonical_name(name: str) -> str:
+    """The one spelling of a model's name: `Llama3.2`, `library/llama3.2:latest` and so on are all `llama3.2:latest`.
+
+    Case does not count, the default registry and namespace may be left out, and so may the tag `latest`.
+    """
+    name = name.strip().lower()
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    if ":" not in name.rsplit("/", 1)[-1]:
+        name += ":latest"
+    return name

@@ -1,0 +1,33 @@
+"""Which web pages may call: the origins that Ollama itself allows, since the agents never see the Origin."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+_LOCAL_HOSTS = {"localhost", "127.0.0.1", "0.0.0.0"}
+_APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
+
+ALLOWED_HEADERS = (
+    "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
+    "X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,"
+    "X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
+    "X-Stainless-Runtime-Version,X-Stainless-Timeout,X-Balancer-Agent"
+)
+ALLOWED_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
+
+
+def same_origin(origin: str, host: str) -> bool:
+    """Whether a page of the balancer's own address calls."""
+    return origin in (f"http://{host}", f"https://{host}")
+
+
+def allowed_origin(origin: str) -> bool:
+    """Whether Ollama would answer a page of that origin."""
+    try:
+        parts = urlsplit(origin)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if parts.scheme in _APP_SCHEMES:
+        return True
+    return parts.scheme in ("http", "https") and host in _LOCAL_HOSTS

@@ -1,0 +1,139 @@
+"""The balancer's mitmproxy options: names, defaults, help, and the checks behind `OptionsError`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mitmproxy.addonmanager import Loader
+
+from agent_reporter.wire import NAME_PATTERN
+
+from .credentials import check as check_token
+from .fleet.agent import Address
+from .fleet.policies import DEFAULT_POLICY, POLICIES
+
+MODE_ENVIRONMENT = "LOAD_BALANCER_MODE"
+
+_STATIC = re.compile(r"(?:(?P<name>[^=/]+)=)?(?P<url>[a-z][a-z0-9+.-]*://.*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options, checked. Times are in seconds."""
+
+    mode: str
+    agents: tuple[tuple[str, Address], ...]
+    token: str
+    demo: int
+    stale_after: int
+    connect_timeout: int
+    response_timeout: int
+    retries: int
+
+
+def add_options(loader: Loader) -> None:
+    """Tell mitmproxy of the options. The environment gives a default, so that `--set` and config.yaml win over it."""
+    modes = ", ".join(POLICIES)
+    loader.add_option(
+        "balancer_mode",
+        str,
+        os.environ.get(MODE_ENVIRONMENT) or DEFAULT_POLICY,
+        f"How an agent is chosen: one of {modes}. The default is ${MODE_ENVIRONMENT} where that is set.",
+    )
+    loader.add_option(
+        "balancer_agents",
+        Sequence[str],
+        [],
+        "Static agents, each as http://host:port or name=http://host:port.",
+    )
+    loader.add_option(
+        "balancer_token",
+        str,
+        "",
+        "The token that agents and operators present. Default: $OLLAMA_BALANCER_TOKEN, else one made at first start "
+        "and kept in the confdir.",
+    )
+    loader.add_option("balancer_demo", int, 0, "Simulated Ollama hosts to start inside the balancer, to try it out.")
+    loader.add_option("balancer_stale_after", int, 30, "Seconds after which an agent's metrics no longer count.")
+    loader.add_option("balancer_connect_timeout", int, 5, "Seconds to reach an agent before the next one is tried.")
+    loader.add_option(
+        "balancer_response_timeout",
+        int,
+        600,
+        "Seconds until the first byte of an answer, over all attempts. Queueing, loading a model and reading a long "
+        "prompt are silent, so be generous.",
+    )
+    loader.add_option(
+        "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
+    )
+
+
+def read(options: object) -> Settings:
+    """Check all options. ValueError names the option and what it accepts."""
+
+    def get(name: str) -> object:
+        return getattr(options, name)
+
+    def number(name: str, low: int, high: int) -> int:
+        value = get(name)
+        if not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{name}: {value!r} is not accepted; it takes a whole number from {low} to {high}")
+        return value
+
+    mode = get("balancer_mode")
+    if mode not in POLICIES:
+        raise ValueError(
+            f"balancer_mode (or ${MODE_ENVIRONMENT}): {str(mode)[:80]!r} is not a mode; "
+            f"it takes one of {', '.join(POLICIES)}"
+        )
+    if get("stream_large_bodies"):
+        raise ValueError(
+            "stream_large_bodies cannot be used with the balancer: it must see a whole request to choose an agent and "
+            "to send it elsewhere when that one fails; answers are streamed anyway. Remove that option"
+        )
+    token = str(get("balancer_token"))
+    if token:
+        try:
+            check_token(token)
+        except ValueError as e:
+            raise ValueError(f"balancer_token: {e}") from e
+    agents = get("balancer_agents")
+    return Settings(
+        mode=str(mode),
+        agents=static_agents(agents if isinstance(agents, Sequence) else ()),
+        token=token,
+        demo=number("balancer_demo", 0, 100),
+        stale_after=number("balancer_stale_after", 1, 86_400),
+        connect_timeout=number("balancer_connect_timeout", 1, 3600),
+        response_timeout=number("balancer_response_timeout", 1, 86_400),
+        retries=number("balancer_retries", 0, 100),
+    )
+
+
+def static_agents(entries: Sequence[str]) -> tuple[tuple[str, Address], ...]:
+    """Read `balancer_agents`. ValueError says which entry is wrong and why."""
+    agents: dict[str, Address] = {}
+    accepts = "it takes http://host:port or name=http://host:port"
+    # mitmproxy hands a sequence option given once as one entry: let that hold several, as people expect.
+    for entry in (part.strip() for whole in entries for part in whole.split(",")):
+        if not entry:
+            continue
+        match = _STATIC.fullmatch(entry)
+        if match is None:
+            raise ValueError(f"balancer_agents: {entry[:100]!r} is not an agent; {accepts}")
+        try:
+            address = Address.parse(match["url"])
+        except ValueError as e:
+            raise ValueError(f"balancer_agents: {e}; {accepts}") from e
+        name = match["name"] or str(address)
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ValueError(
+                f"balancer_agents: {name[:80]!r} is not a name: letters, digits and . _ : [ ] -, at most 64"
+            )
+        if name in agents:
+            raise ValueError(f"balancer_agents: there are two agents called {name!r}; {accepts}")
+        agents[name] = address
+    return tuple(agents.items())

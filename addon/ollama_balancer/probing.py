@@ -1,0 +1,134 @@
+"""Asks the agents that have no reporter, or whose reporter is silent, whether they are there and what they have."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent_reporter.wire import ModelEntry
+
+from .fleet.agent import Address, Agent, Source
+from .fleet.registry import AgentRegistry
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 5.0
+"""Seconds between two rounds."""
+
+ALIVE_TIMEOUT = 2.0
+"""Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
+
+INVENTORY_TIMEOUT = 5.0
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+AT_ONCE = 64
+PLAIN = {"Accept-Encoding": "identity"}
+LOCAL = Address("127.0.0.1", 11434)
+
+
+class Version(BaseModel):
+    version: str = Field(max_length=256)
+
+
+class Models(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    models: list[ModelEntry] | None = Field(default=None, max_length=10_000)
+
+
+class Prober:
+    """Probes in rounds. `first_round` is set when the agents known at the start have been asked once."""
+
+    def __init__(self, registry: AgentRegistry, *, take_in_local: Callable[[], bool]) -> None:
+        self.registry = registry
+        self.take_in_local = take_in_local
+        self.first_round = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Begin a round now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        # No proxy of the environment's: the agents are ours, and the proxy may be this very process.
+        async with httpx.AsyncClient(limits=limits, trust_env=False, headers=PLAIN) as client:
+            while True:
+                self._wake.clear()
+                try:
+                    await self.round(client)
+                except Exception:
+                    logger.exception("A round of probes failed; the next one is in %g s.", INTERVAL)
+                self.first_round.set()
+                try:
+                    async with asyncio.timeout(INTERVAL):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def round(self, client: httpx.AsyncClient) -> None:
+        if self.take_in_local() and len(self.registry) == 0 and await self._answers(client, LOCAL):
+            self.registry.register("local", LOCAL, Source.LOCAL)
+            logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def probe(agent: Agent) -> None:
+            async with at_once:
+                await self.probe(client, agent)
+
+        async with asyncio.TaskGroup() as group:
+            for agent in self.registry:
+                if self.registry.wants_probe(agent):
+                    group.create_task(probe(agent))
+
+    async def probe(self, client: httpx.AsyncClient, agent: Agent) -> None:
+        """Ask one agent. What it answers is not trusted: sizes and types are checked, a bad answer is no answer."""
+        address = agent.address
+        try:
+            version = Version.model_validate_json(await _get(client, address, "/api/version", ALIVE_TIMEOUT)).version
+        except httpx.ConnectError as e:
+            if agent.address == address:
+                self.registry.unreachable(agent, f"cannot connect: {e}")
+            return
+        except (httpx.HTTPError, httpx.InvalidURL, ValidationError, ValueError) as e:
+            logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
+            return
+        try:
+            tags = Models.model_validate_json(await _get(client, address, "/api/tags", INVENTORY_TIMEOUT))
+            loaded = Models.model_validate_json(await _get(client, address, "/api/ps", INVENTORY_TIMEOUT))
+        except (httpx.HTTPError, ValidationError, ValueError) as e:
+            logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
+        else:
+            if agent.address == address:
+                agent.version = version
+                agent.loaded = loaded.models or []
+                self.registry.update_models(agent, tags.models or [])
+        if agent.address == address:
+            self.registry.reached(agent)
+
+    async def _answers(self, client: httpx.AsyncClient, address: Address) -> bool:
+        try:
+            Version.model_validate_json(await _get(client, address, "/api/version", ALIVE_TIMEOUT))
+        except (httpx.HTTPError, ValidationError, ValueError):
+            return False
+        return True
+
+
+async def _get(client: httpx.AsyncClient, address: Address, path: str, seconds: float) -> bytes:
+    """The body of a 200 answer; ValueError for another status or one that is too large, httpx.HTTPError else."""
+    try:
+        async with asyncio.timeout(seconds), client.stream("GET", address.url + path, timeout=seconds) as response:
+            if response.status_code != 200:
+                raise ValueError(f"{path} answered with status {response.status_code}")
+            body = b""
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"{path} answered with more than {MAX_ANSWER_BYTES} bytes")
+            return body
+    except TimeoutError as e:
+        raise ValueError(f"{path} was not answered within {seconds:g} s") from e

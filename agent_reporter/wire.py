@@ -1,0 +1,104 @@
+"""What a host tells the balancer. Defined once, here, for both sides."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_BODY_BYTES = 1024 * 1024
+"""The largest body, in bytes, that the control API accepts."""
+
+DEFAULT_OLLAMA_PORT = 11434
+
+Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+ShortText = Annotated[str, Field(max_length=256)]
+
+NAME_PATTERN = r"^[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,63}$"
+"""Agent names: they go into header values, paths and log lines, so they are plain and short."""
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _rfc3339(value: object) -> object:
+    """Refuse what pydantic would read as a time but RFC 3339 does not know: numbers, dates, times without a zone."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        return value
+    raise ValueError("must be an RFC 3339 time with a zone, such as 2026-01-31T12:00:00Z")
+
+
+class ModelEntry(BaseModel):
+    """A model as Ollama's /api/tags and /api/ps list it. Only `name` is required; all else is kept as it came."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class GpuMetrics(BaseModel):
+    """One GPU. Each figure but the name may be null: not every driver tells everything."""
+
+    name: ShortText
+    utilization: Percent | None = None
+    """Percent."""
+    memory_used: Count | None = None
+    """Bytes."""
+    memory_total: Count | None = None
+    """Bytes."""
+    temperature: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
+    """Degrees Celsius."""
+    power: Amount | None = None
+    """Watts."""
+
+
+class AgentMetrics(BaseModel):
+    """One report of a host.
+
+    Numbers must be JSON numbers in range (no strings, NaN or infinities); unknown fields are ignored.
+    Validation errors are pydantic's ValidationError, whose entries name the field.
+    """
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    agent_id: ShortText = ""
+    """May be left out: the path's id wins."""
+    cpu_usage: Percent
+    memory_usage: Percent
+    active_requests: Count
+    """Requests running on the host that did not come through a balancer."""
+    avg_response_time: Annotated[
+        Amount | None, Field(validation_alias=AliasChoices("avg_response_time", "avg_response_time_ms"))
+    ] = None
+    """Milliseconds."""
+    timestamp: Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+    models: Annotated[list[ModelEntry], Field(max_length=10_000)] | None = None
+    loaded_models: Annotated[list[ModelEntry], Field(max_length=10_000)] | None = None
+    gpus: Annotated[list[GpuMetrics], Field(max_length=64)] | None = None
+    ollama_version: ShortText | None = None
+    num_parallel: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
+    max_loaded_models: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
+    ollama_ok: Annotated[bool, Field(strict=True)] | None = None
+    """Whether the host's own Ollama answered when the report was made."""
+
+
+class AgentRegistration(BaseModel):
+    """The body of POST /api/agents."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    url: Annotated[str, Field(max_length=2048)] | None = None
+    """http://host:port; left out: the caller's address and `port`."""
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
+
+
+def describe(errors: list[Any]) -> str:
+    """Pydantic's list of errors (`ValidationError.errors()`) in one line that names each field; at most five."""
+    parts = [f"{'.'.join(str(p) for p in e['loc']) or 'body'}: {e['msg']}" for e in errors[:5]]
+    if len(errors) > 5:
+        parts.append(f"and {len(errors) - 5} more")
+    return "; ".join(parts)
