@@ -1,0 +1,290 @@
+"""A real mitmdump with the balancer, and simulated hosts on real sockets, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDON = ROOT / "addon" / "balancer.py"
+INTROSPECTION = Path(__file__).with_name("introspection.py")
+TOKEN = "a-token-for-tests"
+PATIENCE = 30.0
+"""Seconds after which a condition that a test waits for has failed. Nothing waits that long when all is well."""
+
+QUICK = Timing(load=0.01, prefill_rate=1e6, decode_rate=1000, output_tokens=8, num_parallel=8, max_loaded=4)
+
+
+def mitmproxy_tool(name: str) -> str:
+    """The mitmproxy program of this environment."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    assert found, f"{name} is not installed"
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def wait_until[T](condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+    """The condition's value as soon as it is true; an exception of httpx counts as not yet."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            last = value = condition()
+            if value:
+                return value
+        except httpx.HTTPError as e:
+            last = e
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds:g} s; last: {last!r}")
+
+
+class Proxy:
+    """One mitmproxy program with the balancer, as a child process."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, confdir: Path) -> None:
+        self.process = process
+        self.port = port
+        self.confdir = confdir
+        self.url = f"http://127.0.0.1:{port}"
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def control(self, method: str, path: str, body: object = None, *, token: str | None = TOKEN) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        content = body if isinstance(body, bytes) else None
+        return self.http.request(
+            method, path, headers=headers, content=content, json=None if content is not None else body
+        )
+
+    def agents(self) -> dict[str, dict[str, Any]]:
+        return {agent["name"]: agent for agent in self.http.get("/api/agents").json()["agents"]}
+
+    def register(self, name: str, url: str) -> str:
+        response = self.control("POST", "/api/agents", {"name": name, "url": url})
+        assert response.status_code in (200, 201), response.text
+        agent_id: str = response.json()["id"]
+        return agent_id
+
+    def report(self, agent: str, **fields: Any) -> httpx.Response:
+        return self.control("POST", f"/api/agents/{agent}/metrics", report(**fields))
+
+    def wait_online(self, *names: str) -> None:
+        wait_until(
+            lambda: all(self.agents().get(name, {}).get("status") == "online" for name in names),
+            f"agents {names} online",
+        )
+
+    def generate(self, model: str = "llama3.2", prompt: str = "hi", **fields: Any) -> httpx.Response:
+        headers = fields.pop("headers", {})
+        body = {"model": model, "prompt": prompt, "stream": False, **fields}
+        return self.http.post("/api/generate", json=body, headers=headers)
+
+    def introspect(self) -> dict[str, Any]:
+        """What is alive in the process: tasks, connections, exchanges, in flight (needs INTROSPECTION loaded)."""
+        value: dict[str, Any] = self.http.get("/introspection").json()
+        return value
+
+    def stop(self) -> int:
+        """End it as an operator would; its exit status."""
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+        self._reader.join(PATIENCE)
+        return self.process.returncode
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment for children: none of the user's own settings."""
+    env = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
+    for name in ("LOAD_BALANCER_MODE", "OLLAMA_BALANCER_TOKEN", "OLLAMA_BALANCER_URL", "OLLAMA_HOST"):
+        env.pop(name, None)
+    return env | {"PYTHONUNBUFFERED": "1", "COLUMNS": "400"} | extra
+
+
+def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump") -> list[str]:
+    return [
+        mitmproxy_tool(tool),
+        "-s",
+        str(ADDON),
+        "--listen-host",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "--set",
+        f"confdir={confdir}",
+        *arguments,
+    ]
+
+
+@contextlib.contextmanager
+def running_proxy(
+    confdir: Path, *arguments: str, token: str | None = TOKEN, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Proxy]:
+    """A mitmdump that listens and has asked its agents once."""
+    port = free_port()
+    given = ["--set", f"balancer_token={token}"] if token else []
+    process = subprocess.Popen(
+        command(confdir, port, "-s", str(INTROSPECTION), *given, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**(env or {})),
+        cwd=cwd or confdir,
+    )
+    proxy = Proxy(process, port, confdir)
+    try:
+        wait_until(lambda: process.poll() is not None or proxy.http.get("/health"), "the proxy listens")
+        assert process.poll() is None, proxy.log
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def refused_start(confdir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a mitmdump that is expected to refuse to start."""
+    return subprocess.run(
+        command(confdir, free_port(), *arguments),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=environment(**(env or {})),
+        check=False,
+    )
+
+
+def report(
+    cpu: float = 10.0, memory: float = 20.0, active: int = 0, models: list[str] | None = None, **fields: Any
+) -> dict[str, Any]:
+    """The body of a report."""
+    body: dict[str, Any] = {
+        "cpu_usage": cpu,
+        "memory_usage": memory,
+        "active_requests": active,
+        "timestamp": datetime.now(UTC).isoformat(),
+        **fields,
+    }
+    if models is not None:
+        body["models"] = [{"name": name} for name in models]
+    return body
+
+
+class Hosts:
+    """Simulated Ollama hosts in an event loop of their own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.all: list[SimulatedOllama] = []
+
+    def run[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        return future.result(PATIENCE)
+
+    def start(
+        self, name: str = "host", *models: str, timing: Timing = QUICK, port: int = 0, version: str = "0.33.0"
+    ) -> SimulatedOllama:
+        host = SimulatedOllama(
+            models=[SimulatedModel(model) for model in models or ("llama3.2",)],
+            timing=timing,
+            name=name,
+            port=port,
+            version=version,
+        )
+        self.run(host.start())
+        self.all.append(host)
+        return host
+
+    def kill(self, host: SimulatedOllama) -> None:
+        self.run(host.kill())
+
+    def restart(self, host: SimulatedOllama) -> None:
+        self.run(host.start())
+
+    def stop(self) -> None:
+        for host in self.all:
+            self.run(host.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE)
+        self.loop.close()
+
+
+class RawHost:
+    """A host that does to each connection what the test says: for wire behaviour that no Ollama shows."""
+
+    def __init__(self, loop_owner: Hosts, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]):
+        self.owner = loop_owner
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await serve(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                writer.close()
+
+        async def start() -> asyncio.Server:
+            return await asyncio.start_server(handle, "127.0.0.1", 0)
+
+        self.server = loop_owner.run(start())
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    def stop(self) -> None:
+        async def close() -> None:
+            self.server.close()
+
+        self.owner.run(close())
+
+
+def stream_lines(proxy: Proxy, path: str, body: object, seen: queue.Queue[bytes] | None = None) -> list[dict[str, Any]]:
+    """POST and read an NDJSON stream to its end."""
+    lines: list[dict[str, Any]] = []
+    with proxy.http.stream("POST", path, json=body) as response:
+        assert response.status_code == 200, response.read()
+        for line in response.iter_lines():
+            if seen is not None:
+                seen.put(line.encode())
+            lines.append(json.loads(line))
+    return lines

@@ -1,0 +1,29 @@
+"""A second addon, for tests: tells what is alive in the proxy's process."""
+
+import asyncio
+import json
+from collections import Counter
+
+from mitmproxy import ctx, http
+
+from ollama_balancer.addon import balancer
+
+
+class Introspection:
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        if flow.request.path == "/introspection":
+            this = balancer()
+            connections = ctx.master.addons.get("proxyserver").connections
+            value = {
+                "tasks": Counter(task.get_name().split(" (")[0] for task in asyncio.all_tasks()),
+                "clients": len(connections),
+                "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
+                "exchanges": len(this.exchanges),
+                "in_flight": {agent.name: agent.in_flight for agent in this.registry},
+                "timers": len(this._connect_timers),
+                "authorized": len(this._authorized),
+            }
+            flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})
+
+
+addons = [Introspection()]
