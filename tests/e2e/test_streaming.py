@@ -111,7 +111,7 @@ def test_what_the_agent_gets_is_its_own_host_and_no_hop_by_hop_header_and_no_cre
             "Connection": "keep-alive, X-Private",
             "X-Private": "hop",
             "TE": "trailers",
-            "Upgrade": "h2c",
+            "Upgrade": "websocket",
             "X-Kept": "yes",
         }
 

@@ -1,0 +1,101 @@
+"""The program: `ollama-agent-reporter` or `python -m agent_reporter`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from .addresses import any_is_here, own_ips, resolve
+from .collect import Collection
+from .collectors import Host
+from .options import Options, Token, own_token_file, parse_options, read_token_file
+from .push import Reporter
+from .states import log
+
+
+def main() -> None:
+    """Run, and exit with 0; 1 if a report of --once did not arrive everywhere; 2 for wrong options."""
+    _log_to_stderr()
+    try:
+        options = parse_options(sys.argv[1:], os.environ)
+    except ValueError as error:
+        sys.exit(_usage_error(error))
+    try:
+        code = asyncio.run(_run(options))
+    except KeyboardInterrupt:
+        code = 0
+    sys.exit(code)
+
+
+async def _run(options: Options) -> int:
+    host = Host(ollama=options.ollama, balancers=tuple(balancer.host for balancer in options.balancers))
+    if options.print:
+        report = await Collection(host)()
+        print(report.model_dump_json(indent=2, exclude_none=True, exclude_defaults=True))
+        return 0
+    try:
+        token = options.token or await _own_token(options)
+    except ValueError as error:
+        return _usage_error(error)
+    reporter = Reporter(
+        balancers=[balancer.url for balancer in options.balancers],
+        token=token.value,
+        token_source=token.source,
+        name=options.name,
+        advertise=options.advertise,
+        port=options.ollama.port,
+        interval=options.interval,
+        collect=Collection(host),
+    )
+    if options.once:
+        return 0 if await reporter.once() else 1
+    _stop_on_signals(reporter)
+    await reporter.run()
+    return 0
+
+
+async def _own_token(options: Options) -> Token:
+    """The token that a balancer of this host keeps. Raises ValueError if there is none, or a balancer is elsewhere."""
+    own = own_ips()
+    path = own_token_file()
+    for balancer in options.balancers:
+        try:
+            here = any_is_here(await resolve(balancer.host), own)
+        except OSError:
+            here = False
+        if not here or not path.exists():
+            looked = f"{path} does not exist" if here else f"{balancer.url} is not on this host"
+            raise ValueError(
+                f"no token ({looked}): give --token-file PATH or $OLLAMA_BALANCER_TOKEN; the balancer keeps its token "
+                f"in its user's ~/.mitmproxy/{path.name}"
+            )
+    return read_token_file(path)
+
+
+def _stop_on_signals(reporter: Reporter) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, reporter.stop)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(reporter.stop))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _usage_error(error: ValueError) -> int:
+    print(f"ollama-agent-reporter: error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

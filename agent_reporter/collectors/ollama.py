@@ -1,0 +1,98 @@
+"""Ollama: whether the host's own server answers, which models it has and which are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+
+from ..http import CallError, call, client, parse_json
+from ..states import StateLog
+from ..wire import ModelEntry
+from .base import Fields, Host
+
+CALL_TIMEOUT = 2.0
+"""Seconds that one question may take."""
+
+ANSWER_LIMIT = 4 * 1024 * 1024
+"""Bytes of an answer that are read at most."""
+
+MODELS_LIMIT = 10_000
+"""Entries of a list that are kept at most: what a balancer accepts."""
+
+
+class OllamaCollector:
+    """Gives `ollama_ok`, and if it is true `ollama_version`, `models` and `loaded_models` as far as they were told."""
+
+    def __init__(self, host: Host, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._url = host.ollama.url
+        self._transport = transport
+        self._state = StateLog("answers")
+
+    async def collect(self) -> Fields:
+        async with client(self._transport) as http:
+            version, models, loaded = await asyncio.gather(
+                self._ask(http, "/api/version"),
+                self._ask(http, "/api/tags"),
+                self._ask(http, "/api/ps"),
+                return_exceptions=True,
+            )
+        answers = (version, models, loaded)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, CallError | ValueError):
+                raise answer
+        failure = next((answer for answer in answers if isinstance(answer, BaseException)), None)
+        answered = not isinstance(version, BaseException)
+        self._say(answered, failure)
+        if not answered:
+            return {"ollama_ok": False}
+        return {
+            "ollama_ok": True,
+            "ollama_version": version,
+            "models": None if isinstance(models, BaseException) else models,
+            "loaded_models": None if isinstance(loaded, BaseException) else loaded,
+        }
+
+    async def _ask(self, http: httpx.AsyncClient, path: str) -> object:
+        answer = await call(http, "GET", self._url + path, timeout=CALL_TIMEOUT, limit=ANSWER_LIMIT)
+        if answer.status != 200:
+            raise CallError(f"{path} is answered with {answer.status}")
+        parsed = parse_json(answer.body)
+        return parse_version(parsed) if path == "/api/version" else parse_models(parsed)
+
+    def _say(self, answered: bool, failure: BaseException | None) -> None:
+        if failure is None:
+            self._state.say("answers", logging.INFO, f"Ollama at {self._url} answers again")
+        elif answered:
+            self._state.say("partly", logging.WARNING, f"Ollama at {self._url} does not list its models: {failure}")
+        else:
+            self._state.say(
+                "silent", logging.WARNING, f"Ollama at {self._url} does not answer ({failure}); it is reported as down"
+            )
+
+
+def parse_version(answer: Any) -> str:
+    """The version in /api/version's answer. Raises ValueError."""
+    version = answer.get("version") if isinstance(answer, dict) else None
+    if not isinstance(version, str) or len(version) > 256:
+        raise ValueError("it tells no version: is it an Ollama?")
+    return version
+
+
+def parse_models(answer: Any) -> list[ModelEntry]:
+    """The models in the answer of /api/tags or /api/ps, without entries that have no name. Raises ValueError."""
+    models = answer.get("models", []) if isinstance(answer, dict) else None
+    if models is None and isinstance(answer, dict):
+        models = []  # a server without models may say null
+    if not isinstance(models, list):
+        raise ValueError("it gives no list of models")
+    entries = []
+    for model in models[:MODELS_LIMIT]:
+        try:
+            entries.append(ModelEntry.model_validate(model))
+        except ValidationError:
+            continue
+    return entries

@@ -1,0 +1,85 @@
+"""Options at the start: what is accepted, what is refused and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Hosts, refused_start, running_proxy
+
+
+@pytest.mark.parametrize("mode", ["roundrobin", "metrics", "least_requests"])
+def test_the_start_up_log_names_the_mode_of_the_environment(tmp_path: Path, mode: str) -> None:
+    with running_proxy(tmp_path, env={"LOAD_BALANCER_MODE": mode}) as proxy:
+        assert f"Load balancer mode: {mode}" in proxy.log
+        assert proxy.http.get("/api/balancer").json()["mode"] == mode
+
+
+def test_the_option_wins_over_the_environment_and_metrics_is_the_default(tmp_path: Path) -> None:
+    option = ("--set", "balancer_mode=least_requests")
+    with running_proxy(tmp_path, *option, env={"LOAD_BALANCER_MODE": "roundrobin"}) as proxy:
+        assert "Load balancer mode: least_requests" in proxy.log
+    with running_proxy(tmp_path) as proxy:
+        assert "Load balancer mode: metrics" in proxy.log
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("balancer_mode=fastest", "it takes one of roundrobin, metrics, least_requests"),
+        ("balancer_agents=gpu-1", "it takes http://host:port or name=http://host:port"),
+        ("balancer_agents=https://gpu-1:443", "begin with http://"),
+        ("balancer_stale_after=0", "whole number from 1"),
+        ("balancer_retries=-1", "whole number from 0"),
+        ("balancer_token=short", "8 to 512 visible ASCII characters"),
+        ("stream_large_bodies=1m", "cannot be used with the balancer"),
+    ],
+)
+def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setting: str, says: str) -> None:
+    refused = refused_start(tmp_path, "--set", setting)
+    output = refused.stdout + refused.stderr
+    assert refused.returncode != 0
+    assert setting.partition("=")[0] in output
+    assert says in output
+    assert "Traceback" not in output
+    assert "Load balancer mode" not in output
+
+
+def test_an_unknown_mode_in_the_environment_is_refused(tmp_path: Path) -> None:
+    refused = refused_start(tmp_path, env={"LOAD_BALANCER_MODE": "fastest"})
+    assert refused.returncode != 0
+    assert "$LOAD_BALANCER_MODE" in refused.stdout + refused.stderr
+    assert "roundrobin, metrics, least_requests" in refused.stdout + refused.stderr
+
+
+def test_it_starts_from_any_directory_with_no_agent_and_says_what_to_do_next(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with running_proxy(tmp_path, "--set", "balancer_demo=0", cwd=elsewhere) as proxy:
+        assert "--set balancer_agents=http://HOST:11434" in proxy.log
+        if proxy.agents():
+            pytest.skip("an Ollama runs on this machine")
+        response = proxy.generate()
+        assert response.status_code == 503
+        assert "ollama-agent-reporter" in response.json()["error"]
+
+
+def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_path: Path, hosts: Hosts) -> None:
+    try:
+        hosts.start("here", port=11434)
+    except OSError:
+        pytest.skip("port 11434 is taken on this machine")
+    with running_proxy(tmp_path) as proxy:
+        assert proxy.generate().headers["X-Balancer-Agent"] == "local"
+        assert proxy.agents()["local"]["source"] == "local"
+
+
+def test_a_token_file_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "ollama-balancer-token").mkdir()
+    refused = refused_start(tmp_path)
+    output = refused.stdout + refused.stderr
+    assert refused.returncode != 0
+    assert "ollama-balancer-token" in output
+    assert "$OLLAMA_BALANCER_TOKEN" in output
+    assert "Traceback" not in output
