@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 
 from mitmproxy import ctx, http
@@ -15,7 +16,9 @@ class Introspection:
             this = balancer()
             connections = ctx.master.addons.get("proxyserver").connections
             value = {
-                "tasks": Counter(task.get_name().split(" (")[0] for task in asyncio.all_tasks()),
+                "tasks": Counter(
+                    re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()
+                ),
                 "clients": len(connections),
                 "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
                 "exchanges": len(this.exchanges),
