@@ -89,6 +89,8 @@ class Balancer:
 
     def load(self, loader: Loader) -> None:
         options.add_options(loader)
+        # It would log a line for each probe.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
 
     def configure(self, updated: set[str]) -> None:
         try:

@@ -143,11 +143,11 @@ def environment(**extra: str) -> dict[str, str]:
     return env | {"PYTHONUNBUFFERED": "1", "COLUMNS": "400"} | extra
 
 
-def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump") -> list[str]:
+def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump", addon: Path = ADDON) -> list[str]:
     return [
         mitmproxy_tool(tool),
         "-s",
-        str(ADDON),
+        str(addon),
         "--listen-host",
         "127.0.0.1",
         "-p",
@@ -160,13 +160,19 @@ def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump") -
 
 @contextlib.contextmanager
 def running_proxy(
-    confdir: Path, *arguments: str, token: str | None = TOKEN, env: dict[str, str] | None = None, cwd: Path | None = None
+    confdir: Path,
+    *arguments: str,
+    token: str | None = TOKEN,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    tool: str = "mitmdump",
+    addon: Path = ADDON,
 ) -> Iterator[Proxy]:
-    """A mitmdump that listens and has asked its agents once."""
+    """A mitmdump (or mitmweb) that listens and has asked its agents once."""
     port = free_port()
     given = ["--set", f"balancer_token={token}"] if token else []
     process = subprocess.Popen(
-        command(confdir, port, "-s", str(INTROSPECTION), *given, *arguments),
+        command(confdir, port, "-s", str(INTROSPECTION), *given, *arguments, tool=tool, addon=addon),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,143 @@
+"""What belongs to mitmproxy works with the balancer: mitmweb, live options, reload, replay, intercept."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from mitmproxy import http
+from mitmproxy.io import FlowReader
+
+from ollama_balancer.simulator import Timing
+from tests.e2e.harness import PATIENCE, ROOT, Hosts, free_port, running_proxy, wait_until
+
+PASSWORD = "a-password-for-tests"
+XSRF = "ab" * 16
+
+
+@contextmanager
+def web(port: int) -> Iterator[httpx.Client]:
+    """A client of mitmweb's own API, logged in."""
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        # The page gets its XSRF token with its websocket; the server only wants cookie and header to be the same.
+        headers={"Authorization": f"Bearer {PASSWORD}", "X-XSRFToken": XSRF},
+        cookies={"_mitmproxy_xsrf": XSRF},
+        trust_env=False,
+        timeout=PATIENCE,
+        follow_redirects=True,
+    ) as client:
+        yield client
+
+
+def web_arguments(port: int) -> tuple[str, ...]:
+    return (
+        "--no-web-open-browser",
+        "--web-port",
+        str(port),
+        "--set",
+        f"web_password={PASSWORD}",
+        "--set",
+        "web_host=127.0.0.1",
+    )
+
+
+def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp_path: Path, hosts: Hosts) -> None:
+    agents = ",".join(f"{name}={hosts.start(name).url}" for name in ("one", "two"))
+    port = free_port()
+    arguments = ("--set", f"balancer_agents={agents}", *web_arguments(port))
+    with running_proxy(tmp_path, *arguments, tool="mitmweb") as proxy, web(port) as client:
+        proxy.wait_online("one", "two")
+        answer = proxy.http.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})
+        flows = [flow for flow in client.get("/flows").json() if flow["request"]["path"] == "/api/generate"]
+        assert len(flows) == 1
+        assert flows[0]["comment"].startswith("→ ")
+        assert "llama3.2" in flows[0]["comment"]
+        content = client.get(f"/flows/{flows[0]['id']}/response/content.data").content
+        assert content == answer.content
+
+        changed = client.put("/options", json={"balancer_mode": "roundrobin"})
+        assert changed.status_code == 200, changed.text
+        wait_until(lambda: proxy.http.get("/api/balancer").json()["mode"] == "roundrobin", "the mode is changed")
+        refused = client.put("/options", json={"balancer_mode": "fastest"})
+        assert refused.status_code == 400
+        assert "it takes one of roundrobin, metrics, least_requests" in refused.text
+        assert proxy.http.get("/api/balancer").json()["mode"] == "roundrobin"
+        assert proxy.generate().status_code == 200
+
+
+def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: Path, hosts: Hosts) -> None:
+    agents = f"a={hosts.start('a', 'llama3.2').url},b={hosts.start('b', 'qwen3').url}"
+    port = free_port()
+    arguments = ("--set", f"balancer_agents={agents}", "--set", "intercept=~u generate & ~q", *web_arguments(port))
+    with running_proxy(tmp_path, *arguments, tool="mitmweb") as proxy, web(port) as client:
+        proxy.wait_online("a", "b")
+        hosts_before = [host.in_flight for host in hosts.all]
+
+        async def ask_and_edit() -> httpx.Response:
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
+                task = asyncio.create_task(
+                    asker.post(
+                        proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False}
+                    )
+                )
+
+                def held() -> str | None:
+                    for flow in client.get("/flows").json():
+                        if flow["intercepted"]:
+                            return str(flow["id"])
+                    return None
+
+                flow_id = await asyncio.to_thread(wait_until, held, "the prompt is held")
+                assert [agent["in_flight"] for agent in proxy.agents().values()] == [0, 0]
+                assert [host.in_flight for host in hosts.all] == hosts_before
+                edited = {"request": {"content": '{"model": "qwen3", "prompt": "edited", "stream": false}'}}
+                assert client.put(f"/flows/{flow_id}", json=edited).status_code == 200
+                assert client.post(f"/flows/{flow_id}/resume").status_code == 200
+                return await task
+
+        response = asyncio.run(ask_and_edit())
+        assert response.headers["X-Balancer-Agent"] == "b"
+        assert response.json()["model"] == "qwen3"
+
+
+def test_a_reload_of_the_script_drops_nothing(tmp_path: Path, hosts: Hosts) -> None:
+    copy = tmp_path / "addon"
+    shutil.copytree(ROOT / "addon", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    slow = hosts.start("slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=45, num_parallel=4))
+    with running_proxy(tmp_path, addon=copy / "balancer.py") as proxy:
+        proxy.register("slow", slow.url)
+        proxy.wait_online("slow")
+        with proxy.http.stream("POST", "/api/generate", json={"model": "llama3.2", "prompt": "x"}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            loaded = proxy.log.count("Loading script")
+            (copy / "balancer.py").touch()
+            wait_until(lambda: proxy.log.count("Loading script") > loaded, "the script is loaded again")
+            assert '"done":true' in list(lines)[-1].replace(" ", "")
+        assert proxy.agents()["slow"]["stats"]["succeeded"] == 1
+        assert proxy.generate().status_code == 200
+        assert proxy.agents()["slow"]["in_flight"] == 0
+        assert "Traceback" not in proxy.log
+
+
+def test_a_saved_prompt_is_replayed_through_the_fleet(tmp_path: Path, hosts: Hosts) -> None:
+    saved, replayed = tmp_path / "saved", tmp_path / "replayed"
+    old = hosts.start("old")
+    with running_proxy(tmp_path, "--set", f"balancer_agents=old={old.url}", "-w", str(saved)) as proxy:
+        proxy.wait_online("old")
+        assert proxy.generate(prompt="once more").status_code == 200
+    hosts.kill(old)
+    new = hosts.start("new")
+    agents = ("--set", f"balancer_agents=new={new.url}")
+    with running_proxy(tmp_path, *agents, "-C", str(saved), "-w", str(replayed)) as proxy:
+        wait_until(lambda: new.counts["succeeded"] == 1, "the prompt arrives at the new host")
+        wait_until(lambda: proxy.agents()["new"]["in_flight"] == 0, "its lease is given back")
+    assert b"once more" in new.requests[-1].body
+    with replayed.open("rb") as f:
+        flows = [flow for flow in FlowReader(f).stream() if isinstance(flow, http.HTTPFlow) and flow.is_replay]
+    assert any(flow.metadata.get("balancer", {}).get("agent") == "new" for flow in flows)
