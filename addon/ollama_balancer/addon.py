@@ -438,6 +438,7 @@ class Balancer:
         annotate(flow, exchange, self.registry.clock())
 
     def response(self, flow: http.HTTPFlow) -> None:
+        self._authorized.discard(flow.id)
         exchange = self.exchanges.pop(flow.id, None)
         response = flow.response
         if exchange is None or response is None:
@@ -449,6 +450,7 @@ class Balancer:
             else:
                 watcher.feed(response.raw_content or b"")
             self._judge(exchange, watcher, response)
+        exchange.end(Outcome.FAILED, "the balancer failed to route it")  # no effect on one that has ended
         annotate(flow, exchange, self.registry.clock())
 
     def error(self, flow: http.HTTPFlow) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,8 +160,6 @@ def test_an_answer_of_known_length_that_breaks_off_is_a_clean_502(tmp_path: Path
         listener = socket.create_server(("127.0.0.1", 0))
         proxy.register("cutter", f"http://127.0.0.1:{listener.getsockname()[1]}")
         proxy.report("cutter", models=["llama3.2"])
-        import threading
-
         def cut() -> None:
             while True:
                 try:
@@ -187,3 +186,32 @@ def test_nobody_online_is_told_at_once_with_retry_after(tmp_path: Path) -> None:
         assert response.status_code == 503
         assert int(response.headers["Retry-After"]) > 0
         assert "1 offline" in response.json()["error"]
+
+
+RAISING = """
+from ollama_balancer.addon import balancer
+
+real = balancer().dispatcher.begin
+
+
+def begin(exchange, method, path, body):
+    real(exchange, method, path, body)
+    raise RuntimeError("routing is broken")
+
+
+balancer().dispatcher.begin = begin
+"""
+
+
+def test_routing_fails_closed(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    script = tmp_path / "raising.py"
+    script.write_text(RAISING)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", "-s", str(script)) as proxy:
+        proxy.wait_online("one")
+        response = proxy.generate()
+        assert response.status_code == 500
+        assert "failed to route" in response.json()["error"]
+        assert proxy.agents()["one"]["in_flight"] == 0
+        assert proxy.introspect()["exchanges"] == 0
+        assert sum(host.counts.values()) == 0
