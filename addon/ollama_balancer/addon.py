@@ -97,6 +97,7 @@ class Balancer:
             settings = options.read(ctx.options)
             if self.token is None or "balancer_token" in updated or "confdir" in updated:
                 self.token = self._load_token(settings)
+            self._set_static_agents(settings)
         except ValueError as e:
             if self._running:
                 raise exceptions.OptionsError(str(e)) from e
@@ -107,7 +108,6 @@ class Balancer:
         self.registry.mode = settings.mode
         self.registry.stale_after = settings.stale_after
         self.dispatcher.retries = settings.retries
-        self._set_static_agents(settings)
         if self._running:
             self._log_mode()
             self._probe_now()
@@ -164,14 +164,19 @@ class Balancer:
             ) from e
 
     def _set_static_agents(self, settings: options.Settings) -> None:
+        """Take in the agents of the options and let go of those that are in them no more. ValueError names the option."""
         wanted = dict(settings.agents)
         for name in self.static - wanted.keys():
             agent = self.registry.get(name)
             if agent is not None and agent.source is Source.STATIC:
                 self.registry.remove(agent)
+        self.static &= wanted.keys()
         for name, address in wanted.items():
-            self.registry.register(name, address, Source.STATIC)
-        self.static = set(wanted)
+            try:
+                self.registry.register(name, address, Source.STATIC)
+            except ValueError as e:
+                raise ValueError(f"balancer_agents: {e}") from e
+            self.static.add(name)
 
     def _nothing_configured(self) -> bool:
         return self.settings is not None and not self.settings.agents and not self.settings.demo

@@ -45,11 +45,17 @@ def load(option: str, confdir: str) -> Token:
     """
     given = option or os.environ.get(ENVIRONMENT, "")
     if given:
-        return Token(check(given))
+        try:
+            return Token(check(given))
+        except ValueError as e:
+            raise ValueError(f"balancer_token (or ${ENVIRONMENT}): {e}") from e
     path = Path(confdir).expanduser() / FILE_NAME
     if not path.exists():
         _create(path)
-    return Token(check(path.read_text("utf-8", "replace")), path)
+    try:
+        return Token(check(path.read_text("utf-8", "replace")), path)
+    except ValueError as e:
+        raise ValueError(f"balancer_token: {path} holds no usable token: {e}; delete it to have a new one made") from e
 
 
 def _create(path: Path) -> None:

@@ -59,6 +59,7 @@ class ControlApi:
             ],
             exception_handlers={HTTPException: self._http_error},
         )
+        self.app.router.redirect_slashes = False  # such a path is unknown, like any other
         # Two rows of one path would each refuse the other's method: the refusal has to name the methods of both.
         self._methods = {"/api/agents": "GET, HEAD, POST", "/api/agents/{key}": "DELETE, GET, HEAD"}
 

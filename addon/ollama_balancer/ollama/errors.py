@@ -17,6 +17,9 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 
+_EMBEDDING_PATHS = ("/api/embed", "/api/embeddings", "/v1/embeddings")
+_TAGGING_PATHS = ("/api/show", "/v1/models/{}")
+
 
 def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
     """The JSON object with which the server reports an error to a caller of that protocol."""
@@ -44,5 +47,10 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
     return (b"event: error\n" if dialect is Dialect.ANTHROPIC else b"") + b"data: " + data + b"\n\n"
 
 
-def model_not_found(model: str) -> str:
+def model_not_found(model: str, path: str) -> str:
+    """What the server says on that route of a model that it does not have."""
+    if path in _EMBEDDING_PATHS:
+        return f'model "{model}" not found, try pulling it first'
+    if path in _TAGGING_PATHS and ":" not in model.rsplit("/", 1)[-1]:
+        model += ":latest"
     return f"model '{model}' not found"

@@ -6,14 +6,16 @@ Success means that the terminal event was seen: a runner that crashes still ends
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 KEEP_BYTES = 4 * 1024 * 1024
 """How much of an answer's beginning is kept for inspection."""
 
-TAIL_BYTES = 64 * 1024
-"""How much of its end is kept to find the terminal event; a final event can carry a long context."""
+TAIL_BYTES = 2 * 1024 * 1024
+"""How much of its end is read to find the terminal event: /api/generate's carries the context, some 7 bytes a token."""
 
 _SSE_TERMINALS = (b"data: [DONE]", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
 
@@ -42,7 +44,8 @@ class AnswerWatcher:
         self.bytes_seen = 0
         self._head: list[bytes] = []
         self._head_size = 0
-        self._tail = b""
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
 
     @property
     def streamed(self) -> bool:
@@ -59,7 +62,11 @@ class AnswerWatcher:
         if room:
             self._head.append(chunk[:room])
             self._head_size = KEEP_BYTES
-        self._tail = (self._tail + chunk[room:])[-TAIL_BYTES:]
+        tail = self._tail
+        tail.append(chunk[room:])
+        self._tail_size += len(chunk) - room
+        while self._tail_size - len(tail[0]) >= TAIL_BYTES:
+            self._tail_size -= len(tail.popleft())
 
     @property
     def kept(self) -> bytes:
@@ -72,38 +79,37 @@ class AnswerWatcher:
 
     @property
     def ends_in_newline(self) -> bool:
-        end = self._end()
-        return not end or end.endswith(b"\n")
+        end = self._end(1)
+        return not end or end == b"\n"
 
     def verdict(self) -> Verdict:
         """To be asked once the body has ended."""
         end = self._end()
         if "event-stream" in self.content_type:
-            whole = any(terminal in end for terminal in _SSE_TERMINALS)
+            lines = b"\n" + end
+            whole = any(b"\n" + terminal in lines for terminal in _SSE_TERMINALS)
             return Verdict(whole, None if whole else "the stream ended without its terminal event")
         last = _last_object(end)
         if last is None:
             if self.streamed:
                 return Verdict(False, "the stream ended without its terminal event")
             return Verdict(True)
-        if "error" in last:
+        if last.get("error") is not None:  # /v1/responses has a null there
             return Verdict(False, str(last["error"])[:500])
         if self.streamed and last.get("done") is not True and last.get("status") != "success":
             return Verdict(False, "the stream ended without its terminal event")
         return Verdict(True, None, _count(last.get("eval_count")), _seconds(last.get("eval_duration")))
 
-    def _end(self) -> bytes:
-        if self._tail:
-            return self._tail
-        # Only the last few chunks: joining all of a long answer to look at its end would be wasteful.
+    def _end(self, size: int = TAIL_BYTES) -> bytes:
+        """The last `size` bytes, however they were split. Joins no more chunks than it takes."""
         parts: list[bytes] = []
-        size = 0
-        for chunk in reversed(self._head):
+        for chunk in chain(reversed(self._tail), reversed(self._head)):
             parts.append(chunk)
-            size += len(chunk)
-            if size >= TAIL_BYTES:
+            size -= len(chunk)
+            if size <= 0:
                 break
-        return b"".join(reversed(parts))
+        end = b"".join(reversed(parts))
+        return end[-size:] if size < 0 else end
 
 
 def _last_object(end: bytes) -> dict[str, Any] | None:

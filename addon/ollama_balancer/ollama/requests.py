@@ -8,13 +8,19 @@ from urllib.parse import unquote
 
 from .routes import Kind, Route
 
-_DECODER = json.JSONDecoder()
+
+class _Fields(list[tuple[str, Any]]):
+    """An object's fields in the order in which they were written, duplicates included."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Fields)
 
 
 def requested_model(route: Route, path: str, body: bytes | None) -> str | None:
     """The model that a request names, as it spells it; None where there is none or the body is not readable.
 
-    As in the server, keys count in any case, the last duplicate wins and what follows the first JSON value is ignored.
+    As in the server, keys count in any case, the last duplicate that is not null wins and what follows the first JSON
+    value is ignored.
     """
     if route.kind is not Kind.MODEL:
         return None
@@ -27,18 +33,18 @@ def requested_model(route: Route, path: str, body: bytes | None) -> str | None:
     return model if isinstance(model, str) and model else None
 
 
-def _read_object(body: bytes) -> list[tuple[str, Any]]:
+def _read_object(body: bytes) -> _Fields:
     try:
         text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
         value, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
-        return []
-    return list(value.items()) if isinstance(value, dict) else []
+        return _Fields()
+    return value if isinstance(value, _Fields) else _Fields()
 
 
-def _field(fields: list[tuple[str, Any]], name: str) -> Any:
+def _field(fields: _Fields, name: str) -> Any:
     found = None
     for key, value in fields:
-        if key.lower() == name:
+        if value is not None and key.lower() == name:
             found = value
     return found

@@ -116,7 +116,8 @@ class Dispatcher:
             return self.error(
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
-        return self.error(exchange.dialect, 404, model_not_found(model))
+        path = exchange.route.path if exchange.route else ""
+        return self.error(exchange.dialect, 404, model_not_found(model, path))
 
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))

@@ -1,0 +1,323 @@
+"""One client's connection: h11 reads the requests, and answers are framed here.
+
+h11 frames no HTTP/1.0 keep-alive and costs too much per chunk for hundreds of streams, so that it only reads: each
+request gets a fresh reader, which takes over what the client has sent ahead.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import unquote, urlsplit
+
+import h11
+
+from .answers import Answer, api_error, not_found
+
+BODY_LIMIT = 100_000_000
+HEAD_LIMIT = 1 << 20
+SENT_AHEAD_LIMIT = 1 << 20
+LINGER = 0.5
+CHUNK_BEYOND = 2048
+"""Bytes: the real server buffers that much of an answer, and frames a longer one in chunks."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A complete request. `path` is without its query and percent-encoding; `version` is `1.0` or `1.1`."""
+
+    method: str
+    target: str
+    path: str
+    version: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    keep_alive: bool
+
+
+class Connection(asyncio.Protocol):
+    """Reads requests one after another; each is passed to `serve`, which answers it now or later.
+
+    `known` tells the paths that exist: at any other, a client that expects 100-continue is answered before its body.
+    `made` and `lost` are told when the connection is there and when it is gone.
+    """
+
+    def __init__(
+        self,
+        serve: "Callable[[Connection, Request], None]",
+        known: Callable[[str], bool],
+        made: "Callable[[Connection], None]",
+        lost: "Callable[[Connection], None]",
+    ) -> None:
+        self._serve, self._known, self._made, self._lost = serve, known, made, lost
+        self._transport: asyncio.Transport | None = None
+        self._reader = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+        self._asked_to_continue = False
+        self._request: Request | None = None
+        self._advancing = False
+        self._discarding = False
+        self._chunked = False
+        self._drained: asyncio.Future[None] | None = None
+        self.closed = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        """What answers the current request, if it takes time; cancelled when the client goes away."""
+        self.ended_here = False
+        """The host, not the client, ended the connection."""
+
+    @property
+    def busy(self) -> bool:
+        """A request is being answered."""
+        return self._request is not None
+
+    # ---- what the client does
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
+        self._reader.receive_data(data)
+        if self.busy:
+            if len(self._reader.trailing_data[0]) > SENT_AHEAD_LIMIT:
+                self.abort()
+            return
+        self._advance()
+
+    def eof_received(self) -> bool:
+        # A half-close too is the client's good-bye: the real server cancels on it.
+        if self.busy:
+            self._cancel()
+            self._abort_transport()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        self._cancel()
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._lost(self)
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    # ---- reading
+
+    def _advance(self) -> None:
+        """Read and serve what has arrived, until a request takes time or more is needed."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not self.busy and not self._discarding and not self._closing:
+                try:
+                    event = self._reader.next_event()
+                except h11.RemoteProtocolError as error:
+                    status = HTTPStatus(error.error_status_hint)
+                    body = f"{status.value} {status.phrase}".encode()
+                    self._answer_and_close(Answer(status.value, "text/plain; charset=utf-8", body), bare=True)
+                    return
+                if event is h11.NEED_DATA:
+                    self._ask_to_continue()
+                    return
+                self._take(event)
+        finally:
+            self._advancing = False
+
+    @property
+    def _closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def _ask_to_continue(self) -> None:
+        if self._reader.they_are_waiting_for_100_continue and not self._asked_to_continue:
+            self._asked_to_continue = True
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _take(self, event: object) -> None:
+        if isinstance(event, h11.Request):
+            self._head = event
+            if int(dict(event.headers).get(b"content-length", b"0")) > BODY_LIMIT:
+                self._refuse_body()
+            elif self._reader.they_are_waiting_for_100_continue and not self._known(self._path(event)):
+                self._answer_and_close(not_found())
+        elif isinstance(event, h11.Data):
+            self._body += event.data
+            if len(self._body) > BODY_LIMIT:
+                self._refuse_body()
+        elif isinstance(event, h11.EndOfMessage) and self._head is not None:
+            self._request = self._complete(self._head)
+            self._serve(self, self._request)
+        elif isinstance(event, h11.ConnectionClosed) and self._transport is not None:
+            self._transport.close()
+
+    @staticmethod
+    def _path(head: h11.Request) -> str:
+        target = head.target.decode("latin-1")
+        path = target.partition("?")[0] if target.startswith("/") else urlsplit(target).path
+        return unquote(path)
+
+    def _complete(self, head: h11.Request) -> Request:
+        version = head.http_version.decode()
+        tokens = [
+            token.strip().lower()
+            for name, value in head.headers
+            if name == b"connection"
+            for token in value.decode("latin-1").split(",")
+        ]
+        return Request(
+            method=head.method.decode(),
+            target=head.target.decode("latin-1"),
+            path=self._path(head),
+            version=version,
+            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers.raw_items()],
+            body=bytes(self._body),
+            keep_alive="close" not in tokens and (version != "1.0" or "keep-alive" in tokens),
+        )
+
+    def _refuse_body(self) -> None:
+        self._answer_and_close(api_error(413, "http: request body too large"))
+
+    def _answer_and_close(self, answer: Answer, *, bare: bool = False) -> None:
+        """Answer before the request has been read; `bare`: as the real server does to what it can't parse.
+
+        The rest is read and dropped for a moment: closing a socket with unread data resets it, and the client would
+        lose the answer.
+        """
+        headers = [("Content-Type", answer.content_type)]
+        if not bare:
+            headers += [("Date", _date()), ("Content-Length", str(len(answer.body)))]
+        self.write(_head("1.1", answer.status, [*headers, ("Connection", "close")]) + answer.body)
+        self._discarding = self.ended_here = True
+        if self._transport is not None:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER, self._transport.close)
+
+    # ---- answering
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait while the client reads too slowly."""
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def answer(self, answer: Answer) -> None:
+        """Send a complete answer to the current request and go on to the next."""
+        request = self._current()
+        keep = request.keep_alive
+        headers = [*answer.headers, ("Content-Type", answer.content_type), ("Date", _date())]
+        body = answer.body
+        if len(body) <= CHUNK_BEYOND:
+            headers.append(("Content-Length", str(len(body))))
+        elif request.version == "1.0":
+            keep = False
+        elif request.method != "HEAD":
+            headers.append(("Transfer-Encoding", "chunked"))
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        if keep and request.version == "1.0":
+            headers.append(("Connection", "keep-alive"))
+        elif not keep and request.version != "1.0":
+            headers.append(("Connection", "close"))
+        self.write(_head(request.version, answer.status, headers) + (b"" if request.method == "HEAD" else body))
+        self._finish(keep)
+
+    def begin(self, content_type: str, payload: bytes = b"") -> None:
+        """Send the head of a stream, together with its first chunk."""
+        request = self._current()
+        headers = [("Content-Type", content_type), ("Date", _date())]
+        self._chunked = request.version != "1.0"
+        if self._chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+            if not request.keep_alive:
+                headers.append(("Connection", "close"))
+        self.write(_head(request.version, 200, headers) + (self.frame(payload) if payload else b""))
+
+    def frame(self, payload: bytes) -> bytes:
+        """A payload as a chunk of the stream that has begun."""
+        return b"%x\r\n%b\r\n" % (len(payload), payload) if self._chunked else payload
+
+    def end(self, payload: bytes = b"") -> None:
+        """Send the last chunk of a stream, end it properly and go on to the next request."""
+        self.write((self.frame(payload) if payload else b"") + (b"0\r\n\r\n" if self._chunked else b""))
+        self._finish(self._chunked and self._current().keep_alive)
+
+    def _current(self) -> Request:
+        if self._request is None:
+            raise RuntimeError("no request to answer")
+        return self._request
+
+    def _finish(self, keep: bool) -> None:
+        data, _ = self._reader.trailing_data
+        self._reader = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        self._head, self._request, self.task = None, None, None
+        self._body = bytearray()
+        self._asked_to_continue = False
+        if not keep:
+            self.close()
+        elif data:
+            self._reader.receive_data(data)
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    # ---- ending
+
+    def close(self) -> None:
+        """Close when all that was written has been sent."""
+        self.ended_here = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, *, reset: bool = False) -> None:
+        """Close at once, with TCP's RST if `reset`."""
+        self.ended_here = True
+        if reset and self._transport is not None:
+            sock: socket.socket | None = self._transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+                )
+        self._abort_transport()
+
+    def _abort_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _head(version: str, status: int, headers: list[tuple[str, str]]) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    lines = [f"HTTP/{version} {status} {phrase}", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+_last_date = (0, "")
+
+
+def _date() -> str:
+    global _last_date
+    now = int(time.time())
+    if _last_date[0] != now:
+        _last_date = (now, formatdate(now, usegmt=True))
+    return _last_date[1]

@@ -1,0 +1,57 @@
+"""What can go wrong with a simulated host, switchable while it runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Strike = Literal["cut", "end", "error"]
+
+
+@dataclass
+class Faults:
+    """The faults of one host, all off by default. A change takes effect at once.
+
+    All but `refuse` and `hang_all` concern inference requests that are well formed and name a known model. Counts are
+    chunks of generated text: 0 strikes after the head, and one beyond the answer's length strikes instead of the end.
+    """
+
+    refuse: bool = False
+    """The listener is closed; connections already open go on."""
+    hang: bool = False
+    """Inference is accepted and not answered, as by a frozen runner, until this is switched off; the rest answers."""
+    hang_all: bool = False
+    """Nothing is answered until this is switched off."""
+    status: int | None = None
+    """Inference is answered with this HTTP status and a JSON error."""
+    reset_before_head: bool = False
+    """The connection is reset (TCP RST) instead of an answer."""
+    close_before_head: bool = False
+    """The connection is closed (TCP FIN) instead of an answer."""
+    cut_after_chunks: int | None = None
+    """The connection is aborted in mid-stream, or instead of an answer that isn't streamed."""
+    end_without_done_after_chunks: int | None = None
+    """A stream ends cleanly and without its terminal event."""
+    error_event_after_chunks: int | None = None
+    """A stream ends with the event of a crashed runner; before the first chunk, or not streamed, it is a 500."""
+    slow_factor: float = 1.0
+    """Loading, prefill and decoding take this many times as long."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        watcher: Callable[[], None] | None = self.__dict__.get("_watcher")
+        if watcher is not None:
+            watcher()
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Call `watcher` after each change from now on; None: nobody."""
+        object.__setattr__(self, "_watcher", watcher)
+
+    def strike(self, sent: int, *, at_end: bool = False) -> Strike | None:
+        """The fault that ends a stream after `sent` chunks (`at_end`: where its terminal event would come), if any."""
+        if self.cut_after_chunks is not None and (at_end or sent >= self.cut_after_chunks):
+            return "cut"
+        if self.end_without_done_after_chunks is not None and (at_end or sent >= self.end_without_done_after_chunks):
+            return "end"
+        if self.error_event_after_chunks is not None and (at_end or sent >= self.error_event_after_chunks):
+            return "error"
+        return None

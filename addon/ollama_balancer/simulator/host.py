@@ -1,0 +1,358 @@
+"""The simulated host: its listener, its connections and what it knows about the requests it has received."""
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from . import answers, text
+from .connection import Connection, Request
+from .faults import Faults
+from .inference import Inference
+from .models import SimulatedModel
+from .requests import JOBS, EmbedJob, RefusedError, TextJob, named_model, read_object, shown_model
+from .timing import Scheduler, Timing
+
+Outcome = Literal["succeeded", "failed", "cancelled", "running"]
+
+ROUTES: dict[str, tuple[str, ...]] = {
+    "/": ("HEAD", "GET"),
+    "/api/version": ("HEAD", "GET"),
+    "/api/tags": ("HEAD", "GET"),
+    "/api/ps": ("GET",),
+    "/v1/models": ("GET",),
+    "/api/show": ("POST",),
+    **dict.fromkeys(JOBS, ("POST",)),
+}
+KEPT_REQUESTS = 10_000
+KEPT_BYTES = 256_000_000
+CLOSING = 0.5
+
+
+@dataclass(eq=False)
+class ReceivedRequest:
+    """A request as it arrived. `model` is in the caller's spelling; `outcome` changes when it ends."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    model: str | None = None
+    outcome: Outcome = "running"
+    inference: bool = False
+
+
+class SimulatedOllama:
+    """An Ollama host that isn't one: the same HTTP, with time in place of a GPU.
+
+    `faults` and `timing` may be changed at any time and from any thread. `sleep` and `clock` (seconds)
+    replace the time its timing model runs on. With `port` 0 the system chooses one at the first start, and it stays.
+    Raises ValueError for models of the same or no name, OSError from `start` where the address can't be had.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[SimulatedModel] = (SimulatedModel(),),
+        timing: Timing | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        name: str = "sim",
+        seed: int = 0,
+        version: str = "0.33.0",
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.models = tuple(models)
+        self._by_key = {model.key: model for model in self.models}
+        if len(self._by_key) < len(self.models):
+            raise ValueError("two models of the same name")
+        self.host, self.port, self.name, self.seed, self.version = host, port, name, seed, version
+        self.counts: Counter[str] = Counter()
+        """Inference requests that have ended, by outcome."""
+        self._scheduler = Scheduler(timing or Timing(), lambda: self._faults, sleep, clock)
+        self._inference = Inference(self._scheduler, lambda: self._faults, seed)
+        self._faults = Faults()
+        self._faults.watch(self._faults_changed)
+        self._modified = time.time_ns()
+        self._log: deque[ReceivedRequest] = deque()
+        self._log_bytes = 0
+        self._in_flight = 0
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "up" if self._started else "down"
+        return f"<SimulatedOllama {self.name} {self.url} {state} running={self.running} in_flight={self.in_flight}>"
+
+    # ---- what it is doing
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def timing(self) -> Timing:
+        return self._scheduler.timing
+
+    @timing.setter
+    def timing(self, timing: Timing) -> None:
+        self._scheduler.timing = timing
+
+    @property
+    def faults(self) -> Faults:
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._faults.watch(None)
+        self._faults = faults
+        faults.watch(self._faults_changed)
+        self._faults_changed()
+
+    @property
+    def in_flight(self) -> int:
+        """Inference requests now inside, waiting or running."""
+        return self._in_flight
+
+    @property
+    def running(self) -> int:
+        """Inference requests being served now."""
+        return self._scheduler.running
+
+    @property
+    def requests(self) -> list[ReceivedRequest]:
+        """The last 10,000 requests, oldest first; fewer where their bodies exceed 256 MB together."""
+        return list(self._log)
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of the models now loaded, as /api/ps lists them."""
+        return [line.model.full_name for line in self._scheduler.loaded()]
+
+    def expected_text(self, prompt: str, limit: int | None = None) -> str:
+        """The text it generates for a prompt, at most `limit` tokens; a chat's prompt are its contents, one a line."""
+        return "".join(text.generate(self.seed, prompt, self.timing.output_tokens, limit)[0])
+
+    def load_cpu(self) -> float:
+        """A plausible CPU usage in percent: 4 when idle, 96 when each slot is taken."""
+        timing = self.timing
+        slots = timing.num_parallel * min(timing.max_loaded, max(1, len(self.models)))
+        return round(4 + 92 * min(1.0, self.running / slots), 1)
+
+    # ---- up and down
+
+    async def start(self) -> None:
+        """Listen. After `stop` or `kill` it starts anew on the same port, with nothing loaded."""
+        if self._started:
+            raise RuntimeError(f"{self.name} is already up")
+        if self._socket is None:
+            self._socket = self._bind()
+        self._started, self._loop = True, asyncio.get_running_loop()
+        self._apply_faults()
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+
+    async def stop(self) -> None:
+        """Shut down: running requests are cut, written answers are sent, and nothing is left."""
+        await self._shut(abort=False)
+        self._loop = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def kill(self) -> None:
+        """Die as by SIGKILL: the listener is closed and all connections are aborted. The port stays reserved."""
+        await self._shut(abort=True)
+
+    async def _shut(self, *, abort: bool) -> None:
+        self._started = False
+        self._close_listener()
+        for connection in list(self._connections):
+            if abort or connection.busy:
+                connection.abort()
+            else:
+                connection.close()
+        if self._connections:
+            await asyncio.wait([connection.closed for connection in self._connections], timeout=CLOSING)
+            for connection in list(self._connections):
+                connection.abort()
+        for task in self._tasks:
+            task.cancel()
+        while self._tasks or self._connections:
+            pending = [*self._tasks, *(connection.closed for connection in self._connections)]
+            await asyncio.wait(pending)
+            await asyncio.sleep(0)
+        self._scheduler.clear()
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setblocking(False)
+            sock.bind((self.host, self.port))
+        except OSError:
+            sock.close()
+            raise
+        self.port = sock.getsockname()[1]
+        return sock
+
+    def _apply_faults(self) -> None:
+        self._inference.faults_changed()
+        if self._started and not self._faults.refuse:
+            if self._opening is None and self._server is None and self._socket is not None:
+                # Listening begins here and not in the task, so that a fault switched off is off at once.
+                self._socket.listen(1024)
+                self._opening = asyncio.get_running_loop().create_task(self._open(self._socket))
+        elif self._server is not None or self._opening is not None:
+            self._close_listener()
+
+    async def _open(self, sock: socket.socket) -> None:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._serve, ROUTES.__contains__, self._made, self._connections.discard),
+            sock=sock,
+            backlog=1024,
+            start_serving=False,
+        )
+        self._server = server
+        await server.start_serving()
+
+    def _close_listener(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._server is not None:
+            self._server.close()
+        if (self._opening, self._server) != (None, None) and self._socket is not None:
+            self._opening = self._server = None
+            self._socket.close()
+            # Bound and not listening: connections are refused, and nobody else gets the port.
+            self._socket = self._bind()
+
+    def _faults_changed(self) -> None:
+        """Tests and demos switch faults from their own threads too; in the loop's own it takes effect at once."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            self._apply_faults()
+        else:
+            loop.call_soon_threadsafe(self._apply_faults)
+
+    def _made(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        if not self._started:
+            connection.abort()
+
+    # ---- requests
+
+    def _serve(self, connection: Connection, request: Request) -> None:
+        inference = request.method == "POST" and request.path in JOBS
+        record = ReceivedRequest(request.method, request.path, request.headers, request.body, inference=inference)
+        self._keep(record)
+        try:
+            if inference:
+                parsed = read_object(request.path, request.body)
+                record.model = named_model(parsed)
+                job = JOBS[request.path](request.path, parsed, self._by_key)
+                self._spawn(connection, self._infer(connection, job, record))
+                return
+            answer = self._answer(request, record)
+        except RefusedError as refused:
+            answer = refused.answer
+        if self._faults.hang_all:
+            self._spawn(connection, self._answer_later(connection, answer, record))
+        else:
+            self._answer_now(connection, answer, record)
+
+    def _answer_now(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
+        self._settle(record, "succeeded" if answer.status < 400 else "failed")
+        connection.answer(answer)
+
+    async def _answer_later(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
+        try:
+            await self._inference.hang("hang_all")
+        except asyncio.CancelledError:
+            self._settle(record, "failed" if connection.ended_here else "cancelled")
+            raise
+        self._answer_now(connection, answer, record)
+
+    async def _infer(self, connection: Connection, job: TextJob | EmbedJob, record: ReceivedRequest) -> None:
+        self._in_flight += 1
+        outcome: Outcome = "failed"
+        try:
+            if await self._inference.serve(connection, job):
+                outcome = "succeeded"
+        except asyncio.CancelledError:
+            outcome = "failed" if connection.ended_here else "cancelled"
+            raise
+        finally:
+            self._in_flight -= 1
+            self._settle(record, outcome)
+
+    def _settle(self, record: ReceivedRequest, outcome: Outcome) -> None:
+        record.outcome = outcome
+        if record.inference:
+            self.counts[outcome] += 1
+
+    def _answer(self, request: Request, record: ReceivedRequest) -> answers.Answer:
+        methods = ROUTES.get(request.path)
+        if methods is None:
+            return answers.not_found()
+        if request.method not in methods:
+            return answers.method_not_allowed(methods)
+        match request.path:
+            case "/":
+                return answers.Answer(200, "text/plain; charset=utf-8", b"Ollama is running")
+            case "/api/version":
+                return answers.api_answer({"version": self.version})
+            case "/api/tags":
+                return answers.tags(self.models, self._modified)
+            case "/api/ps":
+                return answers.ps(self._loaded_until())
+            case "/v1/models":
+                return answers.v1_models(self.models, self._modified)
+        parsed = read_object(request.path, request.body)
+        record.model = named_model(parsed)
+        return answers.show(shown_model(parsed, self._by_key), self._modified)
+
+    def _loaded_until(self) -> Iterable[tuple[SimulatedModel, int]]:
+        now, wall = self._scheduler.clock(), time.time_ns()
+        for line in self._scheduler.loaded():
+            # A model in use has its whole time still before it.
+            left = line.keep_alive if not line.idle else line.expires - now
+            yield line.model, wall + int(left * 1e9)
+
+    def _spawn(self, connection: Connection, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        if not task.done():
+            connection.task = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._done(connection, task))
+
+    def _done(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            connection.abort()
+            context = {"message": f"{self.name}: a request failed", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(context)
+
+    def _keep(self, record: ReceivedRequest) -> None:
+        self._log.append(record)
+        self._log_bytes += len(record.body)
+        while len(self._log) > KEPT_REQUESTS or (self._log_bytes > KEPT_BYTES and len(self._log) > 1):
+            self._log_bytes -= len(self._log.popleft().body)

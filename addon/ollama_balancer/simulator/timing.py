@@ -1,0 +1,236 @@
+"""When a simulated host does what: loading, queueing and the pace of prefill and decoding. No I/O.
+
+Each model has one line, first in, first out, and runs `num_parallel` of it at once. A model that isn't loaded is loaded
+by the first in its line; loads are serial, in the order of the lines' first, and one that finds no room blocks those
+behind it. Room is made by unloading the least recently used idle model, and where none is idle, by waiting for one. As
+on a real host a load belongs to the request that began it: when that one goes away the next in line begins anew.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from .faults import Faults
+from .models import ModelKey, SimulatedModel
+
+DEFAULT_KEEP_ALIVE = 300.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast a host is: seconds, tokens, tokens/s. `time_scale` multiplies every duration: 0.01 is 100 times as fast.
+
+    Raises ValueError for a figure that is out of range.
+    """
+
+    load: float = 2.0
+    prefill_rate: float = 800.0
+    decode_rate: float = 40.0
+    output_tokens: float = 60
+    """The mean length of an answer."""
+    num_parallel: int = 1
+    """Requests of one model that run at once; embedding models run one."""
+    max_loaded: int = 1
+    """Models that fit into memory."""
+    time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("load", "time_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite")
+        for name in ("prefill_rate", "decode_rate", "output_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0")
+        for name in ("num_parallel", "max_loaded"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+class Turn(Enum):
+    """What a request may do now."""
+
+    WAIT = auto()
+    LOAD = auto()
+    RUN = auto()
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request's place."""
+
+    number: int
+    called: asyncio.Future[None]
+    turn: Turn = Turn.WAIT
+
+
+@dataclass(eq=False)
+class Line:
+    """One model: who waits for it, how many run, whether it is loaded."""
+
+    model: SimulatedModel
+    waiting: deque[Ticket] = field(default_factory=deque)
+    running: int = 0
+    loaded: bool = False
+    loaded_at: float = -math.inf
+    last_used: float = -math.inf
+    keep_alive: float = DEFAULT_KEEP_ALIVE
+    unload_when_idle: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return self.running == 0 and not self.waiting
+
+    @property
+    def expires(self) -> float:
+        return self.last_used + self.keep_alive
+
+
+class Scheduler:
+    """Decides who runs, who waits and what is loaded. `clock` and `sleep` must be of the same time, in seconds."""
+
+    def __init__(
+        self,
+        timing: Timing,
+        faults: Callable[[], Faults],
+        sleep: Callable[[float], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self.timing = timing
+        self.clock = clock
+        self._faults = faults
+        self._sleep = sleep
+        self._lines: dict[ModelKey, Line] = {}
+        self._loading: Line | None = None
+        self._tickets = 0
+
+    @property
+    def running(self) -> int:
+        """Requests being served, all models together."""
+        return sum(line.running for line in self._lines.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line, the one that loads its model included."""
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    def loaded(self) -> list[Line]:
+        """The models now loaded, the last loaded first."""
+        self._unload_expired()
+        return sorted((line for line in self._lines.values() if line.loaded), key=lambda line: -line.loaded_at)
+
+    def touch(self, model: SimulatedModel, keep_alive: float | None) -> bool:
+        """Count a model that is loaded as used now, without a slot; False if it isn't loaded."""
+        self._unload_expired()
+        line = self._lines.get(model.key)
+        if line is None or not line.loaded:
+            return False
+        line.last_used = self.clock()
+        line.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
+        return True
+
+    def clear(self) -> None:
+        """Unload everything, as the end of the process does. Nothing may be waiting or running."""
+        self._lines.clear()
+        self._loading = None
+
+    def scaled(self, seconds: float) -> float:
+        """How long `seconds` of the timing model take now."""
+        return seconds * self.timing.time_scale * self._faults().slow_factor
+
+    async def pause(self, seconds: float) -> None:
+        """Let real seconds pass."""
+        if seconds > 0:
+            await self._sleep(seconds)
+
+    async def tick(self, due: float) -> None:
+        """Wait until `due` on the clock; when that has passed, let others run once."""
+        delay = due - self.clock()
+        if delay > 0:
+            await self._sleep(delay)
+        else:
+            await asyncio.sleep(0)
+
+    def unload(self, model: SimulatedModel) -> None:
+        """Unload a model as soon as it is idle."""
+        line = self._lines.get(model.key)
+        if line is not None:
+            line.unload_when_idle = True
+            self._advance()
+
+    @asynccontextmanager
+    async def slot(self, model: SimulatedModel, keep_alive: float | None = None) -> AsyncIterator[float]:
+        """Hold a slot of the model: waits in line and loads it where needed.
+
+        Gives the seconds the request spent until the model was loaded. `keep_alive` are the seconds the model stays
+        loaded afterwards; None: 5 minutes. A cancelled wait gives up the place, the load or the slot.
+        """
+        line = self._lines.setdefault(model.key, Line(model))
+        arrived = self.clock()
+        self._tickets += 1
+        ticket = Ticket(self._tickets, asyncio.get_running_loop().create_future())
+        line.waiting.append(ticket)
+        try:
+            self._advance()
+            while ticket.turn is not Turn.RUN:
+                await ticket.called
+                if ticket.turn is Turn.LOAD:
+                    await self.pause(self.scaled(self.timing.load))
+                    line.loaded, line.loaded_at, line.unload_when_idle = True, self.clock(), False
+                    self._loading = None
+                    ticket.turn, ticket.called = Turn.WAIT, asyncio.get_running_loop().create_future()
+                    self._advance()
+            yield max(0.0, line.loaded_at - arrived)
+        finally:
+            if ticket.turn is Turn.RUN:
+                line.running -= 1
+                line.last_used = self.clock()
+                line.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
+                line.unload_when_idle = line.unload_when_idle or keep_alive == 0
+            else:
+                line.waiting.remove(ticket)
+                if ticket.turn is Turn.LOAD:
+                    self._loading = None
+            self._advance()
+
+    def _advance(self) -> None:
+        """Call everybody whose turn it is."""
+        self._unload_expired()
+        for line in self._lines.values():
+            slots = 1 if line.model.embedding else self.timing.num_parallel
+            while line.loaded and line.waiting and line.running < slots:
+                ticket = line.waiting.popleft()
+                line.running += 1
+                self._call(ticket, Turn.RUN)
+        if self._loading is None:
+            self._begin_load()
+
+    def _begin_load(self) -> None:
+        cold = [line for line in self._lines.values() if line.waiting and not line.loaded]
+        if not cold:
+            return
+        line = min(cold, key=lambda line: line.waiting[0].number)
+        loaded = [other for other in self._lines.values() if other.loaded]
+        while len(loaded) >= self.timing.max_loaded:
+            victim = min((other for other in loaded if other.idle), key=lambda other: other.last_used, default=None)
+            if victim is None:
+                return
+            victim.loaded = victim.unload_when_idle = False
+            loaded.remove(victim)
+        self._loading = line
+        self._call(line.waiting[0], Turn.LOAD)
+
+    def _unload_expired(self) -> None:
+        now = self.clock()
+        for line in self._lines.values():
+            if line.loaded and line.idle and (line.unload_when_idle or now >= line.expires):
+                line.loaded = line.unload_when_idle = False
+
+    @staticmethod
+    def _call(ticket: Ticket, turn: Turn) -> None:
+        ticket.turn = turn
+        if not ticket.called.done():
+            ticket.called.set_result(None)

@@ -1,0 +1,1 @@
+"""What it costs: the choice of an agent, and a request or a chunk through the proxy."""

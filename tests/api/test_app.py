@@ -1,0 +1,368 @@
+"""The control API, called over ASGI as the proxy calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
+from ollama_balancer.fleet.agent import Source, agent_id
+from ollama_balancer.fleet.registry import AgentRegistry
+from starlette.types import Receive, Scope, Send
+
+from tests.fleet.fakes import Clock, address, entries, fleet, report
+
+METRICS: dict[str, Any] = {
+    "cpu_usage": 10,
+    "memory_usage": 20,
+    "active_requests": 1,
+    "timestamp": "2026-01-31T12:00:00Z",
+}
+
+CHANGING_CALLS = [
+    ("POST", "/api/agents"),
+    ("DELETE", "/api/agents/a"),
+    ("POST", "/api/agents/a/metrics"),
+    ("POST", "/api/agents/a/drain"),
+    ("POST", "/api/agents/a/resume"),
+]
+
+
+class Api:
+    """The application, with a registry under a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.registry = AgentRegistry(self.clock)
+        self.changes = 0
+        self.control = ControlApi(self.registry, self.clock(), self._changed)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        authorized: bool | None = True,
+        caller: tuple[str, int] = ("10.0.0.7", 40000),
+    ) -> httpx.Response:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if authorized is not None:
+                scope[AUTHORIZED] = authorized
+            await self.control.app(scope, receive, send)
+
+        async def exchange() -> httpx.Response:
+            transport = httpx.ASGITransport(app, client=caller)
+            async with httpx.AsyncClient(transport=transport, base_url="http://balancer") as client:
+                content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+                return await client.request(method, path, content=content)
+
+        return asyncio.run(exchange())
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+# Who may call
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGING_CALLS)
+@pytest.mark.parametrize("authorized", [False, None])
+def test_a_changing_call_without_the_token_is_refused_and_changes_nothing(
+    api: Api, method: str, path: str, authorized: bool | None
+) -> None:
+    fleet(api.registry, "a")
+    before = api.call("GET", "/api/agents").json()
+    answer = api.call(method, path, {"name": "b"} | METRICS, authorized=authorized)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert "Authorization: Bearer TOKEN" in answer.json()["error"]
+    assert api.call("GET", "/api/agents").json() == before
+
+
+def test_the_token_is_asked_for_before_it_is_told_whether_an_agent_exists(api: Api) -> None:
+    assert api.call("POST", "/api/agents/nobody/metrics", METRICS, authorized=False).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/api/agents", "/api/agents/a", "/api/balancer", "/health"])
+def test_reading_calls_are_open(api: Api, path: str) -> None:
+    fleet(api.registry, "a")
+    assert api.call("GET", path, authorized=False).status_code == 200
+    head = api.call("HEAD", path, authorized=None)
+    assert (head.status_code, head.content) == (200, b"")
+
+
+# Registration
+
+
+def test_a_new_agent_is_201_and_a_known_one_200_with_the_same_id(api: Api) -> None:
+    body = {"name": "gpu-1", "url": "http://10.0.0.1:8000"}
+    first, second = api.call("POST", "/api/agents", body), api.call("POST", "/api/agents", body)
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json() == second.json() == {"id": agent_id("gpu-1"), **body}
+    assert Api().call("POST", "/api/agents", body).json()["id"] == first.json()["id"]
+    assert api.changes == 2
+    agent = api.registry.get("gpu-1")
+    assert agent
+    assert agent.source is Source.REGISTERED
+
+
+@pytest.mark.parametrize(
+    ("caller", "more", "url"),
+    [
+        ("10.0.0.7", {}, "http://10.0.0.7:11434"),
+        ("10.0.0.7", {"port": 8000}, "http://10.0.0.7:8000"),
+        ("::ffff:10.0.0.7", {}, "http://10.0.0.7:11434"),
+        ("2001:db8::7", {}, "http://[2001:db8::7]:11434"),
+    ],
+)
+def test_without_a_url_the_agent_is_at_the_callers_address(
+    api: Api, caller: str, more: dict[str, Any], url: str
+) -> None:
+    answer = api.call("POST", "/api/agents", {"name": "a"} | more, caller=(caller, 40000))
+    assert answer.json()["url"] == url
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        ([], "body"),
+        ({}, "name"),
+        ({"name": "a b"}, "name"),
+        ({"name": 5}, "name"),
+        ({"name": "a", "url": "https://10.0.0.1"}, "url"),
+        ({"name": "a", "url": "http://10.0.0.1/api"}, "url"),
+        ({"name": "a", "url": 5}, "url"),
+        ({"name": "a", "port": 0}, "port"),
+    ],
+)
+def test_a_bad_registration_is_400_and_names_the_field(api: Api, body: Any, field: str) -> None:
+    answer = api.call("POST", "/api/agents", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{field}: ")
+    assert (len(api.registry), api.changes) == (0, 0)
+
+
+def test_a_name_that_is_another_agents_id_is_400(api: Api) -> None:
+    fleet(api.registry, "a")
+    answer = api.call("POST", "/api/agents", {"name": agent_id("a")})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("name ")
+
+
+# Reading
+
+
+def test_agents_are_listed_and_shown_by_id_and_by_name(api: Api) -> None:
+    a, b = fleet(api.registry, "a", "b")
+    listed = api.call("GET", "/api/agents").json()["agents"]
+    assert listed == [a.describe(api.clock.now), b.describe(api.clock.now)]
+    assert api.call("GET", "/api/agents/b").json() == api.call("GET", f"/api/agents/{b.id}").json() == listed[1]
+
+
+def test_an_empty_fleet_is_an_empty_list(api: Api) -> None:
+    assert api.call("GET", "/api/agents").json() == {"agents": []}
+
+
+def test_a_listed_agent_that_has_been_silent_is_shown_offline(api: Api) -> None:
+    fleet(api.registry, "a")
+    api.clock.now += 15
+    assert api.call("GET", "/api/agents").json()["agents"][0]["status"] == "offline"
+
+
+def test_a_model_with_figures_that_are_no_json_can_be_shown(api: Api) -> None:
+    fleet(api.registry, "a")
+    body = json.dumps(METRICS | {"models": [{"name": "m", "size": "HERE"}]}).replace('"HERE"', "NaN").encode()
+    assert api.call("POST", "/api/agents/a/metrics", body).status_code == 204
+    assert api.call("GET", "/api/agents/a").json()["metrics"]["models"] == [{"name": "m", "size": None}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/agents/nobody"),
+        ("DELETE", "/api/agents/nobody"),
+        ("POST", "/api/agents/nobody/metrics"),
+        ("POST", "/api/agents/nobody/drain"),
+        ("POST", "/api/agents/nobody/resume"),
+    ],
+)
+def test_an_unknown_agent_is_404(api: Api, method: str, path: str) -> None:
+    answer = api.call(method, path, METRICS)
+    assert answer.status_code == 404
+    assert "'nobody'" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/agents/", "/api/agents/a/", "/api/agents/a/nope", "/api/agents/a/metrics/x", "/api/balancer/x"]
+)
+def test_an_unknown_path_is_404(api: Api, path: str) -> None:
+    fleet(api.registry, "a")
+    answer = api.call("GET", path)
+    assert answer.status_code == 404
+    assert answer.json() == {"error": f"{path}: the control API has no such path"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/api/agents", {"GET", "HEAD", "POST"}),
+        ("DELETE", "/api/agents", {"GET", "HEAD", "POST"}),
+        ("POST", "/api/agents/a", {"DELETE", "GET", "HEAD"}),
+        ("GET", "/api/agents/a/metrics", {"POST"}),
+        ("GET", "/api/agents/a/drain", {"POST"}),
+        ("DELETE", "/api/agents/a/resume", {"POST"}),
+        ("POST", "/api/balancer", {"GET", "HEAD"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+    ],
+)
+def test_a_wrong_method_is_405_and_tells_the_right_ones(api: Api, method: str, path: str, allow: set[str]) -> None:
+    fleet(api.registry, "a")
+    answer = api.call(method, path)
+    assert answer.status_code == 405
+    assert set(answer.headers["Allow"].split(", ")) == allow
+    assert method in answer.json()["error"]
+
+
+# Deleting and draining
+
+
+def test_a_deleted_agent_is_gone_and_its_requests_finish(api: Api) -> None:
+    [agent] = fleet(api.registry, "a")
+    lease = api.registry.take(agent)
+    answer = api.call("DELETE", "/api/agents/a")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert api.call("GET", "/api/agents/a").status_code == 404
+    assert lease.release()
+
+
+def test_a_drained_agent_is_shown_draining_until_it_is_resumed(api: Api) -> None:
+    [agent] = fleet(api.registry, "a")
+    drained = api.call("POST", "/api/agents/a/drain")
+    assert (drained.status_code, drained.json()["status"]) == (200, "draining")
+    assert api.registry.select() is None
+    resumed = api.call("POST", f"/api/agents/{agent.id}/resume")
+    assert (resumed.status_code, resumed.json()["status"]) == (200, "online")
+    assert api.registry.select() is agent
+
+
+@pytest.mark.parametrize(
+    ("body", "after"), [({"until": "registration"}, "online"), ({}, "draining"), (b"", "draining")]
+)
+def test_a_registration_ends_a_drain_only_where_that_was_asked_for(api: Api, body: Any, after: str) -> None:
+    fleet(api.registry, "a")
+    assert api.call("POST", "/api/agents/a/drain", body).status_code == 200
+    api.call("POST", "/api/agents", {"name": "a", "url": address(1).url})
+    assert api.call("GET", "/api/agents/a").json()["status"] == after
+
+
+@pytest.mark.parametrize(("body", "field"), [({"until": "tomorrow"}, "until"), (b"{", "body"), ([], "body")])
+def test_a_bad_drain_is_400_and_drains_nothing(api: Api, body: Any, field: str) -> None:
+    fleet(api.registry, "a")
+    answer = api.call("POST", "/api/agents/a/drain", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{field}: ")
+    assert api.registry.select() is not None
+
+
+# Reports
+
+
+def test_a_report_is_stored_before_it_is_answered_with_204(api: Api) -> None:
+    [agent] = fleet(api.registry, "a")
+    answer = api.call("POST", f"/api/agents/{agent.id}/metrics", METRICS | {"agent_id": "someone else"})
+    assert (answer.status_code, answer.content) == (204, b"")
+    shown = api.call("GET", "/api/agents/a").json()
+    assert (shown["score"], shown["stale"], shown["metrics_age"]) == (40, False, 0)
+    assert shown["metrics"]["active_requests"] == 1
+
+
+def test_a_late_report_is_204_and_not_stored(api: Api) -> None:
+    fleet(api.registry, "a")
+    api.registry.update_metrics("a", report(50, 20, at=60))
+    assert api.call("POST", "/api/agents/a/metrics", METRICS).status_code == 204
+    assert api.call("GET", "/api/agents/a").json()["score"] == 70
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"\xff", "body"),
+        ([], "body"),
+        (METRICS | {"cpu_usage": 101}, "cpu_usage"),
+        (METRICS | {"cpu_usage": "10"}, "cpu_usage"),
+        (METRICS | {"active_requests": -1}, "active_requests"),
+        (METRICS | {"timestamp": "2026-01-31T12:00:00"}, "timestamp"),
+        (METRICS | {"models": [{"name": "m"}, {}]}, "models.1.name"),
+        ({name: value for name, value in METRICS.items() if name != "memory_usage"}, "memory_usage"),
+        (json.dumps(METRICS).replace("20", "NaN").encode(), "memory_usage"),
+    ],
+)
+def test_a_bad_report_is_400_and_names_the_field_and_changes_nothing(api: Api, body: Any, field: str) -> None:
+    fleet(api.registry, "a")
+    before = api.call("GET", "/api/agents/a").json()
+    answer = api.call("POST", "/api/agents/a/metrics", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{field}: ")
+    assert api.call("GET", "/api/agents/a").json() == before
+
+
+# The whole
+
+
+def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
+    assert api.call("GET", "/health").status_code == 503
+    a, b, _ = fleet(api.registry, "a", "b", "c")
+    api.registry.unreachable(a, "refused")
+    api.registry.drain(b)
+    healthy = api.call("GET", "/health")
+    assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
+    assert healthy.json()["agents"] == {"online": 1, "offline": 1, "draining": 1}
+    api.registry.drain(api.registry.get("c") or a)
+    ill = api.call("GET", "/health")
+    assert (ill.status_code, ill.json()["agents"]["online"]) == (503, 0)
+
+
+def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
+    a, b = fleet(api.registry, "a", "b")
+    api.registry.take(a).release()
+    api.registry.take(b)
+    api.registry.mode = "least_requests"
+    api.clock.now += 5.5
+    assert api.call("GET", "/api/balancer").json() == {
+        "mode": "least_requests",
+        "uptime": 5.5,
+        "totals": {"requests": 2, "succeeded": 1, "failed": 0, "cancelled": 0, "in_flight": 1},
+        "waiting": 0,
+        "agents": {"online": 2, "offline": 0, "draining": 0},
+    }
+
+
+@pytest.mark.parametrize("path", ["/api/agents", "/api/agents/a", "/api/agents/a/metrics", "/api/balancer", "/health"])
+def test_control_paths_are_served_here(path: str) -> None:
+    assert is_control_path(path)
+
+
+@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/agentsx", "/api", "/healthy", "/api/balancers", ""])
+def test_other_paths_are_not(path: str) -> None:
+    assert not is_control_path(path)
+
+
+def test_reports_bring_models_that_are_then_listed(api: Api) -> None:
+    fleet(api.registry, "a")
+    models = [entry.model_dump() for entry in entries("x:1b", "y:2b")]
+    api.call("POST", "/api/agents/a/metrics", METRICS | {"models": models, "loaded_models": models[:1]})
+    shown = api.call("GET", "/api/agents/a").json()
+    assert (shown["models"], shown["loaded_models"]) == (["x:1b", "y:2b"], ["x:1b"])

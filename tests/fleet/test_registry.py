@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import pytest
+from ollama_balancer.fleet import registry as registry_module
+from ollama_balancer.fleet.agent import MAX_SPEEDS, Address, Agent, Outcome, Source, Statistics, Status, agent_id
+from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry
+
+from tests.fleet.fakes import Clock, address, entries, fleet, report
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(clock: Clock) -> AgentRegistry:
+    return AgentRegistry(clock)
+
+
+def status_of(agent: Agent) -> str:
+    return agent.status.value
+
+
+# Registration
+
+
+def test_ids_are_the_same_in_every_registry(registry: AgentRegistry) -> None:
+    agent, new = registry.register("gpu-1", address(1))
+    again, _ = AgentRegistry().register("gpu-1", address(2))
+    other, _ = registry.register("gpu-2", address(1))
+    assert new
+    assert agent.id == again.id == agent_id("gpu-1")
+    assert agent.id != other.id
+
+
+def test_an_agent_is_found_by_its_id_and_by_its_name(registry: AgentRegistry) -> None:
+    agent, _ = registry.register("gpu-1", address(1))
+    assert registry.get(agent.id) is registry.get("gpu-1") is agent
+    assert registry.get("gpu-2") is None
+
+
+def test_registering_a_known_name_gives_the_same_agent(registry: AgentRegistry) -> None:
+    agent, _ = registry.register("gpu-1", address(1), Source.STATIC)
+    assert registry.register("gpu-1", address(1)) == (agent, False)
+    assert agent.source is Source.STATIC
+    assert len(registry) == 1
+
+
+def test_an_agent_that_moves_is_offline_until_it_is_heard_of_at_the_new_address(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.register("a", address(7))
+    assert agent.address == address(7)
+    assert status_of(agent) == "offline"
+    assert not registry.knows(*_parts(address(1)))
+    assert registry.knows(*_parts(address(7)))
+    registry.reached(agent)
+    assert status_of(agent) == "online"
+
+
+def test_registering_again_at_the_same_address_leaves_an_agent_online(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.register("a", address(1))
+    assert status_of(agent) == "online"
+
+
+def test_an_address_is_known_as_long_as_one_agent_has_it(registry: AgentRegistry) -> None:
+    first, _ = registry.register("a", address(1))
+    second, _ = registry.register("b", address(1))
+    registry.remove(first)
+    registry.remove(first)
+    assert registry.knows(*_parts(address(1)))
+    registry.remove(second)
+    assert not registry.knows(*_parts(address(1)))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "a b", "a/b", "a\n", "ä", "a" * 65, "a,b", "<script>", "a\x00", "a=b"]
+)
+def test_a_name_that_is_not_plain_is_refused(registry: AgentRegistry, name: str) -> None:
+    with pytest.raises(ValueError, match="letters, digits"):
+        registry.register(name, address(1))
+    assert len(registry) == 0
+
+
+@pytest.mark.parametrize("name", ["a", "GPU-1.example.org", "10.0.0.1:11434", "[::1]:11434", "a" * 64, "0_b"])
+def test_a_plain_name_is_taken(registry: AgentRegistry, name: str) -> None:
+    agent, _ = registry.register(name, address(1))
+    assert registry.get(name) is agent
+
+
+def test_a_name_that_is_the_id_of_another_agent_is_refused(registry: AgentRegistry) -> None:
+    registry.register("gpu-1", address(1))
+    with pytest.raises(ValueError, match="another agent's id"):
+        registry.register(agent_id("gpu-1"), address(2))
+
+
+def test_a_name_whose_id_is_the_name_of_another_agent_is_refused(registry: AgentRegistry) -> None:
+    registry.register(agent_id("gpu-1"), address(1))
+    with pytest.raises(ValueError, match="another agent's id"):
+        registry.register("gpu-1", address(2))
+
+
+def test_a_full_fleet_refuses_further_agents_and_keeps_those_it_has(
+    registry: AgentRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "MAX_AGENTS", 2)
+    fleet(registry, "a", "b")
+    with pytest.raises(ValueError, match="2 agents"):
+        registry.register("c", address(3))
+    assert registry.register("a", address(1))[1] is False
+
+
+# Reports
+
+
+def test_a_report_of_an_unknown_agent_is_a_key_error(registry: AgentRegistry) -> None:
+    with pytest.raises(KeyError):
+        registry.update_metrics("nobody", report())
+
+
+def test_a_report_brings_an_agent_online_with_what_it_says(registry: AgentRegistry) -> None:
+    agent, _ = registry.register("a", address(1))
+    assert status_of(agent) == "offline"
+    metrics = report(
+        models=entries("m", "n"), loaded_models=entries("n"), ollama_version="0.33.0", num_parallel=4, ollama_ok=True
+    )
+    assert registry.update_metrics("a", metrics)
+    assert status_of(agent) == "online"
+    assert (agent.model_names, [m.name for m in agent.loaded]) == (["m", "n"], ["n"])
+    assert (agent.version, agent.slots, agent.metrics) == ("0.33.0", 4, metrics)
+
+
+def test_a_report_that_is_silent_on_models_leaves_them_as_they_were(registry: AgentRegistry) -> None:
+    agent, _ = registry.register("a", address(1))
+    registry.update_metrics("a", report(models=entries("m"), loaded_models=entries("m"), ollama_version="1"))
+    registry.update_metrics("a", report(at=1))
+    assert (agent.model_names, [m.name for m in agent.loaded], agent.version) == (["m"], ["m"], "1")
+    registry.update_metrics("a", report(at=2, models=[], loaded_models=[]))
+    assert (agent.model_names, agent.loaded, agent.version) == ([], [], "1")
+
+
+def test_a_late_report_is_dropped(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    assert registry.update_metrics("a", report(30, at=10))
+    clock.now += 1
+    assert registry.update_metrics("a", report(70, at=9)) is False
+    assert (agent.score, clock.now - agent.metrics_at) == (50, 1)
+
+
+def test_a_report_of_the_same_time_is_taken(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report(30, at=10))
+    assert registry.update_metrics("a", report(70, at=10))
+    assert agent.score == 90
+
+
+def test_a_host_whose_clock_was_set_back_is_heard_again_once_its_last_report_is_stale(
+    registry: AgentRegistry, clock: Clock
+) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report(30, at=10))
+    clock.now += 29.9
+    assert registry.update_metrics("a", report(70, at=-3600)) is False
+    clock.now += 0.1
+    assert registry.update_metrics("a", report(70, at=-3600))
+    assert agent.score == 90
+
+
+def test_freshness_is_measured_by_the_balancers_clock(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report(at=-100_000_000))
+    assert agent.fresh
+    clock.now += 29.9
+    assert registry.get("a") is agent
+    assert agent.fresh
+    clock.now += 0.1
+    assert registry.get("a") is agent
+    assert not agent.fresh
+
+
+def test_an_agent_that_only_reports_is_offline_once_its_report_is_stale(registry: AgentRegistry, clock: Clock) -> None:
+    agent, _ = registry.register("a", address(1))
+    registry.update_metrics("a", report())
+    clock.now += 29.9
+    assert registry.counts() == {Status.ONLINE: 1}
+    clock.now += 0.1
+    assert registry.counts() == {Status.OFFLINE: 1}
+    assert "no report for 30 s" in agent.offline_reason
+
+
+def test_an_agent_that_is_only_probed_is_offline_within_15_seconds(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    clock.now += PROBE_GRACE - 0.1
+    assert registry.counts() == {Status.ONLINE: 1}
+    clock.now += 0.1
+    assert registry.counts() == {Status.OFFLINE: 1}
+    assert PROBE_GRACE < 15
+    assert "probes" in agent.offline_reason
+
+
+def test_an_agent_that_reports_and_answers_probes_stays_online_while_either_holds(
+    registry: AgentRegistry, clock: Clock
+) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    clock.now += 20  # the probe has run out, the report has not
+    assert registry.counts() == {Status.ONLINE: 1}
+    registry.reached(agent)
+    clock.now += 11  # and now the other way round
+    assert registry.counts() == {Status.ONLINE: 1}
+    assert not agent.fresh
+    clock.now += 2
+    assert registry.counts() == {Status.OFFLINE: 1}
+
+
+def test_a_shorter_stale_after_counts_at_once(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    clock.now += 10
+    registry.stale_after = 10
+    assert not agent.fresh
+    registry.update_metrics("a", report())
+    clock.now += 9
+    assert registry.get("a") is agent
+    assert agent.fresh
+
+
+def test_a_longer_stale_after_counts_for_reports_that_are_fresh(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    clock.now += 20
+    registry.stale_after = 60
+    clock.now += 39
+    registry.get("a")
+    assert agent.fresh
+    clock.now += 1
+    registry.get("a")
+    assert not agent.fresh
+
+
+def test_a_report_that_ollama_does_not_answer_takes_the_agent_offline_at_once(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report(ollama_ok=False))
+    assert status_of(agent) == "offline"
+    assert registry.select() is None
+    registry.update_metrics("a", report(ollama_ok=True))
+    assert status_of(agent) == "online"
+    assert registry.select() is agent
+
+
+def test_a_refused_connection_takes_the_agent_offline_until_it_is_heard_of(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    registry.unreachable(agent, "connection refused")
+    assert (agent.status, agent.offline_reason) == (Status.OFFLINE, "connection refused")
+    registry.update_metrics("a", report(at=1))
+    assert status_of(agent) == "online"
+
+
+def test_the_reason_for_being_offline_outlasts_the_last_probes_grace(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.unreachable(agent, "connection refused")
+    clock.now += PROBE_GRACE
+    assert registry.counts() == {Status.OFFLINE: 1}
+    assert agent.offline_reason == "connection refused"
+
+
+def test_a_probe_is_wanted_where_no_report_tells_what_it_would_tell(registry: AgentRegistry, clock: Clock) -> None:
+    agent, _ = registry.register("a", address(1))
+    assert registry.wants_probe(agent)
+    registry.update_metrics("a", report())
+    assert registry.wants_probe(agent)  # its models are not known
+    registry.update_metrics("a", report(models=entries("m")))
+    assert not registry.wants_probe(agent)
+    clock.now += 20.1
+    assert registry.wants_probe(agent)  # its reporter has been silent for a while
+
+
+# Draining
+
+
+def test_a_draining_agent_gets_no_new_requests_and_keeps_those_it_has(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    lease = registry.take(agent)
+    registry.drain(agent)
+    assert (agent.status, agent.in_flight) == (Status.DRAINING, 1)
+    assert registry.select() is None
+    assert lease.release()
+    registry.resume(agent)
+    assert registry.select() is agent
+
+
+def test_a_drain_outlasts_reports_and_probes(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.drain(agent)
+    registry.update_metrics("a", report())
+    registry.reached(agent)
+    registry.unreachable(agent, "refused")
+    assert status_of(agent) == "offline"
+    registry.reached(agent)
+    assert status_of(agent) == "draining"
+
+
+def test_registration_ends_a_drain_that_was_meant_to_last_until_then(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.drain(agent, until_registration=True)
+    registry.register("a", address(1))
+    assert status_of(agent) == "online"
+
+
+def test_registration_does_not_end_a_drain_by_a_person(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.drain(agent)
+    registry.drain(agent, until_registration=True)  # its reporter shuts down
+    registry.register("a", address(1))
+    assert status_of(agent) == "draining"
+    registry.resume(agent)
+    registry.drain(agent, until_registration=True)
+    registry.drain(agent)  # a person comes second
+    registry.register("a", address(1))
+    assert status_of(agent) == "draining"
+
+
+# Leases
+
+
+def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    lease = registry.take(agent)
+    assert (agent.in_flight, registry.in_flight) == (1, 1)
+    clock.now += 2
+    assert lease.release(Outcome.SUCCEEDED)
+    assert not lease.release(Outcome.FAILED)
+    assert agent.in_flight == 0
+    assert (agent.stats.succeeded, agent.stats.failed, agent.stats.response_seconds) == (1, 0, 2)
+
+
+def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    for outcome in (Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED):
+        lease = registry.take(agent)
+        clock.now += 1.5 if outcome is Outcome.SUCCEEDED else 100
+        lease.release(outcome)
+    registry.take(agent)
+    assert agent.describe(clock.now)["stats"] == {
+        "requests": 5,
+        "succeeded": 2,
+        "failed": 1,
+        "cancelled": 1,
+        "avg_response_time": 1500,
+        "tokens_per_second": {},
+    }
+
+
+def test_running_requests_of_a_removed_agent_finish_and_a_successor_begins_at_zero(registry: AgentRegistry) -> None:
+    [old] = fleet(registry, "a")
+    lease = registry.take(old)
+    registry.remove(old)
+    assert registry.get("a") is None
+    assert registry.select() is None
+    [new] = fleet(registry, "a")
+    assert (new.id, new.in_flight, old.in_flight) == (old.id, 0, 1)
+    assert lease.release()
+    assert (old.in_flight, new.in_flight, registry.in_flight) == (0, 0, 0)
+
+
+def test_what_is_heard_of_a_removed_agent_does_not_bring_it_back(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    registry.remove(agent)
+    registry.reached(agent)
+    registry.update_models(agent, entries("other"))
+    registry.resume(agent)
+    assert registry.select() is None
+    assert not registry.has_model("other:latest")
+    clock.now += 100
+    assert registry.counts() == {}
+
+
+# What is shown
+
+
+def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report(10, 20, 1, loaded_models=entries("m")))
+    clock.now += 1.25
+    shown = agent.describe(clock.now)
+    assert shown["metrics"]["cpu_usage"] == 10
+    assert shown["metrics"]["timestamp"] == "2026-01-31T12:00:00Z"
+    shown["metrics"] = ...
+    shown["stats"] = ...
+    assert shown == {
+        "id": agent_id("a"),
+        "name": "a",
+        "url": "http://10.0.0.1:11434",
+        "source": "registered",
+        "status": "online",
+        "models": ["m"],
+        "loaded_models": ["m"],
+        "ollama_version": None,
+        "in_flight": 0,
+        "slots": None,
+        "metrics": ...,
+        "metrics_age": 1.25,
+        "stale": False,
+        "score": 40,
+        "stats": ...,
+    }
+
+
+def test_a_registry_shows_its_counts(registry: AgentRegistry) -> None:
+    assert repr(registry) == "AgentRegistry(metrics: no agents; 0 in flight)"
+    a, b, _ = fleet(registry, "a", "b", "c")
+    registry.take(a)
+    registry.drain(b)
+    assert repr(registry) == "AgentRegistry(metrics: 1 draining, 2 online; 1 in flight)"
+
+
+def test_the_speed_of_a_model_is_a_moving_average() -> None:
+    stats = Statistics()
+    stats.learn_speed("m", 100)
+    assert stats.speeds == {"m": 100}
+    stats.learn_speed("m", 50)
+    assert stats.speeds == {"m": 90}
+
+
+def test_the_speeds_kept_of_one_agent_are_bounded() -> None:
+    stats = Statistics()
+    for number in range(MAX_SPEEDS + 10):
+        stats.learn_speed(f"m{number}", 1)
+    stats.learn_speed("m0", 2)
+    assert len(stats.speeds) == MAX_SPEEDS
+    assert stats.speeds["m0"] == pytest.approx(1.2)
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://10.0.0.1:11434", "10.0.0.1", 11434),
+        ("http://10.0.0.1:11434/", "10.0.0.1", 11434),
+        ("http://gpu-1.example.org", "gpu-1.example.org", 11434),
+        ("HTTP://GPU-1:80", "gpu-1", 80),
+        ("http://[::1]:8000", "::1", 8000),
+    ],
+)
+def test_an_address_is_read_from_a_url(url: str, host: str, port: int) -> None:
+    read = Address.parse(url)
+    assert read == Address(host, port)
+    assert Address.parse(read.url) == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "10.0.0.1:11434",
+        "https://10.0.0.1",
+        "ftp://10.0.0.1",
+        "http://",
+        "http://:11434",
+        "http://10.0.0.1:0",
+        "http://10.0.0.1:65536",
+        "http://10.0.0.1:x",
+        "http://10.0.0.1/api",
+        "http://10.0.0.1/?x=1",
+        "http://10.0.0.1#x",
+        "http://user:secret@10.0.0.1",
+        "http://:secret@10.0.0.1",
+        "http://[::1",
+        "http://10.0.0.1 ",
+        "http://10.0.0.1\r\nHost: evil",
+        "http://höst",
+    ],
+)
+def test_a_url_that_is_no_host_and_port_is_refused_with_what_to_write(url: str) -> None:
+    with pytest.raises(ValueError, match=r"http://host:port|name the port"):
+        Address.parse(url)
+
+
+def _parts(where: Address) -> tuple[str, int]:
+    return where.host, where.port

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
+from ollama_balancer.proxying.dispatch import Answer, Dispatcher, Forward
+from ollama_balancer.proxying.exchange import Exchange
+
+from agent_reporter.wire import ModelEntry
+from tests.fleet.fakes import Clock, address, entries, fleet, report
+
+CHAT = b'{"model": "m", "messages": []}'
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(clock: Clock) -> AgentRegistry:
+    return AgentRegistry(clock)
+
+
+class Asked:
+    """One request and what became of it so far."""
+
+    def __init__(
+        self,
+        registry: AgentRegistry,
+        path: str,
+        body: bytes | None = CHAT,
+        *,
+        method: str = "POST",
+        pin: str | None = None,
+    ) -> None:
+        self.dispatcher = Dispatcher(registry)
+        self.exchange = Exchange("client", dialect_of(path), registry.clock(), pin=pin)
+        self.decision = self.dispatcher.begin(self.exchange, method, path, body)
+
+    @property
+    def agent(self) -> Agent:
+        assert isinstance(self.decision, Forward), self.decision
+        return self.decision.agent
+
+    @property
+    def answer(self) -> Answer:
+        assert isinstance(self.decision, Answer), self.decision
+        return self.decision
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.answer.body)
+
+
+def test_a_request_is_forwarded_to_the_chosen_agent_and_counted_there(registry: AgentRegistry) -> None:
+    _, b = fleet(registry, "a", "b")
+    registry.update_metrics("b", report(10, 20))
+    asked = Asked(registry, "/api/chat", b'{"model": "LIBRARY/M:latest"}')
+    assert asked.agent is b
+    assert b.in_flight == 1
+    assert asked.exchange.agent is b
+    assert (asked.exchange.mode, asked.exchange.why, asked.exchange.model) == (
+        "metrics",
+        "score 30",
+        "LIBRARY/M:latest",
+    )
+    asked.exchange.end(Outcome.SUCCEEDED)
+    assert b.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/nope", "/api/nope", "/v1/nope", "/v1/messages/count_tokens", "", "http://elsewhere/api/chat"]
+)
+def test_a_path_that_ollama_does_not_have_is_answered_and_never_forwarded(registry: AgentRegistry, path: str) -> None:
+    fleet(registry, "a")
+    asked = Asked(registry, path)
+    assert asked.answer.status == 404
+    assert "error" in asked.json
+    assert registry.in_flight == 0
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_a_wrong_method_is_refused_with_those_that_are_allowed(registry: AgentRegistry, route: Route) -> None:
+    fleet(registry, "a")
+    asked = Asked(registry, route.path.replace("{}", "x"), method="PATCH")
+    assert asked.answer.status == 405
+    assert asked.answer.headers["Allow"] == ", ".join(route.methods)
+    assert "error" in asked.json
+    assert registry.in_flight == 0
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.kind is Kind.ANY], ids=lambda route: route.path)
+def test_any_agent_will_do_where_no_model_is_concerned(registry: AgentRegistry, route: Route) -> None:
+    [agent] = fleet(registry, "a")
+    assert Asked(registry, route.path, b"", method=route.methods[0]).agent is agent
+
+
+def test_a_body_that_names_no_model_goes_to_any_agent_for_its_words_of_refusal(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    for body in (None, b"", b"{", b'{"model": 5}'):
+        assert Asked(registry, "/api/chat", body).agent is agent
+
+
+def test_a_model_that_no_agent_has_is_refused_in_the_callers_protocol(registry: AgentRegistry) -> None:
+    fleet(registry, "a", "b")
+    body = b'{"model": "nope"}'
+    ollama, openai, anthropic = (
+        Asked(registry, path, body) for path in ("/api/chat", "/v1/chat/completions", "/v1/messages")
+    )
+    assert {asked.answer.status for asked in (ollama, openai, anthropic)} == {404}
+    assert ollama.json == {"error": "model 'nope' not found"}
+    assert openai.json == {
+        "error": {"message": "model 'nope' not found", "type": "not_found_error", "param": None, "code": None}
+    }
+    assert anthropic.json["type"] == "error"
+    assert anthropic.json["error"] == {"type": "not_found_error", "message": "model 'nope' not found"}
+    assert anthropic.json["request_id"].startswith("req_")
+
+
+def test_a_model_that_no_agent_has_is_refused_in_the_words_of_the_route(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    assert Asked(registry, "/api/embed", b'{"model": "nope"}').json == {
+        "error": 'model "nope" not found, try pulling it first'
+    }
+    show = Asked(registry, "/v1/models/nope", b"", method="GET")
+    assert (show.answer.status, show.json["error"]["message"]) == (404, "model 'nope:latest' not found")
+
+
+def test_an_empty_fleet_is_a_503_that_says_what_to_do(registry: AgentRegistry) -> None:
+    asked = Asked(registry, "/api/chat")
+    assert asked.answer.status == 503
+    assert int(asked.answer.headers["Retry-After"]) > 0
+    assert "ollama-agent-reporter" in asked.json["error"]
+    assert "balancer_agents" in asked.json["error"]
+    assert Asked(registry, "/v1/messages").json["error"]["type"] == "overloaded_error"
+
+
+def test_a_model_whose_agents_are_all_away_is_a_503_and_not_a_404(registry: AgentRegistry) -> None:
+    a, b, other = fleet(registry, "a", "b", "other")
+    registry.update_models(other, entries("else"))
+    registry.unreachable(a, "refused")
+    registry.drain(b)
+    asked = Asked(registry, "/api/chat")
+    assert asked.answer.status == 503
+    assert "Retry-After" in asked.answer.headers
+    assert asked.json["error"] == "no agent that has model 'm' is online: 1 draining, 1 offline, 1 online"
+    assert Asked(registry, "/api/chat", b'{"model": "nope"}').answer.status == 404
+
+
+def test_a_model_that_an_unheard_of_agent_may_have_is_a_503(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    registry.register("new", address(9))
+    asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
+    assert asked.answer.status == 503
+    assert "may have model 'nope'" in asked.json["error"]
+
+
+def test_a_request_without_a_model_is_a_503_when_all_agents_are_away(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.unreachable(agent, "refused")
+    assert Asked(registry, "/api/version", method="GET").json == {"error": "no agent is online: 1 offline"}
+
+
+# Pins
+
+
+def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
+    _, b = fleet(registry, "a", "b")
+    for pin in ("b", b.id):
+        asked = Asked(registry, "/api/chat", pin=pin)
+        assert asked.agent is b
+        assert asked.exchange.why == "named by the request"
+    assert b.in_flight == 2
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.kind in (Kind.NAMED, Kind.EVERY)], ids=lambda r: r.path)
+def test_management_of_one_host_goes_to_the_one_that_is_named(registry: AgentRegistry, route: Route) -> None:
+    _, b = fleet(registry, "a", "b")
+    assert Asked(registry, route.path.replace("{}", "x"), method=route.methods[0], pin="b").agent is b
+
+
+def test_what_concerns_one_host_has_to_name_it(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    asked = Asked(registry, "/api/push")
+    assert asked.answer.status == 400
+    assert "X-Balancer-Agent" in asked.json["error"]
+
+
+def test_a_pin_to_an_unknown_agent_is_a_404(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    asked = Asked(registry, "/api/chat", pin="nobody")
+    assert asked.answer.status == 404
+    assert "'nobody'" in asked.json["error"]
+
+
+def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.drain(a)
+    registry.unreachable(b, "refused")
+    for pin, state in (("a", "draining"), ("b", "offline")):
+        asked = Asked(registry, "/api/chat", pin=pin)
+        assert asked.answer.status == 503
+        assert "Retry-After" in asked.answer.headers
+        assert asked.json == {"error": f"agent '{pin}' is {state}"}
+
+
+def test_a_pinned_request_whose_agent_fails_is_not_sent_elsewhere(registry: AgentRegistry) -> None:
+    fleet(registry, "a", "b")
+    asked = Asked(registry, "/api/chat", pin="b")
+    asked.exchange.fail_attempt("refused")
+    asked.decision = asked.dispatcher.again(asked.exchange)
+    assert asked.answer.status == 502
+    assert "b: refused" in asked.json["error"]
+    assert registry.in_flight == 0
+
+
+# Retries
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2, 3, 10])
+def test_other_agents_are_tried_up_to_the_number_of_retries(registry: AgentRegistry, retries: int) -> None:
+    agents = fleet(registry, "a", "b", "c", "d")
+    asked = Asked(registry, "/api/chat")
+    asked.dispatcher.retries = retries
+    tried = []
+    while isinstance(asked.decision, Forward):
+        tried.append(asked.agent)
+        assert asked.agent.in_flight == 1
+        asked.exchange.fail_attempt("reset")
+        asked.decision = asked.dispatcher.again(asked.exchange)
+    assert len(tried) == min(1 + retries, len(agents))
+    assert len(set(tried)) == len(tried)
+    assert asked.answer.status == 502
+    assert all(f"{agent.name}: reset" in asked.json["error"] for agent in tried)
+    assert registry.in_flight == 0
+
+
+def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry) -> None:
+    a, b, c = fleet(registry, "a", "b", "c")
+    registry.update_models(b, entries("else"))
+    asked = Asked(registry, "/api/chat")
+    first = asked.agent
+    asked.exchange.fail_attempt("reset")
+    asked.decision = asked.dispatcher.again(asked.exchange)
+    assert {first, asked.agent} == {a, c}
+
+
+# Merged answers
+
+
+def test_lists_are_answered_for_the_whole_fleet_without_asking_anyone(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_models(b, entries("m", "n"))
+    a.loaded = [ModelEntry(name="m")]
+    tags, ps, models = (Asked(registry, path, None, method="GET") for path in ("/api/tags", "/api/ps", "/v1/models"))
+    assert {asked.answer.status for asked in (tags, ps, models)} == {200}
+    assert sorted(entry["name"] for entry in tags.json["models"]) == ["m", "n"]
+    assert ps.json == {"models": [{"name": "m", "agent": "a"}]}
+    assert sorted(entry["id"] for entry in models.json["data"]) == ["m", "n"]
+    assert tags.answer.problem is None
+    assert registry.in_flight == 0
+
+
+def test_lists_leave_out_agents_that_are_offline(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_models(b, entries("n"))
+    registry.unreachable(a, "refused")
+    assert Asked(registry, "/api/tags", None, method="GET").json == {"models": [{"name": "n"}]}
+    registry.unreachable(b, "refused")
+    asked = Asked(registry, "/v1/models", None, method="GET")
+    assert asked.answer.status == 503
+    assert asked.json["error"]["type"] == "api_error"
+
+
+def test_a_pinned_list_comes_from_that_agent(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    assert Asked(registry, "/api/tags", None, method="GET", pin="a").agent is agent

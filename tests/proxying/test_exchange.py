@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+from ollama_balancer.fleet.agent import Outcome
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.proxying.exchange import Exchange
+
+from tests.fleet.fakes import Clock, fleet
+
+
+def exchange(started: float = 1000.0) -> Exchange:
+    return Exchange("client", Dialect.OLLAMA, started)
+
+
+def test_an_exchange_ends_once_and_gives_its_lease_back_once() -> None:
+    registry = AgentRegistry(Clock())
+    [agent] = fleet(registry, "a")
+    ours = exchange()
+    ours.take(registry.take(agent))
+    assert ours.end(Outcome.FAILED, "reset")
+    assert not ours.end(Outcome.SUCCEEDED)
+    assert (ours.outcome, ours.problem) == (Outcome.FAILED, "reset")
+    assert (agent.in_flight, agent.stats.failed, agent.stats.succeeded) == (0, 1, 0)
+
+
+def test_an_exchange_without_an_agent_can_end() -> None:
+    ours = exchange()
+    assert ours.end(Outcome.SUCCEEDED)
+    assert ours.agent is None
+
+
+def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_next() -> None:
+    registry = AgentRegistry(Clock())
+    a, b = fleet(registry, "a", "b")
+    ours = exchange()
+    ours.take(registry.take(a))
+    assert ours.fail_attempt("refused") is a
+    assert ours.fail_attempt("refused again") is None
+    ours.take(registry.take(b))
+    assert ours.end(Outcome.SUCCEEDED)
+    assert (a.stats.failed, b.stats.succeeded, registry.in_flight) == (1, 1, 0)
+    assert (ours.agent, ours.attempts, ours.tried) == (b, 2, [a, b])
+    assert [(failure.agent, failure.reason) for failure in ours.failures] == [("a", "refused")]
+
+
+def test_the_end_stops_the_timer() -> None:
+    async def scenario() -> asyncio.TimerHandle:
+        ours = exchange()
+        timer = ours.timer = asyncio.get_running_loop().call_later(3600, print)
+        ours.end(Outcome.CANCELLED)
+        assert ours.timer is None
+        return timer
+
+    assert asyncio.run(scenario()).cancelled()
+
+
+def test_the_record_of_an_exchange_is_json() -> None:
+    clock = Clock()
+    registry = AgentRegistry(clock)
+    a, b = fleet(registry, "a", "b")
+    ours = exchange(clock.now)
+    ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
+    ours.take(registry.take(a))
+    ours.fail_attempt("refused")
+    ours.take(registry.take(b))
+    ours.first_byte = clock.now + 0.25
+    ours.tokens_per_second = 81.2345
+    ours.end(Outcome.SUCCEEDED)
+    record = ours.record(clock.now + 1.5)
+    assert json.loads(json.dumps(record)) == {
+        "agent": "b",
+        "url": "http://10.0.0.2:11434",
+        "mode": "metrics",
+        "why": "score 30",
+        "model": "Tiny-A",
+        "pinned": True,
+        "attempts": 2,
+        "failures": [{"agent": "a", "reason": "refused"}],
+        "outcome": "succeeded",
+        "problem": None,
+        "first_byte_ms": 250.0,
+        "total_ms": 1500.0,
+        "tokens_per_second": 81.23,
+    }
+
+
+def test_the_record_of_an_exchange_that_has_just_begun_is_json() -> None:
+    record = json.loads(json.dumps(exchange().record(1000.0)))
+    assert (record["agent"], record["outcome"], record["attempts"], record["total_ms"]) == (None, None, 0, 0)

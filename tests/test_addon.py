@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mitmproxy import exceptions
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.test import taddons, tflow, tutils
+from ollama_balancer import credentials, options
+from ollama_balancer.addon import Balancer
+from ollama_balancer.fleet.agent import Source
+
+TOKEN = "some-token-for-tests"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(credentials.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(options.MODE_ENVIRONMENT, raising=False)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[tuple[Balancer, taddons.context]]:
+    balancer = Balancer()
+    with taddons.context(Proxyserver(), balancer) as running:
+        running.configure(balancer, confdir=str(tmp_path), balancer_token=TOKEN)
+        balancer._running = True
+        yield balancer, running
+
+
+def test_the_mode_can_be_changed_live_and_is_logged(
+    context: tuple[Balancer, taddons.context], caplog: pytest.LogCaptureFixture
+) -> None:
+    balancer, running = context
+    caplog.set_level(logging.INFO)
+    assert balancer.registry.mode == "metrics"
+    running.configure(balancer, balancer_mode="roundrobin")
+    assert balancer.registry.mode == "roundrobin"
+    assert caplog.messages.count("Load balancer mode: roundrobin") == 1
+    running.configure(balancer, balancer_retries=1)
+    assert caplog.messages.count("Load balancer mode: roundrobin") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("balancer_mode", "least_requests", "fastest"),
+        ("balancer_stale_after", 60, 0),
+        ("balancer_retries", 1, -1),
+        ("balancer_agents", ["a=http://10.0.0.1"], ["a=https://10.0.0.1"]),
+        ("balancer_token", "another-token", "short"),
+        ("stream_large_bodies", None, "1m"),
+    ],
+)
+def test_a_bad_live_value_is_refused_and_the_old_one_stays(
+    context: tuple[Balancer, taddons.context], name: str, good: object, bad: object
+) -> None:
+    balancer, running = context
+    running.configure(balancer, **{name: good})
+    before = balancer.settings
+    with pytest.raises(exceptions.OptionsError, match=name):
+        running.configure(balancer, **{name: bad})
+    assert getattr(running.options, name) == good
+    assert balancer.settings == before
+    running.configure(balancer, balancer_connect_timeout=7)  # and goes on to work
+    assert balancer.settings
+    assert balancer.settings.connect_timeout == 7
+
+
+def test_a_bad_value_at_the_start_is_one_logged_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    balancer = Balancer()
+    with taddons.context(Proxyserver(), balancer) as starting:
+        starting.configure(balancer, confdir=str(tmp_path), balancer_token=TOKEN)
+        caplog.clear()
+        starting.configure(balancer, balancer_mode="fastest")
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].exc_info is None
+    assert "balancer_mode" in errors[0].message
+    assert "roundrobin" in errors[0].message
+
+
+def test_settings_reach_those_who_keep_to_them(context: tuple[Balancer, taddons.context]) -> None:
+    balancer, running = context
+    running.configure(balancer, balancer_stale_after=77, balancer_retries=5, balancer_response_timeout=9000)
+    assert balancer.registry.stale_after == 77
+    assert balancer.dispatcher.retries == 5
+    assert running.options.tcp_timeout > 9000
+    assert running.options.connection_strategy == "lazy"
+
+
+def test_static_agents_come_and_go_with_the_option(context: tuple[Balancer, taddons.context]) -> None:
+    balancer, running = context
+    running.configure(balancer, balancer_agents=["a=http://10.0.0.1,b=http://10.0.0.2"])
+    assert [(agent.name, agent.source) for agent in balancer.registry] == [
+        ("a", Source.STATIC),
+        ("b", Source.STATIC),
+    ]
+    running.configure(balancer, balancer_agents=["b=http://10.0.0.3"])
+    assert [(agent.name, agent.address.host) for agent in balancer.registry] == [("b", "10.0.0.3")]
+
+
+def test_the_environment_gives_the_default_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(options.MODE_ENVIRONMENT, "least_requests")
+    balancer = Balancer()
+    with taddons.context(Proxyserver(), balancer) as running:
+        running.configure(balancer, confdir=str(tmp_path), balancer_token=TOKEN)
+        assert balancer.registry.mode == "least_requests"
+
+
+def test_a_token_is_made_in_the_confdir(tmp_path: Path) -> None:
+    balancer = Balancer()
+    with taddons.context(Proxyserver(), balancer) as running:
+        running.configure(balancer, confdir=str(tmp_path))
+        assert balancer.token
+        assert balancer.token.file == tmp_path / credentials.FILE_NAME
+
+
+def test_the_token_is_taken_out_of_the_flow(context: tuple[Balancer, taddons.context]) -> None:
+    balancer, _ = context
+    flow = tflow.tflow(req=tutils.treq(path=b"/api/chat"))
+    flow.request.headers["authorization"] = f"bearer  {TOKEN}"
+    balancer.requestheaders(flow)
+    assert "authorization" not in flow.request.headers
+
+
+def test_another_services_key_stays_in_a_request_to_ollama_but_not_in_a_control_call(
+    context: tuple[Balancer, taddons.context],
+) -> None:
+    balancer, _ = context
+    for path, stays in ((b"/api/chat", True), (b"/api/agents", False)):
+        flow = tflow.tflow(req=tutils.treq(path=path))
+        flow.request.headers["authorization"] = "Bearer someone-elses"
+        balancer.requestheaders(flow)
+        assert ("authorization" in flow.request.headers) is stays
+
+
+def test_connect_is_refused(context: tuple[Balancer, taddons.context]) -> None:
+    balancer, _ = context
+    flow = tflow.tflow()
+    balancer.http_connect(flow)
+    assert flow.response
+    assert flow.response.status_code == 403
+
+
+def test_the_mode_command_shows_and_changes_the_mode(context: tuple[Balancer, taddons.context]) -> None:
+    balancer, running = context
+    assert running.command(balancer.mode_command) == "metrics"
+    assert running.command(balancer.mode_command, "roundrobin") == "roundrobin"
+    assert running.options.balancer_mode == "roundrobin"
+
+
+def test_a_static_agent_named_like_anothers_id_is_refused_with_the_options_name() -> None:
+    from ollama_balancer.fleet.agent import agent_id
+
+    with context() as (balancer, tctx):
+        balancer.running_for_tests = True  # placeholder

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from ollama_balancer import options
+from ollama_balancer.fleet.agent import Address
+from ollama_balancer.fleet.policies import POLICIES
+
+DEFAULTS: dict[str, object] = {
+    "balancer_mode": "metrics",
+    "balancer_agents": [],
+    "balancer_token": "",
+    "balancer_demo": 0,
+    "balancer_stale_after": 30,
+    "balancer_connect_timeout": 5,
+    "balancer_response_timeout": 600,
+    "balancer_retries": 2,
+    "stream_large_bodies": None,
+}
+
+
+def read(**changes: object) -> options.Settings:
+    return options.read(SimpleNamespace(**(DEFAULTS | changes)))
+
+
+def test_the_defaults_are_accepted() -> None:
+    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2)
+
+
+@pytest.mark.parametrize("mode", POLICIES)
+def test_every_policy_is_a_mode(mode: str) -> None:
+    assert read(balancer_mode=mode).mode == mode
+
+
+@pytest.mark.parametrize("mode", ["", "fastest", "METRICS", "metrics ", "x" * 1000])
+def test_an_unknown_mode_is_refused_with_a_list_of_the_modes(mode: str) -> None:
+    with pytest.raises(ValueError, match="balancer_mode") as refused:
+        read(balancer_mode=mode)
+    assert ", ".join(POLICIES) in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("balancer_demo", 0, 100),
+        ("balancer_stale_after", 1, 86_400),
+        ("balancer_connect_timeout", 1, 3600),
+        ("balancer_response_timeout", 1, 86_400),
+        ("balancer_retries", 0, 100),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_range(name: str, low: int, high: int) -> None:
+    for value in (low, high):
+        assert getattr(read(**{name: value}), name.removeprefix("balancer_")) == value
+    for bad in (low - 1, high + 1, -1, 10**30, "5", None):
+        with pytest.raises(ValueError, match=rf"^{name}: .* from {low} to {high}$"):
+            read(**{name: bad})
+
+
+def test_stream_large_bodies_is_refused_with_a_reason() -> None:
+    with pytest.raises(ValueError, match=r"^stream_large_bodies .* whole request"):
+        read(stream_large_bodies="1m")
+
+
+def test_an_unusable_token_is_refused_without_being_shown() -> None:
+    with pytest.raises(ValueError, match=r"^balancer_token: .* 8 to 512") as refused:
+        read(balancer_token="secret")
+    assert "secret" not in str(refused.value)
+    assert read(balancer_token="secret-secret").token == "secret-secret"
+
+
+def test_static_agents_have_a_name_or_are_called_by_their_address() -> None:
+    assert options.static_agents(["gpu-1=http://10.0.0.1:8000", "http://10.0.0.2", "http://[::1]:11434/"]) == (
+        ("gpu-1", Address("10.0.0.1", 8000)),
+        ("10.0.0.2:11434", Address("10.0.0.2", 11434)),
+        ("[::1]:11434", Address("::1", 11434)),
+    )
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["a=http://10.0.0.1", "http://10.0.0.2"],
+        ["a=http://10.0.0.1,http://10.0.0.2"],
+        [" a=http://10.0.0.1 , http://10.0.0.2,"],
+        ["", "a=http://10.0.0.1", "http://10.0.0.2"],
+    ],
+)
+def test_several_agents_may_come_in_one_value(entries: list[str]) -> None:
+    assert [name for name, _ in options.static_agents(entries)] == ["a", "10.0.0.2:11434"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "10.0.0.1:11434",
+        "gpu-1",
+        "gpu-1=10.0.0.1:11434",
+        "=http://10.0.0.1",
+        "a/b=http://10.0.0.1",
+        "a b=http://10.0.0.1",
+        "-a=http://10.0.0.1",
+        "a\n=http://10.0.0.1",
+        "x" * 65 + "=http://10.0.0.1",
+        "a=https://10.0.0.1",
+        "a=http://10.0.0.1:0",
+        "a=http://10.0.0.1:99999",
+        "a=http://10.0.0.1/v1",
+        "a=http://user:pass@10.0.0.1",
+        "http://10.0.0.1 http://10.0.0.2",
+    ],
+)
+def test_what_is_no_agent_is_refused_with_what_is_accepted(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"^balancer_agents: ") as refused:
+        options.static_agents(["ok=http://10.0.0.9", entry])
+    assert re.search(r"http://host:port|letters, digits", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "entries", [["a=http://10.0.0.1", "a=http://10.0.0.2"], ["http://10.0.0.1", "http://10.0.0.1:11434"]]
+)
+def test_two_agents_of_one_name_are_refused(entries: list[str]) -> None:
+    with pytest.raises(ValueError, match="two agents called"):
+        read(balancer_agents=entries)
