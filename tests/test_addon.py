@@ -8,9 +8,10 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons, tflow, tutils
+
 from ollama_balancer import credentials, options
 from ollama_balancer.addon import Balancer
-from ollama_balancer.fleet.agent import Source
+from ollama_balancer.fleet.agent import Source, agent_id
 
 TOKEN = "some-token-for-tests"
 
@@ -152,8 +153,12 @@ def test_the_mode_command_shows_and_changes_the_mode(context: tuple[Balancer, ta
     assert running.options.balancer_mode == "roundrobin"
 
 
-def test_a_static_agent_named_like_anothers_id_is_refused_with_the_options_name() -> None:
-    from ollama_balancer.fleet.agent import agent_id
-
-    with context() as (balancer, tctx):
-        balancer.running_for_tests = True  # placeholder
+def test_a_static_agent_named_like_anothers_id_is_refused_with_the_options_name(
+    context: tuple[Balancer, taddons.context],
+) -> None:
+    balancer, running = context
+    balancer._running = True
+    taken = agent_id("a")
+    with pytest.raises(exceptions.OptionsError, match=r"balancer_agents: .*another agent's id"):
+        running.configure(balancer, balancer_agents=["a=http://10.0.0.1", f"{taken}=http://10.0.0.2"])
+    assert [agent.name for agent in balancer.registry] == []

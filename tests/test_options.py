@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+
 from ollama_balancer import options
 from ollama_balancer.fleet.agent import Address
 from ollama_balancer.fleet.policies import POLICIES

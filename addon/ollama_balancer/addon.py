@@ -164,7 +164,7 @@ class Balancer:
             ) from e
 
     def _set_static_agents(self, settings: options.Settings) -> None:
-        """Take in the agents of the options and let go of those that are in them no more. ValueError names the option."""
+        """Take in the agents of the option, and let go of those that are in it no more. ValueError names the option."""
         wanted = dict(settings.agents)
         for name in self.static - wanted.keys():
             agent = self.registry.get(name)
@@ -345,7 +345,7 @@ class Balancer:
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
         pin = flow.request.headers.get(AGENT_HEADER)
-        exchange = Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock(), pin=pin)
+        exchange = Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin)
         flow.request.headers.pop(AGENT_HEADER, None)
         exchange.origin = flow.request.headers.get("origin")
         return exchange
@@ -440,7 +440,7 @@ class Balancer:
         length = response.headers.get("content-length", "")
         if watcher.streamed or not length.isascii() or not length.isdigit() or int(length) > BUFFERED_ANSWER:
             response.stream = _passing_on(exchange, watcher, response)
-        annotate(flow, exchange, self.registry.clock())
+        annotate(flow, exchange)
 
     def response(self, flow: http.HTTPFlow) -> None:
         self._authorized.discard(flow.id)
@@ -455,8 +455,8 @@ class Balancer:
             else:
                 watcher.feed(response.raw_content or b"")
             self._judge(exchange, watcher, response)
-        exchange.end(Outcome.FAILED, "the balancer failed to route it")  # no effect on one that has ended
-        annotate(flow, exchange, self.registry.clock())
+        exchange.end(Outcome.FAILED, "the balancer failed to route it")
+        annotate(flow, exchange)
 
     def error(self, flow: http.HTTPFlow) -> None:
         self._authorized.discard(flow.id)
@@ -468,7 +468,7 @@ class Balancer:
         exchange.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
         if exchange.watcher is not None and flow.response is not None:
             flow.response.raw_content = exchange.watcher.kept
-        annotate(flow, exchange, self.registry.clock())
+        annotate(flow, exchange)
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent died in the middle of its answer."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
+
 from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
 from ollama_balancer.fleet.agent import Source, agent_id
 from ollama_balancer.fleet.registry import AgentRegistry
-from starlette.types import Receive, Scope, Send
-
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 METRICS: dict[str, Any] = {

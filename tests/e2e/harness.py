@@ -188,7 +188,9 @@ def running_proxy(
         proxy.stop()
 
 
-def refused_start(confdir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def refused_start(
+    confdir: Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a mitmdump that is expected to refuse to start."""
     return subprocess.run(
         command(confdir, free_port(), *arguments),
@@ -260,7 +262,9 @@ class Hosts:
 class RawHost:
     """A host that does to each connection what the test says: for wire behaviour that no Ollama shows."""
 
-    def __init__(self, loop_owner: Hosts, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]):
+    def __init__(
+        self, loop_owner: Hosts, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    ):
         self.owner = loop_owner
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

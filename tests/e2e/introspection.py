@@ -16,9 +16,7 @@ class Introspection:
             this = balancer()
             connections = ctx.master.addons.get("proxyserver").connections
             value = {
-                "tasks": Counter(
-                    re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()
-                ),
+                "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),
                 "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
                 "exchanges": len(this.exchanges),

@@ -46,7 +46,10 @@ def test_the_openai_client_chats_streamed_and_not(tmp_path: Path, hosts: Hosts) 
     with running_proxy(tmp_path, *two_hosts(hosts)) as proxy:
         proxy.wait_online("one", "two")
         with openai.OpenAI(
-            base_url=f"{proxy.url}/v1", api_key="unused", http_client=httpx.Client(trust_env=False), max_retries=0
+            base_url=f"{proxy.url}/v1",
+            api_key="unused",
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+            max_retries=0,
         ) as client:
             whole = client.chat.completions.create(model="llama3.2", messages=[{"role": "user", "content": "hello"}])
             assert whole.choices[0].message.content
@@ -70,7 +73,10 @@ def test_a_stream_that_breaks_off_is_the_clients_own_error(tmp_path: Path, hosts
         with pytest.raises(ollama.ResponseError, match="failed in the middle of its answer"):
             list(ollama.Client(proxy.url, trust_env=False).generate("llama3.2", "hi", stream=True))
         with openai.OpenAI(
-            base_url=f"{proxy.url}/v1", api_key="unused", http_client=httpx.Client(trust_env=False), max_retries=0
+            base_url=f"{proxy.url}/v1",
+            api_key="unused",
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+            max_retries=0,
         ) as client:
             stream = client.chat.completions.create(
                 model="llama3.2", messages=[{"role": "user", "content": "hello"}], stream=True

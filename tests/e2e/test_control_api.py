@@ -85,7 +85,9 @@ def test_ids_are_stable_across_restarts_and_an_agent_without_url_is_the_caller(t
 
 
 def test_a_drained_agent_gets_nothing_new_and_finishes_what_runs(tmp_path: Path, hosts: Hosts) -> None:
-    slow = hosts.start("slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=20, output_tokens=20, num_parallel=2))
+    slow = hosts.start(
+        "slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=20, output_tokens=20, num_parallel=2)
+    )
     other = hosts.start("other")
     agents = f"balancer_agents=slow={slow.url},other={other.url}"
     with running_proxy(tmp_path, "--set", agents) as proxy:
@@ -136,7 +138,9 @@ def test_a_deleted_agents_running_request_finishes(tmp_path: Path, hosts: Hosts)
 
 def test_health_and_totals(tmp_path: Path, hosts: Hosts) -> None:
     host = hosts.start("one")
-    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url},gone=http://127.0.0.1:{free_port()}") as proxy:
+    with running_proxy(
+        tmp_path, "--set", f"balancer_agents=one={host.url},gone=http://127.0.0.1:{free_port()}"
+    ) as proxy:
         proxy.wait_online("one")
         assert proxy.http.get("/health").status_code == 200
         proxy.generate()

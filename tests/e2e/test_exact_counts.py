@@ -77,7 +77,7 @@ def test_after_a_storm_of_requests_aborts_and_deaths_every_count_is_zero(tmp_pat
 
         def settled() -> bool:
             state = proxy.introspect()
-            return state["exchanges"] == 0 and state["servers"] == 0 and state["clients"] == before["clients"]
+            return bool(state["exchanges"] == state["servers"] == 0 and state["clients"] == before["clients"])
 
         wait_until(settled, "all connections and requests are over")
         after = proxy.introspect()

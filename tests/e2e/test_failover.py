@@ -17,7 +17,9 @@ from tests.e2e.harness import Hosts, Proxy, free_port, running_proxy, wait_until
 
 
 @contextmanager
-def two_agents(tmp_path: Path, hosts: Hosts, *arguments: str) -> Iterator[tuple[Proxy, SimulatedOllama, SimulatedOllama]]:
+def two_agents(
+    tmp_path: Path, hosts: Hosts, *arguments: str
+) -> Iterator[tuple[Proxy, SimulatedOllama, SimulatedOllama]]:
     """`bad` is preferred: its score is the lower."""
     bad, good = hosts.start("bad"), hosts.start("good")
     agents = f"balancer_agents=bad={bad.url},good={good.url}"
@@ -115,7 +117,7 @@ def test_no_more_than_balancer_retries_other_agents_are_tried(tmp_path: Path, ho
 
 
 def test_a_pinned_request_is_not_sent_elsewhere(tmp_path: Path, hosts: Hosts) -> None:
-    with two_agents(tmp_path, hosts) as (proxy, bad, good):
+    with two_agents(tmp_path, hosts) as (proxy, bad, _):
         assert proxy.generate(headers={"X-Balancer-Agent": "good"}).headers["X-Balancer-Agent"] == "good"
         bad.faults.close_before_head = True
         assert proxy.generate(headers={"X-Balancer-Agent": "bad"}).status_code == 502
@@ -160,6 +162,7 @@ def test_an_answer_of_known_length_that_breaks_off_is_a_clean_502(tmp_path: Path
         listener = socket.create_server(("127.0.0.1", 0))
         proxy.register("cutter", f"http://127.0.0.1:{listener.getsockname()[1]}")
         proxy.report("cutter", models=["llama3.2"])
+
         def cut() -> None:
             while True:
                 try:
@@ -168,7 +171,9 @@ def test_an_answer_of_known_length_that_breaks_off_is_a_clean_502(tmp_path: Path
                     return
                 with connection:
                     if b"generate" in connection.recv(65536):
-                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+                        connection.sendall(
+                            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+                        )
 
         thread = threading.Thread(target=cut, daemon=True)
         thread.start()

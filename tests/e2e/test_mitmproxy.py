@@ -81,9 +81,7 @@ def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: P
         async def ask_and_edit() -> httpx.Response:
             async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
                 task = asyncio.create_task(
-                    asker.post(
-                        proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False}
-                    )
+                    asker.post(proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
                 )
 
                 def held() -> str | None:
@@ -108,7 +106,9 @@ def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: P
 def test_a_reload_of_the_script_drops_nothing(tmp_path: Path, hosts: Hosts) -> None:
     copy = tmp_path / "addon"
     shutil.copytree(ROOT / "addon", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    slow = hosts.start("slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=45, num_parallel=4))
+    slow = hosts.start(
+        "slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=45, num_parallel=4)
+    )
     with running_proxy(tmp_path, addon=copy / "balancer.py") as proxy:
         proxy.register("slow", slow.url)
         proxy.wait_online("slow")

@@ -72,7 +72,7 @@ def test_the_one_agent_whose_metrics_are_stale_comes_last(tmp_path: Path, hosts:
         def only_silent_is_stale() -> bool:
             for name in ("a", "b"):
                 proxy.report(name, cpu=50.0)
-            return proxy.agents()["silent"]["stale"]
+            return bool(proxy.agents()["silent"]["stale"])
 
         assert not proxy.agents()["silent"]["stale"]
         wait_until(only_silent_is_stale, "the report of the silent agent is stale")

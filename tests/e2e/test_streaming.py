@@ -27,13 +27,17 @@ def balanced_flows(file: Path) -> list[http.HTTPFlow]:
     return [flow for flow in flows if "balancer" in flow.metadata]
 
 
-def answering_host(hosts: Hosts, gates: list[threading.Event] | None = None, seen: list[bytes] | None = None) -> RawHost:
+def answering_host(
+    hosts: Hosts, gates: list[threading.Event] | None = None, seen: list[bytes] | None = None
+) -> RawHost:
     """A host that sends `CHUNKS`, each (but the first) when its gate opens, and keeps the requests it saw."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+            length = next(
+                (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
+            )
             body = await reader.readexactly(length)
             if seen is not None and not head.startswith(b"GET"):
                 seen.append(head + body)

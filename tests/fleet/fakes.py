@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from agent_reporter.wire import AgentMetrics, ModelEntry
 from ollama_balancer.fleet.agent import Address, Agent
 from ollama_balancer.fleet.registry import AgentRegistry
-
-from agent_reporter.wire import AgentMetrics, ModelEntry
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

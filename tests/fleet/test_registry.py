@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+
 from ollama_balancer.fleet import registry as registry_module
 from ollama_balancer.fleet.agent import MAX_SPEEDS, Address, Agent, Outcome, Source, Statistics, Status, agent_id
 from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry
-
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 
@@ -325,12 +325,11 @@ def test_registration_does_not_end_a_drain_by_a_person(registry: AgentRegistry) 
 # Leases
 
 
-def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry, clock: Clock) -> None:
+def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     lease = registry.take(agent)
     assert (agent.in_flight, registry.in_flight) == (1, 1)
-    clock.now += 2
-    assert lease.release(Outcome.SUCCEEDED)
+    assert lease.release(Outcome.SUCCEEDED, 2)
     assert not lease.release(Outcome.FAILED)
     assert agent.in_flight == 0
     assert (agent.stats.succeeded, agent.stats.failed, agent.stats.response_seconds) == (1, 0, 2)
@@ -340,8 +339,7 @@ def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, cl
     [agent] = fleet(registry, "a")
     for outcome in (Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED):
         lease = registry.take(agent)
-        clock.now += 1.5 if outcome is Outcome.SUCCEEDED else 100
-        lease.release(outcome)
+        lease.release(outcome, 1.5 if outcome is Outcome.SUCCEEDED else 100)
     registry.take(agent)
     assert agent.describe(clock.now)["stats"] == {
         "requests": 5,

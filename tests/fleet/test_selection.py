@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+
 from ollama_balancer.fleet.agent import Agent, Source
 from ollama_balancer.fleet.policies import DEFAULT_POLICY, POLICIES
 from ollama_balancer.fleet.registry import MAX_POOLS, PROBE_GRACE, AgentRegistry
-
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from ollama_balancer.ollama.errors import error_body, error_event, error_object, model_not_found
 from ollama_balancer.ollama.routes import Dialect, dialect_of, find_route
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import json
 
+from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama import merging
-
-from agent_reporter.wire import ModelEntry
 from tests.fleet.fakes import Clock, fleet
 
 OLD, NEW = "2026-11-23T18:50:48.263151753Z", "2026-11-23T20:00:00.5+01:00"

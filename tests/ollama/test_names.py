@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ollama_balancer.ollama.names import canonical_name
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ollama_balancer.ollama.requests import requested_model
 from ollama_balancer.ollama.routes import ROUTES, Kind, find_route
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of, find_route
 
 

@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 import pytest
+
+from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
 from ollama_balancer.proxying.dispatch import Answer, Dispatcher, Forward
 from ollama_balancer.proxying.exchange import Exchange
-
-from agent_reporter.wire import ModelEntry
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 CHAT = b'{"model": "m", "messages": []}'
@@ -39,7 +39,7 @@ class Asked:
         pin: str | None = None,
     ) -> None:
         self.dispatcher = Dispatcher(registry)
-        self.exchange = Exchange("client", dialect_of(path), registry.clock(), pin=pin)
+        self.exchange = Exchange("client", dialect_of(path), registry.clock, pin=pin)
         self.decision = self.dispatcher.begin(self.exchange, method, path, body)
 
     @property

@@ -7,12 +7,11 @@ from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.proxying.exchange import Exchange
-
 from tests.fleet.fakes import Clock, fleet
 
 
-def exchange(started: float = 1000.0) -> Exchange:
-    return Exchange("client", Dialect.OLLAMA, started)
+def exchange(clock: Clock | None = None) -> Exchange:
+    return Exchange("client", Dialect.OLLAMA, clock or Clock())
 
 
 def test_an_exchange_ends_once_and_gives_its_lease_back_once() -> None:
@@ -61,7 +60,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
     clock = Clock()
     registry = AgentRegistry(clock)
     a, b = fleet(registry, "a", "b")
-    ours = exchange(clock.now)
+    ours = exchange(clock)
     ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
     ours.take(registry.take(a))
     ours.fail_attempt("refused")
@@ -69,7 +68,8 @@ def test_the_record_of_an_exchange_is_json() -> None:
     ours.first_byte = clock.now + 0.25
     ours.tokens_per_second = 81.2345
     ours.end(Outcome.SUCCEEDED)
-    record = ours.record(clock.now + 1.5)
+    clock.now += 1.5
+    record = ours.record()
     assert json.loads(json.dumps(record)) == {
         "agent": "b",
         "url": "http://10.0.0.2:11434",
@@ -88,5 +88,5 @@ def test_the_record_of_an_exchange_is_json() -> None:
 
 
 def test_the_record_of_an_exchange_that_has_just_begun_is_json() -> None:
-    record = json.loads(json.dumps(exchange().record(1000.0)))
+    record = json.loads(json.dumps(exchange().record()))
     assert (record["agent"], record["outcome"], record["attempts"], record["total_ms"]) == (None, None, 0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; none waits for it when all is well."""
 INSTANT = Timing(time_scale=0, num_parallel=1000, max_loaded=3)
 MODELS = (

@@ -21,8 +21,7 @@ async def openai_client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 def test_the_ollama_client_chats_streamed_and_not() -> None:
     async def main() -> None:
-        async with running() as sim:
-            client = ollama.AsyncClient(host=sim.url)
+        async with running() as sim, ollama.AsyncClient(host=sim.url) as client:
             expected = sim.expected_text("why?")
             assert (await client.chat("llama3.2", ASKED)).message.content == expected
             parts = [part async for part in await client.chat("llama3.2", ASKED, stream=True)]
@@ -35,8 +34,7 @@ def test_the_ollama_client_chats_streamed_and_not() -> None:
 
 def test_the_ollama_client_generates_embeds_and_looks_around() -> None:
     async def main() -> None:
-        async with running() as sim:
-            client = ollama.AsyncClient(host=sim.url)
+        async with running() as sim, ollama.AsyncClient(host=sim.url) as client:
             assert (await client.generate("qwen3", "why?")).response == sim.expected_text("why?")
             assert len((await client.embed("nomic-embed-text", ["a", "b"])).embeddings) == 2
             assert [m.model for m in (await client.list()).models] == [model.full_name for model in sim.models]

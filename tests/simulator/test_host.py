@@ -11,6 +11,7 @@ from typing import Any
 
 import h11
 import pytest
+
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing, host
 from ollama_balancer.simulator.connection import BODY_LIMIT
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama
 from ollama_balancer.simulator.models import model_key
 from ollama_balancer.simulator.requests import RefusedError, keep_alive, read_object

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import httpx
-import ollama_balancer.simulator
 import pytest
+
+import ollama_balancer.simulator
 from ollama_balancer.simulator.__main__ import build, parse
 
 from .support import PATIENCE
@@ -23,7 +24,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_tells_its_url_serves_and_ends_cleanly_on_a_signal(number: signal.Signals) -> None:
-    with launch("--port", "0", "--name", "gpu-1", "--models", "llama3.2,qwen3", "--decode-rate", "40") as process:
+    with launch("--port", "0", "--name", "gpu-1", "--models", "llama3.2,qwen3", "--load", "0.01") as process:
         try:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())

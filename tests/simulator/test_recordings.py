@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ollama_balancer.simulator import SimulatedModel, Timing
 
 from .support import Client, Response, connected, events_of, running

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+
 from ollama_balancer.simulator import Faults, SimulatedModel, Timing
 from ollama_balancer.simulator.timing import Scheduler
 

@@ -59,11 +59,10 @@ class Pool:
 
     def changed(self, agent: Agent) -> None:
         """The agent's metrics are others, or no longer fresh."""
-        self.board.update(agent)
-        if agent.hot or agent not in self.board:
-            self.cool.discard(agent)
-        else:
+        if self.board.update(agent) and not agent.hot:
             self.cool.add(agent)
+        else:
+            self.cool.discard(agent)
 
     def has_cool(self, exclude: Collection[Agent]) -> bool:
         """Whether one of those that may be chosen has a CPU at or under 80 %."""

@@ -46,19 +46,20 @@ _UNKNOWN = ""
 class Lease:
     """A request in flight on an agent: a handle that counts once."""
 
-    __slots__ = ("_registry", "agent", "released", "taken_at")
+    __slots__ = ("agent", "released")
 
-    def __init__(self, registry: AgentRegistry, agent: Agent, taken_at: float) -> None:
-        self._registry = registry
+    def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.taken_at = taken_at
         self.released = False
 
     def __repr__(self) -> str:
         return f"Lease({self.agent.name}, {'released' if self.released else 'held'})"
 
-    def release(self, outcome: Outcome = SUCCEEDED) -> bool:
-        """End the request; False (and no effect) if it has ended before."""
+    def release(self, outcome: Outcome = SUCCEEDED, seconds: float = 0.0) -> bool:
+        """End the request; False (and no effect) if it has ended before.
+
+        `seconds` is how long it took, for the statistics of the succeeded.
+        """
         if self.released:
             return False
         self.released = True
@@ -69,7 +70,7 @@ class Lease:
         stats = agent.stats
         if outcome is SUCCEEDED:
             stats.succeeded += 1
-            stats.response_seconds += self._registry.clock() - self.taken_at
+            stats.response_seconds += seconds
         elif outcome is FAILED:
             stats.failed += 1
         else:
@@ -229,7 +230,8 @@ class AgentRegistry:
         agent.fresh = True
         self._reports[agent] = now
         self._reports.move_to_end(agent)
-        self._next_expiry = min(self._next_expiry, now + self._stale_after)
+        if now + self._stale_after < self._next_expiry:
+            self._next_expiry = now + self._stale_after
         if metrics.loaded_models is not None:
             agent.loaded = metrics.loaded_models
         if metrics.ollama_version is not None:
@@ -247,11 +249,12 @@ class AgentRegistry:
     def update_models(self, agent: Agent, entries: list[ModelEntry]) -> None:
         """Store which models the agent has."""
         names = [entry.name for entry in entries]
-        if agent.models is not None and names == agent.model_names:
-            if len(agent.models) == len(entries):
-                agent.models = dict(zip(agent.models, entries, strict=True))
+        old = agent.models
+        if old is not None and names == agent.model_names:
+            if len(old) == len(entries):
+                old.update(zip(old, entries, strict=True))
             return
-        old = agent.models or {}
+        old = old or {}
         new = {canonical_name(entry.name): entry for entry in entries}
         agent.models = new
         agent.model_names = names
@@ -327,7 +330,7 @@ class AgentRegistry:
         agent.in_flight += 1
         for board in agent.boards:
             board.update(agent)
-        return Lease(self, agent, self.clock())
+        return Lease(agent)
 
     def has_model(self, model: str) -> bool:
         """Whether any agent, in whatever state, is known to have the model."""

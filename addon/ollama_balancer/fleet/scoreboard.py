@@ -36,17 +36,20 @@ class Scoreboard[T: Hashable]:
     def __repr__(self) -> str:
         return f"Scoreboard({len(self._places)} members, {len(self._buckets)} buckets)"
 
-    def update(self, member: T) -> None:
-        """Put a member where its rank is now; it goes behind those who have that rank, unless it is one of them."""
+    def update(self, member: T) -> bool:
+        """Put a member where its rank is now; it goes behind those who have that rank, unless it is one of them.
+
+        False: its rank is None, and it is not on the board.
+        """
         rank = self._rank(member)
         if rank is None:
             self.remove(member)
-            return
+            return False
         old = self._places.get(member)
         new = self._buckets.get(rank)
         if old is not None:
             if old is new:
-                return
+                return True
             del old[member]
         if new is None:
             if len(self._buckets) >= 2 * len(self._places) + 64:
@@ -55,6 +58,7 @@ class Scoreboard[T: Hashable]:
             heappush(self._heap, rank)
         new[member] = None
         self._places[member] = new
+        return True
 
     def remove(self, member: T) -> None:
         """Take a member off the board; no error if it is not there."""

@@ -10,9 +10,9 @@ from ..proxying.exchange import Exchange
 METADATA_KEY = "balancer"
 
 
-def annotate(flow: http.HTTPFlow, exchange: Exchange, now: float) -> None:
+def annotate(flow: http.HTTPFlow, exchange: Exchange) -> None:
     """Write down where the request went, why, and what came of it."""
-    record = exchange.record(now)
+    record = exchange.record()
     flow.metadata[METADATA_KEY] = record
     flow.comment = comment(exchange)
     if exchange.failures or exchange.outcome is Outcome.FAILED:
@@ -22,10 +22,8 @@ def annotate(flow: http.HTTPFlow, exchange: Exchange, now: float) -> None:
 def comment(exchange: Exchange) -> str:
     """One line: agent, model, mode and why, speed, attempts, problem."""
     agent = exchange.agent
-    if agent:
-        parts = [f"→ {agent.name}"]
-    else:
-        parts = ["→ balancer" if exchange.outcome is Outcome.SUCCEEDED else "→ no agent"]
+    nobody = "balancer" if exchange.outcome is Outcome.SUCCEEDED else "no agent"
+    parts = [f"→ {agent.name if agent else nobody}"]
     if exchange.model:
         parts.append(_one_line(exchange.model))
     if exchange.why:

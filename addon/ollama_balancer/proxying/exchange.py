@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,8 @@ class Exchange:
 
     client_id: str
     dialect: Dialect
-    started: float
+    clock: Callable[[], float]
+    """Monotonic seconds."""
     route: Route | None = None
     model: str | None = None
     """As the client spells it."""
@@ -36,6 +38,8 @@ class Exchange:
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
+    taken: float = 0.0
+    """When the lease was taken."""
     tried: list[Agent] = field(default_factory=list)
     failures: list[Attempt] = field(default_factory=list)
     watcher: AnswerWatcher | None = None
@@ -45,6 +49,9 @@ class Exchange:
     tokens_per_second: float | None = None
     timer: asyncio.TimerHandle | None = None
     """Ends the wait for the first byte."""
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
 
     @property
     def agent(self) -> Agent | None:
@@ -56,6 +63,7 @@ class Exchange:
 
     def take(self, lease: Lease) -> None:
         self.lease = lease
+        self.taken = self.clock()
         self.tried.append(lease.agent)
 
     def fail_attempt(self, reason: str) -> Agent | None:
@@ -79,10 +87,10 @@ class Exchange:
         self.outcome = outcome
         self.problem = problem
         if self.lease is not None:
-            self.lease.release(outcome)
+            self.lease.release(outcome, self.clock() - self.taken)
         return True
 
-    def record(self, now: float) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The decision and what came of it, as JSON-serialisable data."""
         agent = self.agent
         return {
@@ -97,6 +105,6 @@ class Exchange:
             "outcome": self.outcome,
             "problem": self.problem,
             "first_byte_ms": None if self.first_byte is None else round((self.first_byte - self.started) * 1000, 3),
-            "total_ms": round((now - self.started) * 1000, 3),
+            "total_ms": round((self.clock() - self.started) * 1000, 3),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
