@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
 import logging
-import re
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,54 +15,49 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client
 from mitmproxy.flow import Error
 from mitmproxy.net.local_ip import get_local_ip
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer, NextLayer
-from mitmproxy.proxy.layers.http import HttpLayer
+from mitmproxy.proxy.layers import TCPLayer, UDPLayer
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils
+
+from agent_reporter.wire import MAX_BODY_BYTES
 
 from . import credentials, options
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
-from .fleet.agent import Outcome, Source
+from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate
 from .ollama import origins
 from .ollama.errors import error_body, error_event
 from .ollama.events import AnswerWatcher
+from .ollama.names import canonical_name
 from .ollama.routes import dialect_of, find_route
 from .probing import Prober
 from .proxying.dispatch import Answer, Dispatcher, Forward
 from .proxying.exchange import Exchange
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
 from .proxying.layer import BalancedHttpLayer, FailedStream, Routing
+from .text import one_line
 
 if TYPE_CHECKING:
     from .demo import Demo
 
 logger = logging.getLogger(__name__)
 
-MAX_CONTROL_BODY = 1024 * 1024
-MAX_BODY = 512 * 1024 * 1024
+MAX_BODY = 128 * 1024 * 1024
 """Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
 
 BUFFERED_ANSWER = 4 * 1024 * 1024
 """An answer of a known length up to this many bytes is held until it is whole, so that a failure is a clean 502."""
 
+MAX_CONNECTIONS = 100_000
+"""Connections that one client may have to one agent: an HTTP/2 client sends many requests at once."""
+
 FIRST_ROUND_SECONDS = 3.0
 """How long a request that comes right after the start waits for the agents to be asked for the first time."""
-
-HOP_BY_HOP = (
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
-)
-
-AGENT_HEADER = "X-Balancer-Agent"
-ATTEMPTS_HEADER = "X-Balancer-Attempts"
 
 
 class Balancer:
@@ -79,6 +75,7 @@ class Balancer:
         self.demo: Demo | None = None
         self.exchanges: dict[str, Exchange] = {}
         self.static: set[str] = set()
+        self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self._authorized: set[str] = set()
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,13 +88,15 @@ class Balancer:
         options.add_options(loader)
         # It would log a line for each probe.
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
 
     def configure(self, updated: set[str]) -> None:
         try:
             settings = options.read(ctx.options)
             if self.token is None or "balancer_token" in updated or "confdir" in updated:
                 self.token = self._load_token(settings)
-            self._set_static_agents(settings)
+            if self.settings is None or self.settings.agents != settings.agents:
+                self._set_static_agents(settings)
         except ValueError as e:
             if self._running:
                 raise exceptions.OptionsError(str(e)) from e
@@ -124,7 +123,7 @@ class Balancer:
         self._running = True
         self._log_mode()
         self._log_start()
-        self.prober = Prober(self.registry, take_in_local=self._nothing_configured)
+        self.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
         if self.settings.demo:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
@@ -170,13 +169,17 @@ class Balancer:
             agent = self.registry.get(name)
             if agent is not None and agent.source is Source.STATIC:
                 self.registry.remove(agent)
-        self.static &= wanted.keys()
+        new: list[Agent] = []
         for name, address in wanted.items():
             try:
-                self.registry.register(name, address, Source.STATIC)
+                agent, is_new = self.registry.register(name, address, Source.STATIC)
             except ValueError as e:
+                for agent in new:
+                    self.registry.remove(agent)
                 raise ValueError(f"balancer_agents: {e}") from e
-            self.static.add(name)
+            if is_new:
+                new.append(agent)
+        self.static = set(wanted)
 
     def _nothing_configured(self) -> bool:
         return self.settings is not None and not self.settings.agents and not self.settings.demo
@@ -230,20 +233,34 @@ class Balancer:
         while layer is not None and type(layer) is not HttpLayer:
             parent, layer = layer, getattr(layer, "child_layer", None)
         if layer is None:
+            if isinstance(data.layer, TCPLayer | UDPLayer):
+                # Bytes that are not HTTP have no way past the routes: our layer answers them as a bad request.
+                data.context.layers.remove(data.layer)
+                data.layer = self._http_layer(data.context, HTTPMode.transparent)
             return
         assert isinstance(layer, HttpLayer)
         layer.context.layers.remove(layer)
-        ours = BalancedHttpLayer(
-            layer.context,
-            layer.mode,
-            body_limit=_body_limit,
-            body_too_large=lambda flow, limit: _error(flow, 413, f"the body has more than {limit} bytes"),
-            internal_error=lambda flow: _error(flow, 500, "the balancer failed to route this; its log says why"),
-        )
+        ours = self._http_layer(layer.context, layer.mode)
         if parent is None:
             data.layer = ours
         else:
             parent.child_layer = ours  # type: ignore[attr-defined]
+
+    def _http_layer(self, context: Context, mode: HTTPMode) -> BalancedHttpLayer:
+        return BalancedHttpLayer(
+            context,
+            mode,
+            body_limit=_body_limit,
+            body_too_large=lambda flow, limit: _error(flow, 413, f"the body has more than {limit} bytes"),
+            via=self.via,
+            internal_error=lambda flow: _error(flow, 500, "the balancer failed to route this; its log says why"),
+        )
+
+    def client_connected(self, client: Client) -> None:
+        """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
+        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        if handler is not None:
+            handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Connect to agents only, whatever led here, and not for longer than the connect timeout."""
@@ -292,31 +309,39 @@ class Balancer:
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the token and take it out of the flow, where people would see it."""
-        values = flow.request.headers.get_all("authorization")
-        for value in values:
-            scheme, _, presented = value.partition(" ")
-            if self.token and scheme.lower() == "bearer" and self.token.matches(presented.strip()):
-                self._authorized.add(flow.id)
-                del flow.request.headers["authorization"]
-                break
-        else:
-            if values and is_control_path(_path(flow)):
-                # Not the right one, but perhaps nearly, or another service's.
-                del flow.request.headers["authorization"]
+        headers = flow.request.headers
+        assert self.token
+        for name in ("authorization", "x-api-key", "proxy-authorization"):
+            words = [word for value in headers.get_all(name) for word in value.split()]
+            if any(self.token.matches(word) for word in words):
+                if name == "authorization" and len(words) == 2 and words[0].lower() == "bearer":
+                    self._authorized.add(flow.id)
+                del headers[name]
+        if is_control_path(_path(flow)):
+            # Not the right one, but perhaps nearly, or another service's.
+            headers.pop("authorization", None)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         authorized = flow.id in self._authorized
         self._authorized.discard(flow.id)
         if flow.response is not None or flow.error is not None:
             return
-        refusal = _origin_refusal(flow)
+        refusal = self._loop_refusal(flow) or (None if authorized else _origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
         elif is_control_path(_path(flow)):
             await serve(self.control.app, flow, authorized=authorized)
         elif flow.is_replay == "request":
             # Replayed flows do not come through our layer.
-            await self.route_request(Routing(flow))
+            routing = Routing(flow)
+            await self.route_request(routing)
+            if routing.routed:
+                flow.request.headers = request_to_agent(flow.request).headers
+
+    def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        if any(self.via in value for value in flow.request.headers.get_all("via")):
+            return _error(flow, 508, "this request comes from the balancer itself: an agent has the balancer's address")
+        return None
 
     async def route_request(self, routing: Routing) -> None:
         """Choose an agent, or answer."""
@@ -339,16 +364,13 @@ class Balancer:
             flow.response = refusal.copy() if refusal and decision.status == 502 else _answer(flow, decision)
             if decision.problem is not None:
                 exchange.end(Outcome.FAILED, decision.problem)
-                logger.info("%s %s: %s", flow.request.method, _path(flow)[:200], decision.problem)
+                logger.info("%s", one_line(f"{flow.request.method} {_path(flow)}: {decision.problem}", 500))
             else:
                 exchange.end(Outcome.SUCCEEDED)
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
         pin = flow.request.headers.get(AGENT_HEADER)
-        exchange = Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin)
-        flow.request.headers.pop(AGENT_HEADER, None)
-        exchange.origin = flow.request.headers.get("origin")
-        return exchange
+        return Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin)
 
     async def _first_round(self, prober: Prober) -> None:
         try:
@@ -362,7 +384,7 @@ class Balancer:
     def _account(self, exchange: Exchange, routing: Routing) -> Forward | Answer:
         failure = routing.failure
         assert failure and self.settings
-        reason = failure.reason
+        reason = one_line(failure.reason)
         if routing.expired:
             reason = f"no first byte within {self.settings.response_timeout} s"
         elif not failure.connected and reason == "timeout":
@@ -378,14 +400,6 @@ class Balancer:
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         request = routing.flow.request
-        for name in HOP_BY_HOP + tuple(re.split(r"[,\s]+", request.headers.get("connection", "").lower())):
-            if name:
-                request.headers.pop(name, None)
-        request.headers.pop("origin", None)
-        if "transfer-encoding" in request.headers:
-            # The body is at hand whole: its length is known.
-            del request.headers["transfer-encoding"]
-            request.headers["content-length"] = str(len(request.raw_content or b""))
         request.trailers = None
         address = forward.agent.address
         request.scheme = "http"
@@ -405,11 +419,10 @@ class Balancer:
         handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
         if handler is None:
             return
-        for connection, io in list(handler.transports.items()):
-            if connection is not handler.client and io.handler is not None:
-                address = connection.address
-                if address is not None and address[:2] == (flow.request.host, flow.request.port):
-                    io.handler.cancel("timeout")
+        # One that is still being connected has its own, shorter limit, and the layer looks at `expired` after it.
+        io = handler.transports.get(flow.server_conn)
+        if io is not None and io.handler is not None:
+            io.handler.cancel("timeout")
 
     # Answers
 
@@ -418,7 +431,7 @@ class Balancer:
         response = flow.response
         if response is None:
             return
-        origin = exchange.origin if exchange else flow.request.headers.get("origin")
+        origin = flow.request.headers.get("origin")
         if origin and origins.allowed_origin(origin) and "access-control-allow-origin" not in response.headers:
             _allow_origin(response, origin)
         if exchange is None:
@@ -436,7 +449,10 @@ class Balancer:
             # mitmproxy still has to see that the connection ends with this answer.
             if name != "connection" or response.headers.get(name, "").lower() != "close":
                 response.headers.pop(name, None)
-        watcher = exchange.watcher = AnswerWatcher(response.headers.get("content-type", "").lower())
+        watcher = exchange.watcher = AnswerWatcher(
+            # Of a compressed answer nothing can be said.
+            "" if "content-encoding" in response.headers else response.headers.get("content-type", "").lower()
+        )
         length = response.headers.get("content-length", "")
         if watcher.streamed or not length.isascii() or not length.isdigit() or int(length) > BUFFERED_ANSWER:
             response.stream = _passing_on(exchange, watcher, response)
@@ -477,11 +493,11 @@ class Balancer:
         if exchange is None or exchange.watcher is None or response is None:
             return
         agent = exchange.agent
-        message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {failed.reason}"
+        message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
         exchange.end(Outcome.FAILED, message)
         watcher = exchange.watcher
-        if watcher.streamed and "chunked" in response.headers.get("transfer-encoding", "").lower():
+        if watcher.streamed and "content-length" not in response.headers:
             failed.last_words = _last_words(exchange, watcher, message)
             watcher.feed(failed.last_words)
 
@@ -495,7 +511,7 @@ class Balancer:
         agent = exchange.agent
         if speed is not None and agent is not None and exchange.model is not None:
             exchange.tokens_per_second = speed
-            agent.stats.learn_speed(exchange.model, speed)
+            agent.stats.learn_speed(canonical_name(exchange.model), speed)
         exchange.end(Outcome.SUCCEEDED)
 
     # Commands
@@ -508,6 +524,14 @@ class Balancer:
         return self.registry.mode
 
 
+def _without_bytes(record: logging.LogRecord) -> bool:
+    """mitmproxy logs what it has of a head that breaks off, credentials and all."""
+    known = "Client closed connection before completing request headers"
+    if isinstance(record.msg, str) and record.msg.startswith(known):
+        record.msg, record.args = f"{known}.", ()
+    return True
+
+
 def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
     """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
     status = response.status_code
@@ -518,8 +542,7 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
             return chunk
         if watcher.streamed and status < 400:
             verdict = watcher.verdict()
-            chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
-            if not verdict.whole and chunked and not _has_error_event(verdict.error):
+            if not verdict.whole and "content-length" not in response.headers and not _has_error_event(verdict.error):
                 last_words = _last_words(exchange, watcher, verdict.error or "")
                 exchange.problem = verdict.error
                 watcher.feed(last_words)
@@ -544,7 +567,7 @@ def _path(flow: http.HTTPFlow) -> str:
 
 
 def _body_limit(flow: http.HTTPFlow) -> int:
-    return MAX_CONTROL_BODY if is_control_path(_path(flow)) else MAX_BODY
+    return MAX_BODY_BYTES if is_control_path(_path(flow)) else MAX_BODY
 
 
 def _error(flow: http.HTTPFlow, status: int, message: str) -> http.Response:

@@ -24,8 +24,7 @@ ALIVE_TIMEOUT = 2.0
 
 INVENTORY_TIMEOUT = 5.0
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-AT_ONCE = 64
-PLAIN = {"Accept-Encoding": "identity"}
+AT_ONCE = 256
 LOCAL = Address("127.0.0.1", 11434)
 
 
@@ -40,10 +39,14 @@ class Models(BaseModel):
 
 
 class Prober:
-    """Probes in rounds. `first_round` is set when the agents known at the start have been asked once."""
+    """Probes in rounds. `via` names the balancer, which does not answer itself.
 
-    def __init__(self, registry: AgentRegistry, *, take_in_local: Callable[[], bool]) -> None:
+    `first_round` is set when the agents known at the start have been asked once.
+    """
+
+    def __init__(self, registry: AgentRegistry, *, take_in_local: Callable[[], bool], via: str) -> None:
         self.registry = registry
+        self.via = via
         self.take_in_local = take_in_local
         self.first_round = asyncio.Event()
         self._wake = asyncio.Event()
@@ -56,7 +59,9 @@ class Prober:
         """Probe until cancelled."""
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         # No proxy of the environment's: the agents are ours, and the proxy may be this very process.
-        async with httpx.AsyncClient(limits=limits, trust_env=False, headers=PLAIN) as client:
+        async with httpx.AsyncClient(
+            limits=limits, trust_env=False, headers={"Accept-Encoding": "identity", "Via": self.via}
+        ) as client:
             while True:
                 self._wake.clear()
                 try:

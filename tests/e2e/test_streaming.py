@@ -87,7 +87,7 @@ def test_the_streamed_text_and_the_decision_are_in_the_flow(tmp_path: Path, host
         proxy.wait_online("raw")
         assert proxy.http.post("/api/generate", json={"model": "m", "prompt": "x"}).content == b"".join(CHUNKS)
         wait_until(lambda: proxy.agents()["raw"]["stats"]["succeeded"] == 1, "the request is counted")
-        assert proxy.agents()["raw"]["stats"]["tokens_per_second"] == {"m": 2000.0}
+        assert proxy.agents()["raw"]["stats"]["tokens_per_second"] == {"m:latest": 2000.0}
     host.stop()
     (flow,) = balanced_flows(saved)
     assert flow.response

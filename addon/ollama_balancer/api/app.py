@@ -92,7 +92,7 @@ class ControlApi:
 
     async def agents(self, request: Request) -> Response:
         now = self.registry.clock()
-        return JSONResponse({"agents": [agent.describe(now) for agent in self.registry]})
+        return JSONResponse({"agents": [agent.describe(now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._shown(self._found(request))

@@ -72,6 +72,10 @@ class Address:
             raise ValueError(f"{shown!r} does not begin with http://: write http://host:port")
         if not host or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(f"{shown!r} is more or less than a host and a port: write http://host:port")
+        try:
+            host.encode("idna")
+        except UnicodeError as e:
+            raise ValueError(f"{shown!r} has no host name that could be looked up: write http://host:port") from e
         if port == 0:
             raise ValueError(f"{shown!r} has port 0: name the port on which Ollama listens")
         return cls(host, DEFAULT_OLLAMA_PORT if port is None else port)
@@ -204,9 +208,13 @@ class Agent:
     def slots(self) -> int | None:
         return self.metrics.num_parallel if self.metrics else None
 
-    def describe(self, now: float) -> dict[str, Any]:
-        """The agent as the control API shows it; `now` is the registry's clock."""
+    def describe(self, now: float, *, whole: bool = True) -> dict[str, Any]:
+        """The agent as the control API shows it; `now` is the registry's clock.
+
+        Not `whole`: its metrics without the two lists of models, which can be most of it.
+        """
         stats = self.stats
+        left_out = None if whole else {"models", "loaded_models"}
         return {
             "id": self.id,
             "name": self.name,
@@ -218,7 +226,7 @@ class Agent:
             "ollama_version": self.version,
             "in_flight": self.in_flight,
             "slots": self.slots,
-            "metrics": self.metrics.model_dump(mode="json") if self.metrics else None,
+            "metrics": self.metrics.model_dump(mode="json", exclude=left_out) if self.metrics else None,
             "metrics_age": round(now - self.metrics_at, 3) if self.metrics else None,
             "stale": not self.fresh,
             "score": self.score,

@@ -6,6 +6,7 @@ from mitmproxy import http
 
 from ..fleet.agent import Outcome
 from ..proxying.exchange import Exchange
+from ..text import one_line
 
 METADATA_KEY = "balancer"
 
@@ -25,7 +26,7 @@ def comment(exchange: Exchange) -> str:
     nobody = "balancer" if exchange.outcome is Outcome.SUCCEEDED else "no agent"
     parts = [f"→ {agent.name if agent else nobody}"]
     if exchange.model:
-        parts.append(_one_line(exchange.model))
+        parts.append(one_line(exchange.model))
     if exchange.why:
         parts.append(f"{exchange.mode}: {exchange.why}")
     if exchange.tokens_per_second is not None:
@@ -34,15 +35,9 @@ def comment(exchange: Exchange) -> str:
         parts.append(f"first byte {(exchange.first_byte - exchange.started) * 1000:.0f} ms")
     if exchange.attempts > 1 or exchange.failures:
         tried = ", ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
-        parts.append(_one_line(f"try {exchange.attempts} ({tried})"))
+        parts.append(one_line(f"try {exchange.attempts} ({tried})"))
     if exchange.outcome is Outcome.CANCELLED:
         parts.append("cancelled")
     elif exchange.problem:
-        parts.append(_one_line(exchange.problem))
+        parts.append(one_line(exchange.problem))
     return " · ".join(parts)
-
-
-def _one_line(text: str, limit: int = 200) -> str:
-    """Text from outside, fit for a line: no control characters, not long."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= limit else text[:limit] + "…"

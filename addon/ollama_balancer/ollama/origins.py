@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "0.0.0.0"}
@@ -17,8 +19,24 @@ ALLOWED_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 
 
 def same_origin(origin: str, host: str) -> bool:
-    """Whether a page of the balancer's own address calls."""
-    return origin in (f"http://{host}", f"https://{host}")
+    """Whether a page of the balancer's own address calls; `host` is the Host header.
+
+    Only for a Host that cannot be somebody's DNS entry made to point here: otherwise any page could claim to be ours.
+    """
+    return origin in (f"http://{host}", f"https://{host}") and _local_name(host)
+
+
+def _local_name(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        own = socket.gethostname().lower()
+        return name in ("localhost", own) or name.endswith((".localhost", ".local", ".internal"))
+    return True
 
 
 def allowed_origin(origin: str) -> bool:

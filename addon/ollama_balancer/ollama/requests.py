@@ -25,12 +25,17 @@ def requested_model(route: Route, path: str, body: bytes | None) -> str | None:
     if route.kind is not Kind.MODEL:
         return None
     if route.path.endswith("{}"):
-        return unquote(path[len(route.path) - 2 :])
+        return _well_formed(unquote(path[len(route.path) - 2 :]))
     fields = _read_object(body or b"")
     model = _field(fields, "model")
     if not model and route.path == "/api/show":
         model = _field(fields, "name")
-    return model if isinstance(model, str) and model else None
+    return _well_formed(model) if isinstance(model, str) and model else None
+
+
+def _well_formed(text: str) -> str:
+    """JSON can name half a character; logs and files cannot hold one."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read_object(body: bytes) -> _Fields:

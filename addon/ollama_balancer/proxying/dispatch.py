@@ -19,6 +19,9 @@ from .exchange import Exchange
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
 
+MAX_MODEL_NAME = 512
+"""No agent reports a longer name, so none has it."""
+
 NO_AGENTS = (
     "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
     "or start the balancer with --set balancer_agents=http://HOST:11434"
@@ -62,7 +65,10 @@ class Dispatcher:
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
             return Answer(405, answer.body, {"Allow": ", ".join(route.methods)}, answer.problem)
         exchange.mode = registry.mode
-        exchange.model = requested_model(route, path, body)
+        model = requested_model(route, path, body)
+        if model is not None and len(model) > MAX_MODEL_NAME:
+            return self.error(exchange.dialect, 404, model_not_found(path, model[:MAX_MODEL_NAME] + "…"))
+        exchange.model = model
         if exchange.pin is not None:
             return self._pinned(exchange, exchange.pin)
         if route.kind is Kind.MERGED:

@@ -11,6 +11,7 @@ from ..fleet.agent import Agent, Outcome
 from ..fleet.registry import Lease
 from ..ollama.events import AnswerWatcher
 from ..ollama.routes import Dialect, Route
+from ..text import one_line
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,6 @@ class Exchange:
     model: str | None = None
     """As the client spells it."""
     pin: str | None = None
-    origin: str | None = None
-    """The web page that asks, where one does."""
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
@@ -70,7 +69,7 @@ class Exchange:
         """The agent failed before the client saw anything. Returns it."""
         agent = self.agent
         if self.lease is not None and self.lease.release(Outcome.FAILED):
-            self.failures.append(Attempt(self.lease.agent.name, reason))
+            self.failures.append(Attempt(self.lease.agent.name, one_line(reason)))
         self.lease = None
         return agent
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import h11
+from h11._readers import ChunkedReader
 from mitmproxy import flow, http
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
@@ -33,15 +36,43 @@ from mitmproxy.proxy.layers.http import (
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
+    ResponseTrailers,
     SendHttp,
+    _http1,
 )
 from mitmproxy.proxy.layers.http._base import StreamId
+
+from .headers import request_to_agent
+
+FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
 RETRIED_STATUSES = frozenset({502, 503, 504})
 """Answers that say that the agent cannot serve now, before any work was done."""
 
 REFUSAL_BYTES = 64 * 1024
 """How much of such an answer's body is kept, for the client that gets it after all."""
+
+
+REFUSAL_SECONDS = 5.0
+"""How long the rest of such an answer may take; the request is better off elsewhere."""
+
+STALE_SECONDS = 1.0
+"""An idle connection that the agent had closed shows within a round trip of sending; later, the agent has failed."""
+
+
+class _TrailerDroppingReader(ChunkedReader):
+    def __call__(self, buffer: Any) -> Any:
+        event = super().__call__(buffer)
+        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
+
+
+def _make_body_reader(expected_size: int | None) -> Any:
+    return _TrailerDroppingReader() if expected_size is None else _mitmproxys_body_reader(expected_size)
+
+
+# mitmproxy raises NotImplementedError at trailers, which leaves the client without an end; HTTP allows to drop them.
+_mitmproxys_body_reader = _http1.make_body_reader
+_http1.make_body_reader = _make_body_reader
 
 
 @dataclass(frozen=True)
@@ -100,13 +131,22 @@ class BalancedStream(HttpStream):
 
     routing: Routing | None = None
     refusal: http.Response | None = None
+    refusal_limit: commands.RequestWakeup | None = None
     reused_connection = False
+    sent_at = 0.0
 
     @property
     def balanced_layer(self) -> BalancedHttpLayer:
         parent = self.context.layers[self.context.layers.index(self) - 1]
         assert isinstance(parent, BalancedHttpLayer)
         return parent
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            if event.command is self.refusal_limit and self.server_state == self.state_consume_refusal:
+                yield from self.leave_refusal()
+        else:
+            yield from super()._handle_event(event)
 
     # The request
 
@@ -118,8 +158,11 @@ class BalancedStream(HttpStream):
                 self.client_state = self.state_done
                 self.flow.response = self.balanced_layer.body_too_large(self.flow, limit)
                 yield from self.answer()
+                self.client_state = self.state_errored  # what is left of the body is swallowed
                 return
         yield from super().state_consume_request_body(event)
+        if isinstance(event, RequestEndOfMessage):
+            self.sent_at = time.monotonic()
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
@@ -139,9 +182,9 @@ class BalancedStream(HttpStream):
             err = yield from self.connect()
             if (yield from self.check_killed(True)):
                 return False
-            if err is None:
+            if err is None and not self.routing.expired:
                 return True
-            self.routing.failure = Failure(err, connected=False, retriable=True)
+            self.routing.failure = Failure(err or "timeout", connected=err is None, retriable=True)
 
     def connect(self) -> layer.CommandGenerator[str | None]:
         """Connect to where the request is to go. Returns an error, or None when connected."""
@@ -165,6 +208,7 @@ class BalancedStream(HttpStream):
         if content:
             yield SendHttp(RequestData(self.stream_id, content), server)
         yield SendHttp(RequestEndOfMessage(self.stream_id), server)
+        self.sent_at = time.monotonic()
 
     # The answer
 
@@ -178,22 +222,43 @@ class BalancedStream(HttpStream):
         yield from self.send_response()
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
-        if event.response.status_code in RETRIED_STATUSES and self.client_state == self.state_done:
-            self.refusal = event.response
-            self.server_state = self.state_consume_refusal
-            return
+        status = event.response.status_code
+        if self.routing is not None and self.client_state == self.state_done:
+            if status < 200:
+                # mitmproxy would take it for the whole answer.
+                yield from self.balanced_layer.abandon(self.context.server)
+                yield from self.try_next(
+                    Failure(f"status {status}, which is no answer", connected=True, retriable=True)
+                )
+                return
+            if status in RETRIED_STATUSES:
+                self.refusal = event.response
+                self.server_state = self.state_consume_refusal
+                self.refusal_limit = commands.RequestWakeup(REFUSAL_SECONDS)
+                yield self.refusal_limit
+                return
         yield from super().state_wait_for_response_headers(event)
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Read the agent's refusal to its end, so that the client can have it if no other agent serves."""
-        assert self.refusal
         if isinstance(event, ResponseData):
-            if len(self.response_body_buf) < REFUSAL_BYTES:
-                self.response_body_buf += event.data
+            self.response_body_buf += event.data
+            if len(self.response_body_buf) > REFUSAL_BYTES:
+                yield from self.leave_refusal()
         elif isinstance(event, ResponseEndOfMessage):
-            self.refusal.raw_content = bytes(self.response_body_buf)
-            status = self.refusal.status_code
-            yield from self.try_next(Failure(f"status {status}", True, retriable=True, refusal=self.refusal))
+            assert self.refusal
+            refusal = self.refusal
+            if self.flow.request.method != "HEAD":
+                refusal.headers.pop("transfer-encoding", None)
+                refusal.raw_content = bytes(self.response_body_buf)
+                refusal.headers["content-length"] = str(len(refusal.raw_content))
+            yield from self.try_next(Failure(f"status {refusal.status_code}", True, retriable=True, refusal=refusal))
+
+    def leave_refusal(self) -> layer.CommandGenerator[None]:
+        """The refusal is too long or too slow to be worth the wait."""
+        assert self.refusal
+        yield from self.balanced_layer.abandon(self.context.server)
+        yield from self.try_next(Failure(f"status {self.refusal.status_code}", connected=True, retriable=True))
 
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
         """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
@@ -218,7 +283,8 @@ class BalancedStream(HttpStream):
             yield from super().handle_protocol_error(event)
         elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
             yield from self.balanced_layer.abandon(self.context.server)
-            if self.reused_connection and self.refusal is None and not self.routing.expired:
+            stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
+            if stale and self.refusal is None and not self.routing.expired:
                 # An idle connection that the agent closed just now says nothing about the agent.
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):
@@ -240,6 +306,7 @@ class BalancedStream(HttpStream):
     def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
         """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
         failed = FailedStream(self.flow, event.message)
+        yield from self.balanced_layer.abandon(self.context.server)
         yield StreamFailedHook(failed)
         if (yield from self.check_killed(True)):
             return
@@ -251,7 +318,6 @@ class BalancedStream(HttpStream):
         self.server_state = self.state_errored
         self.flow.live = False
         yield SendHttp(ResponseData(self.stream_id, failed.last_words), self.context.client)
-        yield from self.balanced_layer.abandon(self.context.server)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
@@ -260,7 +326,7 @@ class BalancedHttpLayer(HttpLayer):
     """One client connection.
 
     `body_limit` gives the most bytes a request's body may have, `body_too_large` and `internal_error` the answers
-    that the layer gives by itself.
+    that the layer gives by itself, `via` this balancer's own name in the Via header.
     """
 
     def __init__(
@@ -271,11 +337,15 @@ class BalancedHttpLayer(HttpLayer):
         body_limit: Callable[[http.HTTPFlow], int],
         body_too_large: Callable[[http.HTTPFlow, int], http.Response],
         internal_error: Callable[[http.HTTPFlow], http.Response],
+        via: str,
     ) -> None:
         super().__init__(context, mode)
         self.body_limit = body_limit
         self.body_too_large = body_too_large
         self.internal_error = internal_error
+        self.via = via
+        self._sender: layer.Layer | None = None
+        """The connection whose events are being handled."""
         self.used: set[Connection] = set()
         """Connections to agents that have carried a request."""
 
@@ -289,6 +359,21 @@ class BalancedHttpLayer(HttpLayer):
                 self._forget(connection)
         else:
             yield from super()._handle_event(event)
+
+    def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(child, HttpStream):
+            if isinstance(event, FROM_AGENTS) and self._sender not in self.connections.values():
+                return  # what came in one piece with that for which the agent was given up
+            yield from super().event_to_child(child, event)
+            return
+        if isinstance(event, RequestHeaders):
+            # On its way out. The flow keeps what the client sent, which mitmproxy still needs for the client's side.
+            event = RequestHeaders(event.stream_id, request_to_agent(event.request, self.via), event.end_stream)
+        outer, self._sender = self._sender, child
+        try:
+            yield from super().event_to_child(child, event)
+        finally:
+            self._sender = outer
 
     def make_stream(self, stream_id: StreamId) -> layer.CommandGenerator[None]:
         self.streams[stream_id] = BalancedStream(self.context.fork(), stream_id)
