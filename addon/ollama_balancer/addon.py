@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import logging
 import secrets
@@ -122,6 +123,8 @@ class Balancer:
             return
         self._running = True
         self._log_mode()
+        if self._tasks:
+            return  # the script was loaded again: everything goes on
         self._log_start()
         self.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
@@ -129,13 +132,16 @@ class Balancer:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
 
     def done(self) -> None:
+        # A reload calls `running` again before the loop goes on; then nothing is to be stopped.
         self._running = False
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
-        for timer in self._connect_timers.values():
-            timer.cancel()
-        self._connect_timers.clear()
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._stop)
+
+    def _stop(self) -> None:
+        if not self._running:
+            for task in self._tasks:
+                task.cancel()
+            self._tasks.clear()
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]

@@ -109,10 +109,12 @@ def test_a_reload_of_the_script_drops_nothing(tmp_path: Path, hosts: Hosts) -> N
     slow = hosts.start(
         "slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=45, num_parallel=4)
     )
-    with running_proxy(tmp_path, addon=copy / "balancer.py") as proxy:
+    with running_proxy(tmp_path, "--set", "balancer_demo=1", addon=copy / "balancer.py") as proxy:
         proxy.register("slow", slow.url)
-        proxy.wait_online("slow")
-        with proxy.http.stream("POST", "/api/generate", json={"model": "llama3.2", "prompt": "x"}) as response:
+        proxy.wait_online("slow", "demo-1")
+        pin = {"X-Balancer-Agent": "slow"}
+        body = {"model": "llama3.2", "prompt": "x"}
+        with proxy.http.stream("POST", "/api/generate", json=body, headers=pin) as response:
             lines = response.iter_lines()
             next(lines)
             loaded = proxy.log.count("Loading script")
@@ -120,7 +122,10 @@ def test_a_reload_of_the_script_drops_nothing(tmp_path: Path, hosts: Hosts) -> N
             wait_until(lambda: proxy.log.count("Loading script") > loaded, "the script is loaded again")
             assert '"done":true' in list(lines)[-1].replace(" ", "")
         assert proxy.agents()["slow"]["stats"]["succeeded"] == 1
-        assert proxy.generate().status_code == 200
+        tasks = proxy.introspect()["tasks"]
+        assert (tasks["agent prober"], tasks["demo fleet"]) == (1, 1)
+        demo = proxy.generate(headers={"X-Balancer-Agent": "demo-1"})
+        assert demo.status_code == 200, "the demo's hosts go on too"
         assert proxy.agents()["slow"]["in_flight"] == 0
         assert "Traceback" not in proxy.log
 
