@@ -367,7 +367,11 @@ class Balancer:
         else:
             exchange.stop_timer()
             refusal = routing.failure.refusal if routing.failure and routing.failure.refusal else None
-            flow.response = refusal.copy() if refusal and decision.status == 502 else _answer(flow, decision)
+            if refusal and decision.status == 502:
+                flow.response = refusal.copy()
+                flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
+            else:
+                flow.response = _answer(flow, decision)
             if decision.problem is not None:
                 exchange.end(Outcome.FAILED, decision.problem)
                 logger.info("%s", one_line(f"{flow.request.method} {_path(flow)}: {decision.problem}", 500))

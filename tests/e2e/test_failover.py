@@ -106,6 +106,8 @@ def test_when_all_refuse_the_client_gets_the_last_refusal(tmp_path: Path, hosts:
         bad.faults.status = good.faults.status = 503
         response = proxy.generate()
         assert response.status_code == 503
+        assert response.headers["X-Balancer-Agent"] == "good"
+        assert response.headers["X-Balancer-Attempts"] == "2"
         assert "error" in response.json()
 
 

@@ -182,3 +182,13 @@ def test_a_client_that_leaves_cancels_its_request_on_the_agent(tmp_path: Path, h
             wait_until(lambda: host.in_flight == 0, "the agent's request is cancelled")
         wait_until(lambda: proxy.agents()["slow"]["stats"]["cancelled"] == 2, "both count as cancelled")
         assert proxy.agents()["slow"]["status"] == "online"
+
+
+def test_a_client_that_goes_on_asking_keeps_few_connections_to_agents(tmp_path: Path, hosts: Hosts) -> None:
+    agents = ",".join(f"a{i}={hosts.start(f'a{i}').url}" for i in range(12))
+    with running_proxy(tmp_path, "--set", f"balancer_agents={agents}", "--set", "balancer_mode=roundrobin") as proxy:
+        proxy.wait_online(*(f"a{i}" for i in range(12)))
+        for _ in range(36):
+            assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
+        assert 1 <= proxy.introspect()["servers"] <= 9
+        assert {agent["stats"]["succeeded"] for agent in proxy.agents().values()} == {3}

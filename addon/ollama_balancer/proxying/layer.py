@@ -56,6 +56,9 @@ REFUSAL_BYTES = 64 * 1024
 REFUSAL_SECONDS = 5.0
 """How long the rest of such an answer may take; the request is better off elsewhere."""
 
+IDLE_CONNECTIONS = 8
+"""Connections to other agents that are kept for a client that goes on asking: it may be sent back to them."""
+
 STALE_SECONDS = 1.0
 """An idle connection that the agent had closed shows within a round trip of sending; later, the agent has failed."""
 
@@ -380,12 +383,15 @@ class BalancedHttpLayer(HttpLayer):
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def close_idle(self, keep: tuple[str, int]) -> layer.CommandGenerator[None]:
-        """Close the client's connections to other agents, unless another of its requests may be running there."""
+        """Close the oldest of the client's connections to other agents, where there are many of them.
+
+        None is closed while another of the client's requests may be running there.
+        """
         if len(self.streams) > 1:
             return
-        for connection in list(self.connections):
-            if isinstance(connection, Server) and connection.address != keep:
-                yield from self.abandon(connection)
+        others = [c for c in self.connections if isinstance(c, Server) and c.address != keep]
+        for connection in others[: max(0, len(others) - IDLE_CONNECTIONS)]:
+            yield from self.abandon(connection)
 
     def abandon(self, connection: Connection) -> layer.CommandGenerator[None]:
         """Close a connection to an agent and hear no more of it."""
