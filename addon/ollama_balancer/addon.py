@@ -87,6 +87,8 @@ class Balancer:
 
     def load(self, loader: Loader) -> None:
         options.add_options(loader)
+        for problem in options.drop_unreadable(loader.master.options):
+            logger.error("%s", problem)
         # It would log a line for each probe.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
@@ -119,7 +121,10 @@ class Balancer:
             ctx.options.update(tcp_timeout=settings.response_timeout + 60)
 
     def running(self) -> None:
-        if self.settings is None:
+        unknown = options.unknown(ctx.options)
+        for problem in unknown:
+            logger.error("%s", problem)
+        if unknown or self.settings is None:
             return
         self._running = True
         self._log_mode()

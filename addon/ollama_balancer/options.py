@@ -7,13 +7,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
+from mitmproxy.optmanager import OptManager, _UnconvertedStrings
 
 from agent_reporter.wire import NAME_PATTERN
 
 from .credentials import check as check_token
 from .fleet.agent import Address
 from .fleet.policies import DEFAULT_POLICY, POLICIES
+
+PREFIX = "balancer_"
 
 MODE_ENVIRONMENT = "LOAD_BALANCER_MODE"
 
@@ -69,6 +73,29 @@ def add_options(loader: Loader) -> None:
     loader.add_option(
         "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
     )
+
+
+def drop_unreadable(options: OptManager) -> list[str]:
+    """Take values that are not even of their option's type out of what the command line set, and say what is wrong.
+
+    mitmproxy would fail on them after the addon's `load`, without a word, and run on without the addon: an open proxy.
+    """
+    problems = []
+    for name, value in list(options.deferred.items()):
+        if name in options and name.startswith(PREFIX) and isinstance(value, _UnconvertedStrings):
+            try:
+                options._parse_setval(options._options[name], value.val)
+            except exceptions.OptionsError as e:
+                del options.deferred[name]
+                problems.append(f"{name}: {e}")
+    return problems
+
+
+def unknown(options: OptManager) -> list[str]:
+    """What is wrong with options that look like the balancer's and are not; to be asked when all addons are loaded."""
+    ours = ", ".join(sorted(name for name in options.keys() if name.startswith(PREFIX)))  # noqa: SIM118 - no mapping
+    wrong = [name for name in options.deferred if name.startswith(PREFIX)]
+    return [f"{name}: there is no such option; the balancer's are {ours}" for name in wrong]
 
 
 def read(options: object) -> Settings:

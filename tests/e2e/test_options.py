@@ -32,6 +32,8 @@ def test_the_option_wins_over_the_environment_and_metrics_is_the_default(tmp_pat
         ("balancer_agents=https://gpu-1:443", "begin with http://"),
         ("balancer_stale_after=0", "whole number from 1"),
         ("balancer_retries=-1", "whole number from 0"),
+        ("balancer_retries=many", "integer"),
+        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's are balancer_agents"),
         ("balancer_token=short", "8 to 512 visible ASCII characters"),
         ("stream_large_bodies=1m", "cannot be used with the balancer"),
     ],
