@@ -18,6 +18,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_connect_timeout": 5,
     "balancer_response_timeout": 600,
     "balancer_retries": 2,
+    "balancer_origins": [],
     "stream_large_bodies": None,
 }
 
@@ -27,7 +28,7 @@ def read(**changes: object) -> options.Settings:
 
 
 def test_the_defaults_are_accepted() -> None:
-    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2)
+    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, ())
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -126,3 +127,17 @@ def test_what_is_no_agent_is_refused_with_what_is_accepted(entry: str) -> None:
 def test_two_agents_of_one_name_are_refused(entries: list[str]) -> None:
     with pytest.raises(ValueError, match="two agents called"):
         read(balancer_agents=entries)
+
+
+def test_origins_may_be_several_in_one_entry_and_are_compared_without_case() -> None:
+    assert read(balancer_origins=["https://A.test, http://*.b.test:3000", "*"]).origins == (
+        "https://a.test",
+        "http://*.b.test:3000",
+        "*",
+    )
+
+
+@pytest.mark.parametrize("entry", ["a.test", "https://a.test/path", "https://", "https://a test", "https://a?"])
+def test_what_is_no_origin_is_refused_with_what_is_accepted(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"balancer_origins: .* it takes scheme://host"):
+        read(balancer_origins=[entry])

@@ -9,6 +9,7 @@ import functools
 import logging
 import secrets
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from mitmproxy import command, ctx, exceptions, http
@@ -30,17 +31,18 @@ from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
-from .inspection.annotations import annotate
+from .inspection.annotations import annotate, names_of
 from .ollama import origins
 from .ollama.errors import error_body, error_event
-from .ollama.events import AnswerWatcher
 from .ollama.names import canonical_name
-from .ollama.routes import dialect_of, find_route
+from .ollama.routes import Kind, dialect_of, find_route
+from .ollama.watching import AnswerWatcher
 from .probing import Prober
-from .proxying.dispatch import Answer, Dispatcher, Forward
+from .proxying.dispatch import JSON_TYPE, Answer, Dispatcher, Everywhere, Forward
 from .proxying.exchange import Exchange
+from .proxying.fanout import FanOut, Timeouts
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
-from .proxying.layer import BalancedHttpLayer, FailedStream, Routing
+from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
 from .text import one_line
 
 if TYPE_CHECKING:
@@ -51,8 +53,11 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 128 * 1024 * 1024
 """Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
 
-BUFFERED_ANSWER = 4 * 1024 * 1024
-"""An answer of a known length up to this many bytes is held until it is whole, so that a failure is a clean 502."""
+MAX_HEADERS = 1024 * 1024
+"""Bytes of a request's headers, as in Ollama."""
+
+REFUSED_BODY = 64 * 1024
+"""Bytes taken of the body of a request that has been refused before it came."""
 
 MAX_CONNECTIONS = 100_000
 """Connections that one client may have to one agent: an HTTP/2 client sends many requests at once."""
@@ -295,7 +300,8 @@ class Balancer:
         """Whatever the client still had running is over, should no other hook have said so."""
         for flow_id, exchange in list(self.exchanges.items()):
             if exchange.client_id == client.id:
-                exchange.end(Outcome.CANCELLED)
+                if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
+                    annotate(exchange.flow, exchange)
                 del self.exchanges[flow_id]
 
     def _stop_connect_timer(self, server_id: str) -> None:
@@ -331,13 +337,21 @@ class Balancer:
         if is_control_path(_path(flow)):
             # Not the right one, but perhaps nearly, or another service's.
             headers.pop("authorization", None)
+        elif sum(len(name) + len(value) for name, value in headers.fields) > MAX_HEADERS:
+            flow.response = _error(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
+        elif _is_upload(flow):
+            flow.response = self._loop_refusal(flow) or (
+                None if flow.id in self._authorized else self._origin_refusal(flow)
+            )
+            # Its body is passed on while it comes: it may be larger than the memory.
+            flow.request.stream = flow.response is None
 
     async def request(self, flow: http.HTTPFlow) -> None:
         authorized = flow.id in self._authorized
         self._authorized.discard(flow.id)
-        if flow.response is not None or flow.error is not None:
+        if flow.response is not None or flow.error is not None or flow.request.stream:
             return
-        refusal = self._loop_refusal(flow) or (None if authorized else _origin_refusal(flow))
+        refusal = self._loop_refusal(flow) or (None if authorized else self._origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
         elif is_control_path(_path(flow)):
@@ -348,6 +362,31 @@ class Balancer:
             await self.route_request(routing)
             if routing.routed:
                 flow.request.headers = request_to_agent(flow.request).headers
+            elif routing.fan_out is not None:
+                flow.response = await routing.fan_out.whole()
+
+    def _allows(self, origin: str) -> bool:
+        return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
+
+    def _origin_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
+        request = flow.request
+        origin = request.headers.get("origin")
+        if not origin or origins.same_origin(origin, request.host_header or ""):
+            return None
+        route = find_route(_path(flow))
+        allowed = {"Allow": ", ".join(route.methods)} if route is not None else {}
+        if not self._allows(origin):
+            return http.Response.make(403, b"", _dated(allowed if request.method == "OPTIONS" else {}))
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            response = http.Response.make(204, b"", _dated(allowed))
+            response.headers.pop("content-length", None)
+            response.headers["Access-Control-Allow-Headers"] = origins.ALLOWED_HEADERS
+            response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
+            response.headers["Access-Control-Max-Age"] = "43200"
+            _allow_origin(response, origin)
+            return response
+        return None
 
     def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         if any(self.via in value for value in flow.request.headers.get_all("via")):
@@ -364,15 +403,20 @@ class Balancer:
             if exchange is not None:
                 exchange.end(Outcome.CANCELLED)
             exchange = self.exchanges[flow.id] = self._exchange(flow)
-            decision = self.dispatcher.begin(exchange, flow.request.method, _path(flow), flow.request.raw_content)
+            request = flow.request
+            decision = self.dispatcher.begin(
+                exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
+            )
         else:
             decision = self._account(exchange, routing)
         if isinstance(decision, Forward):
             self._send_to(decision, exchange, routing)
+        elif isinstance(decision, Everywhere):
+            routing.fan_out = exchange.fan_out = self._fan_out(decision, flow)
         else:
             exchange.stop_timer()
-            refusal = routing.failure.refusal if routing.failure and routing.failure.refusal else None
-            if refusal and decision.status == 502:
+            refusal = exchange.refusal() if decision.status == 502 else None
+            if refusal is not None:
                 flow.response = refusal.copy()
                 flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
             else:
@@ -385,7 +429,7 @@ class Balancer:
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
         pin = flow.request.headers.get(AGENT_HEADER)
-        return Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin)
+        return Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin, flow=flow)
 
     async def _first_round(self, prober: Prober) -> None:
         try:
@@ -399,6 +443,11 @@ class Balancer:
     def _account(self, exchange: Exchange, routing: Routing) -> Forward | Answer:
         failure = routing.failure
         assert failure and self.settings
+        if failure.refusal is not None:
+            exchange.refusals.append(failure.refusal)
+        if failure.lacks_model and exchange.model is not None:
+            self._correct(exchange, exchange.model)
+            return self.dispatcher.again(exchange)
         reason = one_line(failure.reason)
         if routing.expired:
             reason = f"no first byte within {self.settings.response_timeout} s"
@@ -425,7 +474,45 @@ class Balancer:
             exchange.timer = asyncio.get_running_loop().call_later(
                 self.settings.response_timeout, self._expire, routing
             )
+        route = exchange.route
+        routing.retry_404 = (
+            exchange.pin is None and exchange.model is not None and route is not None and route.kind is Kind.MODEL
+        )
         routing.routed = True
+
+    def _correct(self, exchange: Exchange, model: str) -> None:
+        """The agent says that it lacks the model: it is not asked for it again until it lists it."""
+        agent = exchange.correct()
+        if agent is not None:
+            logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
+            self.registry.forget_model(agent, canonical_name(model))
+            self._start(self._refresh(agent), "inventory")
+
+    def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
+        assert self.settings
+        request = flow.request
+        return FanOut(
+            [self.registry.take(agent) for agent in decision.agents],
+            request_to_agent(request, self.via),
+            body=request.raw_content,
+            uploads=bool(request.stream),
+            by_all=decision.by_all,
+            timeouts=Timeouts(self.settings.connect_timeout, self.settings.response_timeout),
+            clock=self.registry.clock,
+            refresh=self._refresh,
+            unreachable=self.registry.unreachable,
+            read_client=functools.partial(_read_client, flow.client_conn.id),
+            drain_client=functools.partial(_drain_client, flow.client_conn.id),
+        )
+
+    async def _refresh(self, agent: Agent) -> None:
+        """See what models the agent has now."""
+        if self.prober is not None:
+            await self.prober.refresh(agent)
+
+    async def advance(self, fan_out: FanOut) -> None:
+        """The next part of several agents' answer."""
+        await fan_out.advance()
 
     def _expire(self, routing: Routing) -> None:
         """No first byte in time: give up the attempt that runs now."""
@@ -447,16 +534,17 @@ class Balancer:
         if response is None:
             return
         origin = flow.request.headers.get("origin")
-        if origin and origins.allowed_origin(origin) and "access-control-allow-origin" not in response.headers:
+        same = origins.same_origin(origin or "", flow.request.host_header or "")
+        if origin and not same and self._allows(origin) and "access-control-allow-origin" not in response.headers:
             _allow_origin(response, origin)
         if exchange is None:
             return
         exchange.stop_timer()
         response.headers[ATTEMPTS_HEADER] = str(exchange.attempts)
-        agent = exchange.agent
-        if agent is None:
+        agents = exchange.agents
+        if not agents:
             return
-        response.headers[AGENT_HEADER] = agent.name
+        response.headers[AGENT_HEADER] = names_of(agents)
         if exchange.outcome is not None:
             return  # the balancer's own answer
         exchange.first_byte = self.registry.clock()
@@ -468,10 +556,22 @@ class Balancer:
             # Of a compressed answer nothing can be said.
             "" if "content-encoding" in response.headers else response.headers.get("content-type", "").lower()
         )
-        length = response.headers.get("content-length", "")
-        if watcher.streamed or not length.isascii() or not length.isdigit() or int(length) > BUFFERED_ANSWER:
+        if exchange.fan_out is not None:
+            streams = exchange.fan_out.streamed
+        else:
+            length = response.headers.get("content-length", "")
+            known = length.isascii() and length.isdigit()
+            streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
+        if streams:
             response.stream = _passing_on(exchange, watcher, response)
         annotate(flow, exchange)
+
+    def long_answer(self, flow: http.HTTPFlow) -> None:
+        """It is longer than was thought: it streams from here on."""
+        exchange, response = self.exchanges.get(flow.id), flow.response
+        if response is not None:
+            watcher = exchange.watcher if exchange is not None else None
+            response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
 
     def response(self, flow: http.HTTPFlow) -> None:
         self._authorized.discard(flow.id)
@@ -581,43 +681,56 @@ def _path(flow: http.HTTPFlow) -> str:
     return flow.request.path.partition("?")[0]
 
 
+def _is_upload(flow: http.HTTPFlow) -> bool:
+    route = find_route(_path(flow))
+    return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
+
+
+def _read_client(client_id: str, on: bool) -> None:
+    """Go on reading from a client, or let it wait."""
+    transport = getattr(_client_writer(client_id), "transport", None)
+    if transport is not None and not transport.is_closing():
+        if on:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+
+async def _drain_client(client_id: str) -> None:
+    """Wait until the client has taken most of what was sent to it."""
+    writer = _client_writer(client_id)
+    if writer is not None:
+        with contextlib.suppress(OSError):
+            await writer.drain()
+
+
+def _client_writer(client_id: str) -> asyncio.StreamWriter | None:
+    handler = ctx.master.addons.get("proxyserver").connections.get(client_id)
+    io = handler.transports.get(handler.client) if handler is not None else None
+    return io.writer if io is not None else None
+
+
 def _body_limit(flow: http.HTTPFlow) -> int:
+    if flow.response is not None:
+        return REFUSED_BODY
     return MAX_BODY_BYTES if is_control_path(_path(flow)) else MAX_BODY
 
 
 def _error(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
     body = error_body(dialect_of(_path(flow)), status, message)
-    return http.Response.make(status, body, {"Content-Type": "application/json; charset=utf-8"})
+    return http.Response.make(status, body, _dated({"Content-Type": JSON_TYPE}))
 
 
 def _answer(flow: http.HTTPFlow, answer: Answer) -> http.Response:
-    headers = {"Content-Type": "application/json; charset=utf-8", **answer.headers}
-    response = http.Response.make(answer.status, answer.body, headers)
+    headers = {"Content-Type": answer.content_type} if answer.content_type else {}
+    response = http.Response.make(answer.status, answer.body, _dated(headers | dict(answer.headers)))
     if flow.request.method == "HEAD":
         response.raw_content = b""
     return response
 
 
-def _origin_refusal(flow: http.HTTPFlow) -> http.Response | None:
-    """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
-    request = flow.request
-    origin = request.headers.get("origin")
-    if not origin or origins.same_origin(origin, request.host_header or ""):
-        return None
-    if not origins.allowed_origin(origin):
-        return http.Response.make(403)
-    if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-        response = http.Response.make(204)
-        response.headers.pop("content-length", None)
-        response.headers["Access-Control-Allow-Headers"] = origins.ALLOWED_HEADERS
-        response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
-        response.headers["Access-Control-Max-Age"] = "43200"
-        route = find_route(_path(flow))
-        if route is not None:
-            response.headers["Allow"] = ", ".join(route.methods)
-        _allow_origin(response, origin)
-        return response
-    return None
+def _dated(headers: dict[str, str]) -> dict[str, str]:
+    return headers | {"Date": formatdate(usegmt=True)}
 
 
 def _allow_origin(response: http.Response, origin: str) -> None:

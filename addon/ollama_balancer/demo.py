@@ -92,19 +92,14 @@ def collector(host: SimulatedOllama) -> Callable[[], Awaitable[AgentMetrics]]:
     memory = rng.uniform(25, 45)
 
     async def collect() -> AgentMetrics:
-        loaded = sorted(host.loaded)
+        loaded = host.ps_entries()
         return AgentMetrics(
             cpu_usage=round(min(100.0, max(0.0, host.load_cpu() + rng.uniform(0, 4))), 1),
             memory_usage=round(min(95.0, memory + 12 * len(loaded)), 1),
             active_requests=0,
             timestamp=datetime.now(UTC),
-            models=[
-                ModelEntry.model_validate(
-                    {"name": f"{model.name}:latest", "model": f"{model.name}:latest", "size": model.size}
-                )
-                for model in host.models
-            ],
-            loaded_models=[ModelEntry(name=name) for name in loaded],
+            models=[ModelEntry.model_validate(entry) for entry in host.tag_entries()],
+            loaded_models=[ModelEntry.model_validate(entry) for entry in loaded],
             ollama_version=host.version,
             num_parallel=host.timing.num_parallel,
             max_loaded_models=host.timing.max_loaded,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mitmproxy import exceptions
@@ -16,6 +16,7 @@ from agent_reporter.wire import NAME_PATTERN
 from .credentials import check as check_token
 from .fleet.agent import Address
 from .fleet.policies import DEFAULT_POLICY, POLICIES
+from .ollama.origins import check_pattern
 
 PREFIX = "balancer_"
 
@@ -36,6 +37,8 @@ class Settings:
     connect_timeout: int
     response_timeout: int
     retries: int
+    origins: tuple[str, ...]
+    """Patterns for `ollama.origins.allowed_origin`."""
 
 
 def add_options(loader: Loader) -> None:
@@ -72,6 +75,13 @@ def add_options(loader: Loader) -> None:
     )
     loader.add_option(
         "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
+    )
+    loader.add_option(
+        "balancer_origins",
+        Sequence[str],
+        [],
+        "Origins of web pages that may call, beside those that Ollama allows by default (localhost and apps), each as "
+        "https://host:port; * stands for anything.",
     )
 
 
@@ -137,17 +147,28 @@ def read(options: object) -> Settings:
         connect_timeout=number("balancer_connect_timeout", 1, 3600),
         response_timeout=number("balancer_response_timeout", 1, 86_400),
         retries=number("balancer_retries", 0, 100),
+        origins=_origins(get("balancer_origins")),
     )
+
+
+def _origins(entries: object) -> tuple[str, ...]:
+    try:
+        return tuple(check_pattern(entry) for entry in _split(entries if isinstance(entries, Sequence) else ()))
+    except ValueError as e:
+        raise ValueError(f"balancer_origins: {e}") from e
+
+
+def _split(entries: Sequence[str]) -> Iterator[str]:
+    """mitmproxy hands a sequence option given once as one entry: let that hold several, as people expect."""
+    for whole in entries:
+        yield from (part.strip() for part in whole.split(",") if part.strip())
 
 
 def static_agents(entries: Sequence[str]) -> tuple[tuple[str, Address], ...]:
     """Read `balancer_agents`. ValueError says which entry is wrong and why."""
     agents: dict[str, Address] = {}
     accepts = "it takes http://host:port or name=http://host:port"
-    # mitmproxy hands a sequence option given once as one entry: let that hold several, as people expect.
-    for entry in (part.strip() for whole in entries for part in whole.split(",")):
-        if not entry:
-            continue
+    for entry in _split(entries):
         match = _STATIC.fullmatch(entry)
         if match is None:
             raise ValueError(f"balancer_agents: {entry[:100]!r} is not an agent; {accepts}")

@@ -57,11 +57,7 @@ class Prober:
 
     async def run(self) -> None:
         """Probe until cancelled."""
-        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-        # No proxy of the environment's: the agents are ours, and the proxy may be this very process.
-        async with httpx.AsyncClient(
-            limits=limits, trust_env=False, headers={"Accept-Encoding": "identity", "Via": self.via}
-        ) as client:
+        async with self._client() as client:
             while True:
                 self._wake.clear()
                 try:
@@ -102,18 +98,33 @@ class Prober:
         except (httpx.HTTPError, httpx.InvalidURL, ValidationError, ValueError) as e:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
             return
+        await self._list(client, agent, address)
+        if agent.address == address:
+            self.registry.update_version(agent, version)
+            self.registry.reached(agent)
+
+    async def refresh(self, agent: Agent) -> None:
+        """See at once what models an agent has, after something has changed there."""
+        async with self._client() as client:
+            await self._list(client, agent, agent.address)
+
+    async def _list(self, client: httpx.AsyncClient, agent: Agent, address: Address) -> None:
         try:
             tags = Models.model_validate_json(await _get(client, address, "/api/tags", INVENTORY_TIMEOUT))
             loaded = Models.model_validate_json(await _get(client, address, "/api/ps", INVENTORY_TIMEOUT))
         except (httpx.HTTPError, ValidationError, ValueError) as e:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
-        else:
-            if agent.address == address:
-                agent.version = version
-                agent.loaded = loaded.models or []
-                self.registry.update_models(agent, tags.models or [])
+            return
         if agent.address == address:
-            self.registry.reached(agent)
+            self.registry.update_loaded(agent, loaded.models or [])
+            self.registry.update_models(agent, tags.models or [])
+
+    def _client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        # No proxy of the environment's: the agents are ours, and the proxy may be this very process. No certificates
+        # to load: they speak http.
+        headers = {"Accept-Encoding": "identity", "Via": self.via}
+        return httpx.AsyncClient(limits=limits, trust_env=False, verify=False, headers=headers)  # noqa: S501
 
     async def _answers(self, client: httpx.AsyncClient, address: Address) -> bool:
         try:

@@ -65,7 +65,12 @@ def test_the_type_of_an_error_follows_its_status(dialect: Dialect, status: int, 
 
 @pytest.mark.parametrize(
     ("dialect", "begin"),
-    [(Dialect.OLLAMA, b"data: "), (Dialect.OPENAI, b"data: "), (Dialect.ANTHROPIC, b"event: error\ndata: ")],
+    [
+        (Dialect.OLLAMA, b"data: "),
+        (Dialect.OPENAI, b"data: "),
+        (Dialect.ANTHROPIC, b"event: error\ndata: "),
+        (Dialect.RESPONSES, b"event: error\ndata: "),
+    ],
 )
 def test_an_error_in_an_event_stream_is_one_event(dialect: Dialect, begin: bytes) -> None:
     event = error_event(dialect, "text/event-stream; charset=utf-8", "line one\nline two")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.origins import allowed_origin, same_origin
+from ollama_balancer.ollama.origins import allowed_origin, check_pattern, same_origin
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,26 @@ def test_a_page_of_the_balancers_own_address_is_of_the_same_origin() -> None:
     assert not same_origin("http://llm.local:81", "llm.local")
     assert not same_origin("http://evil.example.com", "llm.local")
     assert not same_origin("null", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "refused"),
+    [
+        ("https://chat.test", "https://chat.test", "https://chat.test:8443"),
+        ("https://*.chat.test", "https://a.chat.test", "https://chat.test"),
+        ("http://10.0.0.*:3000", "http://10.0.0.7:3000", "http://10.0.0.7:3001"),
+        ("http://[::1]:3000", "http://[::1]:3000", "http://:3000"),
+        ("chrome-extension://*", "chrome-extension://abc", "moz-extension://abc"),
+    ],
+)
+def test_more_origins_can_be_allowed(pattern: str, allowed: str, refused: str) -> None:
+    more = [check_pattern(pattern)]
+    assert allowed_origin(allowed, more)
+    assert allowed_origin(allowed.upper(), more)
+    assert not allowed_origin(refused, more)
+    assert not allowed_origin(allowed)
+
+
+def test_a_star_allows_everybody() -> None:
+    assert allowed_origin("https://anything.test", ["*"])
+    assert allowed_origin("null", ["*"])

@@ -9,7 +9,7 @@ from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
-from ollama_balancer.proxying.dispatch import Answer, Dispatcher, Forward
+from ollama_balancer.proxying.dispatch import MAX_CORRECTIONS, Answer, Dispatcher, Everywhere, Forward
 from ollama_balancer.proxying.exchange import Exchange
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
@@ -46,6 +46,11 @@ class Asked:
     def agent(self) -> Agent:
         assert isinstance(self.decision, Forward), self.decision
         return self.decision.agent
+
+    @property
+    def everywhere(self) -> Everywhere:
+        assert isinstance(self.decision, Everywhere), self.decision
+        return self.decision
 
     @property
     def answer(self) -> Answer:
@@ -178,7 +183,7 @@ def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
     assert b.in_flight == 2
 
 
-@pytest.mark.parametrize("route", [r for r in ROUTES if r.kind in (Kind.NAMED, Kind.EVERY)], ids=lambda r: r.path)
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.kind is Kind.NAMED], ids=lambda r: r.path)
 def test_management_of_one_host_goes_to_the_one_that_is_named(registry: AgentRegistry, route: Route) -> None:
     _, b = fleet(registry, "a", "b")
     assert Asked(registry, route.path.replace("{}", "x"), method=route.methods[0], pin="b").agent is b
@@ -256,7 +261,7 @@ def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry
 def test_lists_are_answered_for_the_whole_fleet_without_asking_anyone(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
     registry.update_models(b, entries("m", "n"))
-    a.loaded = [ModelEntry(name="m")]
+    registry.update_loaded(a, [ModelEntry(name="m")])
     tags, ps, models = (Asked(registry, path, None, method="GET") for path in ("/api/tags", "/api/ps", "/v1/models"))
     assert {asked.answer.status for asked in (tags, ps, models)} == {200}
     assert sorted(entry["name"] for entry in tags.json["models"]) == ["m", "n"]
@@ -280,3 +285,105 @@ def test_lists_leave_out_agents_that_are_offline(registry: AgentRegistry) -> Non
 def test_a_pinned_list_comes_from_that_agent(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     assert Asked(registry, "/api/tags", None, method="GET", pin="a").agent is agent
+
+
+def test_the_version_is_the_lowest_and_the_root_is_the_servers(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_version(a, "0.33.0")
+    registry.update_version(b, "0.9.1")
+    assert Asked(registry, "/api/version", None, method="GET").json == {"version": "0.9.1"}
+    root = Asked(registry, "/", None, method="GET").answer
+    assert (root.status, root.body, root.content_type) == (200, b"Ollama is running", "text/plain; charset=utf-8")
+    for agent in (a, b):
+        registry.unreachable(agent, "refused")
+    assert Asked(registry, "/", None, method="HEAD").answer.status == 503
+
+
+def test_an_agent_is_asked_for_the_version_while_none_is_known(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    assert Asked(registry, "/api/version", None, method="GET").agent is agent
+
+
+def test_a_path_that_is_nearly_a_routes_is_redirected(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    got = Asked(registry, "/api/tags/?x=1", None, method="GET").answer
+    assert (got.status, got.headers["Location"]) == (301, "/api/tags?x=1")
+    assert got.body == b'<a href="/api/tags?x=1">Moved Permanently</a>.\n\n'
+    posted = Asked(registry, "/api/chat/", CHAT).answer
+    assert (posted.status, posted.body, posted.headers["Location"]) == (307, b"", "/api/chat")
+
+
+# Requests that go to several agents
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.kind is Kind.EVERY], ids=lambda r: r.path)
+def test_management_goes_to_every_agent_that_takes_requests_or_to_the_one_that_is_named(
+    registry: AgentRegistry, route: Route
+) -> None:
+    a, b, c, d = fleet(registry, "a", "b", "c", "d")
+    registry.unreachable(c, "refused")
+    registry.drain(d)
+    path = route.path.replace("{}", "x")
+    assert Asked(registry, path, method=route.methods[0]).everywhere.agents == (a, b)
+    assert Asked(registry, path, method=route.methods[0], pin="b").everywhere.agents == (b,)
+    assert Asked(registry, path, method=route.methods[0], pin="c").answer.status == 503
+    assert registry.in_flight == 0
+    for agent in (a, b):
+        registry.unreachable(agent, "refused")
+    assert Asked(registry, path, method=route.methods[0]).answer.status == 503
+
+
+@pytest.mark.parametrize(("path", "more"), [("/api/generate", b""), ("/api/chat", b', "messages": []')])
+def test_a_request_to_unload_goes_to_every_agent_that_has_the_model(
+    registry: AgentRegistry, path: str, more: bytes
+) -> None:
+    a, b, c = fleet(registry, "a", "b", "c")
+    registry.update_models(b, entries("else"))
+    body = b'{"model": "M", "keep_alive": 0' + more + b"}"
+    assert Asked(registry, path, body).everywhere.agents == (a, c)
+    assert Asked(registry, path, body, pin="c").agent is c
+    registry.drain(c)
+    assert Asked(registry, path, body).agent is a
+    assert Asked(registry, path, body.replace(b'"M"', b'"nope"')).answer.status == 404
+
+
+# Inventories that turn out to be wrong
+
+
+def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: AgentRegistry) -> None:
+    agents = fleet(registry, "a", "b", "c", "d")
+    asked = Asked(registry, "/api/chat")
+    asked.dispatcher.retries = 0
+    seen = []
+    while isinstance(asked.decision, Forward):
+        seen.append(asked.agent)
+        agent = asked.exchange.correct()
+        assert agent is asked.agent
+        registry.forget_model(agent, "m:latest")
+        asked.decision = asked.dispatcher.again(asked.exchange)
+    assert set(seen) == set(agents)
+    assert not registry.has_model("m:latest")
+    assert all(agent.stats.failed == 0 and agent.in_flight == 0 for agent in agents)
+    assert "does not have the model" in asked.json["error"]
+
+
+def test_so_many_wrong_inventories_in_a_row_are_given_up(registry: AgentRegistry) -> None:
+    fleet(registry, *(f"a{n}" for n in range(MAX_CORRECTIONS * 2)))
+    asked = Asked(registry, "/api/chat")
+    while isinstance(asked.decision, Forward):
+        asked.exchange.correct()
+        asked.decision = asked.dispatcher.again(asked.exchange)
+    assert asked.exchange.attempts == MAX_CORRECTIONS + 1
+
+
+def test_an_unknown_model_in_a_body_that_is_no_json_is_for_an_agent_to_refuse(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    assert Asked(registry, "/api/chat", b'{"model": "nope", "messages": [}').agent is agent
+    assert Asked(registry, "/api/chat", b'{"model": "nope", "messages": []}').answer.status == 404
+
+
+def test_a_cloud_model_needs_no_agent_that_has_it(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    asked = Asked(registry, "/api/chat", b'{"model": "gpt-oss:120b-cloud"}')
+    assert asked.agent is agent
+    assert asked.exchange.model == "gpt-oss:120b-cloud"

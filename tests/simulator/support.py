@@ -84,12 +84,13 @@ class Response:
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """The JSON events of a stream, in either format; `[DONE]` as it is."""
+        """The JSON events of a stream, in any format; `[DONE]` as it is."""
         return events_of(self.body)
 
 
 def events_of(text: str) -> list[Any]:
-    payloads = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    lines = [line for line in text.splitlines() if line and not line.startswith("event: ")]
+    payloads = [line.removeprefix("data: ") for line in lines]
     return [payload if payload == "[DONE]" else json.loads(payload) for payload in payloads]
 
 

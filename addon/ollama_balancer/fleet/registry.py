@@ -104,6 +104,10 @@ class AgentRegistry:
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
         self._next_expiry = math.inf
+        self.changed_models: set[str] = set()
+        """Models whose entries or online holders have changed since somebody merged them and cleared this."""
+        self.generation = 0
+        """Grows when an agent comes or goes, or what one has loaded, or its version, changes."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{n} {status}" for status, n in sorted(self.counts().items()))
@@ -112,7 +116,7 @@ class AgentRegistry:
     # The fleet
 
     def __iter__(self) -> Iterator[Agent]:
-        self._expire()
+        self.expire()
         return iter(list(self._agents.values()))
 
     def __len__(self) -> int:
@@ -124,12 +128,12 @@ class AgentRegistry:
 
     def counts(self) -> Counter[Status]:
         """How many agents are in which state."""
-        self._expire()
+        self.expire()
         return Counter(agent.status for agent in self._agents.values())
 
     def get(self, key: str) -> Agent | None:
         """The agent with that id, else the one with that name."""
-        self._expire()
+        self.expire()
         return self._agents.get(key) or self._names.get(key)
 
     def knows(self, host: str, port: int) -> bool:
@@ -176,6 +180,7 @@ class AgentRegistry:
         self._leave(agent.address)
         self._reports.pop(agent, None)
         self._probes.pop(agent, None)
+        self._came_or_went(agent)
         for model in agent.models or ():
             self._forget_holder(model, agent)
         self._place(agent)
@@ -206,7 +211,7 @@ class AgentRegistry:
     def stale_after(self, seconds: float) -> None:
         self._stale_after = seconds
         self._next_expiry = -math.inf
-        self._expire()
+        self.expire()
 
     def update_metrics(self, key: str, metrics: AgentMetrics) -> bool:
         """Store a report of the agent with that id or name; False if a newer one is there.
@@ -216,7 +221,7 @@ class AgentRegistry:
         """
         now = self.clock()
         if now >= self._next_expiry:
-            self._expire()
+            self.expire()
         agent = self._agents.get(key) or self._names.get(key)
         if agent is None:
             raise KeyError(key)
@@ -233,9 +238,9 @@ class AgentRegistry:
         if now + self._stale_after < self._next_expiry:
             self._next_expiry = now + self._stale_after
         if metrics.loaded_models is not None:
-            agent.loaded = metrics.loaded_models
+            self.update_loaded(agent, metrics.loaded_models)
         if metrics.ollama_version is not None:
-            agent.version = metrics.ollama_version
+            self.update_version(agent, metrics.ollama_version)
         if metrics.models is not None:
             self.update_models(agent, metrics.models)
         if metrics.ollama_ok is False:
@@ -248,11 +253,13 @@ class AgentRegistry:
 
     def update_models(self, agent: Agent, entries: list[ModelEntry]) -> None:
         """Store which models the agent has."""
-        names = [entry.name for entry in entries]
         old = agent.models
-        if old is not None and names == agent.model_names:
-            if len(old) == len(entries):
-                old.update(zip(old, entries, strict=True))
+        names = [entry.name for entry in entries]
+        if old is not None and names == agent.model_names and len(old) == len(entries):
+            for (model, known), entry in zip(old.items(), entries, strict=True):
+                if known.__pydantic_extra__ != entry.__pydantic_extra__:
+                    old[model] = entry
+                    self.changed_models.add(model)
             return
         old = old or {}
         new = {canonical_name(entry.name): entry for entry in entries}
@@ -260,11 +267,36 @@ class AgentRegistry:
         agent.model_names = names
         if agent.removed:
             return
+        self.changed_models.update(old, new)
         for model in old.keys() - new.keys():
             self._forget_holder(model, agent)
         for model in new.keys() - old.keys():
             self._holders.setdefault(model, {})[agent] = None
         self._place(agent)
+
+    def forget_model(self, agent: Agent, model: str) -> None:
+        """The agent does not have the model (a canonical name) after all, or no longer."""
+        if agent.models is not None and model in agent.models:
+            self.update_models(agent, [entry for name, entry in agent.models.items() if name != model])
+
+    def update_loaded(self, agent: Agent, entries: list[ModelEntry]) -> None:
+        """Store which models the agent has in memory."""
+        if entries != agent.loaded:
+            agent.loaded = entries
+            self.generation += 1
+
+    def update_version(self, agent: Agent, version: str) -> None:
+        if version != agent.version:
+            agent.version = version
+            self.generation += 1
+
+    def holders(self, model: str) -> list[Agent]:
+        """The agents known to have the model (a canonical name), in whatever state."""
+        return list(self._holders.get(model, ()))
+
+    def models(self) -> list[str]:
+        """The canonical names of all models that any agent has, in whatever state."""
+        return list(self._holders)
 
     def reached(self, agent: Agent) -> None:
         """The agent answered a probe."""
@@ -343,7 +375,7 @@ class AgentRegistry:
     def _select(self, policy: Policy, model: str | None, exclude: Collection[Agent]) -> Agent | None:
         now = self.clock()
         if now >= self._next_expiry:
-            self._expire()
+            self.expire()
         pool = self._pools[policy.name].get(model)
         if pool is None:
             pool = self._pool(policy, model)
@@ -412,6 +444,7 @@ class AgentRegistry:
         agent.probed = agent.probed or probed
         if not was_online:
             logger.info("Agent %s (%s) is online: it %s.", agent.name, agent.address, how)
+            self._came_or_went(agent)
         self._place(agent)
 
     def _lose(self, agent: Agent, reason: str) -> None:
@@ -421,9 +454,14 @@ class AgentRegistry:
         if was_online:
             agent.offline_reason = reason
             logger.warning("Agent %s (%s) is offline: %s.", agent.name, agent.address, reason)
+            self._came_or_went(agent)
             self._place(agent)
 
-    def _expire(self) -> None:
+    def _came_or_went(self, agent: Agent) -> None:
+        self.generation += 1
+        self.changed_models.update(agent.models or ())
+
+    def expire(self) -> None:
         """Let go of what is no longer fresh. Costs a step for each report or probe that has run out."""
         now = self.clock()
         if now < self._next_expiry:

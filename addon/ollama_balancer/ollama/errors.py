@@ -24,7 +24,7 @@ _TAGGING_PATHS = ("/api/show", "/v1/models/{}")
 def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
     """The JSON object with which the server reports an error to a caller of that protocol."""
     match dialect:
-        case Dialect.OPENAI:
+        case Dialect.OPENAI | Dialect.RESPONSES:
             kind = _OPENAI_TYPES.get(status, "api_error")
             return {"error": {"message": message, "type": kind, "param": None, "code": None}}
         case Dialect.ANTHROPIC:
@@ -36,15 +36,19 @@ def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
 
 
 def error_body(dialect: Dialect, status: int, message: str) -> bytes:
-    return json.dumps(error_object(dialect, status, message), separators=(",", ":")).encode()
+    return _compact(error_object(dialect, status, message))
 
 
 def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
     """An error as the last event of a stream that has begun; the caller sees to a line's end before it."""
-    data = error_body(dialect, 502, message)
+    event = error_object(dialect, 502, message)
     if "event-stream" not in content_type:
-        return data + b"\n"
-    return (b"event: error\n" if dialect is Dialect.ANTHROPIC else b"") + b"data: " + data + b"\n\n"
+        return _compact(event) + b"\n"
+    if dialect is Dialect.RESPONSES:
+        # The event of that API, and the `error` by which the client package knows that it has to raise.
+        event = {"type": "error", "code": "server_error", "message": message, "param": None, **event}
+    named = dialect in (Dialect.ANTHROPIC, Dialect.RESPONSES)
+    return (b"event: error\n" if named else b"") + b"data: " + _compact(event) + b"\n\n"
 
 
 def model_not_found(model: str, path: str) -> str:
@@ -54,3 +58,7 @@ def model_not_found(model: str, path: str) -> str:
     if path in _TAGGING_PATHS and ":" not in model.rsplit("/", 1)[-1]:
         model += ":latest"
     return f"model '{model}' not found"
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,130 +1,158 @@
-"""Watches an answer as it passes: keeps its bytes for inspection and tells at the end whether it was whole.
-
-Success means that the terminal event was seen: a runner that crashes still ends its stream cleanly.
-"""
+"""Reads the streams of Ollama's APIs as their bytes arrive: NDJSON, a JSON object a line, and server-sent events."""
 
 from __future__ import annotations
 
-import json
-from collections import deque
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from pydantic_core import from_json
 
-KEEP_BYTES = 4 * 1024 * 1024
-"""How much of an answer's beginning is kept for inspection."""
+from .shapes import TERMINAL, TOO_LARGE, Event, read_event
 
-TAIL_BYTES = 2 * 1024 * 1024
-"""How much of its end is read to find the terminal event: /api/generate's carries the context, some 7 bytes a token."""
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""A larger event is passed over: at worst, reading one takes 40 ms a MiB, and 30 times its size in memory.
 
-_SSE_TERMINALS = (b"data: [DONE]", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
+The last event of /api/generate carries the context, some 7 bytes a token: a million tokens fit.
+"""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the end of an answer says."""
+class EventParser:
+    """Fed with the bytes of one stream, split anywhere. What is not a JSON object is passed over."""
 
-    whole: bool
-    error: str | None = None
-    output_tokens: int | None = None
-    decode_seconds: float | None = None
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._data = bytearray()
+        self._too_large = False
+        self._begun = False
+        """Whether any of those three is set: an event has begun and not ended."""
 
     @property
-    def tokens_per_second(self) -> float | None:
-        if not self.output_tokens or not self.decode_seconds:
+    def pending(self) -> int:
+        """How many bytes are kept of an event that has not ended, at most `MAX_EVENT_BYTES`."""
+        return len(self._line) + len(self._data)
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that end in these bytes."""
+        raise NotImplementedError
+
+    def close(self) -> list[Event]:
+        """The stream has ended: the event that it left unended, if any. Bytes fed afterwards begin a new line."""
+        if self._too_large:
+            self._too_large = self._begun = False
+            self._line.clear()
+            self._data.clear()
+            return []
+        return self._feed_lines(b"\n\n") if self._begun else []
+
+    def _feed_lines(self, chunk: bytes) -> list[Event]:
+        """Lines end with a line feed here."""
+        events: list[Event] = []
+        line = self._line
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            self._make_room(end - start)
+            if line:
+                if not self._too_large:
+                    line += chunk[start:end]
+                event = self._end_line(bytes(line))
+                line.clear()
+            else:
+                event = self._end_line(chunk[start:end])
+            if event is not None:
+                events.append(event)
+            start = end + 1
+        rest = len(chunk) - start
+        if rest:
+            self._make_room(rest)
+            if not self._too_large:
+                line += chunk[start:] if start else chunk
+            elif not line:
+                line += b" "  # all there is to know of it is that it is not empty
+        self._begun = bool(line or self._data or self._too_large)
+        return events
+
+    def _make_room(self, size: int) -> None:
+        """For so many more bytes of the line."""
+        if len(self._line) + len(self._data) + size > MAX_EVENT_BYTES:
+            self._too_large = True
+            del self._line[1:]
+            self._data.clear()
+
+    def _end_line(self, line: bytes) -> Event | None:
+        raise NotImplementedError
+
+
+class NdjsonParser(EventParser):
+    def feed(self, chunk: bytes) -> list[Event]:
+        # Mostly a chunk is one whole line.
+        if self._begun or chunk.find(b"\n") != len(chunk) - 1 or len(chunk) > MAX_EVENT_BYTES:
+            return self._feed_lines(chunk)
+        event = _read(chunk)
+        return [event] if event is not None else []
+
+    def _end_line(self, line: bytes) -> Event | None:
+        if self._too_large:
+            self._too_large = False
+            return TOO_LARGE
+        return _read(line) if line else None
+
+
+class SseParser(EventParser):
+    """Of an event's fields only the data count: each JSON object tells its own type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._after_cr = False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        if self._after_cr or chunk.find(b"\r") >= 0:
+            return self._feed_lines(self._with_line_feeds(chunk))
+        size = len(chunk)
+        if self._begun or size > MAX_EVENT_BYTES or not chunk.endswith(b"\n\n"):
+            return self._feed_lines(chunk)
+        # Mostly a chunk is whole events, each with one line of data.
+        events: list[Event] = []
+        start = 0
+        while start < size:
+            at = chunk.find(b"\n", start) + 1 if chunk.startswith(b"event:", start) else start
+            end = chunk.find(b"\n", at)
+            if not (chunk.startswith(b"data: ", at) and chunk.startswith(b"\n", end + 1)):
+                return events + self._feed_lines(chunk[start:])
+            event = _read(chunk[at + 6 : end])
+            if event is not None:
+                events.append(event)
+            start = end + 2
+        return events
+
+    def _with_line_feeds(self, chunk: bytes) -> bytes:
+        """In place of its carriage returns, with or without line feeds after them."""
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = False
+        if chunk.endswith(b"\r"):
+            self._after_cr = True
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _end_line(self, line: bytes) -> Event | None:
+        if line:
+            if not self._too_large and (line.startswith(b"data:") or line == b"data"):
+                self._data += line[6 if line.startswith(b"data: ") else 5 :] + b"\n"
             return None
-        return self.output_tokens / self.decode_seconds
+        if self._too_large:
+            self._too_large = False
+            return TOO_LARGE
+        data = bytes(self._data)
+        self._data.clear()
+        return _read(data) if data else None
 
 
-class AnswerWatcher:
-    """Fed with the chunks of one answer's body, in order."""
-
-    def __init__(self, content_type: str) -> None:
-        self.content_type = content_type
-        self.bytes_seen = 0
-        self._head: list[bytes] = []
-        self._head_size = 0
-        self._tail: deque[bytes] = deque()
-        self._tail_size = 0
-
-    @property
-    def streamed(self) -> bool:
-        """Whether it is a stream of events, which has a terminal event."""
-        return "ndjson" in self.content_type or "event-stream" in self.content_type
-
-    def feed(self, chunk: bytes) -> None:
-        self.bytes_seen += len(chunk)
-        room = KEEP_BYTES - self._head_size
-        if room >= len(chunk):
-            self._head.append(chunk)
-            self._head_size += len(chunk)
-            return
-        if room:
-            self._head.append(chunk[:room])
-            self._head_size = KEEP_BYTES
-        tail = self._tail
-        tail.append(chunk[room:])
-        self._tail_size += len(chunk) - room
-        while self._tail_size - len(tail[0]) >= TAIL_BYTES:
-            self._tail_size -= len(tail.popleft())
-
-    @property
-    def kept(self) -> bytes:
-        """The answer's beginning, all of it up to `KEEP_BYTES`."""
-        return b"".join(self._head)
-
-    @property
-    def truncated(self) -> bool:
-        return self.bytes_seen > self._head_size
-
-    @property
-    def ends_in_newline(self) -> bool:
-        end = self._end(1)
-        return not end or end == b"\n"
-
-    def verdict(self) -> Verdict:
-        """To be asked once the body has ended."""
-        end = self._end()
-        if "event-stream" in self.content_type:
-            lines = b"\n" + end
-            whole = any(b"\n" + terminal in lines for terminal in _SSE_TERMINALS)
-            return Verdict(whole, None if whole else "the stream ended without its terminal event")
-        last = _last_object(end)
-        if last is None:
-            if self.streamed:
-                return Verdict(False, "the stream ended without its terminal event")
-            return Verdict(True)
-        if last.get("error") is not None:  # /v1/responses has a null there
-            return Verdict(False, str(last["error"])[:500])
-        if self.streamed and last.get("done") is not True and last.get("status") != "success":
-            return Verdict(False, "the stream ended without its terminal event")
-        return Verdict(True, None, _count(last.get("eval_count")), _seconds(last.get("eval_duration")))
-
-    def _end(self, size: int = TAIL_BYTES) -> bytes:
-        """The last `size` bytes, however they were split. Joins no more chunks than it takes."""
-        parts: list[bytes] = []
-        for chunk in chain(reversed(self._tail), reversed(self._head)):
-            parts.append(chunk)
-            size -= len(chunk)
-            if size <= 0:
-                break
-        end = b"".join(reversed(parts))
-        return end[-size:] if size < 0 else end
+def event_parser(content_type: str) -> EventParser | None:
+    """For a stream of that type, in lower case; None: it is no stream of events."""
+    if "event-stream" in content_type:
+        return SseParser()
+    return NdjsonParser() if "ndjson" in content_type else None
 
 
-def _last_object(end: bytes) -> dict[str, Any] | None:
-    lines = end.strip().rsplit(b"\n", 1)
+def _read(data: bytes) -> Event | None:
     try:
-        value = json.loads(lines[-1])
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53 else None
-
-
-def _seconds(nanoseconds: object) -> float | None:
-    count = _count(nanoseconds)
-    return None if count is None else count / 1e9
+        value = from_json(data, cache_strings="keys")
+    except ValueError:
+        return TERMINAL if data.startswith(b"[DONE]") else None
+    return read_event(value) if isinstance(value, dict) else None

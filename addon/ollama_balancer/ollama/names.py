@@ -19,3 +19,9 @@ def canonical_name(name: str) -> str:
     if ":" not in name.rsplit("/", 1)[-1]:
         name += ":latest"
     return name
+
+
+def is_cloud_model(name: str) -> bool:
+    """Whether a host can serve the model without having it, from Ollama's cloud: `gpt-oss:120b-cloud`."""
+    tag = canonical_name(name).rpartition(":")[2]
+    return tag == "cloud" or tag.endswith("-cloud")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "0.0.0.0"}
 _APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
+
+_PATTERN = re.compile(r"\*|[a-zA-Z][a-zA-Z0-9+.-]*://[a-zA-Z0-9.*:_\[\]-]+")
 
 ALLOWED_HEADERS = (
     "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
@@ -39,8 +44,10 @@ def _local_name(host: str) -> bool:
     return True
 
 
-def allowed_origin(origin: str) -> bool:
-    """Whether Ollama would answer a page of that origin."""
+def allowed_origin(origin: str, more: Iterable[str] = ()) -> bool:
+    """Whether Ollama would answer a page of that origin, or one of `more`, in which `*` stands for anything, does."""
+    if any(fnmatchcase(origin.lower(), pattern) for pattern in more):
+        return True
     try:
         parts = urlsplit(origin)
         host = parts.hostname
@@ -49,3 +56,12 @@ def allowed_origin(origin: str) -> bool:
     if parts.scheme in _APP_SCHEMES:
         return True
     return parts.scheme in ("http", "https") and host in _LOCAL_HOSTS
+
+
+def check_pattern(pattern: str) -> str:
+    """An allowed origin as it is compared. ValueError: it is none."""
+    if not _PATTERN.fullmatch(pattern):
+        raise ValueError(
+            f"{pattern[:100]!r} is not an origin; it takes scheme://host, scheme://host:port or *, with * for any"
+        )
+    return pattern.lower().replace("[", "[[]")

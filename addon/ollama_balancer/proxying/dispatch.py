@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import html
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from ..fleet.agent import Agent
 from ..fleet.registry import AgentRegistry
-from ..ollama import merging
 from ..ollama.errors import error_body, model_not_found
-from ..ollama.names import canonical_name
-from ..ollama.requests import requested_model
-from ..ollama.routes import Dialect, Kind, Route, find_route
+from ..ollama.merging import ROOT, MergedFleet
+from ..ollama.names import canonical_name, is_cloud_model
+from ..ollama.requests import is_json, read_request
+from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from .exchange import Exchange
 
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
+
+MAX_CORRECTIONS = 16
+"""How many agents that turn out not to have a model are passed over for one request."""
+
+JSON_TYPE = "application/json; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
+HTML_TYPE = "text/html; charset=utf-8"
 
 MAX_MODEL_NAME = 512
 """No agent reports a longer name, so none has it."""
@@ -36,13 +42,23 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Everywhere:
+    """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
+
+    agents: tuple[Agent, ...]
+    by_all: bool = False
+    """Whether one that does not have it makes it a 404, though others do."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """The balancer's own answer."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    problem: str | None = None
+    content_type: str = field(default=JSON_TYPE, kw_only=True)
+    problem: str | None = field(default=None, kw_only=True)
     """What is wrong, for the log and the flow's comment; None: nothing."""
 
 
@@ -52,39 +68,57 @@ class Dispatcher:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
+        self.merged = MergedFleet(registry)
 
-    def begin(self, exchange: Exchange, method: str, path: str, body: bytes | None) -> Forward | Answer:
-        """The first decision on a request. `path` is without its query."""
+    def begin(
+        self, exchange: Exchange, method: str, target: str, body: bytes | None, content_type: str = ""
+    ) -> Forward | Everywhere | Answer:
+        """The first decision on a request. `target` is its path and query; `body` is None where it is still to come."""
         registry = self.registry
+        path = target.partition("?")[0]
         route = exchange.route = find_route(path)
         if route is None:
+            redirect = find_redirect(method, target)
+            if redirect is not None:
+                return _redirected(method, redirect.status, redirect.location)
+            if method == "OPTIONS" and path == "*":
+                return Answer(200, b"", content_type="")
             return self.error(
                 exchange.dialect, 404, f"{path[:200]}: Ollama has no such path, and the balancer forwards nothing else"
             )
         if method not in route.methods:
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
-            return Answer(405, answer.body, {"Allow": ", ".join(route.methods)}, answer.problem)
+            return replace(answer, headers={"Allow": ", ".join(route.methods)})
         exchange.mode = registry.mode
-        model = requested_model(route, path, body)
+        asked = read_request(route, path, body, content_type)
+        model = asked.model
         if model is not None and len(model) > MAX_MODEL_NAME:
-            return self.error(exchange.dialect, 404, model_not_found(path, model[:MAX_MODEL_NAME] + "…"))
+            return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
         if exchange.pin is not None:
-            return self._pinned(exchange, exchange.pin)
-        if route.kind is Kind.MERGED:
-            return self._merged(route)
-        if route.kind in (Kind.NAMED, Kind.EVERY):
-            status = 400 if route.kind is Kind.NAMED else 501
-            return self.error(
-                exchange.dialect,
-                status,
-                f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
-            )
-        return self._choose(exchange) or self._nobody(exchange)
+            return self._pinned(exchange, route, exchange.pin)
+        match route.kind:
+            case Kind.MERGED:
+                return self._merged(exchange, route)
+            case Kind.NAMED:
+                return self.error(
+                    exchange.dialect,
+                    400,
+                    f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
+                )
+            case Kind.EVERY:
+                return self._everywhere(exchange, tuple(agent for agent in registry if agent.eligible), route)
+        if asked.unloads and model is not None:
+            holders = tuple(agent for agent in registry.holders(canonical_name(model)) if agent.eligible)
+            if len(holders) > 1:
+                return self._everywhere(exchange, holders, route)
+        # A form is no JSON to begin with.
+        return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else body)
 
     def again(self, exchange: Exchange) -> Forward | Answer:
         """The decision after the last agent failed before its first byte; its failure is in the exchange."""
-        if exchange.pin is None and exchange.attempts <= self.retries:
+        failed = exchange.attempts - exchange.corrections
+        if exchange.pin is None and failed <= self.retries and exchange.corrections <= MAX_CORRECTIONS:
             forward = self._choose(exchange)
             if forward is not None:
                 return forward
@@ -97,7 +131,7 @@ class Dispatcher:
 
     def error(self, dialect: Dialect, status: int, message: str) -> Answer:
         headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
-        return Answer(status, error_body(dialect, status, message), headers, message)
+        return Answer(status, error_body(dialect, status, message), headers, problem=message)
 
     def _choose(self, exchange: Exchange) -> Forward | None:
         registry = self.registry
@@ -109,45 +143,77 @@ class Dispatcher:
         exchange.take(registry.take(agent))
         return Forward(agent)
 
-    def _nobody(self, exchange: Exchange) -> Answer:
+    def _nobody(self, exchange: Exchange, body: bytes | None) -> Forward | Answer:
+        """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
         registry = self.registry
-        if len(registry) == 0:
-            return self.error(exchange.dialect, 503, NO_AGENTS)
         model = exchange.model
-        if model is None:
-            return self.error(exchange.dialect, 503, f"no agent is online: {self._states()}")
+        if len(registry) == 0 or model is None:
+            return self._none_online(exchange.dialect)
         if registry.has_model(canonical_name(model)):
             return self.error(exchange.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
         if registry.may_have_unknown_models():
             return self.error(
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
+        if is_cloud_model(model) or (body and not is_json(body)):
+            exchange.model = None
+            forward = self._choose(exchange)
+            exchange.model = model
+            if forward is not None:
+                return forward
         path = exchange.route.path if exchange.route else ""
         return self.error(exchange.dialect, 404, model_not_found(model, path))
+
+    def _none_online(self, dialect: Dialect) -> Answer:
+        problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
+        return self.error(dialect, 503, problem)
 
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))
 
-    def _pinned(self, exchange: Exchange, name: str) -> Forward | Answer:
+    def _everywhere(self, exchange: Exchange, agents: tuple[Agent, ...], route: Route) -> Everywhere | Answer:
+        if not agents:
+            return self._none_online(exchange.dialect)
+        exchange.why = "concerns every host" if len(agents) > 1 else "the only host"
+        return Everywhere(agents, by_all="HEAD" in route.methods)
+
+    def _pinned(self, exchange: Exchange, route: Route, name: str) -> Forward | Everywhere | Answer:
         agent = self.registry.get(name)
         if agent is None:
             return self.error(exchange.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
         if not agent.eligible:
             return self.error(exchange.dialect, 503, f"agent {agent.name!r} is {agent.status}")
         exchange.why = "named by the request"
+        if route.kind is Kind.EVERY:
+            return Everywhere((agent,))
         exchange.take(self.registry.take(agent))
         return Forward(agent)
 
-    def _merged(self, route: Route) -> Answer:
-        agents = [agent for agent in self.registry if agent.online]
-        if not agents:
-            problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
-            return self.error(route.dialect, 503, problem)
+    def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:
+        merged = self.merged
+        self.registry.expire()
+        if not any(agent.online for agent in self.registry):
+            return self._none_online(route.dialect)
         match route.path:
+            case "/":
+                return Answer(200, ROOT, content_type=TEXT_TYPE)
+            case "/api/version":
+                version = merged.version()
+                if version is None:
+                    return self._choose(exchange) or self._none_online(route.dialect)
+                return Answer(200, version)
             case "/api/tags":
-                value: dict[str, Any] = merging.tags(agents)
+                return Answer(200, merged.tags())
             case "/api/ps":
-                value = merging.running(agents)
+                return Answer(200, merged.running())
             case _:
-                value = merging.openai_models(agents)
-        return Answer(200, json.dumps(value, separators=(",", ":")).encode())
+                return Answer(200, merged.openai_models(), content_type="application/json")
+
+
+def _redirected(method: str, status: int, location: str) -> Answer:
+    """The server's redirect; only GET has a body, and HEAD its head."""
+    words = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
+    body = f'<a href="{html.escape(location)}">{words}</a>.\n\n'.encode()
+    if method in ("GET", "HEAD"):
+        return Answer(status, body, {"Location": location}, content_type=HTML_TYPE)
+    return Answer(status, b"", {"Location": location}, content_type="")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent, Outcome
 from ..fleet.registry import Lease
-from ..ollama.events import AnswerWatcher
 from ..ollama.routes import Dialect, Route
+from ..ollama.watching import AnswerWatcher
 from ..text import one_line
+
+if TYPE_CHECKING:
+    from mitmproxy import http
+
+    from .fanout import FanOut
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Attempt:
 
 @dataclass(eq=False)
 class Exchange:
-    """From the request's last byte to its end. It holds at most one lease; `end` gives it back, once."""
+    """From the request's last byte to its end. It holds at most one lease, or a fan-out; `end` gives it back, once."""
 
     client_id: str
     dialect: Dialect
@@ -46,6 +51,13 @@ class Exchange:
     outcome: Outcome | None = None
     problem: str | None = None
     tokens_per_second: float | None = None
+    fan_out: FanOut | None = None
+    """Of a request that goes to several agents."""
+    flow: http.HTTPFlow | None = None
+    refusals: list[http.Response] = field(default_factory=list)
+    """Answers of agents that were tried in vain."""
+    corrections: int = 0
+    """Of the attempts, those that found an agent without the model that it was thought to have."""
     timer: asyncio.TimerHandle | None = None
     """Ends the wait for the first byte."""
 
@@ -57,8 +69,15 @@ class Exchange:
         return self.lease.agent if self.lease else None
 
     @property
+    def agents(self) -> list[Agent]:
+        """Who has the request now, or answered it."""
+        if self.fan_out is not None:
+            return [leg.agent for leg in self.fan_out.legs]
+        return [self.lease.agent] if self.lease else []
+
+    @property
     def attempts(self) -> int:
-        return len(self.tried)
+        return len(self.fan_out.legs) if self.fan_out is not None else len(self.tried)
 
     def take(self, lease: Lease) -> None:
         self.lease = lease
@@ -72,6 +91,24 @@ class Exchange:
             self.failures.append(Attempt(self.lease.agent.name, one_line(reason)))
         self.lease = None
         return agent
+
+    def correct(self) -> Agent | None:
+        """The agent does not have the model after all, which is no failure of its. Returns it."""
+        agent = self.agent
+        if self.lease is not None and self.lease.release(Outcome.SUCCEEDED, self.clock() - self.taken):
+            self.corrections += 1
+            self.failures.append(Attempt(self.lease.agent.name, "does not have the model"))
+        self.lease = None
+        return agent
+
+    def refusal(self) -> http.Response | None:
+        """The answer of an agent that says best why nobody served: that it is busy rather than that it lacks the model.
+
+        None where an attempt failed otherwise.
+        """
+        if len(self.refusals) < len(self.failures):
+            return next((answer for answer in self.refusals if answer.status_code != 404), None)
+        return min(self.refusals, key=lambda answer: answer.status_code == 404, default=None)
 
     def stop_timer(self) -> None:
         if self.timer is not None:
@@ -87,14 +124,17 @@ class Exchange:
         self.problem = problem
         if self.lease is not None:
             self.lease.release(outcome, self.clock() - self.taken)
+        if self.fan_out is not None:
+            self.failures = [Attempt(r.agent, one_line(r.reason)) for r in self.fan_out.replies if not r.done]
+            self.fan_out.cancel()
         return True
 
     def record(self) -> dict[str, Any]:
         """The decision and what came of it, as JSON-serialisable data."""
-        agent = self.agent
+        agents = self.agents
         return {
-            "agent": agent.name if agent else None,
-            "url": agent.address.url if agent else None,
+            "agent": ", ".join(agent.name for agent in agents) or None,
+            "url": agents[0].address.url if len(agents) == 1 else None,
             "mode": self.mode,
             "why": self.why,
             "model": self.model,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 from h11._readers import ChunkedReader
@@ -26,6 +26,7 @@ from mitmproxy.proxy.layers.http import (
     HttpEvent,
     HttpLayer,
     HTTPMode,
+    HttpRequestHook,
     HttpResponseHeadersHook,
     HttpStream,
     RequestData,
@@ -44,10 +45,16 @@ from mitmproxy.proxy.layers.http._base import StreamId
 
 from .headers import request_to_agent
 
+if TYPE_CHECKING:
+    from .fanout import FanOut
+
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
 RETRIED_STATUSES = frozenset({502, 503, 504})
 """Answers that say that the agent cannot serve now, before any work was done."""
+
+BUFFERED_ANSWER = 4 * 1024 * 1024
+"""An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
 
 REFUSAL_BYTES = 64 * 1024
 """How much of such an answer's body is kept, for the client that gets it after all."""
@@ -89,6 +96,12 @@ class Failure:
     """Whether the request may go to another agent: nothing of an answer was seen, and the request is at hand."""
     refusal: http.Response | None = None
     """The answer, where there was one."""
+    lacks_model: bool = False
+    """It was a 404: the agent works, and does not have what was asked for."""
+
+
+def _refused(status: int, refusal: http.Response | None = None) -> Failure:
+    return Failure(f"status {status}", connected=True, retriable=True, refusal=refusal, lacks_model=status == 404)
 
 
 @dataclass(eq=False)
@@ -102,15 +115,35 @@ class Routing:
     flow: http.HTTPFlow
     failure: Failure | None = None
     routed: bool = False
+    fan_out: FanOut | None = None
+    """Set by the addon for a request that several agents get; then it has the answer."""
+    retry_404: bool = False
+    """Whether a 404 means that this agent lacks what another may have."""
     expired: bool = False
     """The time for a first byte has run out: no attempt more."""
 
 
 @dataclass
 class RouteRequestHook(commands.StartHook):
-    """The request is complete and about to be sent: to which agent?"""
+    """The request is complete (or its body is to be streamed) and about to be sent: to which agent?"""
 
     routing: Routing
+    blocking = True
+
+
+@dataclass
+class LongAnswerHook(commands.StartHook):
+    """An answer that was to be held turns out to be long: the addon sets its `stream`."""
+
+    flow: http.HTTPFlow
+    blocking = True
+
+
+@dataclass
+class AdvanceHook(commands.StartHook):
+    """Wait for the next part of several agents' answer."""
+
+    fan_out: FanOut
     blocking = True
 
 
@@ -159,13 +192,64 @@ class BalancedStream(HttpStream):
             if len(self.request_body_buf) + len(event.data) > limit:
                 self.request_body_buf.clear()
                 self.client_state = self.state_done
-                self.flow.response = self.balanced_layer.body_too_large(self.flow, limit)
+                self.flow.response = self.flow.response or self.balanced_layer.body_too_large(self.flow, limit)
                 yield from self.answer()
                 self.client_state = self.state_errored  # what is left of the body is swallowed
                 return
         yield from super().state_consume_request_body(event)
         if isinstance(event, RequestEndOfMessage):
             self.sent_at = time.monotonic()
+
+    def start_request_stream(self) -> layer.CommandGenerator[None]:
+        """The body is for several agents and too large to keep: it goes to them while it comes."""
+        self.routing = Routing(self.flow)
+        yield RouteRequestHook(self.routing)
+        if (yield from self.check_killed(True)):
+            return
+        if self.routing.fan_out is not None:
+            self.client_state = self.state_upload
+            return
+        if self.flow.response is None:
+            self.flow.response = self.balanced_layer.internal_error(self.flow)
+        self.client_state = self.state_done
+        yield from self.answer()
+        self.client_state = self.state_errored  # the body is swallowed
+
+    def state_upload(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        assert self.routing and self.routing.fan_out
+        if isinstance(event, RequestData):
+            self.routing.fan_out.feed(event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self.routing.fan_out.feed(b"")
+            self.flow.request.timestamp_end = time.time()
+            self.client_state = self.state_done
+            yield HttpRequestHook(self.flow)
+            if not (yield from self.check_killed(True)):
+                yield from self.pass_on(self.routing.fan_out)
+
+    def pass_on(self, fan_out: FanOut) -> layer.CommandGenerator[None]:
+        """Give the client what several agents answer."""
+        yield AdvanceHook(fan_out)
+        if (yield from self.check_killed(True)):
+            return
+        self.flow.response = fan_out.response or self.balanced_layer.internal_error(self.flow)
+        if not fan_out.streamed:
+            yield from self.answer()
+            return
+        self.flow.response.timestamp_start = time.time()
+        yield HttpResponseHeadersHook(self.flow)
+        if (yield from self.check_killed(True)):
+            return
+        yield from self.start_response_stream()
+        while True:
+            fan_out.chunk = b""
+            yield AdvanceHook(fan_out)
+            if (yield from self.check_killed(True)):
+                return
+            if not fan_out.chunk:
+                break
+            yield from self.state_stream_response_body(ResponseData(self.stream_id, fan_out.chunk))
+        yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
@@ -175,6 +259,9 @@ class BalancedStream(HttpStream):
             self.routing.routed = False
             yield RouteRequestHook(self.routing)
             if (yield from self.check_killed(True)):
+                return False
+            if self.routing.fan_out is not None:
+                yield from self.pass_on(self.routing.fan_out)
                 return False
             if not self.routing.routed:
                 if self.flow.response is None:
@@ -234,13 +321,24 @@ class BalancedStream(HttpStream):
                     Failure(f"status {status}, which is no answer", connected=True, retriable=True)
                 )
                 return
-            if status in RETRIED_STATUSES:
+            if status in RETRIED_STATUSES or (status == 404 and self.routing.retry_404):
                 self.refusal = event.response
                 self.server_state = self.state_consume_refusal
                 self.refusal_limit = commands.RequestWakeup(REFUSAL_SECONDS)
                 yield self.refusal_limit
                 return
         yield from super().state_wait_for_response_headers(event)
+
+    def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from super().state_consume_response_body(event)
+        still_holding = self.server_state == self.state_consume_response_body
+        if still_holding and isinstance(event, ResponseData) and len(self.response_body_buf) > BUFFERED_ANSWER:
+            # More than is worth to be held: what is there goes out, and the rest as it comes.
+            held = bytes(self.response_body_buf)
+            self.response_body_buf.clear()
+            yield LongAnswerHook(self.flow)
+            yield from self.start_response_stream()
+            yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Read the agent's refusal to its end, so that the client can have it if no other agent serves."""
@@ -255,13 +353,13 @@ class BalancedStream(HttpStream):
                 refusal.headers.pop("transfer-encoding", None)
                 refusal.raw_content = bytes(self.response_body_buf)
                 refusal.headers["content-length"] = str(len(refusal.raw_content))
-            yield from self.try_next(Failure(f"status {refusal.status_code}", True, retriable=True, refusal=refusal))
+            yield from self.try_next(_refused(refusal.status_code, refusal))
 
     def leave_refusal(self) -> layer.CommandGenerator[None]:
         """The refusal is too long or too slow to be worth the wait."""
         assert self.refusal
         yield from self.balanced_layer.abandon(self.context.server)
-        yield from self.try_next(Failure(f"status {self.refusal.status_code}", connected=True, retriable=True))
+        yield from self.try_next(_refused(self.refusal.status_code))
 
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
         """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
@@ -412,10 +510,13 @@ class BalancedHttpLayer(HttpLayer):
 
 
 __all__ = [
+    "BUFFERED_ANSWER",
+    "AdvanceHook",
     "BalancedHttpLayer",
     "BalancedStream",
     "FailedStream",
     "Failure",
+    "LongAnswerHook",
     "RouteRequestHook",
     "Routing",
     "StreamFailedHook",

@@ -1,12 +1,14 @@
 """A simulated Ollama host that speaks real HTTP, for the demo, the tests and the benches.
 
-`host` listens, `connection` speaks HTTP, `requests` and `answers` know the wire, `timing` and `text` stand in for the
-GPU, and `inference` takes a request through them and through the `faults`.
+`host` listens, `connection` speaks HTTP and `routes` knows the paths. `requests` reads JSON, and `jobs` makes it into
+work that `inference` takes through `timing` and `text`, which stand in for the GPU. `management` changes the `library`
+of models. Both pass the `gate` of the `faults`; `native`, `openai`, `responses` and `anthropic` write the answers.
 """
 
 from .faults import Faults
 from .host import ReceivedRequest, SimulatedOllama
+from .library import Registry
 from .models import SimulatedModel
 from .timing import Timing
 
-__all__ = ["Faults", "ReceivedRequest", "SimulatedModel", "SimulatedOllama", "Timing"]
+__all__ = ["Faults", "ReceivedRequest", "Registry", "SimulatedModel", "SimulatedOllama", "Timing"]

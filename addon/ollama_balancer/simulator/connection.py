@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
@@ -18,12 +18,15 @@ from urllib.parse import unquote, urlsplit
 
 import h11
 
-from .answers import Answer, api_error, not_found
+from .answers import Answer, Headers, api_error, not_found
+from .library import Upload
 
 BODY_LIMIT = 100_000_000
 HEAD_LIMIT = 1 << 20
 SENT_AHEAD_LIMIT = 1 << 20
 LINGER = 0.5
+UNREAD_LIMIT = 256 << 10
+"""Bytes: the real server reads and drops that much of a body it has no use for, and closes the connection beyond."""
 CHUNK_BEYOND = 2048
 """Bytes: the real server buffers that much of an answer, and frames a longer one in chunks."""
 
@@ -39,12 +42,15 @@ class Request:
     headers: list[tuple[str, str]]
     body: bytes
     keep_alive: bool
+    upload: Upload | None = None
+    """What the body, which `body` has nothing of, has been taken in by."""
 
 
 class Connection(asyncio.Protocol):
     """Reads requests one after another; each is passed to `serve`, which answers it now or later.
 
     `known` tells the paths that exist: at any other, a client that expects 100-continue is answered before its body.
+    `upload` gives what takes in the body of a request's method and path where it isn't to be kept.
     `made` and `lost` are told when the connection is there and when it is gone.
     """
 
@@ -52,14 +58,17 @@ class Connection(asyncio.Protocol):
         self,
         serve: "Callable[[Connection, Request], None]",
         known: Callable[[str], bool],
+        upload: Callable[[str, str], Upload | None],
         made: "Callable[[Connection], None]",
         lost: "Callable[[Connection], None]",
     ) -> None:
-        self._serve, self._known, self._made, self._lost = serve, known, made, lost
+        self._serve, self._known, self._upload_of, self._made, self._lost = serve, known, upload, made, lost
         self._transport: asyncio.Transport | None = None
         self._reader = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
         self._head: h11.Request | None = None
         self._body = bytearray()
+        self._upload: Upload | None = None
+        self._unread = False
         self._asked_to_continue = False
         self._request: Request | None = None
         self._advancing = False
@@ -84,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._discarding:
+        if self._discarding or self._unread:
             return
         self._reader.receive_data(data)
         if self.busy:
@@ -153,12 +162,11 @@ class Connection(asyncio.Protocol):
 
     def _take(self, event: object) -> None:
         if isinstance(event, h11.Request):
-            self._head = event
-            if int(dict(event.headers).get(b"content-length", b"0")) > BODY_LIMIT:
-                self._refuse_body()
-            elif self._reader.they_are_waiting_for_100_continue and not self._known(self._path(event)):
-                self._answer_and_close(not_found())
+            self._take_head(event)
         elif isinstance(event, h11.Data):
+            if self._upload is not None:
+                self._upload.feed(bytes(event.data))
+                return
             self._body += event.data
             if len(self._body) > BODY_LIMIT:
                 self._refuse_body()
@@ -167,6 +175,21 @@ class Connection(asyncio.Protocol):
             self._serve(self, self._request)
         elif isinstance(event, h11.ConnectionClosed) and self._transport is not None:
             self._transport.close()
+
+    def _take_head(self, head: h11.Request) -> None:
+        self._head = head
+        path = self._path(head)
+        length = int(dict(head.headers).get(b"content-length", b"0"))
+        self._upload = self._upload_of(head.method.decode(), path)
+        if self._upload is not None:
+            if self._upload.present and length > UNREAD_LIMIT:
+                self._unread = True
+                self._request = replace(self._complete(head), keep_alive=False)
+                self._serve(self, self._request)
+        elif length > BODY_LIMIT:
+            self._refuse_body()
+        elif self._reader.they_are_waiting_for_100_continue and not self._known(path):
+            self._answer_and_close(not_found())
 
     @staticmethod
     def _path(head: h11.Request) -> str:
@@ -189,6 +212,7 @@ class Connection(asyncio.Protocol):
             version=version,
             headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers.raw_items()],
             body=bytes(self._body),
+            upload=self._upload,
             keep_alive="close" not in tokens and (version != "1.0" or "keep-alive" in tokens),
         )
 
@@ -196,15 +220,18 @@ class Connection(asyncio.Protocol):
         self._answer_and_close(api_error(413, "http: request body too large"))
 
     def _answer_and_close(self, answer: Answer, *, bare: bool = False) -> None:
-        """Answer before the request has been read; `bare`: as the real server does to what it can't parse.
-
-        The rest is read and dropped for a moment: closing a socket with unread data resets it, and the client would
-        lose the answer.
-        """
+        """Answer before the request has been read; `bare`: as the real server does to what it can't parse."""
         headers = [("Content-Type", answer.content_type)]
         if not bare:
             headers += [("Date", _date()), ("Content-Length", str(len(answer.body)))]
         self.write(_head("1.1", answer.status, [*headers, ("Connection", "close")]) + answer.body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read and drop the rest for a moment: a socket closed with unread data is reset.
+
+        The client would lose the answer.
+        """
         self._discarding = self.ended_here = True
         if self._transport is not None:
             if self._transport.can_write_eof():
@@ -226,13 +253,15 @@ class Connection(asyncio.Protocol):
         """Send a complete answer to the current request and go on to the next."""
         request = self._current()
         keep = request.keep_alive
-        headers = [*answer.headers, ("Content-Type", answer.content_type), ("Date", _date())]
         body = answer.body
-        if len(body) <= CHUNK_BEYOND:
-            headers.append(("Content-Length", str(len(body))))
-        elif request.version == "1.0":
-            keep = False
-        elif request.method != "HEAD":
+        chunked = answer.chunked or len(body) > CHUNK_BEYOND
+        keep = keep and not (chunked and request.version == "1.0")
+        headers = self._own_headers(answer.content_type, answer.headers, keep)
+        if not chunked:
+            # What is told of a body that isn't sent is told only where there would be one.
+            if body or request.method != "HEAD":
+                headers.append(("Content-Length", str(len(body))))
+        elif request.version != "1.0" and request.method != "HEAD":
             headers.append(("Transfer-Encoding", "chunked"))
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         if keep and request.version == "1.0":
@@ -242,24 +271,33 @@ class Connection(asyncio.Protocol):
         self.write(_head(request.version, answer.status, headers) + (b"" if request.method == "HEAD" else body))
         self._finish(keep)
 
-    def begin(self, content_type: str, payload: bytes = b"") -> None:
-        """Send the head of a stream, together with its first chunk."""
+    @staticmethod
+    def _own_headers(content_type: str, more: Headers, keep: bool) -> list[tuple[str, str]]:
+        """The headers as the real server orders them: its own, sorted, and then the date."""
+        headers = [*more, *([("Content-Type", content_type)] if content_type else [])]
+        # One that is to close takes back what its handler said about that.
+        own = sorted(header for header in headers if keep or header[0] != "Connection")
+        return [*own, ("Date", _date())]
+
+    def begin(self, content_type: str, *payloads: bytes, headers: Headers = ()) -> None:
+        """Send the head of a stream, together with its first chunks."""
         request = self._current()
-        headers = [("Content-Type", content_type), ("Date", _date())]
         self._chunked = request.version != "1.0"
+        lines = self._own_headers(content_type, headers, self._chunked and request.keep_alive)
         if self._chunked:
-            headers.append(("Transfer-Encoding", "chunked"))
+            lines.append(("Transfer-Encoding", "chunked"))
             if not request.keep_alive:
-                headers.append(("Connection", "close"))
-        self.write(_head(request.version, 200, headers) + (self.frame(payload) if payload else b""))
+                lines.append(("Connection", "close"))
+        self.write(_head(request.version, 200, lines) + b"".join(map(self.frame, payloads)))
 
     def frame(self, payload: bytes) -> bytes:
         """A payload as a chunk of the stream that has begun."""
         return b"%x\r\n%b\r\n" % (len(payload), payload) if self._chunked else payload
 
-    def end(self, payload: bytes = b"") -> None:
-        """Send the last chunk of a stream, end it properly and go on to the next request."""
-        self.write((self.frame(payload) if payload else b"") + (b"0\r\n\r\n" if self._chunked else b""))
+    def end(self, *payloads: bytes) -> None:
+        """Send the last chunks of a stream, end it properly and go on to the next request."""
+        chunks = b"".join(self.frame(payload) for payload in payloads if payload)
+        self.write(chunks + (b"0\r\n\r\n" if self._chunked else b""))
         self._finish(self._chunked and self._current().keep_alive)
 
     def _current(self) -> Request:
@@ -271,9 +309,11 @@ class Connection(asyncio.Protocol):
         data, _ = self._reader.trailing_data
         self._reader = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
         self._head, self._request, self.task = None, None, None
-        self._body = bytearray()
+        self._body, self._upload = bytearray(), None
         self._asked_to_continue = False
-        if not keep:
+        if self._unread:
+            self._linger()
+        elif not keep:
             self.close()
         elif data:
             self._reader.receive_data(data)

@@ -11,8 +11,9 @@ Strike = Literal["cut", "end", "error"]
 class Faults:
     """The faults of one host, all off by default. A change takes effect at once.
 
-    All but `refuse` and `hang_all` concern inference requests that are well formed and name a known model. Counts are
-    chunks of generated text: 0 strikes after the head, and one beyond the answer's length strikes instead of the end.
+    All but `refuse`, `hang` and `hang_all` concern inference requests that are well formed and name a known model, and
+    requests that manage models (pull, push, create, copy, delete and blobs). Counts are chunks of generated text or
+    lines of progress: 0 strikes after the head, and one beyond the answer's length strikes instead of the end.
     """
 
     refuse: bool = False
@@ -22,13 +23,13 @@ class Faults:
     hang_all: bool = False
     """Nothing is answered until this is switched off."""
     status: int | None = None
-    """Inference is answered with this HTTP status and a JSON error."""
+    """The answer is this HTTP status and a JSON error."""
     reset_before_head: bool = False
     """The connection is reset (TCP RST) instead of an answer."""
     close_before_head: bool = False
     """The connection is closed (TCP FIN) instead of an answer."""
     cut_after_chunks: int | None = None
-    """The connection is aborted in mid-stream, or instead of an answer that isn't streamed."""
+    """The connection is aborted in mid-stream, or instead of an answer that isn't streamed but takes time."""
     end_without_done_after_chunks: int | None = None
     """A stream ends cleanly and without its terminal event."""
     error_event_after_chunks: int | None = None

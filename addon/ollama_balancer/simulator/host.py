@@ -7,27 +7,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from . import answers, text
+from . import answers, listings, text
 from .connection import Connection, Request
 from .faults import Faults
+from .gate import Gate
 from .inference import Inference
-from .models import SimulatedModel
-from .requests import JOBS, EmbedJob, RefusedError, TextJob, named_model, read_object, shown_model
+from .jobs import JOBS
+from .library import Library, Registry, Upload
+from .management import Management
+from .models import SimulatedModel, with_tag
+from .requests import RefusedError, named_model, read_object, shown_model
+from .routes import BLOB, CONSTANT, MANAGEMENT, V1_MODEL, find, resolve
 from .timing import Scheduler, Timing
 
 Outcome = Literal["succeeded", "failed", "cancelled", "running"]
 
-ROUTES: dict[str, tuple[str, ...]] = {
-    "/": ("HEAD", "GET"),
-    "/api/version": ("HEAD", "GET"),
-    "/api/tags": ("HEAD", "GET"),
-    "/api/ps": ("GET",),
-    "/v1/models": ("GET",),
-    "/api/show": ("POST",),
-    **dict.fromkeys(JOBS, ("POST",)),
-}
 KEPT_REQUESTS = 10_000
 KEPT_BYTES = 256_000_000
 CLOSING = 0.5
@@ -35,7 +32,10 @@ CLOSING = 0.5
 
 @dataclass(eq=False)
 class ReceivedRequest:
-    """A request as it arrived. `model` is in the caller's spelling; `outcome` changes when it ends."""
+    """A request as it arrived, without the body of a blob. `model` is in the caller's spelling.
+
+    `outcome` changes when it ends.
+    """
 
     method: str
     path: str
@@ -44,6 +44,10 @@ class ReceivedRequest:
     model: str | None = None
     outcome: Outcome = "running"
     inference: bool = False
+
+
+def _known(path: str) -> bool:
+    return find(path) is not None
 
 
 class SimulatedOllama:
@@ -66,18 +70,18 @@ class SimulatedOllama:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.models = tuple(models)
-        self._by_key = {model.key: model for model in self.models}
-        if len(self._by_key) < len(self.models):
-            raise ValueError("two models of the same name")
+        self._library = Library(models)
+        self.registry = Registry()
+        """Where it pulls models from."""
         self.host, self.port, self.name, self.seed, self.version = host, port, name, seed, version
         self.counts: Counter[str] = Counter()
         """Inference requests that have ended, by outcome."""
         self._scheduler = Scheduler(timing or Timing(), lambda: self._faults, sleep, clock)
-        self._inference = Inference(self._scheduler, lambda: self._faults, seed)
+        self._gate = Gate(lambda: self._faults)
+        self._inference = Inference(self._scheduler, self._gate, seed)
+        self._management = Management(self._library, self.registry, self._scheduler, self._gate)
         self._faults = Faults()
         self._faults.watch(self._faults_changed)
-        self._modified = time.time_ns()
         self._log: deque[ReceivedRequest] = deque()
         self._log_bytes = 0
         self._in_flight = 0
@@ -99,6 +103,24 @@ class SimulatedOllama:
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
+
+    @property
+    def models(self) -> tuple[SimulatedModel, ...]:
+        """The models it has now."""
+        return tuple(self._library.by_key.values())
+
+    @property
+    def blobs(self) -> dict[str, int]:
+        """The sizes in bytes of the blobs uploaded to it, by digest (`sha256:...`)."""
+        return dict(self._library.blobs)
+
+    def tag_entries(self) -> list[dict[str, Any]]:
+        """The models it has, as /api/tags lists them."""
+        return [listings.tag_entry(model, modified) for model, modified in self._library.listed()]
+
+    def ps_entries(self) -> list[dict[str, Any]]:
+        """The models now loaded, as /api/ps lists them."""
+        return [listings.ps_entry(model, expires) for model, expires in self._loaded_until()]
 
     @property
     def timing(self) -> Timing:
@@ -209,7 +231,7 @@ class SimulatedOllama:
         return sock
 
     def _apply_faults(self) -> None:
-        self._inference.faults_changed()
+        self._gate.faults_changed()
         if self._started and not self._faults.refuse:
             if self._opening is None and self._server is None and self._socket is not None:
                 # Listening begins here and not in the task, so that a fault switched off is off at once.
@@ -220,7 +242,7 @@ class SimulatedOllama:
 
     async def _open(self, sock: socket.socket) -> None:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._serve, ROUTES.__contains__, self._made, self._connections.discard),
+            lambda: Connection(self._serve, _known, self._upload, self._made, self._connections.discard),
             sock=sock,
             backlog=1024,
             start_serving=False,
@@ -260,18 +282,26 @@ class SimulatedOllama:
 
     # ---- requests
 
+    def _upload(self, method: str, path: str) -> Upload | None:
+        found = find(path) if method == "POST" else None
+        return self._management.upload(found[1]) if found is not None and found[0] == BLOB else None
+
     def _serve(self, connection: Connection, request: Request) -> None:
         inference = request.method == "POST" and request.path in JOBS
         record = ReceivedRequest(request.method, request.path, request.headers, request.body, inference=inference)
         self._keep(record)
         try:
+            route, name = resolve(request.method, request.path, request.target.partition("?")[2])
             if inference:
-                parsed = read_object(request.path, request.body)
+                parsed = read_object(route, request.body)
                 record.model = named_model(parsed)
-                job = JOBS[request.path](request.path, parsed, self._by_key)
-                self._spawn(connection, self._infer(connection, job, record))
+                job = JOBS[route](parsed, self._library.by_key)
+                self._spawn(connection, self._tracked(self._inference.serve(connection, job), connection, record))
                 return
-            answer = self._answer(request, record)
+            if route in MANAGEMENT:
+                self._spawn(connection, self._tracked(self._manage(connection, request, record), connection, record))
+                return
+            answer = self._answer(request, route, name, record)
         except RefusedError as refused:
             answer = refused.answer
         if self._faults.hang_all:
@@ -279,29 +309,44 @@ class SimulatedOllama:
         else:
             self._answer_now(connection, answer, record)
 
+    def _manage(
+        self, connection: Connection, request: Request, record: ReceivedRequest
+    ) -> Coroutine[object, object, bool]:
+        """What carries out a request that manages models. Raises RefusedError."""
+        route, name = resolve(request.method, request.path)
+        if route == BLOB:
+            return self._management.serve(connection, partial(self._management.blob, name, request.upload))
+        parsed = read_object(route, request.body)
+        record.model = named_model(parsed, "name", "source")
+        operation = self._management.operation(route, parsed)
+        return self._management.serve(connection, operation, stream=parsed.get("stream") is not False)
+
     def _answer_now(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
         self._settle(record, "succeeded" if answer.status < 400 else "failed")
         connection.answer(answer)
 
     async def _answer_later(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
         try:
-            await self._inference.hang("hang_all")
+            await self._gate.hang("hang_all")
         except asyncio.CancelledError:
             self._settle(record, "failed" if connection.ended_here else "cancelled")
             raise
         self._answer_now(connection, answer, record)
 
-    async def _infer(self, connection: Connection, job: TextJob | EmbedJob, record: ReceivedRequest) -> None:
-        self._in_flight += 1
+    async def _tracked(
+        self, served: Coroutine[object, object, bool], connection: Connection, record: ReceivedRequest
+    ) -> None:
+        """Serve a request and note how that ends."""
+        self._in_flight += record.inference
         outcome: Outcome = "failed"
         try:
-            if await self._inference.serve(connection, job):
+            if await served:
                 outcome = "succeeded"
         except asyncio.CancelledError:
             outcome = "failed" if connection.ended_here else "cancelled"
             raise
         finally:
-            self._in_flight -= 1
+            self._in_flight -= record.inference
             self._settle(record, outcome)
 
     def _settle(self, record: ReceivedRequest, outcome: Outcome) -> None:
@@ -309,26 +354,31 @@ class SimulatedOllama:
         if record.inference:
             self.counts[outcome] += 1
 
-    def _answer(self, request: Request, record: ReceivedRequest) -> answers.Answer:
-        methods = ROUTES.get(request.path)
-        if methods is None:
-            return answers.not_found()
-        if request.method not in methods:
-            return answers.method_not_allowed(methods)
-        match request.path:
-            case "/":
-                return answers.Answer(200, "text/plain; charset=utf-8", b"Ollama is running")
+    def _answer(self, request: Request, route: str, name: str, record: ReceivedRequest) -> answers.Answer:
+        constant = CONSTANT.get(("GET" if request.method == "HEAD" else request.method, route))
+        if constant is not None:
+            return constant
+        match route:
             case "/api/version":
                 return answers.api_answer({"version": self.version})
             case "/api/tags":
-                return answers.tags(self.models, self._modified)
+                return answers.api_answer({"models": self.tag_entries()})
             case "/api/ps":
-                return answers.ps(self._loaded_until())
+                return answers.api_answer({"models": self.ps_entries()})
             case "/v1/models":
-                return answers.v1_models(self.models, self._modified)
-        parsed = read_object(request.path, request.body)
-        record.model = named_model(parsed)
-        return answers.show(shown_model(parsed, self._by_key), self._modified)
+                return listings.v1_models(self._library.listed())
+            case "/api/experimental/model-recommendations":
+                return listings.recommendations()
+        if route == V1_MODEL:
+            record.model = name
+            model = self._library.find(name)
+            if model is None:
+                return answers.v1_error(404, f"model '{with_tag(name)}' not found")
+            return answers.v1_answer(listings.v1_entry(name, self._library.modified(model)))
+        parsed = read_object(route, request.body)
+        record.model = named_model(parsed, "name")
+        shown = shown_model(parsed, self._library.by_key)
+        return listings.show(shown, self._library.modified(shown))
 
     def _loaded_until(self) -> Iterable[tuple[SimulatedModel, int]]:
         now, wall = self._scheduler.clock(), time.time_ns()

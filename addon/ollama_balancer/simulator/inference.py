@@ -1,46 +1,31 @@
 """One inference request from its arrival to its last byte: the phases, and the faults that strike in them."""
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from . import text
-from .answers import BUSY, CRASHED, Answer, Statistics, api_answer, nanoseconds
+from .answers import CRASHED
 from .connection import Connection
-from .faults import Faults
-from .requests import EmbedJob, TextJob
+from .gate import Gate
+from .jobs import EmbedJob, TextJob
+from .shapes import Embedded, Piece, Statistics
 from .timing import Scheduler
 
 
 class Inference:
     """Serves jobs on one host. Each call returns whether the request succeeded; a client's disconnect cancels it."""
 
-    def __init__(self, scheduler: Scheduler, faults: Callable[[], Faults], seed: int) -> None:
+    def __init__(self, scheduler: Scheduler, gate: Gate, seed: int) -> None:
         self._scheduler = scheduler
-        self._faults = faults
+        self._gate = gate
+        self._faults = gate.faults
         self._seed = seed
-        self._changed = asyncio.Event()
-
-    def faults_changed(self) -> None:
-        """Whoever hangs looks again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def hang(self, *names: str) -> None:
-        """Wait as long as one of the faults is on."""
-        while any(getattr(self._faults(), name) for name in names):
-            await self._changed.wait()
 
     async def serve(self, connection: Connection, job: TextJob | EmbedJob) -> bool:
         """Answer one request."""
-        await self.hang("hang", "hang_all")
-        now = self._faults()
-        if now.reset_before_head or now.close_before_head:
-            connection.abort(reset=now.reset_before_head)
-            return False
-        if now.status is not None:
-            message = BUSY if now.status == 503 else "a simulated failure"
-            connection.answer(_error(job, now.status, message))
-            return now.status < 400
+        await self._gate.hang("hang", "hang_all")
+        stopped = self._gate.stops(connection, job.error)
+        if stopped is not None:
+            return stopped
         if isinstance(job, EmbedJob):
             return await self._embed(connection, job)
         if job.empty:
@@ -60,21 +45,16 @@ class Inference:
 
     async def _embed(self, connection: Connection, job: EmbedJob) -> bool:
         if not job.inputs:
-            connection.answer(api_answer({"model": job.spelling, "embeddings": []}))
+            connection.answer(job.write(Embedded(job.spelling, [])))
             return True
         scheduler = self._scheduler
         began = scheduler.clock()
         async with scheduler.slot(job.model, job.keep_alive) as load:
             count = sum(map(text.prompt_tokens, job.inputs))
             await scheduler.pause(scheduler.scaled(count / scheduler.timing.prefill_rate))
-            value = {
-                "model": job.spelling,
-                "embeddings": [text.embed(self._seed, each) for each in job.inputs],
-                "total_duration": nanoseconds(scheduler.clock() - began),
-                "load_duration": nanoseconds(load),
-                "prompt_eval_count": count,
-            }
-            connection.answer(api_answer(value))
+            vectors = [text.embed(self._seed, each) for each in job.inputs]
+            embedded = Embedded(job.spelling, vectors, scheduler.clock() - began, load, count)
+            connection.answer(job.write(embedded))
         return True
 
     async def _generate(self, connection: Connection, job: TextJob) -> bool:
@@ -82,18 +62,21 @@ class Inference:
         began = scheduler.clock()
         prompt_count = text.prompt_tokens(job.prompt)
         tokens, cut_short = text.generate(self._seed, job.prompt, timing.output_tokens, job.limit)
+        pieces: Sequence[Piece] = tokens
+        if job.call is not None:
+            pieces, cut_short = [job.call], False
         async with scheduler.slot(job.model, job.keep_alive) as load:
             prefill = scheduler.scaled(prompt_count / timing.prefill_rate)
             await scheduler.pause(prefill)
             decoding = scheduler.clock()
             if job.stream:
-                sent, strike = await self._stream(connection, job, tokens)
+                sent, strike = await self._stream(connection, job, pieces)
             else:
-                sent, strike = await self._decode(tokens)
+                sent, strike = await self._decode(len(pieces))
             if strike == "cut":
                 connection.abort()
             elif strike == "error" and not (job.stream and sent):
-                connection.answer(job.shape.error(500, CRASHED))
+                connection.answer(job.error(500, CRASHED))
             elif strike == "error":
                 connection.end(job.shape.crash())
             elif strike == "end" and job.stream:
@@ -110,42 +93,37 @@ class Inference:
                     output=scheduler.clock() - decoding,
                 )
                 if job.stream:
-                    connection.end(job.shape.end(statistics))
+                    connection.end(*job.shape.end(statistics))
                 else:
-                    connection.answer(job.shape.whole("".join(tokens), statistics))
+                    connection.answer(job.shape.whole(pieces, statistics))
         return strike is None
 
-    async def _stream(self, connection: Connection, job: TextJob, tokens: list[str]) -> tuple[int, str | None]:
-        """Send each token when it is due; how many were sent, and the fault that stopped it."""
+    async def _stream(self, connection: Connection, job: TextJob, pieces: Sequence[Piece]) -> tuple[int, str | None]:
+        """Send each piece when it is due; how many were sent, and the fault that stopped it."""
         scheduler, shape = self._scheduler, job.shape
         due = scheduler.clock()
         begun = False
-        for sent, token in enumerate(tokens):
+        for sent, piece in enumerate(pieces):
             due += scheduler.scaled(1 / scheduler.timing.decode_rate)
             await scheduler.tick(due)
             if (strike := self._faults().strike(sent)) is not None:
                 if not begun and strike != "error":
-                    connection.begin(shape.stream_type)
+                    connection.begin(shape.stream_type, headers=job.stream_headers)
                 return sent, strike
             if begun:
-                connection.write(connection.frame(shape.token(token)))
+                connection.write(connection.frame(shape.piece(piece)))
                 await connection.drain()
             else:
-                connection.begin(shape.stream_type, shape.token(token))
+                opening = (*shape.opening(piece), shape.piece(piece))
+                connection.begin(shape.stream_type, *opening, headers=job.stream_headers)
                 begun = True
-        return len(tokens), self._faults().strike(len(tokens), at_end=True)
+        return len(pieces), self._faults().strike(len(pieces), at_end=True)
 
-    async def _decode(self, tokens: list[str]) -> tuple[int, str | None]:
+    async def _decode(self, total: int) -> tuple[int, str | None]:
         """Let the time of decoding pass without sending anything, up to a fault that strikes before the end."""
         scheduler = self._scheduler
         now = self._faults()
         stops = [n for n in (now.cut_after_chunks, now.error_event_after_chunks) if n is not None]
-        count = min([len(tokens), *stops])
+        count = min([total, *stops])
         await scheduler.pause(scheduler.scaled(count / scheduler.timing.decode_rate))
-        return count, self._faults().strike(count, at_end=count == len(tokens))
-
-
-def _error(job: TextJob | EmbedJob, status: int, message: str) -> Answer:
-    if isinstance(job, TextJob):
-        return job.shape.error(status, message)
-    return api_answer({"error": message}, status)
+        return count, self._faults().strike(count, at_end=count == total)

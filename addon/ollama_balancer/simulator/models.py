@@ -18,6 +18,12 @@ class SimulatedModel:
     size: int = 2_000_000_000
     family: str = "llama"
     embedding: bool = False
+    tool: bool = False
+    """It answers each request that offers tools with a call of the first of them."""
+    supports_tools: bool = True
+    """It is refused a request that offers tools otherwise."""
+    content: str = ""
+    """What its digest comes from: models of the same content have the same one. Empty: its name."""
 
     @property
     def key(self) -> ModelKey:
@@ -36,7 +42,30 @@ class SimulatedModel:
     @property
     def digest(self) -> str:
         """A SHA-256 as hex digits, the same on every host that has the model."""
-        return hashlib.sha256(repr(self.key).encode()).hexdigest()
+        return hashlib.sha256(self.made_of.encode()).hexdigest()
+
+    @property
+    def made_of(self) -> str:
+        """Its content, or what stands for it."""
+        return self.content or repr(self.key)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What it can do, as /api/tags and /api/show list it."""
+        if self.embedding:
+            return ["embedding"]
+        return ["completion", "tools"] if self.supports_tools else ["completion"]
+
+    def layers(self) -> list[tuple[str, int]]:
+        """The blobs it consists of, weights first: each a digest and its size in bytes, together the model's size."""
+        rest = min(self.size, 512)
+        sizes = {"weights": self.size - rest, "template": rest - rest // 4, "parameters": rest // 4}
+        return [(blob_digest(f"{self.made_of} {part}"), size) for part, size in sizes.items()]
+
+
+def blob_digest(content: str) -> str:
+    """A blob's name: that of its SHA-256."""
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 @lru_cache(maxsize=4096)

@@ -37,15 +37,19 @@ class Timing:
     max_loaded: int = 1
     """Models that fit into memory."""
     time_scale: float = 1.0
+    pull_steps: int = 4
+    """Lines of progress on each layer of a model that is pulled."""
+    progress_pause: float = 0.02
+    """Between two lines of progress on a pull, push or create."""
 
     def __post_init__(self) -> None:
-        for name in ("load", "time_scale"):
+        for name in ("load", "time_scale", "progress_pause"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite")
         for name in ("prefill_rate", "decode_rate", "output_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0")
-        for name in ("num_parallel", "max_loaded"):
+        for name in ("num_parallel", "max_loaded", "pull_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
 
@@ -169,6 +173,7 @@ class Scheduler:
         loaded afterwards; None: 5 minutes. A cancelled wait gives up the place, the load or the slot.
         """
         line = self._lines.setdefault(model.key, Line(model))
+        line.model = model  # another one may have come under its name
         arrived = self.clock()
         self._tickets += 1
         ticket = Ticket(self._tickets, asyncio.get_running_loop().create_future())

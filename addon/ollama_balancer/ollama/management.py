@@ -1,0 +1,150 @@
+"""What several agents answered to one request about models, made into one answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+MAX_LINE_BYTES = 64 * 1024
+"""A line of progress that is longer is passed on, but not read."""
+
+MAX_MESSAGE = 500
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How one agent answered. `status` is None where there was no answer, and `problem` says why or what it said."""
+
+    agent: str
+    status: int | None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+    problem: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """The agent did what it was asked for."""
+        return self.problem is None and self.status is not None and 200 <= self.status < 300
+
+    @property
+    def lacks_it(self) -> bool:
+        """It could not, for it does not have what the request is about."""
+        return self.status == 404
+
+    @property
+    def reason(self) -> str:
+        return self.problem or error_message(self.body) or f"status {self.status}"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The one answer: an agent's own, or an error with a `message` of the balancer's."""
+
+    status: int
+    reply: Reply | None = None
+    message: str | None = None
+
+
+def combine(replies: Sequence[Reply], *, by_all: bool = False) -> Combined:
+    """Success if an agent did it and none failed for another reason than not having the model; 404 if none has it.
+
+    `by_all`: one that does not have it makes it a 404 (whether a blob is there: it must be everywhere).
+    """
+    done = [reply for reply in replies if reply.done]
+    lacking = [reply for reply in replies if reply.lacks_it]
+    failed = [reply for reply in replies if not reply.done and not reply.lacks_it]
+    if failed:
+        first = failed[0]
+        alike = all((reply.status, reply.body) == (first.status, first.body) for reply in failed)
+        if first.status is not None and alike and not done and not lacking:
+            return Combined(first.status, first)
+        return Combined(first.status or 502, message=_failures(failed, done))
+    if lacking and (by_all or not done):
+        return Combined(404, lacking[0])
+    best = max(done, key=lambda reply: reply.status or 0)  # 201, created, says more than 200
+    return Combined(best.status or 200, best)
+
+
+class LineSplitter:
+    """Cuts bytes into whole lines, however they come."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are whole now, each with its newline. A line without end is cut at 16 MAX_LINE_BYTES."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        lines = [line + b"\n" for line in whole]
+        if len(self._rest) > 16 * MAX_LINE_BYTES:
+            lines.append(self.rest())
+        return lines
+
+    def rest(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """A line of progress as an object; empty where it is none."""
+    if len(line) > MAX_LINE_BYTES:
+        return {}
+    try:
+        value = from_json(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_success(progress: dict[str, Any]) -> bool:
+    return progress.get("status") == "success"
+
+
+def line_error(progress: dict[str, Any]) -> str | None:
+    error = progress.get("error")
+    return None if error is None else str(error)[:MAX_MESSAGE]
+
+
+def line_of(agent: str, line: bytes, progress: dict[str, Any]) -> bytes:
+    """An agent's line of progress as one of several agents': with the agent's name, and not yet the end.
+
+    The stream goes on when one agent is done or has failed, so that neither `success` nor `error` stands there.
+    """
+    if is_success(progress):
+        progress = progress | {"status": "done"}
+    elif (error := line_error(progress)) is not None:
+        progress = {"status": f"failed: {error}"}
+    elif not progress:
+        progress = {"status": line.decode("utf-8", "replace").strip()[:MAX_MESSAGE]}
+    return _compact(progress | {"agent": agent})
+
+
+def last_line(replies: Sequence[Reply]) -> bytes:
+    """The end of several agents' progress: success, or an error that names who failed."""
+    combined = combine(replies)
+    if combined.reply is not None and combined.reply.done:
+        return _compact({"status": "success"})
+    failed = [reply for reply in replies if not reply.done]
+    return _compact({"error": combined.message or _failures(failed, [])})
+
+
+def error_message(body: bytes) -> str | None:
+    """What an error's JSON body says, in whichever protocol."""
+    error = read_line(body).get("error")
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error[:MAX_MESSAGE] if isinstance(error, str) and error else None
+
+
+def _failures(failed: list[Reply], done: list[Reply]) -> str:
+    message = "; ".join(f"{reply.agent}: {reply.reason}" for reply in failed[:10])
+    if len(failed) > 10:
+        message += f"; and {len(failed) - 10} more"
+    return f"{message} (done by {len(done)} other agents)" if done else message
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"

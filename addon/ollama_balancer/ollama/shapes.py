@@ -1,0 +1,301 @@
+"""What an event or a whole answer of Ollama's APIs says: text, thinking, tool calls, its end, errors and timings.
+
+The shapes are those of /api/generate and chat, /api/pull, push and create, /v1/chat/completions and completions,
+/v1/messages and /v1/responses, as Ollama 0.33 sends them. Values of another type than these are taken as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
+
+MAX_TOOL_CALLS = 1_000
+"""Of one answer; those after them are not kept."""
+
+MAX_ERROR = 500
+"""Characters of an error message."""
+
+_MAX_FIGURE = 2**53
+
+
+class Timings(NamedTuple):
+    """Tokens, and seconds. Only Ollama's own API tells durations."""
+
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: float | None = None
+    eval_count: int | None = None
+    eval_duration: float | None = None
+    load_duration: float | None = None
+    total_duration: float | None = None
+
+
+class CallPart(NamedTuple):
+    """A tool call or a fragment of one."""
+
+    number: int | None
+    """Fragments of the same call have the same; None: this is the whole call."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    begins: bool = False
+    """A new call, whatever had the number before."""
+
+    replaces: bool = False
+    """`arguments` are all of them."""
+
+
+class Event(NamedTuple):
+    """One event of a stream, or the whole of an answer that is none."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: tuple[CallPart, ...] = ()
+    terminal: bool = False
+    error: str | None = None
+    timings: Timings | None = None
+    too_large: bool = False
+    """It was not read."""
+
+
+def _text(text: str, new: Callable[[type[Event], tuple[object, ...]], Event] = tuple.__new__) -> Event:
+    """`Event(text)` in half the time: most events are that."""
+    return new(Event, (text, "", (), False, None, None, False))
+
+
+NOTHING = Event()
+TERMINAL = Event(terminal=True)
+TOO_LARGE = Event(too_large=True)
+
+
+def read_event(value: dict[str, Any]) -> Event:
+    """What one event of a stream says, given its JSON object."""
+    choices = value.get("choices")
+    if choices is not None:
+        return _openai(value, choices, "delta")
+    kind = value.get("type")
+    if isinstance(kind, str):
+        return _typed(value, kind)
+    error = value.get("error")
+    if error:
+        return Event(error=message_of(error))
+    return _ollama(value, value.get("done") is True or value.get("status") == "success")
+
+
+def read_answer(value: dict[str, Any]) -> Event:
+    """What a whole answer says that is no stream, given its JSON object."""
+    error = value.get("error")
+    if error:
+        return Event(error=message_of(error))
+    choices = value.get("choices")
+    if choices is not None:
+        return _openai(value, choices, "message")._replace(terminal=True)
+    usage = value.get("usage")
+    content, output = value.get("content"), value.get("output")
+    if isinstance(content, list):
+        return _of_parts(content, _usage(usage, "input_tokens", "output_tokens"))
+    if isinstance(output, list):
+        return _of_parts(_parts_of(output), _usage(usage, "input_tokens", "output_tokens"))
+    event = _ollama(value, True)
+    return event._replace(timings=_usage(usage, "prompt_tokens", "completion_tokens")) if usage else event
+
+
+def message_of(error: object) -> str:
+    """The message of an error, which is a string or an object that has one; at most `MAX_ERROR` characters."""
+    if isinstance(error, dict):
+        message = error.get("message")
+        error = message if message and isinstance(message, str) else _json(error)
+    return error[:MAX_ERROR] if isinstance(error, str) else _json(error)[:MAX_ERROR]
+
+
+def _ollama(value: dict[str, Any], terminal: bool) -> Event:
+    """/api/generate, chat, pull, push and create; other answers say nothing in these keys."""
+    message = value.get("message")
+    calls = None
+    if isinstance(message, dict):
+        text = message.get("content")
+        thinking = message.get("thinking")
+        calls = message.get("tool_calls")
+    else:
+        text = value.get("response")
+        thinking = value.get("thinking")
+    if isinstance(text, str) and not (thinking or calls or terminal):
+        return _text(text)
+    parts = []
+    for call in _list(calls)[:MAX_TOOL_CALLS]:
+        function = _dict(_dict(call).get("function"))
+        arguments = _arguments(function.get("arguments"))
+        parts.append(CallPart(None, _str(_dict(call).get("id")), _str(function.get("name")), arguments))
+    return Event(_str(text), _str(thinking), tuple(parts), terminal, None, _timings(value) if terminal else None)
+
+
+def _openai(value: dict[str, Any], choices: object, key: str) -> Event:
+    """/v1/chat/completions and /v1/completions. The chunk with the usage has no choices."""
+    text = thinking = calls = None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(choice, dict):
+        delta = choice.get(key)
+        if isinstance(delta, dict):
+            text = delta.get("content")
+            if len(delta) > 1:
+                thinking = delta.get("reasoning")
+                calls = delta.get("tool_calls")
+        else:
+            text = choice.get("text")
+    if isinstance(text, str) and not thinking and not calls and "usage" not in value and "error" not in value:
+        return _text(text)
+    error = value.get("error")
+    parts = []
+    for call in _list(calls)[:MAX_TOOL_CALLS]:
+        call = _dict(call)
+        function = _dict(call.get("function"))
+        index = None if key == "message" else _index(call.get("index"))
+        arguments = _arguments(function.get("arguments"))
+        parts.append(CallPart(index, _str(call.get("id")), _str(function.get("name")), arguments))
+    timings = _usage(value.get("usage"), "prompt_tokens", "completion_tokens")
+    return Event(_str(text), _str(thinking), tuple(parts), False, message_of(error) if error else None, timings)
+
+
+def _typed(value: dict[str, Any], kind: str) -> Event:
+    """Of /v1/messages and /v1/responses, whose events have a type."""
+    match kind:
+        case "content_block_delta":
+            delta = _dict(value.get("delta"))
+            text = delta.get("text")
+            if text and isinstance(text, str):
+                return _text(text)
+            if delta.get("type") == "input_json_delta":
+                return _call(value.get("index"), arguments=_str(delta.get("partial_json")))
+            return Event("", _str(delta.get("thinking")))
+        case "response.output_text.delta":
+            return _text(_str(value.get("delta")))
+        case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
+            return Event("", _str(value.get("delta")))
+        case "content_block_start":
+            block = _dict(value.get("content_block"))
+            if block.get("type") == "tool_use":
+                part = _tool_use(block, _index(value.get("index")))
+                if not block.get("input"):
+                    part = part._replace(arguments="")  # an empty object, in the place of those that follow
+                return Event("", "", (part._replace(begins=True),))
+            return Event(_str(block.get("text")), _str(block.get("thinking")))
+        case "message_delta":
+            return Event(timings=_usage(value.get("usage"), "input_tokens", "output_tokens"))
+        case "message_stop":
+            return TERMINAL
+        case "response.output_item.added" | "response.output_item.done":
+            item = _dict(value.get("item"))
+            if item.get("type") != "function_call":
+                return NOTHING
+            whole = kind == "response.output_item.done"
+            part = _function_call(item, _index(value.get("output_index")))
+            return Event("", "", (part._replace(begins=not whole, replaces=whole),))
+        case "response.function_call_arguments.delta":
+            return _call(value.get("output_index"), arguments=_str(value.get("delta")))
+        case "response.completed" | "response.incomplete":
+            usage = _dict(value.get("response")).get("usage")
+            return Event(terminal=True, timings=_usage(usage, "input_tokens", "output_tokens"))
+        case "response.failed":
+            error = _dict(value.get("response")).get("error")
+            return Event(error=message_of(error or "the response failed"))
+        case "error":
+            return Event(error=message_of(value.get("error") or value))
+        case _:
+            error = value.get("error")
+            return Event(error=message_of(error)) if error else NOTHING
+
+
+def _parts_of(output: list[Any]) -> list[Any]:
+    """The parts of the messages of a /v1/responses answer, its reasoning and its function calls, in order."""
+    parts = []
+    for item in map(_dict, output):
+        if item.get("type") == "function_call":
+            parts.append(item)
+        else:
+            parts += _list(item.get("summary")) + _list(item.get("content"))
+    return parts
+
+
+def _of_parts(parts: list[Any], timings: Timings | None) -> Event:
+    text, thinking, calls = [], [], []
+    for part in map(_dict, parts):
+        match part.get("type"):
+            case "text" | "output_text":
+                text.append(_str(part.get("text")))
+            case "thinking":
+                thinking.append(_str(part.get("thinking")))
+            case "summary_text" | "reasoning_text":
+                thinking.append(_str(part.get("text")))
+            case "tool_use":
+                calls.append(_tool_use(part, None))
+            case "function_call":
+                calls.append(_function_call(part, None))
+    return Event("".join(text), "".join(thinking), tuple(calls[:MAX_TOOL_CALLS]), True, None, timings)
+
+
+def _call(index: object, arguments: str) -> Event:
+    return Event("", "", (CallPart(_index(index), "", "", arguments),))
+
+
+def _tool_use(block: dict[str, Any], index: int | None) -> CallPart:
+    return CallPart(index, _str(block.get("id")), _str(block.get("name")), _arguments(block.get("input")))
+
+
+def _function_call(item: dict[str, Any], index: int | None) -> CallPart:
+    return CallPart(index, _str(item.get("call_id")), _str(item.get("name")), _arguments(item.get("arguments")))
+
+
+def _timings(value: dict[str, Any]) -> Timings:
+    get = value.get
+    return Timings(
+        _count(get("prompt_eval_count")),
+        _seconds(get("prompt_eval_duration")),
+        _count(get("eval_count")),
+        _seconds(get("eval_duration")),
+        _seconds(get("load_duration")),
+        _seconds(get("total_duration")),
+    )
+
+
+def _usage(usage: object, prompt: str, completion: str) -> Timings | None:
+    if not isinstance(usage, dict):
+        return None
+    return Timings(_count(usage.get(prompt)), None, _count(usage.get(completion)))
+
+
+def _arguments(value: object) -> str:
+    """As JSON: Ollama's own API and /v1/messages give an object, the others a string of JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return _json(value)
+
+
+def _json(value: object) -> str:
+    return to_json(value, inf_nan_mode="null").decode()
+
+
+def _str(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _index(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_FIGURE else None
+
+
+def _seconds(nanoseconds: object) -> float | None:
+    count = _count(nanoseconds)
+    return None if count is None else count / 1e9

@@ -1,0 +1,125 @@
+"""Watches an answer as it passes: keeps its beginning for inspection and tells at the end whether it was whole.
+
+Success means that the terminal event was seen: a runner that crashes still ends its stream cleanly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic_core import from_json
+
+from .answers import Answer
+from .events import event_parser
+from .shapes import read_answer
+
+KEEP_BYTES = 4 * 1024 * 1024
+"""How much of an answer's beginning is kept for inspection. A larger answer that is no stream is not read."""
+
+NO_TERMINAL = "the stream ended without its terminal event"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the end of an answer says."""
+
+    whole: bool
+    error: str | None = None
+    output_tokens: int | None = None
+    decode_seconds: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if not self.output_tokens or not self.decode_seconds:
+            return None
+        return self.output_tokens / self.decode_seconds
+
+
+class AnswerWatcher:
+    """Fed with the chunks of one answer's body, in order.
+
+    `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked.
+    """
+
+    def __init__(self, content_type: str) -> None:
+        self.content_type = content_type
+        self.bytes_seen = 0
+        self.answer = Answer()
+        self._add = self.answer.add
+        self._parser = event_parser(content_type)
+        self._feed = None if self._parser is None else self._parser.feed
+        self._head = bytearray()
+        self._recent: list[bytes] = []
+        """What comes next in `_head`: appending a chunk here is cheaper, but takes more memory if it is small."""
+        self._last = b""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is a stream of events, which has a terminal event."""
+        return self._parser is not None
+
+    @property
+    def terminal_seen(self) -> bool:
+        return self.answer.terminal
+
+    @property
+    def kept(self) -> bytes:
+        """The answer's beginning, all of it up to `KEEP_BYTES`."""
+        self._settle()
+        return bytes(self._head)
+
+    @property
+    def truncated(self) -> bool:
+        return self.bytes_seen > KEEP_BYTES
+
+    @property
+    def ends_in_newline(self) -> bool:
+        self._settle()
+        last = self._last if self.truncated else self._head[-1:]
+        return last in (b"", b"\n")
+
+    def feed(self, chunk: bytes) -> None:
+        self.bytes_seen += len(chunk)
+        if self.bytes_seen <= KEEP_BYTES:
+            recent = self._recent
+            recent.append(chunk)
+            if len(recent) >= 256:
+                self._settle()
+        elif chunk:
+            self._settle()
+            self._head += chunk[: KEEP_BYTES - len(self._head)]
+            self._last = chunk[-1:]
+        if self._feed is not None:
+            for event in self._feed(chunk):
+                self._add(event)
+
+    def _settle(self) -> None:
+        if self._recent:
+            self._head += b"".join(self._recent)
+            self._recent.clear()
+
+    def verdict(self) -> Verdict:
+        """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
+        answer = self.answer
+        if self._parser is None:
+            answer = self._read_whole()
+        else:
+            for event in self._parser.close():
+                answer.add(event)
+        if answer.error is not None:
+            return Verdict(False, answer.error)
+        # An event that is too large to be read ends only streams whose last event carries the conversation's context.
+        if self._parser is not None and not answer.terminal and not answer.ends_too_large:
+            return Verdict(False, NO_TERMINAL)
+        return Verdict(True, None, answer.timings.eval_count, answer.timings.eval_duration)
+
+    def _read_whole(self) -> Answer:
+        answer = self.answer = Answer()
+        if "json" in self.content_type and not self.truncated:
+            try:
+                value = from_json(self.kept, cache_strings="keys")
+            except ValueError:
+                return answer
+            if isinstance(value, dict):
+                answer.add(read_answer(value))
+        return answer

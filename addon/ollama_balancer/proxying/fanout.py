@@ -1,0 +1,376 @@
+"""One request sent to several agents at once, and their answers made into one.
+
+Two shapes: answers that come whole are combined when all are there; lines of progress (pull, create) are passed on as
+they come, each with its agent's name. The agents' part runs in tasks of its own; the layer asks for the answer piece
+by piece with `advance`. A request's body either is at hand or is fed while it comes, and then the slowest agent sets
+the pace: reading from the client stops while one has more than `HIGH_WATER` bytes to take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+
+import httpx
+from mitmproxy import http
+from mitmproxy.utils import asyncio_utils
+
+from ..fleet.agent import Agent, Outcome
+from ..fleet.registry import Lease
+from ..ollama.errors import error_body
+from ..ollama.management import (
+    LineSplitter,
+    Reply,
+    combine,
+    error_message,
+    is_success,
+    last_line,
+    line_error,
+    line_of,
+    read_line,
+)
+from ..ollama.routes import Dialect
+from ..text import one_line
+from .headers import HOP_BY_HOP
+
+logger = logging.getLogger(__name__)
+
+HIGH_WATER = 1024 * 1024
+LOW_WATER = 256 * 1024
+
+MAX_QUEUED = 64 * 1024 * 1024
+"""Bytes that wait for one agent at most, should the client not be stoppable; then the agent is given up."""
+
+WRITE_TIMEOUT = 60.0
+"""Seconds in which an agent must take some of the body; it would hold up the others."""
+
+MAX_WHOLE_ANSWER = 4 * 1024 * 1024
+
+AT_ONCE = 256
+"""Agents that are asked at the same time, where a body is at hand: each needs a socket."""
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float
+    response: float
+
+
+class Leg:
+    """One agent's part."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.reply: Reply | None = None
+        self.queue: deque[bytes] = deque()
+        self.queued = 0
+        self.more = asyncio.Event()
+
+    @property
+    def agent(self) -> Agent:
+        return self.lease.agent
+
+
+class FanOut:
+    """`request` is what each agent gets (its host is left out), `uploads` says that its body is fed.
+
+    `refresh` brings the inventory of an agent up to date after it has done something, `unreachable` hears of an agent
+    that could not be connected to, `read_client` turns reading from the client off and on, and `drain_client` waits
+    until the client has taken what was sent to it.
+    """
+
+    def __init__(
+        self,
+        leases: Sequence[Lease],
+        request: http.Request,
+        *,
+        body: bytes | None,
+        uploads: bool,
+        by_all: bool,
+        timeouts: Timeouts,
+        clock: Callable[[], float],
+        refresh: Callable[[Agent], Awaitable[None]],
+        unreachable: Callable[[Agent, str], None],
+        read_client: Callable[[bool], None],
+        drain_client: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.legs = [Leg(lease) for lease in leases]
+        self.response: http.Response | None = None
+        """The answer's head, and its body where it does not stream; None until it is known."""
+        self.streamed = False
+        self.chunk = b""
+        """The piece that the last `advance` brought; empty at the end."""
+        self._request = request
+        self._body = body
+        self._uploads = uploads
+        self._by_all = by_all
+        self._timeouts = timeouts
+        self._clock = clock
+        self._refresh = refresh
+        self._unreachable = unreachable
+        self._read_client = read_client
+        self._drain_client = drain_client
+        self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] | None = None
+        self._head_known = asyncio.Event()
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=256)
+        self._paused = False
+        self._finished = False
+        self._started = clock()
+        self._task = asyncio_utils.create_task(self._run(), name="fan-out", keep_ref=True)
+
+    def __repr__(self) -> str:
+        open_legs = sum(leg.reply is None for leg in self.legs)
+        return f"FanOut({self._request.method} {self._request.path}: {open_legs} of {len(self.legs)} agents to come)"
+
+    @property
+    def replies(self) -> list[Reply]:
+        """Of the agents that are done."""
+        return [leg.reply for leg in self.legs if leg.reply is not None]
+
+    # The request's body
+
+    def feed(self, chunk: bytes) -> None:
+        """More of the body; empty: that was all."""
+        for leg in self.legs:
+            if leg.reply is None and leg.queued <= MAX_QUEUED:  # more is not stored: that agent is given up
+                leg.queue.append(chunk)
+                leg.queued += len(chunk)
+                leg.more.set()
+        if self._backlog() > HIGH_WATER:
+            self._paused = True
+            self._read_client(False)
+
+    def _backlog(self) -> int:
+        return max((leg.queued for leg in self.legs if leg.reply is None), default=0)
+
+    def _go_on_reading(self) -> None:
+        if self._paused and self._backlog() <= LOW_WATER:
+            self._paused = False
+            self._read_client(True)
+
+    async def _upload(self, leg: Leg) -> AsyncIterator[bytes]:
+        while True:
+            while not leg.queue:
+                leg.more.clear()
+                await leg.more.wait()
+            if leg.queued > MAX_QUEUED:
+                raise httpx.WriteError("it takes the body too slowly")
+            chunk = leg.queue.popleft()
+            leg.queued -= len(chunk)
+            self._go_on_reading()
+            if not chunk:
+                return
+            yield chunk
+
+    # The answer
+
+    async def advance(self) -> None:
+        """Wait for the head, which sets `response`; after that for the next piece, which sets `chunk`."""
+        self.chunk = b""
+        if self.response is None:
+            await self._head_known.wait()
+            self.response = self._streamed_head() if self._head is not None else self._combined()
+            return
+        await self._drain_client()
+        chunk = await self._pieces.get()
+        pieces = [chunk]
+        while chunk and not self._pieces.empty():
+            if not (chunk := self._pieces.get_nowait()):
+                self._pieces.put_nowait(b"")
+            pieces.append(chunk)
+        self.chunk = b"".join(pieces)
+
+    def cancel(self) -> None:
+        """End what still runs. No effect when all is done."""
+        self._task.cancel()
+        self._finish()
+
+    async def whole(self) -> http.Response:
+        """The whole answer at once, whichever its shape."""
+        await self.advance()
+        assert self.response
+        parts: list[bytes] = []
+        while self.streamed:
+            await self.advance()
+            if not self.chunk:
+                self.response.headers.pop("transfer-encoding", None)
+                self.response.content = b"".join(parts)
+                break
+            parts.append(self.chunk)
+        return self.response
+
+    async def _run(self) -> None:
+        at_once = asyncio.Semaphore(len(self.legs) if self._uploads else AT_ONCE)
+        timeout = httpx.Timeout(self._timeouts.response, connect=self._timeouts.connect, write=WRITE_TIMEOUT, pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+
+        async def go(leg: Leg) -> None:
+            async with at_once:
+                await self._ask(client, leg)
+
+        try:
+            # No proxy of the environment's: the agents are ours. No certificates to load: they speak http.
+            async with (
+                httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False, verify=False) as client,  # noqa: S501
+                asyncio.TaskGroup() as group,
+            ):
+                for leg in self.legs:
+                    group.create_task(go(leg))
+            if self._head is not None and len(self.legs) > 1:
+                await self._pieces.put(last_line(self.replies))
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more comes. What has not ended by itself was cancelled."""
+        if self._finished:
+            return
+        self._finished = True
+        for leg in self.legs:
+            if leg.reply is None:
+                self._end(leg, Reply(leg.agent.name, None, problem="cancelled"), Outcome.CANCELLED)
+        while self._pieces.full():
+            self._pieces.get_nowait()
+        self._pieces.put_nowait(b"")
+        self._head_known.set()
+
+    async def _ask(self, client: httpx.AsyncClient, leg: Leg) -> None:
+        agent = leg.agent
+        request = httpx.Request(
+            self._request.method,
+            agent.address.url + self._request.path,
+            headers=list(self._request.headers.fields),
+            content=self._upload(leg) if self._uploads else self._body,
+        )
+        try:
+            response = await client.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                reply = await self._read(response, leg)
+        except (httpx.HTTPError, httpx.InvalidURL) as e:
+            reason = one_line(str(e)) or type(e).__name__
+            if isinstance(e, httpx.ConnectTimeout):
+                reason = f"not reached within {self._timeouts.connect:g} s"
+            if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+                self._unreachable(agent, f"cannot connect: {reason}")
+            reply = Reply(agent.name, None, problem=reason)
+        except Exception as e:
+            logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
+            reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
+        if reply.problem is not None and self._head is not None and len(self.legs) > 1 and reply.status != 200:
+            await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
+        failed = reply.problem is not None or reply.status is None or reply.status >= 500
+        self._end(leg, reply, Outcome.FAILED if failed else Outcome.SUCCEEDED)
+
+    async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
+        name, status = leg.agent.name, response.status_code
+        headers = tuple(response.headers.raw)
+        if status == 200 and "ndjson" in response.headers.get("content-type", ""):
+            return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
+        body = b""
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_WHOLE_ANSWER:
+                return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
+        if 200 <= status < 300 and self._request.method != "HEAD":
+            await self._refresh(leg.agent)
+        problem = error_message(body) or f"status {status}" if status >= 400 and status != 404 else None
+        return Reply(name, status, headers, body, problem)
+
+    async def _read_progress(
+        self, response: httpx.Response, leg: Leg, headers: tuple[tuple[bytes, bytes], ...]
+    ) -> str | None:
+        """Pass the lines on; returns what went wrong."""
+        if self._head is None:
+            self._head = (response.status_code, headers)
+            self._head_known.set()
+        lines = LineSplitter()
+        problem: str | None = "the stream ended without its terminal event"
+        try:
+            async for chunk in response.aiter_raw():
+                for line in lines.feed(chunk):
+                    problem = await self._pass_on(leg, line, problem)
+            if rest := lines.rest():
+                problem = await self._pass_on(leg, rest, problem)
+        except httpx.HTTPError as e:
+            problem = f"failed in the middle of its answer: {one_line(str(e)) or type(e).__name__}"
+            if len(self.legs) > 1:
+                await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
+        return problem
+
+    async def _pass_on(self, leg: Leg, line: bytes, problem: str | None) -> str | None:
+        progress = read_line(line)
+        if is_success(progress):
+            # Whoever sees the success may ask at once for the list of models.
+            await self._refresh(leg.agent)
+            problem = None
+        elif (error := line_error(progress)) is not None:
+            problem = error
+        if len(self.legs) > 1:
+            line = line_of(leg.agent.name, line, progress) if line.strip() else b""
+        if line:
+            await self._pieces.put(line)
+        return problem
+
+    def _end(self, leg: Leg, reply: Reply, outcome: Outcome) -> None:
+        leg.reply = reply
+        leg.queue.clear()
+        leg.queued = 0
+        leg.lease.release(outcome, self._clock() - self._started)
+        self._go_on_reading()
+
+    # Heads
+
+    def _streamed_head(self) -> http.Response:
+        assert self._head
+        self.streamed = True
+        status, headers = self._head
+        if len(self.legs) > 1:
+            headers = ((b"Content-Type", b"application/x-ndjson"), (b"Date", _now()))
+        fields = [*_without_framing(headers)]
+        if self._request.http_version != "HTTP/1.0":
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        return self._response(status, fields, b"")
+
+    def _combined(self) -> http.Response:
+        replies = self.replies
+        combined = combine(replies, by_all=self._by_all)
+        if combined.reply is not None:
+            fields = list(combined.reply.headers)
+            body = combined.reply.body
+            if self._request.http_version == "HTTP/1.0":
+                fields = [*_without_framing(fields), (b"Content-Length", b"%d" % len(body))]
+            return self._response(combined.status, fields, body)
+        body = error_body(Dialect.OLLAMA, combined.status, combined.message or "")
+        fields = [
+            (b"Content-Type", b"application/json; charset=utf-8"),
+            (b"Date", _now()),
+            (b"Content-Length", b"%d" % len(body)),
+        ]
+        return self._response(combined.status, fields, b"" if self._request.method == "HEAD" else body)
+
+    @staticmethod
+    def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> http.Response:
+        response = http.Response.make(status)
+        kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in HOP_BY_HOP]
+        response.headers = http.Headers(kept)
+        response.raw_content = body
+        return response
+
+
+def _without_framing(
+    fields: Sequence[tuple[bytes, bytes]],
+) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in fields if name.lower() not in _FRAMING]
+
+
+def _now() -> bytes:
+    return formatdate(usegmt=True).encode()

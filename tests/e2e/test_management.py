@@ -1,0 +1,319 @@
+"""Models pulled, made, copied and deleted on all hosts at once, and files uploaded to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import psutil
+import pytest
+
+from ollama_balancer.simulator import SimulatedOllama
+from tests.e2e.harness import QUICK, Hosts, Proxy, RawHost, running_proxy, stream_lines, wait_until
+
+NAMES = ("one", "two", "three")
+
+
+class Fleet:
+    """Three hosts behind one proxy for all tests here. Each test uses model names of its own."""
+
+    def __init__(self, proxy: Proxy, hosts: Hosts) -> None:
+        self.proxy = proxy
+        self.hosts = hosts
+        self.client = ollama.Client(proxy.url, trust_env=False)
+
+    def __iter__(self) -> Iterator[SimulatedOllama]:
+        return iter(self.hosts.all[:3])
+
+    def __getitem__(self, name: str) -> SimulatedOllama:
+        return self.hosts.all[NAMES.index(name)]
+
+    def having(self, model: str) -> list[str]:
+        return [host.name for host in self if f"{model}:latest" in [entry["name"] for entry in host.tag_entries()]]
+
+    def listed(self) -> list[str | None]:
+        return [model.model for model in self.client.list().models]
+
+    def post(self, path: str, body: object, *, agent: str | None = None, method: str = "POST") -> httpx.Response:
+        headers = {"X-Balancer-Agent": agent} if agent else {}
+        return self.proxy.http.request(method, path, json=body, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    hosts = Hosts()
+    try:
+        agents = ",".join(f"{name}={hosts.start(name, 'base', f'only-{name}').url}" for name in NAMES)
+        with running_proxy(tmp_path_factory.mktemp("conf"), "--set", f"balancer_agents={agents}") as proxy:
+            proxy.wait_online(*NAMES)
+            yield Fleet(proxy, hosts)
+    finally:
+        hosts.stop()
+
+
+@pytest.fixture(autouse=True)
+def _repaired(fleet: Fleet) -> Iterator[None]:
+    yield
+    for host in fleet:
+        host.timing = QUICK
+        host.registry.unpullable.clear()
+        for fault in ("status", "cut_after_chunks", "end_without_done_after_chunks"):
+            setattr(host.faults, fault, None)
+    assert fleet.proxy.http.get("/health").status_code == 200
+    wait_until(lambda: not any(agent["in_flight"] for agent in fleet.proxy.agents().values()), "all leases are back")
+
+
+def test_a_pull_goes_to_all_hosts_and_is_one_stream_that_says_which(fleet: Fleet) -> None:
+    lines = stream_lines(fleet.proxy, "/api/pull", {"model": "pulled"})
+    assert fleet.having("pulled") == list(NAMES)
+    assert lines[-1] == {"status": "success"}
+    assert {line["agent"] for line in lines[:-1]} == set(NAMES)
+    of_two = [line["status"] for line in lines if line.get("agent") == "two"]
+    assert (of_two[0], of_two[-1]) == ("pulling manifest", "done")
+    assert not any(line["status"] == "success" or "error" in line for line in lines[:-1])
+
+
+def test_the_ollama_client_pulls_copies_creates_and_deletes_and_sees_it_at_once(fleet: Fleet) -> None:
+    client = fleet.client
+    progress = list(client.pull("p", stream=True))
+    assert progress[-1].status == "success"
+    assert any(step.total for step in progress)
+    assert "p:latest" in fleet.listed()
+    assert client.pull("q").status == "success"
+    assert "q:latest" in fleet.listed()
+    assert client.copy("q", "copied").status == "success"
+    assert "copied:latest" in fleet.listed()
+    assert client.create("made", from_="base", system="be brief").status == "success"
+    assert [step.status for step in client.create("made2", from_="base", stream=True)][-1] == "success"
+    assert {"made:latest", "made2:latest"} <= set(fleet.listed())
+    assert client.show("made").details is not None
+    assert client.generate("made", "hello").response
+    for model in ("p", "q", "copied", "made", "made2"):
+        assert fleet.having(model) == list(NAMES)
+        assert client.delete(model).status == "success"
+        assert f"{model}:latest" not in fleet.listed()
+        assert fleet.having(model) == []
+    with pytest.raises(ollama.ResponseError, match="model 'made' not found") as caught:
+        client.generate("made", "hello")
+    assert caught.value.status_code == 404
+
+
+def test_a_host_that_cannot_pull_is_named_and_the_others_go_on(fleet: Fleet) -> None:
+    fleet["two"].registry.unpullable.add("some")
+    lines = stream_lines(fleet.proxy, "/api/pull", {"model": "some"})
+    assert fleet.having("some") == ["one", "three"]
+    assert list(lines[-1]) == ["error"]
+    assert lines[-1]["error"].startswith("two: ")
+    assert "2 other agents" in lines[-1]["error"]
+    assert all("error" not in line for line in lines[:-1])
+    with pytest.raises(ollama.ResponseError, match="two: "):
+        fleet.client.pull("some")
+    with pytest.raises(ollama.ResponseError, match="two: "):
+        list(fleet.client.pull("some", stream=True))
+
+
+def test_a_host_that_dies_while_it_pulls_is_named(fleet: Fleet) -> None:
+    fleet["three"].faults.cut_after_chunks = 1
+    lines = stream_lines(fleet.proxy, "/api/pull", {"model": "cut"})
+    assert fleet.having("cut") == ["one", "two"]
+    assert lines[-1]["error"].startswith("three: failed in the middle of its answer")
+    fleet["three"].faults.cut_after_chunks = None
+    fleet["three"].faults.end_without_done_after_chunks = 1
+    lines = stream_lines(fleet.proxy, "/api/pull", {"model": "cut2"})
+    assert lines[-1]["error"].startswith("three: the stream ended without its terminal event")
+
+
+def test_a_host_that_refuses_is_an_error_for_what_comes_whole(fleet: Fleet) -> None:
+    fleet["one"].faults.status = 500
+    answer = fleet.post("/api/copy", {"source": "base", "destination": "half"})
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("one: ")
+    assert fleet.having("half") == ["two", "three"]
+    assert answer.headers["X-Balancer-Agent"] == "one, two, three"
+    assert answer.headers["X-Balancer-Attempts"] == "3"
+
+
+def test_hosts_that_do_not_have_the_model_are_no_failure_unless_none_has_it(fleet: Fleet) -> None:
+    assert fleet.post("/api/copy", {"source": "only-one", "destination": "spread"}).status_code == 200
+    assert fleet.having("spread") == ["one"]
+    assert fleet.post("/api/delete", {"model": "spread"}, method="DELETE").status_code == 200
+    gone = fleet.post("/api/delete", {"model": "spread"}, method="DELETE")
+    assert (gone.status_code, gone.json()) == (404, {"error": "model 'spread' not found"})
+    alike = fleet.post("/api/create", {"model": "x"})
+    assert (alike.status_code, alike.json()) == (400, {"error": "neither 'from' or 'files' was specified"})
+
+
+def test_the_named_host_alone_is_managed_and_its_answer_is_untouched(fleet: Fleet) -> None:
+    with fleet.proxy.http.stream(
+        "POST", "/api/pull", json={"model": "mine"}, headers={"X-Balancer-Agent": "two"}
+    ) as response:
+        lines = [json.loads(line) for line in response.iter_lines()]
+        assert response.headers["X-Balancer-Agent"] == "two"
+    assert fleet.having("mine") == ["two"]
+    assert lines[-1] == {"status": "success"}
+    assert not any("agent" in line for line in lines)
+    assert "mine:latest" in fleet.listed()
+    assert (
+        fleet.post("/api/generate", {"model": "mine", "prompt": "x", "stream": False}).headers["X-Balancer-Agent"]
+        == "two"
+    )
+
+
+def test_an_unload_goes_to_every_host_that_has_the_model(fleet: Fleet) -> None:
+    for name in NAMES:
+        assert fleet.post("/api/generate", {"model": "base", "prompt": "x", "stream": False}, agent=name).is_success
+    assert all("base:latest" in host.loaded for host in fleet)
+    answer = fleet.post("/api/generate", {"model": "base", "keep_alive": 0})
+    assert answer.json()["done_reason"] == "unload"
+    assert not any("base:latest" in host.loaded for host in fleet)
+    assert [entry.name for entry in fleet.client.ps().models if entry.model == "base:latest"] == []
+
+
+def test_a_client_that_leaves_cancels_the_pull_on_all_hosts(fleet: Fleet) -> None:
+    for host in fleet:
+        host.timing = replace(QUICK, progress_pause=3600.0)
+    body = b'{"model": "left"}'
+    with socket.create_connection(("127.0.0.1", fleet.proxy.port)) as s:
+        s.sendall(b"POST /api/pull HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert s.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert all(agent["in_flight"] == 1 for agent in fleet.proxy.agents().values())
+    wait_until(lambda: all(host.requests[-1].outcome == "cancelled" for host in fleet), "the hosts hear of it")
+    wait_until(lambda: "fan-out" not in fleet.proxy.introspect()["tasks"], "nothing is left")
+    assert fleet.having("left") == []
+
+
+# Files
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_is_there_only_when_all_hosts_have_it(fleet: Fleet) -> None:
+    data = b"x" * 1_000_000
+    path = f"/api/blobs/{digest_of(data)}"
+    http = fleet.proxy.http
+    assert http.head(path).status_code == 404
+    assert http.post(path, content=data, headers={"X-Balancer-Agent": "one"}).status_code == 201
+    assert http.head(path, headers={"X-Balancer-Agent": "one"}).status_code == 200
+    assert http.head(path).status_code == 404
+    assert http.post(path, content=data).status_code == 201
+    assert http.head(path).status_code == 200
+    assert http.post(path, content=data).status_code == 200
+    assert [host.blobs[digest_of(data)] for host in fleet] == [len(data)] * 3
+    wrong = http.post(f"/api/blobs/{digest_of(b'other')}", content=data)
+    assert wrong.status_code == 400
+    assert "digest mismatch" in wrong.json()["error"]
+    assert http.head("/api/blobs/nonsense").status_code == 400
+
+
+def test_the_client_creates_a_model_from_a_file(fleet: Fleet, tmp_path: Path) -> None:
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(b"GGUF" * 10_000)
+    digest = fleet.client.create_blob(file)
+    assert all(digest in host.blobs for host in fleet)
+    lines = stream_lines(fleet.proxy, "/api/create", {"model": "filed", "files": {"weights.gguf": digest}})
+    assert lines[-1] == {"status": "success"}
+    assert fleet.having("filed") == list(NAMES)
+
+
+def test_a_file_of_200_mb_passes_to_all_hosts_with_bounded_memory(fleet: Fleet) -> None:
+    piece, count = bytes(1024 * 1024), 200
+    hashed = hashlib.sha256()
+    for _ in range(count):
+        hashed.update(piece)
+    digest = f"sha256:{hashed.hexdigest()}"
+    process = psutil.Process(fleet.proxy.process.pid)
+    before = process.memory_info().rss
+    grown: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(count):
+            grown.append(process.memory_info().rss - before)
+            yield piece
+
+    # Once with a known length and once in chunks.
+    for headers in ({"Content-Length": str(count * len(piece))}, {}):
+        answer = fleet.proxy.http.post(f"/api/blobs/{digest}", content=pieces(), headers=headers)
+        assert answer.status_code in (200, 201), answer.text
+    assert [host.blobs[digest] for host in fleet] == [count * len(piece)] * 3
+    assert max(grown) < 64 * 1024 * 1024
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_anywhere(fleet: Fleet) -> None:
+    digest = digest_of(b"never whole")
+    with socket.create_connection(("127.0.0.1", fleet.proxy.port)) as s:
+        s.sendall(f"POST /api/blobs/{digest} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode())
+        s.sendall(bytes(200_000))
+        wait_until(lambda: all(a["in_flight"] == 1 for a in fleet.proxy.agents().values()), "it has begun")
+    wait_until(lambda: not any(a["in_flight"] for a in fleet.proxy.agents().values()), "it has ended")
+    wait_until(lambda: "fan-out" not in fleet.proxy.introspect()["tasks"], "nothing is left")
+    assert not any(digest in host.blobs for host in fleet)
+    assert fleet.proxy.agents()["one"]["stats"]["cancelled"] >= 1
+
+
+def test_an_upload_of_another_origins_page_is_refused_before_its_body(fleet: Fleet) -> None:
+    path = f"/api/blobs/{digest_of(b'evil')}"
+    answer = fleet.proxy.http.post(path, content=b"evil", headers={"Origin": "https://evil.test"})
+    assert answer.status_code == 403
+    assert not any(digest_of(b"evil") in host.blobs for host in fleet)
+    with socket.create_connection(("127.0.0.1", fleet.proxy.port)) as s:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nOrigin: https://evil.test\r\nContent-Length: 1000000000\r\n\r\n"
+        s.sendall(head.encode())
+        s.sendall(bytes(200_000))
+        assert s.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_host_that_takes_nothing_of_a_file_does_not_fill_the_memory(tmp_path: Path, hosts: Hosts) -> None:
+    """The client is stopped while one host does not read, and goes on when that host is gone."""
+
+    async def takes_nothing(reader: Any, writer: Any) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/api/blobs/" in head:
+            writer.transport.pause_reading()
+            stuck.append(writer)
+            await gone.wait()
+        else:
+            body = b'{"version":"1"}' if b"version" in head else b'{"models":[]}'
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    stuck: list[Any] = []
+    gone = asyncio.Event()
+    raw = RawHost(hosts, takes_nothing)
+    good = hosts.start("good")
+    agents = f"good={good.url},stuck={raw.url}"
+    piece, count = bytes(1024 * 1024), 100
+    digest = "sha256:" + hashlib.sha256(piece * count).hexdigest()
+    with running_proxy(tmp_path, "--set", f"balancer_agents={agents}") as proxy:
+        proxy.wait_online("good", "stuck")
+        process = psutil.Process(proxy.process.pid)
+        before = process.memory_info().rss
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as s:
+            s.sendall(f"POST /api/blobs/{digest} HTTP/1.1\r\nHost: x\r\nContent-Length: {count << 20}\r\n\r\n".encode())
+            s.settimeout(1)
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < count << 20:
+                    sent += s.send(piece)
+            assert sent < 32 * 1024 * 1024
+            assert process.memory_info().rss - before < 64 * 1024 * 1024
+            hosts.loop.call_soon_threadsafe(stuck[0].transport.abort)
+            hosts.loop.call_soon_threadsafe(gone.set)
+            s.settimeout(30)
+            s.sendall(bytes((count << 20) - sent))
+            answer = HTTPResponse(s, method="POST")
+            answer.begin()
+            assert answer.status == 502
+            assert b"stuck: " in answer.read()
+        assert good.blobs[digest] == count << 20
+    raw.stop()
