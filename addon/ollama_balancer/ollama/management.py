@@ -73,18 +73,26 @@ class LineSplitter:
     """Cuts bytes into whole lines, however they come."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._size = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that are whole now, each with its newline. A line without end is cut at 16 MAX_LINE_BYTES."""
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        lines = [line + b"\n" for line in whole]
-        if len(self._rest) > 16 * MAX_LINE_BYTES:
+        """The lines that are whole now, each with its newline. A line is cut after 16 * MAX_LINE_BYTES."""
+        *ends, rest = chunk.split(b"\n")
+        lines = []
+        for end in ends:
+            lines.append(self.rest() + end + b"\n")
+        self._rest.append(rest)
+        self._size += len(rest)
+        if self._size > 16 * MAX_LINE_BYTES:
             lines.append(self.rest())
         return lines
 
     def rest(self) -> bytes:
-        rest, self._rest = self._rest, b""
+        """What has come of a line that is not whole."""
+        rest = b"".join(self._rest)
+        self._rest.clear()
+        self._size = 0
         return rest
 
 
@@ -143,7 +151,7 @@ def _failures(failed: list[Reply], done: list[Reply]) -> str:
     message = "; ".join(f"{reply.agent}: {reply.reason}" for reply in failed[:10])
     if len(failed) > 10:
         message += f"; and {len(failed) - 10} more"
-    return f"{message} (done by {len(done)} other agents)" if done else message
+    return f"{message} (done by {len(done)} other {'agent' if len(done) == 1 else 'agents'})" if done else message
 
 
 def _compact(value: dict[str, Any]) -> bytes:
