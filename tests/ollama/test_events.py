@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
-from ollama_balancer.ollama import events
+from ollama_balancer.ollama import answers, events, watching
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
 from ollama_balancer.ollama.errors import error_event
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, event_parser
@@ -174,10 +175,11 @@ def content_of(name: str) -> str:
         if "choices" in value:
             for choice in value["choices"]:
                 text += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-        elif value.get("type") == "content_block_delta":
-            text += value["delta"].get("text", "")
-        elif value.get("type") == "response.output_text.delta":
-            text += value["delta"]
+        elif "type" in value:
+            if value["type"] == "content_block_delta":
+                text += value["delta"].get("text", "")
+            elif value["type"] == "response.output_text.delta":
+                text += value["delta"]
         else:
             text += value["message"]["content"] if "message" in value else value.get("response", "")
     return text
@@ -354,7 +356,9 @@ def test_an_error_in_the_last_line_of_a_stream_is_the_reason() -> None:
 
 def test_an_error_counts_wherever_it_comes_and_the_first_is_the_reason() -> None:
     """The clients raise at it."""
-    for order in ([{"error": "a"}, {"done": True}], [{"done": True}, {"error": "a"}, {"error": "b"}]):
+    orders: list[list[dict[str, Any]]]
+    orders = [[{"error": "a"}, {"done": True}], [{"done": True}, {"error": "a"}, {"error": "b"}]]
+    for order in orders:
         assert watch(NDJSON, ndjson(*order)).verdict() == Verdict(False, "a")
 
 
@@ -445,46 +449,52 @@ def test_an_answer_that_is_too_large_to_be_kept_is_not_read() -> None:
     assert watcher.kept == fits
 
 
-def test_whole_answers_tell_their_thinking_and_their_tool_calls() -> None:
-    function = {"name": "f", "arguments": {"a": 1}}
-    arguments = '{"a":1}'
-    answers: list[dict[str, Any]] = [
-        {"message": {"content": "t", "thinking": "h", "tool_calls": [{"id": "i", "function": function}]}},
-        {
-            "choices": [
-                {
-                    "message": {
-                        "content": "t",
-                        "reasoning": "h",
-                        "tool_calls": [{"id": "i", "index": 0, "function": {"name": "f", "arguments": arguments}}],
-                    }
+THOUGHTFUL_ANSWERS: list[dict[str, Any]] = [
+    {
+        "message": {
+            "content": "t",
+            "thinking": "h",
+            "tool_calls": [{"id": "i", "function": {"name": "f", "arguments": {"a": 1}}}],
+        }
+    },
+    {
+        "choices": [
+            {
+                "message": {
+                    "content": "t",
+                    "reasoning": "h",
+                    "tool_calls": [{"id": "i", "index": 0, "function": {"name": "f", "arguments": '{"a":1}'}}],
                 }
-            ]
-        },
-        {
-            "type": "message",
-            "content": [
-                {"type": "thinking", "thinking": "h"},
-                {"type": "text", "text": "t"},
-                {"type": "tool_use", "id": "i", "name": "f", "input": {"a": 1}},
-            ],
-        },
-        {
-            "output": [
-                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "h"}]},
-                {"type": "message", "content": [{"type": "output_text", "text": "t"}]},
-                {"type": "function_call", "id": "fc_1", "call_id": "i", "name": "f", "arguments": arguments},
-            ],
-            "error": None,
-        },
-    ]
-    for value in answers:
-        watcher = watch(JSON, json.dumps(value).encode())
-        assert watcher.verdict().whole
-        assert watcher.terminal_seen
-        answer = watcher.answer
-        assert (answer.text, answer.thinking) == ("t", "h")
-        assert answer.tool_calls == [ToolCall("f", arguments, "i")]
+            }
+        ]
+    },
+    {
+        "type": "message",
+        "content": [
+            {"type": "thinking", "thinking": "h"},
+            {"type": "text", "text": "t"},
+            {"type": "tool_use", "id": "i", "name": "f", "input": {"a": 1}},
+        ],
+    },
+    {
+        "output": [
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "h"}]},
+            {"type": "message", "content": [{"type": "output_text", "text": "t"}]},
+            {"type": "function_call", "id": "fc_1", "call_id": "i", "name": "f", "arguments": '{"a":1}'},
+        ],
+        "error": None,
+    },
+]
+
+
+@pytest.mark.parametrize("value", THOUGHTFUL_ANSWERS)
+def test_whole_answers_tell_their_thinking_and_their_tool_calls(value: dict[str, Any]) -> None:
+    watcher = watch(JSON, json.dumps(value).encode())
+    assert watcher.verdict().whole
+    assert watcher.terminal_seen
+    answer = watcher.answer
+    assert (answer.text, answer.thinking) == ("t", "h")
+    assert answer.tool_calls == [ToolCall("f", '{"a":1}', "i")]
 
 
 # Thinking and tool calls of streams
@@ -526,89 +536,82 @@ def delta(*calls: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": {"tool_calls": list(calls)}}]}
 
 
-@pytest.mark.parametrize(
-    ("pieces", "expected"),
-    [
-        pytest.param(
-            [
-                delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}),
-                delta({"index": 1, "id": "b", "function": {"name": "g"}}),
-                delta({"index": 0, "function": {"arguments": '{"x":'}}, {"index": 1, "function": {"arguments": "{"}}),
-                delta({"index": 1, "function": {"arguments": "}"}}, {"index": 0, "function": {"arguments": "1}"}}),
-            ],
-            [ToolCall("f", '{"x":1}', "a"), ToolCall("g", "{}", "b")],
-            id="chat, interleaved",
-        ),
-        pytest.param(
-            [
-                delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}),
-                delta({"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}}),
-            ],
-            [ToolCall("f", "{}", "a"), ToolCall("g", "{}", "b")],
-            id="chat, each with the index 0",
-        ),
-        pytest.param(
-            [delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": piece}}) for piece in ("{", "}")],
-            [ToolCall("f", "{}", "a")],
-            id="chat, the id and the name repeated",
-        ),
-        pytest.param(
-            [
-                {
-                    "type": "content_block_start",
-                    "index": number,
-                    "content_block": {"type": "tool_use", "id": f"i{number}", "name": "f", "input": given},
-                }
-                for number, given in ((0, {}), (1, {"y": 2}))
-            ]
-            + [
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "input_json_delta", "partial_json": piece},
-                }
-                for piece in ('{"x"', ":1}")
-            ],
-            [ToolCall("f", '{"x":1}', "i0"), ToolCall("f", '{"y":2}', "i1")],
-            id="messages",
-        ),
-        pytest.param(
-            [
-                {
-                    "type": "response.output_item.added",
-                    "output_index": 0,
-                    "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": ""},
-                },
-                {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": '{"x"'},
-                {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": ":1"},
-            ],
-            [ToolCall("f", '{"x":1', "a")],
-            id="responses, broken off",
-        ),
-        pytest.param(
-            [
-                {
-                    "type": "response.output_item.added",
-                    "output_index": 0,
-                    "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": ""},
-                },
-                {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": "{}"},
-                {"type": "response.function_call_arguments.done", "output_index": 0, "arguments": "{}"},
-                {
-                    "type": "response.output_item.done",
-                    "output_index": 0,
-                    "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
-                },
-                {"type": "response.output_item.done", "output_index": 1, "item": {"type": "message", "content": []}},
-            ],
-            [ToolCall("f", "{}", "a")],
-            id="responses",
-        ),
-    ],
-)
-def test_tool_calls_that_come_in_fragments_are_put_together(
-    pieces: list[dict[str, Any]], expected: list[ToolCall]
-) -> None:
+FRAGMENTED: dict[str, tuple[list[dict[str, Any]], list[ToolCall]]] = {
+    "chat, interleaved": (
+        [
+            delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}),
+            delta({"index": 1, "id": "b", "function": {"name": "g"}}),
+            delta({"index": 0, "function": {"arguments": '{"x":'}}, {"index": 1, "function": {"arguments": "{"}}),
+            delta({"index": 1, "function": {"arguments": "}"}}, {"index": 0, "function": {"arguments": "1}"}}),
+        ],
+        [ToolCall("f", '{"x":1}', "a"), ToolCall("g", "{}", "b")],
+    ),
+    "chat, each with the index 0": (
+        [
+            delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}),
+            delta({"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}}),
+        ],
+        [ToolCall("f", "{}", "a"), ToolCall("g", "{}", "b")],
+    ),
+    "chat, the id and the name repeated": (
+        [delta({"index": 0, "id": "a", "function": {"name": "f", "arguments": piece}}) for piece in ("{", "}")],
+        [ToolCall("f", "{}", "a")],
+    ),
+    "messages": (
+        [
+            {
+                "type": "content_block_start",
+                "index": number,
+                "content_block": {"type": "tool_use", "id": f"i{number}", "name": "f", "input": given},
+            }
+            for number, given in ((0, {}), (1, {"y": 2}))
+        ]
+        + [
+            {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "input_json_delta", "partial_json": piece},
+            }
+            for piece in ('{"x"', ":1}")
+        ],
+        [ToolCall("f", '{"x":1}', "i0"), ToolCall("f", '{"y":2}', "i1")],
+    ),
+    "responses, broken off": (
+        [
+            {
+                "type": "response.output_item.added",
+                "output_index": 0,
+                "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": ""},
+            },
+            {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": '{"x"'},
+            {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": ":1"},
+        ],
+        [ToolCall("f", '{"x":1', "a")],
+    ),
+    "responses": (
+        [
+            {
+                "type": "response.output_item.added",
+                "output_index": 0,
+                "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": ""},
+            },
+            {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": "{}"},
+            {"type": "response.function_call_arguments.done", "output_index": 0, "arguments": "{}"},
+            {
+                "type": "response.output_item.done",
+                "output_index": 0,
+                "item": {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+            },
+            {"type": "response.output_item.done", "output_index": 1, "item": {"type": "message", "content": []}},
+        ],
+        [ToolCall("f", "{}", "a")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FRAGMENTED)
+def test_tool_calls_that_come_in_fragments_are_put_together(case: str) -> None:
+    pieces, expected = FRAGMENTED[case]
     assert watch(SSE, sse(*pieces)).answer.tool_calls == expected
 
 
@@ -671,7 +674,7 @@ def plainly_read(content_type: str, body: bytes) -> list[Event]:
     return read
 
 
-@settings(derandomize=True, deadline=None, max_examples=3000)
+@settings(derandomize=True, deadline=None, max_examples=1000)
 @given(st.sampled_from([NDJSON, SSE]), st.lists(st.sampled_from(FRAGMENTS), max_size=40), st.data())
 @example(SSE, [b"data: ", b"{}", b"\n\n", b"event: x"], None)
 @example(SSE, [b"event: x", b"\n", b"data: ", b"{}", b"\n"], None)
@@ -731,33 +734,83 @@ def test_random_bytes_are_survived(content_type: str, chunks: list[bytes]) -> No
     assert watcher.ends_in_newline is (not body or body.endswith(b"\n"))
 
 
-KEYS = """choices delta message content reasoning thinking tool_calls function name arguments id index text response
-done status error type item output_index output summary partial_json content_block input usage prompt_tokens
-completion_tokens input_tokens output_tokens eval_count eval_duration load_duration total_duration call_id""".split()
-KINDS = """content_block_start content_block_delta message_delta message_stop error tool_use text thinking
-input_json_delta function_call message reasoning output_text summary_text response.output_text.delta
-response.output_item.added response.output_item.done response.function_call_arguments.delta response.completed
-response.failed success""".split()
-LEAVES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.sampled_from([0, 1, -1, 2**53, 2**64, -(10**400), 10**400]),
-    st.floats(),
-    st.text(max_size=5),
-    st.sampled_from(KINDS),
-)
+HOSTILE: list[Any] = [
+    None,
+    True,
+    -1,
+    10**400,
+    1.5,
+    float("nan"),
+    "x",
+    "",
+    [],
+    [7],
+    [[]],
+    {},
+    {"a": 1},
+    [{"index": "x"}],
+]
+
+
+def recorded_objects() -> list[dict[str, Any]]:
+    """Of each shape one, and those of tool calls and thinking that none of the recordings has."""
+    lines = [line for name in STREAMS + sorted(WHOLE_VERDICTS) for line in recording(name)[1].splitlines()]
+    texts = [line.removeprefix(b"data: ") for line in lines]
+    objects = [json.loads(text) for text in texts if text.startswith(b"{")]
+    objects += [piece for pieces in FRAGMENTED.values() for piece in pieces[0]] + THOUGHTFUL_ANSWERS
+    return list({shape(value): value for value in objects}.values())
+
+
+def shape(value: object) -> str:
+    if isinstance(value, dict):
+        kind = value.get("type")
+        return (
+            f"{kind if isinstance(kind, str) else ''}{{{','.join(key + shape(value[key]) for key in sorted(value))}}}"
+        )
+    return f"[{','.join(sorted(set(map(shape, value))))}]" if isinstance(value, list) else type(value).__name__
+
+
+def with_hostile_values(value: Any) -> Iterator[Any]:
+    """The value with, in turn, each of its parts replaced by each hostile value."""
+    yield from HOSTILE
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            for other in with_hostile_values(inner):
+                yield value | {key: other}
+    elif isinstance(value, list):
+        for at, inner in enumerate(value[:3]):
+            for other in with_hostile_values(inner):
+                yield [*value[:at], other, *value[at + 1 :]]
+
+
+def test_values_of_any_type_anywhere_are_survived() -> None:
+    objects = recorded_objects()
+    assert len(objects) > 30
+    for value in objects:
+        for hostile in filter(lambda hostile: isinstance(hostile, dict), with_hostile_values(value)):
+            for read in (read_event, read_answer):
+                answer = Answer()
+                for part in (value, hostile, value):
+                    answer.add(read(part))
+                assert type(answer.text) is str
+                assert type(answer.thinking) is str
+                assert all(type(text) is str for call in answer.tool_calls for text in call)
+                assert answer.error is None or (type(answer.error) is str and len(answer.error) <= 500)
+                counts = (answer.timings.prompt_eval_count, answer.timings.eval_count)
+                assert all(count is None or (type(count) is int and 0 <= count < 2**53) for count in counts)
+
+
+KEYS = ["choices", "delta", "message", "content", "tool_calls", "function", "arguments", "index", "type", "error"]
 VALUES = st.recursive(
-    LEAVES,
+    st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5)),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=8),
-    max_leaves=30,
+    max_leaves=20,
 )
-OBJECTS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=10)
 
 
-@settings(derandomize=True, deadline=None, max_examples=3000)
-@given(st.lists(OBJECTS, max_size=5))
-def test_values_of_any_type_anywhere_are_survived(values: list[dict[str, Any]]) -> None:
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=10), max_size=3))
+def test_objects_of_any_shape_are_survived(values: list[dict[str, Any]]) -> None:
     for content_type, body in (
         (NDJSON, ndjson(*values)),
         (SSE, sse(*values)),
@@ -768,12 +821,6 @@ def test_values_of_any_type_anywhere_are_survived(values: list[dict[str, Any]]) 
         assert verdict.error is None or len(verdict.error) <= 500
         answer = watcher.answer
         json.dumps([answer.text, answer.thinking, answer.tool_calls], ensure_ascii=False).encode()
-        assert all(isinstance(text, str) for call in answer.tool_calls for text in call)
-        counts = (answer.timings.prompt_eval_count, answer.timings.eval_count)
-        assert all(count is None or (type(count) is int and 0 <= count < 2**53) for count in counts)
-    for value in values:
-        for read in (read_event, read_answer):
-            assert isinstance(read(value), Event)
 
 
 @pytest.mark.parametrize(
@@ -867,32 +914,43 @@ def test_an_endless_event_takes_bounded_memory(content_type: str, piece: bytes) 
     assert watcher.verdict() == Verdict(False, NO_TERMINAL)
 
 
-def test_an_endless_stream_takes_bounded_memory() -> None:
-    call = {"index": 0, "function": {"name": "f" * 10, "arguments": "1" * 10}}
-    # Of the same size, so that each goes over the limits.
-    pieces = [
+CALL = {"index": 0, "function": {"name": "f" * 10, "arguments": "1" * 10}}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "piece"),
+    [
         (NDJSON, ndjson({"response": "é", "thinking": "ü"})),
         (NDJSON, ndjson({"message": {"tool_calls": [{"function": {"name": "f" * 99, "arguments": {"a": "b" * 99}}}]}})),
-        (SSE, sse(delta(call))),
-        (SSE, sse(*(delta(call | {"index": n, "id": f"i{n}"}) for n in range(50)))),
-        (NDJSON, b"\n"),
-        (NDJSON, b"{}\n"),
+        (NDJSON, ndjson({"message": {"tool_calls": [{}]}})),
+        (SSE, sse(delta(CALL))),
+        (SSE, sse(*(delta(CALL | {"index": n, "id": f"i{n}"}) for n in range(50)))),
+        (SSE, sse({"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use"}})),
+        (NDJSON, b"\n" * 100),
+        (NDJSON, b"{}\n" * 100),
+        (NDJSON, b'{"error":"x"}\n'),
         (SSE, b"data: 7\n\n"),
-    ]
-    for content_type, piece in pieces:
-        chunk = piece * (100_000 // len(piece))
+    ],
+)
+def test_an_endless_stream_takes_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, content_type: str, piece: bytes
+) -> None:
+    """With limits a hundred times smaller, so that it is quick."""
+    monkeypatch.setattr(answers, "MAX_TEXT", MAX_TEXT // 100)
+    monkeypatch.setattr(answers, "MAX_TOOL_CALLS", MAX_TOOL_CALLS // 100)
+    monkeypatch.setattr(watching, "KEEP_BYTES", KEEP_BYTES // 100)
+    tracemalloc.start()
+    try:
         watcher = AnswerWatcher(content_type)
-        tracemalloc.start()
-        try:
-            for _ in range(60):
-                watcher.feed(chunk)
-            kept = tracemalloc.get_traced_memory()[0]
-        finally:
-            tracemalloc.stop()
-        assert kept < 8 * KEEP_BYTES
-        answer = watcher.answer
-        assert len(answer.tool_calls) <= MAX_TOOL_CALLS
-        assert sum(map(len, [part for call in answer.tool_calls for part in call])) <= MAX_TEXT
+        for _ in range(0, 1_000_000, len(piece)):
+            watcher.feed(piece)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 8 * KEEP_BYTES // 100  # with the memory that the interpreter keeps for tuples
+    calls = watcher.answer.tool_calls
+    assert len(calls) <= MAX_TOOL_CALLS // 100
+    assert sum(len(part) for call in calls for part in call) <= MAX_TEXT // 100
 
 
 def test_the_beginning_of_a_long_text_is_kept() -> None:
@@ -907,7 +965,7 @@ def test_the_beginning_of_a_long_text_is_kept() -> None:
 @pytest.mark.parametrize("content_type", [NDJSON, SSE])
 @pytest.mark.parametrize("lines", [1, 1000])
 def test_a_long_event_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch, content_type: str, lines: int) -> None:
-    """Each of its bytes is looked at a fixed number of times: were what is pending copied with each, it would be 10^11."""
+    """Were what is pending copied with each byte, 10^11 would be."""
     looked_at = 0
 
     def counting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -921,9 +979,13 @@ def test_a_long_event_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch,
     for kind in (events.NdjsonParser, events.SseParser):
         monkeypatch.setattr(kind, "_end_line", counting(kind._end_line))
         monkeypatch.setattr(kind, "_feed_lines", counting(kind._feed_lines))
-    read = events.from_json
     parsed = []
-    monkeypatch.setattr(events, "from_json", lambda data, **options: parsed.append(len(data)) or read(data, **options))
+
+    def parse_once(data: bytes, **options: Any) -> Any:
+        parsed.append(len(data))
+        return from_json(data, **options)
+
+    monkeypatch.setattr(events, "from_json", parse_once)
     value = b'{"response":"b","a":[' + b",\n".join([b"1" * (300_000 // lines)] * lines) + b"]}"
     body = value.replace(b"\n", b"") + b"\n" if content_type == NDJSON else b"data: " + value + b"\n\n"
     if content_type == SSE:

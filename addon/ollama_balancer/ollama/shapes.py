@@ -139,7 +139,7 @@ def _openai(value: dict[str, Any], choices: object, key: str) -> Event:
         delta = choice.get(key)
         if isinstance(delta, dict):
             text = delta.get("content")
-            if len(delta) > 1:
+            if text is None or len(delta) > 1:
                 thinking = delta.get("reasoning")
                 calls = delta.get("tool_calls")
         else:
