@@ -33,10 +33,11 @@ from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
 from .ollama import origins
-from .ollama.errors import error_body, error_event
+from .ollama.errors import error_body
+from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import Kind, dialect_of, find_route
-from .ollama.watching import AnswerWatcher
+from .ollama.watching import NO_TERMINAL, AnswerWatcher
 from .probing import Prober
 from .proxying.dispatch import JSON_TYPE, Answer, Dispatcher, Everywhere, Forward
 from .proxying.exchange import Exchange
@@ -607,13 +608,15 @@ class Balancer:
         response = failed.flow.response
         if exchange is None or exchange.watcher is None or response is None:
             return
-        agent = exchange.agent
+        agent, watcher = exchange.agent, exchange.watcher
+        if watcher.terminal_seen:
+            self._judge(exchange, watcher, response)
+            return
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
         exchange.end(Outcome.FAILED, message)
-        watcher = exchange.watcher
-        if watcher.streamed and "content-length" not in response.headers:
-            failed.last_words = _last_words(exchange, watcher, message)
+        if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
+            failed.last_words = last_words(exchange.dialect, watcher.content_type, watcher.unended, message)
             watcher.feed(failed.last_words)
 
     def _judge(self, exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> None:
@@ -656,25 +659,16 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
             watcher.feed(chunk)
             return chunk
         if watcher.streamed and status < 400:
-            verdict = watcher.verdict()
-            if not verdict.whole and "content-length" not in response.headers and not _has_error_event(verdict.error):
-                last_words = _last_words(exchange, watcher, verdict.error or "")
-                exchange.problem = verdict.error
-                watcher.feed(last_words)
-                return last_words
+            unended = watcher.unended
+            error = watcher.verdict().error
+            if error == NO_TERMINAL and "content-length" not in response.headers:
+                exchange.problem = error
+                words = last_words(exchange.dialect, watcher.content_type, unended, error)
+                watcher.feed(words)
+                return words
         return b""
 
     return passed
-
-
-def _has_error_event(error: str | None) -> bool:
-    return error != "the stream ended without its terminal event"
-
-
-def _last_words(exchange: Exchange, watcher: AnswerWatcher, message: str) -> bytes:
-    """An error event, begun on a line of its own."""
-    event = error_event(exchange.dialect, watcher.content_type, message)
-    return event if watcher.ends_in_newline else b"\n\n" + event
 
 
 def _path(flow: http.HTTPFlow) -> str:

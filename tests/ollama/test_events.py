@@ -20,8 +20,8 @@ from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events, watching
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
-from ollama_balancer.ollama.errors import error_event
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, event_parser
+from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.shapes import MAX_TOOL_CALLS, TOO_LARGE, Event, Timings, read_answer, read_event
 from ollama_balancer.ollama.watching import KEEP_BYTES, AnswerWatcher, Verdict
@@ -406,10 +406,8 @@ def test_an_error_event_put_behind_a_stream_that_broke_off_is_the_reason_from_th
 ) -> None:
     content_type = NDJSON if dialect is Dialect.OLLAMA else SSE
     watcher = watch(content_type, end)
-    assert watcher.verdict() == watcher.verdict() == Verdict(False, NO_TERMINAL)
-    watcher.feed(b"" if watcher.ends_in_newline else b"\n\n")
-    watcher.feed(error_event(dialect, content_type, NO_TERMINAL + "!"))
-    assert watcher.verdict() == watcher.verdict() == Verdict(False, NO_TERMINAL + "!")
+    watcher.feed(last_words(dialect, content_type, watcher.unended, "gone"))
+    assert watcher.verdict() == watcher.verdict() == Verdict(False, "gone")
 
 
 # Answers that are no streams
@@ -731,7 +729,6 @@ def test_random_bytes_are_survived(content_type: str, chunks: list[bytes]) -> No
     watcher.verdict()
     body = b"".join(chunks)
     assert watcher.kept == body
-    assert watcher.ends_in_newline is (not body or body.endswith(b"\n"))
 
 
 HOSTILE: list[Any] = [
@@ -1015,7 +1012,6 @@ def test_the_end_is_found_wherever_the_kept_beginning_ends(over: int, chunk: int
     assert watcher.truncated
     assert watcher.kept == body[:KEEP_BYTES]
     assert watcher.bytes_seen == len(body)
-    assert watcher.ends_in_newline
 
 
 @pytest.mark.parametrize("chunk", [65_536, 64 * 1024 * 1024])
@@ -1024,19 +1020,3 @@ def test_a_final_event_with_the_context_of_a_long_conversation_is_read(chunk: in
     body = b'{"done":false}\n' + final
     watcher = watch(NDJSON, *(body[at : at + chunk] for at in range(0, len(body), chunk)))
     assert watcher.verdict() == Verdict(True, None, 4, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("chunks", "expected"),
-    [
-        ((), True),
-        ((b"a\n",), True),
-        ((b"a",), False),
-        ((b"a\n", b""), True),
-        ((b"a\n", b"b"), False),
-        ((b"x" * KEEP_BYTES, b"\n"), True),
-        ((b"x" * KEEP_BYTES, b"\n", b"b", b""), False),
-    ],
-)
-def test_whether_the_last_line_is_ended_is_known(chunks: tuple[bytes, ...], expected: bool) -> None:
-    assert watch(NDJSON, *chunks).ends_in_newline is expected

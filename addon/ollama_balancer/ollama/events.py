@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic_core import from_json
 
 from .shapes import TERMINAL, TOO_LARGE, Event, read_event
@@ -11,6 +13,15 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 
 The last event of /api/generate carries the context, some 7 bytes a token: a million tokens fit.
 """
+
+
+class Unended(NamedTuple):
+    """What a stream has sent since its last event's end."""
+
+    line: bytes
+    """The line that has begun."""
+    data: bytes
+    """The event's JSON so far, with what that line holds of it."""
 
 
 class EventParser:
@@ -27,6 +38,12 @@ class EventParser:
     def pending(self) -> int:
         """How many bytes are kept of an event that has not ended, at most `MAX_EVENT_BYTES`."""
         return len(self._line) + len(self._data)
+
+    @property
+    def unended(self) -> Unended:
+        """Of an event that is too large, no more than whether a line has begun."""
+        line = bytes(self._line)
+        return Unended(line, b"" if self._too_large else bytes(self._data) + self._data_of(line))
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end in these bytes."""
@@ -78,6 +95,9 @@ class EventParser:
     def _end_line(self, line: bytes) -> Event | None:
         raise NotImplementedError
 
+    def _data_of(self, line: bytes) -> bytes:
+        raise NotImplementedError
+
 
 class NdjsonParser(EventParser):
     def feed(self, chunk: bytes) -> list[Event]:
@@ -92,6 +112,9 @@ class NdjsonParser(EventParser):
             self._too_large = False
             return TOO_LARGE
         return _read(line) if line else None
+
+    def _data_of(self, line: bytes) -> bytes:
+        return line
 
 
 class SseParser(EventParser):
@@ -133,7 +156,7 @@ class SseParser(EventParser):
     def _end_line(self, line: bytes) -> Event | None:
         if line:
             if not self._too_large and (line.startswith(b"data:") or line == b"data"):
-                self._data += line[6 if line.startswith(b"data: ") else 5 :] + b"\n"
+                self._data += self._data_of(line) + b"\n"
             return None
         if self._too_large:
             self._too_large = False
@@ -141,6 +164,11 @@ class SseParser(EventParser):
         data = bytes(self._data)
         self._data.clear()
         return _read(data) if data else None
+
+    def _data_of(self, line: bytes) -> bytes:
+        if not line.startswith(b"data:"):
+            return b""
+        return line[6 if line.startswith(b"data: ") else 5 :]
 
 
 def event_parser(content_type: str) -> EventParser | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from .answers import Answer
-from .events import event_parser
+from .events import Unended, event_parser
 from .shapes import read_answer
 
 KEEP_BYTES = 4 * 1024 * 1024
@@ -51,7 +51,6 @@ class AnswerWatcher:
         self._head = bytearray()
         self._recent: list[bytes] = []
         """What comes next in `_head`: appending a chunk here is cheaper, but takes more memory if it is small."""
-        self._last = b""
 
     @property
     def streamed(self) -> bool:
@@ -73,10 +72,9 @@ class AnswerWatcher:
         return self.bytes_seen > KEEP_BYTES
 
     @property
-    def ends_in_newline(self) -> bool:
-        self._settle()
-        last = self._last if self.truncated else self._head[-1:]
-        return last in (b"", b"\n")
+    def unended(self) -> Unended:
+        """What a stream has sent since its last event's end; to be asked before the verdict."""
+        return Unended(b"", b"") if self._parser is None else self._parser.unended
 
     def feed(self, chunk: bytes) -> None:
         self.bytes_seen += len(chunk)
@@ -88,7 +86,6 @@ class AnswerWatcher:
         elif chunk:
             self._settle()
             self._head += chunk[: KEEP_BYTES - len(self._head)]
-            self._last = chunk[-1:]
         if self._feed is not None:
             for event in self._feed(chunk):
                 self._add(event)
