@@ -53,7 +53,7 @@ def read_by_client(dialect: Dialect, body: bytes) -> Iterator[tuple[str | None, 
     """Each event's name and JSON. Raises where the client would call it malformed."""
     assert body.endswith(b"\n")
     if dialect is Dialect.OLLAMA:
-        for line in body.decode().splitlines():
+        for line in body[:-1].split(b"\n"):
             yield None, json.loads(line)
         return
     assert body.endswith(b"\n\n")
