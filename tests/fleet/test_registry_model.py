@@ -337,6 +337,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 RegistryMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=400, stateful_step_count=50, database=None
+    derandomize=True, deadline=None, max_examples=250, stateful_step_count=50, database=None
 )
 TestRegistryKeepsToTheContract = RegistryMachine.TestCase

@@ -672,7 +672,7 @@ def plainly_read(content_type: str, body: bytes) -> list[Event]:
     return read
 
 
-@settings(derandomize=True, deadline=None, max_examples=1000)
+@settings(derandomize=True, deadline=None, max_examples=400)
 @given(st.sampled_from([NDJSON, SSE]), st.lists(st.sampled_from(FRAGMENTS), max_size=40), st.data())
 @example(SSE, [b"data: ", b"{}", b"\n\n", b"event: x"], None)
 @example(SSE, [b"event: x", b"\n", b"data: ", b"{}", b"\n"], None)

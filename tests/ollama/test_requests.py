@@ -429,7 +429,7 @@ OBJECTS = st.lists(st.tuples(KEYS, VALUES), max_size=8).map(Members)
 RANDOMS = st.integers(0, 2**32).map(Random)
 
 
-@settings(derandomize=True, deadline=None, max_examples=250)
+@settings(derandomize=True, deadline=None, max_examples=120)
 @given(OBJECTS, RANDOMS, st.sampled_from(["", "garbage", "{}", '"']))
 def test_any_object_is_read_as_a_naive_reader_reads_it(value: Members, random: Random, rest: str) -> None:
     text = written(value, random)
@@ -594,7 +594,7 @@ def test_a_malformed_form_names_no_model_and_is_no_error(body: bytes, content_ty
     assert form(body, content_type) == Asked(readable=False)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     st.lists(
         st.one_of(
