@@ -63,8 +63,8 @@ REFUSED_BODY = 64 * 1024
 MAX_CONNECTIONS = 100_000
 """Connections that one client may have to one agent: an HTTP/2 client sends many requests at once."""
 
-FIRST_ROUND_SECONDS = 3.0
-"""How long a request that comes right after the start waits for the agents to be asked for the first time."""
+START_SECONDS = 10.0
+"""How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
 
 
 class Balancer:
@@ -80,6 +80,7 @@ class Balancer:
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
         self.demo: Demo | None = None
+        self._demo_ready = asyncio.Event()
         self.exchanges: dict[str, Exchange] = {}
         self.static: set[str] = set()
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
@@ -87,6 +88,8 @@ class Balancer:
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._running = False
+        self._started = False
+        """Whether the fleet has been asked once."""
         self._reported_mode = ""
 
     # Lifecycle
@@ -141,6 +144,8 @@ class Balancer:
         self._start(self.prober.run(), "agent prober")
         if self.settings.demo:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
+        else:
+            self._demo_ready.set()
 
     def done(self) -> None:
         # A reload calls `running` again before the loop goes on; then nothing is to be stopped.
@@ -165,8 +170,9 @@ class Balancer:
         port = self._port()
         if port is None:
             logger.error("balancer_demo: mitmproxy listens on no port, so the demo fleet has nobody to report to.")
+            self._demo_ready.set()
             return
-        self.demo = Demo(self.registry, count, f"http://127.0.0.1:{port}", self.token.value)
+        self.demo = Demo(self.registry, count, f"http://127.0.0.1:{port}", self.token.value, self._demo_ready)
         await self.demo.run()
 
     def _load_token(self, settings: options.Settings) -> credentials.Token:
@@ -397,8 +403,8 @@ class Balancer:
     async def route_request(self, routing: Routing) -> None:
         """Choose an agent, or answer."""
         flow = routing.flow
-        if self.prober is not None and not self.prober.first_round.is_set():
-            await self._first_round(self.prober)
+        if self.prober is not None and not self._started:
+            await self._start_up(self.prober)
         exchange = self.exchanges.get(flow.id)
         if routing.failure is None or exchange is None:
             if exchange is not None:
@@ -432,14 +438,12 @@ class Balancer:
         pin = flow.request.headers.get(AGENT_HEADER)
         return Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin, flow=flow)
 
-    async def _first_round(self, prober: Prober) -> None:
-        try:
-            async with asyncio.timeout(FIRST_ROUND_SECONDS):
-                if self.demo is not None:
-                    await self.demo.ready.wait()
+    async def _start_up(self, prober: Prober) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await self._demo_ready.wait()
                 await prober.first_round.wait()
-        except TimeoutError:
-            pass
+        self._started = True
 
     def _account(self, exchange: Exchange, routing: Routing) -> Forward | Answer:
         failure = routing.failure

@@ -42,13 +42,13 @@ HOSTS = (
 
 
 class Demo:
-    """`count` hosts that report to `balancer`. `ready` is set when they are in the registry."""
+    """`count` hosts that report to `balancer`. `ready` is set when they are in the registry, or will not be."""
 
-    def __init__(self, registry: AgentRegistry, count: int, balancer: str, token: str) -> None:
+    def __init__(self, registry: AgentRegistry, count: int, balancer: str, token: str, ready: asyncio.Event) -> None:
         self.registry = registry
         self.balancer = balancer
         self.token = token
-        self.ready = asyncio.Event()
+        self.ready = ready
         self.hosts = [
             SimulatedOllama(models=list(models), timing=timing, name=f"demo-{i + 1}", seed=i)
             for i in range(count)

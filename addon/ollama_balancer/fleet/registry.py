@@ -123,6 +123,11 @@ class AgentRegistry:
         return len(self._agents)
 
     @property
+    def any_online(self) -> bool:
+        self.expire()
+        return any(agent.online for agent in self._agents.values())
+
+    @property
     def in_flight(self) -> int:
         return sum(agent.in_flight for agent in self._agents.values())
 

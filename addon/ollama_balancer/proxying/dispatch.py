@@ -191,8 +191,7 @@ class Dispatcher:
 
     def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:
         merged = self.merged
-        self.registry.expire()
-        if not any(agent.online for agent in self.registry):
+        if not self.registry.any_online:
             return self._none_online(route.dialect)
         match route.path:
             case "/":
