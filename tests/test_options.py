@@ -18,6 +18,9 @@ DEFAULTS: dict[str, object] = {
     "balancer_connect_timeout": 5,
     "balancer_response_timeout": 600,
     "balancer_retries": 2,
+    "balancer_slots": 0,
+    "balancer_queue_size": 1000,
+    "balancer_queue_timeout": 300,
     "balancer_origins": [],
     "stream_large_bodies": None,
 }
@@ -28,7 +31,7 @@ def read(**changes: object) -> options.Settings:
 
 
 def test_the_defaults_are_accepted() -> None:
-    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, ())
+    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, ())
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -52,6 +55,9 @@ def test_an_unknown_mode_is_refused_with_a_list_of_the_modes(mode: str) -> None:
         ("balancer_connect_timeout", 1, 3600),
         ("balancer_response_timeout", 1, 86_400),
         ("balancer_retries", 0, 100),
+        ("balancer_slots", 0, 10_000),
+        ("balancer_queue_size", 0, 100_000),
+        ("balancer_queue_timeout", 1, 86_400),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_the_range(name: str, low: int, high: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import hashlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from . import credentials, options
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
-from .fleet.registry import AgentRegistry
+from .fleet.registry import AgentRegistry, Lease
+from .fleet.waiting import Place
 from .inspection.annotations import annotate, names_of
 from .ollama import origins
 from .ollama.errors import error_body
@@ -39,11 +41,12 @@ from .ollama.names import canonical_name
 from .ollama.routes import Kind, dialect_of, find_route
 from .ollama.watching import NO_TERMINAL, AnswerWatcher
 from .probing import Prober
-from .proxying.dispatch import JSON_TYPE, Answer, Dispatcher, Everywhere, Forward
+from .proxying.dispatch import JSON_TYPE, Answer, Dispatcher, Everywhere, Forward, Wait
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut, Timeouts
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
+from .proxying.watchdog import Watchdog
 from .text import one_line
 
 if TYPE_CHECKING:
@@ -66,6 +69,9 @@ MAX_CONNECTIONS = 100_000
 START_SECONDS = 10.0
 """How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
 
+WATCH_SECONDS = 0.5
+"""Between two looks at the requests that wait."""
+
 
 class Balancer:
     """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests."""
@@ -75,7 +81,7 @@ class Balancer:
     def __init__(self) -> None:
         self.registry = AgentRegistry()
         self.dispatcher = Dispatcher(self.registry)
-        self.control = ControlApi(self.registry, self.registry.clock(), self._probe_now)
+        self.control = ControlApi(self.registry, self.dispatcher.line, self.registry.clock(), self._probe_now)
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
@@ -84,6 +90,8 @@ class Balancer:
         self.exchanges: dict[str, Exchange] = {}
         self.static: set[str] = set()
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
+        self.watchdog = Watchdog(self.registry.clock, self._loaded, self._give_up)
+        self._salt = secrets.token_bytes(16)
         self._authorized: set[str] = set()
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,7 +126,9 @@ class Balancer:
         self.settings = settings
         self.registry.mode = settings.mode
         self.registry.stale_after = settings.stale_after
+        self.registry.slots = settings.slots
         self.dispatcher.retries = settings.retries
+        self.dispatcher.line.size = settings.queue_size
         if self._running:
             self._log_mode()
             self._probe_now()
@@ -142,6 +152,7 @@ class Balancer:
         self._log_start()
         self.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
+        self._start(self._watch(), "watchdog")
         if self.settings.demo:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
         else:
@@ -416,6 +427,12 @@ class Balancer:
             )
         else:
             decision = self._account(exchange, routing)
+        while isinstance(decision, Wait):
+            exchange.stop_timer()
+            waited = await self._wait(decision.place, exchange)
+            if waited is None:
+                return  # the client is gone
+            decision = waited
         if isinstance(decision, Forward):
             self._send_to(decision, exchange, routing)
         elif isinstance(decision, Everywhere):
@@ -436,7 +453,55 @@ class Balancer:
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
         pin = flow.request.headers.get(AGENT_HEADER)
-        return Exchange(flow.client_conn.id, dialect_of(_path(flow)), self.registry.clock, pin=pin, flow=flow)
+        return Exchange(
+            flow.client_conn.id,
+            dialect_of(_path(flow)),
+            self.registry.clock,
+            pin=pin,
+            flow=flow,
+            client=self._client_name(flow),
+        )
+
+    def _client_name(self, flow: http.HTTPFlow) -> str:
+        """Who asks: by its API key, shown as a hash that says nothing about it, else by its address."""
+        headers = flow.request.headers
+        key = headers.get("authorization") or headers.get("x-api-key")
+        if key:
+            return "key " + hashlib.blake2b(key.encode("utf-8", "replace"), key=self._salt, digest_size=6).hexdigest()
+        peer = flow.client_conn.peername
+        return peer[0] if peer else "unknown"
+
+    async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
+        """Wait in the line for an agent; None if the client leaves."""
+        assert self.settings
+        turn = exchange.turn = asyncio.get_running_loop().create_future()
+        granted: list[Forward] = []
+
+        def notify(lease: Lease | None) -> None:
+            # At once and not when this coroutine goes on: whoever ends the exchange meanwhile gives the lease back.
+            if lease is not None:
+                granted.append(self.dispatcher.granted(exchange, lease))
+            elif not turn.done():
+                turn.set_result(None)
+
+        refused = self.dispatcher.join(exchange, place, notify)
+        if refused is not None:
+            return refused
+        if exchange.flow is not None:
+            exchange.flow.comment = f"waits for a free agent: {one_line(place.model)}"
+        timeout = self.settings.queue_timeout
+        try:
+            async with asyncio.timeout(max(0.0, timeout - exchange.waited)):
+                await asyncio.shield(turn)
+        except TimeoutError:
+            if not granted and exchange.outcome is None:
+                return self.dispatcher.waited_too_long(exchange, timeout)
+        except asyncio.CancelledError:
+            exchange.end(Outcome.CANCELLED)
+            raise
+        if exchange.outcome is not None:
+            return None
+        return granted[0] if granted else self.dispatcher.deserted(exchange)
 
     async def _start_up(self, prober: Prober) -> None:
         with contextlib.suppress(TimeoutError):
@@ -445,7 +510,7 @@ class Balancer:
                 await prober.first_round.wait()
         self._started = True
 
-    def _account(self, exchange: Exchange, routing: Routing) -> Forward | Answer:
+    def _account(self, exchange: Exchange, routing: Routing) -> Forward | Wait | Answer:
         failure = routing.failure
         assert failure and self.settings
         if failure.refusal is not None:
@@ -458,6 +523,10 @@ class Balancer:
             reason = f"no first byte within {self.settings.response_timeout} s"
         elif not failure.connected and reason == "timeout":
             reason = f"not reached within {self.settings.connect_timeout} s"
+        if routing.given_up is not None:
+            reason, routing.given_up = routing.given_up, None
+        if exchange.lease is not None:
+            self.registry.failed(exchange.lease, reason)
         agent = exchange.fail_attempt(reason)
         if agent is not None:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
@@ -474,12 +543,11 @@ class Balancer:
         request.scheme = "http"
         request.host, request.port = address.host, address.port
         request.headers["host"] = str(address)
-        if exchange.timer is None:
-            assert self.settings
-            exchange.timer = asyncio.get_running_loop().call_later(
-                self.settings.response_timeout, self._expire, routing
-            )
+        assert self.settings
+        exchange.routing = routing
+        exchange.start_timer(self.settings.response_timeout, functools.partial(self._expire, routing))
         route = exchange.route
+        routing.may_repeat = route is not None and route.kind is not Kind.NAMED
         routing.retry_404 = (
             exchange.pin is None and exchange.model is not None and route is not None and route.kind is Kind.MODEL
         )
@@ -519,9 +587,37 @@ class Balancer:
         """The next part of several agents' answer."""
         await fan_out.advance()
 
+    async def _watch(self) -> None:
+        """Have time go by for those who wait: ejected agents become due, silent ones are found out."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                self.registry.expire()
+                for exchange in list(self.exchanges.values()):
+                    # Nothing else tells of a flow that a person has killed while it waits.
+                    if exchange.waiter is not None and exchange.flow is not None and _is_killed(exchange.flow):
+                        exchange.end(Outcome.CANCELLED)
+                for exchange in self.watchdog.look(list(self.exchanges.values())):
+                    asyncio_utils.create_task(self.watchdog.judge(exchange), name="silence check", keep_ref=True)
+            except Exception:
+                logger.exception("Looking after the waiting requests failed; it goes on.")
+
+    async def _loaded(self, agent: Agent) -> set[str] | None:
+        return await self.prober.loaded(agent) if self.prober is not None else set()
+
     def _expire(self, routing: Routing) -> None:
         """No first byte in time: give up the attempt that runs now."""
         routing.expired = True
+        self._cut(routing)
+
+    def _give_up(self, exchange: Exchange, reason: str) -> None:
+        """The attempt that runs now comes to nothing: have the layer try the next."""
+        if exchange.routing is not None:
+            exchange.routing.given_up = reason
+            self._cut(exchange.routing)
+
+    def _cut(self, routing: Routing) -> None:
+        """Close the connection on which the answer is waited for."""
         flow = routing.flow
         handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
         if handler is None:
@@ -552,7 +648,10 @@ class Balancer:
         response.headers[AGENT_HEADER] = names_of(agents)
         if exchange.outcome is not None:
             return  # the balancer's own answer
-        exchange.first_byte = self.registry.clock()
+        now = exchange.first_byte = self.registry.clock()
+        if exchange.lease is not None:
+            exchange.lease.agent.heard_at = now
+            exchange.lease.began()
         for name in HOP_BY_HOP:
             # mitmproxy still has to see that the connection ends with this answer.
             if name != "connection" or response.headers.get(name, "").lower() != "close":
@@ -618,6 +717,8 @@ class Balancer:
             return
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
+        if exchange.lease is not None:
+            self.registry.failed(exchange.lease, message)
         exchange.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
             failed.last_words = last_words(exchange.dialect, watcher.content_type, watcher.unended, message)
@@ -626,9 +727,17 @@ class Balancer:
     def _judge(self, exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> None:
         """Was it a success?"""
         verdict = watcher.verdict()
+        lease = exchange.lease
+        if lease is not None:
+            lease.agent.heard_at = self.registry.clock()
         if response.status_code >= 500 or (response.status_code < 400 and not verdict.whole):
-            exchange.end(Outcome.FAILED, verdict.error or f"status {response.status_code}")
+            problem = verdict.error or f"status {response.status_code}"
+            if lease is not None:
+                self.registry.failed(lease, problem)
+            exchange.end(Outcome.FAILED, problem)
             return
+        if lease is not None and response.status_code < 400:
+            self.registry.succeeded(lease)
         speed = verdict.tokens_per_second
         agent = exchange.agent
         if speed is not None and agent is not None and exchange.model is not None:
@@ -657,10 +766,13 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
     """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
     status = response.status_code
+    agent = exchange.agent
 
     def passed(chunk: bytes) -> bytes:
         if chunk:
             watcher.feed(chunk)
+            if agent is not None:
+                agent.heard_at = exchange.clock()
             return chunk
         if watcher.streamed and status < 400:
             unended = watcher.unended
@@ -673,6 +785,10 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
         return b""
 
     return passed
+
+
+def _is_killed(flow: http.HTTPFlow) -> bool:
+    return flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
 
 
 def _path(flow: http.HTTPFlow) -> str:

@@ -37,6 +37,9 @@ class Settings:
     connect_timeout: int
     response_timeout: int
     retries: int
+    slots: int
+    queue_size: int
+    queue_timeout: int
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -76,6 +79,15 @@ def add_options(loader: Loader) -> None:
     loader.add_option(
         "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
     )
+    loader.add_option(
+        "balancer_slots",
+        int,
+        0,
+        "Requests that one agent may run at once per model; more wait in the balancer. 0: what the agent's report "
+        "says, else it is learned.",
+    )
+    loader.add_option("balancer_queue_size", int, 1000, "Requests that may wait in the balancer.")
+    loader.add_option("balancer_queue_timeout", int, 300, "Seconds that a request may wait in the balancer.")
     loader.add_option(
         "balancer_origins",
         Sequence[str],
@@ -147,6 +159,9 @@ def read(options: object) -> Settings:
         connect_timeout=number("balancer_connect_timeout", 1, 3600),
         response_timeout=number("balancer_response_timeout", 1, 86_400),
         retries=number("balancer_retries", 0, 100),
+        slots=number("balancer_slots", 0, 10_000),
+        queue_size=number("balancer_queue_size", 0, 100_000),
+        queue_timeout=number("balancer_queue_timeout", 1, 86_400),
         origins=_origins(get("balancer_origins")),
     )
 

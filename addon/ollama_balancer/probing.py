@@ -13,6 +13,7 @@ from agent_reporter.wire import ModelEntry
 
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import AgentRegistry
+from .ollama.names import canonical_name
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,15 @@ class Prober:
         """See at once what models an agent has, after something has changed there."""
         async with self._client() as client:
             await self._list(client, agent, agent.address)
+
+    async def loaded(self, agent: Agent) -> set[str] | None:
+        """The canonical names of the models that the agent has in memory; None if it does not answer."""
+        try:
+            async with self._client() as client:
+                body = await _get(client, agent.address, "/api/ps", ALIVE_TIMEOUT)
+            return {canonical_name(entry.name) for entry in Models.model_validate_json(body).models or ()}
+        except (httpx.HTTPError, httpx.InvalidURL, ValidationError, ValueError):
+            return None
 
     async def _list(self, client: httpx.AsyncClient, agent: Agent, address: Address) -> None:
         try:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
 from ollama_balancer.fleet.agent import Source, agent_id
 from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.waiting import WaitingLine
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 METRICS: dict[str, Any] = {
@@ -38,7 +39,7 @@ class Api:
         self.clock = Clock()
         self.registry = AgentRegistry(self.clock)
         self.changes = 0
-        self.control = ControlApi(self.registry, self.clock(), self._changed)
+        self.control = ControlApi(self.registry, WaitingLine(self.clock), self.clock(), self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -329,7 +330,7 @@ def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
     api.registry.drain(b)
     healthy = api.call("GET", "/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
-    assert healthy.json()["agents"] == {"online": 1, "offline": 1, "draining": 1}
+    assert healthy.json()["agents"] == {"online": 1, "offline": 1, "ejected": 0, "draining": 1}
     api.registry.drain(api.registry.get("c") or a)
     ill = api.call("GET", "/health")
     assert (ill.status_code, ill.json()["agents"]["online"]) == (503, 0)
@@ -346,7 +347,8 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
         "uptime": 5.5,
         "totals": {"requests": 2, "succeeded": 1, "failed": 0, "cancelled": 0, "in_flight": 1},
         "waiting": 0,
-        "agents": {"online": 2, "offline": 0, "draining": 0},
+        "line": {"length": 0, "oldest": None, "models": {}, "clients": {}},
+        "agents": {"online": 2, "offline": 0, "ejected": 0, "draining": 0},
     }
 
 

@@ -394,6 +394,8 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
         "url": "http://10.0.0.1:11434",
         "source": "registered",
         "status": "online",
+        "reason": None,
+        "strikes": 0,
         "models": ["m"],
         "loaded_models": ["m"],
         "ollama_version": None,

@@ -78,6 +78,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "model": "Tiny-A",
         "pinned": True,
         "attempts": 2,
+        "waited_ms": 0.0,
         "failures": [{"agent": "a", "reason": "refused"}],
         "outcome": "succeeded",
         "problem": None,

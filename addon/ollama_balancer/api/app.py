@@ -16,6 +16,7 @@ from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistra
 
 from ..fleet.agent import Address, Agent, Source, Status
 from ..fleet.registry import AgentRegistry
+from ..fleet.waiting import WaitingLine
 
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
@@ -38,13 +39,18 @@ class DrainRequest(BaseModel):
 
 
 class ControlApi:
-    """Answers the control calls. `on_change` is told of an agent that came or moved, so that it is probed at once."""
+    """Answers the control calls. `line` is where requests wait.
 
-    def __init__(self, registry: AgentRegistry, started: float, on_change: Callable[[], None]) -> None:
+    `on_change` is told of an agent that came or moved, so that it is probed at once.
+    """
+
+    def __init__(
+        self, registry: AgentRegistry, line: WaitingLine, started: float, on_change: Callable[[], None]
+    ) -> None:
         self.registry = registry
         self.started = started
         self.on_change = on_change
-        self.waiting = 0
+        self.line = line
         self.app = Starlette(
             routes=[
                 Route("/health", self.health),
@@ -85,7 +91,8 @@ class ControlApi:
                 "mode": registry.mode,
                 "uptime": round(registry.clock() - self.started, 3),
                 "totals": totals,
-                "waiting": self.waiting,
+                "waiting": len(self.line),
+                "line": self.line.describe(),
                 "agents": _by_state(registry.counts()),
             }
         )

@@ -10,8 +10,12 @@ from urllib.parse import urlsplit
 
 from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, ModelEntry
 
+from .health import Health, Phase
+from .slots import SlotLearner
+
 if TYPE_CHECKING:
     from .pool import Pool
+    from .registry import Lease
     from .scoreboard import Scoreboard
 
 HOT_CPU = 80.0
@@ -39,6 +43,7 @@ class Source(StrEnum):
 class Status(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
+    EJECTED = "ejected"
     DRAINING = "draining"
 
 
@@ -119,13 +124,20 @@ class Agent:
         "address",
         "base_rank",
         "boards",
+        "closed",
         "draining",
         "draining_until_registration",
+        "fixed_slots",
         "fresh",
+        "full",
+        "health",
+        "heard_at",
         "hot",
         "id",
         "in_flight",
+        "learners",
         "loaded",
+        "loads",
         "metrics",
         "metrics_at",
         "model_names",
@@ -138,9 +150,13 @@ class Agent:
         "removed",
         "reported_active",
         "reported_alive",
+        "running",
         "source",
         "stats",
+        "trial",
         "version",
+        "warm",
+        "was_online",
     )
 
     def __init__(self, name: str, address: Address, source: Source, number: int) -> None:
@@ -155,7 +171,26 @@ class Agent:
         self.model_names: list[str] = []
         self.loaded: list[ModelEntry] = []
         self.version: str | None = None
+        self.warm: set[str] = set()
+        """Models (canonical names) that it has in memory, as far as is known."""
         self.in_flight = 0
+        self.running: dict[str, int] = {}
+        """Requests in flight by model, of those that take a slot."""
+        self.fixed_slots = 0
+        """Requests it runs at once per model, where that is set or reported; 0: it is learned."""
+        self.learners: dict[str, SlotLearner] = {}
+        self.full: set[str] = set()
+        """Models of which it runs as many as it can."""
+        self.loads = 0
+        """Requests in flight that have it load their model."""
+        self.heard_at = float("-inf")
+        """When a byte of any answer of its came, or one ended, on the registry's clock."""
+        self.health = Health()
+        self.trial: Lease | None = None
+        """The request that tries it while it is ejected."""
+        self.closed = False
+        """Whether its health forbids new requests at this moment."""
+        self.was_online = False
         self.draining = False
         self.draining_until_registration = False
         self.removed = False
@@ -185,12 +220,43 @@ class Agent:
     def status(self) -> Status:
         if not self.online:
             return Status.OFFLINE
-        return Status.DRAINING if self.draining else Status.ONLINE
+        if self.draining:
+            return Status.DRAINING
+        return Status.EJECTED if self.health.phase is Phase.EJECTED else Status.ONLINE
+
+    @property
+    def available(self) -> bool:
+        """Online and to be used, though perhaps not at this moment: it may be ejected, or have all its slots taken."""
+        return (self.reported_alive or self.probed) and not self.draining and not self.removed
 
     @property
     def eligible(self) -> bool:
-        """May get new requests."""
-        return (self.reported_alive or self.probed) and not self.draining and not self.removed
+        """May get new requests now, of a model it has a slot for."""
+        return (self.reported_alive or self.probed) and not (self.draining or self.removed or self.closed)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not simply online."""
+        match self.status:
+            case Status.OFFLINE:
+                return self.offline_reason
+            case Status.EJECTED:
+                return self.health.reason
+            case Status.ONLINE if self.health.phase is Phase.RETURNING:
+                return "returning: for a while it gets no more than it runs at once"
+            case _:
+                return None
+
+    def may_have(self, model: str | None) -> bool:
+        """Whether it has the model (a canonical name), or its models are not known yet."""
+        return model is None or self.models is None or model in self.models
+
+    def slots_for(self, model: str, now: float) -> int:
+        """How many requests of the model it may run at once."""
+        if self.fixed_slots:
+            return self.fixed_slots
+        learner = self.learners.get(model)
+        return learner.limit(now) if learner is not None else 2
 
     @property
     def active_requests(self) -> int:
@@ -206,7 +272,8 @@ class Agent:
 
     @property
     def slots(self) -> int | None:
-        return self.metrics.num_parallel if self.metrics else None
+        """Requests it runs at once per model: as set or reported, else what is proven; None: nothing is known yet."""
+        return self.fixed_slots or max((learner.proven for learner in self.learners.values()), default=None)
 
     def describe(self, now: float, *, whole: bool = True) -> dict[str, Any]:
         """The agent as the control API shows it; `now` is the registry's clock.
@@ -221,6 +288,8 @@ class Agent:
             "url": self.address.url,
             "source": self.source,
             "status": self.status,
+            "reason": self.reason,
+            "strikes": self.health.strikes,
             "models": list(self.model_names),
             "loaded_models": [m.name for m in self.loaded],
             "ollama_version": self.version,

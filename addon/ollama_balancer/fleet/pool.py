@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 class Pool:
     """Eligible agents that have a model, with the order the policy ranks them in.
 
-    `board` holds those that the policy ranks, `cool` those of them whose CPU is at or under 80 %.
+    `board` holds those that the policy ranks and that have a slot free, `cool` those of them whose CPU is at or under
+    80 %.
     """
 
-    __slots__ = ("_members", "_ring", "board", "cool", "index", "policy", "used")
+    __slots__ = ("_full", "_members", "_ring", "board", "cool", "index", "model", "policy", "used")
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, model: str | None = None) -> None:
         self.policy = policy
+        self.model = model
         self.board: Scoreboard[Agent] = Scoreboard(policy.rank)
         self.cool: set[Agent] = set()
         self.index = 0
         self.used = 0.0
         """When it was last asked for, on the registry's clock."""
         self._members: set[Agent] = set()
+        self._full: set[Agent] = set()
+        """Members that run as many requests of the model as they can."""
         self._ring: list[Agent] | None = None
 
     def __len__(self) -> int:
@@ -40,18 +44,35 @@ class Pool:
         if agent not in self._members:
             self._members.add(agent)
             agent.pools.append(self)
-            agent.boards.append(self.board)
+            if self.model in agent.full:
+                self._full.add(agent)
+            else:
+                agent.boards.append(self.board)
             self._ring = None
         self.changed(agent)
 
     def discard(self, agent: Agent) -> None:
         if agent in self._members:
+            self.fill(agent)
             self._members.remove(agent)
-            at = agent.pools.index(self)
-            del agent.pools[at], agent.boards[at]
+            self._full.remove(agent)
+            agent.pools.remove(self)
             self._ring = None
+
+    def fill(self, agent: Agent) -> None:
+        """It has no slot free, and is not chosen until it has."""
+        if agent in self._members and agent not in self._full:
+            self._full.add(agent)
+            agent.boards.remove(self.board)
             self.board.remove(agent)
             self.cool.discard(agent)
+
+    def free(self, agent: Agent) -> None:
+        """It has a slot free again."""
+        if agent in self._full:
+            self._full.remove(agent)
+            agent.boards.append(self.board)
+            self.changed(agent)
 
     def clear(self) -> None:
         for agent in list(self._members):
@@ -59,6 +80,8 @@ class Pool:
 
     def changed(self, agent: Agent) -> None:
         """The agent's metrics are others, or no longer fresh."""
+        if agent in self._full:
+            return
         if self.board.update(agent) and not agent.hot:
             self.cool.add(agent)
         else:
@@ -69,13 +92,16 @@ class Pool:
         return len(self.cool) > len(exclude) or any(agent not in exclude for agent in self.cool)
 
     def next_in_turn(self, exclude: Collection[Agent]) -> Agent | None:
-        """Round robin: `index % len(candidates)`, in the order of registration; excluded ones are passed over."""
+        """Round robin: `index % len(candidates)`, in the order of registration, without the full and the excluded."""
+        full = self._full
+        if len(full) == len(self._members):
+            return None
         ring = self._ring
         if ring is None:
             ring = self._ring = sorted(self._members, key=lambda agent: agent.number)
         for _ in range(len(ring)):
             agent = ring[self.index % len(ring)]
             self.index += 1
-            if agent not in exclude:
+            if agent not in exclude and agent not in full:
                 return agent
         return None

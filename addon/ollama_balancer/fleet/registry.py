@@ -4,13 +4,17 @@ When is an agent online? When a report (not older than `stale_after`) or a probe
 that its Ollama answers. A request that could not reach it, or a report that its Ollama is down, ends that at once.
 
 When is a request complete? When its lease is released: at the last byte, the error or the client's disconnect,
-whichever comes first; a lease is released once.
+whichever comes first; a lease is released once. A lease for a model takes one of the agent's slots for it; an agent
+that has none left is not chosen.
+
+Does an agent serve? Its requests tell, by `failed` and `succeeded`: see `health`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import random
 import re
 import time
 from collections import Counter, OrderedDict
@@ -20,8 +24,10 @@ from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
 
 from ..ollama.names import canonical_name
 from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Outcome, Source, Status, agent_id
+from .health import RETURNING, Phase
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .pool import Pool
+from .slots import SlotLearner
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +49,29 @@ _UNKNOWN = ""
 """The key of the pool of agents whose models are not known yet; no canonical model name is empty."""
 
 
+MAX_LEARNERS = 1000
+"""Models whose slots are learned for one agent at once."""
+
+
 class Lease:
-    """A request in flight on an agent: a handle that counts once."""
+    """A request in flight on an agent: a handle that counts once.
 
-    __slots__ = ("agent", "released")
+    `model` (a canonical name) is None for a request that takes no slot: one that no model is run for.
+    """
 
-    def __init__(self, agent: Agent) -> None:
+    __slots__ = ("agent", "began_at", "learner", "loading", "model", "registry", "released", "taken_at")
+
+    def __init__(self, agent: Agent, registry: AgentRegistry, model: str | None = None) -> None:
         self.agent = agent
+        self.registry = registry
+        self.model = model
         self.released = False
+        self.loading = False
+        """Whether the agent has to load the model for it, and has not begun to answer."""
+        self.learner: SlotLearner | None = None
+        self.taken_at = 0.0
+        self.began_at: float | None = None
+        """When its answer began, where a slot was taken."""
 
     def __repr__(self) -> str:
         return f"Lease({self.agent.name}, {'released' if self.released else 'held'})"
@@ -75,13 +96,22 @@ class Lease:
             stats.failed += 1
         else:
             stats.cancelled += 1
+        if self.model is not None:
+            self.registry._give_back(self, outcome)
         return True
+
+    def began(self) -> None:
+        """The first byte of its answer is there."""
+        if self.model is not None and self.began_at is None and not self.released:
+            self.registry._began(self)
 
 
 class AgentRegistry:
     """The fleet.
 
-    `clock` gives monotonic seconds, `stale_after` the seconds for which a report counts, `mode` the policy's name.
+    `clock` gives monotonic seconds, `stale_after` the seconds for which a report counts, `mode` the policy's name,
+    `slots` the requests that an agent may run at once per model (0: what its report says, else learned), `chance`
+    random numbers from 0 to 1.
     """
 
     def __init__(
@@ -90,9 +120,13 @@ class AgentRegistry:
         *,
         stale_after: float = 30.0,
         mode: str = DEFAULT_POLICY,
+        slots: int = 0,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.clock = clock
         self._stale_after = stale_after
+        self._slots = slots
+        self._chance = chance
         self._policy = POLICIES[mode]
         self._agents: dict[str, Agent] = {}
         self._names: dict[str, Agent] = {}
@@ -100,6 +134,14 @@ class AgentRegistry:
         self._next_number = 0
         self._pools: dict[str, dict[str | None, Pool]] = {name: {} for name in POLICIES}
         self._holders: dict[str, dict[Agent, None]] = {}
+        self._unknown: dict[Agent, None] = {}
+        """Those whose models are not known yet."""
+        self._unwell: dict[Agent, None] = {}
+        """The ejected and the returning."""
+        self.on_room: Callable[[Agent, str], None] = lambda agent, model: None
+        """Called when an agent may have a slot of that model free again."""
+        self.on_change: Callable[[Agent], None] = lambda agent: None
+        """Called when an agent may have begun or ceased to be one that serves, or serves other models."""
         # Both in the order of arrival, so that what expires first is in front.
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
@@ -130,6 +172,11 @@ class AgentRegistry:
     @property
     def in_flight(self) -> int:
         return sum(agent.in_flight for agent in self._agents.values())
+
+    @property
+    def next_change(self) -> float:
+        """When, on the registry's clock, something is due to change by itself: see `expire`."""
+        return self._next_expiry
 
     def counts(self) -> Counter[Status]:
         """How many agents are in which state."""
@@ -172,6 +219,8 @@ class AgentRegistry:
         agent = Agent(name, address, source, self._next_number)
         self._next_number += 1
         self._agents[agent.id] = self._names[name] = agent
+        self._unknown[agent] = None
+        agent.fixed_slots = self._slots
         self._addresses[address] += 1
         return agent, True
 
@@ -185,6 +234,8 @@ class AgentRegistry:
         self._leave(agent.address)
         self._reports.pop(agent, None)
         self._probes.pop(agent, None)
+        self._unknown.pop(agent, None)
+        self._unwell.pop(agent, None)
         self._came_or_went(agent)
         for model in agent.models or ():
             self._forget_holder(model, agent)
@@ -207,6 +258,17 @@ class AgentRegistry:
         self._place(agent)
 
     # What is heard of the agents
+
+    @property
+    def slots(self) -> int:
+        """The requests that an agent may run at once per model; 0: what its report says, else learned."""
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: int) -> None:
+        self._slots = slots
+        for agent in list(self._agents.values()):
+            self._fix_slots(agent)
 
     @property
     def stale_after(self) -> float:
@@ -238,6 +300,8 @@ class AgentRegistry:
         agent.base_rank = round(metrics.cpu_usage * RANK_SCALE) + round(metrics.memory_usage * RANK_SCALE)
         agent.hot = metrics.cpu_usage > HOT_CPU
         agent.fresh = True
+        if agent.fixed_slots != (self._slots or metrics.num_parallel or 0):
+            self._fix_slots(agent)
         self._reports[agent] = now
         self._reports.move_to_end(agent)
         if now + self._stale_after < self._next_expiry:
@@ -272,6 +336,7 @@ class AgentRegistry:
         agent.model_names = names
         if agent.removed:
             return
+        self._unknown.pop(agent, None)
         self.changed_models.update(old, new)
         for model in old.keys() - new.keys():
             self._forget_holder(model, agent)
@@ -288,6 +353,8 @@ class AgentRegistry:
         """Store which models the agent has in memory."""
         if entries != agent.loaded:
             agent.loaded = entries
+            # What is being served is in memory, whatever an older list says.
+            agent.warm = {canonical_name(entry.name) for entry in entries} | (agent.warm & agent.running.keys())
             self.generation += 1
 
     def update_version(self, agent: Agent, version: str) -> None:
@@ -317,6 +384,41 @@ class AgentRegistry:
     def unreachable(self, agent: Agent, reason: str) -> None:
         """A request or a probe was refused or found nobody: offline until a probe or a report says otherwise."""
         self._lose(agent, reason)
+
+    def failed(self, lease: Lease, reason: str) -> None:
+        """The agent failed at the request, which still holds its lease: a strike. See `health`."""
+        agent = lease.agent
+        if lease.model is None or agent.removed:
+            return
+        trial = agent.trial is lease
+        again = agent.health.phase is not Phase.HEALTHY
+        now = self.clock()
+        if agent.health.failed(
+            now, reason, chance=self._chance(), trial=trial, may_eject=trial or self._can_spare_one()
+        ):
+            logger.warning(
+                "Agent %s is ejected for %.0f s: %s, %s.",
+                agent.name,
+                agent.health.until - now,
+                "it failed when it was tried again" if again else f"{agent.health.strikes} failures in a row",
+                f"the last: {reason}",
+            )
+            self._gate(agent)
+            self._place(agent)
+
+    def succeeded(self, lease: Lease) -> None:
+        """The agent served the request, which still holds its lease, whole."""
+        agent = lease.agent
+        if lease.model is None:
+            return
+        if agent.health.succeeded(self.clock(), trial=agent.trial is lease) and not agent.removed:
+            logger.info(
+                "Agent %s returns: it served again; for %g s it gets no more than it runs at once.",
+                agent.name,
+                RETURNING,
+            )
+            self._gate(agent)
+            self._place(agent)
 
     def wants_probe(self, agent: Agent) -> bool:
         """Whether a probe is to tell what no report tells: an agent without recent reports, or without known models."""
@@ -349,8 +451,8 @@ class AgentRegistry:
         """The agent for the next request, by the current mode.
 
         `model` is a canonical model name, or None if any agent will do; `exclude` the few agents that have been tried.
-        Candidates are online, not draining, and have the model; those whose models are not known yet come after them.
-        None: no candidate. The choice takes no lease.
+        Candidates are online, not draining, not ejected, have the model and a slot for it; those whose models are not
+        known yet come after them. None: no candidate. The choice takes no lease.
         """
         return self._select(self._policy, model, exclude)
 
@@ -362,12 +464,46 @@ class AgentRegistry:
         """Lowest `cpu_usage + memory_usage + active_requests * 10`; see `policies.metrics`."""
         return self._select(_METRICS, model, exclude)
 
-    def take(self, agent: Agent) -> Lease:
-        """Count a request in flight on the agent, from now on."""
+    def take(self, agent: Agent, model: str | None = None) -> Lease:
+        """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it."""
         agent.in_flight += 1
         for board in agent.boards:
             board.update(agent)
-        return Lease(agent)
+        lease = Lease(agent, self, model)
+        if model is not None:
+            self._take_slot(lease, agent, model)
+        return lease
+
+    def has_room(self, agent: Agent, model: str) -> bool:
+        """Whether the agent may get a request of the model now."""
+        return agent.eligible and model not in agent.full
+
+    def least_bad(self, model: str, exclude: Collection[Agent] = ()) -> Agent | None:
+        """Where all that could serve the model are ejected: the one to be tried next, if none is tried at this moment.
+
+        None as well where one is there that is not ejected, and is only busy.
+        """
+        best: Agent | None = None
+        for agent in self._candidates(model):
+            if not agent.available or agent in exclude:
+                continue
+            if agent.health.phase is not Phase.EJECTED:
+                return None
+            if (
+                agent.trial is None
+                and model not in agent.full
+                and (best is None or agent.health.until < best.health.until)
+            ):
+                best = agent
+        return best
+
+    def could_serve(self, model: str, exclude: Collection[Agent] = ()) -> bool:
+        """Whether there is an agent that may serve the model when its turn comes: it may be busy or ejected now."""
+        return any(agent.available and agent not in exclude for agent in self._candidates(model))
+
+    def _candidates(self, model: str) -> Iterator[Agent]:
+        yield from self._holders.get(model, ())
+        yield from self._unknown
 
     def has_model(self, model: str) -> bool:
         """Whether any agent, in whatever state, is known to have the model."""
@@ -375,7 +511,7 @@ class AgentRegistry:
 
     def may_have_unknown_models(self) -> bool:
         """Whether there is an agent, in whatever state, whose models are not known yet."""
-        return any(agent.models is None for agent in self._agents.values())
+        return bool(self._unknown)
 
     def _select(self, policy: Policy, model: str | None, exclude: Collection[Agent]) -> Agent | None:
         now = self.clock()
@@ -391,6 +527,9 @@ class AgentRegistry:
                 return agent
         if model is None:
             return None
+        if not self._unknown:
+            return None
+        exclude = [*exclude, *(agent for agent in self._unknown if model in agent.full)]
         return policy.select(self._pool(policy, _UNKNOWN) or Pool(policy), exclude)
 
     def _pool(self, policy: Policy, model: str | None) -> Pool | None:
@@ -404,7 +543,7 @@ class AgentRegistry:
         if len(pools) >= MAX_POOLS:
             oldest = min(pools, key=lambda key: pools[key].used)
             pools.pop(oldest).clear()
-        pool = pools[model] = Pool(policy)
+        pool = pools[model] = Pool(policy, model)
         pool.used = self.clock()
         holders: Iterable[Agent] = self._agents.values() if model is None or model == _UNKNOWN else self._holders[model]
         for agent in holders:
@@ -430,6 +569,119 @@ class AgentRegistry:
                     pool.add(agent)
                 else:
                     pool.discard(agent)
+        self.on_change(agent)
+
+    # Slots and health
+
+    def _take_slot(self, lease: Lease, agent: Agent, model: str) -> None:
+        lease.taken_at = self.clock()
+        agent.running[model] = agent.running.get(model, 0) + 1
+        if not agent.fixed_slots:
+            learner = agent.learners.get(model)
+            if learner is None and len(agent.learners) < MAX_LEARNERS:
+                learner = agent.learners[model] = SlotLearner()
+            if learner is not None:
+                lease.learner = learner
+                learner.outstanding[lease] = None
+        if model not in agent.warm:
+            lease.loading = True
+            agent.loads += 1
+        self._refit(agent, model)
+        if agent.health.phase is not Phase.HEALTHY:
+            if agent.health.phase is Phase.EJECTED and agent.trial is None:
+                agent.trial = lease
+            self._gate(agent)
+
+    def _began(self, lease: Lease) -> None:
+        agent, model = lease.agent, lease.model
+        assert model is not None
+        lease.began_at = self.clock()
+        if lease.loading:
+            lease.loading = False
+            agent.loads -= 1
+            agent.warm.add(model)
+        learner = lease.learner
+        if learner is not None:
+            proven = learner.proven
+            learner.began(lease)
+            if learner.proven != proven:
+                self._refit(agent, model)
+                self.on_room(agent, model)
+        if agent.health.phase is not Phase.HEALTHY:
+            self._gate(agent)
+
+    def _give_back(self, lease: Lease, outcome: Outcome) -> None:
+        agent, model = lease.agent, lease.model
+        assert model is not None
+        left = agent.running[model] - 1
+        if left:
+            agent.running[model] = left
+        else:
+            del agent.running[model]
+        if lease.loading:
+            lease.loading = False
+            agent.loads -= 1
+        if lease.learner is not None:
+            if outcome is SUCCEEDED and lease.began_at is None:
+                lease.learner.began(lease)
+            lease.learner.ended(lease, self.clock(), whole=outcome is SUCCEEDED)
+        self._refit(agent, model)
+        if agent.trial is lease:
+            agent.trial = None
+        if agent.health.phase is not Phase.HEALTHY:
+            self._gate(agent)
+        self.on_room(agent, model)
+
+    def _refit(self, agent: Agent, model: str) -> None:
+        """Have the pools know whether the agent has a slot of the model free."""
+        if agent.running.get(model, 0) >= agent.slots_for(model, self.clock()):
+            if model not in agent.full:
+                agent.full.add(model)
+                for pools in self._pools.values():
+                    if (pool := pools.get(model)) is not None:
+                        pool.fill(agent)
+        elif model in agent.full:
+            agent.full.discard(model)
+            for pools in self._pools.values():
+                if (pool := pools.get(model)) is not None:
+                    pool.free(agent)
+
+    def _fix_slots(self, agent: Agent) -> None:
+        """How many requests it runs at once may be known otherwise now."""
+        reported = agent.metrics.num_parallel if agent.metrics else None
+        agent.fixed_slots = self._slots or reported or 0
+        for model in list(agent.running):
+            self._refit(agent, model)
+            self.on_room(agent, model)
+
+    def _can_spare_one(self) -> bool:
+        """Whether at most half of the agents that are online would be ejected with one more."""
+        ejected = sum(agent.online and agent.health.phase is Phase.EJECTED for agent in self._unwell)
+        return 2 * (ejected + 1) <= sum(agent.online for agent in self._agents.values())
+
+    def _gate(self, agent: Agent) -> None:
+        """Close or open an agent, as its health allows at this moment."""
+        if agent.removed:
+            return
+        health, now = agent.health, self.clock()
+        match health.phase:
+            case Phase.HEALTHY:
+                closed = False
+                self._unwell.pop(agent, None)
+            case Phase.EJECTED:
+                closed = now < health.until or agent.trial is not None
+            case Phase.RETURNING:
+                at_once = agent.fixed_slots or max(
+                    (learner.limit(now) for learner in agent.learners.values()), default=2
+                )
+                closed = agent.loads > 0 or sum(agent.running.values()) >= at_once
+        if health.phase is not Phase.HEALTHY:
+            self._unwell[agent] = None
+            if health.until > now:
+                self._next_expiry = min(self._next_expiry, health.until)
+        if closed is not agent.closed:
+            agent.closed = closed
+            self._place(agent)
 
     def _forget_holder(self, model: str, agent: Agent) -> None:
         holders = self._holders.get(model)
@@ -450,6 +702,10 @@ class AgentRegistry:
         if not was_online:
             logger.info("Agent %s (%s) is online: it %s.", agent.name, agent.address, how)
             self._came_or_went(agent)
+            if agent.was_online and agent.health.phase is not Phase.EJECTED:
+                agent.health.came_back(self.clock())
+                self._gate(agent)
+            agent.was_online = True
         self._place(agent)
 
     def _lose(self, agent: Agent, reason: str) -> None:
@@ -458,6 +714,8 @@ class AgentRegistry:
         self._probes.pop(agent, None)
         if was_online:
             agent.offline_reason = reason
+            agent.learners = {}
+            agent.warm = set()
             logger.warning("Agent %s (%s) is offline: %s.", agent.name, agent.address, reason)
             self._came_or_went(agent)
             self._place(agent)
@@ -471,6 +729,21 @@ class AgentRegistry:
         now = self.clock()
         if now < self._next_expiry:
             return
+        self._next_expiry = math.inf  # who is told of a change may ask for an agent, which comes here again
+        try:
+            self._expire_reports(now)
+            self._expire_probes(now)
+            for agent in list(self._unwell):
+                if agent.health.passed(now):
+                    logger.info("Agent %s is healthy again.", agent.name)
+                self._gate(agent)
+        finally:
+            next_report = next(iter(self._reports.values()), math.inf) + self._stale_after
+            next_probe = next(iter(self._probes.values()), math.inf) + PROBE_GRACE
+            next_turn = min((a.health.until for a in self._unwell if a.health.until > now), default=math.inf)
+            self._next_expiry = min(next_report, next_probe, next_turn)
+
+    def _expire_reports(self, now: float) -> None:
         while self._reports:
             agent, at = next(iter(self._reports.items()))
             if now < at + self._stale_after:
@@ -484,6 +757,8 @@ class AgentRegistry:
                     self._lose(agent, f"no report for {self._stale_after:g} s")
             for pool in agent.pools:
                 pool.changed(agent)
+
+    def _expire_probes(self, now: float) -> None:
         while self._probes:
             agent, at = next(iter(self._probes.items()))
             if now < at + PROBE_GRACE:
@@ -493,6 +768,3 @@ class AgentRegistry:
             if not agent.reported_alive:
                 agent.probed = True
                 self._lose(agent, "no answer to probes")
-        next_report = next(iter(self._reports.values()), math.inf) + self._stale_after
-        next_probe = next(iter(self._probes.values()), math.inf) + PROBE_GRACE
-        self._next_expiry = min(next_report, next_probe)

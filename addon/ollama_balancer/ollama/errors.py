@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from typing import Any
 
@@ -16,6 +17,9 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     503: "overloaded_error",
 }
+
+_CRASHED = re.compile(rb"process has terminated|process no longer running|encountered while running the model")
+"""How the server words that the runner of a model has died, where it answers with 500."""
 
 _EMBEDDING_PATHS = ("/api/embed", "/api/embeddings", "/v1/embeddings")
 _TAGGING_PATHS = ("/api/show", "/v1/models/{}")
@@ -49,6 +53,11 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
         event = {"type": "error", "code": "server_error", "message": message, "param": None, **event}
     named = dialect in (Dialect.ANTHROPIC, Dialect.RESPONSES)
     return (b"event: error\n" if named else b"") + b"data: " + _compact(event) + b"\n\n"
+
+
+def tells_of_crash(body: bytes) -> bool:
+    """Whether a 500 with that body says that the host's runner has died: not the caller's fault."""
+    return _CRASHED.search(body) is not None
 
 
 def model_not_found(model: str, path: str) -> str:

@@ -39,6 +39,10 @@ class Route:
     dialect: Dialect = Dialect.OLLAMA
     uploads: bool = False
     """A POST's body is a file, which may be larger than the memory."""
+    runs: bool = False
+    """The agent runs the model for it, which takes one of its slots."""
+    streams: bool = False
+    """Its answer streams unless the request says otherwise."""
 
 
 GET, POST, DELETE = ("GET",), ("POST",), ("DELETE",)
@@ -49,17 +53,17 @@ ROUTES = (
     Route(HEAD_GET, "/api/version", Kind.MERGED),
     Route(GET, "/api/status", Kind.ANY),
     Route(GET, "/api/experimental/model-recommendations", Kind.ANY),
-    Route(POST, "/api/generate", Kind.MODEL),
-    Route(POST, "/api/chat", Kind.MODEL),
-    Route(POST, "/api/embed", Kind.MODEL),
-    Route(POST, "/api/embeddings", Kind.MODEL),
+    Route(POST, "/api/generate", Kind.MODEL, runs=True, streams=True),
+    Route(POST, "/api/chat", Kind.MODEL, runs=True, streams=True),
+    Route(POST, "/api/embed", Kind.MODEL, runs=True),
+    Route(POST, "/api/embeddings", Kind.MODEL, runs=True),
     Route(POST, "/api/show", Kind.MODEL),
-    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI),
-    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI),
-    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI),
-    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES),
-    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC),
-    Route(POST, "/v1/audio/transcriptions", Kind.MODEL, Dialect.OPENAI),
+    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI, runs=True),
+    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI, runs=True),
+    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI, runs=True),
+    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES, runs=True),
+    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC, runs=True),
+    Route(POST, "/v1/audio/transcriptions", Kind.MODEL, Dialect.OPENAI, runs=True),
     Route(GET, "/v1/models/{}", Kind.MODEL, Dialect.OPENAI),
     Route(HEAD_GET, "/api/tags", Kind.MERGED),
     Route(GET, "/api/ps", Kind.MERGED),

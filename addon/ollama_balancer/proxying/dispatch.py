@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..fleet.agent import Agent
-from ..fleet.registry import AgentRegistry
+from ..fleet.agent import Agent, Status
+from ..fleet.matching import Matcher
+from ..fleet.registry import AgentRegistry, Lease
+from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import error_body, model_not_found
 from ..ollama.merging import ROOT, MergedFleet
 from ..ollama.names import canonical_name, is_cloud_model
@@ -51,6 +53,13 @@ class Everywhere:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """All agents that could serve the request are busy: it is to wait for its turn there."""
+
+    place: Place
+
+
+@dataclass(frozen=True)
 class Answer:
     """The balancer's own answer."""
 
@@ -68,11 +77,13 @@ class Dispatcher:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
+        self.line = WaitingLine(registry.clock)
+        self.matcher = Matcher(registry, self.line)
         self.merged = MergedFleet(registry)
 
     def begin(
         self, exchange: Exchange, method: str, target: str, body: bytes | None, content_type: str = ""
-    ) -> Forward | Everywhere | Answer:
+    ) -> Forward | Everywhere | Wait | Answer:
         """The first decision on a request. `target` is its path and query; `body` is None where it is still to come."""
         registry = self.registry
         path = target.partition("?")[0]
@@ -95,6 +106,10 @@ class Dispatcher:
         if model is not None and len(model) > MAX_MODEL_NAME:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
+        if route.runs and model and not asked.unloads:
+            exchange.slot_model = canonical_name(model)
+            exchange.streams = route.streams if asked.stream is None else asked.stream
+            exchange.body_bytes = len(body or b"")
         if exchange.pin is not None:
             return self._pinned(exchange, route, exchange.pin)
         match route.kind:
@@ -107,22 +122,63 @@ class Dispatcher:
                     f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
                 )
             case Kind.EVERY:
-                return self._everywhere(exchange, tuple(agent for agent in registry if agent.eligible), route)
+                return self._everywhere(exchange, tuple(agent for agent in registry if agent.available), route)
         if asked.unloads and model is not None:
-            holders = tuple(agent for agent in registry.holders(canonical_name(model)) if agent.eligible)
+            holders = tuple(agent for agent in registry.holders(canonical_name(model)) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(exchange, holders, route)
         # A form is no JSON to begin with.
         return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else body)
 
-    def again(self, exchange: Exchange) -> Forward | Answer:
+    def again(self, exchange: Exchange) -> Forward | Wait | Answer:
         """The decision after the last agent failed before its first byte; its failure is in the exchange."""
         failed = exchange.attempts - exchange.corrections
         if exchange.pin is None and failed <= self.retries and exchange.corrections <= MAX_CORRECTIONS:
-            forward = self._choose(exchange)
-            if forward is not None:
-                return forward
+            decision = self._choose(exchange)
+            if decision is not None:
+                return decision
         return self.gave_up(exchange)
+
+    def join(self, exchange: Exchange, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
+        """Have the request wait for its turn; the answer is for one that finds the line full."""
+        exchange.waiting_since = self.registry.clock()
+        exchange.leave_line = self.line.leave
+        try:
+            exchange.waiter = self.line.join(place, exchange.client, notify)
+        except LineFullError:
+            exchange.leave()
+            return self._too_busy(
+                exchange, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
+            )
+        return None
+
+    def granted(self, exchange: Exchange, lease: Lease) -> Forward:
+        """The request's turn has come, with an agent."""
+        exchange.waiter = None
+        exchange.leave()
+        exchange.why = f"{self._why(exchange, lease.agent)}, after {exchange.waited:.1f} s in the line"
+        exchange.take(lease)
+        return Forward(lease.agent)
+
+    def deserted(self, exchange: Exchange) -> Forward | Everywhere | Wait | Answer:
+        """All agents for which the request has waited are gone: what now?"""
+        exchange.waiter = None
+        exchange.leave()
+        if exchange.failures:
+            return self.gave_up(exchange)
+        if exchange.pin is not None:
+            assert exchange.route
+            return self._pinned(exchange, exchange.route, exchange.pin)
+        return self._choose(exchange) or self._nobody(exchange, None)
+
+    def waited_too_long(self, exchange: Exchange, seconds: float) -> Answer:
+        exchange.leave()
+        return self._too_busy(exchange, f"none was free within {seconds:g} s (balancer_queue_timeout)")
+
+    def _too_busy(self, exchange: Exchange, why: str) -> Answer:
+        who = f"agent {exchange.pin!r} is" if exchange.pin else f"all agents with model '{exchange.model}' are"
+        answer = self.error(exchange.dialect, 503, f"{who} busy, and {why}")
+        return replace(answer, headers={"Retry-After": str(self.line.retry_after())})
 
     def gave_up(self, exchange: Exchange) -> Answer:
         """The answer when nobody is left to try."""
@@ -133,15 +189,40 @@ class Dispatcher:
         headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
         return Answer(status, error_body(dialect, status, message), headers, problem=message)
 
-    def _choose(self, exchange: Exchange) -> Forward | None:
+    def _choose(self, exchange: Exchange) -> Forward | Wait | None:
+        registry, tried = self.registry, exchange.tried
+        model = exchange.slot_model
+        if model is None:
+            return self._choose_without_slot(exchange)
+        agent = self.matcher.find(model, tried)
+        if agent is None:
+            return Wait(Place(model, tried=frozenset(tried))) if registry.could_serve(model, tried) else None
+        exchange.why = self._why(exchange, agent)
+        exchange.take(registry.take(agent, model))
+        return Forward(agent)
+
+    def _choose_without_slot(self, exchange: Exchange) -> Forward | None:
+        """For a request that no model is run for: an agent that is busy with others will do as well."""
         registry = self.registry
         model = canonical_name(exchange.model) if exchange.model else None
         agent = registry.select(model, exchange.tried)
-        if agent is None:
-            return None
-        exchange.why = registry.policy.why(agent)
+        if agent is not None:
+            exchange.why = registry.policy.why(agent)
+        else:
+            able = [a for a in registry if a.available and a.may_have(model) and a not in exchange.tried]
+            if not able:
+                return None
+            agent = min(able, key=lambda agent: agent.in_flight)
+            exchange.why = "needs no slot"
         exchange.take(registry.take(agent))
         return Forward(agent)
+
+    def _why(self, exchange: Exchange, agent: Agent) -> str:
+        if exchange.pin is not None:
+            return "named by the request"
+        if agent.status is Status.EJECTED:
+            return "to see whether it serves again"
+        return self.registry.policy.why(agent)
 
     def _nobody(self, exchange: Exchange, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
@@ -156,8 +237,8 @@ class Dispatcher:
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
         if is_cloud_model(model) or (body and not is_json(body)):
-            exchange.model = None
-            forward = self._choose(exchange)
+            exchange.model = exchange.slot_model = None
+            forward = self._choose_without_slot(exchange)
             exchange.model = model
             if forward is not None:
                 return forward
@@ -177,16 +258,22 @@ class Dispatcher:
         exchange.why = "concerns every host" if len(agents) > 1 else "the only host"
         return Everywhere(agents, by_all="HEAD" in route.methods)
 
-    def _pinned(self, exchange: Exchange, route: Route, name: str) -> Forward | Everywhere | Answer:
-        agent = self.registry.get(name)
+    def _pinned(self, exchange: Exchange, route: Route, name: str) -> Forward | Everywhere | Wait | Answer:
+        registry = self.registry
+        agent = registry.get(name)
         if agent is None:
             return self.error(exchange.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
-        if not agent.eligible:
+        if not agent.available:
             return self.error(exchange.dialect, 503, f"agent {agent.name!r} is {agent.status}")
         exchange.why = "named by the request"
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
-        exchange.take(self.registry.take(agent))
+        model = exchange.slot_model
+        if model is not None and not registry.has_room(agent, model):
+            if agent.status is Status.EJECTED:
+                return self.error(exchange.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
+            return Wait(Place(model, agent))
+        exchange.take(registry.take(agent, model))
         return Forward(agent)
 
     def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:
@@ -199,7 +286,7 @@ class Dispatcher:
             case "/api/version":
                 version = merged.version()
                 if version is None:
-                    return self._choose(exchange) or self._none_online(route.dialect)
+                    return self._choose_without_slot(exchange) or self._none_online(route.dialect)
                 return Answer(200, version)
             case "/api/tags":
                 return Answer(200, merged.tags())

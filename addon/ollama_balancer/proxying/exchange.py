@@ -16,7 +16,9 @@ from ..text import one_line
 if TYPE_CHECKING:
     from mitmproxy import http
 
+    from ..fleet.waiting import Waiter
     from .fanout import FanOut
+    from .layer import Routing
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,32 @@ class Exchange:
     """Of the attempts, those that found an agent without the model that it was thought to have."""
     timer: asyncio.TimerHandle | None = None
     """Ends the wait for the first byte."""
+    client: str = ""
+    """Whose request it is, as far as fairness goes: by the API key, else by the address."""
+    slot_model: str | None = None
+    """The canonical name of the model that is run for it; None if none is, or none is known."""
+    streams: bool = False
+    """Whether its answer is to stream."""
+    body_bytes: int = 0
+    spent: float = 0.0
+    """Seconds that attempts have taken of the time for a first byte."""
+    waiter: Waiter | None = None
+    """Its place in the line."""
+    waiting_since: float | None = None
+    waited: float = 0.0
+    """Seconds in the line."""
+    turn: asyncio.Future[None] | None = None
+    """Done when the wait in the line is over, for whatever reason."""
+    leave_line: Callable[[Waiter], object] | None = None
+    routing: Routing | None = None
+    patience: float = 0.0
+    """Until then the agent's silence says nothing."""
+    seen_loading: bool = False
+    """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+        self._timer_started = 0.0
 
     @property
     def agent(self) -> Agent | None:
@@ -81,7 +106,8 @@ class Exchange:
 
     def take(self, lease: Lease) -> None:
         self.lease = lease
-        self.taken = self.clock()
+        self.taken = self.patience = self.clock()
+        self.seen_loading = lease.loading
         self.tried.append(lease.agent)
 
     def fail_attempt(self, reason: str) -> Agent | None:
@@ -110,10 +136,28 @@ class Exchange:
             return next((answer for answer in self.refusals if answer.status_code != 404), None)
         return min(self.refusals, key=lambda answer: answer.status_code == 404, default=None)
 
+    def start_timer(self, seconds: float, expire: Callable[[], None]) -> None:
+        """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
+        if self.timer is None:
+            self._timer_started = self.clock()
+            self.timer = asyncio.get_running_loop().call_later(max(0.0, seconds - self.spent), expire)
+
     def stop_timer(self) -> None:
         if self.timer is not None:
+            self.spent += self.clock() - self._timer_started
             self.timer.cancel()
             self.timer = None
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        waiter, self.waiter = self.waiter, None
+        if self.waiting_since is not None:
+            self.waited += self.clock() - self.waiting_since
+            self.waiting_since = None
+        if waiter is not None and self.leave_line is not None:
+            self.leave_line(waiter)
+        if self.turn is not None and not self.turn.done():
+            self.turn.set_result(None)
 
     def end(self, outcome: Outcome, problem: str | None = None) -> bool:
         """The request is over; False if it was before."""
@@ -122,6 +166,7 @@ class Exchange:
             return False
         self.outcome = outcome
         self.problem = problem
+        self.leave()
         if self.lease is not None:
             self.lease.release(outcome, self.clock() - self.taken)
         if self.fan_out is not None:
@@ -140,6 +185,7 @@ class Exchange:
             "model": self.model,
             "pinned": self.pin is not None,
             "attempts": self.attempts,
+            "waited_ms": round(self.waited * 1000, 3),
             "failures": [{"agent": failure.agent, "reason": failure.reason} for failure in self.failures],
             "outcome": self.outcome,
             "problem": self.problem,

@@ -43,6 +43,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._base import StreamId
 
+from ..ollama.errors import tells_of_crash
 from .headers import request_to_agent
 
 if TYPE_CHECKING:
@@ -104,6 +105,12 @@ def _refused(status: int, refusal: http.Response | None = None) -> Failure:
     return Failure(f"status {status}", connected=True, retriable=True, refusal=refusal, lacks_model=status == 404)
 
 
+def _may_be_crash(event: ResponseHeaders) -> bool:
+    """Whether it is a short answer by which the server may say that its runner has died."""
+    headers = event.response.headers
+    return event.response.status_code == 500 and headers.get("content-type", "").startswith("application/json")
+
+
 @dataclass(eq=False)
 class Routing:
     """One request's search for an agent, handed to the addon's `route_request`.
@@ -121,6 +128,10 @@ class Routing:
     """Whether a 404 means that this agent lacks what another may have."""
     expired: bool = False
     """The time for a first byte has run out: no attempt more."""
+    given_up: str | None = None
+    """Why the addon has given up the attempt that runs now."""
+    may_repeat: bool = True
+    """Whether it does no harm to send the request again where it is not certain that it has not arrived."""
 
 
 @dataclass
@@ -167,6 +178,7 @@ class BalancedStream(HttpStream):
 
     routing: Routing | None = None
     refusal: http.Response | None = None
+    refusal_head: ResponseHeaders | None = None
     refusal_limit: commands.RequestWakeup | None = None
     reused_connection = False
     sent_at = 0.0
@@ -321,8 +333,9 @@ class BalancedStream(HttpStream):
                     Failure(f"status {status}, which is no answer", connected=True, retriable=True)
                 )
                 return
-            if status in RETRIED_STATUSES or (status == 404 and self.routing.retry_404):
+            if status in RETRIED_STATUSES or (status == 404 and self.routing.retry_404) or _may_be_crash(event):
                 self.refusal = event.response
+                self.refusal_head = event
                 self.server_state = self.state_consume_refusal
                 self.refusal_limit = commands.RequestWakeup(REFUSAL_SECONDS)
                 yield self.refusal_limit
@@ -349,11 +362,26 @@ class BalancedStream(HttpStream):
         elif isinstance(event, ResponseEndOfMessage):
             assert self.refusal
             refusal = self.refusal
+            if refusal.status_code == 500 and not tells_of_crash(bytes(self.response_body_buf)):
+                yield from self.pass_refusal_on(event)
+                return
             if self.flow.request.method != "HEAD":
                 refusal.headers.pop("transfer-encoding", None)
                 refusal.raw_content = bytes(self.response_body_buf)
                 refusal.headers["content-length"] = str(len(refusal.raw_content))
             yield from self.try_next(_refused(refusal.status_code, refusal))
+
+    def pass_refusal_on(self, end: ResponseEndOfMessage) -> layer.CommandGenerator[None]:
+        """The answer is the caller's after all."""
+        head, body = self.refusal_head, bytes(self.response_body_buf)
+        assert head
+        self.refusal = self.refusal_head = None
+        self.response_body_buf.clear()
+        self.server_state = self.state_wait_for_response_headers
+        yield from super().state_wait_for_response_headers(head)
+        if body:
+            yield from self.server_state(ResponseData(self.stream_id, body))
+        yield from self.server_state(end)
 
     def leave_refusal(self) -> layer.CommandGenerator[None]:
         """The refusal is too long or too slow to be worth the wait."""
@@ -364,7 +392,7 @@ class BalancedStream(HttpStream):
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
         """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
         assert self.routing
-        self.refusal = None
+        self.refusal = self.refusal_head = None
         self.response_body_buf.clear()
         self.flow.response = None
         self.server_state = self.state_wait_for_response_headers
@@ -385,7 +413,8 @@ class BalancedStream(HttpStream):
         elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
             yield from self.balanced_layer.abandon(self.context.server)
             stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
-            if stale and self.refusal is None and not self.routing.expired:
+            given_up = self.routing.expired or self.routing.given_up is not None or not self.routing.may_repeat
+            if stale and self.refusal is None and not given_up:
                 # An idle connection that the agent closed just now says nothing about the agent.
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):

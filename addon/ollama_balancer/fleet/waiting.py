@@ -1,0 +1,170 @@
+"""The line of requests that wait for an agent: fair between clients, first in, first out for each.
+
+Requests that any of the same agents could serve wait at the same place. At each place the clients take turns, so that
+one who sends a thousand requests does not keep the others waiting; a place whose agents are busy holds up no other.
+The line knows who is next; who gets which agent, and when, is `matching`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .registry import Lease
+
+UNKNOWN_RETRY = 5
+"""Seconds after which one may try again where nothing is known of the line's pace."""
+
+LONGEST_RETRY = 600
+
+WEIGHT = 0.1
+"""Of the newest interval between two turns in their average."""
+
+
+class LineFullError(Exception):
+    """As many requests wait as may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What kind of turn a request waits for."""
+
+    model: str
+    """A canonical name."""
+    agent: Agent | None = None
+    """The only agent that will do."""
+    tried: frozenset[Agent] = frozenset()
+    """Agents that have failed the request already."""
+
+
+class Waiter:
+    """One request in the line.
+
+    `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
+    """
+
+    __slots__ = ("client", "notify", "place", "since", "waiting")
+
+    def __init__(self, place: Place, client: str, since: float, notify: Callable[[Lease | None], None]) -> None:
+        self.place = place
+        self.client = client
+        self.since = since
+        self.notify = notify
+        self.waiting = True
+
+    def __repr__(self) -> str:
+        return f"Waiter({self.place.model}, {self.client}, since {self.since:.3f})"
+
+
+_Clients = OrderedDict[str, OrderedDict[Waiter, None]]
+"""Those who wait at one place, by client; the first client has the turn, and his first request is the oldest."""
+
+
+class WaitingLine:
+    """`clock` gives monotonic seconds; `size`, which may be changed, is how many may wait."""
+
+    def __init__(self, clock: Callable[[], float], size: int = 1000) -> None:
+        self.size = size
+        self._clock = clock
+        self._models: dict[str, dict[Place, _Clients]] = {}
+        self._all: OrderedDict[Waiter, None] = OrderedDict()
+        self._interval: float | None = None
+        """Seconds between two turns while somebody waits: a moving average."""
+        self._last: float = 0.0
+        """When the last turn was called, or the line began."""
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"WaitingLine({len(self._all)} of {self.size}; {len(self._models)} models)"
+
+    def join(self, place: Place, client: str, notify: Callable[[Lease | None], None]) -> Waiter:
+        """Wait at that place. LineFullError: the line has its size already."""
+        if len(self._all) >= self.size:
+            raise LineFullError(f"{len(self._all)} requests wait already")
+        now = self._clock()
+        if not self._all:
+            self._last = now
+        waiter = Waiter(place, client, now, notify)
+        clients = self._models.setdefault(place.model, {}).setdefault(place, OrderedDict())
+        clients.setdefault(client, OrderedDict())[waiter] = None
+        self._all[waiter] = None
+        return waiter
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Wait no longer; False if it did not wait any more."""
+        if not waiter.waiting:
+            return False
+        waiter.waiting = False
+        del self._all[waiter]
+        places = self._models[waiter.place.model]
+        clients = places[waiter.place]
+        mine = clients[waiter.client]
+        del mine[waiter]
+        if not mine:
+            del clients[waiter.client]
+            if not clients:
+                del places[waiter.place]
+                if not places:
+                    del self._models[waiter.place.model]
+        return True
+
+    def first(self, place: Place) -> Waiter | None:
+        """Whose turn it is at that place; None if nobody waits there."""
+        clients = self._models.get(place.model, {}).get(place)
+        return None if clients is None else next(iter(next(iter(clients.values()))))
+
+    def call(self, place: Place) -> Waiter:
+        """Take out whose turn it is, and give the next client the turn. KeyError: nobody waits there."""
+        clients = self._models[place.model][place]
+        waiter = next(iter(next(iter(clients.values()))))
+        clients.move_to_end(waiter.client)
+        self.leave(waiter)
+        now = self._clock()
+        interval, self._last = now - self._last, now
+        self._interval = interval if self._interval is None else self._interval + WEIGHT * (interval - self._interval)
+        return waiter
+
+    def places(self, model: str | None = None) -> list[Place]:
+        """Where somebody waits for that model, or for any; where it has taken longest comes first."""
+        if model is not None:
+            found = list(self._models.get(model, ()))
+        else:
+            found = [place for places in self._models.values() for place in places]
+        return found if len(found) < 2 else sorted(found, key=self._first_since)
+
+    def waiters(self, place: Place) -> list[Waiter]:
+        """All who wait at that place, client by client."""
+        clients = self._models.get(place.model, {}).get(place)
+        return [] if clients is None else [waiter for mine in clients.values() for waiter in mine]
+
+    def retry_after(self) -> int:
+        """Whole seconds until somebody who finds the line full may expect it to have passed: from 1 to 600."""
+        if self._interval is None:
+            return UNKNOWN_RETRY
+        return round(max(1.0, min(float(LONGEST_RETRY), self._interval * len(self._all))))
+
+    def describe(self, most: int = 100) -> dict[str, Any]:
+        """The line as the control API shows it, with the `most` models and clients that have most requests in it."""
+        models = Counter(waiter.place.model for waiter in self._all)
+        clients = Counter(waiter.client for waiter in self._all)
+        oldest = next(iter(self._all), None)
+        return {
+            "length": len(self._all),
+            "oldest": None if oldest is None else round(self._clock() - oldest.since, 3),
+            "models": _largest(models, most),
+            "clients": _largest(clients, most),
+        }
+
+    def _first_since(self, place: Place) -> float:
+        first = self.first(place)
+        return first.since if first is not None else 0.0
+
+
+def _largest(counts: Counter[str], most: int) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])

@@ -1,0 +1,96 @@
+"""Finds the agents that have fallen silent with requests of theirs.
+
+Before the first byte of an answer nothing is heard of it: it may wait for its turn on the host, the model may be
+loading, the prompt may be long. So silence alone says nothing. What does: the agent is offline; or it is online and
+says that the model is in memory, and no request of its has got anywhere for longer than reading the prompt may take.
+A request that has its agent load a model is left alone as long as the agent lives: to drop it would abort the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from ..fleet.agent import Agent
+from .exchange import Exchange
+
+SILENCE = 30.0
+"""Seconds without any progress after which an agent that has the model in memory is suspected."""
+
+WORST_PREFILL = 40.0
+"""Bytes of a prompt that the slowest of hosts read in a second: some ten tokens."""
+
+UNSTREAMED_PATIENCE = 10.0
+"""Times as long while a request is there whose answer comes in one piece: the agent may be busy with that."""
+
+LOOK_AGAIN = 5.0
+"""Seconds until an agent that is loading the model is asked again."""
+
+
+class Watchdog:
+    """Looks at the requests that have no byte yet. Seconds are those of `clock`.
+
+    `loaded` asks an agent for the canonical names of its models in memory, None if it does not answer; `give_up` ends
+    an attempt, with the reason.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        loaded: Callable[[Agent], Awaitable[set[str] | None]],
+        give_up: Callable[[Exchange, str], None],
+    ) -> None:
+        self._clock = clock
+        self._loaded = loaded
+        self._give_up = give_up
+
+    def look(self, exchanges: Iterable[Exchange]) -> list[Exchange]:
+        """Give up what agents that are offline have not begun to answer; returns the suspicious ones, for `judge`."""
+        now = self._clock()
+        waiting = [e for e in exchanges if _unanswered(e)]
+        in_one_piece = {e.agent for e in waiting if not e.streams}
+        suspicious = []
+        for exchange in waiting:
+            agent = exchange.agent
+            assert agent is not None
+            if not agent.online and not exchange.seen_loading:
+                self._give_up(exchange, f"it went offline: {agent.offline_reason}")
+                continue
+            limit = SILENCE + exchange.body_bytes / WORST_PREFILL
+            if agent in in_one_piece:
+                limit *= UNSTREAMED_PATIENCE
+            if now - max(exchange.patience, agent.heard_at) >= limit:
+                suspicious.append(exchange)
+        return suspicious
+
+    async def judge(self, exchange: Exchange) -> None:
+        """Ask the agent of a suspicious request whether it has the model in memory; if so, it is stuck."""
+        agent, lease = exchange.agent, exchange.lease
+        if agent is None or lease is None or lease.model is None:
+            return
+        began = exchange.patience
+        silent = self._clock() - max(began, agent.heard_at)
+        exchange.patience = self._clock() + LOOK_AGAIN  # not asked again meanwhile
+        names = await self._loaded(agent)
+        if exchange.lease is not lease or not _unanswered(exchange):
+            return
+        if names is None:
+            self._give_up(exchange, f"silent for {silent:.0f} s, and does not say what it has in memory")
+        elif lease.model not in names:
+            # Loading, or waiting to: patience begins anew when it is seen in memory.
+            exchange.seen_loading = True
+        elif exchange.seen_loading:
+            exchange.seen_loading = False
+            exchange.patience = self._clock()
+        else:
+            self._give_up(exchange, f"silent for {silent:.0f} s with the model in memory")
+
+
+def _unanswered(exchange: Exchange) -> bool:
+    lease = exchange.lease
+    return (
+        lease is not None
+        and not lease.released
+        and lease.model is not None
+        and exchange.first_byte is None
+        and exchange.outcome is None
+    )

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pytest
+
+from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.matching import Matcher
+from ollama_balancer.fleet.registry import AgentRegistry, Lease
+from ollama_balancer.fleet.waiting import Place, WaitingLine
+from tests.fleet.fakes import Clock, entries, fleet
+
+M = Place("m:latest")
+OTHER = Place("other:latest")
+
+
+class Room:
+    """A fleet with one slot per model and agent, and a line before it."""
+
+    def __init__(self, *names: str) -> None:
+        self.clock = Clock()
+        self.registry = AgentRegistry(self.clock, slots=1, chance=lambda: 0.5)
+        self.agents = fleet(self.registry, *names)
+        self.line = WaitingLine(self.clock)
+        self.matcher = Matcher(self.registry, self.line)
+        self.got: dict[str, Lease | None] = {}
+
+    def fill(self, place: Place = M) -> list[Lease]:
+        leases = []
+        while (agent := self.matcher.find(place.model)) is not None:
+            leases.append(self.registry.take(agent, place.model))
+        return leases
+
+    def wait(self, name: str, place: Place = M, client: str = "c") -> None:
+        self.clock.now += 0.001
+
+        def notify(lease: Lease | None) -> None:
+            assert name not in self.got
+            self.got[name] = lease
+
+        self.line.join(place, client, notify)
+
+    def agent_of(self, name: str) -> Agent:
+        lease = self.got[name]
+        assert lease is not None
+        return lease.agent
+
+    def fail(self, agent: Agent, times: int = 3) -> None:
+        for _ in range(times):
+            lease = self.registry.take(agent, "m:latest")
+            self.registry.failed(lease, "no")
+            lease.release(Outcome.FAILED)
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room("a", "b")
+
+
+def test_a_request_is_bound_to_the_agent_that_is_free_first(room: Room) -> None:
+    a, b = room.agents
+    leases = {lease.agent: lease for lease in room.fill()}
+    for name in "12":
+        room.wait(name)
+    assert room.got == {}
+    leases[b].release()
+    assert room.agent_of("1") is b
+    assert (a.running, b.running) == ({"m:latest": 1}, {"m:latest": 1}), "never one more"
+    leases[a].release()
+    assert room.agent_of("2") is a
+    assert len(room.line) == 0
+
+
+def test_a_model_nobody_is_busy_with_is_not_held_up(room: Room) -> None:
+    for agent in room.agents:
+        room.registry.update_models(agent, entries("m", "other"))
+    room.fill()
+    for n in range(100):
+        room.wait(str(n))
+    assert room.matcher.find("other:latest") in room.agents
+
+
+def test_a_request_that_an_agent_has_failed_does_not_hold_up_the_others(room: Room) -> None:
+    a, b = room.agents
+    leases = {lease.agent: lease for lease in room.fill()}
+    room.wait("not a", Place("m:latest", tried=frozenset({a})))
+    room.wait("any")
+    leases[a].release()
+    assert room.agent_of("any") is a
+    leases[b].release()
+    assert room.agent_of("not a") is b
+
+
+def test_a_pinned_request_waits_for_its_agent_and_the_oldest_comes_first(room: Room) -> None:
+    a, b = room.agents
+    leases = {lease.agent: lease for lease in room.fill()}
+    room.wait("pinned", Place("m:latest", b))
+    room.wait("any")
+    leases[b].release()
+    assert room.agent_of("pinned") is b
+    assert "any" not in room.got
+    leases[a].release()
+    assert room.agent_of("any") is a
+
+
+def test_all_are_told_when_no_agent_is_left(room: Room) -> None:
+    a, b = room.agents
+    room.registry.update_models(b, entries("m", "other"))
+    leases = room.fill() + room.fill(OTHER)
+    room.wait("any")
+    room.wait("pinned", Place("m:latest", a))
+    room.wait("not b", Place("m:latest", tried=frozenset({b})))
+    room.wait("other", OTHER)
+    room.registry.unreachable(a, "gone")
+    assert room.got == {"pinned": None, "not b": None}
+    room.registry.drain(b)
+    assert room.got == dict.fromkeys(("pinned", "not b", "any", "other"))
+    assert len(room.line) == 0
+    for lease in leases:
+        lease.release(Outcome.FAILED)
+
+
+def test_an_agent_that_comes_back_serves_the_line(room: Room) -> None:
+    a, b = room.agents
+    leases = {lease.agent: lease for lease in room.fill()}
+    room.registry.drain(b)
+    leases[b].release()
+    room.wait("1")
+    assert room.got == {}
+    room.registry.resume(b)
+    assert room.agent_of("1") is b
+    room.wait("2")
+    room.registry.unreachable(a, "gone")
+    leases[a].release(Outcome.FAILED)
+    assert "2" not in room.got
+    room.registry.reached(a)
+    assert room.agent_of("2") is a
+
+
+def test_a_new_agent_and_a_new_model_serve_the_line(room: Room) -> None:
+    room.fill()
+    for name in "12":
+        room.wait(name)
+    (c,) = fleet(room.registry, "c")
+    assert room.agent_of("1") is c
+    (d,) = fleet(room.registry, "d")
+    assert room.agent_of("2") is d
+    room.wait("other", OTHER)
+    room.registry.update_models(d, entries("m", "other"))
+    assert room.agent_of("other") is d
+
+
+def test_more_slots_serve_the_line(room: Room) -> None:
+    room.fill()
+    for name in "123":
+        room.wait(name)
+    room.registry.slots = 2
+    assert set(room.got) == {"1", "2"}
+    assert all(agent.running == {"m:latest": 2} for agent in room.agents)
+
+
+def test_an_ejected_agent_that_is_due_tries_one_of_those_who_wait(room: Room) -> None:
+    a, b = room.agents
+    room.fail(a)
+    room.fill()
+    for name in "12":
+        room.wait(name)
+    for _ in range(3):
+        room.clock.now += 4
+        room.registry.reached(a)
+        room.registry.reached(b)
+    room.registry.expire()
+    assert room.agent_of("1") is a
+    assert "2" not in room.got
+    trial = room.got["1"]
+    assert trial is not None
+    room.registry.succeeded(trial)
+    trial.release()
+    assert room.agent_of("2") is a
+
+
+def test_when_the_last_that_is_well_goes_the_least_bad_is_tried(room: Room) -> None:
+    a, b = room.agents
+    room.fail(a)
+    room.fill()
+    for name in "12":
+        room.wait(name)
+    room.registry.unreachable(b, "gone")
+    assert room.agent_of("1") is a
+    assert "2" not in room.got
+    trial = room.got["1"]
+    assert trial is not None
+    room.registry.failed(trial, "no")
+    trial.release(Outcome.FAILED)
+    assert room.agent_of("2") is a, "never refused while something might serve"
+
+
+def test_a_returning_agent_serves_those_who_wait_one_load_at_a_time(room: Room) -> None:
+    a, b = room.agents
+    for agent in (a, b):
+        room.registry.update_models(agent, entries("m", "other"))
+    room.registry.slots = 2
+    room.fill()
+    room.fill(OTHER)
+    assert len(room.line) == 0
+    (c,) = fleet(room.registry, "c")
+    room.registry.update_models(c, entries("m", "other"))
+    room.registry.unreachable(c, "gone")
+    for n in range(3):
+        room.wait(f"m{n}")
+        room.wait(f"other{n}", OTHER)
+    room.registry.reached(c)
+    assert list(room.got) == ["m0"]
+    lease = room.got["m0"]
+    assert lease is not None
+    lease.began()
+    assert list(room.got) == ["m0", "other0"]
