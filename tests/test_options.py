@@ -21,6 +21,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_slots": 0,
     "balancer_queue_size": 1000,
     "balancer_queue_timeout": 300,
+    "balancer_stop_timeout": 30,
     "balancer_origins": [],
     "stream_large_bodies": None,
 }
@@ -31,7 +32,7 @@ def read(**changes: object) -> options.Settings:
 
 
 def test_the_defaults_are_accepted() -> None:
-    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, ())
+    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, ())
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -58,6 +59,7 @@ def test_an_unknown_mode_is_refused_with_a_list_of_the_modes(mode: str) -> None:
         ("balancer_slots", 0, 10_000),
         ("balancer_queue_size", 0, 100_000),
         ("balancer_queue_timeout", 1, 86_400),
+        ("balancer_stop_timeout", 0, 86_400),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_the_range(name: str, low: int, high: int) -> None:

@@ -9,8 +9,10 @@ import functools
 import hashlib
 import logging
 import secrets
+import signal
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mitmproxy import command, ctx, exceptions, http
@@ -47,6 +49,9 @@ from .proxying.fanout import FanOut, Timeouts
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
 from .proxying.watchdog import Watchdog
+from .state import FILE_NAME as STATE_FILE
+from .state import StateFile
+from .stopping import Stopper
 from .text import one_line
 
 if TYPE_CHECKING:
@@ -90,6 +95,10 @@ class Balancer:
         self.exchanges: dict[str, Exchange] = {}
         self.static: set[str] = set()
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
+        self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
+        self.control.ending = lambda: self.stopper.ending
+        self.state: StateFile | None = None
+        self._stored_revision = -1
         self.watchdog = Watchdog(self.registry.clock, self._loaded, self._give_up)
         self._salt = secrets.token_bytes(16)
         self._authorized: set[str] = set()
@@ -147,8 +156,10 @@ class Balancer:
             return
         self._running = True
         self._log_mode()
+        self._listen_for_the_end()
         if self._tasks:
             return  # the script was loaded again: everything goes on
+        self._restore()
         self._log_start()
         self.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
@@ -169,6 +180,50 @@ class Balancer:
             for task in self._tasks:
                 task.cancel()
             self._tasks.clear()
+            self._store_now()
+
+    def _listen_for_the_end(self) -> None:
+        # In mitmproxy's console the interrupt key asks a person.
+        interrupt = () if hasattr(ctx.master, "prompt_for_exit") else (signal.SIGINT,)
+        self.stopper.listen(
+            signal.SIGTERM, *interrupt, timeout=lambda: self.settings.stop_timeout if self.settings else 0
+        )
+
+    def _unfinished(self) -> int:
+        """Requests that run or wait, and answers that their clients have not taken yet."""
+        handlers = ctx.master.addons.get("proxyserver").connections.values()
+        writers = [io.writer for handler in handlers if (io := handler.transports.get(handler.client)) is not None]
+        unsent = sum(
+            1
+            for writer in writers
+            if isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
+        )
+        return max(len(self.exchanges), unsent)
+
+    # The agents that have registered
+
+    def _restore(self) -> None:
+        self.state = StateFile(Path(ctx.options.confdir).expanduser() / STATE_FILE)
+        count = self.state.restore(self.registry)
+        if count:
+            logger.info("%d agents that had registered are known again.", count)
+
+    async def _store(self) -> None:
+        """Write down who has registered, if that has changed."""
+        if self.state is None or self._stored_revision == self.registry.revision:
+            return
+        revision = self.registry.revision
+        text = self.state.content(self.registry)
+        self._stored_revision = revision
+        if text is not None:
+            await asyncio.to_thread(self.state.write, text)
+
+    def _store_now(self) -> None:
+        if self.state is not None and self._stored_revision != self.registry.revision:
+            self._stored_revision = self.registry.revision
+            text = self.state.content(self.registry)
+            if text is not None:
+                self.state.write(text)
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
@@ -422,8 +477,12 @@ class Balancer:
                 exchange.end(Outcome.CANCELLED)
             exchange = self.exchanges[flow.id] = self._exchange(flow)
             request = flow.request
-            decision = self.dispatcher.begin(
-                exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
+            decision = (
+                self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
+                if self.stopper.ending
+                else self.dispatcher.begin(
+                    exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
+                )
             )
         else:
             decision = self._account(exchange, routing)
@@ -592,6 +651,7 @@ class Balancer:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
+                await self._store()
                 self.registry.expire()
                 for exchange in list(self.exchanges.values()):
                     # Nothing else tells of a flow that a person has killed while it waits.

@@ -40,6 +40,7 @@ class Settings:
     slots: int
     queue_size: int
     queue_timeout: int
+    stop_timeout: int
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -88,6 +89,12 @@ def add_options(loader: Loader) -> None:
     )
     loader.add_option("balancer_queue_size", int, 1000, "Requests that may wait in the balancer.")
     loader.add_option("balancer_queue_timeout", int, 300, "Seconds that a request may wait in the balancer.")
+    loader.add_option(
+        "balancer_stop_timeout",
+        int,
+        30,
+        "Seconds that running requests get to finish when the balancer is told to end.",
+    )
     loader.add_option(
         "balancer_origins",
         Sequence[str],
@@ -162,6 +169,7 @@ def read(options: object) -> Settings:
         slots=number("balancer_slots", 0, 10_000),
         queue_size=number("balancer_queue_size", 0, 100_000),
         queue_timeout=number("balancer_queue_timeout", 1, 86_400),
+        stop_timeout=number("balancer_stop_timeout", 0, 86_400),
         origins=_origins(get("balancer_origins")),
     )
 

@@ -51,6 +51,8 @@ class ControlApi:
         self.started = started
         self.on_change = on_change
         self.line = line
+        self.ending: Callable[[], bool] = lambda: False
+        """Whether the program is about to end, and takes no more requests."""
         self.app = Starlette(
             routes=[
                 Route("/health", self.health),
@@ -71,10 +73,8 @@ class ControlApi:
 
     async def health(self, request: Request) -> Response:
         counts = self.registry.counts()
-        ok = counts[Status.ONLINE] > 0
-        return JSONResponse(
-            {"status": "ok" if ok else "no agent can serve", "agents": _by_state(counts)}, 200 if ok else 503
-        )
+        problem = "ending" if self.ending() else None if counts[Status.ONLINE] else "no agent can serve"
+        return JSONResponse({"status": problem or "ok", "agents": _by_state(counts)}, 503 if problem else 200)
 
     async def balancer(self, request: Request) -> Response:
         registry = self.registry

@@ -138,6 +138,8 @@ class AgentRegistry:
         """Those whose models are not known yet."""
         self._unwell: dict[Agent, None] = {}
         """The ejected and the returning."""
+        self.revision = 0
+        """Grows when an agent is registered, moved, removed, drained or resumed."""
         self.on_room: Callable[[Agent, str], None] = lambda agent, model: None
         """Called when an agent may have a slot of that model free again."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
@@ -205,6 +207,7 @@ class AgentRegistry:
         agent = self._names.get(name)
         if agent is not None:
             if agent.address != address:
+                self.revision += 1
                 self._leave(agent.address)
                 self._addresses[address] += 1
                 agent.address = address
@@ -220,6 +223,7 @@ class AgentRegistry:
         self._next_number += 1
         self._agents[agent.id] = self._names[name] = agent
         self._unknown[agent] = None
+        self.revision += 1
         agent.fixed_slots = self._slots
         self._addresses[address] += 1
         return agent, True
@@ -229,6 +233,7 @@ class AgentRegistry:
         if agent.removed:
             return
         agent.removed = True
+        self.revision += 1
         self._agents.pop(agent.id, None)
         self._names.pop(agent.name, None)
         self._leave(agent.address)
@@ -249,11 +254,13 @@ class AgentRegistry:
             agent.draining_until_registration = until_registration
         elif not until_registration:
             agent.draining_until_registration = False
+        self.revision += 1
         self._place(agent)
 
     def resume(self, agent: Agent) -> None:
         if agent.draining:
             logger.info("Agent %s is resumed.", agent.name)
+            self.revision += 1
         agent.draining = agent.draining_until_registration = False
         self._place(agent)
 

@@ -1,0 +1,58 @@
+"""Ends the program when what runs has ended, or has taken too long; asked a second time, at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+
+from mitmproxy.utils import asyncio_utils
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.05
+
+
+class Stopper:
+    """`running` counts the requests that are not finished, `end` ends the program, `signals` are what asks for it."""
+
+    def __init__(self, running: Callable[[], int], end: Callable[[], None]) -> None:
+        self.ending = False
+        self._running = running
+        self._end = end
+
+    def listen(self, *signals: signal.Signals, timeout: Callable[[], float]) -> None:
+        """Be asked by these signals from now on. Without effect where the loop takes none, as on Windows."""
+        loop = asyncio.get_running_loop()
+        for number in signals:
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+                loop.add_signal_handler(number, lambda: self.ask(timeout()))
+
+    def ask(self, timeout: float) -> None:
+        """End when nothing runs any more, after `timeout` seconds at the latest; asked again, at once."""
+        if self.ending:
+            self._end()
+            return
+        self.ending = True
+        running = self._running()
+        if running:
+            logger.info(
+                "Ending: %d requests are not finished; they get up to %g s (asked again, it ends at once).",
+                running,
+                timeout,
+            )
+        asyncio_utils.create_task(self._wait(timeout), name="the end", keep_ref=True)
+
+    async def _wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        quiet = 0
+        while quiet < 2 and loop.time() < deadline:  # twice: the last bytes go out after a request has ended
+            quiet = 0 if self._running() else quiet + 1
+            await asyncio.sleep(LOOK_SECONDS)
+        cut = self._running()
+        if cut:
+            logger.warning("Ending with %d requests cut: they took longer than %g s.", cut, seconds)
+        self._end()

@@ -1,0 +1,164 @@
+"""The end of the program loses nothing: what runs is finished, and who had registered is known again."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ollama_balancer.simulator import SimulatedOllama, Timing
+from tests.e2e.harness import PATIENCE, Hosts, Proxy, running_proxy, stream_lines, wait_until
+
+SLOW = Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=30, num_parallel=4)
+ENDLESS = Timing(load=0, prefill_rate=1e6, decode_rate=10, output_tokens=1_000_000, num_parallel=4)
+STATE = "ollama-balancer-agents.json"
+
+
+class Stream(threading.Thread):
+    """A stream that is being read; its first line has come."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(daemon=True)
+        self.proxy = proxy
+        self.lines: list[dict[str, object]] = []
+        self.broken: Exception | None = None
+        seen: queue.Queue[bytes] = queue.Queue()
+        self.seen = seen
+        self.start()
+        seen.get(timeout=PATIENCE)
+
+    def run(self) -> None:
+        try:
+            self.lines = stream_lines(self.proxy, "/api/generate", {"model": "llama3.2", "prompt": "x"}, self.seen)
+        except httpx.TransportError as e:
+            self.broken = e
+
+
+@contextmanager
+def streaming(tmp_path: Path, hosts: Hosts, timing: Timing, *arguments: str) -> Iterator[tuple[Proxy, Stream]]:
+    host = hosts.start("one", timing=timing)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", *arguments) as proxy:
+        proxy.wait_online("one")
+        yield proxy, Stream(proxy)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_stream_is_finished_and_nothing_new_is_taken(
+    tmp_path: Path, hosts: Hosts, number: signal.Signals
+) -> None:
+    with streaming(tmp_path, hosts, SLOW) as (proxy, stream):
+        proxy.process.send_signal(number)
+        wait_until(lambda: proxy.http.get("/health").status_code == 503, "it says that it is ending")
+        refused = proxy.generate()
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
+        assert "ending" in refused.json()["error"]
+        assert proxy.http.get("/api/agents").status_code == 200
+        stream.join(PATIENCE)
+        assert stream.broken is None
+        assert stream.lines[-1]["done"] is True
+        assert proxy.process.wait(PATIENCE) == 0
+        assert "1 requests are not finished; they get up to 30 s" in proxy.log
+
+
+def test_what_takes_longer_than_the_timeout_is_cut(tmp_path: Path, hosts: Hosts) -> None:
+    with streaming(tmp_path, hosts, ENDLESS, "--set", "balancer_stop_timeout=1") as (proxy, stream):
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+        stream.join(PATIENCE)
+        assert stream.broken is not None
+        assert "Ending with 1 requests cut: they took longer than 1 s." in proxy.log
+        wait_until(lambda: hosts.all[0].in_flight == 0, "the host is told")
+
+
+def test_asked_twice_it_ends_at_once(tmp_path: Path, hosts: Hosts) -> None:
+    with streaming(tmp_path, hosts, ENDLESS, "--set", "balancer_stop_timeout=3600") as (proxy, _):
+        proxy.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "not finished" in proxy.log, "it waits")
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_connections_without_a_request_hold_up_nothing(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    with running_proxy(
+        tmp_path, "--set", f"balancer_agents=one={host.url}", "--set", "balancer_stop_timeout=3600"
+    ) as proxy:
+        proxy.wait_online("one")
+        assert proxy.generate().status_code == 200
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_who_had_registered_is_known_after_a_restart(tmp_path: Path, hosts: Hosts) -> None:
+    one, two = hosts.start("one"), hosts.start("two")
+    with running_proxy(tmp_path) as proxy:
+        ids = {name: proxy.register(name, host.url) for name, host in (("one", one), ("two", two))}
+        proxy.register("three", "http://127.0.0.1:9")
+        proxy.register("four", "http://127.0.0.1:9")
+        proxy.control("DELETE", "/api/agents/four")
+        proxy.control("POST", "/api/agents/two/drain")
+        proxy.control("POST", "/api/agents/three/drain", {"until": "registration"})
+    state = tmp_path / STATE
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    with running_proxy(tmp_path, "--set", "balancer_agents=three=http://127.0.0.1:7") as proxy:
+        proxy.wait_online("one")
+        agents = proxy.agents()
+        assert set(agents) == {"one", "two", "three"}
+        assert {name: agents[name]["id"] for name in ids} == ids
+        wait_until(lambda: proxy.agents()["two"]["status"] == "draining", "it still drains")
+        assert (agents["three"]["source"], agents["three"]["url"]) == ("static", "http://127.0.0.1:7")
+        assert proxy.generate().headers["X-Balancer-Agent"] == "one"
+    assert [agent["name"] for agent in json.loads(state.read_text())["agents"]] == ["one", "two"]
+
+
+def test_what_has_changed_is_kept_though_the_program_is_killed(tmp_path: Path) -> None:
+    with running_proxy(tmp_path) as proxy:
+        proxy.register("one", "http://127.0.0.1:9")
+        wait_until(lambda: "one" in (tmp_path / STATE).read_text() if (tmp_path / STATE).exists() else False, "written")
+        proxy.process.kill()
+        proxy.process.wait(PATIENCE)
+    with running_proxy(tmp_path) as proxy:
+        assert set(proxy.agents()) == {"one"}
+        assert "1 agents that had registered are known again" in proxy.log
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Invalid JSON"),
+        (b'{"version": 1, "agents": [', "Invalid JSON"),
+        (b'{"version": 2, "agents": []}', "version"),
+        (b'{"version": 1, "agents": [{"name": "x", "url": "ftp://h"}]}', "http://"),
+        (b"\xff\xfe\x00", "Invalid JSON"),
+    ],
+)
+def test_a_damaged_file_is_set_aside_with_a_warning(tmp_path: Path, content: bytes, why: str) -> None:
+    state = tmp_path / STATE
+    state.write_bytes(content)
+    with running_proxy(tmp_path) as proxy:
+        assert proxy.agents() == {}
+        assert (tmp_path / f"{STATE}.damaged").read_bytes() == content
+        assert "set aside" in proxy.log
+        assert why in proxy.log
+        proxy.register("one", "http://127.0.0.1:9")
+    assert "one" in state.read_text()
+
+
+def test_a_file_that_cannot_be_written_is_a_warning_and_no_more(tmp_path: Path, hosts: Hosts) -> None:
+    host: SimulatedOllama = hosts.start("one")
+    os.mkdir(tmp_path / STATE)
+    with running_proxy(tmp_path) as proxy:
+        proxy.register("one", host.url)
+        proxy.wait_online("one")
+        assert proxy.generate().status_code == 200
+        assert proxy.log.count(f"cannot be read from {tmp_path / STATE}") == 1
