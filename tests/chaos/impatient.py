@@ -1,0 +1,14 @@
+"""A second addon: the balancer's times made short, so that a minute shows what takes an hour."""
+
+from ollama_balancer import addon, probing
+from ollama_balancer.fleet import health, registry
+from ollama_balancer.proxying import watchdog
+
+addon.WATCH_SECONDS = 0.1
+watchdog.SILENCE = 1.0
+watchdog.LOOK_AGAIN = 0.2
+health.FIRST_EJECTION = 1.0
+health.RETURNING = 2.0
+registry.PROBE_GRACE = 1.5
+probing.INTERVAL = 0.3
+probing.ALIVE_TIMEOUT = 0.5
