@@ -191,6 +191,8 @@ class Chaos:
                 if agent["status"] == "ejected" and not host.frozen and host.fault != "killed":
                     with contextlib.suppress(json.JSONDecodeError, ConnectionError):  # killed meanwhile
                         received = (await host.tell())["received"]
+                        # A client that leaves makes room for the next.
+                        received -= agent["stats"]["cancelled"]
                         now[name] = received, sum(f"Agent {name} " in line for line in self.log)
                     if name in now and name in last and now[name][1] == last[name][1]:
                         got = now[name][0] - last[name][0]  # and its state has not changed in between
