@@ -77,6 +77,12 @@ START_SECONDS = 10.0
 WATCH_SECONDS = 0.5
 """Between two looks at the requests that wait."""
 
+STORE_SECONDS = 0.5
+"""How long changes of the registered agents are gathered before they are written down."""
+
+STORE_RETRY_SECONDS = 10.0
+"""Until the disk is tried again."""
+
 
 class Balancer:
     """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests."""
@@ -98,7 +104,6 @@ class Balancer:
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.control.ending = lambda: self.stopper.ending
         self.state: StateFile | None = None
-        self._stored_revision = -1
         self.watchdog = Watchdog(self.registry.clock, self._loaded, self._give_up)
         self._salt = secrets.token_bytes(16)
         self._authorized: set[str] = set()
@@ -180,7 +185,9 @@ class Balancer:
             for task in self._tasks:
                 task.cancel()
             self._tasks.clear()
-            self._store_now()
+            self.stopper.let_go()
+            if self.state is not None:
+                self.state.save(self.state.snapshot(self.registry))
 
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
@@ -207,23 +214,20 @@ class Balancer:
         count = self.state.restore(self.registry)
         if count:
             logger.info("%d agents that had registered are known again.", count)
+        self._start(self._keep(self.state), "state file")
 
-    async def _store(self) -> None:
-        """Write down who has registered, if that has changed."""
-        if self.state is None or self._stored_revision == self.registry.revision:
-            return
-        revision = self.registry.revision
-        text = self.state.content(self.registry)
-        self._stored_revision = revision
-        if text is not None:
-            await asyncio.to_thread(self.state.write, text)
-
-    def _store_now(self) -> None:
-        if self.state is not None and self._stored_revision != self.registry.revision:
-            self._stored_revision = self.registry.revision
-            text = self.state.content(self.registry)
-            if text is not None:
-                self.state.write(text)
+    async def _keep(self, state: StateFile) -> None:
+        """Write down who has registered whenever that has changed."""
+        stored = -1
+        while True:
+            await asyncio.sleep(STORE_SECONDS)
+            revision = self.registry.revision
+            if revision == stored:
+                continue
+            if await asyncio.to_thread(state.save, state.snapshot(self.registry)):
+                stored = revision
+            else:
+                await asyncio.sleep(STORE_RETRY_SECONDS)
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
@@ -651,7 +655,6 @@ class Balancer:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self._store()
                 self.registry.expire()
                 for exchange in list(self.exchanges.values()):
                     # Nothing else tells of a flow that a person has killed while it waits.
@@ -792,7 +795,7 @@ class Balancer:
             lease.agent.heard_at = self.registry.clock()
         if response.status_code >= 500 or (response.status_code < 400 and not verdict.whole):
             problem = verdict.error or f"status {response.status_code}"
-            if lease is not None:
+            if lease is not None and response.status_code != 501:  # that is the caller's mistake
                 self.registry.failed(lease, problem)
             exchange.end(Outcome.FAILED, problem)
             return
