@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.fleet.agent import Source
+from ollama_balancer.fleet.agent import Address, Source
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.state import StateFile
 from tests.fleet.fakes import Clock, address
@@ -25,10 +25,7 @@ def test_what_is_written_is_restored(tmp_path: Path) -> None:
     registry.drain(a)
     registry.drain(b, until_registration=True)
     file = StateFile(tmp_path / "new folder" / "state.json")
-    text = file.content(registry)
-    assert text is not None
-    assert file.write(text)
-    assert file.content(registry) is None, "nothing has changed"
+    assert file.save(file.snapshot(registry))
     again = AgentRegistry(Clock())
     assert StateFile(file.path).restore(again) == 3
     shown = [(agent.name, str(agent.address), agent.draining, agent.draining_until_registration) for agent in again]
@@ -43,7 +40,53 @@ def test_what_is_written_is_restored(tmp_path: Path) -> None:
 def test_nothing_is_written_where_nobody_has_registered(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "state.json")
     assert file.restore(registry_of()) == 0
-    assert file.content(registry_of()) is None
+    assert file.save(file.snapshot(registry_of()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_left_alone_where_nothing_has_changed(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    registry = registry_of("a")
+    assert file.save(file.snapshot(registry))
+    before = file.path.stat().st_ino
+    assert file.save(file.snapshot(registry))
+    assert file.path.stat().st_ino == before
+    registry.register("b", address(2))
+    assert file.save(file.snapshot(registry))
+    assert file.path.stat().st_ino != before
+
+
+def test_the_last_one_leaves_an_empty_list(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    registry = registry_of("a")
+    assert file.save(file.snapshot(registry))
+    registry.remove(*registry)
+    assert file.save(file.snapshot(registry))
+    assert json.loads(file.path.read_text()) == {"version": 1, "agents": []}
+
+
+def test_what_is_newer_is_not_overwritten_by_what_comes_late(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    late, newer = file.snapshot(registry_of("a")), file.snapshot(registry_of("b"))
+    assert file.save(newer)
+    assert file.save(late)
+    assert "b" in [agent["name"] for agent in json.loads(file.path.read_text())["agents"]]
+
+
+def test_whatever_may_be_registered_can_be_read_again(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    registry = registry_of()
+    host = ".".join(["a" * 60] * 50)[: 2048 - len("http://")].rstrip(".")
+    for name, url in {
+        "n" * 64: f"http://{host}",
+        "v6": "http://[fe80::1%eth0]",
+        "dashes": "http://-a_b-.:65535",
+    }.items():
+        registry.register(name, Address.parse(url))
+    assert file.save(file.snapshot(registry))
+    again = AgentRegistry(Clock())
+    assert StateFile(file.path).restore(again) == 3
+    assert [agent.address for agent in again] == [agent.address for agent in registry]
 
 
 def test_an_entry_that_is_no_agent_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -57,11 +100,18 @@ def test_an_entry_that_is_no_agent_is_left_out(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "file").write_text("in the way")
     file = StateFile(tmp_path / "file" / "state.json")
-    assert not file.write("1")
-    assert not file.write("2")
+    assert not file.save(file.snapshot(registry_of("a")))
+    assert not file.save(file.snapshot(registry_of("a", "b")))
     assert caplog.text.count("cannot be kept") == 1
     (tmp_path / "file").unlink()
-    assert file.write("3")
-    assert file.path.read_text() == "3"
+    assert file.save(file.snapshot(registry_of("a", "b")))
+    assert caplog.text.count("are kept in") == 1
+    assert StateFile(file.path).restore(registry_of()) == 2
+    file.path.unlink()
+    file.path.mkdir()
+    assert not file.save(file.snapshot(registry_of("c")))
+    assert caplog.text.count("cannot be kept") == 2
+    assert list(tmp_path.glob("file/*")) == [file.path], "nothing half written is left there"

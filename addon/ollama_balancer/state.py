@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +23,15 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "ollama-balancer-agents.json"
 MAX_BYTES = 64 * 1024 * 1024
 
+MAX_URL = 2100
+"""Characters: what may be registered, and a port."""
+
 
 class StoredAgent(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str = Field(max_length=64)
-    url: str = Field(max_length=300)
+    url: str = Field(max_length=MAX_URL)
     draining: Literal["resume", "registration"] | None = None
     """What is to end its drain; None: it is not draining."""
 
@@ -38,11 +43,32 @@ class Stored(BaseModel):
     agents: list[StoredAgent] = Field(max_length=MAX_AGENTS)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Who has registered at one moment: name, address and what is to end the drain. Later ones have higher numbers."""
+
+    number: int
+    agents: list[tuple[str, Address, str | None]]
+
+    def __str__(self) -> str:
+        lines = []
+        for name, address, draining in self.agents:
+            entry = {"name": name, "url": address.url}
+            if draining is not None:
+                entry["draining"] = draining
+            lines.append(json.dumps(entry))
+        return f'{{"version": 1, "agents": [{",".join(f"\n {line}" for line in lines)}\n]}}\n'
+
+
 class StateFile:
-    """`path` is the file's; the folder is made if need be."""
+    """`path` is the file's; the folder is made if need be. `save` may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._newest = 0
+        """The snapshot that the file is not to be older than."""
         self._written: str | None = None
         """What the file holds, as far as is known."""
         self._failed = False
@@ -87,23 +113,34 @@ class StateFile:
                 registry.drain(agent, until_registration=entry.draining == "registration")
         return taken_in
 
-    def content(self, agents: Iterable[Agent]) -> str | None:
-        """What the file is to hold; None if it does."""
-        if self._untouchable:
-            return None
-        stored = []
-        for agent in agents:
-            if agent.source is Source.REGISTERED:
-                entry = {"name": agent.name, "url": agent.address.url}
-                if agent.draining:
-                    entry["draining"] = "registration" if agent.draining_until_registration else "resume"
-                stored.append(entry)
-        text = json.dumps({"version": 1, "agents": stored}, indent=1) + "\n"
-        if self._written is None and not stored and not self.path.exists():
-            return None
-        return None if text == self._written else text
+    def snapshot(self, agents: Iterable[Agent]) -> Snapshot:
+        """What the file is to hold; cheap, since whoever serves requests waits for it."""
+        self._taken += 1
+        return Snapshot(
+            self._taken,
+            [
+                (
+                    agent.name,
+                    agent.address,
+                    None if not agent.draining else "registration" if agent.draining_until_registration else "resume",
+                )
+                for agent in agents
+                if agent.source is Source.REGISTERED
+            ],
+        )
 
-    def write(self, text: str) -> bool:
+    def save(self, snapshot: Snapshot) -> bool:
+        """Have the file hold this, unless it holds something newer. False if the disk did not take it."""
+        with self._lock:
+            if self._untouchable or snapshot.number < self._newest:
+                return True
+            self._newest = snapshot.number
+            text = str(snapshot)
+            if text == self._written or (self._written is None and not snapshot.agents and not self.path.exists()):
+                return True
+            return self._write(text)
+
+    def _write(self, text: str) -> bool:
         """Replace the file; nobody ever sees half of it. A failure is logged once, until it works again."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +159,14 @@ class StateFile:
             if not self._failed:
                 logger.warning(
                     "The registered agents cannot be kept in %s (%s): after a restart they have to register again. "
-                    "It is tried again with each change.",
+                    "It is tried again.",
                     self.path,
                     e.strerror or e,
                 )
             self._failed = True
             return False
+        if self._failed:
+            logger.info("The registered agents are kept in %s again.", self.path)
         self._written, self._failed = text, False
         return True
 

@@ -16,19 +16,29 @@ LOOK_SECONDS = 0.05
 
 
 class Stopper:
-    """`running` counts the requests that are not finished, `end` ends the program, `signals` are what asks for it."""
+    """`running` counts the requests that are not finished, `end` ends the program."""
 
     def __init__(self, running: Callable[[], int], end: Callable[[], None]) -> None:
         self.ending = False
+        self._signals: tuple[signal.Signals, ...] = ()
         self._running = running
         self._end = end
 
     def listen(self, *signals: signal.Signals, timeout: Callable[[], float]) -> None:
         """Be asked by these signals from now on. Without effect where the loop takes none, as on Windows."""
+        self._signals = signals
+        self._handle(lambda: self.ask(timeout()))
+
+    def let_go(self) -> None:
+        """Have the signals end the program at once again."""
+        self._handle(self._end)
+        self._signals = ()
+
+    def _handle(self, handler: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        for number in signals:
+        for number in self._signals:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-                loop.add_signal_handler(number, lambda: self.ask(timeout()))
+                loop.add_signal_handler(number, handler)
 
     def ask(self, timeout: float) -> None:
         """End when nothing runs any more, after `timeout` seconds at the latest; asked again, at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import stat
 import threading
@@ -16,7 +17,7 @@ import httpx
 import pytest
 
 from ollama_balancer.simulator import SimulatedOllama, Timing
-from tests.e2e.harness import PATIENCE, Hosts, Proxy, running_proxy, stream_lines, wait_until
+from tests.e2e.harness import PATIENCE, ROOT, Hosts, Proxy, free_port, running_proxy, stream_lines, wait_until
 
 SLOW = Timing(load=0, prefill_rate=1e6, decode_rate=15, output_tokens=30, num_parallel=4)
 ENDLESS = Timing(load=0, prefill_rate=1e6, decode_rate=10, output_tokens=1_000_000, num_parallel=4)
@@ -85,6 +86,88 @@ def test_asked_twice_it_ends_at_once(tmp_path: Path, hosts: Hosts) -> None:
         proxy.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "not finished" in proxy.log, "it waits")
         proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_a_request_that_waits_in_the_line_is_served_before_the_end(tmp_path: Path, hosts: Hosts) -> None:
+    with streaming(tmp_path, hosts, SLOW, "--set", "balancer_slots=1") as (proxy, stream):
+        waiting: list[httpx.Response] = []
+        waiter = threading.Thread(target=lambda: waiting.append(proxy.generate()), daemon=True)
+        waiter.start()
+        wait_until(lambda: proxy.http.get("/api/balancer").json()["waiting"] == 1, "one waits")
+        proxy.process.send_signal(signal.SIGTERM)
+        waiter.join(PATIENCE)
+        stream.join(PATIENCE)
+        assert waiting[0].status_code == 200
+        assert waiting[0].json()["done"] is True
+        assert stream.lines[-1]["done"] is True
+        assert proxy.process.wait(PATIENCE) == 0
+        assert "2 requests are not finished" in proxy.log
+
+
+def test_each_protocol_is_told_in_its_own_words_that_it_ends(tmp_path: Path, hosts: Hosts) -> None:
+    with streaming(tmp_path, hosts, ENDLESS) as (proxy, _):
+        proxy.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: proxy.http.get("/health").status_code == 503, "it says that it is ending")
+        chat = {"model": "llama3.2", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+        openai = proxy.http.post("/v1/chat/completions", json=chat)
+        anthropic = proxy.http.post("/v1/messages", json=chat)
+        everywhere = proxy.http.post("/api/pull", json={"model": "qwen3"})
+        upload = proxy.http.post(f"/api/blobs/sha256:{'0' * 64}", content=b"x" * 100_000)
+        for refused in (openai, anthropic, everywhere, upload):
+            assert refused.status_code == 503
+            assert refused.headers["Retry-After"]
+        assert "ending" in openai.json()["error"]["message"]
+        assert anthropic.json()["type"] == "error"
+        assert "ending" in anthropic.json()["error"]["message"]
+        assert "ending" in everywhere.json()["error"]
+        assert "ending" in upload.json()["error"]
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_it_waits_after_a_reload_of_the_script_too(tmp_path: Path, hosts: Hosts) -> None:
+    copy = tmp_path / "addon"
+    shutil.copytree(ROOT / "addon", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    host = hosts.start("one", timing=SLOW)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", addon=copy / "balancer.py") as proxy:
+        proxy.wait_online("one")
+        loaded = proxy.log.count("Loading script")
+        (copy / "balancer.py").touch()
+        wait_until(lambda: proxy.log.count("Loading script") > loaded, "the script is loaded again")
+        stream = Stream(proxy)
+        proxy.process.send_signal(signal.SIGTERM)
+        stream.join(PATIENCE)
+        assert stream.broken is None
+        assert stream.lines[-1]["done"] is True
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_without_the_addon_the_program_ends_as_ever(tmp_path: Path, hosts: Hosts) -> None:
+    copy = tmp_path / "addon"
+    shutil.copytree(ROOT / "addon", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    host = hosts.start("one", timing=ENDLESS)
+    options = ("--set", f"balancer_agents=one={host.url}", "--set", "balancer_stop_timeout=3600")
+    with running_proxy(tmp_path, *options, addon=copy / "balancer.py") as proxy:
+        proxy.wait_online("one")
+        Stream(proxy)
+        (copy / "balancer.py").unlink()
+        wait_until(lambda: "Removing script" in proxy.log, "the script is gone")
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(PATIENCE) == 0
+        assert "not finished" not in proxy.log
+
+
+def test_mitmweb_finishes_what_runs_too(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one", timing=SLOW)
+    web = ("--no-web-open-browser", "--web-port", str(free_port()))
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", *web, tool="mitmweb") as proxy:
+        proxy.wait_online("one")
+        stream = Stream(proxy)
+        proxy.process.send_signal(signal.SIGTERM)
+        stream.join(PATIENCE)
+        assert stream.broken is None
+        assert stream.lines[-1]["done"] is True
         assert proxy.process.wait(PATIENCE) == 0
 
 
@@ -162,3 +245,19 @@ def test_a_file_that_cannot_be_written_is_a_warning_and_no_more(tmp_path: Path, 
         proxy.wait_online("one")
         assert proxy.generate().status_code == 200
         assert proxy.log.count(f"cannot be read from {tmp_path / STATE}") == 1
+
+
+def test_a_disk_that_takes_nothing_for_a_while_is_tried_again(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    state = tmp_path / STATE
+    with running_proxy(tmp_path) as proxy:
+        state.mkdir()
+        proxy.register("one", host.url)
+        wait_until(lambda: f"cannot be kept in {state}" in proxy.log, "the warning")
+        proxy.register("two", "http://127.0.0.1:9")
+        proxy.wait_online("one")
+        assert proxy.generate().status_code == 200
+        state.rmdir()
+    assert proxy.log.count("cannot be kept") == 1
+    assert [agent["name"] for agent in json.loads(state.read_text())["agents"]] == ["one", "two"]
+    assert list(tmp_path.glob(f"{STATE}*")) == [state]
