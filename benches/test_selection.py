@@ -167,6 +167,27 @@ def test_select_take_release(benchmark: BenchmarkFixture, size: int) -> None:
 
 
 @by_size
+def test_select_take_release_with_slots(benchmark: BenchmarkFixture, size: int) -> None:
+    """A request that a model is run for: it takes one of four slots, its answer begins, it is served."""
+    registry = fleet_with_models(size)
+    registry.slots = 4
+    model = HALVES[0]
+    select, take = registry.select_agent_by_metrics, registry.take
+
+    def request() -> None:
+        agent = select(model)
+        assert agent is not None
+        lease = take(agent, model)
+        lease.began()
+        registry.succeeded(lease)
+        lease.release()
+
+    measure(benchmark, "a request in a slot", request, calls_a_round(6e-6))
+    registry.slots = 0
+    assert registry.in_flight == 0
+
+
+@by_size
 def test_select_take_release_naive(benchmark: BenchmarkFixture, size: int) -> None:
     all_hosts = hosts(size)
 

@@ -40,7 +40,7 @@ class Host:
         self.clock.now += 0.1
         self.registry.reached(self.agent)
         for lease in self.sent[: self.parallel]:
-            if lease.began_at is None:
+            if lease not in self.ends:
                 lease.began()
                 self.ends[lease] = self.clock.now + 10
         for lease in [lease for lease, end in self.ends.items() if end <= self.clock.now]:

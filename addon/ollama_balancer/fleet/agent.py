@@ -15,7 +15,7 @@ from .slots import SlotLearner
 
 if TYPE_CHECKING:
     from .pool import Pool
-    from .registry import Lease
+    from .registry import SlotLease
     from .scoreboard import Scoreboard
 
 HOT_CPU = 80.0
@@ -186,7 +186,7 @@ class Agent:
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()
-        self.trial: Lease | None = None
+        self.trial: SlotLease | None = None
         """The request that tries it while it is ejected."""
         self.closed = False
         """Whether its health forbids new requests at this moment."""

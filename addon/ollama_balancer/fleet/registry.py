@@ -54,27 +54,21 @@ MAX_LEARNERS = 1000
 
 
 class Lease:
-    """A request in flight on an agent: a handle that counts once.
+    """A request in flight on an agent: a handle that counts once. This one takes no slot: no model is run for it."""
 
-    `model` (a canonical name) is None for a request that takes no slot: one that no model is run for.
-    """
+    __slots__ = ("agent", "released")
 
-    __slots__ = ("agent", "began_at", "learner", "loading", "model", "registry", "released", "taken_at")
+    model: str | None = None
+    """The canonical name of the model that is run for the request."""
+    loading: bool = False
+    """Whether the agent has to load the model for it, and has not begun to answer."""
 
-    def __init__(self, agent: Agent, registry: AgentRegistry, model: str | None = None) -> None:
+    def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.registry = registry
-        self.model = model
         self.released = False
-        self.loading = False
-        """Whether the agent has to load the model for it, and has not begun to answer."""
-        self.learner: SlotLearner | None = None
-        self.taken_at = 0.0
-        self.began_at: float | None = None
-        """When its answer began, where a slot was taken."""
 
     def __repr__(self) -> str:
-        return f"Lease({self.agent.name}, {'released' if self.released else 'held'})"
+        return f"{type(self).__name__}({self.agent.name}, {'released' if self.released else 'held'})"
 
     def release(self, outcome: Outcome = SUCCEEDED, seconds: float = 0.0) -> bool:
         """End the request; False (and no effect) if it has ended before.
@@ -96,13 +90,37 @@ class Lease:
             stats.failed += 1
         else:
             stats.cancelled += 1
-        if self.model is not None:
-            self.registry._give_back(self, outcome)
         return True
 
     def began(self) -> None:
         """The first byte of its answer is there."""
-        if self.model is not None and self.began_at is None and not self.released:
+
+
+class SlotLease(Lease):
+    """A request that takes one of the agent's slots for its model. Times are seconds of the registry's clock."""
+
+    __slots__ = ("began_at", "learner", "loading", "model", "registry", "taken_at")
+
+    model: str
+
+    def __init__(self, agent: Agent, registry: AgentRegistry, model: str) -> None:
+        super().__init__(agent)
+        self.registry = registry
+        self.model = model
+        self.loading = False
+        self.learner: SlotLearner | None = None
+        self.taken_at = registry.clock()
+        self.began_at: float | None = None
+        """When its answer began."""
+
+    def release(self, outcome: Outcome = SUCCEEDED, seconds: float = 0.0) -> bool:
+        if not super().release(outcome, seconds):
+            return False
+        self.registry._give_back(self, outcome)
+        return True
+
+    def began(self) -> None:
+        if self.began_at is None and not self.released:
             self.registry._began(self)
 
 
@@ -476,9 +494,10 @@ class AgentRegistry:
         agent.in_flight += 1
         for board in agent.boards:
             board.update(agent)
-        lease = Lease(agent, self, model)
-        if model is not None:
-            self._take_slot(lease, agent, model)
+        if model is None:
+            return Lease(agent)
+        lease = SlotLease(agent, self, model)
+        self._take_slot(lease, agent, model)
         return lease
 
     def has_room(self, agent: Agent, model: str) -> bool:
@@ -580,8 +599,7 @@ class AgentRegistry:
 
     # Slots and health
 
-    def _take_slot(self, lease: Lease, agent: Agent, model: str) -> None:
-        lease.taken_at = self.clock()
+    def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
         agent.running[model] = agent.running.get(model, 0) + 1
         if not agent.fixed_slots:
             learner = agent.learners.get(model)
@@ -599,9 +617,8 @@ class AgentRegistry:
                 agent.trial = lease
             self._gate(agent)
 
-    def _began(self, lease: Lease) -> None:
+    def _began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
-        assert model is not None
         lease.began_at = self.clock()
         if lease.loading:
             lease.loading = False
@@ -617,9 +634,8 @@ class AgentRegistry:
         if agent.health.phase is not Phase.HEALTHY:
             self._gate(agent)
 
-    def _give_back(self, lease: Lease, outcome: Outcome) -> None:
+    def _give_back(self, lease: SlotLease, outcome: Outcome) -> None:
         agent, model = lease.agent, lease.model
-        assert model is not None
         left = agent.running[model] - 1
         if left:
             agent.running[model] = left

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .registry import Lease
+    from .registry import SlotLease
 
 DOUBTS = 3
 """Times in a row that the newest request was seen waiting, until one more is no longer tried."""
@@ -33,7 +33,7 @@ class SlotLearner:
     __slots__ = ("_doubts", "_quickest", "_refuted_until", "_seen", "outstanding", "proven")
 
     def __init__(self) -> None:
-        self.outstanding: dict[Lease, None] = {}
+        self.outstanding: dict[SlotLease, None] = {}
         self.proven = 1
         self._seen = 0
         self._doubts = 0
@@ -45,7 +45,7 @@ class SlotLearner:
         """How many may be sent there at once."""
         return self.proven if now < self._refuted_until else self.proven + 1
 
-    def began(self, lease: Lease) -> None:
+    def began(self, lease: SlotLease) -> None:
         """Its answer has begun."""
         if lease not in self.outstanding:
             return
@@ -63,7 +63,7 @@ class SlotLearner:
                 self._seen = self._doubts = 0
                 self._refuted_until = 0.0
 
-    def ended(self, lease: Lease, now: float, *, whole: bool) -> None:
+    def ended(self, lease: SlotLease, now: float, *, whole: bool) -> None:
         """It is over; `whole`: as it should be, so that the host went on to the next one."""
         if lease not in self.outstanding:
             return
