@@ -150,8 +150,9 @@ class Balancer:
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
         # mitmproxy closes a connection that is silent for that long, which a waiting client is.
-        if ctx.options.tcp_timeout <= settings.response_timeout:
-            ctx.options.update(tcp_timeout=settings.response_timeout + 60)
+        silence = settings.queue_timeout + settings.response_timeout
+        if ctx.options.tcp_timeout <= silence:
+            ctx.options.update(tcp_timeout=silence + 60)
 
     def running(self) -> None:
         unknown = options.unknown(ctx.options)

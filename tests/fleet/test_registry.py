@@ -483,3 +483,13 @@ def test_a_url_that_is_no_host_and_port_is_refused_with_what_to_write(url: str) 
 
 def _parts(where: Address) -> tuple[str, int]:
     return where.host, where.port
+
+
+def test_an_agent_that_was_never_there_is_told_once(
+    registry: AgentRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, _ = registry.register("gone", address(1))
+    for _ in range(3):
+        registry.unreachable(agent, "cannot connect: refused")
+    assert caplog.text.count("Agent gone (10.0.0.1:11434) is not there: cannot connect: refused.") == 1
+    assert agent.describe(clock())["reason"] == "cannot connect: refused"

@@ -29,6 +29,8 @@ ACTIVE_REQUEST_SCORE = 10
 
 ACTIVE_REQUEST_RANK = ACTIVE_REQUEST_SCORE * RANK_SCALE
 
+NOT_HEARD_OF = "not heard of yet"
+
 MAX_SPEEDS = 1000
 """Models whose speed is kept for one agent."""
 
@@ -194,7 +196,7 @@ class Agent:
         self.draining = False
         self.draining_until_registration = False
         self.removed = False
-        self.offline_reason = "not heard of yet"
+        self.offline_reason = NOT_HEARD_OF
         self.reported_alive = False
         self.probed = False
         self.metrics: AgentMetrics | None = None

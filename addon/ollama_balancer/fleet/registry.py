@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
 
 from ..ollama.names import canonical_name
-from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Outcome, Source, Status, agent_id
+from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Outcome, Source, Status, agent_id
 from .health import RETURNING, Phase
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .pool import Pool
@@ -742,6 +742,9 @@ class AgentRegistry:
             logger.warning("Agent %s (%s) is offline: %s.", agent.name, agent.address, reason)
             self._came_or_went(agent)
             self._place(agent)
+        elif agent.offline_reason == NOT_HEARD_OF:
+            agent.offline_reason = reason
+            logger.warning("Agent %s (%s) is not there: %s.", agent.name, agent.address, reason)
 
     def _came_or_went(self, agent: Agent) -> None:
         self.generation += 1

@@ -82,6 +82,8 @@ class Exchange:
     routing: Routing | None = None
     patience: float = 0.0
     """Until then the agent's silence says nothing."""
+    ask_after: float = 0.0
+    """Until then the agent is not asked about its silence again."""
     seen_loading: bool = False
     """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
 

@@ -23,7 +23,7 @@ UNSTREAMED_PATIENCE = 10.0
 """Times as long while a request is there whose answer comes in one piece: the agent may be busy with that."""
 
 LOOK_AGAIN = 5.0
-"""Seconds until an agent that is loading the model is asked again."""
+"""Seconds until an agent is asked again about the same request."""
 
 
 class Watchdog:
@@ -58,7 +58,7 @@ class Watchdog:
             limit = SILENCE + exchange.body_bytes / WORST_PREFILL
             if agent in in_one_piece:
                 limit *= UNSTREAMED_PATIENCE
-            if now - max(exchange.patience, agent.heard_at) >= limit:
+            if now >= exchange.ask_after and now - max(exchange.patience, agent.heard_at) >= limit:
                 suspicious.append(exchange)
         return suspicious
 
@@ -67,13 +67,14 @@ class Watchdog:
         agent, lease = exchange.agent, exchange.lease
         if agent is None or lease is None or lease.model is None:
             return
-        began = exchange.patience
-        silent = self._clock() - max(began, agent.heard_at)
-        exchange.patience = self._clock() + LOOK_AGAIN  # not asked again meanwhile
+        silent = self._clock() - max(exchange.patience, agent.heard_at)
+        exchange.ask_after = self._clock() + LOOK_AGAIN
         names = await self._loaded(agent)
         if exchange.lease is not lease or not _unanswered(exchange):
             return
         if names is None:
+            if exchange.seen_loading and agent.online:
+                return  # a load may keep a host so busy that it answers late
             self._give_up(exchange, f"silent for {silent:.0f} s, and does not say what it has in memory")
         elif lease.model not in names:
             # Loading, or waiting to: patience begins anew when it is seen in memory.
