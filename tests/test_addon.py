@@ -87,7 +87,7 @@ def test_settings_reach_those_who_keep_to_them(context: tuple[Balancer, taddons.
     balancer, running = context
     running.configure(balancer, balancer_stale_after=77, balancer_retries=5, balancer_response_timeout=9000)
     assert balancer.registry.stale_after == 77
-    assert balancer.dispatcher.retries == 5
+    assert balancer.router.dispatcher.retries == 5
     assert running.options.tcp_timeout > 9000
     assert running.options.connection_strategy == "lazy"
 

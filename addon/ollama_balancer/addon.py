@@ -6,12 +6,10 @@ import asyncio
 import collections
 import contextlib
 import functools
-import hashlib
 import logging
 import secrets
 import signal
 from collections.abc import Callable
-from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,22 +31,20 @@ from . import credentials, options
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
-from .fleet.registry import AgentRegistry, Lease
-from .fleet.waiting import Place
+from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
 from .ollama import origins
-from .ollama.errors import error_body
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
-from .ollama.routes import Kind, dialect_of, find_route
+from .ollama.routes import find_route
 from .ollama.watching import NO_TERMINAL, AnswerWatcher
 from .probing import Prober
-from .proxying.dispatch import JSON_TYPE, Answer, Dispatcher, Everywhere, Forward, Wait
+from .proxying.answers import dated, error_of, path_of
 from .proxying.exchange import Exchange
-from .proxying.fanout import FanOut, Timeouts
+from .proxying.fanout import FanOut
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
-from .proxying.watchdog import Watchdog
+from .proxying.router import Router
 from .state import FILE_NAME as STATE_FILE
 from .state import StateFile
 from .stopping import Stopper
@@ -91,21 +87,18 @@ class Balancer:
 
     def __init__(self) -> None:
         self.registry = AgentRegistry()
-        self.dispatcher = Dispatcher(self.registry)
-        self.control = ControlApi(self.registry, self.dispatcher.line, self.registry.clock(), self._probe_now)
+        self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
+        self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
+        self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
+        self.control = ControlApi(self.registry, self.router.dispatcher.line, self.registry.clock(), self._probe_now)
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
         self.demo: Demo | None = None
         self._demo_ready = asyncio.Event()
-        self.exchanges: dict[str, Exchange] = {}
         self.static: set[str] = set()
-        self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
-        self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.control.ending = lambda: self.stopper.ending
         self.state: StateFile | None = None
-        self.watchdog = Watchdog(self.registry.clock, self._loaded, self._give_up)
-        self._salt = secrets.token_bytes(16)
         self._authorized: set[str] = set()
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -137,12 +130,12 @@ class Balancer:
             # At the start one clear line, without a traceback: mitmproxy ends itself on an error logged now.
             logger.error("%s", e)
             return
-        self.settings = settings
+        self.settings = self.router.settings = settings
         self.registry.mode = settings.mode
         self.registry.stale_after = settings.stale_after
         self.registry.slots = settings.slots
-        self.dispatcher.retries = settings.retries
-        self.dispatcher.line.size = settings.queue_size
+        self.router.dispatcher.retries = settings.retries
+        self.router.dispatcher.line.size = settings.queue_size
         if self._running:
             self._log_mode()
             self._probe_now()
@@ -167,7 +160,7 @@ class Balancer:
             return  # the script was loaded again: everything goes on
         self._restore()
         self._log_start()
-        self.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
+        self.prober = self.router.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
         self._start(self._watch(), "watchdog")
         if self.settings.demo:
@@ -206,7 +199,7 @@ class Balancer:
             for writer in writers
             if isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
         )
-        return max(len(self.exchanges), unsent)
+        return max(len(self.router.exchanges), unsent)
 
     # The agents that have registered
 
@@ -345,9 +338,9 @@ class Balancer:
             context,
             mode,
             body_limit=_body_limit,
-            body_too_large=lambda flow, limit: _error(flow, 413, f"the body has more than {limit} bytes"),
+            body_too_large=lambda flow, limit: error_of(flow, 413, f"the body has more than {limit} bytes"),
             via=self.via,
-            internal_error=lambda flow: _error(flow, 500, "the balancer failed to route this; its log says why"),
+            internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
         )
 
     def client_connected(self, client: Client) -> None:
@@ -376,11 +369,11 @@ class Balancer:
 
     def client_disconnected(self, client: Client) -> None:
         """Whatever the client still had running is over, should no other hook have said so."""
-        for flow_id, exchange in list(self.exchanges.items()):
+        for flow_id, exchange in list(self.router.exchanges.items()):
             if exchange.client_id == client.id:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
                     annotate(exchange.flow, exchange)
-                del self.exchanges[flow_id]
+                del self.router.exchanges[flow_id]
 
     def _stop_connect_timer(self, server_id: str) -> None:
         timer = self._connect_timers.pop(server_id, None)
@@ -400,7 +393,7 @@ class Balancer:
     # Requests
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        flow.response = _error(flow, 403, "the balancer is no open proxy: CONNECT is refused")
+        flow.response = error_of(flow, 403, "the balancer is no open proxy: CONNECT is refused")
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the token and take it out of the flow, where people would see it."""
@@ -412,11 +405,11 @@ class Balancer:
                 if name == "authorization" and len(words) == 2 and words[0].lower() == "bearer":
                     self._authorized.add(flow.id)
                 del headers[name]
-        if is_control_path(_path(flow)):
+        if is_control_path(path_of(flow)):
             # Not the right one, but perhaps nearly, or another service's.
             headers.pop("authorization", None)
         elif sum(len(name) + len(value) for name, value in headers.fields) > MAX_HEADERS:
-            flow.response = _error(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
+            flow.response = error_of(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
         elif _is_upload(flow):
             flow.response = self._loop_refusal(flow) or (
                 None if flow.id in self._authorized else self._origin_refusal(flow)
@@ -432,7 +425,7 @@ class Balancer:
         refusal = self._loop_refusal(flow) or (None if authorized else self._origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
-        elif is_control_path(_path(flow)):
+        elif is_control_path(path_of(flow)):
             await serve(self.control.app, flow, authorized=authorized)
         elif flow.is_replay == "request":
             # Replayed flows do not come through our layer.
@@ -452,12 +445,12 @@ class Balancer:
         origin = request.headers.get("origin")
         if not origin or origins.same_origin(origin, request.host_header or ""):
             return None
-        route = find_route(_path(flow))
+        route = find_route(path_of(flow))
         allowed = {"Allow": ", ".join(route.methods)} if route is not None else {}
         if not self._allows(origin):
-            return http.Response.make(403, b"", _dated(allowed if request.method == "OPTIONS" else {}))
+            return http.Response.make(403, b"", dated(allowed if request.method == "OPTIONS" else {}))
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            response = http.Response.make(204, b"", _dated(allowed))
+            response = http.Response.make(204, b"", dated(allowed))
             response.headers.pop("content-length", None)
             response.headers["Access-Control-Allow-Headers"] = origins.ALLOWED_HEADERS
             response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
@@ -468,104 +461,16 @@ class Balancer:
 
     def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         if any(self.via in value for value in flow.request.headers.get_all("via")):
-            return _error(flow, 508, "this request comes from the balancer itself: an agent has the balancer's address")
+            return error_of(
+                flow, 508, "this request comes from the balancer itself: an agent has the balancer's address"
+            )
         return None
 
     async def route_request(self, routing: Routing) -> None:
         """Choose an agent, or answer."""
-        flow = routing.flow
         if self.prober is not None and not self._started:
             await self._start_up(self.prober)
-        exchange = self.exchanges.get(flow.id)
-        if routing.failure is None or exchange is None:
-            if exchange is not None:
-                exchange.end(Outcome.CANCELLED)
-            exchange = self.exchanges[flow.id] = self._exchange(flow)
-            request = flow.request
-            decision = (
-                self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
-                if self.stopper.ending
-                else self.dispatcher.begin(
-                    exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
-                )
-            )
-        else:
-            decision = self._account(exchange, routing)
-        while isinstance(decision, Wait):
-            exchange.stop_timer()
-            waited = await self._wait(decision.place, exchange)
-            if waited is None:
-                return  # the client is gone
-            decision = waited
-        if isinstance(decision, Forward):
-            self._send_to(decision, exchange, routing)
-        elif isinstance(decision, Everywhere):
-            routing.fan_out = exchange.fan_out = self._fan_out(decision, flow)
-        else:
-            exchange.stop_timer()
-            refusal = exchange.refusal() if decision.status == 502 else None
-            if refusal is not None:
-                flow.response = refusal.copy()
-                flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
-            else:
-                flow.response = _answer(flow, decision)
-            if decision.problem is not None:
-                exchange.end(Outcome.FAILED, decision.problem)
-                logger.info("%s", one_line(f"{flow.request.method} {_path(flow)}: {decision.problem}", 500))
-            else:
-                exchange.end(Outcome.SUCCEEDED)
-
-    def _exchange(self, flow: http.HTTPFlow) -> Exchange:
-        pin = flow.request.headers.get(AGENT_HEADER)
-        return Exchange(
-            flow.client_conn.id,
-            dialect_of(_path(flow)),
-            self.registry.clock,
-            pin=pin,
-            flow=flow,
-            client=self._client_name(flow),
-        )
-
-    def _client_name(self, flow: http.HTTPFlow) -> str:
-        """Who asks: by its API key, shown as a hash that says nothing about it, else by its address."""
-        headers = flow.request.headers
-        key = headers.get("authorization") or headers.get("x-api-key")
-        if key:
-            return "key " + hashlib.blake2b(key.encode("utf-8", "replace"), key=self._salt, digest_size=6).hexdigest()
-        peer = flow.client_conn.peername
-        return peer[0] if peer else "unknown"
-
-    async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
-        """Wait in the line for an agent; None if the client leaves."""
-        assert self.settings
-        turn = exchange.turn = asyncio.get_running_loop().create_future()
-        granted: list[Forward] = []
-
-        def notify(lease: Lease | None) -> None:
-            # At once and not when this coroutine goes on: whoever ends the exchange meanwhile gives the lease back.
-            if lease is not None:
-                granted.append(self.dispatcher.granted(exchange, lease))
-            elif not turn.done():
-                turn.set_result(None)
-
-        refused = self.dispatcher.join(exchange, place, notify)
-        if refused is not None:
-            return refused
-        if exchange.flow is not None:
-            exchange.flow.comment = f"waits for a free agent: {one_line(place.model)}"
-        timeout = self.settings.queue_timeout
-        try:
-            async with asyncio.timeout(max(0.0, timeout - exchange.waited)):
-                await asyncio.shield(turn)
-        except TimeoutError:
-            if not granted and exchange.outcome is None:
-                return self.dispatcher.waited_too_long(exchange, timeout)
-        except asyncio.CancelledError:
-            exchange.end(Outcome.CANCELLED)
-            raise
-        if exchange.outcome is not None:
-            return None
-        return granted[0] if granted else self.dispatcher.deserted(exchange)
+        await self.router.route(routing)
 
     async def _start_up(self, prober: Prober) -> None:
         with contextlib.suppress(TimeoutError):
@@ -574,127 +479,23 @@ class Balancer:
                 await prober.first_round.wait()
         self._started = True
 
-    def _account(self, exchange: Exchange, routing: Routing) -> Forward | Wait | Answer:
-        failure = routing.failure
-        assert failure and self.settings
-        if failure.refusal is not None:
-            exchange.refusals.append(failure.refusal)
-        if failure.lacks_model and exchange.model is not None:
-            self._correct(exchange, exchange.model)
-            return self.dispatcher.again(exchange)
-        reason = one_line(failure.reason)
-        if routing.expired:
-            reason = f"no first byte within {self.settings.response_timeout} s"
-        elif not failure.connected and reason == "timeout":
-            reason = f"not reached within {self.settings.connect_timeout} s"
-        if routing.given_up is not None:
-            reason, routing.given_up = routing.given_up, None
-        if exchange.lease is not None:
-            self.registry.failed(exchange.lease, reason)
-        agent = exchange.fail_attempt(reason)
-        if agent is not None:
-            logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
-            if not failure.connected:
-                self.registry.unreachable(agent, f"cannot connect: {reason}")
-        if not failure.retriable or routing.expired:
-            return self.dispatcher.gave_up(exchange)
-        return self.dispatcher.again(exchange)
-
-    def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
-        request = routing.flow.request
-        request.trailers = None
-        address = forward.agent.address
-        request.scheme = "http"
-        request.host, request.port = address.host, address.port
-        request.headers["host"] = str(address)
-        assert self.settings
-        exchange.routing = routing
-        exchange.start_timer(self.settings.response_timeout, functools.partial(self._expire, routing))
-        route = exchange.route
-        routing.may_repeat = route is not None and route.kind is not Kind.NAMED
-        routing.retry_404 = (
-            exchange.pin is None and exchange.model is not None and route is not None and route.kind is Kind.MODEL
-        )
-        routing.routed = True
-
-    def _correct(self, exchange: Exchange, model: str) -> None:
-        """The agent says that it lacks the model: it is not asked for it again until it lists it."""
-        agent = exchange.correct()
-        if agent is not None:
-            logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
-            self.registry.forget_model(agent, canonical_name(model))
-            self._start(self._refresh(agent), "inventory")
-
-    def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
-        assert self.settings
-        request = flow.request
-        return FanOut(
-            [self.registry.take(agent) for agent in decision.agents],
-            request_to_agent(request, self.via),
-            body=request.raw_content,
-            uploads=bool(request.stream),
-            by_all=decision.by_all,
-            timeouts=Timeouts(self.settings.connect_timeout, self.settings.response_timeout),
-            clock=self.registry.clock,
-            refresh=self._refresh,
-            unreachable=self.registry.unreachable,
-            read_client=functools.partial(_read_client, flow.client_conn.id),
-            drain_client=functools.partial(_drain_client, flow.client_conn.id),
-        )
-
-    async def _refresh(self, agent: Agent) -> None:
-        """See what models the agent has now."""
-        if self.prober is not None:
-            await self.prober.refresh(agent)
-
     async def advance(self, fan_out: FanOut) -> None:
         """The next part of several agents' answer."""
         await fan_out.advance()
 
     async def _watch(self) -> None:
-        """Have time go by for those who wait: ejected agents become due, silent ones are found out."""
+        """Have time go by for those who wait."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                self.registry.expire()
-                for exchange in list(self.exchanges.values()):
-                    # Nothing else tells of a flow that a person has killed while it waits.
-                    if exchange.waiter is not None and exchange.flow is not None and _is_killed(exchange.flow):
-                        exchange.end(Outcome.CANCELLED)
-                for exchange in self.watchdog.look(list(self.exchanges.values())):
-                    asyncio_utils.create_task(self.watchdog.judge(exchange), name="silence check", keep_ref=True)
+                self.router.look()
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")
-
-    async def _loaded(self, agent: Agent) -> set[str] | None:
-        return await self.prober.loaded(agent) if self.prober is not None else set()
-
-    def _expire(self, routing: Routing) -> None:
-        """No first byte in time: give up the attempt that runs now."""
-        routing.expired = True
-        self._cut(routing)
-
-    def _give_up(self, exchange: Exchange, reason: str) -> None:
-        """The attempt that runs now comes to nothing: have the layer try the next."""
-        if exchange.routing is not None:
-            exchange.routing.given_up = reason
-            self._cut(exchange.routing)
-
-    def _cut(self, routing: Routing) -> None:
-        """Close the connection on which the answer is waited for."""
-        flow = routing.flow
-        handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
-        if handler is None:
-            return
-        # One that is still being connected has its own, shorter limit, and the layer looks at `expired` after it.
-        io = handler.transports.get(flow.server_conn)
-        if io is not None and io.handler is not None:
-            io.handler.cancel("timeout")
 
     # Answers
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        exchange = self.exchanges.get(flow.id)
+        exchange = self.router.exchanges.get(flow.id)
         response = flow.response
         if response is None:
             return
@@ -715,7 +516,8 @@ class Balancer:
         now = exchange.first_byte = self.registry.clock()
         if exchange.lease is not None:
             exchange.lease.agent.heard_at = now
-            exchange.lease.began()
+            if response.status_code < 400:
+                exchange.lease.began()
         for name in HOP_BY_HOP:
             # mitmproxy still has to see that the connection ends with this answer.
             if name != "connection" or response.headers.get(name, "").lower() != "close":
@@ -736,14 +538,14 @@ class Balancer:
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
         """It is longer than was thought: it streams from here on."""
-        exchange, response = self.exchanges.get(flow.id), flow.response
+        exchange, response = self.router.exchanges.get(flow.id), flow.response
         if response is not None:
             watcher = exchange.watcher if exchange is not None else None
             response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
 
     def response(self, flow: http.HTTPFlow) -> None:
         self._authorized.discard(flow.id)
-        exchange = self.exchanges.pop(flow.id, None)
+        exchange = self.router.exchanges.pop(flow.id, None)
         response = flow.response
         if exchange is None or response is None:
             return
@@ -759,7 +561,7 @@ class Balancer:
 
     def error(self, flow: http.HTTPFlow) -> None:
         self._authorized.discard(flow.id)
-        exchange = self.exchanges.pop(flow.id, None)
+        exchange = self.router.exchanges.pop(flow.id, None)
         if exchange is None:
             return
         message = flow.error.msg if flow.error else "unknown error"
@@ -771,7 +573,7 @@ class Balancer:
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent died in the middle of its answer."""
-        exchange = self.exchanges.get(failed.flow.id)
+        exchange = self.router.exchanges.get(failed.flow.id)
         response = failed.flow.response
         if exchange is None or exchange.watcher is None or response is None:
             return
@@ -851,64 +653,15 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
     return passed
 
 
-def _is_killed(flow: http.HTTPFlow) -> bool:
-    return flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
-
-
-def _path(flow: http.HTTPFlow) -> str:
-    return flow.request.path.partition("?")[0]
-
-
 def _is_upload(flow: http.HTTPFlow) -> bool:
-    route = find_route(_path(flow))
+    route = find_route(path_of(flow))
     return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
-
-
-def _read_client(client_id: str, on: bool) -> None:
-    """Go on reading from a client, or let it wait."""
-    transport = getattr(_client_writer(client_id), "transport", None)
-    if transport is not None and not transport.is_closing():
-        if on:
-            transport.resume_reading()
-        else:
-            transport.pause_reading()
-
-
-async def _drain_client(client_id: str) -> None:
-    """Wait until the client has taken most of what was sent to it."""
-    writer = _client_writer(client_id)
-    if writer is not None:
-        with contextlib.suppress(OSError):
-            await writer.drain()
-
-
-def _client_writer(client_id: str) -> asyncio.StreamWriter | None:
-    handler = ctx.master.addons.get("proxyserver").connections.get(client_id)
-    io = handler.transports.get(handler.client) if handler is not None else None
-    return io.writer if io is not None else None
 
 
 def _body_limit(flow: http.HTTPFlow) -> int:
     if flow.response is not None:
         return REFUSED_BODY
-    return MAX_BODY_BYTES if is_control_path(_path(flow)) else MAX_BODY
-
-
-def _error(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
-    body = error_body(dialect_of(_path(flow)), status, message)
-    return http.Response.make(status, body, _dated({"Content-Type": JSON_TYPE}))
-
-
-def _answer(flow: http.HTTPFlow, answer: Answer) -> http.Response:
-    headers = {"Content-Type": answer.content_type} if answer.content_type else {}
-    response = http.Response.make(answer.status, answer.body, _dated(headers | dict(answer.headers)))
-    if flow.request.method == "HEAD":
-        response.raw_content = b""
-    return response
-
-
-def _dated(headers: dict[str, str]) -> dict[str, str]:
-    return headers | {"Date": formatdate(usegmt=True)}
+    return MAX_BODY_BYTES if is_control_path(path_of(flow)) else MAX_BODY
 
 
 def _allow_origin(response: http.Response, origin: str) -> None:

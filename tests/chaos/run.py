@@ -68,9 +68,6 @@ class Run:
         self.report.broken.append(what)
 
     async def run(self, rounds: int = 3) -> None:
-        for host in self.hosts:
-            body = {"name": host.name, "url": host.url}
-            (await self.chaos.http.post("/api/agents", json=body)).raise_for_status()
         reporting = asyncio.create_task(self.chaos.report())
         try:
             await self._until("all hosts are online", self._all_online)
@@ -234,7 +231,9 @@ class Run:
 
 def run(folder: Path, *, seed: int, requests: int, seconds: float, hosts: int, keep: Path | None = None) -> Report:
     report = Report(seed)
+    fleet = [Host(number) for number in range(hosts)]
     options = {
+        "balancer_agents": ",".join(f"{host.name}={host.url}" for host in fleet),
         "balancer_mode": list(POLICIES)[seed % len(POLICIES)],
         "balancer_connect_timeout": 1,
         "balancer_response_timeout": 30,
@@ -248,7 +247,6 @@ def run(folder: Path, *, seed: int, requests: int, seconds: float, hosts: int, k
     with running_proxy(folder, "-s", str(impatient), *arguments) as proxy:
 
         async def everything() -> None:
-            fleet = [Host(number) for number in range(hosts)]
             await asyncio.gather(*(host.start() for host in fleet))
             began = time.monotonic()
             try:

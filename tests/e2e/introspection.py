@@ -19,7 +19,7 @@ class Introspection:
                 "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),
                 "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
-                "exchanges": len(this.exchanges),
+                "exchanges": len(this.router.exchanges),
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
                 "authorized": len(this._authorized),

@@ -198,7 +198,7 @@ def test_nobody_online_is_told_at_once_with_retry_after(tmp_path: Path) -> None:
 RAISING = """
 from ollama_balancer.addon import balancer
 
-real = balancer().dispatcher.begin
+real = balancer().router.dispatcher.begin
 
 
 def begin(exchange, method, path, body):
@@ -206,7 +206,7 @@ def begin(exchange, method, path, body):
     raise RuntimeError("routing is broken")
 
 
-balancer().dispatcher.begin = begin
+balancer().router.dispatcher.begin = begin
 """
 
 

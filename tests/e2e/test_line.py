@@ -185,7 +185,7 @@ from ollama_balancer.addon import balancer
 class Killing:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.request.path == "/kill-who-waits":
-            for exchange in list(balancer().exchanges.values()):
+            for exchange in list(balancer().router.exchanges.values()):
                 if exchange.waiter is not None:
                     exchange.flow.kill()
             flow.response = http.Response.make(204)

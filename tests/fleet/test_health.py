@@ -7,7 +7,8 @@ import pytest
 from agent_reporter.wire import AgentMetrics
 from ollama_balancer.fleet.agent import Agent, Outcome, Status
 from ollama_balancer.fleet.health import FIRST_EJECTION, LONGEST_EJECTION, RETURNING, STRIKES, Health, Phase
-from ollama_balancer.fleet.registry import AgentRegistry, Lease
+from ollama_balancer.fleet.leases import Lease
+from ollama_balancer.fleet.registry import AgentRegistry
 from tests.fleet.fakes import Clock, entries, fleet, report
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
-from ollama_balancer.fleet.registry import AgentRegistry, Lease
+from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import Place, WaitingLine
 from tests.fleet.fakes import Clock, entries, fleet
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.policies import POLICIES
-from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry, Lease
+from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry
 from tests.fleet.fakes import Clock, address, entries, report
 
 NAMES = ("a", "b", "c", "d")

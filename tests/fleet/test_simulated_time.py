@@ -10,8 +10,9 @@ from itertools import count
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Address, Agent, Outcome, Status
 from ollama_balancer.fleet.health import Phase
+from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
-from ollama_balancer.fleet.registry import AgentRegistry, Lease
+from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import LineFullError, Place, WaitingLine
 from tests.fleet.fakes import Clock, report
 

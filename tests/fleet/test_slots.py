@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
-from ollama_balancer.fleet.registry import AgentRegistry, Lease
+from ollama_balancer.fleet.leases import Lease
+from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.slots import DOUBTS, REFUTED_SECONDS
 from tests.fleet.fakes import Clock, fleet
 

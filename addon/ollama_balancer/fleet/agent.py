@@ -14,8 +14,8 @@ from .health import Health, Phase
 from .slots import SlotLearner
 
 if TYPE_CHECKING:
+    from .leases import SlotLease
     from .pool import Pool
-    from .registry import SlotLease
     from .scoreboard import Scoreboard
 
 HOT_CPU = 80.0

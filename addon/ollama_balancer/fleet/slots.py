@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .registry import SlotLease
+    from .leases import SlotLease
 
 DOUBTS = 3
 """Times in a row that the newest request was seen waiting, until one more is no longer tried."""

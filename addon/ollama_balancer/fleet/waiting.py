@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .registry import Lease
+    from .leases import Lease
 
 UNKNOWN_RETRY = 5
 """Seconds after which one may try again where nothing is known of the line's pace."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..fleet.agent import Agent, Status
+from ..fleet.leases import Lease
 from ..fleet.matching import Matcher
-from ..fleet.registry import AgentRegistry, Lease
+from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import error_body, model_not_found
 from ..ollama.merging import ROOT, MergedFleet

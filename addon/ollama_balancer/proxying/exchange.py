@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent, Outcome
-from ..fleet.registry import Lease
+from ..fleet.leases import Lease
 from ..ollama.routes import Dialect, Route
 from ..ollama.watching import AnswerWatcher
 from ..text import one_line

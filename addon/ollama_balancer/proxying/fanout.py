@@ -21,7 +21,7 @@ from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from ..fleet.agent import Agent, Outcome
-from ..fleet.registry import Lease
+from ..fleet.leases import Lease
 from ..ollama.errors import error_body
 from ..ollama.management import (
     LineSplitter,

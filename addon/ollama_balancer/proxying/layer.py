@@ -284,7 +284,7 @@ class BalancedStream(HttpStream):
             err = yield from self.connect()
             if (yield from self.check_killed(True)):
                 return False
-            if err is None and not self.routing.expired:
+            if err is None and not self.routing.expired and self.routing.given_up is None:
                 return True
             self.routing.failure = Failure(err or "timeout", connected=err is None, retriable=True)
 

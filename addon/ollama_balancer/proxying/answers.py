@@ -1,0 +1,33 @@
+"""The balancer's own answers as mitmproxy's responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import formatdate
+
+from mitmproxy import http
+
+from ..ollama.errors import error_body
+from ..ollama.routes import dialect_of
+from .dispatch import JSON_TYPE, Answer
+
+
+def path_of(flow: http.HTTPFlow) -> str:
+    return flow.request.path.partition("?")[0]
+
+
+def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
+    body = error_body(dialect_of(path_of(flow)), status, message)
+    return http.Response.make(status, body, dated({"Content-Type": JSON_TYPE}))
+
+
+def answer_of(flow: http.HTTPFlow, answer: Answer) -> http.Response:
+    headers = {"Content-Type": answer.content_type} if answer.content_type else {}
+    response = http.Response.make(answer.status, answer.body, dated(headers | dict(answer.headers)))
+    if flow.request.method == "HEAD":
+        response.raw_content = b""
+    return response
+
+
+def dated(headers: Mapping[str, str]) -> dict[str, str]:
+    return dict(headers) | {"Date": formatdate(usegmt=True)}

@@ -1,0 +1,289 @@
+"""Takes each request to its agent: has it wait, sends it, accounts for attempts that failed, and looks after silence.
+
+What is to be done is decided by `dispatch`; here it is done to mitmproxy's flows and connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mitmproxy import ctx, http
+from mitmproxy.flow import Error
+from mitmproxy.utils import asyncio_utils
+
+from ..fleet.agent import Agent, Outcome
+from ..fleet.leases import Lease
+from ..fleet.registry import AgentRegistry
+from ..fleet.waiting import Place
+from ..ollama.names import canonical_name
+from ..ollama.routes import Kind, dialect_of
+from ..text import one_line
+from .answers import answer_of, path_of
+from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
+from .exchange import Exchange
+from .fanout import FanOut, Timeouts
+from .headers import AGENT_HEADER, request_to_agent
+from .layer import Routing
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from ..options import Settings
+    from ..probing import Prober
+
+logger = logging.getLogger(__name__)
+
+
+class Router:
+    """`via` is this balancer's own name in the Via header; `ending` tells whether it takes no more requests.
+
+    `settings` and `prober` are set before the first request comes.
+    """
+
+    def __init__(self, registry: AgentRegistry, via: str, ending: Callable[[], bool]) -> None:
+        self.registry = registry
+        self.via = via
+        self.ending = ending
+        self.settings: Settings | None = None
+        self.prober: Prober | None = None
+        self.dispatcher = Dispatcher(registry)
+        self.exchanges: dict[str, Exchange] = {}
+        """By the flow's id."""
+        self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
+        self._salt = secrets.token_bytes(16)
+
+    async def route(self, routing: Routing) -> None:
+        """Choose an agent, or answer. The request may wait here for its turn."""
+        flow = routing.flow
+        exchange = self.exchanges.get(flow.id)
+        if routing.failure is None or exchange is None:
+            if exchange is not None:
+                exchange.end(Outcome.CANCELLED)
+            exchange = self.exchanges[flow.id] = self._exchange(flow)
+            request = flow.request
+            decision = (
+                self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
+                if self.ending()
+                else self.dispatcher.begin(
+                    exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
+                )
+            )
+        else:
+            decision = self._account(exchange, routing)
+        while isinstance(decision, Wait):
+            exchange.stop_timer()
+            waited = await self._wait(decision.place, exchange)
+            if waited is None:
+                return  # the client is gone
+            decision = waited
+        if isinstance(decision, Forward):
+            self._send_to(decision, exchange, routing)
+        elif isinstance(decision, Everywhere):
+            routing.fan_out = exchange.fan_out = self._fan_out(decision, flow)
+        else:
+            exchange.stop_timer()
+            refusal = exchange.refusal() if decision.status == 502 else None
+            if refusal is not None:
+                flow.response = refusal.copy()
+                flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
+            else:
+                flow.response = answer_of(flow, decision)
+            if decision.problem is not None:
+                exchange.end(Outcome.FAILED, decision.problem)
+                logger.info("%s", one_line(f"{flow.request.method} {path_of(flow)}: {decision.problem}", 500))
+            else:
+                exchange.end(Outcome.SUCCEEDED)
+
+    def _exchange(self, flow: http.HTTPFlow) -> Exchange:
+        pin = flow.request.headers.get(AGENT_HEADER)
+        return Exchange(
+            flow.client_conn.id,
+            dialect_of(path_of(flow)),
+            self.registry.clock,
+            pin=pin,
+            flow=flow,
+            client=self._client_name(flow),
+        )
+
+    def _client_name(self, flow: http.HTTPFlow) -> str:
+        """Who asks: by its API key, shown as a hash that says nothing about it, else by its address."""
+        headers = flow.request.headers
+        key = headers.get("authorization") or headers.get("x-api-key")
+        if key:
+            return "key " + hashlib.blake2b(key.encode("utf-8", "replace"), key=self._salt, digest_size=6).hexdigest()
+        peer = flow.client_conn.peername
+        return peer[0] if peer else "unknown"
+
+    async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
+        """Wait in the line for an agent; None if the client leaves."""
+        assert self.settings
+        turn = exchange.turn = asyncio.get_running_loop().create_future()
+        granted: list[Forward] = []
+
+        def notify(lease: Lease | None) -> None:
+            # At once and not when this coroutine goes on: whoever ends the exchange meanwhile gives the lease back.
+            if lease is not None:
+                granted.append(self.dispatcher.granted(exchange, lease))
+            elif not turn.done():
+                turn.set_result(None)
+
+        refused = self.dispatcher.join(exchange, place, notify)
+        if refused is not None:
+            return refused
+        if exchange.flow is not None:
+            exchange.flow.comment = f"waits for a free agent: {one_line(place.model)}"
+        timeout = self.settings.queue_timeout
+        try:
+            async with asyncio.timeout(max(0.0, timeout - exchange.waited)):
+                await asyncio.shield(turn)
+        except TimeoutError:
+            if not granted and exchange.outcome is None:
+                return self.dispatcher.waited_too_long(exchange, timeout)
+        except asyncio.CancelledError:
+            exchange.end(Outcome.CANCELLED)
+            raise
+        if exchange.outcome is not None:
+            return None
+        return granted[0] if granted else self.dispatcher.deserted(exchange)
+
+    def _account(self, exchange: Exchange, routing: Routing) -> Forward | Wait | Answer:
+        failure = routing.failure
+        assert failure and self.settings
+        if failure.refusal is not None:
+            exchange.refusals.append(failure.refusal)
+        if failure.lacks_model and exchange.model is not None:
+            self._correct(exchange, exchange.model)
+            return self.dispatcher.again(exchange)
+        reason = one_line(failure.reason)
+        if routing.expired:
+            reason = f"no first byte within {self.settings.response_timeout} s"
+        elif not failure.connected and reason == "timeout":
+            reason = f"not reached within {self.settings.connect_timeout} s"
+        if routing.given_up is not None:
+            reason, routing.given_up = routing.given_up, None
+        if exchange.lease is not None:
+            self.registry.failed(exchange.lease, reason)
+        agent = exchange.fail_attempt(reason)
+        if agent is not None:
+            logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
+            if not failure.connected:
+                self.registry.unreachable(agent, f"cannot connect: {reason}")
+        if not failure.retriable or routing.expired:
+            return self.dispatcher.gave_up(exchange)
+        return self.dispatcher.again(exchange)
+
+    def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
+        request = routing.flow.request
+        request.trailers = None
+        address = forward.agent.address
+        request.scheme = "http"
+        request.host, request.port = address.host, address.port
+        request.headers["host"] = str(address)
+        assert self.settings
+        exchange.routing = routing
+        exchange.start_timer(self.settings.response_timeout, functools.partial(self._expire, routing))
+        route = exchange.route
+        routing.may_repeat = route is not None and route.kind is not Kind.NAMED
+        routing.retry_404 = (
+            exchange.pin is None and exchange.model is not None and route is not None and route.kind is Kind.MODEL
+        )
+        routing.routed = True
+
+    def _correct(self, exchange: Exchange, model: str) -> None:
+        """The agent says that it lacks the model: it is not asked for it again until it lists it."""
+        agent = exchange.correct()
+        if agent is not None:
+            logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
+            self.registry.forget_model(agent, canonical_name(model))
+            asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
+
+    def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
+        assert self.settings
+        request = flow.request
+        return FanOut(
+            [self.registry.take(agent) for agent in decision.agents],
+            request_to_agent(request, self.via),
+            body=request.raw_content,
+            uploads=bool(request.stream),
+            by_all=decision.by_all,
+            timeouts=Timeouts(self.settings.connect_timeout, self.settings.response_timeout),
+            clock=self.registry.clock,
+            refresh=self._refresh,
+            unreachable=self.registry.unreachable,
+            read_client=functools.partial(_read_client, flow.client_conn.id),
+            drain_client=functools.partial(_drain_client, flow.client_conn.id),
+        )
+
+    async def _refresh(self, agent: Agent) -> None:
+        """See what models the agent has now."""
+        if self.prober is not None:
+            await self.prober.refresh(agent)
+
+    def look(self) -> None:
+        """Time has gone by: ejected agents become due, silent ones are found out."""
+        self.registry.expire()
+        for exchange in list(self.exchanges.values()):
+            # Nothing else tells of a flow that a person has killed while it waits.
+            if exchange.waiter is not None and exchange.flow is not None and _is_killed(exchange.flow):
+                exchange.end(Outcome.CANCELLED)
+        for exchange in self.watchdog.look(list(self.exchanges.values())):
+            asyncio_utils.create_task(self.watchdog.judge(exchange), name="silence check", keep_ref=True)
+
+    async def _loaded(self, agent: Agent) -> set[str] | None:
+        return await self.prober.loaded(agent) if self.prober is not None else set()
+
+    def _expire(self, routing: Routing) -> None:
+        """No first byte in time: give up the attempt that runs now."""
+        routing.expired = True
+        self._cut(routing)
+
+    def _give_up(self, exchange: Exchange, reason: str) -> None:
+        """The attempt that runs now comes to nothing: have the layer try the next."""
+        if exchange.routing is not None:
+            exchange.routing.given_up = reason
+            self._cut(exchange.routing)
+
+    def _cut(self, routing: Routing) -> None:
+        """Close the connection on which the answer is waited for."""
+        flow = routing.flow
+        handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
+        if handler is None:
+            return
+        # One that is still being connected has its own, shorter limit, and the layer looks at `expired` after it.
+        io = handler.transports.get(flow.server_conn)
+        if io is not None and io.handler is not None:
+            io.handler.cancel("timeout")
+
+
+def _is_killed(flow: http.HTTPFlow) -> bool:
+    return flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
+
+
+def _read_client(client_id: str, on: bool) -> None:
+    """Go on reading from a client, or let it wait."""
+    transport = getattr(_client_writer(client_id), "transport", None)
+    if transport is not None and not transport.is_closing():
+        if on:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+
+async def _drain_client(client_id: str) -> None:
+    """Wait until the client has taken most of what was sent to it."""
+    writer = _client_writer(client_id)
+    if writer is not None:
+        with contextlib.suppress(OSError):
+            await writer.drain()
+
+
+def _client_writer(client_id: str) -> asyncio.StreamWriter | None:
+    handler = ctx.master.addons.get("proxyserver").connections.get(client_id)
+    io = handler.transports.get(handler.client) if handler is not None else None
+    return io.writer if io is not None else None
