@@ -139,6 +139,7 @@ def test_least_requests_counts_what_is_in_flight(tmp_path: Path, hosts: Hosts) -
 def test_collected_metrics_are_in_memory(tmp_path: Path, hosts: Hosts) -> None:
     host = hosts.start("one")
     with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
+        proxy.wait_online("one")  # what the first probe finds would replace the report's models
         body = report(cpu=12.5, memory=33.3, active=2, avg_response_time_ms=81.5, models=["a:latest", "b:1b"])
         assert proxy.control("POST", "/api/agents/one/metrics", body).status_code == 204
         agent = proxy.agents()["one"]
