@@ -103,7 +103,11 @@ class Chaos:
         self.log = log
         self.rng = rng
         self.http = httpx.AsyncClient(
-            base_url=url, trust_env=False, timeout=30, headers={"Authorization": f"Bearer {TOKEN}"}
+            base_url=url,
+            trust_env=False,
+            timeout=30,
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            limits=httpx.Limits(max_connections=4),
         )
         self.survived: Counter[str] = Counter()
         self.broken: list[str] = []

@@ -28,8 +28,11 @@ MEMORY_CEILING = 80 * 1024 * 1024
 
 QUIET_SECONDS = 20.0
 
-PASSING_TASKS = ("Task", "None", "client connection handler", "timeout watchdog", "handle_hook")
+PASSING_TASKS = ("Task", "None", "client handler", "client connection handler", "timeout watchdog", "handle_hook")
 """Those of clients that are connected, of probes and of the look at the tasks itself."""
+
+CONTROL_CONNECTIONS = 8
+"""At most that many clients are connected at a quiet point: the run's own."""
 
 
 @dataclass
@@ -209,10 +212,14 @@ class Run:
         return f"left are {left}" if left else None
 
     async def _same_tasks(self) -> str | None:
-        """Those that belong to no client are the same as before."""
-        tasks = {n: count for n, count in (await self._introspect())["tasks"].items() if n not in PASSING_TASKS}
+        """Those that belong to no client are the same as before, and no more clients are there than the run's own."""
+        state = await self._introspect()
+        tasks = {n: count for n, count in state["tasks"].items() if n not in PASSING_TASKS}
         if self.tasks is None:
             self.tasks = tasks
+        handlers = state["tasks"].get("client handler", 0)
+        if max(handlers, state["clients"]) > CONTROL_CONNECTIONS:
+            return f"there are {handlers} client handlers and {state['clients']} clients"
         return None if tasks == self.tasks else f"they are {tasks} and were {self.tasks}"
 
     async def _introspect(self) -> dict[str, Any]:
