@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.registry import AgentRegistry
@@ -26,7 +27,7 @@ class Room:
 
     def fill(self, place: Place = M) -> list[Lease]:
         leases = []
-        while (agent := self.matcher.find(place.model)) is not None:
+        while (agent := self.matcher.find(Demand(place.model)).agent) is not None:
             leases.append(self.registry.take(agent, place.model))
         return leases
 
@@ -76,7 +77,7 @@ def test_a_model_nobody_is_busy_with_is_not_held_up(room: Room) -> None:
     room.fill()
     for n in range(100):
         room.wait(str(n))
-    assert room.matcher.find("other:latest") in room.agents
+    assert room.matcher.find(Demand("other:latest")).agent in room.agents
 
 
 def test_a_request_that_an_agent_has_failed_does_not_hold_up_the_others(room: Room) -> None:

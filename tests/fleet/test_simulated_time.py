@@ -9,6 +9,7 @@ from itertools import count
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Address, Agent, Outcome, Status
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.health import Phase
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
@@ -88,7 +89,7 @@ class Simulation:
         self.route(number, model, client, ())
 
     def route(self, number: int, model: str, client: str, tried: tuple[Agent, ...]) -> None:
-        agent = self.matcher.find(model, tried)
+        agent = self.matcher.find(Demand(model), tried).agent
         if agent is not None:
             self.begin(number, client, tried, self.registry.take(agent, model))
             return
@@ -179,7 +180,9 @@ class Simulation:
         self.longest_line = max(self.longest_line, len(self.line))
         assert len(self.line) == sum(map(len, self.queues.values()))
         for place in self.line.places():
-            assert self.matcher.find(place.model, place.tried) is None, "an agent is free and somebody waits for it"
+            assert self.matcher.find(Demand(place.model), place.tried).agent is None, (
+                "an agent is free and somebody waits for it"
+            )
             assert not self.matcher.hopeless(place)
         online = sum(agent.online for agent in self.agents)
         ejected = sum(agent.status is Status.EJECTED for agent in self.agents)

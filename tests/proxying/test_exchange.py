@@ -76,6 +76,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "mode": "metrics",
         "why": "score 30",
         "model": "Tiny-A",
+        "options": [],
         "pinned": True,
         "attempts": 2,
         "waited_ms": 0.0,

@@ -29,6 +29,9 @@ ACTIVE_REQUEST_SCORE = 10
 
 ACTIVE_REQUEST_RANK = ACTIVE_REQUEST_SCORE * RANK_SCALE
 
+SLOWDOWN = 0.4
+"""By how much each further request of the same model slows those that run beside it (DESIGN: measured)."""
+
 NOT_HEARD_OF = "not heard of yet"
 
 MAX_SPEEDS = 1000
@@ -100,6 +103,16 @@ def agent_id(name: str) -> str:
     return uuid.uuid5(uuid.UUID("6f6c6c61-6d61-5062-616c-616e63657221"), name).hex[:12]
 
 
+@dataclass(slots=True)
+class Warm:
+    """A model in memory."""
+
+    runner: str | None = None
+    """The options that it was loaded with, in one spelling; None: not known."""
+    proven_at: float = float("-inf")
+    """When an answer of it began there."""
+
+
 @dataclass
 class Statistics:
     """What became of the requests that ended on an agent."""
@@ -126,9 +139,11 @@ class Agent:
         "address",
         "base_rank",
         "boards",
+        "clock_lead",
         "closed",
         "draining",
         "draining_until_registration",
+        "epoch",
         "fixed_slots",
         "fresh",
         "full",
@@ -139,14 +154,18 @@ class Agent:
         "in_flight",
         "learners",
         "loaded",
+        "loading",
         "loads",
+        "memory_known",
         "metrics",
         "metrics_at",
         "model_names",
         "models",
+        "most_loaded",
         "name",
         "number",
         "offline_reason",
+        "placed",
         "pools",
         "probed",
         "removed",
@@ -173,8 +192,20 @@ class Agent:
         self.model_names: list[str] = []
         self.loaded: list[ModelEntry] = []
         self.version: str | None = None
-        self.warm: set[str] = set()
+        self.warm: dict[str, Warm] = {}
         """Models (canonical names) that it has in memory, as far as is known."""
+        self.loading: dict[str, float] = {}
+        """Models that it loads, and since when."""
+        self.memory_known = False
+        """Whether it has told, since it came, what it has in memory."""
+        self.clock_lead = float("inf")
+        """By how much the registry's clock is ahead of its own, in seconds, as its quickest reports have shown."""
+        self.most_loaded = 0
+        """Models that it was seen to have in memory at once."""
+        self.placed: set[str] = set()
+        """Models for which it counts in the fleet's placement."""
+        self.epoch = 0
+        """Grows when something changes that a forecast rests on."""
         self.in_flight = 0
         self.running: dict[str, int] = {}
         """Requests in flight by model, of those that take a slot."""
@@ -259,6 +290,21 @@ class Agent:
             return self.fixed_slots
         learner = self.learners.get(model)
         return learner.limit(now) if learner is not None else 2
+
+    def slowness(self, model: str) -> float:
+        """By which factor a request of the model takes longer there than alone, with all that runs there now."""
+        running = self.running
+        at_once = max(1, running.get(model, 1))
+        return (1 + SLOWDOWN * (at_once - 1)) * max(1, len(running))
+
+    def holds(self, model: str) -> bool:
+        """Whether it has the model in memory, or is loading it."""
+        return model in self.warm or model in self.loading
+
+    def fits(self) -> int:
+        """How many models it may have in memory at once, as it reports or as was seen."""
+        reported = self.metrics.max_loaded_models if self.metrics is not None else None
+        return reported or max(1, self.most_loaded)
 
     @property
     def active_requests(self) -> int:

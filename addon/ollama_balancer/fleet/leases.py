@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .agent import Agent, Outcome
+from .demand import Demand
 from .slots import SlotLearner
 
 if TYPE_CHECKING:
+    from .forecast import Option
     from .registry import AgentRegistry
 
 SUCCEEDED, FAILED = Outcome.SUCCEEDED, Outcome.FAILED
@@ -22,6 +24,9 @@ class Lease:
     """The canonical name of the model that is run for the request."""
     loading: bool = False
     """Whether the agent has to load the model for it, and has not begun to answer."""
+
+    options: tuple[Option, ...] = ()
+    """How the agents were weighed for it, the best first, by a mode that does."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -59,15 +64,38 @@ class Lease:
 class SlotLease(Lease):
     """A request that takes one of the agent's slots for its model. Times are seconds of the registry's clock."""
 
-    __slots__ = ("began_at", "learner", "loading", "model", "registry", "taken_at")
+    __slots__ = (
+        "began_at",
+        "cold",
+        "demand",
+        "known_tokens",
+        "learner",
+        "loading",
+        "model",
+        "options",
+        "registry",
+        "slow",
+        "sole",
+        "taken_at",
+    )
 
     model: str
 
-    def __init__(self, agent: Agent, registry: AgentRegistry, model: str) -> None:
+    def __init__(self, agent: Agent, registry: AgentRegistry, demand: Demand, options: tuple[Option, ...] = ()) -> None:
         super().__init__(agent)
+        self.options = options
         self.registry = registry
-        self.model = model
+        self.demand = demand
+        self.model = demand.model
         self.loading = False
+        self.cold = False
+        """Whether the agent had the model to load when the request was sent there."""
+        self.sole = False
+        """Whether the agent had nothing else to do then."""
+        self.known_tokens = 0
+        """Of the prompt, those that the agent had read before."""
+        self.slow = 1.0
+        """By which factor what else ran there slowed it, when its answer began."""
         self.learner: SlotLearner | None = None
         self.taken_at = registry.clock()
         self.began_at: float | None = None

@@ -6,10 +6,17 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from .agent import Agent
+from .forecast import Forecast
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from .policies import Policy
+
+MAX_RUNNERS = 8
+"""Sets of runner options for which forecasts are kept."""
+
+ROTATED = 256
+"""Members up to which those that promise the same take turns; of more, chance decides who is looked at."""
 
 
 class Pool:
@@ -19,7 +26,19 @@ class Pool:
     80 %.
     """
 
-    __slots__ = ("_full", "_members", "_ring", "board", "cool", "index", "model", "policy", "used")
+    __slots__ = (
+        "_forecasts",
+        "_full",
+        "_lists",
+        "_members",
+        "_ring",
+        "board",
+        "cool",
+        "index",
+        "model",
+        "policy",
+        "used",
+    )
 
     def __init__(self, policy: Policy, model: str | None = None) -> None:
         self.policy = policy
@@ -33,6 +52,9 @@ class Pool:
         self._full: set[Agent] = set()
         """Members that run as many requests of the model as they can."""
         self._ring: list[Agent] | None = None
+        self._forecasts: dict[str, dict[Agent, Forecast]] = {}
+        self._lists: dict[str, list[Forecast]] = {}
+        """The same by runner options, in the order of their turn."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -49,6 +71,8 @@ class Pool:
             else:
                 agent.boards.append(self.board)
             self._ring = None
+            self._forecasts.clear()
+            self._lists.clear()
         self.changed(agent)
 
     def discard(self, agent: Agent) -> None:
@@ -58,6 +82,8 @@ class Pool:
             self._full.remove(agent)
             agent.pools.remove(self)
             self._ring = None
+            self._forecasts.clear()
+            self._lists.clear()
 
     def fill(self, agent: Agent) -> None:
         """It has no slot free, and is not chosen until it has."""
@@ -90,6 +116,31 @@ class Pool:
     def has_cool(self, exclude: Collection[Agent]) -> bool:
         """Whether one of those that may be chosen has a CPU at or under 80 %."""
         return len(self.cool) > len(exclude) or any(agent not in exclude for agent in self.cool)
+
+    def forecasts(self, runner: str) -> list[Forecast]:
+        """What a request with those runner options is to expect of each member, full or not; they rotate."""
+        found = self._forecasts.get(runner)
+        if found is None:
+            if len(self._forecasts) >= MAX_RUNNERS:
+                self._forecasts.clear()
+                self._lists.clear()
+            model = self.model or ""
+            members = sorted(self._members, key=lambda agent: agent.number)
+            found = self._forecasts[runner] = {agent: Forecast(agent, model, runner) for agent in members}
+            self._lists[runner] = list(found.values())
+        return self._lists[runner]
+
+    def forecast(self, runner: str, agent: Agent) -> Forecast | None:
+        """That of one member."""
+        self.forecasts(runner)
+        return self._forecasts[runner].get(agent)
+
+    def chosen(self, forecast: Forecast) -> None:
+        """Its equals come before it the next time."""
+        forecasts = self._lists[forecast.runner]
+        if len(forecasts) <= ROTATED:
+            forecasts.remove(forecast)
+            forecasts.append(forecast)
 
     def next_in_turn(self, exclude: Collection[Agent]) -> Agent | None:
         """Round robin: `index % len(candidates)`, in the order of registration, without the full and the excluded."""

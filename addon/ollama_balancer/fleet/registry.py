@@ -23,10 +23,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
 
 from ..ollama.names import canonical_name
-from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Outcome, Source, Status, agent_id
+from ..ollama.shapes import Timings
+from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Outcome, Source, Status, Warm, agent_id
+from .demand import Demand
+from .forecast import Option, Situation
 from .health import RETURNING, Phase
+from .learning import Learner
 from .leases import SUCCEEDED, Lease, SlotLease
 from .policies import DEFAULT_POLICY, POLICIES, Policy
+from .policies.adaptive import Adaptive, Choice
 from .pool import Pool
 from .slots import SlotLearner
 
@@ -47,6 +52,15 @@ _NAME = re.compile(NAME_PATTERN)
 _UNKNOWN = ""
 """The key of the pool of agents whose models are not known yet; no canonical model name is empty."""
 
+
+CLOCK_DRIFT = 0.01
+"""Seconds by which a host's clock may run off between two reports."""
+
+LONGEST_DELAY = 60.0
+"""Seconds: a report that seems to have taken longer comes from a host whose clock was set back."""
+
+LIST_SECONDS = 2.0
+"""How long it may take a host to find out what it has in memory."""
 
 MAX_LEARNERS = 1000
 """Models whose slots are learned for one agent at once."""
@@ -74,6 +88,7 @@ class AgentRegistry:
         self._slots = slots
         self._chance = chance
         self._policy = POLICIES[mode]
+        self.learner = Learner()
         self._agents: dict[str, Agent] = {}
         self._names: dict[str, Agent] = {}
         self._addresses: Counter[Address] = Counter()
@@ -88,6 +103,8 @@ class AgentRegistry:
         """Grows when an agent is registered, moved, removed, drained or resumed."""
         self.on_room: Callable[[Agent, str], None] = lambda agent, model: None
         """Called when an agent may have a slot of that model free again."""
+        self.waiting: Callable[[str], int] = lambda model: 0
+        """How many requests wait for that model."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
         """Called when an agent may have begun or ceased to be one that serves, or serves other models."""
         # Both in the order of arrival, so that what expires first is in front.
@@ -188,6 +205,7 @@ class AgentRegistry:
         self._unknown.pop(agent, None)
         self._unwell.pop(agent, None)
         self._came_or_went(agent)
+        self.learner.forget(agent)
         for model in agent.models or ():
             self._forget_holder(model, agent)
         self._place(agent)
@@ -260,7 +278,7 @@ class AgentRegistry:
         if now + self._stale_after < self._next_expiry:
             self._next_expiry = now + self._stale_after
         if metrics.loaded_models is not None:
-            self.update_loaded(agent, metrics.loaded_models)
+            self.update_loaded(agent, metrics.loaded_models, self._made_at(agent, metrics, now))
         if metrics.ollama_version is not None:
             self.update_version(agent, metrics.ollama_version)
         if metrics.models is not None:
@@ -302,13 +320,35 @@ class AgentRegistry:
         if agent.models is not None and model in agent.models:
             self.update_models(agent, [entry for name, entry in agent.models.items() if name != model])
 
-    def update_loaded(self, agent: Agent, entries: list[ModelEntry]) -> None:
-        """Store which models the agent has in memory."""
+    @staticmethod
+    def _made_at(agent: Agent, metrics: AgentMetrics, now: float) -> float:
+        """When a report was made, on the registry's clock: how much later it came than the quickest one tells."""
+        lead = now - metrics.timestamp.timestamp()
+        # The two clocks drift: what was quickest once counts for less and less.
+        agent.clock_lead = min(lead, agent.clock_lead + CLOCK_DRIFT)
+        return now - min(lead - agent.clock_lead, LONGEST_DELAY)
+
+    def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
+        """Store which models the agent has in memory, as of then on the registry's clock, or now.
+
+        What an answer has proven since, or proves now, is in memory whatever an older list says.
+        """
+        as_of = (self.clock() if as_of is None else as_of) - LIST_SECONDS
+        if not agent.memory_known:
+            agent.memory_known = True
+            agent.epoch += 1
         if entries != agent.loaded:
             agent.loaded = entries
-            # What is being served is in memory, whatever an older list says.
-            agent.warm = {canonical_name(entry.name) for entry in entries} | (agent.warm & agent.running.keys())
             self.generation += 1
+        old = agent.warm
+        new = {name: old.get(name) or Warm() for name in (canonical_name(entry.name) for entry in entries)}
+        for name, warm in old.items():
+            if name in agent.running or warm.proven_at > as_of:
+                new.setdefault(name, warm)
+        if new.keys() != old.keys():
+            agent.warm = new
+            self._replace(agent)
+        agent.most_loaded = max(agent.most_loaded, len(new))
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
@@ -358,6 +398,12 @@ class AgentRegistry:
             )
             self._gate(agent)
             self._place(agent)
+
+    def answered(self, lease: Lease, timings: Timings) -> None:
+        """The answer of a request, which still holds its lease, is whole: learn from it."""
+        if isinstance(lease, SlotLease) and not lease.agent.removed:
+            self.learner.answered(lease, timings, self.clock())
+            lease.agent.epoch += 1
 
     def succeeded(self, lease: Lease) -> None:
         """The agent served the request, which still holds its lease, whole."""
@@ -417,14 +463,42 @@ class AgentRegistry:
         """Lowest `cpu_usage + memory_usage + active_requests * 10`; see `policies.metrics`."""
         return self._select(_METRICS, model, exclude)
 
-    def take(self, agent: Agent, model: str | None = None) -> Lease:
-        """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it."""
+    def choose(self, demand: Demand, exclude: Collection[Agent] = (), *, ahead: int = 0, waited: float = 0.0) -> Choice:
+        """The agent for a request that has waited so many seconds with so many ahead of it; None: it is to wait.
+
+        As `select`, and in the mode that goes by it, with what else is known of the request.
+        """
+        policy = self._policy
+        if isinstance(policy, Adaptive):
+            now = self.clock()
+            if now >= self._next_expiry:
+                self.expire()
+            pool = self._pool(policy, demand.model)
+            if pool is not None and len(pool):
+                pool.used = now
+                at = Situation(self.learner, now, self.waiting, self._chance)
+                choice = policy.choose(pool, exclude, demand, at, ahead=ahead, waited=waited)
+                if choice is not None:
+                    return choice
+        return Choice(self._select(policy, demand.model, exclude))
+
+    def take(
+        self,
+        agent: Agent,
+        model: str | None = None,
+        demand: Demand | None = None,
+        options: tuple[Option, ...] = (),
+    ) -> Lease:
+        """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it.
+
+        `options` is how it was chosen, for who is to be told.
+        """
         agent.in_flight += 1
         for board in agent.boards:
             board.update(agent)
         if model is None:
             return Lease(agent)
-        lease = SlotLease(agent, self, model)
+        lease = SlotLease(agent, self, demand or Demand(model), options)
         self._take_slot(lease, agent, model)
         return lease
 
@@ -517,6 +591,7 @@ class AgentRegistry:
 
     def _place(self, agent: Agent) -> None:
         """Put the agent into the pools where it belongs and out of the others."""
+        self._replace(agent)
         for pools in self._pools.values():
             for model, pool in pools.items():
                 if self._belongs(agent, model):
@@ -527,6 +602,11 @@ class AgentRegistry:
 
     # Slots and health
 
+    def _replace(self, agent: Agent) -> None:
+        """Other models are in its memory, or it may be used or not be used."""
+        agent.epoch += 1
+        self.learner.placement.update(agent, self.clock())
+
     def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
         agent.running[model] = agent.running.get(model, 0) + 1
         if not agent.fixed_slots:
@@ -536,9 +616,21 @@ class AgentRegistry:
             if learner is not None:
                 lease.learner = learner
                 learner.outstanding[lease] = None
-        if model not in agent.warm:
-            lease.loading = True
+        use = self.learner.placement.use(model)
+        use.asked(lease.taken_at)
+        use.in_flight += 1
+        lease.sole = len(agent.running) == 1 and agent.running[model] == 1
+        warm = agent.warm.get(model)
+        if warm is None or not (warm.runner is None or warm.runner == lease.demand.runner):
+            lease.loading = lease.cold = True
             agent.loads += 1
+            if model not in agent.loading and agent.memory_known:
+                agent.loading[model] = lease.taken_at
+                self._replace(agent)
+        if lease.demand.steps:
+            last, known = self.learner.conversations.find(lease.demand.steps)
+            lease.known_tokens = known if last is agent else 0
+        agent.epoch += 1
         self._refit(agent, model)
         if agent.health.phase is not Phase.HEALTHY:
             if agent.health.phase is Phase.EJECTED and agent.trial is None:
@@ -548,10 +640,25 @@ class AgentRegistry:
     def _began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
         lease.began_at = self.clock()
+        was_loading = lease.loading
         if lease.loading:
             lease.loading = False
             agent.loads -= 1
-            agent.warm.add(model)
+            agent.loading.pop(model, None)
+        known = agent.warm.get(model)
+        if known is None:
+            agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
+            agent.most_loaded = max(agent.most_loaded, len(agent.warm))
+            self._replace(agent)
+        else:
+            known.runner, known.proven_at = lease.demand.runner, lease.began_at
+        if lease.demand.remember:
+            self.learner.conversations.remember(lease.demand.remember, agent)
+        lease.slow = agent.slowness(model)
+        agent.epoch += 1
+        if was_loading:
+            # It held up all others there.
+            self.on_change(agent)
         learner = lease.learner
         if learner is not None:
             proven = learner.proven
@@ -572,6 +679,15 @@ class AgentRegistry:
         if lease.loading:
             lease.loading = False
             agent.loads -= 1
+            if model in agent.loading:
+                # The load was this request's, or another's that was behind it: that begins anew.
+                if left:
+                    agent.loading[model] = self.clock()
+                else:
+                    del agent.loading[model]
+                    self._replace(agent)
+        self.learner.placement.use(model).in_flight -= 1
+        agent.epoch += 1
         if lease.learner is not None:
             if outcome is SUCCEEDED and lease.began_at is None:
                 lease.learner.began(lease)
@@ -601,6 +717,7 @@ class AgentRegistry:
         """How many requests it runs at once may be known otherwise now."""
         reported = agent.metrics.num_parallel if agent.metrics else None
         agent.fixed_slots = self._slots or reported or 0
+        self._replace(agent)
         for model in list(agent.running):
             self._refit(agent, model)
             self.on_room(agent, model)
@@ -666,7 +783,9 @@ class AgentRegistry:
         if was_online:
             agent.offline_reason = reason
             agent.learners = {}
-            agent.warm = set()
+            agent.warm = {}
+            agent.memory_known = False
+            self._replace(agent)
             logger.warning("Agent %s (%s) is offline: %s.", agent.name, agent.address, reason)
             self._came_or_went(agent)
             self._place(agent)

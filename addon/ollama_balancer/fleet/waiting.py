@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .demand import Demand
+
 if TYPE_CHECKING:
     from .agent import Agent
     from .leases import Lease
@@ -47,10 +49,13 @@ class Waiter:
     `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
     """
 
-    __slots__ = ("client", "notify", "place", "since", "waiting")
+    __slots__ = ("client", "demand", "notify", "place", "since", "waiting")
 
-    def __init__(self, place: Place, client: str, since: float, notify: Callable[[Lease | None], None]) -> None:
+    def __init__(
+        self, place: Place, demand: Demand, client: str, since: float, notify: Callable[[Lease | None], None]
+    ) -> None:
         self.place = place
+        self.demand = demand
         self.client = client
         self.since = since
         self.notify = notify
@@ -72,6 +77,8 @@ class WaitingLine:
         self._clock = clock
         self._models: dict[str, dict[Place, _Clients]] = {}
         self._all: OrderedDict[Waiter, None] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        """How many wait, by model."""
         self._interval: float | None = None
         """Seconds between two turns while somebody waits: a moving average."""
         self._last: float = 0.0
@@ -83,17 +90,20 @@ class WaitingLine:
     def __repr__(self) -> str:
         return f"WaitingLine({len(self._all)} of {self.size}; {len(self._models)} models)"
 
-    def join(self, place: Place, client: str, notify: Callable[[Lease | None], None]) -> Waiter:
+    def join(
+        self, place: Place, client: str, notify: Callable[[Lease | None], None], demand: Demand | None = None
+    ) -> Waiter:
         """Wait at that place. LineFullError: the line has its size already."""
         if len(self._all) >= self.size:
             raise LineFullError(f"{len(self._all)} requests wait already")
         now = self._clock()
         if not self._all:
             self._last = now
-        waiter = Waiter(place, client, now, notify)
+        waiter = Waiter(place, demand or Demand(place.model), client, now, notify)
         clients = self._models.setdefault(place.model, {}).setdefault(place, OrderedDict())
         clients.setdefault(client, OrderedDict())[waiter] = None
         self._all[waiter] = None
+        self._counts[place.model] += 1
         return waiter
 
     def leave(self, waiter: Waiter) -> bool:
@@ -102,6 +112,9 @@ class WaitingLine:
             return False
         waiter.waiting = False
         del self._all[waiter]
+        self._counts[waiter.place.model] -= 1
+        if not self._counts[waiter.place.model]:
+            del self._counts[waiter.place.model]
         places = self._models[waiter.place.model]
         clients = places[waiter.place]
         mine = clients[waiter.client]
@@ -143,6 +156,15 @@ class WaitingLine:
         clients = self._models.get(place.model, {}).get(place)
         return [] if clients is None else [waiter for mine in clients.values() for waiter in mine]
 
+    def count(self, model: str) -> int:
+        """How many wait for that model."""
+        return self._counts.get(model, 0)
+
+    def last(self, place: Place) -> Waiter:
+        """Who joined that place last. KeyError: nobody waits there."""
+        clients = self._models[place.model][place]
+        return max((next(reversed(mine)) for mine in clients.values()), key=lambda waiter: waiter.since)
+
     def retry_after(self) -> int:
         """Whole seconds until somebody who finds the line full may expect it to have passed: from 1 to 600."""
         if self._interval is None:
@@ -151,13 +173,12 @@ class WaitingLine:
 
     def describe(self, most: int = 100) -> dict[str, Any]:
         """The line as the control API shows it, with the `most` models and clients that have most requests in it."""
-        models = Counter(waiter.place.model for waiter in self._all)
         clients = Counter(waiter.client for waiter in self._all)
         oldest = next(iter(self._all), None)
         return {
             "length": len(self._all),
             "oldest": None if oldest is None else round(self._clock() - oldest.since, 3),
-            "models": _largest(models, most),
+            "models": _largest(self._counts, most),
             "clients": _largest(clients, most),
         }
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..fleet.agent import Agent, Status
+from ..fleet.demand import Demand
 from ..fleet.leases import Lease
 from ..fleet.matching import Matcher
+from ..fleet.policies.adaptive import in_words
 from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import error_body, model_not_found
@@ -23,6 +25,12 @@ RETRY_AFTER = "5"
 
 MAX_CORRECTIONS = 16
 """How many agents that turn out not to have a model are passed over for one request."""
+
+BYTES_A_TOKEN = 4
+"""Of a body, about."""
+
+MAX_PROMPT_TOKENS = 32_768
+"""What is longer has images in it, or is cut short by the host."""
 
 JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -111,6 +119,9 @@ class Dispatcher:
             exchange.slot_model = canonical_name(model)
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(body or b"")
+            exchange.demand = Demand(
+                exchange.slot_model, tokens=min(exchange.body_bytes // BYTES_A_TOKEN, MAX_PROMPT_TOKENS)
+            )
         if exchange.pin is not None:
             return self._pinned(exchange, route, exchange.pin)
         match route.kind:
@@ -145,7 +156,7 @@ class Dispatcher:
         exchange.waiting_since = self.registry.clock()
         exchange.leave_line = self.line.leave
         try:
-            exchange.waiter = self.line.join(place, exchange.client, notify)
+            exchange.waiter = self.line.join(place, exchange.client, notify, exchange.demand)
         except LineFullError:
             exchange.leave()
             return self._too_busy(
@@ -157,6 +168,7 @@ class Dispatcher:
         """The request's turn has come, with an agent."""
         exchange.waiter = None
         exchange.leave()
+        exchange.options = lease.options
         exchange.why = f"{self._why(exchange, lease.agent)}, after {exchange.waited:.1f} s in the line"
         exchange.take(lease)
         return Forward(lease.agent)
@@ -192,15 +204,17 @@ class Dispatcher:
 
     def _choose(self, exchange: Exchange) -> Forward | Wait | None:
         registry, tried = self.registry, exchange.tried
-        model = exchange.slot_model
-        if model is None:
+        demand = exchange.demand
+        if demand is None:
             return self._choose_without_slot(exchange)
-        agent = self.matcher.find(model, tried)
-        if agent is None:
-            return Wait(Place(model, tried=frozenset(tried))) if registry.could_serve(model, tried) else None
-        exchange.why = self._why(exchange, agent)
-        exchange.take(registry.take(agent, model))
-        return Forward(agent)
+        choice = self.matcher.find(demand, tried)
+        exchange.options = choice.options
+        if choice.agent is None:
+            place = Place(demand.model, tried=frozenset(tried))
+            return Wait(place) if registry.could_serve(demand.model, tried) else None
+        exchange.why = self._why(exchange, choice.agent)
+        exchange.take(registry.take(choice.agent, demand.model, demand))
+        return Forward(choice.agent)
 
     def _choose_without_slot(self, exchange: Exchange) -> Forward | None:
         """For a request that no model is run for: an agent that is busy with others will do as well."""
@@ -223,6 +237,8 @@ class Dispatcher:
             return "named by the request"
         if agent.status is Status.EJECTED:
             return "to see whether it serves again"
+        if exchange.options:
+            return in_words(exchange.options)
         return self.registry.policy.why(agent)
 
     def _nobody(self, exchange: Exchange, body: bytes | None) -> Forward | Answer:
@@ -238,7 +254,7 @@ class Dispatcher:
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
         if is_cloud_model(model) or (body and not is_json(body)):
-            exchange.model = exchange.slot_model = None
+            exchange.model = exchange.slot_model = exchange.demand = None
             forward = self._choose_without_slot(exchange)
             exchange.model = model
             if forward is not None:
@@ -274,7 +290,7 @@ class Dispatcher:
             if agent.status is Status.EJECTED:
                 return self.error(exchange.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
             return Wait(Place(model, agent))
-        exchange.take(registry.take(agent, model))
+        exchange.take(registry.take(agent, model, exchange.demand))
         return Forward(agent)
 
     def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent, Outcome
+from ..fleet.demand import Demand
+from ..fleet.forecast import Option
 from ..fleet.leases import Lease
 from ..ollama.routes import Dialect, Route
 from ..ollama.watching import AnswerWatcher
@@ -66,6 +68,10 @@ class Exchange:
     """Whose request it is, as far as fairness goes: by the API key, else by the address."""
     slot_model: str | None = None
     """The canonical name of the model that is run for it; None if none is, or none is known."""
+    demand: Demand | None = None
+    """What it asks of an agent; None where `slot_model` is."""
+    options: tuple[Option, ...] = ()
+    """How the agents were weighed when it was sent, the best first."""
     streams: bool = False
     """Whether its answer is to stream."""
     body_bytes: int = 0
@@ -185,6 +191,7 @@ class Exchange:
             "mode": self.mode,
             "why": self.why,
             "model": self.model,
+            "options": [_rounded(option) for option in self.options],
             "pinned": self.pin is not None,
             "attempts": self.attempts,
             "waited_ms": round(self.waited * 1000, 3),
@@ -195,3 +202,7 @@ class Exchange:
             "total_ms": round((self.clock() - self.started) * 1000, 3),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
+
+
+def _rounded(option: Option) -> dict[str, Any]:
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in option._asdict().items()}

@@ -228,6 +228,7 @@ class Router:
     def look(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
         self.registry.expire()
+        self.dispatcher.matcher.look()
         for exchange in list(self.exchanges.values()):
             # Nothing else tells of a flow that a person has killed while it waits.
             if exchange.waiter is not None and exchange.flow is not None and _is_killed(exchange.flow):

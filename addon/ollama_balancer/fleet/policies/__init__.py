@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ..agent import Agent
 from ..pool import Pool
+from .adaptive import Adaptive
 from .least_requests import LeastRequests
 from .metrics import Metrics
 from .roundrobin import RoundRobin
@@ -29,6 +30,6 @@ class Policy(Protocol):
         """What spoke for the agent, in a few words for the flow's comment."""
 
 
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in (RoundRobin(), Metrics(), LeastRequests())}
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in (RoundRobin(), Metrics(), LeastRequests(), Adaptive())}
 
 DEFAULT_POLICY = Metrics.name

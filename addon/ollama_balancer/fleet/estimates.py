@@ -1,0 +1,134 @@
+"""How fast which agent serves which model, learned from what it has done.
+
+Rates and times differ by factors and not by sums, so that averages are of logarithms. Where an agent has not served a
+model yet, the figure is what other agents take for that model, times how much faster or slower this agent has shown
+itself to be with others; where nothing at all is known, a prior.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NEWEST = 0.2
+"""The weight of the newest observation, once there are some."""
+
+OUTLIER = math.log(4.0)
+"""By which factor one observation may differ from what is known already: one that is further off is cut to that."""
+
+MAX_MODELS = 1000
+"""Models for which figures are kept, in all and of one agent; more are not learned."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and on how many observations of this agent with this model it rests: 0 is a guess."""
+
+    value: float
+    observations: int
+
+
+class Average:
+    """A moving average of logarithms; the first observations have equal weights."""
+
+    __slots__ = ("log", "observations")
+
+    def __init__(self) -> None:
+        self.log = 0.0
+        self.observations = 0
+
+    def observe(self, log: float) -> None:
+        if self.observations:
+            weight = max(NEWEST, 1 / (self.observations + 1))
+            self.log += weight * max(-OUTLIER, min(OUTLIER, log - self.log))
+        else:
+            self.log = log
+        self.observations += 1
+
+
+class Figure:
+    """One kind of figure (tokens per second, or seconds) over all agents and models.
+
+    Agents are named by their ids and models by their canonical names.
+    """
+
+    def __init__(self, prior: float) -> None:
+        self._prior = math.log(prior)
+        self._models: dict[str, Average] = {}
+        """Of each model, what it takes on an agent of middling speed."""
+        self._agents: dict[str, Average] = {}
+        """Of each agent, by how much it differs from that, whatever the model."""
+        self._pairs: dict[str, dict[str, Average]] = {}
+
+    def observe(self, agent: str, model: str, value: float) -> None:
+        """Take in what an agent has shown; what is no positive number says nothing."""
+        if not 0 < value < math.inf:
+            return
+        pairs = self._pairs.setdefault(agent, {})
+        if (model not in pairs and len(pairs) >= MAX_MODELS) or (
+            model not in self._models and len(self._models) >= MAX_MODELS
+        ):
+            return
+        log = math.log(value)
+        factor = self._agents.setdefault(agent, Average())
+        typical = self._models.setdefault(model, Average())
+        difference = factor.log if factor.observations else 0.0
+        if typical.observations:
+            factor.observe(log - typical.log)
+        typical.observe(log - difference)
+        pairs.setdefault(model, Average()).observe(log)
+
+    def value(self, agent: str, model: str) -> float:
+        """What that agent takes for that model."""
+        pairs = self._pairs.get(agent)
+        pair = pairs.get(model) if pairs is not None else None
+        if pair is not None:
+            return math.exp(pair.log)
+        typical = self._models.get(model)
+        factor = self._agents.get(agent)
+        log = typical.log if typical is not None else self._prior
+        return math.exp(log + (factor.log if factor is not None else 0.0))
+
+    def of(self, agent: str, model: str) -> Estimate:
+        pair = self._pairs.get(agent, {}).get(model)
+        return Estimate(self.value(agent, model), pair.observations if pair is not None else 0)
+
+    def models(self, agent: str) -> list[str]:
+        """The models that the agent has shown a figure for."""
+        return list(self._pairs.get(agent, ()))
+
+    def forget(self, agent: str) -> None:
+        """The agent is gone, or is another machine now."""
+        self._pairs.pop(agent, None)
+        self._agents.pop(agent, None)
+
+
+DECODE, PREFILL, LOAD, OUTPUT = 20.0, 800.0, 15.0, 200.0
+"""The priors, those of a middling GPU and a middling model: tokens per second, the same, seconds, tokens."""
+
+
+class Estimates:
+    """What is learned of a fleet."""
+
+    def __init__(self) -> None:
+        self.decode = Figure(DECODE)
+        """Tokens per second of one request alone."""
+        self.prefill = Figure(PREFILL)
+        """Tokens of a prompt per second."""
+        self.load = Figure(LOAD)
+        """Seconds."""
+        self._output: dict[str, Average] = {}
+
+    def observe_output(self, model: str, tokens: int) -> None:
+        """An answer had that many tokens."""
+        if tokens > 0 and (model in self._output or len(self._output) < MAX_MODELS):
+            self._output.setdefault(model, Average()).observe(math.log(tokens))
+
+    def output(self, model: str) -> Estimate:
+        """Tokens of an answer of that model."""
+        average = self._output.get(model)
+        return Estimate(OUTPUT, 0) if average is None else Estimate(math.exp(average.log), average.observations)
+
+    def forget(self, agent: str) -> None:
+        for figure in (self.decode, self.prefill, self.load):
+            figure.forget(agent)

@@ -1,0 +1,207 @@
+"""What a request of one model is to expect on one agent, computed anew only where something has changed.
+
+With a = requests of the model on the agent, n = how many it runs at once, k = models busy there:
+
+    slow = (1 + 0.4 (min(n, a + 1) - 1)) k
+    cost = wait + load + 0.15 answer x slow + harm + tokens / prefill rate x slow
+
+`wait` is the time until one of n requests ends, where all slots are taken. `harm` is by how much those that run there
+take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one; where that would push
+out a model that is in demand, and has not much fewer requests for each of its slots, it is so much dearer that the
+request rather waits.
+
+The constants are those that did best in benches/fleet_simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .agent import SLOWDOWN, Agent
+
+if TYPE_CHECKING:
+    from .learning import Learner
+
+ANSWER_WEIGHT = 0.15
+"""What a second of answering counts against a second before the first token: it is read while it comes."""
+
+HARM_WEIGHT = 1.0
+"""What a second counts that others take longer."""
+
+LOAD_WEIGHT = 1.5
+"""What a second of a load counts: meanwhile the host serves nobody that comes anew."""
+
+EVICTION = 6.0
+"""Seconds that count for the eviction of any model."""
+
+THRASHING = 120.0
+"""Seconds that count for the eviction of a model in demand, and for having to wait until one is idle."""
+
+IN_DEMAND = 0.6
+"""Requests for each of its slots, with what is to be evicted gone, above which a model is in demand."""
+
+MUCH_MORE = 4.0
+"""How many times more requests for each of its slots a model has to have, to push out one in demand."""
+
+DRAIN = 4.0
+"""Answers, in their length, that count for waiting until a busy model can be evicted."""
+
+SPREAD = 1.25
+"""By which factor the mean of what is left of a service exceeds the estimate, which is a median."""
+
+LEAST_LEFT = 0.1
+"""Part of a load's time that is left of one that takes longer than was thought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the choice goes by, beside the agents. Times are seconds of the registry's clock."""
+
+    learner: Learner
+    now: float
+    waiting: Callable[[str], int]
+    """How many wait for a model."""
+    chance: Callable[[], float]
+    """Random numbers from 0 to 1."""
+
+
+class Option(NamedTuple):
+    """One agent as it was weighed. Seconds."""
+
+    agent: str
+    cost: float
+    wait: float
+    load: float
+    prefill: float
+    answer: float
+    harm: float
+    free: bool
+    """Whether it had a slot free."""
+
+
+class Forecast:
+    """What a request of one model is to expect on one agent now."""
+
+    __slots__ = (
+        "agent",
+        "answer",
+        "cold",
+        "epoch",
+        "fixed",
+        "full",
+        "harm",
+        "load",
+        "model",
+        "per_token",
+        "runner",
+        "shared",
+        "wait",
+    )
+
+    def __init__(self, agent: Agent, model: str, runner: str) -> None:
+        self.agent = agent
+        self.model = model
+        self.runner = runner
+        self.epoch = -1
+        """The agent's when this was computed; -1: it changes with time alone."""
+        self.fixed = self.per_token = 0.0
+        """The cost: seconds, and seconds for each token of the prompt."""
+        self.wait = self.load = self.answer = self.harm = 0.0
+        self.shared = 0.0
+        """Of the load, what others gain by it, too."""
+        self.full = self.cold = False
+
+    def refresh(self, at: Situation) -> None:
+        agent, model, estimates = self.agent, self.model, at.learner.estimates
+        running = agent.running
+        ours = running.get(model, 0)
+        slots = agent.slots_for(model, at.now)
+        busy = len(running) if ours else len(running) + 1
+        self.full = ours >= slots
+        slow = (1 + SLOWDOWN * (slots - 1 if self.full else ours)) * busy
+        answer = estimates.output(model).value / estimates.decode.value(agent.id, model) * slow
+        self.answer = ANSWER_WEIGHT * answer
+        self.per_token = slow / estimates.prefill.value(agent.id, model)
+        self.wait = SPREAD * answer / slots if self.full else 0.0
+        self.harm = 0.0 if self.full or not running else HARM_WEIGHT * self._harm(at, busy)
+        timed = self._load(at, answer)
+        if agent.loading and model not in agent.loading:
+            # A load holds up all that come after it.
+            self.full = True
+            self.wait = max(self.wait, self.load)
+            if not self.cold:
+                self.load = 0.0
+        self.fixed = self.wait + self.load + self.answer + self.harm
+        self.epoch = -1 if timed else agent.epoch
+
+    def _harm(self, at: Situation, busy: int) -> float:
+        """Seconds by which those that run there take longer together; half of each one's answer is still to come."""
+        agent, estimates = self.agent, at.learner.estimates
+        before = len(agent.running)
+        by_another_model = (busy - before) / before
+        harm = 0.0
+        for model, count in agent.running.items():
+            batch = 1 + SLOWDOWN * (count - 1)
+            longer = SLOWDOWN / batch if model == self.model else by_another_model
+            if longer:
+                alone = estimates.output(model).value / estimates.decode.value(agent.id, model)
+                harm += count * 0.5 * alone * batch * before * longer
+        return harm
+
+    def _load(self, at: Situation, answer: float) -> bool:
+        """Find the seconds until the model is in memory; whether they change with time alone."""
+        agent, model = self.agent, self.model
+        load = at.learner.estimates.load
+        self.cold, self.shared = False, 0.0
+        left = 0.0
+        for other, since in agent.loading.items():
+            seconds = load.value(agent.id, other)
+            remains = max(LEAST_LEFT * seconds, since + seconds - at.now)
+            if other == model:
+                self.load = remains
+                return True
+            left += remains
+        warm = agent.warm.get(model)
+        self.load = left
+        if warm is None and not agent.memory_known:
+            return bool(left)  # nothing speaks against it
+        self.cold = warm is None or warm.runner not in (None, self.runner)
+        if not self.cold:
+            return bool(left)
+        own = LOAD_WEIGHT * load.value(agent.id, model)
+        self.load += own
+        if warm is None and len(agent.warm) + len(agent.loading) < agent.fits():
+            self.shared = own
+            return bool(left)
+        self.load += EVICTION + self._eviction(at, warm is not None)
+        if warm is None and all(other in agent.running for other in agent.warm):
+            self.load += DRAIN * answer + THRASHING
+        return True
+
+    def _eviction(self, at: Situation, same: bool) -> float:
+        """What it counts to push out one of the models there; which one is the host's choice among the idle ones."""
+        if same:
+            return 0.0  # it is the same model with other options
+        agent, placement = self.agent, at.learner.placement
+        mine = placement.pressure(self.model, at.waiting(self.model), at.now)
+        idle = [other for other in agent.warm if other not in agent.running] or list(agent.warm)
+        for other in idle:
+            slots = agent.slots_for(other, at.now)
+            theirs = placement.pressure(other, at.waiting(other), at.now, slots)
+            if theirs > IN_DEMAND and theirs * MUCH_MORE > mine:
+                return THRASHING
+        return 0.0
+
+    def option(self, cost: float, tokens: int) -> Option:
+        return Option(
+            self.agent.name,
+            cost,
+            self.wait,
+            self.load,
+            self.per_token * tokens,
+            self.answer,
+            self.harm,
+            not self.full,
+        )

@@ -1,0 +1,119 @@
+"""All modes on the same fleets and the same requests: `python -m benches.fleet_simulation`.
+
+Prints, for each number of models and each load, what each mode did: the median over the seeds, with the lowest and the
+highest. `--help` lists what can be changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from ollama_balancer.fleet.policies import POLICIES
+
+from .simulation import Result, Simulation
+from .workload import Shape, draw
+
+
+@dataclass(frozen=True)
+class Case:
+    mode: str
+    shape: Shape
+    seed: int
+    slots_known: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run came to. Times in seconds."""
+
+    goodput: float
+    first: tuple[float, float, float]
+    """Until the first token: p50, p95, p99."""
+    total: tuple[float, float, float]
+    loads: float
+    """For 1,000 requests."""
+    fairness: float
+
+
+def run(case: Case) -> Figures:
+    logging.disable(logging.CRITICAL)
+    result = Simulation(draw(case.shape, case.seed), case.mode, case.seed, reports_slots=case.slots_known).run()
+    return figures(result)
+
+
+def figures(result: Result) -> Figures:
+    return Figures(
+        result.goodput,
+        _percentiles(result.first),
+        _percentiles(result.total),
+        result.loads_per_thousand,
+        result.fairness,
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    ordered = sorted(values) or [float("nan")]
+    p50, p95, p99 = (ordered[min(len(ordered) - 1, int(part * len(ordered)))] for part in (0.5, 0.95, 0.99))
+    return p50, p95, p99
+
+
+def spread(runs: Iterable[Figures], of: Callable[[Figures], float], digits: int = 1) -> str:
+    """Median, lowest and highest."""
+    values = [of(each) for each in runs]
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+COLUMNS: tuple[tuple[str, Callable[[Figures], float], int], ...] = (
+    ("goodput, %", lambda f: f.goodput, 1),
+    ("TTFT p50, s", lambda f: f.first[0], 1),
+    ("p95", lambda f: f.first[1], 1),
+    ("p99", lambda f: f.first[2], 1),
+    ("total p50, s", lambda f: f.total[0], 1),
+    ("p95", lambda f: f.total[1], 1),
+    ("p99", lambda f: f.total[2], 1),
+    ("loads/1,000", lambda f: f.loads, 0),
+    ("fairness", lambda f: f.fairness, 3),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benches.fleet_simulation", description=__doc__)
+    parser.add_argument("--hosts", type=int, default=32)
+    parser.add_argument("--models", type=int, nargs="+", default=[1, 6, 24])
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.4, 0.7, 0.9], help="parts of the capacity")
+    parser.add_argument("--modes", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600.0, help="simulated, after a warm-up of 300")
+    parser.add_argument("--no-failures", action="store_true")
+    parser.add_argument("--slots-unknown", action="store_true", help="the reports do not say what a host runs at once")
+    chosen = parser.parse_args(arguments)
+    began = time.perf_counter()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {chosen.hosts} hosts, ")
+    print(f"{chosen.seeds} seeds, {chosen.seconds:g} s each; median (lowest–highest)\n")
+    with ProcessPoolExecutor() as pool:
+        for models in chosen.models:
+            print(f"{models} model{'s' if models > 1 else ''}:\n")
+            print("| load | mode |", " | ".join(name for name, _, _ in COLUMNS), "|")
+            print("|---" * (len(COLUMNS) + 2) + "|")
+            for load in chosen.loads:
+                shape = Shape(chosen.hosts, models, load, chosen.seconds, failures=not chosen.no_failures)
+                for mode in chosen.modes:
+                    cases = [Case(mode, shape, seed, not chosen.slots_unknown) for seed in range(1, chosen.seeds + 1)]
+                    runs = list(pool.map(run, cases))
+                    cells = " | ".join(spread(runs, of, digits) for _, of, digits in COLUMNS)
+                    print(f"| {load:.0%} | {mode} | {cells} |", flush=True)
+            print()
+    print(f"took {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

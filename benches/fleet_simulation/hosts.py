@@ -1,0 +1,263 @@
+"""A host as Ollama schedules it: slots for each model, serial loads, eviction, a prefix cache for each slot.
+
+What runs shares the host: n requests of one model take 1 + 0.4 (n - 1) times as long each, and k models that are busy
+at once k times.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from .engine import Engine, Event
+
+SLOWDOWN = 0.4
+"""By how much each further request of the same model slows the others."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """`pace` and `prefill` are tokens per second of one request alone on a host of speed 1, `load` seconds."""
+
+    name: str
+    pace: float
+    prefill: float
+    load: float
+    output: float
+    """Tokens of an answer on average."""
+    digest: float
+    """Where its file stands among the others: of the idle models the first one is evicted."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a host is like."""
+
+    speed: float
+    disk: float
+    """By what the time of a load is multiplied."""
+    parallel: int
+    fits: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on a host. `began` and `ended` are called once at most: at the first token, and at the last."""
+
+    model: Model
+    conversation: int
+    prompt: int
+    output: int
+    began: Callable[[], None]
+    ended: Callable[[bool], None]
+    """With whether it was served whole."""
+    arrived: float = 0.0
+    ready: float = 0.0
+    """When it got its slot with the model in memory."""
+    first: float = 0.0
+    """When its prompt was read."""
+    finished: float = 0.0
+    read: int = 0
+    """Tokens of the prompt that had to be read."""
+    work: float = 0.0
+    """What is left of the phase, in seconds of a host that does nothing else."""
+    decoding: bool = False
+
+
+class Runner:
+    """One model in memory."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.running: list[Job] = []
+        self.waiting: deque[Job] = deque()
+        self.cache: OrderedDict[int, int] = OrderedDict()
+        """Tokens of the conversations whose prefix is kept."""
+
+
+class Host:
+    """`slow` is a factor on all that it does: a brown-out is one of several."""
+
+    def __init__(self, engine: Engine, spec: Spec, name: str) -> None:
+        self.engine = engine
+        self.spec = spec
+        self.name = name
+        self.up = True
+        self.slow = 1.0
+        self.queue: deque[Job] = deque()
+        self.runners: dict[str, Runner] = {}
+        self.loading: Model | None = None
+        self.load_until = 0.0
+        self.loads = 0
+        self._loader: Job | None = None
+        self._load_event: Event | None = None
+        self._since = 0.0
+        self._next: Event | None = None
+
+    def load_seconds(self, model: Model) -> float:
+        return min(40.0, max(5.0, model.load * self.spec.disk))
+
+    def decode_rate(self, model: Model) -> float:
+        return model.pace * self.spec.speed
+
+    def prefill_rate(self, model: Model) -> float:
+        return model.prefill * self.spec.speed
+
+    @property
+    def busy_models(self) -> int:
+        return sum(1 for runner in self.runners.values() if runner.running)
+
+    @property
+    def running(self) -> int:
+        return sum(len(runner.running) for runner in self.runners.values())
+
+    def submit(self, job: Job) -> None:
+        job.arrived = self.engine.now
+        self.queue.append(job)
+        self._advance()
+
+    def cancel(self, job: Job) -> None:
+        """The client, or the balancer, has hung up. A load belongs to the request that began it."""
+        runner = self.runners.get(job.model.name)
+        if runner is not None and job in runner.running:
+            self._pass_time()
+            runner.running.remove(job)
+        elif runner is not None and job in runner.waiting:
+            runner.waiting.remove(job)
+        elif job in self.queue:
+            self.queue.remove(job)
+            if job is self._loader:
+                self._stop_load()
+        self._advance()
+
+    def crash(self) -> None:
+        """Everything is gone; whoever was there is told."""
+        lost = list(self.queue)
+        for runner in self.runners.values():
+            lost += [*runner.running, *runner.waiting]
+        self.up = False
+        self.queue.clear()
+        self.runners.clear()
+        self._stop_load()
+        if self._next is not None:
+            self._next.cancel()
+        for job in lost:
+            job.ended(False)
+
+    def change_pace(self, slow: float) -> None:
+        self._pass_time()
+        self.slow = slow
+        self._plan()
+
+    # Time
+
+    def _factor(self, runner: Runner, busy: int) -> float:
+        return (1 + SLOWDOWN * (len(runner.running) - 1)) * busy * self.slow
+
+    def _pass_time(self) -> None:
+        """Take what has been done since the last change off the work."""
+        now = self.engine.now
+        passed = now - self._since
+        self._since = now
+        if passed <= 0:
+            return
+        busy = self.busy_models
+        for runner in self.runners.values():
+            if runner.running:
+                done = passed / self._factor(runner, busy)
+                for job in runner.running:
+                    job.work -= done
+
+    def _plan(self) -> None:
+        """Have the next phase's end come when it is due."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        busy = self.busy_models
+        soonest = min(
+            (
+                min(job.work for job in runner.running) * self._factor(runner, busy)
+                for runner in self.runners.values()
+                if runner.running
+            ),
+            default=None,
+        )
+        if soonest is not None:
+            self._next = self.engine.after(max(0.0, soonest), self._phase_over)
+
+    def _phase_over(self) -> None:
+        self._next = None
+        self._pass_time()
+        told: list[Callable[[], None]] = []
+        for runner in self.runners.values():
+            for job in list(runner.running):
+                if job.work > 1e-9:
+                    continue
+                if not job.decoding:
+                    job.decoding = True
+                    job.first = self.engine.now
+                    job.work = job.output / self.decode_rate(job.model)
+                    told.append(job.began)
+                else:
+                    runner.running.remove(job)
+                    job.finished = self.engine.now
+                    told.append(partial(job.ended, True))
+        self._advance()
+        for tell in told:
+            tell()
+
+    # Who runs
+
+    def _advance(self) -> None:
+        self._pass_time()
+        self._hand_out()
+        for runner in self.runners.values():
+            while runner.waiting and len(runner.running) < self.spec.parallel:
+                self._start(runner.waiting.popleft(), runner)
+        self._plan()
+
+    def _hand_out(self) -> None:
+        """Give each request in the queue to its model's runner. One that needs a load holds up those behind it."""
+        while self.queue and self.loading is None:
+            job = self.queue[0]
+            runner = self.runners.get(job.model.name)
+            if runner is not None:
+                self.queue.popleft()
+                runner.waiting.append(job)
+                continue
+            if len(self.runners) >= self.spec.fits:
+                idle = [r for r in self.runners.values() if not r.running and not r.waiting]
+                if not idle:
+                    return
+                del self.runners[min(idle, key=lambda runner: runner.model.digest).model.name]
+            self._load(job)
+
+    def _start(self, job: Job, runner: Runner) -> None:
+        job.ready = self.engine.now
+        known = runner.cache.pop(job.conversation, 0)
+        job.read = max(1, job.prompt - known)
+        runner.cache[job.conversation] = job.prompt + job.output
+        while len(runner.cache) > self.spec.parallel:
+            runner.cache.popitem(last=False)
+        job.work = job.read / self.prefill_rate(job.model)
+        runner.running.append(job)
+
+    def _load(self, job: Job) -> None:
+        self.loading, self._loader = job.model, job
+        seconds = self.load_seconds(job.model) * self.slow
+        self.load_until = self.engine.now + seconds
+        self._load_event = self.engine.after(seconds, self._loaded)
+
+    def _loaded(self) -> None:
+        assert self.loading is not None
+        self.runners[self.loading.name] = Runner(self.loading)
+        self.loads += 1
+        self.loading = self._loader = self._load_event = None
+        self._advance()
+
+    def _stop_load(self) -> None:
+        if self._load_event is not None:
+            self._load_event.cancel()
+        self.loading = self._loader = self._load_event = None

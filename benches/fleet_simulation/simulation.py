@@ -1,0 +1,300 @@
+"""One run: the balancer's own fleet core in front of simulated hosts, from the first request to the last."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from agent_reporter.wire import AgentMetrics, ModelEntry
+from ollama_balancer.fleet.agent import Address, Agent, Outcome
+from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.leases import Lease
+from ollama_balancer.fleet.matching import Matcher
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.waiting import LineFullError, Place, Waiter, WaitingLine
+from ollama_balancer.ollama.shapes import Timings
+
+from .engine import Engine, Event
+from .hosts import Host, Job
+from .workload import Request, Workload
+
+REPORT_SECONDS = 10.0
+LOOK_SECONDS = 0.5
+RETRIES = 2
+PATIENCE = 60.0
+"""Seconds for which a client waits for the first token."""
+
+IN_TIME = 10.0
+"""Seconds within which a first token is good."""
+
+UP_SECONDS = 3600.0
+"""On average between two troubles of a host."""
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(eq=False)
+class Call:
+    """A request on its way."""
+
+    request: Request
+    demand: Demand
+    tried: list[Agent] = field(default_factory=list)
+    lease: Lease | None = None
+    job: Job | None = None
+    waiter: Waiter | None = None
+    first: float | None = None
+    done: bool = False
+    impatience: Event | None = None
+
+
+@dataclass
+class Result:
+    """What became of the requests that came after the warm-up; times in seconds."""
+
+    asked: int = 0
+    good: int = 0
+    """First token in time, and served whole."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)
+    """Until the first token; of those that had none, until they were given up."""
+    total: list[float] = field(default_factory=list)
+    """Of those that were served whole."""
+    loads: int = 0
+    clients: Counter[str] = field(default_factory=Counter)
+    good_of: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def goodput(self) -> float:
+        """Percent."""
+        return 100 * self.good / self.asked if self.asked else 0.0
+
+    @property
+    def loads_per_thousand(self) -> float:
+        return 1000 * self.loads / self.asked if self.asked else 0.0
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index of the clients' parts of good answers: 1 where all have the same."""
+        parts = [self.good_of[client] / asked for client, asked in self.clients.items() if asked >= 20]
+        squares = sum(part * part for part in parts)
+        return sum(parts) ** 2 / (len(parts) * squares) if squares else 0.0
+
+
+class Simulation:
+    def __init__(self, workload: Workload, mode: str, seed: int, *, reports_slots: bool = True) -> None:
+        self.workload = workload
+        self.engine = engine = Engine()
+        self.rng = random.Random(f"{seed} troubles")
+        self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random)
+        self.line = WaitingLine(engine)
+        self.matcher = Matcher(self.registry, self.line)
+        self.result = Result()
+        self.reports_slots = reports_slots
+        self.hosts: dict[Agent, Host] = {}
+        entries = [ModelEntry(name=model.name) for model in workload.models]
+        for number, spec in enumerate(workload.hosts):
+            agent, _ = self.registry.register(f"h{number}", Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434))
+            self.registry.update_models(agent, entries)
+            self.hosts[agent] = Host(engine, spec, agent.name)
+            self._report(agent)
+            engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._reports, agent))
+            if workload.shape.failures:
+                engine.after(self.rng.expovariate(1 / UP_SECONDS), partial(self._trouble, agent))
+        self._calls_ahead = iter(workload.requests)
+
+    def run(self) -> Result:
+        shape = self.workload.shape
+        self._next_call()
+        self.engine.after(LOOK_SECONDS, self._look)
+        self.engine.run(shape.warm_up)
+        before = sum(host.loads for host in self.hosts.values())
+        self.engine.run(shape.warm_up + shape.seconds + 2 * PATIENCE)
+        self.result.loads = sum(host.loads for host in self.hosts.values()) - before
+        return self.result
+
+    # Requests
+
+    def _next_call(self) -> None:
+        request = next(self._calls_ahead, None)
+        if request is not None:
+            self.engine.after(request.at - self.engine.now, lambda: self._arrive(request))
+
+    def _arrive(self, request: Request) -> None:
+        self._next_call()
+        key = request.conversation.to_bytes(16)
+        demand = Demand(
+            request.model.name,
+            tokens=request.prompt,
+            steps=((key, request.known),) if request.known else (),
+            remember=((key, request.prompt + request.output),),
+        )
+        call = Call(request, demand)
+        call.impatience = self.engine.after(PATIENCE, lambda: self._give_up(call))
+        self._route(call)
+
+    def _route(self, call: Call) -> None:
+        model = call.demand.model
+        agent = self.matcher.find(call.demand, call.tried).agent
+        if agent is not None:
+            self._send(call, self.registry.take(agent, model, call.demand))
+            return
+        tried = frozenset(call.tried)
+        if not self.registry.could_serve(model, tried):
+            self._end(call, "refused")
+            return
+
+        def notify(lease: Lease | None) -> None:
+            call.waiter = None
+            if lease is None:
+                self._end(call, "refused")
+            else:
+                self._send(call, lease)
+
+        try:
+            call.waiter = self.line.join(Place(model, tried=tried), call.request.client, notify, call.demand)
+        except LineFullError:
+            self._end(call, "line full")
+
+    def _send(self, call: Call, lease: Lease) -> None:
+        call.lease = lease
+        agent = lease.agent
+        call.tried.append(agent)
+        host = self.hosts[agent]
+        request = call.request
+        if not host.up:
+            self.engine.after(0.0, lambda: self._failed(call, lease, "refused", connected=False))
+            return
+        call.job = Job(
+            request.model,
+            request.conversation,
+            request.prompt,
+            request.output,
+            began=lambda: self._began(call, lease),
+            ended=lambda whole: self._ended(call, lease, whole),
+        )
+        host.submit(call.job)
+
+    def _began(self, call: Call, lease: Lease) -> None:
+        if not call.done and call.lease is lease:
+            call.first = self.engine.now
+            lease.agent.heard_at = self.engine.now
+            lease.began()
+
+    def _ended(self, call: Call, lease: Lease, whole: bool) -> None:
+        if call.done or call.lease is not lease or call.job is None:
+            return
+        job = call.job
+        if not whole:
+            self._failed(call, lease, "the host died", connected=True)
+            return
+        timings = Timings(
+            prompt_eval_count=job.prompt,
+            prompt_eval_duration=job.first - job.ready,
+            eval_count=job.output,
+            eval_duration=job.finished - job.first,
+            load_duration=max(0.02, job.ready - job.arrived),
+            total_duration=job.finished - job.arrived,
+        )
+        self.registry.answered(lease, timings)
+        self.registry.succeeded(lease)
+        lease.release(Outcome.SUCCEEDED, self.engine.now - call.request.at)
+        self._end(call, "served")
+
+    def _failed(self, call: Call, lease: Lease, reason: str, *, connected: bool) -> None:
+        if call.done or call.lease is not lease:
+            return
+        self.registry.failed(lease, reason)
+        lease.release(Outcome.FAILED)
+        call.lease = call.job = None
+        if not connected:
+            self.registry.unreachable(lease.agent, reason)
+        if call.first is None and len(call.tried) <= RETRIES:
+            self._route(call)
+        else:
+            self._end(call, "failed")
+
+    def _give_up(self, call: Call) -> None:
+        """The client has no more patience."""
+        if call.done or call.first is not None:
+            return
+        if call.waiter is not None:
+            self.line.leave(call.waiter)
+        lease, job = call.lease, call.job
+        self._end(call, "gave up")
+        if lease is not None:
+            if job is not None:
+                self.hosts[lease.agent].cancel(job)
+            lease.release(Outcome.CANCELLED)
+
+    def _end(self, call: Call, outcome: str) -> None:
+        call.done = True
+        if call.impatience is not None:
+            call.impatience.cancel()
+        request, result = call.request, self.result
+        if request.at < self.workload.shape.warm_up:
+            return
+        now = self.engine.now
+        first = (call.first if call.first is not None else now) - request.at
+        result.asked += 1
+        result.outcomes[outcome] += 1
+        result.clients[request.client] += 1
+        result.first.append(first)
+        if outcome == "served":
+            result.total.append(now - request.at)
+            if first <= IN_TIME:
+                result.good += 1
+                result.good_of[request.client] += 1
+
+    # The fleet
+
+    def _look(self) -> None:
+        """What the balancer does every half second."""
+        self.registry.expire()
+        self.matcher.look()
+        self.engine.after(LOOK_SECONDS, self._look)
+
+    def _reports(self, agent: Agent) -> None:
+        if self.hosts[agent].up:
+            self._report(agent)
+        self.engine.after(REPORT_SECONDS, lambda: self._reports(agent))
+
+    def _report(self, agent: Agent) -> None:
+        host = self.hosts[agent]
+        spec = host.spec
+        running = host.running
+        self.registry.update_metrics(
+            agent.id,
+            AgentMetrics(
+                cpu_usage=min(100.0, 5 + 85.0 * running / max(1, spec.parallel)),
+                memory_usage=min(100.0, 20 + 70.0 * len(host.runners) / spec.fits),
+                active_requests=0,
+                timestamp=START + timedelta(seconds=self.engine.now),
+                loaded_models=[ModelEntry(name=name) for name in host.runners],
+                num_parallel=spec.parallel if self.reports_slots else None,
+                max_loaded_models=spec.fits if self.reports_slots else None,
+                ollama_ok=True,
+            ),
+        )
+
+    def _trouble(self, agent: Agent) -> None:
+        """The host dies for a while, or is slow for a while."""
+        host = self.hosts[agent]
+        seconds = self.rng.uniform(30, 120)
+        if self.rng.random() < 0.5:
+            host.crash()
+
+            def over() -> None:
+                host.up = True
+                self._report(agent)
+        else:
+            host.change_pace(4.0)
+
+            def over() -> None:
+                host.change_pace(1.0)
+
+        self.engine.after(seconds, over)
+        self.engine.after(seconds + self.rng.expovariate(1 / UP_SECONDS), lambda: self._trouble(agent))

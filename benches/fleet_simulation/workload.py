@@ -1,0 +1,133 @@
+"""Who asks for what and when: conversations of several turns, models by Zipf's law, hosts of unequal speed.
+
+All of it is drawn from one seed, and none of it depends on how requests are routed: each mode gets the same.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from .hosts import SLOWDOWN, Model, Spec
+
+THINKING = 20.0
+"""Seconds on average between two turns of a conversation."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fleet and what is asked of it. `load` is the part of its capacity that is asked for."""
+
+    hosts: int = 32
+    models: int = 6
+    load: float = 0.7
+    seconds: float = 900.0
+    warm_up: float = 300.0
+    """Seconds at the start that are not counted."""
+    turns: float = 3.0
+    """Turns of a conversation on average."""
+    clients: int = 20
+    failures: bool = True
+    zipf: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    at: float
+    client: str
+    model: Model
+    conversation: int
+    prompt: int
+    """Tokens, all turns so far included."""
+    known: int
+    """Of them, those that the turn before had already."""
+    output: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    shape: Shape
+    hosts: tuple[Spec, ...]
+    models: tuple[Model, ...]
+    requests: tuple[Request, ...]
+    capacity: float
+    """Requests per second that the fleet can serve at most: see `capacity`."""
+
+
+def draw(shape: Shape, seed: int) -> Workload:
+    rng = random.Random(seed)
+    hosts = tuple(
+        Spec(
+            speed=math.exp(rng.uniform(0, math.log(8))),
+            disk=math.exp(rng.uniform(-0.5, 0.5)),
+            parallel=rng.randint(1, 4),
+            fits=rng.randint(1, 4),
+        )
+        for _ in range(shape.hosts)
+    )
+    models = tuple(
+        Model(
+            name=f"model-{n}:latest",
+            pace=20 * math.exp(rng.uniform(-0.5, 0.5)),
+            prefill=800 * math.exp(rng.uniform(-0.5, 0.5)),
+            load=math.exp(rng.uniform(math.log(5), math.log(40))),
+            output=200 * math.exp(rng.uniform(-0.4, 0.4)),
+            digest=rng.random(),
+        )
+        for n in range(shape.models)
+    )
+    weights = [1 / (n + 1) ** shape.zipf for n in range(shape.models)]
+    rate = capacity(hosts, models, weights, shape.turns)
+    return Workload(shape, hosts, models, tuple(_requests(shape, rng, models, weights, rate)), rate)
+
+
+def capacity(hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[float], turns: float) -> float:
+    """Requests per second of a fleet that has all its slots busy, each model where it is asked for and no prompt's
+    beginning read twice. No routing can reach it: it is what the loads are given in parts of.
+    """
+    total = sum(weights)
+    pace = sum(
+        weight / total * (model.output / model.pace + FIRST_PROMPT / model.prefill)
+        for model, weight in zip(models, weights, strict=True)
+    )
+    return sum(h.speed * h.parallel / (1 + SLOWDOWN * (h.parallel - 1)) for h in hosts) / pace
+
+
+FIRST_PROMPT = 400.0
+"""Tokens on average of a conversation's first prompt."""
+
+NEXT_PROMPT = 100.0
+"""Tokens on average that a person adds with each turn."""
+
+
+def _requests(
+    shape: Shape, rng: random.Random, models: tuple[Model, ...], weights: list[float], rate: float
+) -> list[Request]:
+    requests: list[Request] = []
+    at, number = 0.0, 0
+    arrivals = rate * shape.load / shape.turns
+    end = shape.warm_up + shape.seconds
+    # Conversations that began before time 0 are there, too.
+    at = -THINKING * shape.turns * 3
+    while at < end:
+        at += rng.expovariate(arrivals)
+        number += 1
+        model = rng.choices(models, weights)[0]
+        client = f"c{min(int(rng.expovariate(0.2)), shape.clients - 1)}"
+        then, known, prompt = at, 0, _size(rng, FIRST_PROMPT)
+        while True:
+            output = _size(rng, model.output)
+            if 0 <= then < end:
+                requests.append(Request(then, client, model, number, prompt, known, output))
+            if rng.random() < 1 / shape.turns:
+                break
+            known = prompt + output
+            prompt = known + _size(rng, NEXT_PROMPT)
+            then += rng.expovariate(1 / THINKING) + 10.0
+    return sorted(requests, key=lambda request: request.at)
+
+
+def _size(rng: random.Random, mean: float, spread: float = 0.8) -> int:
+    """A number of tokens: log-normal with that mean."""
+    return max(1, round(mean * math.exp(rng.gauss(-spread * spread / 2, spread))))

@@ -1,0 +1,136 @@
+"""The simulator against what queueing theory knows of M/M/k, and against itself."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from benches.fleet_simulation.engine import Engine
+from benches.fleet_simulation.hosts import Host, Job, Model, Spec
+from benches.fleet_simulation.simulation import Simulation
+from benches.fleet_simulation.workload import Request, Shape, Workload, draw
+
+SECOND = 1000
+"""Tokens a second: one token is a millisecond."""
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """The probability that a request has to wait in M/M/k, with `load` = arrival rate / service rate."""
+    terms = [load**n / math.factorial(n) for n in range(servers)]
+    last = load**servers / math.factorial(servers) * servers / (servers - load)
+    return last / (sum(terms) + last)
+
+
+def poisson(servers: int, utilization: float, count: int, seed: int) -> Workload:
+    """Exponential services of one second on average, on hosts that run one request at once and are never slowed."""
+    rng = random.Random(seed)
+    model = Model("m:latest", pace=SECOND, prefill=1e9, load=5.0, output=SECOND, digest=0.0)
+    at, requests = 0.0, []
+    for number in range(count):
+        at += rng.expovariate(servers * utilization)
+        output = max(1, round(rng.expovariate(1 / SECOND)))
+        requests.append(Request(at, f"c{number % 7}", model, number, 1, 0, output))
+    shape = Shape(hosts=servers, models=1, seconds=at, warm_up=100.0, failures=False)
+    hosts = tuple(Spec(speed=1.0, disk=1.0, parallel=1, fits=1) for _ in range(servers))
+    return Workload(shape, hosts, (model,), tuple(requests), float(servers))
+
+
+@pytest.mark.parametrize(("servers", "utilization"), [(1, 0.5), (4, 0.8), (10, 0.9)])
+def test_the_mean_wait_is_that_of_m_m_k(servers: int, utilization: float) -> None:
+    waits: list[float] = []
+    for seed in range(4):
+        result = Simulation(poisson(servers, utilization, 12_000, seed), "least_requests", seed).run()
+        assert result.outcomes["served"] == result.asked
+        waits += result.first
+    load = servers * utilization
+    expected = erlang_c(servers, load) / (servers - load)
+    assert sum(waits) / len(waits) == pytest.approx(expected, rel=0.15)
+
+
+def run(*sent: tuple[float, Model, int, int], spec: Spec) -> list[tuple[float, float]]:
+    """Send jobs (when, model, prompt, output) to one host; when each had its first token, and its last."""
+    engine = Engine()
+    host = Host(engine, spec, "h")
+    ends: list[tuple[float, float]] = [(math.nan, math.nan)] * len(sent)
+
+    def send(number: int, model: Model, prompt: int, output: int) -> None:
+        job = Job(model, number, prompt, output, began=lambda: None, ended=lambda whole: end(number, job))
+        host.submit(job)
+
+    def end(number: int, job: Job) -> None:
+        ends[number] = job.first, job.finished
+
+    for number, (at, model, prompt, output) in enumerate(sent):
+        engine.after(at, lambda n=number, m=model, p=prompt, o=output: send(n, m, p, o))  # type: ignore[misc]
+    engine.run(1000)
+    return ends
+
+
+A = Model("a", pace=10, prefill=100, load=10, output=100, digest=0.1)
+B = Model("b", pace=10, prefill=100, load=10, output=100, digest=0.2)
+ONE = Spec(speed=1, disk=1, parallel=1, fits=1)
+
+
+def close(found: Sequence[tuple[float, float]], expected: Sequence[tuple[float, float]]) -> None:
+    for pair, right in zip(found, expected, strict=True):
+        assert pair == pytest.approx(right)
+
+
+def test_a_request_loads_reads_and_answers() -> None:
+    close(run((0, A, 200, 50), spec=ONE), [(12, 17)])
+
+
+def test_requests_of_one_model_take_turns_where_one_runs_at_once() -> None:
+    close(run((0, A, 100, 10), (0, A, 100, 10), spec=ONE), [(11, 12), (13, 14)])
+
+
+def test_two_at_once_take_longer_each() -> None:
+    both = Spec(speed=1, disk=1, parallel=2, fits=1)
+    close(run((0, A, 100, 10), (0, A, 100, 10), spec=both), [(11.4, 12.8), (11.4, 12.8)])
+
+
+def test_two_models_at_once_share_the_host() -> None:
+    room = Spec(speed=1, disk=1, parallel=1, fits=2)
+    close(run((0, A, 100, 190), (0, B, 100, 10), spec=room), [(11, 32), (22, 24)])
+
+
+def test_another_model_waits_until_the_first_is_idle_and_then_loads() -> None:
+    close(run((0, A, 100, 10), (1, B, 100, 10), spec=ONE), [(11, 12), (23, 24)])
+
+
+def test_a_load_holds_up_a_model_that_is_in_memory() -> None:
+    room = Spec(speed=1, disk=1, parallel=1, fits=2)
+    close(run((0, A, 100, 10), (20, B, 100, 10), (21, A, 100, 10), spec=room)[2:], [(32, 34)])
+
+
+def test_a_faster_host_takes_less() -> None:
+    close(run((0, A, 200, 50), spec=Spec(speed=2, disk=1, parallel=1, fits=1)), [(11, 13.5)])
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    shape = Shape(hosts=4, models=3, load=0.6, seconds=150, warm_up=30)
+    runs = [Simulation(draw(shape, 7), "adaptive", 7).run() for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0].asked > 50
+
+
+def test_every_request_ends_and_nothing_is_left() -> None:
+    shape = Shape(hosts=6, models=8, load=0.9, seconds=200, warm_up=0)
+    for mode in ("roundrobin", "metrics", "least_requests", "adaptive"):
+        workload = draw(shape, 3)
+        simulation = Simulation(workload, mode, 3)
+        result = simulation.run()
+        assert result.asked == len(workload.requests)
+        assert len(simulation.line) == 0
+        assert simulation.registry.in_flight == 0
+        assert all(not agent.loading and agent.loads == 0 and not agent.running for agent in simulation.registry)
+
+
+def test_with_many_models_the_adaptive_mode_serves_in_time_what_the_others_do_not() -> None:
+    shape = Shape(hosts=16, models=6, load=0.5, seconds=300, warm_up=200)
+    goodput = {mode: Simulation(draw(shape, 5), mode, 5).run().goodput for mode in ("least_requests", "adaptive")}
+    assert goodput["adaptive"] > 90
+    assert goodput["adaptive"] > goodput["least_requests"]
