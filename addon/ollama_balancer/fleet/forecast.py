@@ -15,6 +15,7 @@ The constants are those that did best in benches/fleet_simulation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -190,7 +191,7 @@ class Forecast:
         for other in idle:
             slots = agent.slots_for(other, at.now)
             theirs = placement.pressure(other, at.waiting(other), at.now, slots)
-            if theirs > IN_DEMAND and theirs * MUCH_MORE > mine:
+            if theirs == math.inf or (theirs > IN_DEMAND and theirs * MUCH_MORE > mine):
                 return THRASHING
         return 0.0
 
