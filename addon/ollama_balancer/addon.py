@@ -603,7 +603,7 @@ class Balancer:
             exchange.end(Outcome.FAILED, problem)
             return
         if lease is not None and response.status_code < 400:
-            self.registry.answered(lease, watcher.answer.timings)
+            self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
             self.registry.succeeded(lease)
         speed = verdict.tokens_per_second
         agent = exchange.agent

@@ -15,6 +15,8 @@ from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import LineFullError, Place, Waiter, WaitingLine
+from ollama_balancer.ollama.answers import Answer
+from ollama_balancer.ollama.shapes import Event as AnswerEvent
 from ollama_balancer.ollama.shapes import Timings
 
 from .engine import Engine, Event
@@ -199,7 +201,9 @@ class Simulation:
             load_duration=max(0.02, job.ready - job.arrived),
             total_duration=job.finished - job.arrived,
         )
-        self.registry.answered(lease, timings)
+        answer = Answer()
+        answer.add(AnswerEvent(terminal=True, timings=timings))
+        self.registry.answered(lease, answer, streamed=True)
         self.registry.succeeded(lease)
         lease.release(Outcome.SUCCEEDED, self.engine.now - call.request.at)
         self._end(call, "served")

@@ -14,7 +14,8 @@ from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.policies.adaptive import ALL, in_words
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import Place, WaitingLine
-from ollama_balancer.ollama.shapes import Timings
+from ollama_balancer.ollama.answers import Answer
+from ollama_balancer.ollama.shapes import Event, Timings
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 MODEL = "m:latest"
@@ -51,7 +52,9 @@ class Room:
         lease.began()
         self.clock.now += seconds / 2
         self.registry.reached(agent)
-        self.registry.answered(lease, Timings(**timings))  # type: ignore[arg-type]
+        answer = Answer()
+        answer.add(Event(terminal=True, timings=Timings(**timings)))  # type: ignore[arg-type]
+        self.registry.answered(lease, answer, streamed=True)
         lease.release()
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama import requests
-from ollama_balancer.ollama.requests import Asked, is_json, read_request
+from ollama_balancer.ollama.json_scanning import MAX_STRICT, is_json
+from ollama_balancer.ollama.requests import Asked, read_request
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, find_route
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -354,7 +354,7 @@ def test_what_go_cannot_read_is_no_json(body: bytes) -> None:
 
 
 def test_a_long_body_is_taken_for_json() -> None:
-    assert is_json(b"[" * (requests.MAX_STRICT + 1))
+    assert is_json(b"[" * (MAX_STRICT + 1))
 
 
 # --- Against a naive implementation -----------------------------------------------------------------------------------

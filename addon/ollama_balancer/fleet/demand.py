@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Step = tuple[bytes, int]
+"""The key of a prompt's beginning, and its tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -13,9 +16,9 @@ class Demand:
     runner: str = ""
     tokens: int = 0
     """Of the prompt, estimated."""
-    steps: tuple[tuple[bytes, int], ...] = ()
-    """Keys of the prompt's beginnings, the shortest first, each with its tokens."""
-    remember: tuple[tuple[bytes, int], ...] = ()
+    steps: tuple[Step, ...] = ()
+    """The prompt's beginnings, the shortest first."""
+    remember: tuple[Step, ...] = ()
     """Those by which a prompt that goes on from this one is known."""
     output_limit: int | None = None
-    """Tokens that the answer has at most."""
+    """Tokens that the answer has at most; 0 for an embedding."""

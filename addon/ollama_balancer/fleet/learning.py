@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..ollama.answers import Answer
+from ..ollama.prompts import context_step
 from ..ollama.shapes import Timings
 from .conversations import Conversations
 from .estimates import Estimates
@@ -33,21 +35,31 @@ class Learner:
         self.estimates.forget(agent.id)
         self.conversations.forget(agent)
 
-    def answered(self, lease: SlotLease, timings: Timings, now: float) -> None:
+    def answered(self, lease: SlotLease, answer: Answer, now: float, streamed: bool) -> None:
         """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
+        if answer.context is not None:
+            step = context_step(lease.model, lease.demand.runner, answer.context)
+            self.conversations.remember((step,), lease.agent)
         agent, model, estimates = lease.agent, lease.model, self.estimates
+        timings = answer.timings
+        count = timings.eval_count
+        if count is None:
+            count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None
         slow_end = agent.slowness(model)
         slow = (lease.slow + slow_end) / 2
         began = lease.began_at
-        streamed = began is not None and now > began
-        tokens, seconds = timings.eval_count, timings.eval_duration
-        if tokens and seconds is None and streamed and began is not None:
-            tokens, seconds = tokens - 1, now - began
-        if tokens and seconds and tokens >= FEW_TOKENS:
+        tokens, seconds = count, timings.eval_duration
+        if tokens and seconds is None and began is not None:
+            if streamed:
+                tokens, seconds = tokens - 1, now - began
+            elif not lease.cold:
+                # The whole came at once: what is left of the time when the prompt was read.
+                seconds = began - lease.taken_at - self._reading(lease)
+        if tokens and seconds is not None and seconds > 0 and tokens >= FEW_TOKENS:
             estimates.decode.observe(agent.id, model, tokens / seconds * slow)
         limit = lease.demand.output_limit
-        if timings.eval_count and (limit is None or timings.eval_count < limit):
-            estimates.observe_output(model, timings.eval_count)
+        if count and (not limit or count < limit):
+            estimates.observe_output(model, count)
         silent = None if began is None or not streamed else began - lease.taken_at
         load = self._load(lease, timings, silent)
         if load is not None:
@@ -59,6 +71,11 @@ class Learner:
             if prompt and reading and prompt >= 8 * FEW_TOKENS:
                 estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow)
 
+    def _reading(self, lease: SlotLease) -> float:
+        """Seconds that reading its prompt is thought to have taken."""
+        unread = max(0, lease.demand.tokens - lease.known_tokens)
+        return unread / self.estimates.prefill.value(lease.agent.id, lease.model) * lease.slow
+
     def _load(self, lease: SlotLease, timings: Timings, silent: float | None) -> float | None:
         """Seconds that the agent took to load the model for it; None if it did not, or was busy with others."""
         if not lease.sole:
@@ -67,5 +84,5 @@ class Learner:
         if load is None:
             if not lease.cold or silent is None:
                 return None
-            load = silent - lease.demand.tokens / self.estimates.prefill.value(lease.agent.id, lease.model)
+            load = silent - self._reading(lease)
         return load if load >= SHORTEST_LOAD else None

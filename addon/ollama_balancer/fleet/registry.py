@@ -22,8 +22,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
 
+from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
-from ..ollama.shapes import Timings
 from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Outcome, Source, Status, Warm, agent_id
 from .demand import Demand
 from .forecast import Option, Situation
@@ -399,10 +399,10 @@ class AgentRegistry:
             self._gate(agent)
             self._place(agent)
 
-    def answered(self, lease: Lease, timings: Timings) -> None:
+    def answered(self, lease: Lease, answer: Answer, *, streamed: bool) -> None:
         """The answer of a request, which still holds its lease, is whole: learn from it."""
         if isinstance(lease, SlotLease) and not lease.agent.removed:
-            self.learner.answered(lease, timings, self.clock())
+            self.learner.answered(lease, answer, self.clock(), streamed)
             lease.agent.epoch += 1
 
     def succeeded(self, lease: Lease) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 from typing import NamedTuple
 
-from .shapes import MAX_TOOL_CALLS, CallPart, Event, Timings
+from .shapes import MAX_TOOL_CALLS, CallPart, Context, Event, Timings
 
 MAX_TEXT = 1024 * 1024
 """How many characters are kept of an answer's text, of its thinking and of its tool calls."""
@@ -33,6 +33,9 @@ class Answer:
 
     def __init__(self) -> None:
         self.events = 0
+        self.pieces = 0
+        """Events that brought text: of a stream, mostly a token each."""
+        self.context: Context | None = None
         self.terminal = False
         self.error: str | None = None
         """The first error's message."""
@@ -66,11 +69,13 @@ class Answer:
 
     def add(self, event: Event) -> None:
         self.events += 1
-        text, thinking, calls, terminal, error, timings, too_large = event
+        text, thinking, calls, terminal, error, timings, too_large, context = event
         if error is not None and self.error is None:
             self.error = error
         if self.terminal:
             return
+        if text or thinking:
+            self.pieces += 1
         if text:
             room = self._text_room
             self._text_room = room - self._text.write(text if len(text) <= room else text[:room])
@@ -87,6 +92,7 @@ class Answer:
             self._too_large_at = self.events
         if terminal:
             self.terminal = True
+            self.context = context
 
     def _add_call(self, part: CallPart) -> None:
         call = None if part.number is None or part.begins else self._by_number.get(part.number)

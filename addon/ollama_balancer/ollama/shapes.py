@@ -47,6 +47,17 @@ class CallPart(NamedTuple):
     """`arguments` are all of them."""
 
 
+class Context(NamedTuple):
+    """A conversation as the numbers of its tokens, by which /api/generate goes on with it: how many, and its ends."""
+
+    tokens: int
+    ends: tuple[bytes, ...]
+
+
+CONTEXT_ENDS = 32
+"""Numbers at the beginning and at the end of a context by which it is known."""
+
+
 class Event(NamedTuple):
     """One event of a stream, or the whole of an answer that is none."""
 
@@ -58,11 +69,12 @@ class Event(NamedTuple):
     timings: Timings | None = None
     too_large: bool = False
     """It was not read."""
+    context: Context | None = None
 
 
 def _text(text: str, new: Callable[[type[Event], tuple[object, ...]], Event] = tuple.__new__) -> Event:
     """`Event(text)` in half the time: most events are that."""
-    return new(Event, (text, "", (), False, None, None, False))
+    return new(Event, (text, "", (), False, None, None, False, None))
 
 
 NOTHING = Event()
@@ -102,6 +114,13 @@ def read_answer(value: dict[str, Any]) -> Event:
     return event._replace(timings=_usage(usage, "prompt_tokens", "completion_tokens")) if usage else event
 
 
+def context_of(numbers: object) -> Context | None:
+    if not isinstance(numbers, list) or not numbers:
+        return None
+    ends = numbers[:CONTEXT_ENDS] + numbers[-CONTEXT_ENDS:]
+    return Context(len(numbers), tuple(str(number)[:20].encode() for number in ends if isinstance(number, int)))
+
+
 def message_of(error: object) -> str:
     """The message of an error, which is a string or an object that has one; at most `MAX_ERROR` characters."""
     if isinstance(error, dict):
@@ -128,7 +147,10 @@ def _ollama(value: dict[str, Any], terminal: bool) -> Event:
         function = _dict(_dict(call).get("function"))
         arguments = _arguments(function.get("arguments"))
         parts.append(CallPart(None, _str(_dict(call).get("id")), _str(function.get("name")), arguments))
-    return Event(_str(text), _str(thinking), tuple(parts), terminal, None, _timings(value) if terminal else None)
+    if not terminal:
+        return Event(_str(text), _str(thinking), tuple(parts))
+    context = context_of(value.get("context"))
+    return Event(_str(text), _str(thinking), tuple(parts), True, None, _timings(value), context=context)
 
 
 def _openai(value: dict[str, Any], choices: object, key: str) -> Event:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..fleet.agent import Agent, Status
-from ..fleet.demand import Demand
 from ..fleet.leases import Lease
 from ..fleet.matching import Matcher
 from ..fleet.policies.adaptive import in_words
 from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import error_body, model_not_found
+from ..ollama.json_scanning import is_json
 from ..ollama.merging import ROOT, MergedFleet
 from ..ollama.names import canonical_name, is_cloud_model
-from ..ollama.requests import is_json, read_request
+from ..ollama.prompts import read_prompt
+from ..ollama.requests import read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from .exchange import Exchange
 
@@ -25,12 +26,6 @@ RETRY_AFTER = "5"
 
 MAX_CORRECTIONS = 16
 """How many agents that turn out not to have a model are passed over for one request."""
-
-BYTES_A_TOKEN = 4
-"""Of a body, about."""
-
-MAX_PROMPT_TOKENS = 32_768
-"""What is longer has images in it, or is cut short by the host."""
 
 JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -119,9 +114,7 @@ class Dispatcher:
             exchange.slot_model = canonical_name(model)
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(body or b"")
-            exchange.demand = Demand(
-                exchange.slot_model, tokens=min(exchange.body_bytes // BYTES_A_TOKEN, MAX_PROMPT_TOKENS)
-            )
+            exchange.demand = read_prompt(route, exchange.slot_model, body or b"", asked.members)
         if exchange.pin is not None:
             return self._pinned(exchange, route, exchange.pin)
         match route.kind:

@@ -1,0 +1,218 @@
+"""What a prompt asks of the host that reads it, found without building the body's values.
+
+Of a chat the balancer has to know how long it is and who has read its beginning. The messages are hashed as they are
+written, one after the other: a client that goes on with a conversation sends the same messages again and some more.
+What is kept are hashes. Reading takes time in proportion to the body at the speed of `bytes.find`, and to the messages,
+which the scanner's steps bound; of what is large no more than its ends are hashed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from ..fleet.demand import Demand, Step
+from .json_scanning import Scanner, Span, UnreadableError
+from .routes import Route
+from .shapes import CONTEXT_ENDS, Context
+
+BYTES_A_TOKEN = 4
+"""Of a prompt as it is written, about."""
+
+IMAGE_TOKENS = 600
+"""What an image takes, whatever its size in bytes."""
+
+MAX_TOKENS = 131_072
+"""What is longer is cut short by the host."""
+
+MAX_STEPS = 64
+"""Beginnings of a prompt that are looked for: the first, and the longest ones."""
+
+STRIDE = 1_024
+"""Bytes between two beginnings of a prompt that is one text."""
+
+MAX_HASHED = 65_536
+"""Bytes of a message that are hashed, of a larger one at its beginning and its end."""
+
+MAX_OPTIONS = 16_384
+"""Bytes of the options that are read."""
+
+RUNNER_OPTIONS = ("main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap")
+"""With another value of one of these a host loads the model anew (api.Runner in the server's source)."""
+
+FEW_TOKENS = 64
+"""A beginning that is shorter is not worth knowing."""
+
+_BLOB_BYTES = 4_096
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Where a route's prompt is: `content` after the members in `preamble`, `others` beside it."""
+
+    content: str
+    preamble: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    limit: tuple[str, ...] = ()
+    """Members that bound the answer's tokens; the first that is a number counts."""
+    ollama: bool = False
+    """Whether there may be `options`."""
+    embeds: bool = False
+
+
+_SHAPES = {
+    "/api/chat": _Shape("messages", ("tools",), ollama=True),
+    "/api/generate": _Shape("prompt", ("system", "template"), ("suffix", "images"), ollama=True),
+    "/v1/chat/completions": _Shape("messages", ("tools",), limit=("max_tokens", "max_completion_tokens")),
+    "/v1/completions": _Shape("prompt", others=("suffix",), limit=("max_tokens",)),
+    "/v1/messages": _Shape("messages", ("system", "tools"), limit=("max_tokens",)),
+    "/v1/responses": _Shape("input", ("instructions", "tools"), limit=("max_output_tokens",)),
+    "/api/embed": _Shape("input", ollama=True, embeds=True),
+    "/api/embeddings": _Shape("prompt", ollama=True, embeds=True),
+    "/v1/embeddings": _Shape("input", embeds=True),
+}
+
+# A client moves this mark to its newest message, so that the older ones would differ from what they were before.
+_CACHE_CONTROL = re.compile(rb'(?:,\s{0,8}+)?+"cache_control"\s{0,8}+:\s{0,8}+(?:null|\{[^{}]{0,256}+\})')
+_NUMBER = re.compile(rb"[0-9]++")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]++")
+
+
+def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Span]) -> Demand:
+    """What the request demands. `model` is a canonical name, `members` are the body's. Nothing is raised."""
+    shape = _SHAPES.get(route.path)
+    if shape is None:
+        return Demand(model, tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS))
+    options = _options(body, members) if shape.ollama else {}
+    runner = _runner(options)
+    limit = 0 if shape.embeds else _limit(shape, body, members, options)
+    preamble = [members[key] for key in shape.preamble if key in members]
+    others = [members[key] for key in (shape.content, *shape.others) if key in members]
+    context = members.get("context") if shape.ollama else None
+    start = sum(_tokens(body, span) for span in preamble)
+    tokens = start + sum(_tokens(body, span) for span in others)
+    steps: list[Step] = []
+    remember: list[Step] = []
+    if context is not None and body[context[0]] == ord("["):
+        known = _read_context(body, context)
+        steps = [context_step(model, runner, known)]
+        tokens += known.tokens
+    elif not shape.embeds and shape.content in members:
+        hashed = _hash(model, runner)
+        for span in preamble:
+            hashed.update(_essence(body, span))
+            hashed.update(b"\0")
+        content = members[shape.content]
+        steps = list(_steps(hashed, start, body, content))
+        if steps:
+            remember = [step for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS]
+    most = min(MAX_TOKENS, _positive(options.get("num_ctx")) or MAX_TOKENS)
+    return Demand(model, runner, min(tokens, most), tuple(steps), tuple(dict.fromkeys(remember)), limit)
+
+
+def context_step(model: str, runner: str, context: Context) -> Step:
+    """The beginning of a request that goes on with this context."""
+    hashed = _hash(model, runner)
+    hashed.update(b"%d " % context.tokens + b",".join(context.ends))
+    return hashed.digest(), context.tokens
+
+
+def _read_context(body: bytes, span: Span) -> Context:
+    start, end = span
+    window = 64 * CONTEXT_ENDS  # wide enough for numbers on lines of their own
+    ends = _NUMBER.findall(body, start, min(end, start + window))[:CONTEXT_ENDS]
+    ends += _NUMBER.findall(body, max(start, end - window), end)[-CONTEXT_ENDS:]
+    return Context(body.count(b",", start, end) + 1, tuple(ends))
+
+
+def _hash(model: str, runner: str) -> blake2b:
+    return blake2b(f"{model}\0{runner}\0".encode(), digest_size=16)
+
+
+def _steps(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[Step]:
+    """The beginnings of a list of messages or of one text, the shortest first; `tokens` are those before it."""
+    if body[span[0]] == ord("["):
+        try:
+            parts = list(Scanner(body).elements(span[0]))
+        except (UnreadableError, IndexError):
+            return
+    elif body[span[0]] == ord('"'):
+        # The last of them is not whole, and differs as soon as the text goes on.
+        parts = [(at, at + STRIDE) for at in range(span[0] + 1, span[1] - STRIDE, STRIDE)]
+    else:
+        return
+    wanted = len(parts) - MAX_STEPS + 1
+    for number, part in enumerate(parts):
+        hashed.update(_essence(body, part))
+        hashed.update(b"\0")
+        tokens += _tokens(body, part)
+        if number == 0 or number >= wanted:
+            yield hashed.digest(), tokens
+
+
+def _essence(body: bytes, span: Span) -> bytes:
+    """What distinguishes that part of the body."""
+    start, end = span
+    if end - start <= MAX_HASHED:
+        text = body[start:end]
+    else:
+        half = MAX_HASHED // 2
+        text = b"%d %b%b" % (end - start, body[start : start + half], body[end - half : end])
+    return _CACHE_CONTROL.sub(b"", text) if b'"cache_control"' in text else text
+
+
+def _tokens(body: bytes, span: Span) -> int:
+    """About how many tokens it has. Long strings without quotes and blanks are taken for images in base64."""
+    start, end = span
+    size, images, at = end - start, 0, start
+    while end - at > _BLOB_BYTES:
+        last = body.rfind(b'"', at, at + _BLOB_BYTES)
+        if last >= 0:
+            at = last + 1
+            continue
+        quote = body.find(b'"', at + _BLOB_BYTES, end)
+        until = quote if quote >= 0 else end
+        middle = (at + until) // 2
+        if _BASE64.fullmatch(body, middle, middle + 256):
+            images += 1
+            size -= until - at
+        at = until
+    return size // BYTES_A_TOKEN + images * IMAGE_TOKENS
+
+
+def _options(body: bytes, members: Mapping[str, Span]) -> dict[str, Any]:
+    start, end = members.get("options", (0, 0))
+    if not 0 < end - start <= MAX_OPTIONS:
+        return {}
+    try:
+        options = json.loads(body[start:end])
+    except (ValueError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _runner(options: dict[str, Any]) -> str:
+    """The options that the model is loaded with, in one spelling."""
+    given = ((key, options.get(key)) for key in RUNNER_OPTIONS)
+    return ",".join(
+        f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53
+    )
+
+
+def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dict[str, Any]) -> int | None:
+    if shape.ollama:
+        return _positive(options.get("num_predict"))
+    for key in shape.limit:
+        start, end = members.get(key, (0, 0))
+        digits = body[start:end]
+        if 0 < len(digits) < 16 and digits.isdigit() and int(digits):
+            return int(digits)
+    return None
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
