@@ -82,7 +82,7 @@ class Adaptive:
         cost, number = costs[0]
         if forecasts[number].full:
             cost, number = next(((c, n) for c, n in costs if not forecasts[n].full), (0.0, -1))
-            if number < 0 or waited < cost:
+            if number < 0 or (waited < cost and not _unshared(forecasts[number])):
                 return Choice(None, options)
         forecast = forecasts[number]
         pool.chosen(forecast)
@@ -110,6 +110,11 @@ class Adaptive:
 
     def why(self, agent: Agent) -> str:
         return f"{agent.in_flight} in flight"
+
+
+def _unshared(forecast: Forecast) -> bool:
+    """Whether the agent has the model in memory and runs no other: to leave its slots free would gain nothing."""
+    return not forecast.cold and all(model == forecast.model for model in forecast.agent.running)
 
 
 def in_words(options: tuple[Option, ...]) -> str:
