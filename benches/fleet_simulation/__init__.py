@@ -1,1 +1,1 @@
-"""The project's own fleet core in simulated time: registry, policies, waiting line and health under a fake clock."""
+"""Fleets and requests drawn at random, to judge the modes by: see `ollama_balancer.lab`."""

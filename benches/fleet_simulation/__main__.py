@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.lab.simulation import Result, Simulation
 
-from .simulation import Result, Simulation
 from .workload import Shape, draw
 
 

@@ -9,7 +9,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from .hosts import SLOWDOWN, Model, Spec
+from ollama_balancer.lab.hosts import SLOWDOWN, Model, Spec
+from ollama_balancer.lab.workload import Request, Workload
 
 THINKING = 20.0
 """Seconds on average between two turns of a conversation."""
@@ -30,29 +31,6 @@ class Shape:
     clients: int = 20
     failures: bool = True
     zipf: float = 1.0
-
-
-@dataclass(frozen=True)
-class Request:
-    at: float
-    client: str
-    model: Model
-    conversation: int
-    prompt: int
-    """Tokens, all turns so far included."""
-    known: int
-    """Of them, those that the turn before had already."""
-    output: int
-
-
-@dataclass(frozen=True)
-class Workload:
-    shape: Shape
-    hosts: tuple[Spec, ...]
-    models: tuple[Model, ...]
-    requests: tuple[Request, ...]
-    capacity: float
-    """Requests per second that the fleet can serve at most: see `capacity`."""
 
 
 def draw(shape: Shape, seed: int) -> Workload:
@@ -79,7 +57,8 @@ def draw(shape: Shape, seed: int) -> Workload:
     )
     weights = [1 / (n + 1) ** shape.zipf for n in range(shape.models)]
     rate = capacity(hosts, models, weights, shape.turns)
-    return Workload(shape, hosts, models, tuple(_requests(shape, rng, models, weights, rate)), rate)
+    requests = tuple(_requests(shape, rng, models, weights, rate))
+    return Workload(hosts, models, requests, shape.seconds, shape.warm_up, shape.failures)
 
 
 def capacity(hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[float], turns: float) -> float:

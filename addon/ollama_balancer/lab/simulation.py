@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.fleet.agent import Address, Agent, Outcome
-from ollama_balancer.fleet.demand import Demand
-from ollama_balancer.fleet.leases import Lease
-from ollama_balancer.fleet.matching import Matcher
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.waiting import LineFullError, Place, Waiter, WaitingLine
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event as AnswerEvent
-from ollama_balancer.ollama.shapes import Timings
 
+from ..fleet.agent import Address, Agent, Outcome
+from ..fleet.demand import Demand
+from ..fleet.leases import Lease
+from ..fleet.matching import Matcher
+from ..fleet.registry import AgentRegistry
+from ..fleet.waiting import LineFullError, Place, Waiter, WaitingLine
+from ..ollama.answers import Answer
+from ..ollama.shapes import Event as AnswerEvent
+from ..ollama.shapes import Timings
 from .engine import Engine, Event
 from .hosts import Host, Job
 from .workload import Request, Workload
@@ -104,17 +104,17 @@ class Simulation:
             self.hosts[agent] = Host(engine, spec, agent.name)
             self._report(agent)
             engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._reports, agent))
-            if workload.shape.failures:
+            if workload.failures:
                 engine.after(self.rng.expovariate(1 / UP_SECONDS), partial(self._trouble, agent))
         self._calls_ahead = iter(workload.requests)
 
     def run(self) -> Result:
-        shape = self.workload.shape
+        workload = self.workload
         self._next_call()
         self.engine.after(LOOK_SECONDS, self._look)
-        self.engine.run(shape.warm_up)
+        self.engine.run(workload.warm_up)
         before = sum(host.loads for host in self.hosts.values())
-        self.engine.run(shape.warm_up + shape.seconds + 2 * PATIENCE)
+        self.engine.run(workload.warm_up + workload.seconds + 2 * PATIENCE)
         self.result.loads = sum(host.loads for host in self.hosts.values()) - before
         return self.result
 
@@ -239,7 +239,7 @@ class Simulation:
         if call.impatience is not None:
             call.impatience.cancel()
         request, result = call.request, self.result
-        if request.at < self.workload.shape.warm_up:
+        if request.at < self.workload.warm_up:
             return
         now = self.engine.now
         first = (call.first if call.first is not None else now) - request.at

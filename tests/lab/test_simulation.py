@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from benches.fleet_simulation.engine import Engine
-from benches.fleet_simulation.hosts import Host, Job, Model, Spec
-from benches.fleet_simulation.simulation import Simulation
-from benches.fleet_simulation.workload import Request, Shape, Workload, draw
+from benches.fleet_simulation.workload import Shape, draw
+from ollama_balancer.lab.engine import Engine
+from ollama_balancer.lab.hosts import Host, Job, Model, Spec
+from ollama_balancer.lab.simulation import Simulation
+from ollama_balancer.lab.workload import Request, Workload
 
 SECOND = 1000
 """Tokens a second: one token is a millisecond."""
@@ -33,9 +34,8 @@ def poisson(servers: int, utilization: float, count: int, seed: int) -> Workload
         at += rng.expovariate(servers * utilization)
         output = max(1, round(rng.expovariate(1 / SECOND)))
         requests.append(Request(at, f"c{number % 7}", model, number, 1, 0, output))
-    shape = Shape(hosts=servers, models=1, seconds=at, warm_up=100.0, failures=False)
     hosts = tuple(Spec(speed=1.0, disk=1.0, parallel=1, fits=1) for _ in range(servers))
-    return Workload(shape, hosts, (model,), tuple(requests), float(servers))
+    return Workload(hosts, (model,), tuple(requests), seconds=at, warm_up=100.0)
 
 
 @pytest.mark.parametrize(("servers", "utilization"), [(1, 0.5), (4, 0.8), (10, 0.9)])
