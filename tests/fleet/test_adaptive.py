@@ -11,7 +11,8 @@ from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
-from ollama_balancer.fleet.policies.adaptive import ALL, in_words
+from ollama_balancer.fleet.policies.adaptive import in_words
+from ollama_balancer.fleet.pool import ALL
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import Place, WaitingLine
 from ollama_balancer.ollama.answers import Answer
@@ -273,9 +274,9 @@ def test_reading_a_prompt_of_which_most_was_known_says_nothing_about_the_pace() 
 def test_an_answer_that_was_cut_short_by_its_limit_says_nothing_about_the_models_answers() -> None:
     room = Room("a")
     room.serve(room.agents[0], Demand(MODEL, output_limit=5), eval_count=5, eval_duration=0.1)
-    assert room.registry.learner.estimates.output(MODEL).observations == 0
+    assert room.registry.learner.estimates.output_of(MODEL).observations == 0
     room.serve(room.agents[0], Demand(MODEL, output_limit=500), eval_count=50, eval_duration=1.0)
-    assert room.registry.learner.estimates.output(MODEL).value == pytest.approx(50)
+    assert room.registry.learner.estimates.output_of(MODEL).value == pytest.approx(50)
 
 
 def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> None:
@@ -339,4 +340,5 @@ def test_nothing_is_left_when_all_have_ended() -> None:
     for agent in room.agents:
         room.registry.remove(agent)
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
-    assert placement.use(MODEL).holders == []
+    assert not placement.use(MODEL).places
+    assert not placement.use(MODEL).free

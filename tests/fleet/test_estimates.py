@@ -60,8 +60,8 @@ def test_models_are_learned_up_to_a_limit() -> None:
         estimates.decode.observe("a", f"m{number}", 50.0)
         estimates.observe_output(f"m{number}", 10)
     assert len(estimates.decode.models("a")) == MAX_MODELS
-    assert estimates.output(f"m{MAX_MODELS}").observations == 0
-    assert estimates.output("m0").observations == 1
+    assert estimates.output_of(f"m{MAX_MODELS}").observations == 0
+    assert estimates.output_of("m0").observations == 1
 
 
 def test_an_agent_that_is_gone_is_forgotten_and_its_models_are_not() -> None:
@@ -74,7 +74,7 @@ def test_an_agent_that_is_gone_is_forgotten_and_its_models_are_not() -> None:
 
 def test_an_unknown_model_has_the_priors() -> None:
     estimates = Estimates()
-    assert estimates.output("m").value == OUTPUT
+    assert estimates.output_of("m").value == OUTPUT
     assert estimates.decode.value("a", "m") == pytest.approx(DECODE)
 
 

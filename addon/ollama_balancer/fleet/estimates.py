@@ -31,11 +31,12 @@ class Estimate:
 class Average:
     """A moving average of logarithms; the first observations have equal weights."""
 
-    __slots__ = ("log", "observations")
+    __slots__ = ("log", "observations", "value")
 
     def __init__(self) -> None:
         self.log = 0.0
         self.observations = 0
+        self.value = 1.0
 
     def observe(self, log: float) -> None:
         if self.observations:
@@ -44,6 +45,7 @@ class Average:
         else:
             self.log = log
         self.observations += 1
+        self.value = math.exp(self.log)
 
 
 class Figure:
@@ -53,7 +55,7 @@ class Figure:
     """
 
     def __init__(self, prior: float) -> None:
-        self._prior = math.log(prior)
+        self._prior = prior
         self._models: dict[str, Average] = {}
         """Of each model, what it takes on an agent of middling speed."""
         self._agents: dict[str, Average] = {}
@@ -83,11 +85,11 @@ class Figure:
         pairs = self._pairs.get(agent)
         pair = pairs.get(model) if pairs is not None else None
         if pair is not None:
-            return math.exp(pair.log)
+            return pair.value
         typical = self._models.get(model)
         factor = self._agents.get(agent)
-        log = typical.log if typical is not None else self._prior
-        return math.exp(log + (factor.log if factor is not None else 0.0))
+        value = typical.value if typical is not None else self._prior
+        return value * factor.value if factor is not None else value
 
     def of(self, agent: str, model: str) -> Estimate:
         pair = self._pairs.get(agent, {}).get(model)
@@ -124,10 +126,14 @@ class Estimates:
         if tokens > 0 and (model in self._output or len(self._output) < MAX_MODELS):
             self._output.setdefault(model, Average()).observe(math.log(tokens))
 
-    def output(self, model: str) -> Estimate:
+    def output(self, model: str) -> float:
         """Tokens of an answer of that model."""
         average = self._output.get(model)
-        return Estimate(OUTPUT, 0) if average is None else Estimate(math.exp(average.log), average.observations)
+        return OUTPUT if average is None else average.value
+
+    def output_of(self, model: str) -> Estimate:
+        average = self._output.get(model)
+        return Estimate(self.output(model), 0 if average is None else average.observations)
 
     def forget(self, agent: str) -> None:
         for figure in (self.decode, self.prefill, self.load):

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .agent import SLOWDOWN, Agent
+from .agent import SLOWDOWN, Agent, Warm
 
 if TYPE_CHECKING:
     from .learning import Learner
@@ -90,6 +90,7 @@ class Forecast:
         "answer",
         "cold",
         "epoch",
+        "evicts",
         "fixed",
         "full",
         "harm",
@@ -98,6 +99,7 @@ class Forecast:
         "per_token",
         "runner",
         "shared",
+        "sole",
         "wait",
     )
 
@@ -108,11 +110,16 @@ class Forecast:
         self.epoch = -1
         """The agent's when this was computed; -1: it changes with time alone."""
         self.fixed = self.per_token = 0.0
-        """The cost: seconds, and seconds for each token of the prompt."""
+        """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
         self.wait = self.load = self.answer = self.harm = 0.0
         self.shared = 0.0
         """Of the load, what others gain by it, too."""
         self.full = self.cold = False
+        self.sole = False
+        """Whether the agent has the model in memory and runs no other."""
+        self.evicts = False
+        """Whether another model would be pushed out: then `eviction` is to be asked, for it changes with every request
+        of the fleet."""
 
     def refresh(self, at: Situation) -> None:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
@@ -122,20 +129,25 @@ class Forecast:
         busy = len(running) if ours else len(running) + 1
         self.full = ours >= slots
         slow = (1 + SLOWDOWN * (slots - 1 if self.full else ours)) * busy
-        answer = estimates.output(model).value / estimates.decode.value(agent.id, model) * slow
+        answer = estimates.output(model) / estimates.decode.value(agent.id, model) * slow
         self.answer = ANSWER_WEIGHT * answer
         self.per_token = slow / estimates.prefill.value(agent.id, model)
         self.wait = SPREAD * answer / slots if self.full else 0.0
         self.harm = 0.0 if self.full or not running else HARM_WEIGHT * self._harm(at, busy)
-        timed = self._load(at, answer)
+        self.load = self.shared = 0.0
+        self.cold = self.evicts = False
+        warm = agent.warm.get(model)
+        if agent.loading or warm is None or warm.runner not in (None, self.runner):
+            self._load(at, answer, warm)
         if agent.loading and model not in agent.loading:
             # A load holds up all that come after it.
             self.full = True
             self.wait = max(self.wait, self.load)
             if not self.cold:
                 self.load = 0.0
+        self.sole = not self.cold and len(running) == (ours > 0)
         self.fixed = self.wait + self.load + self.answer + self.harm
-        self.epoch = -1 if timed else agent.epoch
+        self.epoch = -1 if agent.loading else agent.epoch
 
     def _harm(self, at: Situation, busy: int) -> float:
         """Seconds by which those that run there take longer together; half of each one's answer is still to come."""
@@ -147,47 +159,43 @@ class Forecast:
             batch = 1 + SLOWDOWN * (count - 1)
             longer = SLOWDOWN / batch if model == self.model else by_another_model
             if longer:
-                alone = estimates.output(model).value / estimates.decode.value(agent.id, model)
+                alone = estimates.output(model) / estimates.decode.value(agent.id, model)
                 harm += count * 0.5 * alone * batch * before * longer
         return harm
 
-    def _load(self, at: Situation, answer: float) -> bool:
-        """Find the seconds until the model is in memory; whether they change with time alone."""
+    def _load(self, at: Situation, answer: float, warm: Warm | None) -> None:
+        """Find the seconds until the model is in memory."""
         agent, model = self.agent, self.model
         load = at.learner.estimates.load
-        self.cold, self.shared = False, 0.0
-        left = 0.0
         for other, since in agent.loading.items():
             seconds = load.value(agent.id, other)
             remains = max(LEAST_LEFT * seconds, since + seconds - at.now)
             if other == model:
                 self.load = remains
-                return True
-            left += remains
-        warm = agent.warm.get(model)
-        self.load = left
+                return
+            self.load += remains
         if warm is None and not agent.memory_known:
-            return bool(left)  # nothing speaks against it
+            return  # nothing speaks against it
         self.cold = warm is None or warm.runner not in (None, self.runner)
         if not self.cold:
-            return bool(left)
+            return
         own = LOAD_WEIGHT * load.value(agent.id, model)
         self.load += own
-        if warm is None and len(agent.warm) + len(agent.loading) < agent.fits():
+        if warm is not None:
+            self.load += EVICTION  # of the same model with other options
+        elif len(agent.warm) + len(agent.loading) < agent.fits():
             self.shared = own
-            return bool(left)
-        self.load += EVICTION + self._eviction(at, warm is not None)
-        if warm is None and all(other in agent.running for other in agent.warm):
-            self.load += DRAIN * answer + THRASHING
-        return True
+        else:
+            self.load += EVICTION
+            self.evicts = True
+            if all(other in agent.running for other in agent.warm):
+                self.load += DRAIN * answer + THRASHING
 
-    def _eviction(self, at: Situation, same: bool) -> float:
+    def eviction(self, at: Situation) -> float:
         """What it counts to push out one of the models there; which one is the host's choice among the idle ones."""
-        if same:
-            return 0.0  # it is the same model with other options
         agent, placement = self.agent, at.learner.placement
         mine = placement.pressure(self.model, at.waiting(self.model), at.now)
-        idle = [other for other in agent.warm if other not in agent.running] or list(agent.warm)
+        idle = [other for other in agent.warm if other not in agent.running] or agent.warm
         for other in idle:
             slots = agent.slots_for(other, at.now)
             theirs = placement.pressure(other, at.waiting(other), at.now, slots)
@@ -195,14 +203,14 @@ class Forecast:
                 return THRASHING
         return 0.0
 
-    def option(self, cost: float, tokens: int) -> Option:
-        return Option(
-            self.agent.name,
-            cost,
-            self.wait,
-            self.load,
-            self.per_token * tokens,
-            self.answer,
-            self.harm,
-            not self.full,
-        )
+    def option(self, tokens: int, *, queue: float = 0.0, gain: float = 0.0, eviction: float = 0.0) -> Option:
+        """As it was weighed for a prompt with so many tokens to read.
+
+        `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
+        others' gain, `eviction` what `eviction` says.
+        """
+        wait = self.wait + queue if self.full else self.wait
+        load = self.load - self.shared * gain + eviction
+        prefill = self.per_token * tokens
+        cost = wait + load + prefill + self.answer + self.harm
+        return Option(self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from .drawing import DrawingSet
+
 if TYPE_CHECKING:
     from .agent import Agent
 
@@ -24,15 +26,16 @@ SELDOM = 1 / 60
 class ModelUse:
     """Of one model: who has it, and how much is asked of it. Only `Placement` changes it."""
 
-    __slots__ = ("_asked_at", "_rate", "holders", "in_flight", "places", "slots")
+    __slots__ = ("_asked_at", "_rate", "free", "holders", "in_flight", "places", "slots")
 
     def __init__(self) -> None:
-        self.holders: list[Agent] = []
-        """Agents that have it in memory or load it, and may be used."""
-        self.places: dict[Agent, tuple[int, int]] = {}
-        """Of each of them, where it is in the list and how many requests of the model it runs at once."""
+        self.places: dict[Agent, int] = {}
+        """Agents that have it in memory or load it, and may be used; how many requests of it each runs at once."""
+        self.holders: DrawingSet[Agent] = DrawingSet()
+        self.free: DrawingSet[Agent] = DrawingSet()
+        """Those of them that have a slot of it free."""
         self.slots = 0
-        """All of those together."""
+        """All slots together."""
         self.in_flight = 0
         self._rate = 0.0
         self._asked_at = 0.0
@@ -45,26 +48,17 @@ class ModelUse:
         """Requests per second over the last minutes."""
         return self._rate * math.exp((self._asked_at - now) / MEMORY)
 
-    def add(self, agent: Agent, slots: int) -> None:
-        known = self.places.get(agent)
-        if known is None:
-            self.places[agent] = len(self.holders), slots
-            self.holders.append(agent)
-            self.slots += slots
-        else:
-            self.places[agent] = known[0], slots
-            self.slots += slots - known[1]
+    def add(self, agent: Agent, slots: int, *, free: bool) -> None:
+        self.slots += slots - self.places.get(agent, 0)
+        self.places[agent] = slots
+        self.holders.add(agent)
+        if free:
+            self.free.add(agent)
 
     def discard(self, agent: Agent) -> None:
-        known = self.places.pop(agent, None)
-        if known is None:
-            return
-        at, slots = known
-        self.slots -= slots
-        last = self.holders.pop()
-        if last is not agent:
-            self.holders[at] = last
-            self.places[last] = at, self.places[last][1]
+        self.slots -= self.places.pop(agent, 0)
+        self.holders.discard(agent)
+        self.free.discard(agent)
 
 
 class Placement:
@@ -86,8 +80,16 @@ class Placement:
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:
-            self.use(model).add(agent, agent.slots_for(model, now))
+            self.use(model).add(agent, agent.slots_for(model, now), free=model not in agent.full)
         agent.placed = present
+
+    def refit(self, agent: Agent, model: str) -> None:
+        """The agent has a slot of the model free now, or has none any more."""
+        use = self.use(model)
+        if model in agent.full:
+            use.free.discard(agent)
+        elif agent in use.places:
+            use.free.add(agent)
 
     def pressure(self, model: str, waiting: int, now: float, without: int = 0) -> float:
         """Requests for the model for each slot that it has in the fleet, less some slots; infinite: no slot is left."""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from .agent import Agent
+from .drawing import DrawingSet
 from .forecast import Forecast
 from .scoreboard import Scoreboard
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 MAX_RUNNERS = 8
 """Sets of runner options for which forecasts are kept."""
 
-ROTATED = 256
-"""Members up to which those that promise the same take turns; of more, chance decides who is looked at."""
+ALL = 256
+"""Members up to which all are forecast, in the order of their turn; of a larger pool, so many forecasts are kept."""
 
 
 class Pool:
@@ -30,11 +31,11 @@ class Pool:
         "_forecasts",
         "_full",
         "_lists",
-        "_members",
         "_ring",
         "board",
         "cool",
         "index",
+        "members",
         "model",
         "policy",
         "used",
@@ -48,7 +49,7 @@ class Pool:
         self.index = 0
         self.used = 0.0
         """When it was last asked for, on the registry's clock."""
-        self._members: set[Agent] = set()
+        self.members: DrawingSet[Agent] = DrawingSet()
         self._full: set[Agent] = set()
         """Members that run as many requests of the model as they can."""
         self._ring: list[Agent] | None = None
@@ -57,37 +58,37 @@ class Pool:
         """The same by runner options, in the order of their turn."""
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def __repr__(self) -> str:
-        return f"Pool({self.policy.name}, {len(self._members)} candidates, {self.board!r}, {len(self.cool)} cool)"
+        return f"Pool({self.policy.name}, {len(self.members)} candidates, {self.board!r}, {len(self.cool)} cool)"
 
     def add(self, agent: Agent) -> None:
-        if agent not in self._members:
-            self._members.add(agent)
+        if agent not in self.members:
+            self.members.add(agent)
             agent.pools.append(self)
             if self.model in agent.full:
                 self._full.add(agent)
             else:
                 agent.boards.append(self.board)
             self._ring = None
-            self._forecasts.clear()
             self._lists.clear()
         self.changed(agent)
 
     def discard(self, agent: Agent) -> None:
-        if agent in self._members:
+        if agent in self.members:
             self.fill(agent)
-            self._members.remove(agent)
+            self.members.discard(agent)
             self._full.remove(agent)
             agent.pools.remove(self)
             self._ring = None
-            self._forecasts.clear()
             self._lists.clear()
+            for forecasts in self._forecasts.values():
+                forecasts.pop(agent, None)
 
     def fill(self, agent: Agent) -> None:
         """It has no slot free, and is not chosen until it has."""
-        if agent in self._members and agent not in self._full:
+        if agent in self.members and agent not in self._full:
             self._full.add(agent)
             agent.boards.remove(self.board)
             self.board.remove(agent)
@@ -101,7 +102,7 @@ class Pool:
             self.changed(agent)
 
     def clear(self) -> None:
-        for agent in list(self._members):
+        for agent in list(self.members):
             self.discard(agent)
 
     def changed(self, agent: Agent) -> None:
@@ -119,37 +120,42 @@ class Pool:
 
     def forecasts(self, runner: str) -> list[Forecast]:
         """What a request with those runner options is to expect of each member, full or not; they rotate."""
-        found = self._forecasts.get(runner)
+        found = self._lists.get(runner)
         if found is None:
+            members = sorted(self.members, key=lambda agent: agent.number)
+            found = self._lists[runner] = [self.forecast(runner, agent) for agent in members]
+        return found
+
+    def forecast(self, runner: str, agent: Agent) -> Forecast:
+        """That of one member."""
+        kept = self._forecasts.get(runner)
+        if kept is None:
             if len(self._forecasts) >= MAX_RUNNERS:
                 self._forecasts.clear()
                 self._lists.clear()
-            model = self.model or ""
-            members = sorted(self._members, key=lambda agent: agent.number)
-            found = self._forecasts[runner] = {agent: Forecast(agent, model, runner) for agent in members}
-            self._lists[runner] = list(found.values())
-        return self._lists[runner]
-
-    def forecast(self, runner: str, agent: Agent) -> Forecast | None:
-        """That of one member."""
-        self.forecasts(runner)
-        return self._forecasts[runner].get(agent)
+            kept = self._forecasts[runner] = {}
+        forecast = kept.get(agent)
+        if forecast is None:
+            if len(kept) >= ALL:
+                kept.clear()
+            forecast = kept[agent] = Forecast(agent, self.model or "", runner)
+        return forecast
 
     def chosen(self, forecast: Forecast) -> None:
         """Its equals come before it the next time."""
-        forecasts = self._lists[forecast.runner]
-        if len(forecasts) <= ROTATED:
+        forecasts = self._lists.get(forecast.runner)
+        if forecasts is not None:
             forecasts.remove(forecast)
             forecasts.append(forecast)
 
     def next_in_turn(self, exclude: Collection[Agent]) -> Agent | None:
         """Round robin: `index % len(candidates)`, in the order of registration, without the full and the excluded."""
         full = self._full
-        if len(full) == len(self._members):
+        if len(full) == len(self.members):
             return None
         ring = self._ring
         if ring is None:
-            ring = self._ring = sorted(self._members, key=lambda agent: agent.number)
+            ring = self._ring = sorted(self.members, key=lambda agent: agent.number)
         for _ in range(len(ring)):
             agent = ring[self.index % len(ring)]
             self.index += 1

@@ -707,11 +707,13 @@ class AgentRegistry:
                 for pools in self._pools.values():
                     if (pool := pools.get(model)) is not None:
                         pool.fill(agent)
+                self.learner.placement.refit(agent, model)
         elif model in agent.full:
             agent.full.discard(model)
             for pools in self._pools.values():
                 if (pool := pools.get(model)) is not None:
                     pool.free(agent)
+            self.learner.placement.refit(agent, model)
 
     def _fix_slots(self, agent: Agent) -> None:
         """How many requests it runs at once may be known otherwise now."""

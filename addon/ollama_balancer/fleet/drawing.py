@@ -1,0 +1,45 @@
+"""A set from which one may be drawn at random; all in constant time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+
+class DrawingSet[T: Hashable]:
+    __slots__ = ("_list", "_places")
+
+    def __init__(self) -> None:
+        self._list: list[T] = []
+        self._places: dict[T, int] = {}
+        """Where in the list each one is."""
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._places
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._list)
+
+    def __repr__(self) -> str:
+        return f"DrawingSet({self._list})"
+
+    def add(self, member: T) -> None:
+        if member not in self._places:
+            self._places[member] = len(self._list)
+            self._list.append(member)
+
+    def discard(self, member: T) -> None:
+        at = self._places.pop(member, None)
+        if at is None:
+            return
+        last = self._list.pop()
+        if at < len(self._list):
+            self._list[at] = last
+            self._places[last] = at
+
+    def draw(self, chance: float) -> T:
+        """One of them, by a random number from 0 to 1. IndexError: there is none."""
+        members = self._list
+        return members[min(int(chance * len(members)), len(members) - 1)]

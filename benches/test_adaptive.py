@@ -1,0 +1,110 @@
+"""The choice in the adaptive mode, at 8 to 10,000 agents: `pytest benches/test_adaptive.py --benchmark-only`.
+
+The fleet is at work: each agent has two of 24 models in memory, runs requests of them, and has learned rates. Between
+two choices a request begins on one agent and ends on another, as it is when a request comes for each that ends, so
+that what was computed of those two no longer holds.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from agent_reporter.wire import AgentMetrics, ModelEntry
+from ollama_balancer.fleet.agent import Address
+from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.leases import Lease
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.answers import Answer
+from ollama_balancer.ollama.shapes import Event, Timings
+
+SIZES = (8, 64, 256, 1_000, 10_000)
+MODELS = [f"model-{n}:latest" for n in range(24)]
+FITS, SLOTS = 2, 4
+ROUNDS = 1_000
+BUSY = 0.5
+"""Of the agents, those that run a request."""
+
+by_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size:,}")
+
+
+class Fleet:
+    def __init__(self, size: int) -> None:
+        self.now = 1_000.0
+        self.rng = rng = random.Random(size)
+        self.registry = registry = AgentRegistry(
+            lambda: self.now, mode="adaptive", stale_after=1e9, chance=rng.random, slots=SLOTS
+        )
+        self.leases: list[Lease] = []
+        everything = [ModelEntry(name=model) for model in MODELS]
+        for number in range(size):
+            agent, _ = registry.register(f"agent-{number}", Address(f"10.{number >> 8}.{number & 255}.1", 11434))
+            warm = rng.sample(MODELS, FITS)
+            metrics = AgentMetrics.model_validate(
+                {
+                    "cpu_usage": 50,
+                    "memory_usage": 50,
+                    "active_requests": 0,
+                    "timestamp": "2026-01-01T00:00:00Z",
+                    "models": everything,
+                    "loaded_models": [ModelEntry(name=model) for model in warm],
+                    "num_parallel": SLOTS,
+                    "max_loaded_models": FITS,
+                    "ollama_ok": True,
+                }
+            )
+            registry.update_metrics(agent.id, metrics)
+            for model in warm:
+                lease = registry.take(agent, model, Demand(model))
+                self.now += 0.01
+                lease.began()
+                answer = Answer()
+                answer.add(Event(terminal=True, timings=Timings(300, 0.4, 200, rng.uniform(2, 20), 0.02, 11.0)))
+                registry.answered(lease, answer, streamed=True)
+                lease.release()
+            if rng.random() < BUSY:
+                self.leases.append(self.begin(agent.id, rng.choice(warm)))
+
+    def begin(self, agent_id: str, model: str) -> Lease:
+        agent = self.registry.get(agent_id)
+        assert agent is not None
+        lease = self.registry.take(agent, model, Demand(model))
+        lease.began()
+        return lease
+
+    def demand(self) -> Demand:
+        number = self.rng.randrange(1_000_000).to_bytes(4)
+        return Demand(self.rng.choice(MODELS), "", 400, ((number, 300),), ((number, 400),))
+
+    def others(self) -> Demand:
+        """Elsewhere a request ends and another one begins; and the next one comes."""
+        self.now += 0.01
+        at = self.rng.randrange(len(self.leases))
+        model, agent = self.leases[at].model, self.rng.choice(self.leases).agent
+        assert model is not None
+        self.leases[at].release()
+        self.leases[at] = self.begin(agent.id, next(iter(agent.warm), model))
+        return self.demand()
+
+
+@cache
+def fleet(size: int) -> Fleet:
+    return Fleet(size)
+
+
+@by_size
+def test_choose(benchmark: BenchmarkFixture, size: int) -> None:
+    at_work = fleet(size)
+    registry = at_work.registry
+    for model in MODELS:
+        registry.choose(Demand(model))
+    benchmark.group = "adaptive: choose"
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        registry.choose, setup=lambda: ((at_work.others(),), {}), rounds=ROUNDS
+    )
+    choice = registry.choose(at_work.demand())
+    assert choice.options
+    assert [option.cost for option in choice.options] == sorted(option.cost for option in choice.options)
