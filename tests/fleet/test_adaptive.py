@@ -10,7 +10,7 @@ import pytest
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.leases import Lease
-from ollama_balancer.fleet.matching import Matcher
+from ollama_balancer.fleet.matching import MOST_OVERTAKEN, Matcher
 from ollama_balancer.fleet.policies.adaptive import in_words
 from ollama_balancer.fleet.pool import ALL
 from ollama_balancer.fleet.registry import AgentRegistry
@@ -175,6 +175,57 @@ def test_who_waits_gets_the_warm_host_when_it_is_free() -> None:
     room.line.join(Place(MODEL), "me", granted.append)
     busy.release()
     assert [lease.agent for lease in granted if lease] == [warm]
+
+
+def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_but_not_for_ever() -> None:
+    room = Room("a", slots=1)
+    room.registry.update_loaded(room.agents[0], entries("m"))
+    said = ((b"1", 2000),)
+    busy = room.take(Demand(MODEL, tokens=2000, steps=said, remember=said))
+    busy.began()
+    served: list[str] = []
+
+    def join(name: str, demand: Demand) -> None:
+        def served_now(lease: Lease | None) -> None:
+            nonlocal busy
+            assert lease is not None
+            busy = lease
+            lease.began()
+            served.append(name)
+
+        room.matcher.join(Place(MODEL), name, served_now, demand)
+
+    join("first", Demand(MODEL, tokens=100))
+    for number in range(MOST_OVERTAKEN + 2):
+        join(f"again {number}", Demand(MODEL, tokens=2100, steps=said, remember=said))
+    for _ in range(MOST_OVERTAKEN + 1):
+        busy.release()
+    assert served == [*(f"again {number}" for number in range(MOST_OVERTAKEN)), "first"]
+
+
+def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_slots_since() -> None:
+    room = Room("a", "b", slots=2)
+    agent = room.agents[0]
+    said = ((b"1", 2000),)
+    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    find = room.registry.learner.conversations.find
+    room.serve(agent, Demand(MODEL, tokens=50))
+    assert find(said) == (agent, 2000)
+    room.serve(agent, Demand(MODEL, tokens=2100, steps=said))
+    assert find(said) == (agent, 2000), "going on with a conversation takes no other's place"
+    room.serve(agent, Demand(MODEL, tokens=50))
+    assert find(said) == (None, 0)
+
+
+def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
+    room = Room("a", "b", slots=2)
+    agent = room.agents[0]
+    said = ((b"1", 2000),)
+    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    room.clock.now += 10
+    room.registry.update_loaded(agent, [])
+    room.registry.update_loaded(agent, entries("m"))
+    assert room.registry.learner.conversations.find(said) == (None, 0)
 
 
 def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> None:

@@ -158,6 +158,8 @@ class AgainstAList(RuleBasedStateMachine):
         self.list: list[Waiter] = []
         self.turns: dict[Place, list[str]] = {}
         self.numbers = count()
+        self.agents = [Agent(name, address(1), Source.STATIC, 0) for name in "xy"]
+        self.homes: dict[Waiter, Agent] = {}
 
     @rule(place=st.sampled_from([M, OTHER]), client=st.sampled_from("abc"), seconds=st.floats(0, 10))
     def join(self, place: Place, client: str, seconds: float) -> None:
@@ -170,6 +172,35 @@ class AgainstAList(RuleBasedStateMachine):
         turns = self.turns.setdefault(place, [])
         if client not in turns:
             turns.append(client)
+
+    @precondition(lambda self: len(self.list) < 12)
+    @rule(place=st.sampled_from([M, OTHER]), client=st.sampled_from("abc"), number=st.integers(0, 1))
+    def join_with_a_home(self, place: Place, client: str, number: int) -> None:
+        agent = self.agents[number]
+        waiter = self.line.join(place, client, lambda lease: None, home=agent)
+        self.list.append(waiter)
+        self.homes[waiter] = agent
+        turns = self.turns.setdefault(place, [])
+        if client not in turns:
+            turns.append(client)
+
+    @precondition(lambda self: self.homes)
+    @rule(data=st.data())
+    def forget_home(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(list(self.homes)))
+        self.line.forget_home(waiter)
+        self.line.forget_home(waiter)
+        self.homes.pop(waiter)
+
+    @precondition(lambda self: self.list)
+    @rule(data=st.data())
+    def call_out_of_turn(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.list))
+        assert self.line.call(waiter.place, waiter) is waiter
+        assert not waiter.waiting
+        turns = self.turns[waiter.place]
+        turns.append(turns.pop(turns.index(waiter.client)))
+        self._out(waiter)
 
     @precondition(lambda self: self.list)
     @rule(data=st.data())
@@ -192,6 +223,7 @@ class AgainstAList(RuleBasedStateMachine):
 
     def _out(self, waiter: Waiter) -> None:
         self.list.remove(waiter)
+        self.homes.pop(waiter, None)
         if not any(w.place == waiter.place and w.client == waiter.client for w in self.list):
             self.turns[waiter.place].remove(waiter.client)
 
@@ -202,6 +234,10 @@ class AgainstAList(RuleBasedStateMachine):
         assert shown["models"] == Counter(w.place.model for w in self.list)
         assert shown["clients"] == Counter(w.client for w in self.list)
         assert {w for place in self.line.places() for w in self.line.waiters(place)} == set(self.list)
+        for place in (M, OTHER):
+            for agent in self.agents:
+                there = [w for w in self.list if w.place == place and self.homes.get(w) is agent]
+                assert self.line.at_home(place, agent) is (there[0] if there else None)
         assert 1 <= self.line.retry_after() <= LONGEST_RETRY
         if not self.list:
             assert_empty(self.line)

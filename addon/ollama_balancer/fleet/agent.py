@@ -111,6 +111,10 @@ class Warm:
     """The options that it was loaded with, in one spelling; None: not known."""
     proven_at: float = float("-inf")
     """When an answer of it began there."""
+    reads: int = 0
+    """Prompts that it has read of which it knew no beginning."""
+    gone: bool = False
+    """Whether it is no longer in memory."""
 
 
 @dataclass

@@ -37,10 +37,10 @@ class Learner:
 
     def answered(self, lease: SlotLease, answer: Answer, now: float, streamed: bool) -> None:
         """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
+        agent, model, estimates = lease.agent, lease.model, self.estimates
         if answer.context is not None:
             step = context_step(lease.model, lease.demand.runner, answer.context)
-            self.conversations.remember((step,), lease.agent)
-        agent, model, estimates = lease.agent, lease.model, self.estimates
+            self.conversations.remember((step,), agent, agent.warm.get(model), agent.slots_for(model, now))
         timings = answer.timings
         count = timings.eval_count
         if count is None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .agent import Agent
 from .demand import Demand
+from .leases import Lease
 from .policies.adaptive import Choice
 from .registry import AgentRegistry
-from .waiting import Place, WaitingLine
+from .waiting import Place, Waiter, WaitingLine
+
+MOST_OVERTAKEN = 8
+"""How often one that waits lets another go before it whose conversation the free agent has read."""
 
 
 class Matcher:
@@ -46,6 +50,13 @@ class Matcher:
             if agent is not None:
                 return Choice(agent)
         return choice
+
+    def join(
+        self, place: Place, client: str, notify: Callable[[Lease | None], None], demand: Demand | None = None
+    ) -> Waiter:
+        """Have a request wait. LineFullError: as many wait as may."""
+        home = self.registry.learner.conversations.find(demand.steps)[0] if demand is not None else None
+        return self.line.join(place, client, notify, demand, home)
 
     def hopeless(self, place: Place) -> bool:
         """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
@@ -87,14 +98,34 @@ class Matcher:
                     break
                 if self.line.first(place) is not waiter:
                     continue  # to look for an agent may have changed one, which serves the line
-                # Out of the line first: taking an agent may change it, which serves the line.
                 if choice.options and not found.holds(place.model):
                     # To load takes longer than to wait for the next turn: that is for who has come last.
                     waiter = self.line.last(place)
-                    self.line.leave(waiter)
-                else:
-                    waiter = self.line.call(place)
+                elif choice.options and place.agent is None:
+                    waiter, choice = self._at_home(waiter, choice, ahead)
+                # Out of the line first: taking an agent may change it, which serves the line.
+                self.line.call(place, waiter)
                 waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+
+    def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
+        """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.
+
+        Its prompt need not be read anew, by which all that wait behind gain.
+        """
+        agent, place, line = choice.agent, first.place, self.line
+        assert agent is not None
+        while first.overtaken < MOST_OVERTAKEN and (other := line.at_home(place, agent)) not in (None, first):
+            assert other is not None
+            home, _ = self.registry.learner.conversations.find(other.demand.steps)
+            if home is not agent:
+                line.forget_home(other)
+                continue
+            theirs = self.find(other.demand, place.tried, ahead=ahead, waited=self.registry.clock() - other.since)
+            if theirs.agent is not agent or not other.waiting or not first.waiting:
+                break
+            first.overtaken += 1
+            return other, theirs
+        return first, choice
 
     def look(self) -> None:
         """Time has gone by: who waits for one agent may do better with another by now."""

@@ -346,6 +346,8 @@ class AgentRegistry:
             if name in agent.running or warm.proven_at > as_of:
                 new.setdefault(name, warm)
         if new.keys() != old.keys():
+            for name in old.keys() - new.keys():
+                old[name].gone = True
             agent.warm = new
             self._replace(agent)
         agent.most_loaded = max(agent.most_loaded, len(new))
@@ -645,15 +647,18 @@ class AgentRegistry:
             lease.loading = False
             agent.loads -= 1
             agent.loading.pop(model, None)
-        known = agent.warm.get(model)
-        if known is None:
-            agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
+        warm = agent.warm.get(model)
+        if warm is None:
+            warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
             agent.most_loaded = max(agent.most_loaded, len(agent.warm))
             self._replace(agent)
         else:
-            known.runner, known.proven_at = lease.demand.runner, lease.began_at
+            warm.runner, warm.proven_at = lease.demand.runner, lease.began_at
+        if lease.demand.tokens and not lease.known_tokens:
+            warm.reads += 1
         if lease.demand.remember:
-            self.learner.conversations.remember(lease.demand.remember, agent)
+            slots = agent.slots_for(model, lease.began_at)
+            self.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
         lease.slow = agent.slowness(model)
         agent.epoch += 1
         if was_loading:
@@ -785,6 +790,8 @@ class AgentRegistry:
         if was_online:
             agent.offline_reason = reason
             agent.learners = {}
+            for warm in agent.warm.values():
+                warm.gone = True
             agent.warm = {}
             agent.memory_known = False
             self._replace(agent)

@@ -2,7 +2,8 @@
 
 Requests that any of the same agents could serve wait at the same place. At each place the clients take turns, so that
 one who sends a thousand requests does not keep the others waiting; a place whose agents are busy holds up no other.
-The line knows who is next; who gets which agent, and when, is `matching`'s to say.
+The line knows who is next, and who goes on with a conversation that a certain agent has read; who gets which agent, and
+when, is `matching`'s to say.
 """
 
 from __future__ import annotations
@@ -49,12 +50,22 @@ class Waiter:
     `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
     """
 
-    __slots__ = ("client", "demand", "notify", "place", "since", "waiting")
+    __slots__ = ("client", "demand", "home", "notify", "overtaken", "place", "since", "waiting")
 
     def __init__(
-        self, place: Place, demand: Demand, client: str, since: float, notify: Callable[[Lease | None], None]
+        self,
+        place: Place,
+        demand: Demand,
+        client: str,
+        since: float,
+        notify: Callable[[Lease | None], None],
+        home: Agent | None,
     ) -> None:
         self.place = place
+        self.home = home
+        """The agent that has read the beginning of its prompt."""
+        self.overtaken = 0
+        """How often another has gone before it out of its turn."""
         self.demand = demand
         self.client = client
         self.since = since
@@ -77,6 +88,7 @@ class WaitingLine:
         self._clock = clock
         self._models: dict[str, dict[Place, _Clients]] = {}
         self._all: OrderedDict[Waiter, None] = OrderedDict()
+        self._homes: dict[tuple[Place, Agent], OrderedDict[Waiter, None]] = {}
         self._counts: Counter[str] = Counter()
         """How many wait, by model."""
         self._interval: float | None = None
@@ -91,7 +103,12 @@ class WaitingLine:
         return f"WaitingLine({len(self._all)} of {self.size}; {len(self._models)} models)"
 
     def join(
-        self, place: Place, client: str, notify: Callable[[Lease | None], None], demand: Demand | None = None
+        self,
+        place: Place,
+        client: str,
+        notify: Callable[[Lease | None], None],
+        demand: Demand | None = None,
+        home: Agent | None = None,
     ) -> Waiter:
         """Wait at that place. LineFullError: the line has its size already."""
         if len(self._all) >= self.size:
@@ -99,10 +116,12 @@ class WaitingLine:
         now = self._clock()
         if not self._all:
             self._last = now
-        waiter = Waiter(place, demand or Demand(place.model), client, now, notify)
+        waiter = Waiter(place, demand or Demand(place.model), client, now, notify, home)
         clients = self._models.setdefault(place.model, {}).setdefault(place, OrderedDict())
         clients.setdefault(client, OrderedDict())[waiter] = None
         self._all[waiter] = None
+        if home is not None:
+            self._homes.setdefault((place, home), OrderedDict())[waiter] = None
         self._counts[place.model] += 1
         return waiter
 
@@ -112,6 +131,7 @@ class WaitingLine:
             return False
         waiter.waiting = False
         del self._all[waiter]
+        self.forget_home(waiter)
         self._counts[waiter.place.model] -= 1
         if not self._counts[waiter.place.model]:
             del self._counts[waiter.place.model]
@@ -132,10 +152,28 @@ class WaitingLine:
         clients = self._models.get(place.model, {}).get(place)
         return None if clients is None else next(iter(next(iter(clients.values()))))
 
-    def call(self, place: Place) -> Waiter:
-        """Take out whose turn it is, and give the next client the turn. KeyError: nobody waits there."""
+    def at_home(self, place: Place, agent: Agent) -> Waiter | None:
+        """Who has waited longest there of those whose conversation the agent has read."""
+        found = self._homes.get((place, agent))
+        return None if found is None else next(iter(found))
+
+    def forget_home(self, waiter: Waiter) -> None:
+        """Its conversation is no longer there."""
+        home, waiter.home = waiter.home, None
+        if home is not None:
+            key = waiter.place, home
+            del self._homes[key][waiter]
+            if not self._homes[key]:
+                del self._homes[key]
+
+    def call(self, place: Place, waiter: Waiter | None = None) -> Waiter:
+        """Take out whose turn it is at that place, or that one out of turn; its client has had its turn by that.
+
+        KeyError: nobody waits there.
+        """
         clients = self._models[place.model][place]
-        waiter = next(iter(next(iter(clients.values()))))
+        if waiter is None:
+            waiter = next(iter(next(iter(clients.values()))))
         clients.move_to_end(waiter.client)
         self.leave(waiter)
         now = self._clock()
