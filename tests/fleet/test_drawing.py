@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +9,7 @@ from ollama_balancer.fleet.drawing import DrawingSet
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 8))))
-def test_it_holds_what_a_set_holds_and_each_of_its_members_can_be_drawn(steps: list[tuple[bool, int]]) -> None:
+def test_it_holds_what_a_set_holds_and_draws_from_that(steps: list[tuple[bool, int]]) -> None:
     drawing, plain = DrawingSet[int](), set[int]()
     for add, number in steps:
         if add:
@@ -22,11 +21,14 @@ def test_it_holds_what_a_set_holds_and_each_of_its_members_can_be_drawn(steps: l
         assert len(drawing) == len(plain)
         assert set(drawing) == plain
         assert (number in drawing) == (number in plain)
-    if plain:
-        assert {drawing.draw((n + 0.5) / len(plain)) for n in range(len(plain))} == plain
-        assert {drawing.draw(0.0), drawing.draw(1.0)} <= plain
+    for always in (lambda: 0.0, lambda: 0.5, lambda: 1.0):
+        assert drawing.draw(always, 3).keys() <= plain
+        assert len(drawing.draw(always, 3)) == min(1, len(plain))
 
 
-def test_from_an_empty_set_nothing_can_be_drawn() -> None:
-    with pytest.raises(IndexError):
-        DrawingSet[int]().draw(0.5)
+def test_each_member_may_be_drawn() -> None:
+    drawing = DrawingSet[int]()
+    for number in range(5):
+        drawing.add(number)
+    chances = iter([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert list(drawing.draw(lambda: next(chances), 5)) == [0, 1, 2, 3, 4]

@@ -1,8 +1,8 @@
-"""A set from which one may be drawn at random; all in constant time."""
+"""A set from which some may be drawn at random; all in constant time."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 
 class DrawingSet[T: Hashable]:
@@ -39,7 +39,8 @@ class DrawingSet[T: Hashable]:
             self._list[at] = last
             self._places[last] = at
 
-    def draw(self, chance: float) -> T:
-        """One of them, by a random number from 0 to 1. IndexError: there is none."""
+    def draw(self, chance: Callable[[], float], count: int) -> dict[T, None]:
+        """That many of them, or fewer where one is drawn again; `chance` gives random numbers from 0 to 1."""
         members = self._list
-        return members[min(int(chance * len(members)), len(members) - 1)]
+        size = len(members)
+        return {members[min(int(chance() * size), size - 1)]: None for _ in range(count if size else 0)}

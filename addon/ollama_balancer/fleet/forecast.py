@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .agent import SLOWDOWN, Agent, Warm
@@ -30,6 +29,9 @@ ANSWER_WEIGHT = 0.15
 
 HARM_WEIGHT = 1.0
 """What a second counts that others take longer."""
+
+LEFT = 0.5
+"""Part of an answer that is still to come of one that runs."""
 
 LOAD_WEIGHT = 1.5
 """What a second of a load counts: meanwhile the host serves nobody that comes anew."""
@@ -56,8 +58,7 @@ LEAST_LEFT = 0.1
 """Part of a load's time that is left of one that takes longer than was thought."""
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """What the choice goes by, beside the agents. Times are seconds of the registry's clock."""
 
     learner: Learner
@@ -125,15 +126,21 @@ class Forecast:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
         running = agent.running
         ours = running.get(model, 0)
-        slots = agent.slots_for(model, at.now)
+        slots = agent.fixed_slots or agent.slots_for(model, at.now)
         busy = len(running) if ours else len(running) + 1
-        self.full = ours >= slots
-        slow = (1 + SLOWDOWN * (slots - 1 if self.full else ours)) * busy
-        answer = estimates.output(model) / estimates.decode.value(agent.id, model) * slow
+        full = self.full = ours >= slots
+        slow = (1 + SLOWDOWN * (slots - 1 if full else ours)) * busy
+        alone = estimates.output(model) / estimates.decode.value(agent.id, model)
+        answer = alone * slow
         self.answer = ANSWER_WEIGHT * answer
         self.per_token = slow / estimates.prefill.value(agent.id, model)
-        self.wait = SPREAD * answer / slots if self.full else 0.0
-        self.harm = 0.0 if self.full or not running else HARM_WEIGHT * self._harm(at, busy)
+        self.wait = SPREAD * answer / slots if full else 0.0
+        if full or not running:
+            self.harm = 0.0
+        elif busy == 1:
+            self.harm = HARM_WEIGHT * ours * LEFT * alone * SLOWDOWN
+        else:
+            self.harm = HARM_WEIGHT * self._harm(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
         warm = agent.warm.get(model)
@@ -150,7 +157,7 @@ class Forecast:
         self.epoch = -1 if agent.loading else agent.epoch
 
     def _harm(self, at: Situation, busy: int) -> float:
-        """Seconds by which those that run there take longer together; half of each one's answer is still to come."""
+        """Seconds by which those that run there take longer together."""
         agent, estimates = self.agent, at.learner.estimates
         before = len(agent.running)
         by_another_model = (busy - before) / before
@@ -160,7 +167,7 @@ class Forecast:
             longer = SLOWDOWN / batch if model == self.model else by_another_model
             if longer:
                 alone = estimates.output(model) / estimates.decode.value(agent.id, model)
-                harm += count * 0.5 * alone * batch * before * longer
+                harm += count * LEFT * alone * batch * before * longer
         return harm
 
     def _load(self, at: Situation, answer: float, warm: Warm | None) -> None:
@@ -203,7 +210,7 @@ class Forecast:
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, *, queue: float = 0.0, gain: float = 0.0, eviction: float = 0.0) -> Option:
+    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> Option:
         """As it was weighed for a prompt with so many tokens to read.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is

@@ -73,7 +73,7 @@ class Weighing:
         None: there is none, or to use it takes longer than `patience` seconds. An agent that has the model in memory
         and runs no other is taken all the same: to leave its slots free would gain nothing.
         """
-        pairs = zip(self._forecasts, self._costs, strict=True)
+        pairs = zip(self._forecasts, self._costs)  # noqa: B905 (they are as long as each other)
         return self._cheapest([math.inf if f.full else cost for f, cost in pairs], patience)
 
     def _cheapest(self, costs: list[float], within: float = math.inf) -> int | None:
@@ -112,9 +112,7 @@ class Weighing:
 
     def _option(self, number: int) -> Option:
         forecast = self._forecasts[number]
-        return forecast.option(
-            self._unread(forecast), queue=self._queue, gain=self._gain, eviction=self._evictions.get(number, 0.0)
-        )
+        return forecast.option(self._unread(forecast), self._queue, self._gain, self._evictions.get(number, 0.0))
 
     def _unread(self, forecast: Forecast) -> int:
         tokens = self._demand.tokens
@@ -156,24 +154,19 @@ class Weighing:
         self._costs += costs
 
     def _sample(self) -> None:
-        """Who read the beginning of the prompt, the idlest, some that have the model in memory, and if need be others.
+        """Who read the beginning of the prompt, some that have the model in memory, and if need be others.
 
         Others have to load it: who finds one that has it and a slot free has no use for them.
         """
-        pool, demand, chance = self._pool, self._demand, self._at.chance
-        use = self._at.learner.placement.use(demand.model)
-        warm = use.free or use.holders
-        drawn: dict[Agent | None, None] = {}
-        if warm:
-            for _ in range(SAMPLE):
-                drawn[warm.draw(chance())] = None
-        part = len(drawn) / max(1, len(use.holders))
-        drawn[self._last] = drawn[pool.board.lowest(self._exclude)] = None
+        pool, chance = self._pool, self._at.chance
+        use = self._at.learner.placement.use(self._demand.model)
+        drawn: dict[Agent | None, None] = (use.free or use.holders).draw(chance, SAMPLE)  # type: ignore[assignment]
+        part = len(drawn) / len(use.holders) if drawn else 1.0
+        drawn[self._last] = None
         self._weigh(self._of(drawn), part)
-        best = self.free()
-        if best is None or self._forecasts[best].cold:
-            others = dict.fromkeys(pool.members.draw(chance()) for _ in range(SAMPLE))
-            self._weigh(self._of(others.keys() - drawn.keys()), part)
+        if all(forecast.full or forecast.cold for forecast in self._forecasts):
+            others = {pool.board.lowest(self._exclude), *pool.members.draw(chance, SAMPLE)}
+            self._weigh(self._of(others - drawn.keys()), part)
 
     def _of(self, agents: Collection[Agent | None]) -> list[Forecast]:
         pool, runner = self._pool, self._demand.runner

@@ -7,8 +7,7 @@ load that pushes nothing out is the cheaper, the more requests wait that gain by
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..agent import Agent
 from ..demand import Demand
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from ..pool import Pool
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """`agent` None: it is better to wait. `options` are the agent and the two next best, as far as there are any."""
 
     agent: Agent | None
