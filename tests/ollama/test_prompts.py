@@ -164,6 +164,13 @@ def test_the_options_with_which_a_model_is_loaded_have_one_spelling(options: dic
     assert demand("/v1/chat/completions", {"options": options}).runner == ""
 
 
+def test_a_request_that_forbids_the_context_to_shift_has_the_model_loaded_anew() -> None:
+    assert demand("/api/chat", {"shift": False}).runner == "shift=0"
+    assert demand("/api/generate", {"shift": False, "options": {"num_ctx": 8}}).runner == "num_ctx=8,shift=0"
+    assert demand("/api/chat", {"shift": True}).runner == demand("/api/chat", {"shift": None}).runner == ""
+    assert demand("/v1/chat/completions", {"shift": False}).runner == ""
+
+
 @pytest.mark.parametrize("options", [b"null", b"[]", b'"x"', b"[" * 9_000 + b"]" * 9_000, b'{"num_ctx": NaN}'])
 def test_options_that_are_none_are_no_error(options: bytes) -> None:
     assert demand("/api/chat", b'{"options": ' + options + b"}").runner == ""

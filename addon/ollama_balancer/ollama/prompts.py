@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ..fleet.demand import Demand, Step
-from .json_scanning import Scanner, Span, UnreadableError
+from .json_scanning import Scanner, Span, UnreadableError, written
 from .routes import Route
 from .shapes import CONTEXT_ENDS, Context
 
@@ -88,7 +88,7 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
     if shape is None:
         return Demand(model, tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS))
     options = _options(body, members) if shape.ollama else {}
-    runner = _runner(options)
+    runner = _runner(options, shifts=not shape.ollama or written(body, members.get("shift"), 5) != b"false")
     limit = 0 if shape.embeds else _limit(shape, body, members, options)
     preamble = [members[key] for key in shape.preamble if key in members]
     others = [members[key] for key in (shape.content, *shape.others) if key in members]
@@ -195,12 +195,11 @@ def _options(body: bytes, members: Mapping[str, Span]) -> dict[str, Any]:
     return options if isinstance(options, dict) else {}
 
 
-def _runner(options: dict[str, Any]) -> str:
-    """The options that the model is loaded with, in one spelling."""
+def _runner(options: dict[str, Any], *, shifts: bool) -> str:
+    """The options that the model is loaded with, in one spelling. `shift` stands beside them in the request."""
     given = ((key, options.get(key)) for key in RUNNER_OPTIONS)
-    return ",".join(
-        f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53
-    )
+    spelled = [f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53]
+    return ",".join(spelled if shifts else [*spelled, "shift=0"])
 
 
 def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dict[str, Any]) -> int | None:
