@@ -35,6 +35,14 @@ class Engine:
         heappush(self._due, (self.now + seconds, next(self._numbers), event))
         return event
 
+    @property
+    def next_due(self) -> float | None:
+        """When the next thing happens; None: nothing is to happen."""
+        due = self._due
+        while due and due[0][2].action is None:
+            heappop(due)
+        return due[0][0] if due else None
+
     def run(self, until: float) -> None:
         """Have everything happen that is due up to that time."""
         due = self._due

@@ -7,8 +7,8 @@ at once k times.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .engine import Engine, Event
@@ -32,6 +32,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How fast a host serves one model: tokens per second of one request alone, and the seconds of a load."""
+
+    decode: float
+    prefill: float
+    load: float
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a host is like."""
 
@@ -40,6 +49,11 @@ class Spec:
     """By what the time of a load is multiplied."""
     parallel: int
     fits: int
+    name: str = ""
+    rates: Mapping[str, Rates] | None = field(default=None, hash=False)
+    """The models that it has, with its own rates; None: all there are, as `speed` and `disk` have it."""
+    loaded: tuple[str, ...] = ()
+    """Models that it has in memory at the start."""
 
 
 @dataclass(eq=False)
@@ -53,6 +67,8 @@ class Job:
     began: Callable[[], None]
     ended: Callable[[bool], None]
     """With whether it was served whole."""
+    known: int | None = None
+    """Tokens at the beginning of the prompt that the conversation had before; None: all of them."""
     arrived: float = 0.0
     ready: float = 0.0
     """When it got its slot with the model in memory."""
@@ -64,6 +80,14 @@ class Job:
     work: float = 0.0
     """What is left of the phase, in seconds of a host that does nothing else."""
     decoding: bool = False
+
+    def copy(self) -> Job:
+        """The same request as far as it has got; nobody is told what becomes of the copy."""
+        return replace(self, began=_tell_nobody, ended=_tell_nobody)
+
+
+def _tell_nobody(whole: bool = True) -> None:
+    pass
 
 
 class Runner:
@@ -97,13 +121,16 @@ class Host:
         self._next: Event | None = None
 
     def load_seconds(self, model: Model) -> float:
-        return min(40.0, max(5.0, model.load * self.spec.disk))
+        rates = self.spec.rates
+        return min(40.0, max(5.0, model.load * self.spec.disk)) if rates is None else rates[model.name].load
 
     def decode_rate(self, model: Model) -> float:
-        return model.pace * self.spec.speed
+        rates = self.spec.rates
+        return model.pace * self.spec.speed if rates is None else rates[model.name].decode
 
     def prefill_rate(self, model: Model) -> float:
-        return model.prefill * self.spec.speed
+        rates = self.spec.rates
+        return model.prefill * self.spec.speed if rates is None else rates[model.name].prefill
 
     @property
     def busy_models(self) -> int:
@@ -132,11 +159,37 @@ class Host:
                 self._stop_load()
         self._advance()
 
+    def jobs(self) -> list[Job]:
+        """All that are there."""
+        jobs = list(self.queue)
+        for runner in self.runners.values():
+            jobs += [*runner.running, *runner.waiting]
+        return jobs
+
+    def copy(self, engine: Engine) -> tuple[Host, dict[Job, Job]]:
+        """The same host on another engine, whose time is the same, to see what would become of it; and the copy of
+        each of its jobs.
+        """
+        copies = {job: job.copy() for job in self.jobs()}
+        host = Host(engine, self.spec, self.name)
+        host.up, host.slow, host.loads = self.up, self.slow, self.loads
+        host.queue = deque(copies[job] for job in self.queue)
+        for name, runner in self.runners.items():
+            other = host.runners[name] = Runner(runner.model)
+            other.running = [copies[job] for job in runner.running]
+            other.waiting = deque(copies[job] for job in runner.waiting)
+            other.cache = runner.cache.copy()
+        host._since = self._since
+        if self.loading is not None and self._loader is not None:
+            host.loading, host._loader, host.load_until = self.loading, copies[self._loader], self.load_until
+            host._load_event = engine.after(self.load_until - engine.now, host._loaded)
+        host._pass_time()
+        host._plan()
+        return host, copies
+
     def crash(self) -> None:
         """Everything is gone; whoever was there is told."""
-        lost = list(self.queue)
-        for runner in self.runners.values():
-            lost += [*runner.running, *runner.waiting]
+        lost = self.jobs()
         self.up = False
         self.queue.clear()
         self.runners.clear()
@@ -237,6 +290,8 @@ class Host:
     def _start(self, job: Job, runner: Runner) -> None:
         job.ready = self.engine.now
         known = runner.cache.pop(job.conversation, 0)
+        if job.known is not None:
+            known = min(known, job.known)
         job.read = max(1, job.prompt - known)
         runner.cache[job.conversation] = job.prompt + job.output
         while len(runner.cache) > self.spec.parallel:
