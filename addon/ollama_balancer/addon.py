@@ -9,6 +9,7 @@ import functools
 import logging
 import secrets
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,12 +82,15 @@ STORE_RETRY_SECONDS = 10.0
 
 
 class Balancer:
-    """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests."""
+    """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests.
+
+    `clock` gives monotonic seconds.
+    """
 
     name = "ollama-balancer"
 
-    def __init__(self) -> None:
-        self.registry = AgentRegistry()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = AgentRegistry(clock)
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
