@@ -7,7 +7,7 @@ from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.proxying.exchange import Exchange
-from tests.fleet.fakes import Clock, fleet
+from tests.fleet.fakes import Clock, entries, fleet, report
 
 
 def exchange(clock: Clock | None = None) -> Exchange:
@@ -77,6 +77,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "why": "score 30",
         "model": "Tiny-A",
         "options": [],
+        "room": {"slots": None, "fits": None, "loaded": 0},
         "pinned": True,
         "attempts": 2,
         "waited_ms": 0.0,
@@ -92,3 +93,12 @@ def test_the_record_of_an_exchange_is_json() -> None:
 def test_the_record_of_an_exchange_that_has_just_begun_is_json() -> None:
     record = json.loads(json.dumps(exchange().record()))
     assert (record["agent"], record["outcome"], record["attempts"], record["total_ms"]) == (None, None, 0, 0)
+
+
+def test_a_record_tells_what_is_known_of_the_agents_room() -> None:
+    registry = AgentRegistry(Clock())
+    [agent] = fleet(registry, "a")
+    ours = exchange()
+    ours.take(registry.take(agent))
+    registry.update_metrics("a", report(num_parallel=4, max_loaded_models=3, loaded_models=entries("m", "n")))
+    assert ours.record()["room"] == {"slots": 4, "fits": 3, "loaded": 2}

@@ -192,6 +192,7 @@ class Exchange:
             "why": self.why,
             "model": self.model,
             "options": [_rounded(option) for option in self.options],
+            "room": _room(agents[0]) if len(agents) == 1 else None,
             "pinned": self.pin is not None,
             "attempts": self.attempts,
             "waited_ms": round(self.waited * 1000, 3),
@@ -202,6 +203,12 @@ class Exchange:
             "total_ms": round((self.clock() - self.started) * 1000, 3),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
+
+
+def _room(agent: Agent) -> dict[str, int | None]:
+    """What it runs at once per model and has in memory at once, where that is told; and how many it has there now."""
+    fits = agent.metrics.max_loaded_models if agent.metrics is not None else None
+    return {"slots": agent.fixed_slots or None, "fits": fits or None, "loaded": len(agent.loaded)}
 
 
 def _rounded(option: Option) -> dict[str, Any]:
