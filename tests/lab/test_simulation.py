@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from benches.fleet_simulation.workload import Shape, draw
 from ollama_balancer.lab.engine import Engine
-from ollama_balancer.lab.hosts import Host, Job, Model, Spec
+from ollama_balancer.lab.hosts import Host, Job, Model, Rates, Spec
 from ollama_balancer.lab.simulation import Simulation
 from ollama_balancer.lab.workload import Request, Workload
 
@@ -134,3 +135,29 @@ def test_with_many_models_the_adaptive_mode_serves_in_time_what_the_others_do_no
     goodput = {mode: Simulation(draw(shape, 5), mode, 5).run().goodput for mode in ("least_requests", "adaptive")}
     assert goodput["adaptive"] > 90
     assert goodput["adaptive"] > goodput["least_requests"]
+
+
+def test_a_host_goes_by_its_own_rates_of_a_model_where_it_has_any() -> None:
+    own = replace(ONE, rates={"a": Rates(decode=100, prefill=50, load=0.5)})
+    close(run((0, A, 200, 50), spec=own), [(4.5, 5)])
+
+
+WARM, OTHER = replace(A, name="a:latest"), replace(B, name="b:latest")
+
+
+def test_a_model_in_memory_at_the_start_needs_no_load_and_hosts_get_only_models_they_have() -> None:
+    rates = Rates(decode=10, prefill=100, load=10)
+    one = Spec(1, 1, 1, 1, "one", {"a:latest": rates}, ("a:latest",))
+    two = Spec(1, 1, 1, 1, "two", {"b:latest": rates}, ("b:latest",))
+    requests = tuple(Request(10.0 * n, "c", (WARM, OTHER)[n % 4 > 0], n, 100, 0, 10) for n in range(8))
+    result = Simulation(Workload((one, two), (WARM, OTHER), requests, seconds=80), "roundrobin", 1).run()
+    assert result.agents == {"one": 2, "two": 6}
+    assert result.first == pytest.approx([1.0] * 8)
+    assert result.loads == 0
+
+
+def test_of_a_prompt_no_more_is_read_already_than_its_conversation_had() -> None:
+    host = Spec(1, 1, 1, 1, "one", {"a:latest": Rates(decode=10, prefill=100, load=10)}, ("a:latest",))
+    requests = (Request(0, "c", WARM, 1, 300, 0, 10), Request(20, "c", WARM, 1, 500, 100, 10))
+    result = Simulation(Workload((host,), (WARM,), requests, seconds=20), "adaptive", 1).run()
+    assert result.first == pytest.approx([3.0, 4.0])

@@ -20,14 +20,14 @@ from ..ollama.answers import Answer
 from ..ollama.shapes import Event as AnswerEvent
 from ..ollama.shapes import Timings
 from .engine import Engine, Event
-from .hosts import Host, Job
+from .hosts import Host, Job, Runner
 from .workload import Request, Workload
 
 REPORT_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 RETRIES = 2
 PATIENCE = 60.0
-"""Seconds for which a client waits for the first token."""
+"""Seconds for which a client waits for the first token, unless given."""
 
 IN_TIME = 10.0
 """Seconds within which a first token is good."""
@@ -68,6 +68,8 @@ class Result:
     loads: int = 0
     clients: Counter[str] = field(default_factory=Counter)
     good_of: Counter[str] = field(default_factory=Counter)
+    agents: Counter[str] = field(default_factory=Counter)
+    """By name, of how many requests each was the last to get them."""
 
     @property
     def goodput(self) -> float:
@@ -87,8 +89,13 @@ class Result:
 
 
 class Simulation:
-    def __init__(self, workload: Workload, mode: str, seed: int, *, reports_slots: bool = True) -> None:
+    """`patience` is for how many seconds a client waits for the first token."""
+
+    def __init__(
+        self, workload: Workload, mode: str, seed: int, *, reports_slots: bool = True, patience: float = PATIENCE
+    ) -> None:
         self.workload = workload
+        self.patience = patience
         self.engine = engine = Engine()
         self.rng = random.Random(f"{seed} troubles")
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random)
@@ -97,11 +104,14 @@ class Simulation:
         self.result = Result()
         self.reports_slots = reports_slots
         self.hosts: dict[Agent, Host] = {}
-        entries = [ModelEntry(name=model.name) for model in workload.models]
+        models = {model.name: model for model in workload.models}
         for number, spec in enumerate(workload.hosts):
-            agent, _ = self.registry.register(f"h{number}", Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434))
-            self.registry.update_models(agent, entries)
-            self.hosts[agent] = Host(engine, spec, agent.name)
+            address = Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434)
+            agent, _ = self.registry.register(spec.name or f"h{number}", address)
+            has = models if spec.rates is None else spec.rates
+            self.registry.update_models(agent, [ModelEntry(name=name) for name in has])
+            host = self.hosts[agent] = Host(engine, spec, agent.name)
+            host.runners = {name: Runner(models[name]) for name in spec.loaded}
             self._report(agent)
             engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._reports, agent))
             if workload.failures:
@@ -114,7 +124,7 @@ class Simulation:
         self.engine.after(LOOK_SECONDS, self._look)
         self.engine.run(workload.warm_up)
         before = sum(host.loads for host in self.hosts.values())
-        self.engine.run(workload.warm_up + workload.seconds + 2 * PATIENCE)
+        self.engine.run(workload.warm_up + workload.seconds + 2 * self.patience)
         self.result.loads = sum(host.loads for host in self.hosts.values()) - before
         return self.result
 
@@ -128,14 +138,14 @@ class Simulation:
     def _arrive(self, request: Request) -> None:
         self._next_call()
         key = request.conversation.to_bytes(16)
-        demand = Demand(
+        demand = request.demand or Demand(
             request.model.name,
             tokens=request.prompt,
             steps=((key, request.known),) if request.known else (),
             remember=((key, request.prompt + request.output),),
         )
         call = Call(request, demand)
-        call.impatience = self.engine.after(PATIENCE, lambda: self._give_up(call))
+        call.impatience = self.engine.after(self.patience, lambda: self._give_up(call))
         self._route(call)
 
     def _route(self, call: Call) -> None:
@@ -157,7 +167,7 @@ class Simulation:
                 self._send(call, lease)
 
         try:
-            call.waiter = self.line.join(Place(model, tried=tried), call.request.client, notify, call.demand)
+            call.waiter = self.matcher.join(Place(model, tried=tried), call.request.client, notify, call.demand)
         except LineFullError:
             self._end(call, "line full")
 
@@ -177,6 +187,7 @@ class Simulation:
             request.output,
             began=lambda: self._began(call, lease),
             ended=lambda whole: self._ended(call, lease, whole),
+            known=request.known,
         )
         host.submit(call.job)
 
@@ -247,6 +258,8 @@ class Simulation:
         result.outcomes[outcome] += 1
         result.clients[request.client] += 1
         result.first.append(first)
+        if call.tried:
+            result.agents[call.tried[-1].name] += 1
         if outcome == "served":
             result.total.append(now - request.at)
             if first <= IN_TIME:

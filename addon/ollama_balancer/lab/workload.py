@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..fleet.demand import Demand
 from .hosts import Model, Spec
 
 
@@ -20,6 +21,8 @@ class Request:
     known: int
     """Of them, those that the turn before had already."""
     output: int
+    demand: Demand | None = None
+    """What the balancer reads of it; None: what the other fields say."""
 
 
 @dataclass(frozen=True)
