@@ -1,0 +1,99 @@
+"""What has to be known to judge the lab's figures, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .hosts import SLOWDOWN
+from .rates import LearnedFleet
+from .recording import Recording
+from .replaying import LONGEST_PAUSE
+from .simulation import Result
+
+MOST_NAMES = 5
+"""Names that one line lists."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of the lab. Seconds; `slots` and `fits` 0: as recorded or learned."""
+
+    seed: int = 1
+    load: float = 1.0
+    patience: float = 300.0
+    slots: int = 0
+    fits: int = 0
+
+
+def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
+    """One sentence or a few each; what holds for every recording comes first."""
+    return [
+        "How fast a host is with a model that it never ran is an estimate, from other hosts with the model and other "
+        f"models on the host: {fleet.guessed} of {fleet.pairs} pairs of host and model.",
+        f"Requests that run on a host at once are taken to slow each other: n of a model take 1 + {SLOWDOWN} (n - 1) "
+        "times as long, and k models k times. The mode metrics goes by CPU and memory, which the flows do not tell: "
+        "they follow from what runs. The simulated hosts never fail.",
+        *_assumed(recording, fleet, settings),
+        *_different(recording, recorded),
+        *_left_out(recording, fleet),
+    ]
+
+
+def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> Iterator[str]:
+    if fleet.assumed:
+        yield (
+            f"Hosts that were not seen with {_names(fleet.assumed)} are assumed to have it, unless it would hardly "
+            "have passed them over."
+        )
+    hosts = {host.name for host in fleet.hosts}
+    unknown = [
+        f"how many {what} ({flag} N)"
+        for what, flag, value, told in (
+            ("requests of a model it runs at once", "--slots", settings.slots, recording.slots),
+            ("models it has in memory at once", "--fits", settings.fits, recording.fits),
+        )
+        if not value and hosts - told.keys()
+    ]
+    if unknown:
+        yield (
+            f"Not every host has told {' and '.join(unknown)}: ≥ is the most that was seen. Where it is more, modes "
+            "that use a host for all its models look worse than they are."
+        )
+
+
+def _different(recording: Recording, recorded: Result) -> Iterator[str]:
+    """In what the simulated requests differ from the recorded ones."""
+    unserved, cancelled = recorded.asked - recorded.outcomes["served"], recorded.outcomes["cancelled"]
+    if unserved:
+        yield (
+            f"{counted(unserved, 'request')} not served whole when recorded, {cancelled} because the client left: in "
+            "the simulation they are to have an answer of the usual length."
+        )
+    if recording.pinned:
+        yield f"{counted(recording.pinned, 'request')} named the host: in the simulation the mode chooses, as for all."
+    pairs = zip(recording.requests, recording.requests[1:], strict=False)
+    if any(later.at - earlier.at > LONGEST_PAUSE for earlier, later in pairs):
+        yield f"Pauses of more than {LONGEST_PAUSE / 60:.0f} minutes are cut to that."
+
+
+def _left_out(recording: Recording, fleet: LearnedFleet) -> Iterator[str]:
+    homeless = sum(request.model in fleet.nowhere for request in recording.requests)
+    if homeless:
+        models = _names(sorted(fleet.nowhere))
+        yield f"Left out: {counted(homeless, 'request')} for {models}, which no host is known to have."
+    if recording.refused:
+        yield f"Left out: {counted(recording.refused, 'request')} answered as the caller's mistake."
+    if recording.odd:
+        yield f"Left out: {counted(recording.odd, 'flow')} whose record or request could not be read."
+    if fleet.unused:
+        yield f"Left out: hosts that answered nothing ({_names(fleet.unused)})."
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join([*names[:MOST_NAMES], *([f"{more} more"] if more > 0 else [])])

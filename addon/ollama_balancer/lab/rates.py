@@ -1,0 +1,259 @@
+"""What a recording shows of its fleet: how fast which host serves which model, and what each runs at once.
+
+The recorded requests are told to a registry once more, at their times: it learns from them what it learned, or would
+have learned, when they were served.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from statistics import median
+
+from agent_reporter.wire import ModelEntry
+
+from ..fleet.agent import Address, Agent, Outcome
+from ..fleet.estimates import Estimates, Figure
+from ..fleet.leases import Lease, SlotLease
+from ..fleet.registry import AgentRegistry
+from ..ollama.answers import Answer
+from .engine import Engine
+from .hosts import Model, Rates, Spec
+from .recording import Recorded, Recording
+
+PASSED_OVER = 0.01
+"""How likely it has to be that a host which has a model was never chosen for it."""
+
+
+@dataclass(frozen=True)
+class LearnedFleet:
+    """`hosts` and `models` are in the order of their names."""
+
+    hosts: tuple[Spec, ...]
+    models: tuple[Model, ...]
+    decode: int
+    """Answers that tell how fast hosts answer."""
+    prefill: int
+    """Answers that tell how fast they read."""
+    loads: int
+    """Answers that tell how long they load."""
+    pairs: int
+    """Hosts and models that they have: each is a pair."""
+    guessed: int
+    """Pairs of which no answer tells the pace."""
+    assumed: tuple[str, ...]
+    """Models that hosts are assumed to have which were not seen with them."""
+    nowhere: frozenset[str]
+    """Models that no host is known to have."""
+    unused: tuple[str, ...]
+    """Agents that have answered nothing and were not weighed: they are left out."""
+
+
+def learn(recording: Recording, *, slots: int = 0, fits: int = 0) -> LearnedFleet:
+    """The fleet as the recording shows it. `slots` and `fits` hold for each host; 0: as recorded, else as learned.
+
+    ValueError: no host has answered anything.
+    """
+    answered: dict[str, list[Recorded]] = {}
+    for request in recording.requests:
+        if request.served and request.agent is not None:
+            answered.setdefault(request.agent, []).append(request)
+    if not answered:
+        raise ValueError("no request in it was served by a host: there is nothing to learn from")
+    names = sorted(answered.keys() | set().union(*recording.weighed.values()))
+    room = {
+        name: fits
+        or recording.fits.get(name)
+        or max(recording.together.get(name, 1), _models_at_once(answered.get(name, ())))
+        for name in names
+    }
+    replay = _Replay(names, room)
+    replay.run(recording.requests)
+    models = sorted({request.model for request in recording.requests})
+    pace = _Pace(replay.registry.learner.estimates, replay.agents.values(), models)
+    having, assumed = _holders(recording, answered, names, models)
+    hosts = tuple(
+        Spec(
+            speed=1.0,
+            disk=1.0,
+            parallel=slots or recording.slots.get(name) or agent.slots or 1,
+            fits=room[name],
+            name=name,
+            rates={model: pace.rates(agent.id, model) for model in models if name in having[model]},
+            loaded=_loaded_at_first(answered.get(name, ()))[: room[name]],
+        )
+        for name, agent in replay.agents.items()
+    )
+    pairs = {(host.name, model) for host in hosts for model in host.rates or ()}
+    return LearnedFleet(
+        hosts=hosts,
+        models=tuple(pace.model(model, number) for number, model in enumerate(models) if having[model]),
+        decode=pace.observations[pace.estimates.decode],
+        prefill=pace.observations[pace.estimates.prefill],
+        loads=pace.observations[pace.estimates.load],
+        pairs=len(pairs),
+        guessed=len(pairs - pace.pairs),
+        assumed=tuple(assumed),
+        nowhere=frozenset(model for model in models if not having[model]),
+        unused=tuple(sorted(recording.failing - set(names))),
+    )
+
+
+class _Pace:
+    """The figures that were learned. Where nothing tells of a model at all, it is taken to be like the others: a prior
+    would be another fleet's.
+    """
+
+    def __init__(self, estimates: Estimates, agents: Iterable[Agent], models: Iterable[str]) -> None:
+        self.estimates = estimates
+        self.observations: Counter[Figure] = Counter()
+        self.pairs: set[tuple[str, str]] = set()
+        """Agents and models of which an answer tells the pace."""
+        self._known: dict[Figure, dict[str, list[float]]] = {}
+        agents = list(agents)
+        for figure in (estimates.decode, estimates.prefill, estimates.load):
+            known = self._known[figure] = {}
+            for model in models:
+                for agent in agents:
+                    estimate = figure.of(agent.id, model)
+                    if estimate.observations:
+                        known.setdefault(model, []).append(estimate.value)
+                        self.observations[figure] += estimate.observations
+                        if figure is not estimates.load:
+                            self.pairs.add((agent.name, model))
+
+    def rates(self, agent: str, model: str) -> Rates:
+        """Of the agent with that id; any other name is an agent of middling speed."""
+        estimates = self.estimates
+        return Rates(
+            *(self._value(figure, agent, model) for figure in (estimates.decode, estimates.prefill, estimates.load))
+        )
+
+    def _value(self, figure: Figure, agent: str, model: str) -> float:
+        known = self._known[figure]
+        if model in known or not known:
+            return figure.value(agent, model)
+        return median(value for values in known.values() for value in values)
+
+    def model(self, name: str, number: int) -> Model:
+        """Which idle model a host evicts first is not known: the first by name."""
+        rates = self.rates("", name)
+        return Model(name, rates.decode, rates.prefill, rates.load, self.estimates.output(name), number)
+
+
+def _holders(
+    recording: Recording, answered: dict[str, list[Recorded]], names: list[str], models: list[str]
+) -> tuple[dict[str, set[str]], list[str]]:
+    """Who has which model, and the models that hosts are assumed to have that were not seen with them.
+
+    A mode that weighs the agents notes who they were. In the others, a host is taken not to have a model if with its
+    part of all requests it would almost certainly have got one of it.
+    """
+    having = {model: set(recording.weighed.get(model, ())) for model in models}
+    for name, requests in answered.items():
+        for request in requests:
+            having[request.model].add(name)
+    assumed = []
+    asked = Counter(request.model for request in recording.requests)
+    whole = sum(len(requests) for requests in answered.values())
+    for model, holders in having.items():
+        if not holders or model in recording.weighed:
+            continue
+        more = {
+            name
+            for name in set(names) - holders - recording.lacking.get(model, set())
+            if (1 - len(answered.get(name, ())) / whole) ** asked[model] > PASSED_OVER
+        }
+        if more:
+            holders |= more
+            assumed.append(model)
+    return having, assumed
+
+
+def _models_at_once(requests: Iterable[Recorded]) -> int:
+    """Models that a host was seen to have in memory at once: from one answer to the next that needed no load."""
+    spans: dict[str, list[list[float]]] = {}
+    for request in sorted(requests, key=lambda request: request.began or request.sent):
+        began = request.began or request.sent
+        own = spans.setdefault(request.model, [])
+        if own and (request.loaded is False or began <= own[-1][1]):
+            own[-1][1] = max(own[-1][1], request.ended)
+        else:
+            # What the first request finds in memory has been there from the beginning.
+            own.append([0.0 if request.loaded is False else began, request.ended])
+    edges = sorted((at, step) for own in spans.values() for span in own for at, step in zip(span, (1, -1), strict=True))
+    return max([1, *accumulate(step for _, step in edges)])
+
+
+def _loaded_at_first(requests: Iterable[Recorded]) -> tuple[str, ...]:
+    """Models that a host seems to have had in memory when the recording began."""
+    first: dict[str, Recorded] = {}
+    for request in sorted(requests, key=lambda request: request.began or request.sent):
+        first.setdefault(request.model, request)
+    return tuple(model for model, request in first.items() if request.warm)
+
+
+@dataclass
+class _Replay:
+    """The recorded requests before a registry of their own."""
+
+    names: list[str]
+    room: dict[str, int]
+    """How many models each agent has in memory at once."""
+    engine: Engine = field(default_factory=Engine)
+    agents: dict[str, Agent] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.registry = AgentRegistry(self.engine, chance=lambda: 0.5)
+        for name in self.names:
+            self.agents[name], _ = self.registry.register(name, Address(name, 0))
+
+    def run(self, requests: list[Recorded]) -> None:
+        start = requests[0].at
+        for request in requests:
+            agent = self.agents.get(request.agent or "")
+            if agent is not None:
+                self._plan(request, agent, start)
+        self.engine.run(max(request.ended for request in requests) - start)
+
+    def _plan(self, request: Recorded, agent: Agent, start: float) -> None:
+        leases: list[Lease] = []
+
+        def send() -> None:
+            self._make_room(agent, request.model)
+            leases.append(self.registry.take(agent, request.model, request.demand))
+
+        def end() -> None:
+            [lease] = leases
+            if request.served:
+                self._learn(request, lease)
+            lease.release(Outcome.SUCCEEDED if request.served else Outcome.CANCELLED, request.ended - request.sent)
+
+        self.engine.after(request.sent - start, send)
+        if request.began is not None:
+            self.engine.after(request.began - start, lambda: leases[0].began())
+        self.engine.after(request.ended - start, end)
+
+    def _make_room(self, agent: Agent, model: str) -> None:
+        """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
+        room, warm = self.room[agent.name], agent.warm
+        if model not in warm and len(warm) >= room:
+            kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
+            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in kept])
+
+    def _learn(self, request: Recorded, lease: Lease) -> None:
+        timings = request.timings
+        if timings.eval_duration is None and timings.total_duration is None:
+            if not request.output and request.demand.output_limit != 0:
+                return  # nothing could be read
+            if request.attempts != 1:
+                return  # the times are also those of the agents before
+        if timings.load_duration is None and request.warm and isinstance(lease, SlotLease):
+            lease.sole = False  # a short silence is no load, though the model was not seen there before
+        answer = Answer()
+        answer.timings, answer.pieces = timings, request.pieces
+        # An embedding comes whole: until then its text is read.
+        embeds = request.demand.output_limit == 0
+        self.registry.answered(lease, answer, streamed=request.streamed or embeds)
