@@ -116,6 +116,7 @@ def test_what_cannot_be_known_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         "Hosts that were not seen with m:latest, n:latest are assumed to have it",
         "1 request not served whole when recorded, 1 because the client left",
         "1 request named the host",
+        "Nothing tells how fast the hosts load models",
         "Pauses of more than 10 minutes are cut",
         "Left out: 1 request for gone:latest, which no host is known to have",
         "Left out: 1 request answered as the caller's mistake",
@@ -123,6 +124,15 @@ def test_what_cannot_be_known_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         "Left out: hosts that answered nothing (c)",
     ):
         assert words in text, words
+
+
+def test_loads_that_answers_do_not_tell_of_are_said_to_be_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n'
+    flows = [flow(0), flow(10, answer=stream, kind="text/event-stream", path="/v1/chat/completions")]
+    assert main([str(write(tmp_path / "flows", flows)), "--modes", "metrics"]) == 0
+    assert "1 answer did not tell of loads" in capsys.readouterr().out
 
 
 def test_the_tables_have_a_row_for_each_mode_and_each_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

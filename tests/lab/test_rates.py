@@ -10,7 +10,7 @@ import pytest
 from ollama_balancer.fleet.estimates import LOAD
 from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.hosts import Spec
-from ollama_balancer.lab.rates import LearnedFleet, learn
+from ollama_balancer.lab.rates import KEEP_ALIVE, LearnedFleet, learn
 from tests.lab.flowfiles import final, flow, record, write
 
 OPENAI = "/v1/chat/completions"
@@ -131,3 +131,12 @@ def test_a_model_that_nobody_has_answered_is_nowhere(tmp_path: Path) -> None:
 def test_without_any_answer_there_is_nothing_to_learn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no request in it was served"):
         learned(tmp_path, served(0, outcome="failed"))
+
+
+def test_a_host_keeps_an_idle_model_for_as_long_as_ollama_does_or_as_it_was_seen_to_do(tmp_path: Path) -> None:
+    [host] = learned(tmp_path, served(0), served(250)).hosts
+    assert host.keep == KEEP_ALIVE
+    [host] = learned(tmp_path, served(0), served(502)).hosts
+    assert host.keep == pytest.approx(500)
+    [host] = learned(tmp_path, served(0), served(502, last=final(load=3))).hosts
+    assert host.keep == KEEP_ALIVE

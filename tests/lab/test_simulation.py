@@ -156,6 +156,11 @@ def test_a_model_in_memory_at_the_start_needs_no_load_and_hosts_get_only_models_
     assert result.loads == 0
 
 
+def test_a_model_that_is_idle_for_longer_than_it_is_kept_has_to_be_loaded_again() -> None:
+    close(run((0, A, 100, 100), (81, A, 100, 100), spec=replace(ONE, keep=60)), [(11, 21), (82, 92)])
+    close(run((0, A, 100, 100), (82, A, 100, 100), spec=replace(ONE, keep=60)), [(11, 21), (93, 103)])
+
+
 def test_of_a_prompt_no_more_is_read_already_than_its_conversation_had() -> None:
     host = Spec(1, 1, 1, 1, "one", {"a:latest": Rates(decode=10, prefill=100, load=10)}, ("a:latest",))
     requests = (Request(0, "c", WARM, 1, 300, 0, 10), Request(20, "c", WARM, 1, 500, 100, 10))

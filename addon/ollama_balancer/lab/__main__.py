@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser().parse_args(arguments)
     from .notes import Settings
 
-    settings = Settings(chosen.seed, chosen.load, chosen.patience, chosen.slots, chosen.fits)
+    settings = Settings(chosen.seed, chosen.load, chosen.patience, chosen.slots, chosen.fits, chosen.keep_alive)
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # what the balancer's core says of simulated hosts concerns nobody
     try:
@@ -65,7 +65,7 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
         )
         raise ValueError("; ".join([*(recording.problems or [f"{files[0]}: {found}"]), HOW_TO_RECORD]))
     try:
-        fleet = learn(recording, slots=settings.slots, fits=settings.fits)
+        fleet = learn(recording, slots=settings.slots, fits=settings.fits, keep=settings.keep)
     except ValueError as e:
         raise ValueError(f"{files[0]}: {e}; {HOW_TO_RECORD}") from e
     work = workload(recording, fleet, settings.load)
@@ -105,6 +105,13 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="models that each host has in memory at once (default: as recorded, else as the flows show)",
+    )
+    result.add_argument(
+        "--keep-alive",
+        type=_number(float, "seconds above 0", lambda value: 0 < value < math.inf),
+        default=0.0,
+        metavar="SECONDS",
+        help="for how long a host keeps an idle model in memory (default: 300, or longer if the flows show it)",
     )
     result.add_argument(
         "--patience",

@@ -6,6 +6,7 @@ at once k times.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,8 @@ class Spec:
     """The models that it has, with its own rates; None: all there are, as `speed` and `disk` have it."""
     loaded: tuple[str, ...] = ()
     """Models that it has in memory at the start."""
+    keep: float = math.inf
+    """Seconds for which an idle model stays in memory."""
 
 
 @dataclass(eq=False)
@@ -93,12 +96,14 @@ def _tell_nobody(whole: bool = True) -> None:
 class Runner:
     """One model in memory."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, used: float = 0.0) -> None:
         self.model = model
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.cache: OrderedDict[int, int] = OrderedDict()
         """Tokens of the conversations whose prefix is kept."""
+        self.used = used
+        """When it last ran anything, as far as that was accounted for."""
 
 
 class Host:
@@ -175,7 +180,7 @@ class Host:
         host.up, host.slow, host.loads = self.up, self.slow, self.loads
         host.queue = deque(copies[job] for job in self.queue)
         for name, runner in self.runners.items():
-            other = host.runners[name] = Runner(runner.model)
+            other = host.runners[name] = Runner(runner.model, runner.used)
             other.running = [copies[job] for job in runner.running]
             other.waiting = deque(copies[job] for job in runner.waiting)
             other.cache = runner.cache.copy()
@@ -186,6 +191,13 @@ class Host:
         host._pass_time()
         host._plan()
         return host, copies
+
+    def unload_idle(self) -> None:
+        """Let go of the models that nobody has used for as long as they are kept."""
+        due = self.engine.now - self.spec.keep
+        for name, runner in list(self.runners.items()):
+            if runner.used < due and not runner.running and not runner.waiting:
+                del self.runners[name]
 
     def crash(self) -> None:
         """Everything is gone; whoever was there is told."""
@@ -219,6 +231,7 @@ class Host:
         busy = self.busy_models
         for runner in self.runners.values():
             if runner.running:
+                runner.used = now
                 done = passed / self._factor(runner, busy)
                 for job in runner.running:
                     job.work -= done
@@ -273,6 +286,7 @@ class Host:
 
     def _hand_out(self) -> None:
         """Give each request in the queue to its model's runner. One that needs a load holds up those behind it."""
+        self.unload_idle()
         while self.queue and self.loading is None:
             job = self.queue[0]
             runner = self.runners.get(job.model.name)
@@ -307,7 +321,7 @@ class Host:
 
     def _loaded(self) -> None:
         assert self.loading is not None
-        self.runners[self.loading.name] = Runner(self.loading)
+        self.runners[self.loading.name] = Runner(self.loading, self.engine.now)
         self.loads += 1
         self.loading = self._loader = self._load_event = None
         self._advance()

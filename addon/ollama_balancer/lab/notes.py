@@ -17,13 +17,14 @@ MOST_NAMES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked of the lab. Seconds; `slots` and `fits` 0: as recorded or learned."""
+    """What was asked of the lab. Times are seconds; `slots`, `fits` and `keep` 0: as the flows show."""
 
     seed: int = 1
     load: float = 1.0
     patience: float = 300.0
     slots: int = 0
     fits: int = 0
+    keep: float = 0.0
 
 
 def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
@@ -46,6 +47,17 @@ def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> I
             f"Hosts that were not seen with {_names(fleet.assumed)} are assumed to have it, unless it would hardly "
             "have passed them over."
         )
+    untold = [
+        what
+        for what, answers in (
+            ("write answers", fleet.decode),
+            ("read prompts", fleet.prefill),
+            ("load models", fleet.loads),
+        )
+        if not answers
+    ]
+    if untold:
+        yield f"Nothing tells how fast the hosts {' and '.join(untold)}: what is usual is assumed."
     hosts = {host.name for host in fleet.hosts}
     unknown = [
         f"how many {what} ({flag} N)"
@@ -72,6 +84,9 @@ def _different(recording: Recording, recorded: Result) -> Iterator[str]:
         )
     if recording.pinned:
         yield f"{counted(recording.pinned, 'request')} named the host: in the simulation the mode chooses, as for all."
+    silent = sum(request.served and request.loaded is None for request in recording.requests)
+    if silent:
+        yield f"{counted(silent, 'answer')} did not tell of loads: there may have been more than were recorded."
     pairs = zip(recording.requests, recording.requests[1:], strict=False)
     if any(later.at - earlier.at > LONGEST_PAUSE for earlier, later in pairs):
         yield f"Pauses of more than {LONGEST_PAUSE / 60:.0f} minutes are cut to that."

@@ -1,27 +1,21 @@
-"""What a recording shows of its fleet: how fast which host serves which model, and what each runs at once.
-
-The recorded requests are told to a registry once more, at their times: it learns from them what it learned, or would
-have learned, when they were served.
-"""
+"""What a recording shows of its fleet: how fast which host serves which model, and what each runs at once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
-from agent_reporter.wire import ModelEntry
-
-from ..fleet.agent import Address, Agent, Outcome
+from ..fleet.agent import Agent
 from ..fleet.estimates import Estimates, Figure
-from ..fleet.leases import Lease, SlotLease
-from ..fleet.registry import AgentRegistry
-from ..ollama.answers import Answer
-from .engine import Engine
 from .hosts import Model, Rates, Spec
 from .recording import Recorded, Recording
+from .retelling import Retelling
+
+KEEP_ALIVE = 300.0
+"""Seconds for which a host keeps an idle model in memory, as Ollama does, unless it was seen to keep one for longer."""
 
 PASSED_OVER = 0.01
 """How likely it has to be that a host which has a model was never chosen for it."""
@@ -51,8 +45,8 @@ class LearnedFleet:
     """Agents that have answered nothing and were not weighed: they are left out."""
 
 
-def learn(recording: Recording, *, slots: int = 0, fits: int = 0) -> LearnedFleet:
-    """The fleet as the recording shows it. `slots` and `fits` hold for each host; 0: as recorded, else as learned.
+def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 0.0) -> LearnedFleet:
+    """The fleet as the recording shows it. `slots`, `fits` and `keep` hold for each host; 0: as the flows show.
 
     ValueError: no host has answered anything.
     """
@@ -63,16 +57,15 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0) -> LearnedFlee
     if not answered:
         raise ValueError("no request in it was served by a host: there is nothing to learn from")
     names = sorted(answered.keys() | set().union(*recording.weighed.values()))
+    seen = {name: _memory(answered.get(name, ())) for name in names}
     room = {
-        name: fits
-        or recording.fits.get(name)
-        or max(recording.together.get(name, 1), _models_at_once(answered.get(name, ())))
-        for name in names
+        name: fits or recording.fits.get(name) or max(recording.together.get(name, 1), at_once)
+        for name, (at_once, _) in seen.items()
     }
-    replay = _Replay(names, room)
-    replay.run(recording.requests)
+    retelling = Retelling(names, room)
+    retelling.run(recording.requests)
     models = sorted({request.model for request in recording.requests})
-    pace = _Pace(replay.registry.learner.estimates, replay.agents.values(), models)
+    pace = _Pace(retelling.registry.learner.estimates, retelling.agents.values(), models)
     having, assumed = _holders(recording, answered, names, models)
     hosts = tuple(
         Spec(
@@ -83,8 +76,9 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0) -> LearnedFlee
             name=name,
             rates={model: pace.rates(agent.id, model) for model in models if name in having[model]},
             loaded=_loaded_at_first(answered.get(name, ()))[: room[name]],
+            keep=keep or max(KEEP_ALIVE, seen[name][1]),
         )
-        for name, agent in replay.agents.items()
+        for name, agent in retelling.agents.items()
     )
     pairs = {(host.name, model) for host in hosts for model in host.rates or ()}
     return LearnedFleet(
@@ -172,19 +166,24 @@ def _holders(
     return having, assumed
 
 
-def _models_at_once(requests: Iterable[Recorded]) -> int:
-    """Models that a host was seen to have in memory at once: from one answer to the next that needed no load."""
+def _memory(requests: Iterable[Recorded]) -> tuple[int, float]:
+    """Models that a host was seen to have in memory at once, and the longest time for which one was idle there.
+
+    What answers without a load has been in memory since it answered before, or from the beginning.
+    """
     spans: dict[str, list[list[float]]] = {}
+    idle = 0.0
     for request in sorted(requests, key=lambda request: request.began or request.sent):
         began = request.began or request.sent
         own = spans.setdefault(request.model, [])
-        if own and (request.loaded is False or began <= own[-1][1]):
+        warm = request.loaded is False
+        if own and (warm or began <= own[-1][1]):
+            idle = max(idle, request.sent - own[-1][1])
             own[-1][1] = max(own[-1][1], request.ended)
         else:
-            # What the first request finds in memory has been there from the beginning.
-            own.append([0.0 if request.loaded is False else began, request.ended])
+            own.append([0.0 if warm else began, request.ended])
     edges = sorted((at, step) for own in spans.values() for span in own for at, step in zip(span, (1, -1), strict=True))
-    return max([1, *accumulate(step for _, step in edges)])
+    return max([1, *accumulate(step for _, step in edges)]), idle
 
 
 def _loaded_at_first(requests: Iterable[Recorded]) -> tuple[str, ...]:
@@ -193,67 +192,3 @@ def _loaded_at_first(requests: Iterable[Recorded]) -> tuple[str, ...]:
     for request in sorted(requests, key=lambda request: request.began or request.sent):
         first.setdefault(request.model, request)
     return tuple(model for model, request in first.items() if request.warm)
-
-
-@dataclass
-class _Replay:
-    """The recorded requests before a registry of their own."""
-
-    names: list[str]
-    room: dict[str, int]
-    """How many models each agent has in memory at once."""
-    engine: Engine = field(default_factory=Engine)
-    agents: dict[str, Agent] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.registry = AgentRegistry(self.engine, chance=lambda: 0.5)
-        for name in self.names:
-            self.agents[name], _ = self.registry.register(name, Address(name, 0))
-
-    def run(self, requests: list[Recorded]) -> None:
-        start = requests[0].at
-        for request in requests:
-            agent = self.agents.get(request.agent or "")
-            if agent is not None:
-                self._plan(request, agent, start)
-        self.engine.run(max(request.ended for request in requests) - start)
-
-    def _plan(self, request: Recorded, agent: Agent, start: float) -> None:
-        leases: list[Lease] = []
-
-        def send() -> None:
-            self._make_room(agent, request.model)
-            leases.append(self.registry.take(agent, request.model, request.demand))
-
-        def end() -> None:
-            [lease] = leases
-            if request.served:
-                self._learn(request, lease)
-            lease.release(Outcome.SUCCEEDED if request.served else Outcome.CANCELLED, request.ended - request.sent)
-
-        self.engine.after(request.sent - start, send)
-        if request.began is not None:
-            self.engine.after(request.began - start, lambda: leases[0].began())
-        self.engine.after(request.ended - start, end)
-
-    def _make_room(self, agent: Agent, model: str) -> None:
-        """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
-        room, warm = self.room[agent.name], agent.warm
-        if model not in warm and len(warm) >= room:
-            kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
-            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in kept])
-
-    def _learn(self, request: Recorded, lease: Lease) -> None:
-        timings = request.timings
-        if timings.eval_duration is None and timings.total_duration is None:
-            if not request.output and request.demand.output_limit != 0:
-                return  # nothing could be read
-            if request.attempts != 1:
-                return  # the times are also those of the agents before
-        if timings.load_duration is None and request.warm and isinstance(lease, SlotLease):
-            lease.sole = False  # a short silence is no load, though the model was not seen there before
-        answer = Answer()
-        answer.timings, answer.pieces = timings, request.pieces
-        # An embedding comes whole: until then its text is read.
-        embeds = request.demand.output_limit == 0
-        self.registry.answered(lease, answer, streamed=request.streamed or embeds)

@@ -57,6 +57,7 @@ class Report:
                     "name": host.name,
                     "slots": host.parallel,
                     "fits": host.fits,
+                    "keep": host.keep,
                     "loaded": list(host.loaded),
                     "models": {name: _rounded(vars(rates)) for name, rates in (host.rates or {}).items()},
                 }
@@ -83,8 +84,8 @@ class Report:
         lines = [
             f"Read {counted(recording.flows, 'flow')}: {', '.join(counts)}, from {_when(begin)} to {_when(end)} "
             f"({_span(end - begin)}), recorded in mode {modes}.",
-            f"Rates rest on {counted(fleet.decode, 'answer')} for decoding, {fleet.prefill} for reading prompts and "
-            f"{fleet.loads} for loads.",
+            f"Rates rest on {counted(fleet.decode, 'answer')} for decoding, {fleet.prefill:,} for reading prompts and "
+            f"{fleet.loads:,} for loads.",
             f"Simulated{f' with {settings.load:g} times as many requests per second' if settings.load != 1 else ''}: "
             f"seed {settings.seed}, clients wait {settings.patience:g} s for the first token, which is in time within "
             f"{IN_TIME:g} s. Times are seconds.",

@@ -281,6 +281,7 @@ class Simulation:
 
     def _report(self, agent: Agent) -> None:
         host = self.hosts[agent]
+        host.unload_idle()
         spec = host.spec
         running = host.running
         self.registry.update_metrics(

@@ -1,0 +1,78 @@
+"""Tells recorded requests to a registry once more, at their times: it learns what it learned when they were served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent_reporter.wire import ModelEntry
+
+from ..fleet.agent import Address, Agent, Outcome
+from ..fleet.leases import Lease, SlotLease
+from ..fleet.registry import AgentRegistry
+from ..ollama.answers import Answer
+from .engine import Engine
+from .recording import Recorded
+
+
+@dataclass
+class Retelling:
+    """A registry of these agents, of which nothing is known."""
+
+    names: list[str]
+    room: dict[str, int]
+    """How many models each agent has in memory at once."""
+    engine: Engine = field(default_factory=Engine)
+    agents: dict[str, Agent] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.registry = AgentRegistry(self.engine, chance=lambda: 0.5)
+        for name in self.names:
+            self.agents[name], _ = self.registry.register(name, Address(name, 0))
+
+    def run(self, requests: list[Recorded]) -> None:
+        start = requests[0].at
+        for request in requests:
+            agent = self.agents.get(request.agent or "")
+            if agent is not None:
+                self._plan(request, agent, start)
+        self.engine.run(max(request.ended for request in requests) - start)
+
+    def _plan(self, request: Recorded, agent: Agent, start: float) -> None:
+        leases: list[Lease] = []
+
+        def send() -> None:
+            self._make_room(agent, request.model)
+            leases.append(self.registry.take(agent, request.model, request.demand))
+
+        def end() -> None:
+            [lease] = leases
+            if request.served:
+                self._learn(request, lease)
+            lease.release(Outcome.SUCCEEDED if request.served else Outcome.CANCELLED, request.ended - request.sent)
+
+        self.engine.after(request.sent - start, send)
+        if request.began is not None:
+            self.engine.after(request.began - start, lambda: leases[0].began())
+        self.engine.after(request.ended - start, end)
+
+    def _make_room(self, agent: Agent, model: str) -> None:
+        """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
+        room, warm = self.room[agent.name], agent.warm
+        if model not in warm and len(warm) >= room:
+            kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
+            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in kept])
+
+    def _learn(self, request: Recorded, lease: Lease) -> None:
+        timings = request.timings
+        if timings.eval_duration is None and timings.total_duration is None:
+            if not request.output and request.demand.output_limit != 0:
+                return  # nothing could be read
+            if request.attempts != 1:
+                return  # the times are also those of the agents before
+        if timings.load_duration is None and request.warm and isinstance(lease, SlotLease):
+            lease.sole = False  # a short silence is no load, though the model was not seen there before
+        answer = Answer()
+        answer.timings, answer.pieces = timings, request.pieces
+        # An embedding comes whole: until then its text is read.
+        embeds = request.demand.output_limit == 0
+        self.registry.answered(lease, answer, streamed=request.streamed or embeds)
