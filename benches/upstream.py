@@ -43,18 +43,15 @@ def answer(status: int, reason: bytes, body: bytes) -> bytes:
 
 
 class Connection(asyncio.Protocol):
+    """A client's connection: reads its requests, which a subclass answers."""
+
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.buffer = b""
-        self.timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -75,6 +72,17 @@ class Connection(asyncio.Protocol):
             self.buffer = rest
             method, path, _ = request_line.split(" ", 2)
             self.request(method, path, body)
+
+    def request(self, method: str, path: str, body: bytes) -> None:
+        raise NotImplementedError
+
+
+class HostConnection(Connection):
+    timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
     def request(self, method: str, path: str, body: bytes) -> None:
         if method == "GET" and path in _GET:
@@ -117,7 +125,7 @@ def dechunked(data: bytes) -> bytes:
 
 async def main(hosts: int) -> None:
     loop = asyncio.get_running_loop()
-    servers = [await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024) for _ in range(hosts)]
+    servers = [await loop.create_server(HostConnection, "127.0.0.1", 0, backlog=1024) for _ in range(hosts)]
     print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 

@@ -1,0 +1,52 @@
+"""The requests of a trace as chats: what clients send, turn after turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from ollama_balancer.lab.workload import Request
+
+BYTES_A_TOKEN = 4
+FILLER = "And so it goes on, as people write to each other and to machines. "
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only the simulated hosts know of a request: tokens of the whole prompt and of the answer to come."""
+
+    conversation: int
+    prompt: int
+    output: int
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> Self:
+        return cls(**body["simulated"])
+
+
+def bodies(requests: Iterable[Request]) -> Iterator[bytes]:
+    """The body of each request. A conversation's next turn has the messages of the one before, the answer, and one."""
+    spoken: dict[int, tuple[list[bytes], Request]] = {}
+    for request in requests:
+        number = request.conversation
+        messages, before = spoken.get(number, ([], None))
+        if before is not None:
+            messages = [*messages, message("assistant", before.output, f"{number}.{len(messages)}")]
+        elif request.known:
+            messages = [message("user", request.known, f"{number}.0")]
+        new = request.prompt - request.known
+        messages = [*messages, message("user", new, f"{number}.{len(messages)}")]
+        spoken[number] = messages, request
+        truth = Truth(number, request.prompt, request.output)
+        head = json.dumps({"model": request.model.name, "simulated": asdict(truth)}).encode()
+        yield head[:-1] + b', "messages": [' + b", ".join(messages) + b"]}"
+
+
+def message(role: str, tokens: int, mark: str) -> bytes:
+    """About as many bytes of JSON as that many tokens have; no other message with that mark begins as this one does."""
+    bare = json.dumps({"role": role, "content": f"{mark} "}).encode()
+    size = max(0, tokens * BYTES_A_TOKEN - len(bare) - len(", "))
+    filler = (FILLER * (size // len(FILLER) + 1))[:size].encode()
+    return bare[:-2] + filler + bare[-2:]

@@ -1,0 +1,179 @@
+"""What is compared: who stands between the clients and the hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from benches.proxy import MITMDUMP, call, free_port, started, wait_until
+from ollama_balancer.lab.hosts import Spec
+
+from .hosts import Ports, Target
+
+HERE = Path(__file__).resolve().parent
+
+SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin"
+"""Where Debian has what only an administrator is expected to call."""
+
+NGINX = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr crit;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream fleet {{
+        least_conn;
+{servers}
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 64m;
+        client_body_buffer_size 1m;
+        location / {{
+            proxy_pass http://fleet;
+            proxy_http_version 1.1;
+            proxy_buffering off;
+            proxy_next_upstream off;
+            proxy_read_timeout 600s;
+        }}
+    }}
+}}
+"""
+
+# Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time.
+HAPROXY = """\
+global
+    maxconn 8192
+    nbthread 1
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+    timeout queue 600s
+    option abortonclose
+    option http-no-delay
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend fleet
+backend fleet
+    balance leastconn
+{servers}
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a side finds when it starts."""
+
+    stack: ExitStack
+    """What is started is ended with it."""
+    folder: Path
+    ports: Ports
+    specs: Sequence[Spec]
+    hosts: subprocess.Popen[str]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Where the clients' requests go; `process` is None where nobody is between."""
+
+    port: int
+    process: psutil.Process | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    name: str
+    start: Callable[[Stage], Proxy]
+    oracle: bool = False
+
+
+def balancer(mode: str) -> Side:
+    def start(stage: Stage) -> Proxy:
+        port, log, token = free_port(), stage.folder / "mitmdump.log", secrets.token_urlsafe(24)
+        options = {"flow_detail": 0, "confdir": stage.folder, "balancer_mode": mode, "balancer_stop_timeout": 0}
+        command = [str(MITMDUMP), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "-s", str(HERE / "balancer.py")]
+        for name, value in options.items():
+            command += ["--set", f"{name}={value}"]
+        environment = {"OLLAMA_BALANCER_TOKEN": token, "FLEET_HTTP_SCALE": str(stage.scale)}
+        process = stage.stack.enter_context(started(command, log, **environment))
+        wait_until(lambda: call(port, "/api/balancer") == 200, process, log)
+        assert stage.hosts.stdin is not None
+        assert stage.hosts.stdout is not None
+        print(json.dumps(asdict(Target(port, token))), file=stage.hosts.stdin, flush=True)
+        if not stage.hosts.stdout.readline():
+            raise SystemExit("the hosts could not report to the balancer")
+        return Proxy(port, psutil.Process(process.pid))
+
+    return Side(f"balancer, {mode}", start)
+
+
+def nginx(program: str) -> Side:
+    def start(stage: Stage) -> Proxy:
+        servers = "\n".join(f"        server 127.0.0.1:{port} max_fails=0;" for port in stage.ports.hosts)
+        command = [program, "-e", "stderr", "-p", str(stage.folder), "-c"]
+        return _start(stage, command, "nginx.conf", NGINX, servers)
+
+    return Side("nginx, least_conn", start)
+
+
+def haproxy(program: str) -> Side:
+    def start(stage: Stage) -> Proxy:
+        servers = "\n".join(
+            f"    server h{number} 127.0.0.1:{port} maxconn {spec.parallel}"
+            for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.specs, strict=True))
+        )
+        return _start(stage, [program, "-db", "-f"], "haproxy.cfg", HAPROXY, servers)
+
+    return Side("HAProxy, leastconn, maxconn", start)
+
+
+def _start(stage: Stage, command: list[str], name: str, template: str, servers: str) -> Proxy:
+    """Start a program of which the last argument is its configuration."""
+    port, file, log = free_port(), stage.folder / name, stage.folder / f"{name}.log"
+    file.write_text(template.format(port=port, folder=stage.folder, servers=servers))
+    process = stage.stack.enter_context(started([*command, str(file)], log))
+    wait_until(lambda: call(port, "/api/version") == 200, process, log)
+    return Proxy(port, psutil.Process(process.pid))
+
+
+def oracle() -> Side:
+    return Side("oracle", lambda stage: Proxy(stage.ports.oracle), oracle=True)
+
+
+def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
+    """Those that can be started here, and their versions or what is missing."""
+    sides = [balancer(mode) for mode in modes]
+    notes = []
+    for name, make in (("nginx", nginx), ("haproxy", haproxy)):
+        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SYSTEM_FOLDERS}")
+        if program is None:
+            notes.append(f"no {name} here: skipped; Debian's package is called {name}")
+        else:
+            sides.append(make(program))
+            notes.append(_version(program))
+    return [*sides, oracle()], notes
+
+
+def _version(program: str) -> str:
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True)
+    line = (said.stdout or said.stderr).splitlines()[0]
+    return line.removeprefix("nginx version: ").replace(" version", "").split(" 20")[0]
