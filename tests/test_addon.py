@@ -36,7 +36,7 @@ def test_the_mode_can_be_changed_live_and_is_logged(
 ) -> None:
     balancer, running = context
     caplog.set_level(logging.INFO)
-    assert balancer.registry.mode == "metrics"
+    assert balancer.registry.mode == "adaptive"
     running.configure(balancer, balancer_mode="roundrobin")
     assert balancer.registry.mode == "roundrobin"
     assert caplog.messages.count("Load balancer mode: roundrobin") == 1
@@ -148,7 +148,7 @@ def test_connect_is_refused(context: tuple[Balancer, taddons.context]) -> None:
 
 def test_the_mode_command_shows_and_changes_the_mode(context: tuple[Balancer, taddons.context]) -> None:
     balancer, running = context
-    assert running.command(balancer.mode_command) == "metrics"
+    assert running.command(balancer.mode_command) == "adaptive"
     assert running.command(balancer.mode_command, "roundrobin") == "roundrobin"
     assert running.options.balancer_mode == "roundrobin"
 

@@ -12,8 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
 from ollama_balancer.fleet.agent import Source, agent_id
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import WaitingLine
+from ollama_balancer.ollama.answers import Answer
+from ollama_balancer.ollama.shapes import Event, Timings
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 METRICS: dict[str, Any] = {
@@ -168,7 +171,41 @@ def test_agents_are_listed_and_shown_by_id_and_by_name(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
     listed = api.call("GET", "/api/agents").json()["agents"]
     assert listed == [a.describe(api.clock.now), b.describe(api.clock.now)]
-    assert api.call("GET", "/api/agents/b").json() == api.call("GET", f"/api/agents/{b.id}").json() == listed[1]
+    shown = listed[1] | {"learned": {}}
+    assert api.call("GET", "/api/agents/b").json() == api.call("GET", f"/api/agents/{b.id}").json() == shown
+
+
+def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_it(api: Api) -> None:
+    a, b = fleet(api.registry, "a", "b")
+    api.registry.update_loaded(a, entries("m"))
+    api.registry.update_loaded(b, [])
+    demand = Demand("m:latest", tokens=800)
+    choice = api.registry.choose(demand)
+    assert choice.agent is a
+    lease = api.registry.take(a, demand.model, demand, choice.options)
+    shown = api.call("GET", "/api/agents").json()["agents"][0]
+    assert shown["running"] == {"m:latest": 1}
+    assert shown["decision"]["model"] == "m:latest"
+    best, other = shown["decision"]["options"]
+    assert (best["agent"], best["load"], best["free"], best["observations"]) == ("a", 0, True, 0)
+    assert best["cost"] == best["wait"] + best["load"] + best["prefill"] + best["answer"] + best["harm"] == 2.5
+    assert (other["agent"], other["load"]) == ("b", 22.5)
+    api.clock.now += 4
+    lease.began()
+    answer = Answer()
+    answer.add(Event(terminal=True, timings=Timings(800, 0.5, 100, 2.5, 6.0, 9.0)))
+    api.registry.answered(lease, answer, streamed=True)
+    lease.release()
+    shown = api.call("GET", "/api/agents/a").json()
+    assert shown["decision"]["age"] == 4
+    assert shown["learned"] == {
+        "m:latest": {
+            "decode": {"value": 40, "observations": 1},
+            "prefill": {"value": 1600, "observations": 1},
+            "load": {"value": 6, "observations": 1},
+            "output": {"value": 100, "observations": 1},
+        }
+    }
 
 
 def test_an_empty_fleet_is_an_empty_list(api: Api) -> None:

@@ -90,7 +90,7 @@ def test_a_drained_agent_gets_nothing_new_and_finishes_what_runs(tmp_path: Path,
     )
     other = hosts.start("other")
     agents = f"balancer_agents=slow={slow.url},other={other.url}"
-    with running_proxy(tmp_path, "--set", agents) as proxy:
+    with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=metrics") as proxy:
         proxy.wait_online("slow", "other")
         with proxy.http.stream(
             "POST",
@@ -145,7 +145,7 @@ def test_health_and_totals(tmp_path: Path, hosts: Hosts) -> None:
         assert proxy.http.get("/health").status_code == 200
         proxy.generate()
         shown = proxy.http.get("/api/balancer").json()
-        assert shown["mode"] == "metrics"
+        assert shown["mode"] == "adaptive"
         assert shown["totals"]["requests"] == shown["totals"]["succeeded"] == 1
         assert shown["agents"]["online"] == 1
         assert shown["agents"]["offline"] == 1

@@ -23,7 +23,7 @@ def two_agents(
     """`bad` is preferred: its score is the lower."""
     bad, good = hosts.start("bad"), hosts.start("good")
     agents = f"balancer_agents=bad={bad.url},good={good.url}"
-    with running_proxy(tmp_path, "--set", agents, *arguments) as proxy:
+    with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=metrics", *arguments) as proxy:
         proxy.wait_online("bad", "good")
         proxy.report("bad", cpu=1)
         proxy.report("good", cpu=60)

@@ -194,7 +194,8 @@ ENDLESS = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r
 def test_a_host_that_answers_badly_before_any_token_is_replaced(tmp_path: Path, hosts: Hosts, refusal: bytes) -> None:
     host, good = host_that(hosts, refusal), hosts.start("good", "m")
     agents = f"balancer_agents=bad={host.url},good={good.url}"
-    with running_proxy(tmp_path, "--set", agents, "--set", "termlog_verbosity=debug") as proxy:
+    options = ("--set", "balancer_mode=metrics", "--set", "termlog_verbosity=debug")
+    with running_proxy(tmp_path, "--set", agents, *options) as proxy:
         proxy.wait_online("bad", "good")
         proxy.report("bad", cpu=1)
         proxy.report("good", cpu=60)

@@ -92,7 +92,7 @@ def test_no_agent_gets_more_than_its_slots_and_the_rest_wait_their_turn(tmp_path
 
 
 def test_a_model_nobody_is_busy_with_does_not_wait(tmp_path: Path, hosts: Hosts) -> None:
-    with busy(tmp_path, hosts) as (proxy, host, _):
+    with busy(tmp_path, hosts, "--set", "balancer_mode=metrics") as (proxy, host, _):
         waiting = [Sent(proxy, "w") for _ in range(3)]
         in_line(proxy, 3)
         other = Sent(proxy, "other", "qwen3")

@@ -9,25 +9,25 @@ import pytest
 from tests.e2e.harness import Hosts, refused_start, running_proxy
 
 
-@pytest.mark.parametrize("mode", ["roundrobin", "metrics", "least_requests"])
+@pytest.mark.parametrize("mode", ["roundrobin", "metrics", "least_requests", "adaptive"])
 def test_the_start_up_log_names_the_mode_of_the_environment(tmp_path: Path, mode: str) -> None:
     with running_proxy(tmp_path, env={"LOAD_BALANCER_MODE": mode}) as proxy:
         assert f"Load balancer mode: {mode}" in proxy.log
         assert proxy.http.get("/api/balancer").json()["mode"] == mode
 
 
-def test_the_option_wins_over_the_environment_and_metrics_is_the_default(tmp_path: Path) -> None:
+def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_path: Path) -> None:
     option = ("--set", "balancer_mode=least_requests")
     with running_proxy(tmp_path, *option, env={"LOAD_BALANCER_MODE": "roundrobin"}) as proxy:
         assert "Load balancer mode: least_requests" in proxy.log
     with running_proxy(tmp_path) as proxy:
-        assert "Load balancer mode: metrics" in proxy.log
+        assert "Load balancer mode: adaptive" in proxy.log
 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("balancer_mode=fastest", "it takes one of roundrobin, metrics, least_requests"),
+        ("balancer_mode=fastest", "it takes one of roundrobin, metrics, least_requests, adaptive"),
         ("balancer_agents=gpu-1", "it takes http://host:port or name=http://host:port"),
         ("balancer_agents=https://gpu-1:443", "begin with http://"),
         ("balancer_stale_after=0", "whole number from 1"),

@@ -10,6 +10,8 @@ import httpx
 
 from tests.e2e.harness import Hosts, report, running_proxy, wait_until
 
+METRICS = ("--set", "balancer_mode=metrics")
+
 
 def served(hosts: Hosts) -> dict[str, int]:
     return {host.name: sum(host.counts.values()) for host in hosts.all}
@@ -27,7 +29,7 @@ def test_nine_requests_go_three_to_each_of_three_registered_agents(tmp_path: Pat
 
 
 def test_nine_requests_without_any_metrics_go_three_to_each_in_metrics_mode(tmp_path: Path, hosts: Hosts) -> None:
-    with running_proxy(tmp_path) as proxy:
+    with running_proxy(tmp_path, *METRICS) as proxy:
         for name in ("one", "two", "three"):
             proxy.register(name, hosts.start(name).url)
         proxy.wait_online("one", "two", "three")
@@ -42,7 +44,7 @@ def start_three(proxy_agents: dict[str, float], hosts: Hosts) -> list[str]:
 
 def test_the_agent_with_cpu_90_is_avoided(tmp_path: Path, hosts: Hosts) -> None:
     cpu = {"calm": 10.0, "idle": 10.0, "busy": 90.0}
-    with running_proxy(tmp_path, "--set", "balancer_agents=" + ",".join(start_three(cpu, hosts))) as proxy:
+    with running_proxy(tmp_path, *METRICS, "--set", "balancer_agents=" + ",".join(start_three(cpu, hosts))) as proxy:
         proxy.wait_online(*cpu)
         for name, value in cpu.items():
             assert proxy.report(name, cpu=value).status_code == 204
@@ -53,7 +55,7 @@ def test_the_agent_with_cpu_90_is_avoided(tmp_path: Path, hosts: Hosts) -> None:
 
 def test_with_every_cpu_at_95_the_agents_get_their_turn(tmp_path: Path, hosts: Hosts) -> None:
     memory = {"a": 10.0, "b": 50.0, "c": 90.0}
-    with running_proxy(tmp_path, "--set", "balancer_agents=" + ",".join(start_three(memory, hosts))) as proxy:
+    with running_proxy(tmp_path, *METRICS, "--set", "balancer_agents=" + ",".join(start_three(memory, hosts))) as proxy:
         proxy.wait_online(*memory)
         for name, value in memory.items():
             proxy.report(name, cpu=95.0, memory=value)
@@ -65,7 +67,9 @@ def test_with_every_cpu_at_95_the_agents_get_their_turn(tmp_path: Path, hosts: H
 def test_the_one_agent_whose_metrics_are_stale_comes_last(tmp_path: Path, hosts: Hosts) -> None:
     names = {"a": 1.0, "b": 1.0, "silent": 1.0}
     agents = ",".join(start_three(names, hosts))
-    with running_proxy(tmp_path, "--set", f"balancer_agents={agents}", "--set", "balancer_stale_after=2") as proxy:
+    with running_proxy(
+        tmp_path, *METRICS, "--set", f"balancer_agents={agents}", "--set", "balancer_stale_after=2"
+    ) as proxy:
         proxy.wait_online(*names)
         proxy.report("silent", cpu=1.0)
 
@@ -87,7 +91,7 @@ def test_agents_without_the_model_are_no_candidates(tmp_path: Path, hosts: Hosts
     hosts.start("with", "qwen3")
     hosts.start("without", "llama3.2")
     agents = ",".join(f"{host.name}={host.url}" for host in hosts.all)
-    with running_proxy(tmp_path, "--set", f"balancer_agents={agents}") as proxy:
+    with running_proxy(tmp_path, *METRICS, "--set", f"balancer_agents={agents}") as proxy:
         proxy.wait_online("with", "without")
         for spelling in ("qwen3", "Qwen3:latest", "library/qwen3", "registry.ollama.ai/library/qwen3"):
             response = proxy.generate(spelling)

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader
 
@@ -92,11 +93,14 @@ def test_the_streamed_text_and_the_decision_are_in_the_flow(tmp_path: Path, host
     (flow,) = balanced_flows(saved)
     assert flow.response
     assert flow.response.content == b"".join(CHUNKS)
-    assert flow.comment.startswith("→ raw · m · metrics: its turn")
+    assert flow.comment.startswith("→ raw · m · adaptive: ")
     assert "\n" not in flow.comment
     record = flow.metadata["balancer"]
     json.dumps(record)
     assert record["agent"] == "raw"
+    (option,) = record["options"]
+    assert option["agent"] == "raw"
+    assert option["cost"] == pytest.approx(sum(option[k] for k in ("wait", "load", "prefill", "answer", "harm")))
     assert record["outcome"] == "succeeded"
     assert record["attempts"] == 1
 

@@ -9,6 +9,7 @@ import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.estimates import LOAD
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import MOST_OVERTAKEN, Matcher
 from ollama_balancer.fleet.policies.adaptive import in_words
@@ -352,7 +353,7 @@ def test_the_decision_names_the_chosen_and_the_two_next_best_with_their_terms() 
     assert best.load == 0 < second.load
     assert best.prefill == pytest.approx(1.0)
     assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.harm)
-    assert in_words(choice.options).startswith("2.5 s expected (prompt 1.0, answer 1.5), then ")
+    assert in_words(choice.options).startswith("warm, cost 2.5 s (prompt 1.0, answer 1.5), then ")
 
 
 def test_an_agent_that_has_failed_the_request_is_left_out() -> None:
@@ -360,6 +361,15 @@ def test_an_agent_that_has_failed_the_request_is_left_out() -> None:
     room.registry.update_loaded(room.agents[0], entries("m"))
     assert room.matcher.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
     assert room.matcher.find(Demand(MODEL), room.agents).agent is None
+
+
+def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() -> None:
+    room = Room("a", models=("m", "n"), slots=4)
+    assert room.take().loading
+    assert room.find("n:latest") is None
+    room.clock.now += 2 * LOAD
+    room.registry.reached(room.agents[0])
+    assert room.find("n:latest") is room.agents[0]
 
 
 def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_looked_at() -> None:

@@ -400,6 +400,9 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
         "loaded_models": ["m"],
         "ollama_version": None,
         "in_flight": 0,
+        "running": {},
+        "loading": [],
+        "decision": None,
         "slots": None,
         "metrics": ...,
         "metrics_age": 1.25,
@@ -410,11 +413,11 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
 
 
 def test_a_registry_shows_its_counts(registry: AgentRegistry) -> None:
-    assert repr(registry) == "AgentRegistry(metrics: no agents; 0 in flight)"
+    assert repr(registry) == "AgentRegistry(adaptive: no agents; 0 in flight)"
     a, b, _ = fleet(registry, "a", "b", "c")
     registry.take(a)
     registry.drain(b)
-    assert repr(registry) == "AgentRegistry(metrics: 1 draining, 2 online; 1 in flight)"
+    assert repr(registry) == "AgentRegistry(adaptive: 1 draining, 2 online; 1 in flight)"
 
 
 def test_the_speed_of_a_model_is_a_moving_average() -> None:

@@ -182,7 +182,8 @@ def test_select_follows_the_mode(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
     registry.update_metrics("a", report(50, 50))
     registry.update_metrics("b", report(10, 10))
-    assert registry.mode == DEFAULT_POLICY == "metrics"
+    assert registry.mode == DEFAULT_POLICY == "adaptive"
+    registry.mode = "metrics"
     assert [registry.select() for _ in range(2)] == [b, b]
     registry.mode = "roundrobin"
     assert [registry.select() for _ in range(2)] == [a, b]
@@ -194,7 +195,7 @@ def test_select_follows_the_mode(registry: AgentRegistry) -> None:
 def test_an_unknown_mode_is_a_key_error_and_changes_nothing(registry: AgentRegistry) -> None:
     with pytest.raises(KeyError):
         registry.mode = "fastest"
-    assert registry.mode == "metrics"
+    assert registry.mode == DEFAULT_POLICY
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -210,6 +211,7 @@ def test_every_policy_says_why_in_one_line(clock: Clock, mode: str) -> None:
 
 
 def test_the_metrics_policy_names_the_score_and_what_stands_against_it(registry: AgentRegistry) -> None:
+    registry.mode = "metrics"
     [agent] = fleet(registry, "a")
     why = registry.policy.why
     assert why(agent) == "its turn: no fresh metrics"

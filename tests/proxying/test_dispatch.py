@@ -63,6 +63,7 @@ class Asked:
 
 
 def test_a_request_is_forwarded_to_the_chosen_agent_and_counted_there(registry: AgentRegistry) -> None:
+    registry.mode = "metrics"
     _, b = fleet(registry, "a", "b")
     registry.update_metrics("b", report(10, 20))
     asked = Asked(registry, "/api/chat", b'{"model": "LIBRARY/M:latest"}')

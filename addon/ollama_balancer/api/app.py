@@ -166,7 +166,8 @@ class ControlApi:
         return agent
 
     def _shown(self, agent: Agent) -> Response:
-        return JSONResponse(agent.describe(self.registry.clock()))
+        learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
+        return JSONResponse(agent.describe(self.registry.clock()) | learned)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, ModelEntry
@@ -14,6 +14,7 @@ from .health import Health, Phase
 from .slots import SlotLearner
 
 if TYPE_CHECKING:
+    from .forecast import Option
     from .leases import SlotLease
     from .pool import Pool
     from .scoreboard import Scoreboard
@@ -117,6 +118,19 @@ class Warm:
     """Whether it is no longer in memory."""
 
 
+class Decision(NamedTuple):
+    """How the agents were weighed for a request; the first option is the one that was chosen."""
+
+    at: float
+    """Seconds of the registry's clock."""
+    model: str
+    options: tuple[Option, ...]
+
+    def describe(self, now: float) -> dict[str, Any]:
+        options = [option.describe() for option in self.options]
+        return {"age": round(now - self.at, 3), "model": self.model, "options": options}
+
+
 @dataclass
 class Statistics:
     """What became of the requests that ended on an agent."""
@@ -145,6 +159,7 @@ class Agent:
         "boards",
         "clock_lead",
         "closed",
+        "decision",
         "draining",
         "draining_until_registration",
         "epoch",
@@ -227,6 +242,8 @@ class Agent:
         """The request that tries it while it is ejected."""
         self.closed = False
         """Whether its health forbids new requests at this moment."""
+        self.decision: Decision | None = None
+        """Why the last request that was weighed went there."""
         self.was_online = False
         self.draining = False
         self.draining_until_registration = False
@@ -346,6 +363,9 @@ class Agent:
             "loaded_models": [m.name for m in self.loaded],
             "ollama_version": self.version,
             "in_flight": self.in_flight,
+            "running": dict(self.running),
+            "loading": list(self.loading),
+            "decision": self.decision.describe(now) if self.decision else None,
             "slots": self.slots,
             "metrics": self.metrics.model_dump(mode="json", exclude=left_out) if self.metrics else None,
             "metrics_age": round(now - self.metrics_at, 3) if self.metrics else None,

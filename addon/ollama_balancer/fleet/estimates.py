@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""
@@ -26,6 +27,9 @@ class Estimate:
 
     value: float
     observations: int
+
+    def describe(self) -> dict[str, float]:
+        return {"value": round(self.value, 3), "observations": self.observations}
 
 
 class Average:
@@ -91,9 +95,14 @@ class Figure:
         value = typical.value if typical is not None else self._prior
         return value * factor.value if factor is not None else value
 
+    def observations(self, agent: str, model: str) -> int:
+        """How many of that agent with that model there were."""
+        pairs = self._pairs.get(agent)
+        pair = pairs.get(model) if pairs is not None else None
+        return pair.observations if pair is not None else 0
+
     def of(self, agent: str, model: str) -> Estimate:
-        pair = self._pairs.get(agent, {}).get(model)
-        return Estimate(self.value(agent, model), pair.observations if pair is not None else 0)
+        return Estimate(self.value(agent, model), self.observations(agent, model))
 
     def models(self, agent: str) -> list[str]:
         """The models that the agent has shown a figure for."""
@@ -134,6 +143,16 @@ class Estimates:
     def output_of(self, model: str) -> Estimate:
         average = self._output.get(model)
         return Estimate(self.output(model), 0 if average is None else average.observations)
+
+    def describe(self, agent: str) -> dict[str, dict[str, Any]]:
+        """By model, what is known of those that the agent has served, and on how many observations it rests."""
+        figures = {"decode": self.decode, "prefill": self.prefill, "load": self.load}
+        models = dict.fromkeys(model for figure in figures.values() for model in figure.models(agent))
+        return {
+            model: {name: figure.of(agent, model).describe() for name, figure in figures.items()}
+            | {"output": self.output_of(model).describe()}
+            for model in models
+        }
 
     def forget(self, agent: str) -> None:
         for figure in (self.decode, self.prefill, self.load):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .agent import SLOWDOWN, Agent, Warm
 
@@ -57,6 +57,9 @@ SPREAD = 1.25
 LEAST_LEFT = 0.1
 """Part of a load's time that is left of one that takes longer than was thought."""
 
+LONGEST_LOAD = 2.0
+"""How many times as long as was thought a load may take, until it is thought to be over and the prompt to be read."""
+
 
 class Situation(NamedTuple):
     """What the choice goes by, beside the agents. Times are seconds of the registry's clock."""
@@ -81,6 +84,12 @@ class Option(NamedTuple):
     harm: float
     free: bool
     """Whether it had a slot free."""
+    observations: int
+    """Answers of that model on that agent from which its pace is known; 0: a guess by others, or a prior."""
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON-serialisable data."""
+        return {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
 
 
 class Forecast:
@@ -143,15 +152,12 @@ class Forecast:
             self.harm = HARM_WEIGHT * self._harm(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
+        if agent.loading:
+            self._loading(at)
         warm = agent.warm.get(model)
-        if agent.loading or warm is None or warm.runner not in (None, self.runner):
-            self._load(at, answer, warm)
-        if agent.loading and model not in agent.loading:
-            # A load holds up all that come after it.
-            self.full = True
-            self.wait = max(self.wait, self.load)
-            if not self.cold:
-                self.load = 0.0
+        ready = not agent.memory_known if warm is None else warm.runner in (None, self.runner)
+        if not ready and model not in agent.loading:
+            self._cold(at, answer, warm)
         self.sole = not self.cold and len(running) == (ours > 0)
         self.fixed = self.wait + self.load + self.answer + self.harm
         self.epoch = -1 if agent.loading else agent.epoch
@@ -170,26 +176,28 @@ class Forecast:
                 harm += count * LEFT * alone * batch * before * longer
         return harm
 
-    def _load(self, at: Situation, answer: float, warm: Warm | None) -> None:
-        """Find the seconds until the model is in memory."""
-        agent, model = self.agent, self.model
-        load = at.learner.estimates.load
-        for other, since in agent.loading.items():
-            seconds = load.value(agent.id, other)
+    def _loading(self, at: Situation) -> None:
+        """What the agent loads now. A load of another model holds up all that come after it."""
+        agent, load = self.agent, at.learner.estimates.load
+        others = 0.0
+        for model, since in agent.loading.items():
+            seconds = load.value(agent.id, model)
             remains = max(LEAST_LEFT * seconds, since + seconds - at.now)
-            if other == model:
+            if model == self.model:
                 self.load = remains
-                return
-            self.load += remains
-        if warm is None and not agent.memory_known:
-            return  # nothing speaks against it
-        self.cold = warm is None or warm.runner not in (None, self.runner)
-        if not self.cold:
-            return
-        own = LOAD_WEIGHT * load.value(agent.id, model)
-        self.load += own
+            elif at.now - since < LONGEST_LOAD * seconds:
+                others += remains
+        if others and self.model not in agent.loading:
+            self.full = True
+            self.wait = max(self.wait, others)
+
+    def _cold(self, at: Situation, answer: float, warm: Warm | None) -> None:
+        """The agent has to load the model, or to load it with other options."""
+        agent = self.agent
+        self.cold = True
+        own = self.load = LOAD_WEIGHT * at.learner.estimates.load.value(agent.id, self.model)
         if warm is not None:
-            self.load += EVICTION  # of the same model with other options
+            self.load += EVICTION
         elif len(agent.warm) + len(agent.loading) < agent.fits():
             self.shared = own
         else:
@@ -210,7 +218,7 @@ class Forecast:
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> Option:
+    def option(self, at: Situation, tokens: int, queue: float, gain: float, eviction: float) -> Option:
         """As it was weighed for a prompt with so many tokens to read.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
@@ -220,4 +228,5 @@ class Forecast:
         load = self.load - self.shared * gain + eviction
         prefill = self.per_token * tokens
         cost = wait + load + prefill + self.answer + self.harm
-        return Option(self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full)
+        observations = at.learner.estimates.decode.observations(self.agent.id, self.model)
+        return Option(self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full, observations)

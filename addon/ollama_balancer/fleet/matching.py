@@ -98,14 +98,18 @@ class Matcher:
                     break
                 if self.line.first(place) is not waiter:
                     continue  # to look for an agent may have changed one, which serves the line
-                if choice.options and not found.holds(place.model):
-                    # To load takes longer than to wait for the next turn: that is for who has come last.
+                if choice.options and self._has_to_load(found, place.model):
+                    # To load takes longer than to wait for the next turn elsewhere: that is for who has come last.
                     waiter = self.line.last(place)
                 elif choice.options and place.agent is None:
                     waiter, choice = self._at_home(waiter, choice, ahead)
                 # Out of the line first: taking an agent may change it, which serves the line.
                 self.line.call(place, waiter)
                 waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+
+    def _has_to_load(self, agent: Agent, model: str) -> bool:
+        """Whether it has to load a model that another agent has in memory."""
+        return agent.memory_known and not agent.holds(model) and self.registry.in_memory(model)
 
     def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
         """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.

@@ -24,7 +24,7 @@ from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
 
 from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
-from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Outcome, Source, Status, Warm, agent_id
+from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
 from .demand import Demand
 from .forecast import Option, Situation
 from .health import RETURNING, Phase
@@ -501,6 +501,8 @@ class AgentRegistry:
         if model is None:
             return Lease(agent)
         lease = SlotLease(agent, self, demand or Demand(model), options)
+        if options:
+            agent.decision = Decision(lease.taken_at, model, options)
         self._take_slot(lease, agent, model)
         return lease
 
@@ -538,6 +540,10 @@ class AgentRegistry:
     def has_model(self, model: str) -> bool:
         """Whether any agent, in whatever state, is known to have the model."""
         return model in self._holders
+
+    def in_memory(self, model: str) -> bool:
+        """Whether an agent that may be used has the model (a canonical name) in memory, or loads it."""
+        return bool(self.learner.placement.use(model).holders)
 
     def may_have_unknown_models(self) -> bool:
         """Whether there is an agent, in whatever state, whose models are not known yet."""

@@ -112,7 +112,8 @@ class Weighing:
 
     def _option(self, number: int) -> Option:
         forecast = self._forecasts[number]
-        return forecast.option(self._unread(forecast), self._queue, self._gain, self._evictions.get(number, 0.0))
+        eviction = self._evictions.get(number, 0.0)
+        return forecast.option(self._at, self._unread(forecast), self._queue, self._gain, eviction)
 
     def _unread(self, forecast: Forecast) -> int:
         tokens = self._demand.tokens

@@ -206,7 +206,7 @@ class Dispatcher:
             place = Place(demand.model, tried=frozenset(tried))
             return Wait(place) if registry.could_serve(demand.model, tried) else None
         exchange.why = self._why(exchange, choice.agent)
-        exchange.take(registry.take(choice.agent, demand.model, demand))
+        exchange.take(registry.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
 
     def _choose_without_slot(self, exchange: Exchange) -> Forward | None:

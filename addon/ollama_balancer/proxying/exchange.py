@@ -191,7 +191,7 @@ class Exchange:
             "mode": self.mode,
             "why": self.why,
             "model": self.model,
-            "options": [_rounded(option) for option in self.options],
+            "options": [option.describe() for option in self.options],
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "pinned": self.pin is not None,
             "attempts": self.attempts,
@@ -209,7 +209,3 @@ def _room(agent: Agent) -> dict[str, int | None]:
     """What it runs at once per model and has in memory at once, where that is told; and how many it has there now."""
     fits = agent.metrics.max_loaded_models if agent.metrics is not None else None
     return {"slots": agent.fixed_slots or None, "fits": fits or None, "loaded": len(agent.loaded)}
-
-
-def _rounded(option: Option) -> dict[str, Any]:
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in option._asdict().items()}

@@ -32,4 +32,4 @@ class Policy(Protocol):
 
 POLICIES: dict[str, Policy] = {policy.name: policy for policy in (RoundRobin(), Metrics(), LeastRequests(), Adaptive())}
 
-DEFAULT_POLICY = Metrics.name
+DEFAULT_POLICY = Adaptive.name

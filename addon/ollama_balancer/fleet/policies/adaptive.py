@@ -63,7 +63,7 @@ class Adaptive:
 
 
 def in_words(options: tuple[Option, ...]) -> str:
-    """Why the first of them, in a line: what it was expected to take, and what the next best was."""
+    """Why the first of them, in a line: what it was expected to cost, and what the next best was."""
     best, *others = options
     parts = [
         f"{name} {seconds:.1f}"
@@ -78,4 +78,5 @@ def in_words(options: tuple[Option, ...]) -> str:
     ]
     terms = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     rest = f", then {others[0].agent} {others[0].cost:.1f} s" if others else ""
-    return f"{best.cost:.1f} s expected{terms}{rest}"
+    state = "loads it" if best.load > 0 else "warm"
+    return f"{state}, cost {best.cost:.1f} s{terms}{rest}"
