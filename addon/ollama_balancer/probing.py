@@ -109,12 +109,23 @@ class Prober:
         async with self._client() as client:
             await self._list(client, agent, agent.address)
 
+    async def refresh_memory(self, agent: Agent) -> None:
+        """See at once what an agent has in memory."""
+        address = agent.address
+        entries = await self._running(address)
+        if entries is not None and agent.address == address and not agent.removed:
+            self.registry.update_loaded(agent, entries)
+
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the agent has in memory; None if it does not answer."""
+        entries = await self._running(agent.address)
+        return None if entries is None else {canonical_name(entry.name) for entry in entries}
+
+    async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:
             async with self._client() as client:
-                body = await _get(client, agent.address, "/api/ps", ALIVE_TIMEOUT)
-            return {canonical_name(entry.name) for entry in Models.model_validate_json(body).models or ()}
+                body = await _get(client, address, "/api/ps", ALIVE_TIMEOUT)
+            return Models.model_validate_json(body).models or []
         except (httpx.HTTPError, httpx.InvalidURL, ValidationError, ValueError):
             return None
 

@@ -99,6 +99,30 @@ def test_a_report_that_comes_late_does_not_erase_what_a_first_byte_has_proven_si
     assert MODEL not in agent.warm
 
 
+def test_a_load_is_told_of_when_it_is_over_for_another_model_may_have_been_pushed_out() -> None:
+    room = Room("a")
+    told: list[Agent] = []
+    room.registry.on_load = told.append
+    lease = room.take()
+    assert told == []
+    lease.began()
+    assert told == room.agents
+    lease.release()
+    room.serve(room.agents[0])
+    assert told == room.agents
+
+
+def test_how_many_models_fit_is_what_was_seen_together_not_what_was_loaded_one_after_the_other() -> None:
+    room = Room("a", models=("m", "n"))
+    [agent] = room.agents
+    for model in (MODEL, "n:latest"):
+        room.serve(agent, Demand(model))
+    assert agent.fits() == 1
+    room.clock.now += 10
+    room.registry.update_loaded(agent, entries("m", "n"))
+    assert agent.fits() == 2
+
+
 def test_a_host_that_was_away_is_cold() -> None:
     room = Room("a", "b")
     agent = room.agents[0]

@@ -200,6 +200,7 @@ class Forecast:
             self.load += EVICTION
         elif len(agent.warm) + len(agent.loading) < agent.fits():
             self.shared = own
+            self.evicts = True
         else:
             self.load += EVICTION
             self.evicts = True
@@ -207,9 +208,18 @@ class Forecast:
                 self.load += DRAIN * answer + THRASHING
 
     def eviction(self, at: Situation) -> float:
-        """What it counts to push out one of the models there; which one is the host's choice among the idle ones."""
+        """What it counts that others lose by the load: a model that is pushed out, and the host's time.
+
+        Which model is pushed out is the host's choice among the idle ones.
+        """
         agent, placement = self.agent, at.learner.placement
         mine = placement.pressure(self.model, at.waiting(self.model), at.now)
+        for other in agent.warm:
+            waiting = at.waiting(other)
+            if waiting and other != self.model and placement.pressure(other, waiting, at.now) * MUCH_MORE > mine:
+                return THRASHING
+        if self.shared:
+            return 0.0
         idle = [other for other in agent.warm if other not in agent.running] or agent.warm
         for other in idle:
             slots = agent.slots_for(other, at.now)

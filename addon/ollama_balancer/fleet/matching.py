@@ -109,7 +109,7 @@ class Matcher:
 
     def _has_to_load(self, agent: Agent, model: str) -> bool:
         """Whether it has to load a model that another agent has in memory."""
-        return agent.memory_known and not agent.holds(model) and self.registry.in_memory(model)
+        return agent.memory_known and not agent.holds(model)
 
     def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
         """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.

@@ -105,6 +105,8 @@ class AgentRegistry:
         """Called when an agent may have a slot of that model free again."""
         self.waiting: Callable[[str], int] = lambda model: 0
         """How many requests wait for that model."""
+        self.on_load: Callable[[Agent], object] = lambda agent: None
+        """Called when an agent has loaded a model, for which it may have pushed out another."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
         """Called when an agent may have begun or ceased to be one that serves, or serves other models."""
         # Both in the order of arrival, so that what expires first is in front.
@@ -350,7 +352,7 @@ class AgentRegistry:
                 old[name].gone = True
             agent.warm = new
             self._replace(agent)
-        agent.most_loaded = max(agent.most_loaded, len(new))
+        agent.most_loaded = max(agent.most_loaded, len(entries))
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
@@ -656,7 +658,6 @@ class AgentRegistry:
         warm = agent.warm.get(model)
         if warm is None:
             warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
-            agent.most_loaded = max(agent.most_loaded, len(agent.warm))
             self._replace(agent)
         else:
             warm.runner, warm.proven_at = lease.demand.runner, lease.began_at
@@ -670,6 +671,7 @@ class AgentRegistry:
         if was_loading:
             # It held up all others there.
             self.on_change(agent)
+            self.on_load(agent)
         learner = lease.learner
         if learner is not None:
             proven = learner.proven

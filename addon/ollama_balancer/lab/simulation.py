@@ -25,6 +25,7 @@ from .workload import Request, Workload
 
 REPORT_SECONDS = 10.0
 LOOK_SECONDS = 0.5
+PROBE_SECONDS = 0.05
 RETRIES = 2
 PATIENCE = 60.0
 """Seconds for which a client waits for the first token, unless given."""
@@ -101,6 +102,7 @@ class Simulation:
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random)
         self.line = WaitingLine(engine)
         self.matcher = Matcher(self.registry, self.line)
+        self.registry.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
         self.result = Result()
         self.reports_slots = reports_slots
         self.hosts: dict[Agent, Host] = {}
@@ -278,6 +280,12 @@ class Simulation:
         if self.hosts[agent].up:
             self._report(agent)
         self.engine.after(REPORT_SECONDS, lambda: self._reports(agent))
+
+    def _probe(self, agent: Agent) -> None:
+        """The balancer asks a host that has loaded a model what it has in memory."""
+        host = self.hosts[agent]
+        if host.up:
+            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
 
     def _report(self, agent: Agent) -> None:
         host = self.hosts[agent]

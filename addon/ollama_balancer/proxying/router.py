@@ -56,6 +56,7 @@ class Router:
         self.exchanges: dict[str, Exchange] = {}
         """By the flow's id."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
+        registry.on_load = self._has_loaded
         self._salt = secrets.token_bytes(16)
 
     async def route(self, routing: Routing) -> None:
@@ -224,6 +225,11 @@ class Router:
         """See what models the agent has now."""
         if self.prober is not None:
             await self.prober.refresh(agent)
+
+    def _has_loaded(self, agent: Agent) -> None:
+        """Another model may have been pushed out, which no report tells for seconds."""
+        if self.prober is not None:
+            asyncio_utils.create_task(self.prober.refresh_memory(agent), name="memory check", keep_ref=True)
 
     def look(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
