@@ -33,9 +33,6 @@ from .hosts import Ports, Setting
 from .load import Figures, send
 from .sides import Side, Stage
 
-WARM_UP = 150.0
-"""Simulated seconds: by then most of what is to be loaded is."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -100,7 +97,7 @@ def remarks(results: dict[str, list[Run]]) -> str:
     behind, refused = max(run.figures.behind for run in runs), sum(run.figures.refused for run in runs)
     return (
         f"{asked:.0f} requests a run. The hosts took at most {hosts:.0f} % of a core and the clients {clients:.0f} %, "
-        f"which sent no request more than {behind:.2f} s late. {refused} answers were refusals or broke off"
+        f"which sent no request more than {behind:.2f} s late. {refused} answers were refusals or not whole"
     )
 
 
@@ -111,10 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", type=float, default=0.7, help="part of the capacity")
     parser.add_argument("--seeds", type=int, help="how many; 3, with --quick 1")
     parser.add_argument("--scale", type=float, default=20.0, help="simulated seconds in a second")
-    parser.add_argument("--quick", action="store_true", help="a minute of simulated time, to see that it works")
+    parser.add_argument("--seconds", type=float, help="simulated, after the warm-up: 350, with --quick 40")
+    parser.add_argument("--warm-up", type=float, help="simulated seconds that do not count: 150, with --quick 80")
+    parser.add_argument("--quick", action="store_true", help="one short run of each side, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every run's figures there")
     chosen = parser.parse_args(arguments)
     seeds = chosen.seeds or (1 if chosen.quick else 3)
+    seconds = chosen.seconds or (40.0 if chosen.quick else 350.0)
+    warm_up = chosen.warm_up or (80.0 if chosen.quick else 150.0)
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -128,8 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{seeds} seed{'s' if seeds > 1 else ''}, median (lowest–highest)\n", flush=True)
     everything = []
     for models in chosen.models:
-        seconds = 60.0 if chosen.quick else 350.0
-        shape = Shape(8, models, chosen.load, seconds, WARM_UP, failures=False)
+        shape = Shape(8, models, chosen.load, seconds, warm_up, failures=False)
         results: dict[str, list[Run]] = {side.name: [] for side in compared}
         for seed in range(1, seeds + 1):
             for number in range(len(compared)):

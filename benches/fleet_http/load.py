@@ -30,7 +30,7 @@ class Figures:
     loads: float
     """For 1,000 requests."""
     refused: int
-    """Not answered with 200, or not to the end."""
+    """Not answered with 200, or not whole by the end of the run."""
     behind: float
     """By how much the latest request was sent late."""
 
