@@ -49,6 +49,8 @@ def run(side: Side, shape: Shape, seed: int, scale: float) -> Run:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-fleet-")))
         setting = Setting(asdict(shape), seed, scale, oracle=side.oracle)
         workload = setting.workload
+        if not workload.requests:
+            raise SystemExit("nobody asks for anything: a longer run (--seconds) or a higher --load is needed")
         log = folder / "hosts.log"
         hosts = stack.enter_context(started([sys.executable, "-m", "benches.fleet_http.hosts"], log))
         assert hosts.stdin is not None
