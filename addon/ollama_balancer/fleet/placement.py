@@ -16,9 +16,6 @@ MEMORY = 120.0
 MAX_MODELS = 1000
 """Models that are counted; of more, nothing is known."""
 
-SERVICE = 6.0
-"""Seconds for which a request is taken to occupy its slot, to know how many are usual from how often they come."""
-
 SELDOM = 1 / 60
 """Requests per second: what is asked for less often is not kept in memory at the cost of others."""
 
@@ -26,7 +23,7 @@ SELDOM = 1 / 60
 class ModelUse:
     """Of one model: who has it, and how much is asked of it. Only `Placement` changes it."""
 
-    __slots__ = ("_asked_at", "_rate", "free", "holders", "in_flight", "places", "slots")
+    __slots__ = ("_asked_at", "_changed_at", "_rate", "_usual", "free", "holders", "in_flight", "places", "slots")
 
     def __init__(self) -> None:
         self.places: dict[Agent, int] = {}
@@ -39,6 +36,8 @@ class ModelUse:
         self.in_flight = 0
         self._rate = 0.0
         self._asked_at = 0.0
+        self._usual = 0.0
+        self._changed_at = 0.0
 
     def asked(self, now: float) -> None:
         self._rate = self.rate(now) + 1 / MEMORY
@@ -47,6 +46,17 @@ class ModelUse:
     def rate(self, now: float) -> float:
         """Requests per second over the last minutes."""
         return self._rate * math.exp((self._asked_at - now) / MEMORY)
+
+    def changed(self, by: int, waiting: int, now: float) -> None:
+        """So many more requests are in flight now; `waiting` are not."""
+        self._usual = self.usual(waiting, now)
+        self._changed_at = now
+        self.in_flight += by
+
+    def usual(self, waiting: int, now: float) -> float:
+        """Requests in flight and waiting, on average over the last minutes."""
+        level = self.in_flight + waiting
+        return level + (self._usual - level) * math.exp((self._changed_at - now) / MEMORY)
 
     def add(self, agent: Agent, slots: int, *, free: bool) -> None:
         self.slots += slots - self.places.get(agent, 0)
@@ -96,7 +106,6 @@ class Placement:
         use = self.use(model)
         wanted = use.in_flight + waiting
         slots = use.slots - without
-        rate = use.rate(now)
         if slots <= 0:
-            return math.inf if wanted or rate > SELDOM else 0.0
-        return max(wanted, rate * SERVICE) / slots
+            return math.inf if wanted or use.rate(now) > SELDOM else 0.0
+        return max(wanted, use.usual(waiting, now)) / slots

@@ -628,7 +628,7 @@ class AgentRegistry:
                 learner.outstanding[lease] = None
         use = self.learner.placement.use(model)
         use.asked(lease.taken_at)
-        use.in_flight += 1
+        use.changed(1, self.waiting(model), lease.taken_at)
         lease.sole = len(agent.running) == 1 and agent.running[model] == 1
         warm = agent.warm.get(model)
         if warm is None or not (warm.runner is None or warm.runner == lease.demand.runner):
@@ -699,7 +699,7 @@ class AgentRegistry:
                 else:
                     del agent.loading[model]
                     self._replace(agent)
-        self.learner.placement.use(model).in_flight -= 1
+        self.learner.placement.use(model).changed(-1, self.waiting(model), self.clock())
         agent.epoch += 1
         if lease.learner is not None:
             if outcome is SUCCEEDED and lease.began_at is None:
