@@ -1,24 +1,26 @@
 """All modes on the same fleets and the same requests: `python -m benches.fleet_simulation`.
 
 Prints, for each number of models and each load, what each mode did: the median over the seeds, with the lowest and the
-highest. `--help` lists what can be changed.
+highest; and by how much the goodput of `adaptive` is above that of `least_requests`, seed by seed. `--chart FILE` draws
+the goodput as an SVG picture. `--help` lists what can be changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+from benches.proxy import machine
 from ollama_balancer.fleet.policies import POLICIES
 from ollama_balancer.lab.simulation import Result, Simulation
 
+from .chart import Point, svg
 from .workload import Shape, draw
 
 
@@ -72,6 +74,18 @@ def spread(runs: Iterable[Figures], of: Callable[[Figures], float], digits: int 
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
+def point(runs: Sequence[Figures]) -> Point:
+    values = [each.goodput for each in runs]
+    return Point(min(values), statistics.median(values), max(values))
+
+
+def differences(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
+    """Of goodput, seed by seed: the mean and its standard error, and the lowest and the highest."""
+    values = [a.goodput - b.goodput for a, b in zip(ours, theirs, strict=True)]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):+.2f} ± {error:.2f} points ({min(values):+.1f} to {max(values):+.1f})"
+
+
 COLUMNS: tuple[tuple[str, Callable[[Figures], float], int], ...] = (
     ("goodput, %", lambda f: f.goodput, 1),
     ("TTFT p50, s", lambda f: f.first[0], 1),
@@ -94,25 +108,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600.0, help="simulated, after a warm-up of 300")
     parser.add_argument("--no-failures", action="store_true")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the goodput as an SVG picture")
     parser.add_argument("--slots-unknown", action="store_true", help="the reports do not say what a host runs at once")
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {chosen.hosts} hosts, ")
-    print(f"{chosen.seeds} seeds, {chosen.seconds:g} s each; median (lowest–highest)\n")
+    print(f"{machine()}; {chosen.hosts} hosts, {chosen.seeds} seeds, {chosen.seconds:g} s each;")
+    print("median (lowest–highest)\n")
+    panels: dict[str, dict[str, list[Point]]] = {}
     with ProcessPoolExecutor() as pool:
         for models in chosen.models:
-            print(f"{models} model{'s' if models > 1 else ''}:\n")
-            print("| load | mode |", " | ".join(name for name, _, _ in COLUMNS), "|")
-            print("|---" * (len(COLUMNS) + 2) + "|")
-            for load in chosen.loads:
-                shape = Shape(chosen.hosts, models, load, chosen.seconds, failures=not chosen.no_failures)
-                for mode in chosen.modes:
-                    cases = [Case(mode, shape, seed, not chosen.slots_unknown) for seed in range(1, chosen.seeds + 1)]
-                    runs = list(pool.map(run, cases))
-                    cells = " | ".join(spread(runs, of, digits) for _, of, digits in COLUMNS)
-                    print(f"| {load:.0%} | {mode} | {cells} |", flush=True)
-            print()
+            name = f"{models} model{'s' if models > 1 else ''}"
+            print(f"{name}:\n")
+            panels[name] = _table(chosen, models, pool)
+    if chosen.chart is not None:
+        title = f"Goodput: first token within 10 s and served whole, by load; {chosen.hosts} hosts"
+        chosen.chart.write_text(svg(panels, chosen.loads, title))
     print(f"took {time.perf_counter() - began:.0f} s")
+
+
+def _table(chosen: argparse.Namespace, models: int, pool: ProcessPoolExecutor) -> dict[str, list[Point]]:
+    """Run and print what concerns one number of models; the goodput by mode, a point for each load."""
+    points: dict[str, list[Point]] = {mode: [] for mode in chosen.modes}
+    by_how_much: list[str] = []
+    print("| load | mode |", " | ".join(name for name, _, _ in COLUMNS), "|")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for load in chosen.loads:
+        shape = Shape(chosen.hosts, models, load, chosen.seconds, failures=not chosen.no_failures)
+        of_mode: dict[str, list[Figures]] = {}
+        for mode in chosen.modes:
+            cases = [Case(mode, shape, seed, not chosen.slots_unknown) for seed in range(1, chosen.seeds + 1)]
+            runs = of_mode[mode] = list(pool.map(run, cases))
+            points[mode].append(point(runs))
+            cells = " | ".join(spread(runs, of, digits) for _, of, digits in COLUMNS)
+            print(f"| {load:.0%} | {mode} | {cells} |", flush=True)
+        if "adaptive" in of_mode and "least_requests" in of_mode:
+            by_how_much.append(f"{load:.0%}: {differences(of_mode['adaptive'], of_mode['least_requests'])}")
+    if by_how_much:
+        print("\nGoodput of adaptive less that of least_requests, seed by seed:", "; ".join(by_how_much))
+    print()
+    return points
 
 
 if __name__ == "__main__":

@@ -83,10 +83,10 @@ class Result:
 
     @property
     def fairness(self) -> float:
-        """Jain's index of the clients' parts of good answers: 1 where all have the same."""
+        """Jain's index of the clients' parts of good answers: 1 where all have the same. NaN: too few to tell."""
         parts = [self.good_of[client] / asked for client, asked in self.clients.items() if asked >= 20]
         squares = sum(part * part for part in parts)
-        return sum(parts) ** 2 / (len(parts) * squares) if squares else 0.0
+        return sum(parts) ** 2 / (len(parts) * squares) if squares else float("nan")
 
 
 class Simulation:
