@@ -1,8 +1,8 @@
 """The choice in the adaptive mode, at 8 to 10,000 agents: `pytest benches/test_adaptive.py --benchmark-only`.
 
-The fleet is at work: each agent has two of 24 models in memory, runs requests of them, and has learned rates. Between
-two choices a request begins on one agent and ends on another, as it is when a request comes for each that ends, so
-that what was computed of those two no longer holds.
+The fleet is at work: each agent has two of 24 models in memory, runs requests of them, and has learned rates. A round
+is 20 choices (divide its time by that). Between two rounds 20 requests begin and 20 end somewhere in the fleet, so that
+what was computed of those agents no longer holds: as it is when a request comes for each that ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ollama_balancer.ollama.shapes import Event, Timings
 SIZES = (8, 64, 256, 1_000, 10_000)
 MODELS = [f"model-{n}:latest" for n in range(24)]
 FITS, SLOTS = 2, 4
-ROUNDS = 1_000
+ROUNDS = 500
+CHOICES = 20
 BUSY = 0.5
 """Of the agents, those that run a request."""
 
@@ -101,10 +102,16 @@ def test_choose(benchmark: BenchmarkFixture, size: int) -> None:
     registry = at_work.registry
     for model in MODELS:
         registry.choose(Demand(model))
-    benchmark.group = "adaptive: choose"
-    benchmark.pedantic(  # type: ignore[no-untyped-call]
-        registry.choose, setup=lambda: ((at_work.others(),), {}), rounds=ROUNDS
-    )
+    benchmark.group = f"adaptive: {CHOICES} choices"
+
+    def choose(demands: list[Demand]) -> None:
+        for demand in demands:
+            registry.choose(demand)
+
+    def setup() -> tuple[tuple[list[Demand]], dict[str, object]]:
+        return ([at_work.others() for _ in range(CHOICES)],), {}
+
+    benchmark.pedantic(choose, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
     choice = registry.choose(at_work.demand())
     assert choice.options
     assert [option.cost for option in choice.options] == sorted(option.cost for option in choice.options)

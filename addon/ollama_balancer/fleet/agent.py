@@ -104,6 +104,15 @@ def agent_id(name: str) -> str:
     return uuid.uuid5(uuid.UUID("6f6c6c61-6d61-5062-616c-616e63657221"), name).hex[:12]
 
 
+class Rates(NamedTuple):
+    """How fast an agent serves a model: tokens per second."""
+
+    decode: float
+    prefill: float
+    observations: int
+    """Answers on which `decode` rests."""
+
+
 @dataclass(slots=True)
 class Warm:
     """A model in memory."""
@@ -187,6 +196,7 @@ class Agent:
         "placed",
         "pools",
         "probed",
+        "rates",
         "removed",
         "reported_active",
         "reported_alive",
@@ -219,6 +229,8 @@ class Agent:
         """Whether it has told, since it came, what it has in memory."""
         self.clock_lead = float("inf")
         """By how much the registry's clock is ahead of its own, in seconds, as its quickest reports have shown."""
+        self.rates: dict[str, Rates] = {}
+        """By model, those that the estimates had after its last answer: a copy, so that a look costs little."""
         self.most_loaded = 0
         """Models that it was seen to have in memory at once."""
         self.placed: set[str] = set()

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .agent import Rates
+
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""
 
@@ -86,23 +88,21 @@ class Figure:
 
     def value(self, agent: str, model: str) -> float:
         """What that agent takes for that model."""
+        return self.known(agent, model)[0]
+
+    def known(self, agent: str, model: str) -> tuple[float, int]:
+        """What that agent takes for that model, and how many observations of the two there were."""
         pairs = self._pairs.get(agent)
         pair = pairs.get(model) if pairs is not None else None
         if pair is not None:
-            return pair.value
+            return pair.value, pair.observations
         typical = self._models.get(model)
         factor = self._agents.get(agent)
         value = typical.value if typical is not None else self._prior
-        return value * factor.value if factor is not None else value
-
-    def observations(self, agent: str, model: str) -> int:
-        """How many of that agent with that model there were."""
-        pairs = self._pairs.get(agent)
-        pair = pairs.get(model) if pairs is not None else None
-        return pair.observations if pair is not None else 0
+        return value * factor.value if factor is not None else value, 0
 
     def of(self, agent: str, model: str) -> Estimate:
-        return Estimate(self.value(agent, model), self.observations(agent, model))
+        return Estimate(*self.known(agent, model))
 
     def models(self, agent: str) -> list[str]:
         """The models that the agent has shown a figure for."""
@@ -129,6 +129,10 @@ class Estimates:
         self.load = Figure(LOAD)
         """Seconds."""
         self._output: dict[str, Average] = {}
+
+    def rates(self, agent: str, model: str) -> Rates:
+        decode, observations = self.decode.known(agent, model)
+        return Rates(decode, self.prefill.value(agent, model), observations)
 
     def observe_output(self, model: str, tokens: int) -> None:
         """An answer had that many tokens."""

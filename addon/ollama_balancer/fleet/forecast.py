@@ -106,6 +106,7 @@ class Forecast:
         "harm",
         "load",
         "model",
+        "observations",
         "per_token",
         "runner",
         "shared",
@@ -124,6 +125,7 @@ class Forecast:
         self.wait = self.load = self.answer = self.harm = 0.0
         self.shared = 0.0
         """Of the load, what others gain by it, too."""
+        self.observations = 0
         self.full = self.cold = False
         self.sole = False
         """Whether the agent has the model in memory and runs no other."""
@@ -139,10 +141,12 @@ class Forecast:
         busy = len(running) if ours else len(running) + 1
         full = self.full = ours >= slots
         slow = (1 + SLOWDOWN * (slots - 1 if full else ours)) * busy
-        alone = estimates.output(model) / estimates.decode.value(agent.id, model)
+        rates = agent.rates.get(model) or estimates.rates(agent.id, model)
+        self.observations = rates.observations
+        alone = estimates.output(model) / rates.decode
         answer = alone * slow
         self.answer = ANSWER_WEIGHT * answer
-        self.per_token = slow / estimates.prefill.value(agent.id, model)
+        self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
         if full or not running:
             self.harm = 0.0
@@ -228,7 +232,7 @@ class Forecast:
                 return THRASHING
         return 0.0
 
-    def option(self, at: Situation, tokens: int, queue: float, gain: float, eviction: float) -> Option:
+    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> Option:
         """As it was weighed for a prompt with so many tokens to read.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
@@ -238,5 +242,6 @@ class Forecast:
         load = self.load - self.shared * gain + eviction
         prefill = self.per_token * tokens
         cost = wait + load + prefill + self.answer + self.harm
-        observations = at.learner.estimates.decode.observations(self.agent.id, self.model)
-        return Option(self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full, observations)
+        return Option(
+            self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full, self.observations
+        )

@@ -8,7 +8,7 @@ from ..ollama.answers import Answer
 from ..ollama.prompts import context_step
 from ..ollama.shapes import Timings
 from .conversations import Conversations
-from .estimates import Estimates
+from .estimates import MAX_MODELS, Estimates
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Learner:
                 prompt, reading = lease.demand.tokens, silent
             if prompt and reading and prompt >= 8 * FEW_TOKENS:
                 estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow)
+        if model in agent.rates or len(agent.rates) < MAX_MODELS:
+            agent.rates[model] = estimates.rates(agent.id, model)
 
     def _reading(self, lease: SlotLease) -> float:
         """Seconds that reading its prompt is thought to have taken."""

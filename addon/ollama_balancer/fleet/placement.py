@@ -86,7 +86,7 @@ class Placement:
 
     def update(self, agent: Agent, now: float) -> None:
         """The agent may have other models in memory than before, or may be used, or not be used, now."""
-        present = {*agent.warm, *agent.loading} if agent.eligible else set()
+        present = {m for m in (*agent.warm, *agent.loading) if agent.may_have(m)} if agent.eligible else set()
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:

@@ -17,7 +17,10 @@ MAX_RUNNERS = 8
 """Sets of runner options for which forecasts are kept."""
 
 ALL = 256
-"""Members up to which all are forecast, in the order of their turn; of a larger pool, so many forecasts are kept."""
+"""Members up to which all are forecast, in the order of their turn."""
+
+MAX_FORECASTS = 2_048
+"""Forecasts that are kept of a larger pool, for each set of runner options."""
 
 
 class Pool:
@@ -136,7 +139,7 @@ class Pool:
             kept = self._forecasts[runner] = {}
         forecast = kept.get(agent)
         if forecast is None:
-            if len(kept) >= ALL:
+            if len(kept) >= MAX_FORECASTS:
                 kept.clear()
             forecast = kept[agent] = Forecast(agent, self.model or "", runner)
         return forecast

@@ -7,7 +7,7 @@ would be among the cheapest without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from .agent import Agent
 from .demand import Demand
@@ -113,7 +113,7 @@ class Weighing:
     def _option(self, number: int) -> Option:
         forecast = self._forecasts[number]
         eviction = self._evictions.get(number, 0.0)
-        return forecast.option(self._at, self._unread(forecast), self._queue, self._gain, eviction)
+        return forecast.option(self._unread(forecast), self._queue, self._gain, eviction)
 
     def _unread(self, forecast: Forecast) -> int:
         tokens = self._demand.tokens
@@ -161,14 +161,18 @@ class Weighing:
         """
         pool, chance = self._pool, self._at.chance
         use = self._at.learner.placement.use(self._demand.model)
-        drawn: dict[Agent | None, None] = (use.free or use.holders).draw(chance, SAMPLE)  # type: ignore[assignment]
+        drawn = (use.free or use.holders).draw(chance, SAMPLE)
         part = len(drawn) / len(use.holders) if drawn else 1.0
-        drawn[self._last] = None
+        if self._last in pool.members:
+            drawn[self._last] = None  # type: ignore[index]
         self._weigh(self._of(drawn), part)
         if all(forecast.full or forecast.cold for forecast in self._forecasts):
-            others = {pool.board.lowest(self._exclude), *pool.members.draw(chance, SAMPLE)}
-            self._weigh(self._of(others - drawn.keys()), part)
+            others = pool.members.draw(chance, SAMPLE)
+            lowest = pool.board.lowest(self._exclude)
+            if lowest is not None:
+                others[lowest] = None
+            self._weigh(self._of(others.keys() - drawn.keys()), part)
 
-    def _of(self, agents: Collection[Agent | None]) -> list[Forecast]:
-        pool, runner = self._pool, self._demand.runner
-        return [pool.forecast(runner, agent) for agent in agents if agent is not None and agent in pool.members]
+    def _of(self, agents: Iterable[Agent]) -> list[Forecast]:
+        forecast, runner = self._pool.forecast, self._demand.runner
+        return [forecast(runner, agent) for agent in agents]
