@@ -606,15 +606,17 @@ class Balancer:
                 self.registry.failed(lease, problem)
             exchange.end(Outcome.FAILED, problem)
             return
-        if lease is not None and response.status_code < 400:
-            self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
-            self.registry.succeeded(lease)
-        speed = verdict.tokens_per_second
-        agent = exchange.agent
-        if speed is not None and agent is not None and exchange.model is not None:
-            exchange.tokens_per_second = speed
-            agent.stats.learn_speed(canonical_name(exchange.model), speed)
-        exchange.end(Outcome.SUCCEEDED)
+        try:
+            if lease is not None and response.status_code < 400:
+                self.registry.succeeded(lease)
+                self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
+            speed = verdict.tokens_per_second
+            agent = exchange.agent
+            if speed is not None and agent is not None and exchange.model is not None:
+                exchange.tokens_per_second = speed
+                agent.stats.learn_speed(canonical_name(exchange.model), speed)
+        finally:
+            exchange.end(Outcome.SUCCEEDED)
 
     # Commands
 

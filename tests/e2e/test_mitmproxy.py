@@ -142,7 +142,7 @@ def test_a_saved_prompt_is_replayed_through_the_fleet(tmp_path: Path, hosts: Hos
     with running_proxy(tmp_path, *agents, "-C", str(saved), "-w", str(replayed)) as proxy:
         wait_until(lambda: new.counts["succeeded"] == 1, "the prompt arrives at the new host")
         wait_until(lambda: proxy.agents()["new"]["in_flight"] == 0, "its lease is given back")
-    assert b"once more" in new.requests[-1].body
+    assert any(b"once more" in request.body for request in new.requests)
     with replayed.open("rb") as f:
         flows = [flow for flow in FlowReader(f).stream() if isinstance(flow, http.HTTPFlow) and flow.is_replay]
     assert any(flow.metadata.get("balancer", {}).get("agent") == "new" for flow in flows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import pytest
 
@@ -11,53 +10,13 @@ from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.estimates import LOAD
 from ollama_balancer.fleet.leases import Lease
-from ollama_balancer.fleet.matching import MOST_OVERTAKEN, Matcher
+from ollama_balancer.fleet.matching import MOST_OVERTAKEN
 from ollama_balancer.fleet.policies.adaptive import in_words
 from ollama_balancer.fleet.pool import ALL
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.waiting import Place, WaitingLine
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
-from tests.fleet.fakes import Clock, address, entries, fleet, report
-
-MODEL = "m:latest"
-
-
-class Room:
-    """A fleet in the adaptive mode with a line before it."""
-
-    def __init__(self, *names: str, models: Sequence[str] = ("m",), slots: int = 0, known: bool = True) -> None:
-        self.clock = Clock()
-        self.registry = AgentRegistry(self.clock, mode="adaptive", slots=slots, chance=random.Random(1).random)
-        self.line = WaitingLine(self.clock)
-        self.matcher = Matcher(self.registry, self.line)
-        self.agents = fleet(self.registry, *names)
-        for agent in self.agents:
-            self.registry.update_models(agent, entries(*models))
-            if known:
-                self.registry.update_loaded(agent, [])
-
-    def find(self, demand: Demand | str = MODEL) -> Agent | None:
-        return self.matcher.find(Demand(demand) if isinstance(demand, str) else demand).agent
-
-    def take(self, demand: Demand | str = MODEL) -> Lease:
-        demand = Demand(demand) if isinstance(demand, str) else demand
-        agent = self.find(demand)
-        assert agent is not None
-        return self.registry.take(agent, demand.model, demand)
-
-    def serve(self, agent: Agent, demand: Demand | str = MODEL, *, seconds: float = 1.0, **timings: float) -> None:
-        """Have an agent serve a request, alone and streamed; its first byte comes halfway."""
-        demand = Demand(demand) if isinstance(demand, str) else demand
-        lease = self.registry.take(agent, demand.model, demand)
-        self.clock.now += seconds / 2
-        lease.began()
-        self.clock.now += seconds / 2
-        self.registry.reached(agent)
-        answer = Answer()
-        answer.add(Event(terminal=True, timings=Timings(**timings)))  # type: ignore[arg-type]
-        self.registry.answered(lease, answer, streamed=True)
-        lease.release()
+from ollama_balancer.fleet.waiting import Place
+from tests.fleet.fakes import Clock, address, entries, report
+from tests.fleet.room import MODEL, Room
 
 
 def test_with_no_information_at_all_it_is_least_requests_with_rotation() -> None:
@@ -421,7 +380,7 @@ def test_nothing_is_left_when_all_have_ended() -> None:
         lease.release()
     placement = room.registry.learner.placement
     assert placement.use(MODEL).in_flight == placement.use("n:latest").in_flight == 0
-    assert all(not agent.loading and agent.loads == 0 for agent in room.agents)
+    assert all(not agent.loading and not agent.loaders for agent in room.agents)
     for agent in room.agents:
         room.registry.remove(agent)
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0

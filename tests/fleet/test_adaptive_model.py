@@ -19,6 +19,7 @@ from ollama_balancer.fleet.forecast import Forecast, Situation
 from ollama_balancer.fleet.leases import Lease, SlotLease
 from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.fleet.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import LineFullError, Place, Waiter, WaitingLine
 from ollama_balancer.ollama.answers import Answer
@@ -274,6 +275,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         """What the chosen agent costs; None: it is better to wait."""
         at = Situation(self.registry.learner, self.clock.now, self.line.count, lambda: 0.5)
         last, known = self.registry.learner.conversations.find(demand.steps)
+        known = known if known <= demand.tokens else 0
         able = [a for a in self.fleet.values() if a.eligible and a.models is not None and demand.model in a.models]
         forecasts = [Forecast(agent, demand.model, demand.runner) for agent in able]
         for forecast in forecasts:
@@ -294,11 +296,8 @@ class AdaptiveMachine(RuleBasedStateMachine):
         best = min(costs, key=costs.__getitem__)
         if not best.full:
             return costs[best]
-        free = [f for f in costs if not f.full and (costs[f] <= waited or f.sole)]
-        if not free:
-            return None
-        cheapest = min((f for f in costs if not f.full), key=costs.__getitem__)
-        return costs[cheapest] if cheapest in free else None
+        patience = waited if waited < LONGEST_PATIENCE else math.inf
+        return min((costs[f] for f in costs if not f.full and (costs[f] <= patience or f.sole)), default=None)
 
     @rule(
         model=models,
@@ -329,7 +328,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         choice = self.registry.choose(demand, exclude, ahead=ahead, waited=waited)
         expected = self.plain(demand, exclude, ahead, waited)
         if expected is None:
-            assert choice.agent is None
+            assert choice.agent is None or choice.agent.models is None
         elif expected == math.inf:
             assert not choice.options
         else:
@@ -353,7 +352,8 @@ class AdaptiveMachine(RuleBasedStateMachine):
             ours = {model: n for (holder, model), n in running.items() if holder is agent}
             assert agent.running == ours
             assert agent.in_flight == sum(ours.values())
-            assert agent.loads == loads[agent]
+            assert sum(agent.loaders.values()) == loads[agent]
+            assert agent.loading.keys() <= agent.loaders.keys()
             assert agent.full <= ours.keys()
         for model in MODELS:
             assert placement.use(model).in_flight == sum(n for (_, other), n in running.items() if other == model)
@@ -363,8 +363,9 @@ class AdaptiveMachine(RuleBasedStateMachine):
         placement = self.registry.learner.placement
         for model in MODELS:
             use = placement.use(model)
-            holders = {a for a in self.everybody if a.eligible and a.holds(model) and a.may_have(model)}
-            assert use.places.keys() == set(use.holders) == holders
+            holders = {a for a in self.everybody if a.eligible and a.holds(model) and model in (a.models or {})}
+            assert use.places == {agent: agent.slots_for(model, self.clock.now) for agent in holders}
+            assert set(use.holders) == holders
             assert set(use.free) == {agent for agent in holders if model not in agent.full}
             assert use.slots == sum(use.places.values())
             assert use.usual(0, self.clock.now) >= 0
@@ -395,14 +396,12 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.registry.expire()
             self.matcher.look()
         self.end_all()
-        for waiter in self.waiters:
-            if waiter.waiting and self.matcher.hopeless(waiter.place):
-                self.line.leave(waiter)
+        self.matcher.look()
         assert not len(self.line), self.line.places()
         assert not self.line._homes
         assert not self.line._models
         for agent in self.everybody:
-            assert (agent.in_flight, agent.running, agent.loads, agent.full) == (0, {}, 0, set())
+            assert (agent.in_flight, agent.running, agent.loaders, agent.full) == (0, {}, {}, set())
             self.registry.remove(agent)
         for model in MODELS:
             use = self.registry.learner.placement.use(model)

@@ -12,13 +12,13 @@ from ollama_balancer.fleet.estimates import DECODE, MAX_MODELS, OUTPUT, Average,
 
 
 def test_a_figure_that_nobody_has_shown_is_the_prior_and_rests_on_nothing() -> None:
-    estimate = Figure(20.0).of("a", "m")
+    estimate = Figure(20.0, 0.01, 1e5).of("a", "m")
     assert estimate.value == pytest.approx(20)
     assert estimate.observations == 0
 
 
 def test_an_estimate_says_on_how_many_observations_it_rests() -> None:
-    figure = Figure(20.0)
+    figure = Figure(20.0, 0.01, 1e5)
     for _ in range(3):
         figure.observe("a", "m", 40.0)
     assert figure.of("a", "m").observations == 3
@@ -27,7 +27,7 @@ def test_an_estimate_says_on_how_many_observations_it_rests() -> None:
 
 
 def test_a_model_that_is_new_to_an_agent_takes_what_others_take_times_its_own_factor() -> None:
-    figure = Figure(20.0)
+    figure = Figure(20.0, 0.01, 1e5)
     for _ in range(50):
         figure.observe("slow", "m", 10.0)
         figure.observe("fast", "m", 40.0)
@@ -36,7 +36,7 @@ def test_a_model_that_is_new_to_an_agent_takes_what_others_take_times_its_own_fa
 
 
 def test_one_outlier_moves_an_estimate_a_little_and_a_lasting_change_moves_it_all_the_way() -> None:
-    figure = Figure(20.0)
+    figure = Figure(20.0, 0.01, 1e5)
     for _ in range(20):
         figure.observe("a", "m", 20.0)
     figure.observe("a", "m", 20_000.0)
@@ -48,7 +48,7 @@ def test_one_outlier_moves_an_estimate_a_little_and_a_lasting_change_moves_it_al
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_what_is_no_positive_number_says_nothing(value: float) -> None:
-    figure = Figure(20.0)
+    figure = Figure(20.0, 0.01, 1e5)
     figure.observe("a", "m", value)
     assert figure.of("a", "m").observations == 0
     assert figure.value("a", "m") == pytest.approx(20)

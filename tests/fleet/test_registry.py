@@ -272,6 +272,8 @@ def test_a_probe_is_wanted_where_no_report_tells_what_it_would_tell(registry: Ag
     registry.update_metrics("a", report())
     assert registry.wants_probe(agent)  # its models are not known
     registry.update_metrics("a", report(models=entries("m")))
+    assert registry.wants_probe(agent)  # nor is what it has in memory
+    registry.update_metrics("a", report(models=entries("m"), loaded_models=[]))
     assert not registry.wants_probe(agent)
     clock.now += 20.1
     assert registry.wants_probe(agent)  # its reporter has been silent for a while

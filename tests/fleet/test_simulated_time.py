@@ -190,7 +190,7 @@ class Simulation:
         assert ejected <= online / 2 + 1
         for agent in self.agents:
             assert agent.in_flight == sum(agent.running.values())
-            assert agent.loads >= 0
+            assert all(count > 0 for count in agent.loaders.values())
 
 
 def test_a_hundred_thousand_requests_on_a_thousand_agents() -> None:
@@ -203,5 +203,5 @@ def test_a_hundred_thousand_requests_on_a_thousand_agents() -> None:
     assert simulation.most_ejected > 20, "agents were ejected"
     assert len(simulation.line) == 0
     assert not simulation.line._models
-    assert all(agent.in_flight == agent.loads == 0 for agent in simulation.agents)
+    assert all(agent.in_flight == len(agent.loaders) == 0 for agent in simulation.agents)
     assert all(agent.running == {} and not agent.full for agent in simulation.agents)

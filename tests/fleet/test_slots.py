@@ -116,4 +116,4 @@ def test_what_was_learned_is_forgotten_when_the_host_goes_away(
     for lease in host.sent:
         lease.release(Outcome.FAILED)
     assert agent.running == {}
-    assert agent.loads == 0
+    assert not agent.loaders

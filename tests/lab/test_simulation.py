@@ -127,7 +127,7 @@ def test_every_request_ends_and_nothing_is_left() -> None:
         assert result.asked == len(workload.requests)
         assert len(simulation.line) == 0
         assert simulation.registry.in_flight == 0
-        assert all(not agent.loading and agent.loads == 0 and not agent.running for agent in simulation.registry)
+        assert all(not agent.loading and not agent.loaders and not agent.running for agent in simulation.registry)
 
 
 def test_with_many_models_the_adaptive_mode_serves_in_time_what_the_others_do_not() -> None:

@@ -182,8 +182,8 @@ class Agent:
         "in_flight",
         "learners",
         "loaded",
+        "loaders",
         "loading",
-        "loads",
         "memory_known",
         "metrics",
         "metrics_at",
@@ -245,8 +245,8 @@ class Agent:
         self.learners: dict[str, SlotLearner] = {}
         self.full: set[str] = set()
         """Models of which it runs as many as it can."""
-        self.loads = 0
-        """Requests in flight that have it load their model."""
+        self.loaders: dict[str, int] = {}
+        """Requests in flight, by model, that have it load their model."""
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()

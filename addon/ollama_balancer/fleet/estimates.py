@@ -16,11 +16,18 @@ from .agent import Rates
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""
 
+NEWS = math.log(1.1)
+"""By which factor an average has to change until that is worth computing anew."""
+
 OUTLIER = math.log(4.0)
 """By which factor one observation may differ from what is known already: one that is further off is cut to that."""
 
 MAX_MODELS = 1000
 """Models for which figures are kept, in all and of one agent; more are not learned."""
+
+
+MAX_OUTPUT = 131_072
+"""Tokens of an answer; one that claims more is taken to have that many."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,16 @@ class Estimate:
 class Average:
     """A moving average of logarithms; the first observations have equal weights."""
 
-    __slots__ = ("log", "observations", "value")
+    __slots__ = ("_told", "log", "observations", "value")
 
     def __init__(self) -> None:
         self.log = 0.0
         self.observations = 0
         self.value = 1.0
+        self._told = math.inf
 
-    def observe(self, log: float) -> None:
+    def observe(self, log: float) -> bool:
+        """Whether it has become so much another that who has computed with it should do so again."""
         if self.observations:
             weight = max(NEWEST, 1 / (self.observations + 1))
             self.log += weight * max(-OUTLIER, min(OUTLIER, log - self.log))
@@ -52,39 +61,48 @@ class Average:
             self.log = log
         self.observations += 1
         self.value = math.exp(self.log)
+        if abs(self.log - self._told) < NEWS:
+            return False
+        self._told = self.log
+        return True
 
 
 class Figure:
-    """One kind of figure (tokens per second, or seconds) over all agents and models.
+    """One kind of figure (tokens per second, or seconds) over all agents and models, within bounds.
 
     Agents are named by their ids and models by their canonical names.
     """
 
-    def __init__(self, prior: float) -> None:
+    def __init__(self, prior: float, lowest: float, highest: float) -> None:
         self._prior = prior
+        self._lowest, self._highest = lowest, highest
         self._models: dict[str, Average] = {}
         """Of each model, what it takes on an agent of middling speed."""
         self._agents: dict[str, Average] = {}
         """Of each agent, by how much it differs from that, whatever the model."""
         self._pairs: dict[str, dict[str, Average]] = {}
 
-    def observe(self, agent: str, model: str, value: float) -> None:
-        """Take in what an agent has shown; what is no positive number says nothing."""
+    def observe(self, agent: str, model: str, value: float) -> bool:
+        """Take in what an agent has shown; what is no positive number says nothing.
+
+        Whether what is known of the model on other agents has changed by it.
+        """
         if not 0 < value < math.inf:
-            return
+            return False
+        value = max(self._lowest, min(self._highest, value))
         pairs = self._pairs.setdefault(agent, {})
         if (model not in pairs and len(pairs) >= MAX_MODELS) or (
             model not in self._models and len(self._models) >= MAX_MODELS
         ):
-            return
+            return False
         log = math.log(value)
         factor = self._agents.setdefault(agent, Average())
         typical = self._models.setdefault(model, Average())
         difference = factor.log if factor.observations else 0.0
         if typical.observations:
             factor.observe(log - typical.log)
-        typical.observe(log - difference)
         pairs.setdefault(model, Average()).observe(log)
+        return typical.observe(log - difference)
 
     def value(self, agent: str, model: str) -> float:
         """What that agent takes for that model."""
@@ -99,7 +117,9 @@ class Figure:
         typical = self._models.get(model)
         factor = self._agents.get(agent)
         value = typical.value if typical is not None else self._prior
-        return value * factor.value if factor is not None else value, 0
+        if factor is not None:
+            value *= factor.value
+        return max(self._lowest, min(self._highest, value)), 0
 
     def of(self, agent: str, model: str) -> Estimate:
         return Estimate(*self.known(agent, model))
@@ -122,22 +142,36 @@ class Estimates:
     """What is learned of a fleet."""
 
     def __init__(self) -> None:
-        self.decode = Figure(DECODE)
+        self.decode = Figure(DECODE, 0.01, 1e5)
         """Tokens per second of one request alone."""
-        self.prefill = Figure(PREFILL)
+        self.prefill = Figure(PREFILL, 0.1, 1e6)
         """Tokens of a prompt per second."""
-        self.load = Figure(LOAD)
+        self.load = Figure(LOAD, 0.1, 3600.0)
         """Seconds."""
+        self._generations: dict[str, int] = {}
         self._output: dict[str, Average] = {}
 
     def rates(self, agent: str, model: str) -> Rates:
         decode, observations = self.decode.known(agent, model)
         return Rates(decode, self.prefill.value(agent, model), observations)
 
+    def knows(self, agent: str, model: str) -> bool:
+        """Whether the agent has shown how fast it reads and answers with the model."""
+        return self.decode.known(agent, model)[1] > 0 < self.prefill.known(agent, model)[1]
+
     def observe_output(self, model: str, tokens: int) -> None:
         """An answer had that many tokens."""
         if tokens > 0 and (model in self._output or len(self._output) < MAX_MODELS):
-            self._output.setdefault(model, Average()).observe(math.log(tokens))
+            average = self._output.setdefault(model, Average())
+            self.changed(model, average.observe(math.log(min(tokens, MAX_OUTPUT))))
+
+    def generation(self, model: str) -> int:
+        """Another number after what is known of the model on all agents has changed."""
+        return self._generations.get(model, 0)
+
+    def changed(self, model: str, news: bool) -> None:
+        if news:
+            self._generations[model] = self._generations.get(model, 0) + 1
 
     def output(self, model: str) -> float:
         """Tokens of an answer of that model."""

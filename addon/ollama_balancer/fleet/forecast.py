@@ -58,7 +58,8 @@ LEAST_LEFT = 0.1
 """Part of a load's time that is left of one that takes longer than was thought."""
 
 LONGEST_LOAD = 2.0
-"""How many times as long as was thought a load may take, until it is thought to be over and the prompt to be read."""
+"""How many times as long as was thought a load may take. After that it is thought to be over and its prompt to be read,
+or, for who needs it, to be stuck: it is expected to take as long again as it has taken."""
 
 
 class Situation(NamedTuple):
@@ -103,6 +104,7 @@ class Forecast:
         "evicts",
         "fixed",
         "full",
+        "generation",
         "harm",
         "load",
         "model",
@@ -120,6 +122,8 @@ class Forecast:
         self.runner = runner
         self.epoch = -1
         """The agent's when this was computed; -1: it changes with time alone."""
+        self.generation = -1
+        """That of the model's estimates."""
         self.fixed = self.per_token = 0.0
         """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
         self.wait = self.load = self.answer = self.harm = 0.0
@@ -165,6 +169,7 @@ class Forecast:
         self.sole = not self.cold and len(running) == (ours > 0)
         self.fixed = self.wait + self.load + self.answer + self.harm
         self.epoch = -1 if agent.loading else agent.epoch
+        self.generation = estimates.generation(model)
 
     def _harm(self, at: Situation, busy: int) -> float:
         """Seconds by which those that run there take longer together."""
@@ -186,10 +191,12 @@ class Forecast:
         others = 0.0
         for model, since in agent.loading.items():
             seconds = load.value(agent.id, model)
-            remains = max(LEAST_LEFT * seconds, since + seconds - at.now)
+            taken = at.now - since
+            overdue = taken >= LONGEST_LOAD * seconds
+            remains = taken if overdue else max(LEAST_LEFT * seconds, seconds - taken)
             if model == self.model:
                 self.load = remains
-            elif at.now - since < LONGEST_LOAD * seconds:
+            elif not overdue:
                 others += remains
         if others and self.model not in agent.loading:
             self.full = True
@@ -226,8 +233,7 @@ class Forecast:
             return 0.0
         idle = [other for other in agent.warm if other not in agent.running] or agent.warm
         for other in idle:
-            slots = agent.slots_for(other, at.now)
-            theirs = placement.pressure(other, at.waiting(other), at.now, slots)
+            theirs = placement.pressure(other, at.waiting(other), at.now, without=agent)
             if theirs == math.inf or (theirs > IN_DEMAND and theirs * MUCH_MORE > mine):
                 return THRASHING
         return 0.0

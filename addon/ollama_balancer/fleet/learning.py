@@ -8,7 +8,7 @@ from ..ollama.answers import Answer
 from ..ollama.prompts import context_step
 from ..ollama.shapes import Timings
 from .conversations import Conversations
-from .estimates import MAX_MODELS, Estimates
+from .estimates import Estimates
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -56,21 +56,21 @@ class Learner:
                 # The whole came at once: what is left of the time when the prompt was read.
                 seconds = began - lease.taken_at - self._reading(lease)
         if tokens and seconds is not None and seconds > 0 and tokens >= FEW_TOKENS:
-            estimates.decode.observe(agent.id, model, tokens / seconds * slow)
+            estimates.changed(model, estimates.decode.observe(agent.id, model, tokens / seconds * slow))
         limit = lease.demand.output_limit
         if count and (not limit or count < limit):
             estimates.observe_output(model, count)
         silent = None if began is None or not streamed else began - lease.taken_at
         load = self._load(lease, timings, silent)
         if load is not None:
-            estimates.load.observe(agent.id, model, load)
+            estimates.changed(model, estimates.load.observe(agent.id, model, load))
         if not lease.known_tokens:
             prompt, reading = timings.prompt_eval_count, timings.prompt_eval_duration
             if reading is None and silent is not None and not lease.cold:
                 prompt, reading = lease.demand.tokens, silent
             if prompt and reading and prompt >= 8 * FEW_TOKENS:
-                estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow)
-        if model in agent.rates or len(agent.rates) < MAX_MODELS:
+                estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
+        if estimates.knows(agent.id, model):
             agent.rates[model] = estimates.rates(agent.id, model)
 
     def _reading(self, lease: SlotLease) -> float:

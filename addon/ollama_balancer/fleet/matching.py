@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterable
 
 from .agent import Agent
 from .demand import Demand
+from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
 from .registry import AgentRegistry
 from .waiting import Place, Waiter, WaitingLine
+
+HEADS = 8
+"""Of those that wait at a place, how many are asked whether they would have a free agent."""
 
 MOST_OVERTAKEN = 8
 """How often one that waits lets another go before it whose conversation the free agent has read."""
@@ -78,7 +82,11 @@ class Matcher:
         else:
             # Those that are left may all be ejected: then one of them is to be tried.
             self._serve(places)
-        for place in places:
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Have nobody wait for what nobody can serve any more."""
+        for place in self.line.places():
             if self.hopeless(place):
                 for waiter in self.line.waiters(place):
                     self.line.leave(waiter)
@@ -89,26 +97,43 @@ class Matcher:
         for place in places:
             if agent is not None and (agent in place.tried or (place.agent is not None and place.agent is not agent)):
                 continue
-            while (waiter := self.line.first(place)) is not None:
-                waited = self.registry.clock() - waiter.since
-                ahead = self.line.count(place.model) - 1
-                choice = self.find(waiter.demand, place.tried, place.agent, ahead=ahead, waited=waited)
-                found = choice.agent
-                if found is None:
-                    break
-                if self.line.first(place) is not waiter:
-                    continue  # to look for an agent may have changed one, which serves the line
-                if choice.options and self._has_to_load(found, place.model):
-                    # To load takes longer than to wait for the next turn elsewhere: that is for who has come last.
-                    waiter = self.line.last(place)
-                elif choice.options and place.agent is None:
-                    waiter, choice = self._at_home(waiter, choice, ahead)
-                # Out of the line first: taking an agent may change it, which serves the line.
-                self.line.call(place, waiter)
-                waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+            while self._serve_one(place):
+                pass
+
+    def _serve_one(self, place: Place) -> bool:
+        """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
+        ahead = self.line.count(place.model) - 1
+        for waiter in self.line.heads(place, HEADS):
+            waited = self.registry.clock() - waiter.since
+            choice = self.find(waiter.demand, place.tried, place.agent, ahead=ahead, waited=waited)
+            found = choice.agent
+            if not waiter.waiting:
+                return True  # to look for an agent may have changed one, which serves the line
+            if found is None:
+                if not choice.free:
+                    return False
+                continue  # what this one does not want may be what the next one does
+            if choice.options and self._has_to_load(found, place.model):
+                # Who has come last is likeliest to stay until then, and a load is given up with its request.
+                waiter = self.line.last(place)
+            elif choice.options and place.agent is None:
+                waiter, choice = self._at_home(waiter, choice, ahead)
+            if not waiter.waiting or not self._may_get(found, place.model):
+                return (
+                    False  # to look for who is at home there may have changed either; the next look serves who is left
+                )
+            # Out of the line first: taking an agent may change it, which serves the line.
+            self.line.call(place, waiter)
+            waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+            return True
+        return False
+
+    def _may_get(self, agent: Agent, model: str) -> bool:
+        """Whether the agent may still get a request of the model: also an ejected one, to try it."""
+        trial = agent.health.phase is Phase.EJECTED and agent.available and agent.trial is None
+        return trial or self.registry.has_room(agent, model)
 
     def _has_to_load(self, agent: Agent, model: str) -> bool:
-        """Whether it has to load a model that another agent has in memory."""
         return agent.memory_known and not agent.holds(model)
 
     def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
@@ -135,3 +160,4 @@ class Matcher:
         """Time has gone by: who waits for one agent may do better with another by now."""
         if len(self.line):
             self._serve(self.line.places())
+            self._give_up()

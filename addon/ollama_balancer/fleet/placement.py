@@ -64,6 +64,8 @@ class ModelUse:
         self.holders.add(agent)
         if free:
             self.free.add(agent)
+        else:
+            self.free.discard(agent)
 
     def discard(self, agent: Agent) -> None:
         self.slots -= self.places.pop(agent, 0)
@@ -76,36 +78,41 @@ class Placement:
         self._models: dict[str, ModelUse] = {}
 
     def use(self, model: str) -> ModelUse:
-        """What is known of the model (a canonical name)."""
+        """What is known of the model (a canonical name), to be changed."""
         found = self._models.get(model)
         if found is None:
             found = ModelUse()
+            if len(self._models) >= MAX_MODELS:
+                self._models = {name: use for name, use in self._models.items() if use.places or use.in_flight}
             if len(self._models) < MAX_MODELS:
                 self._models[model] = found
         return found
 
+    def look(self, model: str) -> ModelUse:
+        """The same, to be read."""
+        return self._models.get(model) or ModelUse()
+
     def update(self, agent: Agent, now: float) -> None:
         """The agent may have other models in memory than before, or may be used, or not be used, now."""
-        present = {m for m in (*agent.warm, *agent.loading) if agent.may_have(m)} if agent.eligible else set()
+        has = agent.models or {}
+        present = {model for model in (*agent.warm, *agent.loading) if model in has} if agent.eligible else set()
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:
             self.use(model).add(agent, agent.slots_for(model, now), free=model not in agent.full)
         agent.placed = present
 
-    def refit(self, agent: Agent, model: str) -> None:
-        """The agent has a slot of the model free now, or has none any more."""
-        use = self.use(model)
-        if model in agent.full:
-            use.free.discard(agent)
-        elif agent in use.places:
-            use.free.add(agent)
+    def refit(self, agent: Agent, model: str, slots: int) -> None:
+        """The agent runs so many requests of the model at once; it may have a slot free, or none any more."""
+        use = self.look(model)
+        if agent in use.places:
+            use.add(agent, slots, free=model not in agent.full)
 
-    def pressure(self, model: str, waiting: int, now: float, without: int = 0) -> float:
-        """Requests for the model for each slot that it has in the fleet, less some slots; infinite: no slot is left."""
-        use = self.use(model)
+    def pressure(self, model: str, waiting: int, now: float, without: Agent | None = None) -> float:
+        """Requests for the model for each slot that it has in the fleet, but one agent's; infinite: no slot is left."""
+        use = self.look(model)
         wanted = use.in_flight + waiting
-        slots = use.slots - without
+        slots = use.slots - (use.places.get(without, 0) if without is not None else 0)
         if slots <= 0:
             return math.inf if wanted or use.rate(now) > SELDOM else 0.0
         return max(wanted, use.usual(waiting, now)) / slots

@@ -57,10 +57,13 @@ CLOCK_DRIFT = 0.01
 """Seconds by which a host's clock may run off between two reports."""
 
 LONGEST_DELAY = 60.0
-"""Seconds: a report that seems to have taken longer comes from a host whose clock was set back."""
+"""Seconds: a report that seems to have taken longer comes from a host whose clock was set."""
 
 LIST_SECONDS = 2.0
 """How long it may take a host to find out what it has in memory."""
+
+MAX_LOADED = 100
+"""Models that one agent is believed to have in memory."""
 
 MAX_LEARNERS = 1000
 """Models whose slots are learned for one agent at once."""
@@ -267,8 +270,11 @@ class AgentRegistry:
             raise KeyError(key)
         if agent.fresh and agent.metrics is not None and metrics.timestamp < agent.metrics.timestamp:
             return False
+        fits = agent.fits()
         agent.metrics = metrics
         agent.metrics_at = now
+        if agent.fits() != fits:
+            agent.epoch += 1
         agent.reported_active = metrics.active_requests
         agent.base_rank = round(metrics.cpu_usage * RANK_SCALE) + round(metrics.memory_usage * RANK_SCALE)
         agent.hot = metrics.cpu_usage > HOT_CPU
@@ -328,7 +334,9 @@ class AgentRegistry:
         lead = now - metrics.timestamp.timestamp()
         # The two clocks drift: what was quickest once counts for less and less.
         agent.clock_lead = min(lead, agent.clock_lead + CLOCK_DRIFT)
-        return now - min(lead - agent.clock_lead, LONGEST_DELAY)
+        if lead - agent.clock_lead > LONGEST_DELAY:
+            agent.clock_lead = lead
+        return now - (lead - agent.clock_lead)
 
     def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
         """Store which models the agent has in memory, as of then on the registry's clock, or now.
@@ -336,6 +344,7 @@ class AgentRegistry:
         What an answer has proven since, or proves now, is in memory whatever an older list says.
         """
         as_of = (self.clock() if as_of is None else as_of) - LIST_SECONDS
+        entries = entries[:MAX_LOADED]
         if not agent.memory_known:
             agent.memory_known = True
             agent.epoch += 1
@@ -352,7 +361,9 @@ class AgentRegistry:
                 old[name].gone = True
             agent.warm = new
             self._replace(agent)
-        agent.most_loaded = max(agent.most_loaded, len(entries))
+        if len(entries) > agent.most_loaded:
+            agent.most_loaded = len(entries)
+            agent.epoch += 1
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
@@ -425,7 +436,7 @@ class AgentRegistry:
 
     def wants_probe(self, agent: Agent) -> bool:
         """Whether a probe is to tell what no report tells: an agent without recent reports, or without known models."""
-        if agent.models is None or not agent.online or agent.metrics is None:
+        if agent.models is None or not agent.online or agent.metrics is None or agent.metrics.loaded_models is None:
             return True
         return self.clock() - agent.metrics_at > self._stale_after * 2 / 3
 
@@ -483,7 +494,8 @@ class AgentRegistry:
                 at = Situation(self.learner, now, self.waiting, self._chance)
                 choice = policy.choose(pool, exclude, demand, at, ahead=ahead, waited=waited)
                 if choice is not None:
-                    return choice
+                    unknown = self._select_unknown(policy, demand.model, exclude) if choice.agent is None else None
+                    return choice if unknown is None else Choice(unknown)
         return Choice(self._select(policy, demand.model, exclude))
 
     def take(
@@ -543,10 +555,6 @@ class AgentRegistry:
         """Whether any agent, in whatever state, is known to have the model."""
         return model in self._holders
 
-    def in_memory(self, model: str) -> bool:
-        """Whether an agent that may be used has the model (a canonical name) in memory, or loads it."""
-        return bool(self.learner.placement.use(model).holders)
-
     def may_have_unknown_models(self) -> bool:
         """Whether there is an agent, in whatever state, whose models are not known yet."""
         return bool(self._unknown)
@@ -563,8 +571,10 @@ class AgentRegistry:
             agent = policy.select(pool, exclude)
             if agent is not None:
                 return agent
-        if model is None:
-            return None
+        return None if model is None else self._select_unknown(policy, model, exclude)
+
+    def _select_unknown(self, policy: Policy, model: str, exclude: Collection[Agent]) -> Agent | None:
+        """Of those whose models are not known yet."""
         if not self._unknown:
             return None
         exclude = [*exclude, *(agent for agent in self._unknown if model in agent.full)]
@@ -633,13 +643,13 @@ class AgentRegistry:
         warm = agent.warm.get(model)
         if warm is None or not (warm.runner is None or warm.runner == lease.demand.runner):
             lease.loading = lease.cold = True
-            agent.loads += 1
+            agent.loaders[model] = agent.loaders.get(model, 0) + 1
             if model not in agent.loading and agent.memory_known:
                 agent.loading[model] = lease.taken_at
                 self._replace(agent)
         if lease.demand.steps:
             last, known = self.learner.conversations.find(lease.demand.steps)
-            lease.known_tokens = known if last is agent else 0
+            lease.known_tokens = known if last is agent and known <= lease.demand.tokens else 0
         agent.epoch += 1
         self._refit(agent, model)
         if agent.health.phase is not Phase.HEALTHY:
@@ -652,18 +662,21 @@ class AgentRegistry:
         lease.began_at = self.clock()
         was_loading = lease.loading
         if lease.loading:
-            lease.loading = False
-            agent.loads -= 1
+            self._loads_no_more(lease)
             agent.loading.pop(model, None)
         warm = agent.warm.get(model)
         if warm is None:
             warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
             self._replace(agent)
         else:
+            if warm.runner not in (None, lease.demand.runner):
+                # It was loaded anew, and knows no prompt.
+                warm.gone = True
+                warm = agent.warm[model] = Warm()
             warm.runner, warm.proven_at = lease.demand.runner, lease.began_at
         if lease.demand.tokens and not lease.known_tokens:
             warm.reads += 1
-        if lease.demand.remember:
+        if lease.demand.remember and not agent.removed:
             slots = agent.slots_for(model, lease.began_at)
             self.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
         lease.slow = agent.slowness(model)
@@ -684,21 +697,22 @@ class AgentRegistry:
 
     def _give_back(self, lease: SlotLease, outcome: Outcome) -> None:
         agent, model = lease.agent, lease.model
+        given_up = False
         left = agent.running[model] - 1
         if left:
             agent.running[model] = left
         else:
             del agent.running[model]
         if lease.loading:
-            lease.loading = False
-            agent.loads -= 1
+            self._loads_no_more(lease)
             if model in agent.loading:
                 # The load was this request's, or another's that was behind it: that begins anew.
-                if left:
+                if model in agent.loaders:
                     agent.loading[model] = self.clock()
                 else:
                     del agent.loading[model]
                     self._replace(agent)
+                    given_up = True
         self.learner.placement.use(model).changed(-1, self.waiting(model), self.clock())
         agent.epoch += 1
         if lease.learner is not None:
@@ -710,23 +724,30 @@ class AgentRegistry:
             agent.trial = None
         if agent.health.phase is not Phase.HEALTHY:
             self._gate(agent)
+        if given_up:
+            self.on_change(agent)  # it held up all others there
         self.on_room(agent, model)
+
+    @staticmethod
+    def _loads_no_more(lease: SlotLease) -> None:
+        lease.loading = False
+        loaders, model = lease.agent.loaders, lease.model
+        loaders[model] -= 1
+        if not loaders[model]:
+            del loaders[model]
 
     def _refit(self, agent: Agent, model: str) -> None:
         """Have the pools know whether the agent has a slot of the model free."""
-        if agent.running.get(model, 0) >= agent.slots_for(model, self.clock()):
-            if model not in agent.full:
-                agent.full.add(model)
-                for pools in self._pools.values():
-                    if (pool := pools.get(model)) is not None:
-                        pool.fill(agent)
-                self.learner.placement.refit(agent, model)
-        elif model in agent.full:
-            agent.full.discard(model)
+        slots = agent.slots_for(model, self.clock())
+        full = agent.running.get(model, 0) >= slots
+        changed = full is not (model in agent.full)
+        if changed:
+            (agent.full.add if full else agent.full.discard)(model)
             for pools in self._pools.values():
                 if (pool := pools.get(model)) is not None:
-                    pool.free(agent)
-            self.learner.placement.refit(agent, model)
+                    (pool.fill if full else pool.free)(agent)
+        if changed or not agent.fixed_slots:
+            self.learner.placement.refit(agent, model, slots)
 
     def _fix_slots(self, agent: Agent) -> None:
         """How many requests it runs at once may be known otherwise now."""
@@ -757,7 +778,7 @@ class AgentRegistry:
                 at_once = agent.fixed_slots or max(
                     (learner.limit(now) for learner in agent.learners.values()), default=2
                 )
-                closed = agent.loads > 0 or sum(agent.running.values()) >= at_once
+                closed = bool(agent.loaders) or sum(agent.running.values()) >= at_once
         if health.phase is not Phase.HEALTHY:
             self._unwell[agent] = None
             if health.until > now:

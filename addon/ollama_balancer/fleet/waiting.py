@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .demand import Demand
@@ -165,6 +166,12 @@ class WaitingLine:
             del self._homes[key][waiter]
             if not self._homes[key]:
                 del self._homes[key]
+
+    def heads(self, place: Place, most: int) -> list[Waiter]:
+        """Whose turns are next at that place: of each client the first, then of each the second, and so on."""
+        clients = list(self._models.get(place.model, {}).get(place, {}).values())[:most]
+        rounds = zip_longest(*(islice(mine, most) for mine in clients))
+        return list(islice((waiter for turns in rounds for waiter in turns if waiter is not None), most))
 
     def call(self, place: Place, waiter: Waiter | None = None) -> Waiter:
         """Take out whose turn it is at that place, or that one out of turn; its client has had its turn by that.

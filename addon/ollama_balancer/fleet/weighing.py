@@ -50,6 +50,9 @@ class Weighing:
         self._ahead = ahead
         self._gain = ahead / (ahead + 1)
         self._last, self._known = at.learner.conversations.find(demand.steps) if demand.steps else (None, 0)
+        if self._known > demand.tokens:
+            # The prompt is longer than its context: its beginning has been dropped.
+            self._last, self._known = None, 0
         self._forecasts: list[Forecast] = []
         self._costs: list[float] = []
         """Of each, without the eviction until that is looked into; infinite for one that is excluded."""
@@ -83,10 +86,16 @@ class Weighing:
                 return None
             number = costs.index(cost)
             if cost > within and not self._forecasts[number].sole:
-                return None
+                costs[number] = math.inf
+                continue
             if self._looked_into(number):
                 return number
             costs[number] = self._look_into(number)
+
+    def any_free(self) -> bool:
+        """Whether one has a slot free, whatever it costs."""
+        pairs = zip(self._forecasts, self._costs, strict=True)
+        return any(not forecast.full and cost < math.inf for forecast, cost in pairs)
 
     def options(self, first: int | None) -> tuple[Option, ...]:
         """That one, and the next best; or simply the best."""
@@ -131,9 +140,10 @@ class Weighing:
     def _weigh(self, forecasts: list[Forecast], part: float) -> None:
         """Take these in, too; `part` is how much of the agents that have the model in memory are among them."""
         at, tokens = self._at, self._demand.tokens
+        generation = at.learner.estimates.generation(self._demand.model)
         costs = []
         for forecast in forecasts:
-            if forecast.epoch != forecast.agent.epoch:
+            if forecast.epoch != forecast.agent.epoch or forecast.generation != generation:
                 forecast.refresh(at)
             costs.append(forecast.fixed + forecast.per_token * tokens)
         if self._ahead:
@@ -160,13 +170,13 @@ class Weighing:
         Others have to load it: who finds one that has it and a slot free has no use for them.
         """
         pool, chance = self._pool, self._at.chance
-        use = self._at.learner.placement.use(self._demand.model)
+        use = self._at.learner.placement.look(self._demand.model)
         drawn = (use.free or use.holders).draw(chance, SAMPLE)
         part = len(drawn) / len(use.holders) if drawn else 1.0
         if self._last in pool.members:
             drawn[self._last] = None  # type: ignore[index]
         self._weigh(self._of(drawn), part)
-        if all(forecast.full or forecast.cold for forecast in self._forecasts):
+        if all(f.full or f.cold or f.agent in self._exclude for f in self._forecasts):
             others = pool.members.draw(chance, SAMPLE)
             lowest = pool.board.lowest(self._exclude)
             if lowest is not None:

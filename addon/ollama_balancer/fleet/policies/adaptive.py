@@ -6,6 +6,7 @@ load that pushes nothing out is the cheaper, the more requests wait that gain by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
     from ..pool import Pool
 
 
+LONGEST_PATIENCE = 120.0
+"""Seconds after which a request takes any agent that is free."""
+
+
 class Choice(NamedTuple):
     """`agent` None: it is better to wait. `options` are the agent and the two next best, as far as there are any."""
 
     agent: Agent | None
     options: tuple[Option, ...] = ()
+    free: bool = False
+    """Where it is better to wait: whether an agent has a slot free all the same."""
 
 
 class Adaptive:
@@ -51,9 +58,9 @@ class Adaptive:
         if best is None:
             return None
         if weighing[best].full:
-            best = weighing.free(waited)
+            best = weighing.free(waited if waited < LONGEST_PATIENCE else math.inf)
             if best is None:
-                return Choice(None, weighing.options(None))
+                return Choice(None, weighing.options(None), weighing.any_free())
         forecast, options = weighing[best], weighing.options(best)
         pool.chosen(forecast)
         return Choice(forecast.agent, options)
