@@ -103,7 +103,12 @@ class Matcher:
     def _serve_one(self, place: Place) -> bool:
         """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
         ahead = self.line.count(place.model) - 1
+        asked: set[tuple[str, Agent | None]] = set()
         for waiter in self.line.heads(place, HEADS):
+            wish = waiter.demand.runner, waiter.home
+            if wish in asked:
+                continue  # who has waited longer did not want what there is
+            asked.add(wish)
             waited = self.registry.clock() - waiter.since
             choice = self.find(waiter.demand, place.tried, place.agent, ahead=ahead, waited=waited)
             found = choice.agent
