@@ -6,9 +6,9 @@ With a = requests of the model on the agent, n = how many it runs at once, k = m
     cost = wait + load + 0.15 answer x slow + harm + tokens / prefill rate x slow
 
 `wait` is the time until one of n requests ends, where all slots are taken. `harm` is by how much those that run there
-take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one; where that would push
-out a model that is in demand, and has not much fewer requests for each of its slots, it is so much dearer that the
-request rather waits.
+take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one. It is so much dearer that
+the request rather waits, where the load would push out a model in demand or keep the host from those who wait for what
+it has, unless this model has many more requests for each of its slots than the other.
 
 The constants are those that did best in benches/fleet_simulation.
 """
@@ -134,8 +134,8 @@ class Forecast:
         self.sole = False
         """Whether the agent has the model in memory and runs no other."""
         self.evicts = False
-        """Whether another model would be pushed out: then `eviction` is to be asked, for it changes with every request
-        of the fleet."""
+        """Whether a load there may be at others' cost: then `eviction` is to be asked, for that changes with every
+        request of the fleet."""
 
     def refresh(self, at: Situation) -> None:
         agent, model, estimates = self.agent, self.model, at.learner.estimates

@@ -124,9 +124,8 @@ class Matcher:
             elif choice.options and place.agent is None:
                 waiter, choice = self._at_home(waiter, choice, ahead)
             if not waiter.waiting or not self._may_get(found, place.model):
-                return (
-                    False  # to look for who is at home there may have changed either; the next look serves who is left
-                )
+                # To look for who is at home there may have changed either. The next look serves who is left.
+                return False
             # Out of the line first: taking an agent may change it, which serves the line.
             self.line.call(place, waiter)
             waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
