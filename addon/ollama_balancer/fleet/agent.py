@@ -181,7 +181,9 @@ class Agent:
         "id",
         "in_flight",
         "learners",
+        "listed",
         "loaded",
+        "loaded_names",
         "loaders",
         "loading",
         "memory_known",
@@ -220,6 +222,9 @@ class Agent:
         """The models it has, by canonical name; None: not known yet."""
         self.model_names: list[str] = []
         self.loaded: list[ModelEntry] = []
+        self.loaded_names: list[str] = []
+        self.listed: dict[str, None] = {}
+        """Their canonical names."""
         self.version: str | None = None
         self.warm: dict[str, Warm] = {}
         """Models (canonical names) that it has in memory, as far as is known."""

@@ -6,9 +6,9 @@ With a = requests of the model on the agent, n = how many it runs at once, k = m
     cost = wait + load + 0.15 answer x slow + harm + tokens / prefill rate x slow
 
 `wait` is the time until one of n requests ends, where all slots are taken. `harm` is by how much those that run there
-take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one. It is so much dearer that
-the request rather waits, where the load would push out a model in demand or keep the host from those who wait for what
-it has, unless this model has many more requests for each of its slots than the other.
+take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one. It is so much dearer
+that the request rather waits, where the load would push out a model in demand or keep the host from those who wait for
+what it has, unless this model has many more requests for each of its slots than the other.
 
 The constants are those that did best in benches/fleet_simulation.
 """

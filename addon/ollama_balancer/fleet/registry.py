@@ -270,11 +270,11 @@ class AgentRegistry:
             raise KeyError(key)
         if agent.fresh and agent.metrics is not None and metrics.timestamp < agent.metrics.timestamp:
             return False
-        fits = agent.fits()
+        before = agent.metrics.max_loaded_models if agent.metrics is not None else None
+        if metrics.max_loaded_models != before:
+            agent.epoch += 1
         agent.metrics = metrics
         agent.metrics_at = now
-        if agent.fits() != fits:
-            agent.epoch += 1
         agent.reported_active = metrics.active_requests
         agent.base_rank = round(metrics.cpu_usage * RANK_SCALE) + round(metrics.memory_usage * RANK_SCALE)
         agent.hot = metrics.cpu_usage > HOT_CPU
@@ -351,8 +351,16 @@ class AgentRegistry:
         if entries != agent.loaded:
             agent.loaded = entries
             self.generation += 1
-        old = agent.warm
-        new = {name: old.get(name) or Warm() for name in (canonical_name(entry.name) for entry in entries)}
+        old, names = agent.warm, [entry.name for entry in entries]
+        if names != agent.loaded_names:
+            agent.loaded_names = names
+            agent.listed = dict.fromkeys(map(canonical_name, names))
+            if len(names) > agent.most_loaded:
+                agent.most_loaded = len(names)
+                agent.epoch += 1
+        if old.keys() == agent.listed.keys():
+            return
+        new = {name: old.get(name) or Warm() for name in agent.listed}
         for name, warm in old.items():
             if name in agent.running or warm.proven_at > as_of:
                 new.setdefault(name, warm)
@@ -361,9 +369,6 @@ class AgentRegistry:
                 old[name].gone = True
             agent.warm = new
             self._replace(agent)
-        if len(entries) > agent.most_loaded:
-            agent.most_loaded = len(entries)
-            agent.epoch += 1
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
