@@ -25,6 +25,9 @@ SIZES = (8, 64, 256, 1_000, 10_000)
 MODELS = [f"model-{n}:latest" for n in range(24)]
 FITS, SLOTS = 2, 4
 ROUNDS = 500
+WARM_UP = 40_000
+"""Choices before those that are measured: what is kept of a fleet that has been at work for a while is there."""
+
 CHOICES = 20
 BUSY = 0.5
 """Of the agents, those that run a request."""
@@ -100,8 +103,8 @@ def fleet(size: int) -> Fleet:
 def test_choose(benchmark: BenchmarkFixture, size: int) -> None:
     at_work = fleet(size)
     registry = at_work.registry
-    for model in MODELS:
-        registry.choose(Demand(model))
+    for _ in range(WARM_UP):
+        registry.choose(at_work.others())
     benchmark.group = f"adaptive: {CHOICES} choices"
 
     def choose(demands: list[Demand]) -> None:

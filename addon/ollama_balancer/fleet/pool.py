@@ -131,18 +131,23 @@ class Pool:
 
     def forecast(self, runner: str, agent: Agent) -> Forecast:
         """That of one member."""
-        kept = self._forecasts.get(runner)
-        if kept is None:
-            if len(self._forecasts) >= MAX_RUNNERS:
-                self._forecasts.clear()
-                self._lists.clear()
-            kept = self._forecasts[runner] = {}
+        kept = self.kept(runner)
         forecast = kept.get(agent)
         if forecast is None:
             if len(kept) >= MAX_FORECASTS:
                 kept.clear()
             forecast = kept[agent] = Forecast(agent, self.model or "", runner)
         return forecast
+
+    def kept(self, runner: str) -> dict[Agent, Forecast]:
+        """The forecasts that were made before."""
+        kept = self._forecasts.get(runner)
+        if kept is None:
+            if len(self._forecasts) >= MAX_RUNNERS:
+                self._forecasts.clear()
+                self._lists.clear()
+            kept = self._forecasts[runner] = {}
+        return kept
 
     def chosen(self, forecast: Forecast) -> None:
         """Its equals come before it the next time."""

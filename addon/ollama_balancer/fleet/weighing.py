@@ -88,7 +88,7 @@ class Weighing:
             if cost > within and not self._forecasts[number].sole:
                 costs[number] = math.inf
                 continue
-            if self._looked_into(number):
+            if not self._forecasts[number].evicts or number in self._evictions:
                 return number
             costs[number] = self._look_into(number)
 
@@ -100,16 +100,16 @@ class Weighing:
     def options(self, first: int | None) -> tuple[Option, ...]:
         """That one, and the next best; or simply the best."""
         found = [] if first is None else [first]
-        costs = self._costs.copy()
-        for number in found:
-            costs[number] = math.inf
+        costs, forecasts = self._costs.copy(), self._forecasts
+        if first is not None:
+            costs[first] = math.inf
         looks = 0
         while len(found) <= OTHERS:
             cost = min(costs)
             if cost == math.inf:
                 break
             number = costs.index(cost)
-            if not self._looked_into(number):
+            if forecasts[number].evicts and number not in self._evictions:
                 if looks == LOOKS:
                     break
                 looks += 1
@@ -117,19 +117,13 @@ class Weighing:
                 continue
             found.append(number)
             costs[number] = math.inf
-        return tuple(map(self._option, found))
+        return tuple([self._option(forecasts[number], self._evictions.get(number, 0.0)) for number in found])
 
-    def _option(self, number: int) -> Option:
-        forecast = self._forecasts[number]
-        eviction = self._evictions.get(number, 0.0)
-        return forecast.option(self._unread(forecast), self._queue, self._gain, eviction)
-
-    def _unread(self, forecast: Forecast) -> int:
-        tokens = self._demand.tokens
-        return tokens - self._known if forecast.agent is self._last and not forecast.cold else tokens
-
-    def _looked_into(self, number: int) -> bool:
-        return not self._forecasts[number].evicts or number in self._evictions
+    def _option(self, forecast: Forecast, eviction: float) -> Option:
+        unread = self._demand.tokens
+        if forecast.agent is self._last and not forecast.cold:
+            unread -= self._known
+        return forecast.option(unread, self._queue, self._gain, eviction)
 
     def _look_into(self, number: int) -> float:
         """What it costs with the eviction."""
@@ -172,17 +166,21 @@ class Weighing:
         pool, chance = self._pool, self._at.chance
         use = self._at.learner.placement.look(self._demand.model)
         drawn = (use.free or use.holders).draw(chance, SAMPLE)
-        part = len(drawn) / len(use.holders) if drawn else 1.0
-        if self._last in pool.members:
-            drawn[self._last] = None  # type: ignore[index]
+        part = len(drawn) / len(use.holders) if drawn and self._ahead else 1.0
+        last = self._last
+        if last is not None and last in pool.members:
+            drawn[last] = None
         self._weigh(self._of(drawn), part)
-        if all(f.full or f.cold or f.agent in self._exclude for f in self._forecasts):
-            others = pool.members.draw(chance, SAMPLE)
-            lowest = pool.board.lowest(self._exclude)
-            if lowest is not None:
-                others[lowest] = None
-            self._weigh(self._of(others.keys() - drawn.keys()), part)
+        for forecast in self._forecasts:
+            if not forecast.full and not forecast.cold and forecast.agent not in self._exclude:
+                return
+        others = pool.members.draw(chance, SAMPLE)
+        lowest = pool.board.lowest(self._exclude)
+        if lowest is not None:
+            others[lowest] = None
+        self._weigh(self._of(others.keys() - drawn.keys()), part)
 
     def _of(self, agents: Iterable[Agent]) -> list[Forecast]:
-        forecast, runner = self._pool.forecast, self._demand.runner
-        return [forecast(runner, agent) for agent in agents]
+        pool, runner = self._pool, self._demand.runner
+        kept = pool.kept(runner)
+        return [kept.get(agent) or pool.forecast(runner, agent) for agent in agents]
