@@ -182,9 +182,10 @@ def test_a_host_that_hangs_altogether_is_offline_and_its_request_is_served_elsew
 
 def test_what_a_load_has_pushed_out_is_known_at_once(tmp_path: Path, hosts: Hosts) -> None:
     host = hosts.start("one", "m", "n", timing=Timing(load=0.01, prefill_rate=1e6, decode_rate=1000, output_tokens=4))
-    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
+    options = ("--set", f"balancer_agents=one={host.url}", "--set", "balancer_stale_after=600")
+    with running_proxy(tmp_path, *options) as proxy:
         proxy.wait_online("one")
-        proxy.report("one", loaded_models=[])  # from here on it is not probed
+        proxy.report("one", loaded_models=[])  # from here on it is not probed for minutes
         for model in ("m", "n"):
             assert proxy.generate(model).status_code == 200
             wait_until(lambda: proxy.agents()["one"]["loaded_models"] == [f"{model}:latest"], f"{model} alone is there")  # noqa: B023

@@ -665,10 +665,10 @@ class AgentRegistry:
     def _began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
         lease.began_at = self.clock()
-        was_loading = lease.loading
+        loaded = False
         if lease.loading:
             self._loads_no_more(lease)
-            agent.loading.pop(model, None)
+            loaded = agent.loading.pop(model, None) is not None
         warm = agent.warm.get(model)
         if warm is None:
             warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
@@ -686,7 +686,7 @@ class AgentRegistry:
             self.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
         lease.slow = agent.slowness(model)
         agent.epoch += 1
-        if was_loading:
+        if loaded:
             # It held up all others there.
             self.on_change(agent)
             self.on_load(agent)
