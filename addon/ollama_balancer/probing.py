@@ -23,6 +23,9 @@ INTERVAL = 5.0
 ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
 
+FIRST_TRIES = 4
+"""How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
+
 INVENTORY_TIMEOUT = 5.0
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 AT_ONCE = 256
@@ -42,7 +45,7 @@ class Models(BaseModel):
 class Prober:
     """Probes in rounds. `via` names the balancer, which does not answer itself.
 
-    `first_round` is set when the agents known at the start have been asked once.
+    `first_round` is set when the agents known at the start have been asked; several times where none answered in time.
     """
 
     def __init__(self, registry: AgentRegistry, *, take_in_local: Callable[[], bool], via: str) -> None:
@@ -58,13 +61,18 @@ class Prober:
 
     async def run(self) -> None:
         """Probe until cancelled."""
+        tries = FIRST_TRIES
         async with self._client() as client:
             while True:
                 self._wake.clear()
+                told = True
                 try:
-                    await self.round(client)
+                    told = await self.round(client)
                 except Exception:
                     logger.exception("A round of probes failed; the next one is in %g s.", INTERVAL)
+                tries -= 1
+                if tries > 0 and not told and not self.registry.any_online:
+                    continue  # a host that was too slow once must not fail the first requests
                 self.first_round.set()
                 try:
                     async with asyncio.timeout(INTERVAL):
@@ -72,37 +80,41 @@ class Prober:
                 except TimeoutError:
                     pass
 
-    async def round(self, client: httpx.AsyncClient) -> None:
+    async def round(self, client: httpx.AsyncClient) -> bool:
+        """Ask all agents that are to be asked; False if one of them did not answer in time."""
         if self.take_in_local() and len(self.registry) == 0 and await self._answers(client, LOCAL):
             self.registry.register("local", LOCAL, Source.LOCAL)
             logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
         at_once = asyncio.Semaphore(AT_ONCE)
 
-        async def probe(agent: Agent) -> None:
+        async def probe(agent: Agent) -> bool:
             async with at_once:
-                await self.probe(client, agent)
+                return await self.probe(client, agent)
 
         async with asyncio.TaskGroup() as group:
-            for agent in self.registry:
-                if self.registry.wants_probe(agent):
-                    group.create_task(probe(agent))
+            probes = [group.create_task(probe(agent)) for agent in self.registry if self.registry.wants_probe(agent)]
+        return all(task.result() for task in probes)
 
-    async def probe(self, client: httpx.AsyncClient, agent: Agent) -> None:
-        """Ask one agent. What it answers is not trusted: sizes and types are checked, a bad answer is no answer."""
+    async def probe(self, client: httpx.AsyncClient, agent: Agent) -> bool:
+        """Ask one agent; False if it did not answer in time.
+
+        What it answers is not trusted: sizes and types are checked, a bad answer is no answer.
+        """
         address = agent.address
         try:
             version = Version.model_validate_json(await _get(client, address, "/api/version", ALIVE_TIMEOUT)).version
         except httpx.ConnectError as e:
             if agent.address == address:
                 self.registry.unreachable(agent, f"cannot connect: {e}")
-            return
+            return True
         except (httpx.HTTPError, httpx.InvalidURL, ValidationError, ValueError) as e:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
-            return
+            return not isinstance(e, httpx.TimeoutException)
         await self._list(client, agent, address)
         if agent.address == address:
             self.registry.update_version(agent, version)
             self.registry.reached(agent)
+        return True
 
     async def refresh(self, agent: Agent) -> None:
         """See at once what models an agent has, after something has changed there."""
@@ -156,7 +168,10 @@ class Prober:
 
 
 async def _get(client: httpx.AsyncClient, address: Address, path: str, seconds: float) -> bytes:
-    """The body of a 200 answer; ValueError for another status or one that is too large, httpx.HTTPError else."""
+    """The body of a 200 answer; ValueError for another status or one that is too large, httpx.HTTPError else.
+
+    httpx.ReadTimeout where it does not come within that many seconds.
+    """
     try:
         async with asyncio.timeout(seconds), client.stream("GET", address.url + path, timeout=seconds) as response:
             if response.status_code != 200:
@@ -168,4 +183,4 @@ async def _get(client: httpx.AsyncClient, address: Address, path: str, seconds: 
                     raise ValueError(f"{path} answered with more than {MAX_ANSWER_BYTES} bytes")
             return body
     except TimeoutError as e:
-        raise ValueError(f"{path} was not answered within {seconds:g} s") from e
+        raise httpx.ReadTimeout(f"{path} was not answered within {seconds:g} s") from e

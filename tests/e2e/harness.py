@@ -184,6 +184,9 @@ def running_proxy(
         wait_until(lambda: process.poll() is not None or proxy.http.get("/health"), "the proxy listens")
         assert process.poll() is None, proxy.log
         yield proxy
+    except BaseException:
+        print(proxy.log)
+        raise
     finally:
         proxy.stop()
 

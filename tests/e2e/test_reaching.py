@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.harness import Hosts, Proxy, running_proxy
+from tests.e2e.harness import Hosts, Proxy, RawHost, running_proxy
 
 
 def two_hosts(hosts: Hosts) -> list[str]:
@@ -61,3 +62,31 @@ def test_the_first_request_after_the_start_is_served(tmp_path: Path, hosts: Host
     for _ in range(2):
         with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
             assert proxy.generate().status_code == 200
+
+
+def test_the_first_request_waits_for_a_host_that_was_too_slow_when_first_asked(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    connections = 0
+
+    async def slow_at_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await reader.read()  # says nothing until the other side gives up
+            return
+        to_host = await asyncio.open_connection("127.0.0.1", host.port)
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+            target.close()
+
+        await asyncio.gather(pass_on(reader, to_host[1]), pass_on(to_host[0], writer))
+
+    slow = RawHost(hosts, slow_at_first)
+    try:
+        with running_proxy(tmp_path, "--set", f"balancer_agents=one={slow.url}") as proxy:
+            assert proxy.generate().status_code == 200
+    finally:
+        slow.stop()
