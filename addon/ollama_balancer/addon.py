@@ -41,9 +41,10 @@ from .ollama.routes import find_route
 from .ollama.watching import NO_TERMINAL, AnswerWatcher
 from .probing import Prober
 from .proxying.answers import dated, error_of, path_of
+from .proxying.callers import take_caller
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut
-from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, HOP_BY_HOP, request_to_agent
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS, request_to_agent
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
 from .proxying.router import Router
 from .state import FILE_NAME as STATE_FILE
@@ -103,7 +104,7 @@ class Balancer:
         self.static: set[str] = set()
         self.control.ending = lambda: self.stopper.ending
         self.state: StateFile | None = None
-        self._authorized: set[str] = set()
+        self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._running = False
@@ -378,6 +379,9 @@ class Balancer:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
                     annotate(exchange.flow, exchange)
                 del self.router.exchanges[flow_id]
+        for flow_id, caller in list(self.router.callers.items()):
+            if caller.client_id == client.id:
+                del self.router.callers[flow_id]
 
     def _stop_connect_timer(self, server_id: str) -> None:
         timer = self._connect_timers.pop(server_id, None)
@@ -400,30 +404,21 @@ class Balancer:
         flow.response = error_of(flow, 403, "the balancer is no open proxy: CONNECT is refused")
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Check the token and take it out of the flow, where people would see it."""
-        headers = flow.request.headers
+        """Check the token, and take all credentials out of the flow, where people would see them."""
         assert self.token
-        for name in ("authorization", "x-api-key", "proxy-authorization"):
-            words = [word for value in headers.get_all(name) for word in value.split()]
-            if any(self.token.matches(word) for word in words):
-                if name == "authorization" and len(words) == 2 and words[0].lower() == "bearer":
-                    self._authorized.add(flow.id)
-                del headers[name]
+        size = sum(len(name) + len(value) for name, value in flow.request.headers.fields)
+        caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
         if is_control_path(path_of(flow)):
-            # Not the right one, but perhaps nearly, or another service's.
-            headers.pop("authorization", None)
-        elif sum(len(name) + len(value) for name, value in headers.fields) > MAX_HEADERS:
+            return
+        if size > MAX_HEADERS:
             flow.response = error_of(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
         elif _is_upload(flow):
-            flow.response = self._loop_refusal(flow) or (
-                None if flow.id in self._authorized else self._origin_refusal(flow)
-            )
+            flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._origin_refusal(flow))
             # Its body is passed on while it comes: it may be larger than the memory.
             flow.request.stream = flow.response is None
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        authorized = flow.id in self._authorized
-        self._authorized.discard(flow.id)
+        authorized = self.router.caller_of(flow).authorized
         if flow.response is not None or flow.error is not None or flow.request.stream:
             return
         refusal = self._loop_refusal(flow) or (None if authorized else self._origin_refusal(flow))
@@ -522,7 +517,7 @@ class Balancer:
             exchange.lease.agent.heard_at = now
             if response.status_code < 400:
                 exchange.lease.began()
-        for name in HOP_BY_HOP:
+        for name in NOT_FOR_CLIENTS:
             # mitmproxy still has to see that the connection ends with this answer.
             if name != "connection" or response.headers.get(name, "").lower() != "close":
                 response.headers.pop(name, None)
@@ -548,7 +543,7 @@ class Balancer:
             response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
 
     def response(self, flow: http.HTTPFlow) -> None:
-        self._authorized.discard(flow.id)
+        self.router.callers.pop(flow.id, None)
         exchange = self.router.exchanges.pop(flow.id, None)
         response = flow.response
         if exchange is None or response is None:
@@ -564,7 +559,7 @@ class Balancer:
         annotate(flow, exchange)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        self._authorized.discard(flow.id)
+        self.router.callers.pop(flow.id, None)
         exchange = self.router.exchanges.pop(flow.id, None)
         if exchange is None:
             return

@@ -22,7 +22,7 @@ class Introspection:
                 "exchanges": len(this.router.exchanges),
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
-                "authorized": len(this._authorized),
+                "callers": len(this.router.callers.keys() - {flow.id}),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})
 

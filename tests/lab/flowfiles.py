@@ -58,19 +58,17 @@ def flow(
     path: str = "/api/generate",
     status: int = 200,
     kind: str = "application/x-ndjson",
-    key: str = "",
+    client: str = "",
 ) -> http.HTTPFlow:
     """A request that came so many seconds after noon; `answer` is the lines of its stream, or the whole body."""
     headers = http.Headers([(b"content-type", b"application/json")])
-    if key:
-        headers["authorization"] = f"Bearer {key}"
     sent = {"model": "m", "prompt": "why?"} if body is None else body
     request = http.Request.make("POST", f"http://10.0.0.1:11434{path}", json.dumps(sent), headers)
     request.timestamp_start = request.timestamp_end = NOON + at
     lines = [final()] if answer is None else answer
     content = lines if isinstance(lines, bytes) else b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     result = tflow.tflow(req=request, resp=http.Response.make(status, content, {"content-type": kind}))
-    result.metadata["balancer"] = record() if metadata is None else metadata
+    result.metadata["balancer"] = record(**({"client": client} if client else {})) if metadata is None else metadata
     return result
 
 

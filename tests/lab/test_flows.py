@@ -34,8 +34,8 @@ def test_a_flow_tells_who_asked_for_what_and_what_came_of_it(tmp_path: Path) -> 
     assert request.timings.prompt_eval_duration == 1.0
 
 
-def test_clients_are_told_apart_by_their_key_else_by_their_address(tmp_path: Path) -> None:
-    recording = read_flows(tmp_path, flow(key="one"), flow(key="two"), flow(), flow())
+def test_clients_are_told_apart_by_their_name_in_the_record_else_by_their_address(tmp_path: Path) -> None:
+    recording = read_flows(tmp_path, flow(client="key one"), flow(client="key two"), flow(), flow())
     assert len({request.client for request in recording.requests}) == 3
 
 

@@ -78,6 +78,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "model": "Tiny-A",
         "options": [],
         "room": {"slots": None, "fits": None, "loaded": 0},
+        "client": "",
         "pinned": True,
         "attempts": 2,
         "waited_ms": 0.0,

@@ -109,7 +109,7 @@ def _take(flow: http.HTTPFlow, recording: Recording) -> None:
     mode = record.get("mode")
     recorded = Recorded(
         at=at,
-        client=_client(flow),
+        client=_client(flow, record),
         demand=demand,
         mode=mode if isinstance(mode, str) and mode in POLICIES else "unknown mode",
         agent=agent,
@@ -163,12 +163,11 @@ def _note(record: Mapping[Any, Any], model: str, agent: str | None, recording: R
                 recording.failing.add(name)
 
 
-def _client(flow: http.HTTPFlow) -> str:
+def _client(flow: http.HTTPFlow, record: Mapping[Any, Any]) -> str:
     """Who asks, as the balancer tells clients apart; it is not shown to anybody."""
-    headers = flow.request.headers
-    key = headers.get("authorization") or headers.get("x-api-key")
-    if key:
-        return f"key {key}"
+    name = record.get("client")
+    if isinstance(name, str):
+        return name
     peer = flow.client_conn.peername
     return str(peer[0]) if peer else "unknown"
 

@@ -193,6 +193,7 @@ class Exchange:
             "model": self.model,
             "options": [option.describe() for option in self.options],
             "room": _room(agents[0]) if len(agents) == 1 else None,
+            "client": self.client,
             "pinned": self.pin is not None,
             "attempts": self.attempts,
             "waited_ms": round(self.waited * 1000, 3),

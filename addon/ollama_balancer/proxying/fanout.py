@@ -36,7 +36,7 @@ from ..ollama.management import (
 )
 from ..ollama.routes import Dialect
 from ..text import one_line
-from .headers import HOP_BY_HOP
+from .headers import NOT_FOR_CLIENTS
 
 logger = logging.getLogger(__name__)
 
@@ -360,7 +360,7 @@ class FanOut:
     @staticmethod
     def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> http.Response:
         response = http.Response.make(status)
-        kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in HOP_BY_HOP]
+        kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in NOT_FOR_CLIENTS]
         response.headers = http.Headers(kept)
         response.raw_content = body
         return response

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from mitmproxy import http
 
+from .callers import Fields
+
 AGENT_HEADER = "X-Balancer-Agent"
 ATTEMPTS_HEADER = "X-Balancer-Attempts"
 
@@ -23,6 +25,9 @@ HOP_BY_HOP = frozenset(
     )
 )
 
+NOT_FOR_CLIENTS = HOP_BY_HOP | {"set-cookie", "set-cookie2"}
+"""An agent is not the owner of the address under which its answer comes."""
+
 _NOT_FOR_AGENTS = HOP_BY_HOP | {"origin", AGENT_HEADER.lower()}
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
@@ -30,11 +35,12 @@ _NEVER_HOP_BY_HOP = _FRAMING | {"content-type", "host", "authorization"}
 """What a client's Connection header may not take away."""
 
 
-def request_to_agent(request: http.Request, via: str | None = None) -> http.Request:
+def request_to_agent(request: http.Request, via: str | None = None, credentials: Fields = ()) -> http.Request:
     """A request without a body, whose head is that which the agent gets.
 
     Hop-by-hop headers and what is meant for the balancer are gone; the length is that of the body at hand, whatever
     the client called it. `via` names this balancer, so that it knows its own requests should they come back to it.
+    `credentials` are the client's headers that the flow does not hold; where it has one of that name, a person set it.
     """
     data = request.data
     unwanted = _NOT_FOR_AGENTS | {
@@ -48,6 +54,7 @@ def request_to_agent(request: http.Request, via: str | None = None) -> http.Requ
     fields = [(name, value) for name, value in data.headers.fields if name.decode("latin-1").lower() not in unwanted]
     if not request.stream and (data.content or request.method in ("POST", "PUT", "PATCH")):
         fields.append((b"Content-Length", b"%d" % len(data.content or b"")))
+    fields += [(name, value) for name, value in credentials if name not in request.headers]
     if via is not None:
         fields.append((b"Via", via.encode()))
     return http.Request(

@@ -44,6 +44,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._base import StreamId
 
 from ..ollama.errors import tells_of_crash
+from .callers import Fields
 from .headers import request_to_agent
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Routing:
     routed: bool = False
     fan_out: FanOut | None = None
     """Set by the addon for a request that several agents get; then it has the answer."""
+    credentials: Fields = ()
+    """What the agent gets beside the headers of the flow."""
     retry_404: bool = False
     """Whether a 404 means that this agent lacks what another may have."""
     expired: bool = False
@@ -498,7 +501,10 @@ class BalancedHttpLayer(HttpLayer):
             return
         if isinstance(event, RequestHeaders):
             # On its way out. The flow keeps what the client sent, which mitmproxy still needs for the client's side.
-            event = RequestHeaders(event.stream_id, request_to_agent(event.request, self.via), event.end_stream)
+            stream = self.streams.get(event.stream_id)
+            routing = stream.routing if isinstance(stream, BalancedStream) else None
+            head = request_to_agent(event.request, self.via, routing.credentials if routing is not None else ())
+            event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:
             yield from super().event_to_child(child, event)

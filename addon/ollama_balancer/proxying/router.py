@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import logging
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
 from .answers import answer_of, path_of
+from .callers import Caller
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
 from .fanout import FanOut, Timeouts
@@ -57,7 +56,8 @@ class Router:
         """By the flow's id."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
         registry.on_load = self._has_loaded
-        self._salt = secrets.token_bytes(16)
+        self.callers: dict[str, Caller] = {}
+        """By the flow's id, from the request's head to the end."""
 
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
@@ -102,24 +102,17 @@ class Router:
                 exchange.end(Outcome.SUCCEEDED)
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
-        pin = flow.request.headers.get(AGENT_HEADER)
         return Exchange(
             flow.client_conn.id,
             dialect_of(path_of(flow)),
             self.registry.clock,
-            pin=pin,
+            pin=flow.request.headers.get(AGENT_HEADER),
             flow=flow,
-            client=self._client_name(flow),
+            client=self.caller_of(flow).name,
         )
 
-    def _client_name(self, flow: http.HTTPFlow) -> str:
-        """Who asks: by its API key, shown as a hash that says nothing about it, else by its address."""
-        headers = flow.request.headers
-        key = headers.get("authorization") or headers.get("x-api-key")
-        if key:
-            return "key " + hashlib.blake2b(key.encode("utf-8", "replace"), key=self._salt, digest_size=6).hexdigest()
-        peer = flow.client_conn.peername
-        return peer[0] if peer else "unknown"
+    def caller_of(self, flow: http.HTTPFlow) -> Caller:
+        return self.callers.get(flow.id) or Caller(flow.client_conn.id)
 
     async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
         """Wait in the line for an agent; None if the client leaves."""
@@ -186,6 +179,7 @@ class Router:
         request.scheme = "http"
         request.host, request.port = address.host, address.port
         request.headers["host"] = str(address)
+        routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
         exchange.routing = routing
         exchange.start_timer(self.settings.response_timeout, functools.partial(self._expire, routing))
@@ -209,7 +203,7 @@ class Router:
         request = flow.request
         return FanOut(
             [self.registry.take(agent) for agent in decision.agents],
-            request_to_agent(request, self.via),
+            request_to_agent(request, self.via, self.caller_of(flow).credentials),
             body=request.raw_content,
             uploads=bool(request.stream),
             by_all=decision.by_all,
