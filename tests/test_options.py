@@ -22,6 +22,9 @@ DEFAULTS: dict[str, object] = {
     "balancer_queue_size": 1000,
     "balancer_queue_timeout": 300,
     "balancer_stop_timeout": 30,
+    "balancer_keep_flows": 1000,
+    "balancer_body_limit": "4m",
+    "balancer_show_control": False,
     "balancer_origins": [],
     "stream_large_bodies": None,
 }
@@ -32,7 +35,9 @@ def read(**changes: object) -> options.Settings:
 
 
 def test_the_defaults_are_accepted() -> None:
-    assert read() == options.Settings("metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, ())
+    assert read() == options.Settings(
+        "metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, 1000, 4 * 1024**2, False, ()
+    )
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -60,6 +65,7 @@ def test_an_unknown_mode_is_refused_with_a_list_of_the_modes(mode: str) -> None:
         ("balancer_queue_size", 0, 100_000),
         ("balancer_queue_timeout", 1, 86_400),
         ("balancer_stop_timeout", 0, 86_400),
+        ("balancer_keep_flows", 0, 1_000_000),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_the_range(name: str, low: int, high: int) -> None:
@@ -68,6 +74,20 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str, low: int, hi
     for bad in (low - 1, high + 1, -1, 10**30, "5", None):
         with pytest.raises(ValueError, match=rf"^{name}: .* from {low} to {high}$"):
             read(**{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("0", 0), ("500", 500), (" 64K ", 65_536), ("4m", 4_194_304), ("1g", 2**30)]
+)
+def test_a_size_is_in_bytes_or_has_a_unit(size: str, count: int) -> None:
+    assert read(balancer_body_limit=size).body_limit == count
+
+
+@pytest.mark.parametrize("size", ["", "m", "-1", "2g", "4 MiB", "x" * 1000, None])
+def test_what_is_no_size_is_refused_with_what_is_accepted(size: object) -> None:
+    with pytest.raises(ValueError, match=r"^balancer_body_limit: .* such as 500k or 4m$") as refused:
+        read(balancer_body_limit=size)
+    assert len(str(refused.value)) < 200
 
 
 def test_stream_large_bodies_is_refused_with_a_reason() -> None:

@@ -34,6 +34,8 @@ from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
+from .inspection.flow_list import FlowList, show_comments
+from .inspection.keeping import shortened
 from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
@@ -102,8 +104,10 @@ class Balancer:
         self.demo: Demo | None = None
         self._demo_ready = asyncio.Event()
         self.static: set[str] = set()
+        self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self.control.ending = lambda: self.stopper.ending
         self.state: StateFile | None = None
+        self.flows = FlowList()
         self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -141,6 +145,8 @@ class Balancer:
         self.registry.slots = settings.slots
         self.router.dispatcher.retries = settings.retries
         self.router.dispatcher.line.size = settings.queue_size
+        self.flows.keep = settings.keep_flows
+        self.flows.show_control = settings.show_control
         if self._running:
             self._log_mode()
             self._probe_now()
@@ -161,6 +167,8 @@ class Balancer:
         self._running = True
         self._log_mode()
         self._listen_for_the_end()
+        self.flows.attach()
+        show_comments()
         if self._tasks:
             return  # the script was loaded again: everything goes on
         self._restore()
@@ -377,7 +385,7 @@ class Balancer:
         for flow_id, exchange in list(self.router.exchanges.items()):
             if exchange.client_id == client.id:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
-                    annotate(exchange.flow, exchange)
+                    self._show(exchange.flow, exchange)
                 del self.router.exchanges[flow_id]
         for flow_id, caller in list(self.router.callers.items()):
             if caller.client_id == client.id:
@@ -406,6 +414,7 @@ class Balancer:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the token, and take all credentials out of the flow, where people would see them."""
         assert self.token
+        self.flows.begun(flow)
         size = sum(len(name) + len(value) for name, value in flow.request.headers.fields)
         caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
         if is_control_path(path_of(flow)):
@@ -470,6 +479,14 @@ class Balancer:
         if self.prober is not None and not self._started:
             await self._start_up(self.prober)
         await self.router.route(routing)
+        exchange = self.router.exchanges.get(routing.flow.id)
+        if exchange is not None:
+            self._show(routing.flow, exchange)
+
+    def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        """Write down how it stands, and have that seen."""
+        annotate(flow, exchange)
+        self.flows.changed(flow)
 
     async def _start_up(self, prober: Prober) -> None:
         with contextlib.suppress(TimeoutError):
@@ -523,7 +540,8 @@ class Balancer:
                 response.headers.pop(name, None)
         watcher = exchange.watcher = AnswerWatcher(
             # Of a compressed answer nothing can be said.
-            "" if "content-encoding" in response.headers else response.headers.get("content-type", "").lower()
+            "" if "content-encoding" in response.headers else response.headers.get("content-type", "").lower(),
+            self.settings.body_limit if self.settings else 0,
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
@@ -533,7 +551,7 @@ class Balancer:
             streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
         if streams:
             response.stream = _passing_on(exchange, watcher, response)
-        annotate(flow, exchange)
+        self._show(flow, exchange)
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
         """It is longer than was thought: it streams from here on."""
@@ -546,35 +564,38 @@ class Balancer:
         self.router.callers.pop(flow.id, None)
         exchange = self.router.exchanges.pop(flow.id, None)
         response = flow.response
-        if exchange is None or response is None:
-            return
-        watcher = exchange.watcher
-        if watcher is not None and exchange.outcome is None:
-            if response.stream:
-                response.raw_content = watcher.kept
-            else:
-                watcher.feed(response.raw_content or b"")
-            self._judge(exchange, watcher, response)
-        exchange.end(Outcome.FAILED, "the balancer failed to route it")
-        annotate(flow, exchange)
+        if exchange is not None and response is not None:
+            watcher = exchange.watcher
+            if watcher is not None and exchange.outcome is None:
+                if response.stream:
+                    response.raw_content = _stored(watcher)
+                else:
+                    watcher.feed(response.raw_content or b"")
+                self._judge(exchange, watcher, response)
+            exchange.end(Outcome.FAILED, "the balancer failed to route it")
+            annotate(flow, exchange)
+        self.flows.finished(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
         self.router.callers.pop(flow.id, None)
         exchange = self.router.exchanges.pop(flow.id, None)
-        if exchange is None:
-            return
+        if exchange is not None:
+            self._end_in_error(flow, exchange)
+        self.flows.finished(flow)
+
+    def _end_in_error(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         message = flow.error.msg if flow.error else "unknown error"
         gone = not flow.client_conn.connected or message == Error.KILLED_MESSAGE
         exchange.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
         if exchange.watcher is not None and flow.response is not None:
-            flow.response.raw_content = exchange.watcher.kept
+            flow.response.raw_content = _stored(exchange.watcher)
         annotate(flow, exchange)
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent died in the middle of its answer."""
         exchange = self.router.exchanges.get(failed.flow.id)
         response = failed.flow.response
-        if exchange is None or exchange.watcher is None or response is None:
+        if exchange is None or exchange.watcher is None or response is None or exchange.outcome is not None:
             return
         agent, watcher = exchange.agent, exchange.watcher
         if watcher.terminal_seen:
@@ -653,6 +674,11 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
         return b""
 
     return passed
+
+
+def _stored(watcher: AnswerWatcher) -> bytes:
+    """What the flow shows of an answer that was passed on."""
+    return shortened(*watcher.kept.ends(), watcher.kept.left_out)
 
 
 def _is_upload(flow: http.HTTPFlow) -> bool:

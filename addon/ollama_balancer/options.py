@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.optmanager import OptManager, _UnconvertedStrings
+from mitmproxy.utils.human import parse_size
 
 from agent_reporter.wire import NAME_PATTERN
 
@@ -19,6 +20,8 @@ from .fleet.policies import DEFAULT_POLICY, POLICIES
 from .ollama.origins import check_pattern
 
 PREFIX = "balancer_"
+
+MAX_BODY_LIMIT = 1024**3
 
 MODE_ENVIRONMENT = "LOAD_BALANCER_MODE"
 
@@ -41,6 +44,10 @@ class Settings:
     queue_size: int
     queue_timeout: int
     stop_timeout: int
+    keep_flows: int
+    body_limit: int
+    """Bytes."""
+    show_control: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -94,6 +101,25 @@ def add_options(loader: Loader) -> None:
         int,
         30,
         "Seconds that running requests get to finish when the balancer is told to end.",
+    )
+    loader.add_option(
+        "balancer_keep_flows",
+        int,
+        1000,
+        "Finished flows that mitmweb and mitmproxy keep in their list; the oldest are dropped. 0: all are kept.",
+    )
+    loader.add_option(
+        "balancer_body_limit",
+        str,
+        "4m",
+        "Up to which size a streamed answer is stored whole in its flow, in bytes or as 500k or 4m; of a larger one "
+        "the beginning and the end are stored. Clients get all of it in any case.",
+    )
+    loader.add_option(
+        "balancer_show_control",
+        bool,
+        False,
+        "Whether the balancer's own calls (reports, the control API, the dashboard) are shown and saved as flows.",
     )
     loader.add_option(
         "balancer_origins",
@@ -170,8 +196,23 @@ def read(options: object) -> Settings:
         queue_size=number("balancer_queue_size", 0, 100_000),
         queue_timeout=number("balancer_queue_timeout", 1, 86_400),
         stop_timeout=number("balancer_stop_timeout", 0, 86_400),
+        keep_flows=number("balancer_keep_flows", 0, 1_000_000),
+        body_limit=_size("balancer_body_limit", get("balancer_body_limit")),
+        show_control=bool(get("balancer_show_control")),
         origins=_origins(get("balancer_origins")),
     )
+
+
+def _size(name: str, value: object) -> int:
+    try:
+        size = parse_size(str(value).strip().lower())
+    except ValueError:
+        size = None
+    if size is None or not 0 <= size <= MAX_BODY_LIMIT:
+        raise ValueError(
+            f"{name}: {str(value)[:40]!r} is not accepted; it takes a size from 0 to 1g, such as 500k or 4m"
+        )
+    return size
 
 
 def _origins(entries: object) -> tuple[str, ...]:

@@ -1,29 +1,64 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mitmproxy.test import tflow
+from mitmproxy.utils import emoji
 
 from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.inspection.annotations import METADATA_KEY, annotate, comment
+from ollama_balancer.inspection.annotations import (
+    BROKEN,
+    CANCELLED,
+    FAILED,
+    MARKERS,
+    METADATA_KEY,
+    REFUSED,
+    RETRIED,
+    SLOW,
+    SLOW_SECONDS,
+    annotate,
+    comment,
+)
 from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.ollama.watching import AnswerWatcher
 from ollama_balancer.proxying.exchange import Exchange
 from tests.fleet.fakes import Clock, fleet
 
 
-def test_a_success_is_told_by_agent_model_reason_speed_and_first_byte() -> None:
-    registry = AgentRegistry(Clock())
+def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: Any) -> Exchange:
+    """A request that gpu-1 began to answer after so many seconds, in two seconds more."""
+    registry = AgentRegistry(clock)
     [agent] = fleet(registry, "gpu-1")
-    exchange = Exchange("client", Dialect.OLLAMA, Clock(), model="tiny-a", mode="metrics", why="score 30")
+    exchange = Exchange("client", Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields)
     exchange.take(registry.take(agent))
-    exchange.first_byte = 1000.2
+    clock.now += first_byte
+    exchange.first_byte = clock.now
+    exchange.watcher = AnswerWatcher(content_type)
     exchange.tokens_per_second = 81.4
+    clock.now += 2.0
     exchange.end(Outcome.SUCCEEDED)
-    assert comment(exchange) == "→ gpu-1 · tiny-a · metrics: score 30 · 81 tok/s · first byte 200 ms"
+    clock.now += 5.0  # a person holds its answer
+    return exchange
+
+
+def test_a_stream_is_told_by_agent_model_reason_speed_and_time_to_first_token() -> None:
+    exchange = served(Clock(), "application/x-ndjson")
+    assert comment(exchange) == "→ gpu-1 · tiny-a · metrics: score 30 · 81 tok/s · TTFT 200 ms"
+
+
+def test_an_answer_in_one_piece_is_told_by_the_time_that_it_took() -> None:
+    exchange = served(Clock(), "application/json", first_byte=10.0)
+    assert comment(exchange) == "→ gpu-1 · tiny-a · metrics: score 30 · 81 tok/s · in 12.0 s"
+
+
+def test_a_request_in_the_line_is_told_to_wait() -> None:
+    exchange = Exchange("client", Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0)
+    assert comment(exchange) == "waits for a free agent · tiny-a"
 
 
 def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
@@ -37,25 +72,54 @@ def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     flow = tflow.tflow(resp=True)
     annotate(flow, exchange)
     assert flow.comment == "→ b · try 2 (a: refused)"
-    assert flow.marked == ":warning:"
+    assert flow.marked == RETRIED
     assert json.loads(json.dumps(flow.metadata[METADATA_KEY]))["attempts"] == 2
 
 
 @pytest.mark.parametrize(
-    ("outcome", "marked", "begin"),
+    ("outcome", "mark", "begin"),
     [
         (Outcome.SUCCEEDED, "", "→ balancer"),
-        (Outcome.CANCELLED, "", "→ no agent · cancelled"),
-        (Outcome.FAILED, ":warning:", "→ no agent · no agent is online"),
+        (Outcome.CANCELLED, CANCELLED, "→ no agent · cancelled"),
+        (Outcome.FAILED, REFUSED, "→ no agent · no agent is online"),
     ],
 )
-def test_what_went_wrong_is_marked_and_nothing_else(outcome: Outcome, marked: str, begin: str) -> None:
+def test_what_went_wrong_is_marked_and_nothing_else(outcome: Outcome, mark: str, begin: str) -> None:
     exchange = Exchange("client", Dialect.OLLAMA, Clock())
     exchange.end(outcome, None if outcome is Outcome.SUCCEEDED else "no agent is online")
     flow = tflow.tflow()
     annotate(flow, exchange)
     assert flow.comment == begin
-    assert flow.marked == marked
+    assert flow.marked == mark
+
+
+def marked(exchange: Exchange, by_person: str = "") -> str:
+    flow = tflow.tflow(resp=True)
+    flow.marked = by_person
+    annotate(flow, exchange)
+    return flow.marked
+
+
+def test_an_answer_that_breaks_off_and_one_that_is_an_error_are_told_apart() -> None:
+    for content_type, expected in (("text/event-stream", BROKEN), ("application/json", FAILED)):
+        exchange = served(Clock(), content_type)
+        exchange.outcome = Outcome.FAILED
+        assert marked(exchange) == expected
+
+
+def test_a_late_first_token_is_marked_as_slow() -> None:
+    assert marked(served(Clock(), "text/event-stream", SLOW_SECONDS)) == ""
+    assert marked(served(Clock(), "text/event-stream", SLOW_SECONDS + 0.1)) == SLOW
+
+
+def test_a_persons_marker_stays_and_the_balancers_own_gives_way() -> None:
+    exchange = served(Clock(), "text/event-stream")
+    assert marked(exchange, ":red_circle:") == ":red_circle:"
+    assert marked(exchange, SLOW) == ""
+
+
+def test_the_markers_are_known_to_mitmproxy() -> None:
+    assert MARKERS - {""} <= emoji.emoji.keys()
 
 
 @settings(derandomize=True, deadline=None)

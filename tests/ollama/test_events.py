@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from ollama_balancer.ollama import answers, events, watching
+from ollama_balancer.ollama import answers, events
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, event_parser
 from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.shapes import MAX_TOOL_CALLS, TOO_LARGE, Event, Timings, read_answer, read_event
-from ollama_balancer.ollama.watching import KEEP_BYTES, AnswerWatcher, Verdict
+from ollama_balancer.ollama.watching import READ_BYTES, AnswerWatcher, Verdict
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
 TYPES = {".ndjson": NDJSON, ".sse": SSE, ".json": JSON}
@@ -201,9 +201,8 @@ def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cut
     watcher = watch(content_type, *chunks)
     assert watcher.verdict() == VERDICTS[name]
     assert watcher.terminal_seen is VERDICTS[name].whole
-    assert watcher.kept == body
-    assert not watcher.truncated
-    assert watcher.bytes_seen == len(body)
+    assert b"".join(watcher.kept.ends()) == body
+    assert watcher.kept.left_out == 0
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -428,7 +427,7 @@ def test_of_an_answer_of_unknown_type_nothing_is_said(content_type: str) -> None
     assert not watcher.streamed
     assert watcher.verdict() == Verdict(True)
     assert watcher.answer.events == 0
-    assert watcher.kept == b'{"error":"no"}\n'
+    assert b"".join(watcher.kept.ends()) == b'{"error":"no"}\n'
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"error"', b'{"error":', b"[" * 100_000, b"\xff", b'{"a":NaN}'])
@@ -438,13 +437,12 @@ def test_an_answer_that_cannot_be_read_is_taken_for_whole(body: bytes) -> None:
 
 def test_an_answer_that_is_too_large_to_be_kept_is_not_read() -> None:
     body = b'{"error":"no","padding":"%s"}'
-    fits = body % (b"x" * (KEEP_BYTES - len(body) + 2))
-    assert len(fits) == KEEP_BYTES
+    fits = body % (b"x" * (READ_BYTES - len(body) + 2))
+    assert len(fits) == READ_BYTES
     assert watch(JSON, fits).verdict() == Verdict(False, "no")
     watcher = watch(JSON, fits, b" ")
     assert watcher.verdict() == Verdict(True)
-    assert watcher.truncated
-    assert watcher.kept == fits
+    assert watcher.kept.left_out == 1
 
 
 THOUGHTFUL_ANSWERS: list[dict[str, Any]] = [
@@ -728,7 +726,7 @@ def test_random_bytes_are_survived(content_type: str, chunks: list[bytes]) -> No
     watcher.verdict()
     watcher.verdict()
     body = b"".join(chunks)
-    assert watcher.kept == body
+    assert b"".join(watcher.kept.ends()) == body
 
 
 HOSTILE: list[Any] = [
@@ -907,7 +905,9 @@ def test_an_endless_event_takes_bounded_memory(content_type: str, piece: bytes) 
         watcher.feed(piece)
         reader.feed(piece)
         assert reader.pending <= MAX_EVENT_BYTES
-    assert watcher.kept == (piece * 300)[:KEEP_BYTES]
+    head, tail = watcher.kept.ends()
+    assert len(head) + len(tail) <= READ_BYTES
+    assert (piece * 300).startswith(head)
     assert watcher.verdict() == Verdict(False, NO_TERMINAL)
 
 
@@ -935,16 +935,15 @@ def test_an_endless_stream_takes_bounded_memory(
     """With limits a hundred times smaller, so that it is quick."""
     monkeypatch.setattr(answers, "MAX_TEXT", MAX_TEXT // 100)
     monkeypatch.setattr(answers, "MAX_TOOL_CALLS", MAX_TOOL_CALLS // 100)
-    monkeypatch.setattr(watching, "KEEP_BYTES", KEEP_BYTES // 100)
     tracemalloc.start()
     try:
-        watcher = AnswerWatcher(content_type)
+        watcher = AnswerWatcher(content_type, READ_BYTES // 100)
         for _ in range(0, 1_000_000, len(piece)):
             watcher.feed(piece)
         kept = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert kept < 8 * KEEP_BYTES // 100  # with the memory that the interpreter keeps for tuples
+    assert kept < 8 * READ_BYTES // 100  # with the memory that the interpreter keeps for tuples
     calls = watcher.answer.tool_calls
     assert len(calls) <= MAX_TOOL_CALLS // 100
     assert sum(len(part) for call in calls for part in call) <= MAX_TEXT // 100
@@ -1004,14 +1003,15 @@ FINAL = b'{"done":true,"context":[' + b"1," * 500 + b'1],"eval_count":4,"eval_du
 
 @pytest.mark.parametrize("over", [1, 10, len(FINAL) - 1, len(FINAL), len(FINAL) + 1, 4 * 1024 * 1024 + 7])
 @pytest.mark.parametrize("chunk", [1000, 65_536, 64 * 1024 * 1024])
-def test_the_end_is_found_wherever_the_kept_beginning_ends(over: int, chunk: int) -> None:
-    body = (FILLER * (1 + (KEEP_BYTES + over) // len(FILLER)))[-(KEEP_BYTES + over - len(FINAL)) :] + FINAL
-    assert len(body) == KEEP_BYTES + over
+def test_the_end_is_found_wherever_the_kept_parts_begin_and_end(over: int, chunk: int) -> None:
+    body = (FILLER * (1 + (READ_BYTES + over) // len(FILLER)))[-(READ_BYTES + over - len(FINAL)) :] + FINAL
+    assert len(body) == READ_BYTES + over
     watcher = watch(NDJSON, *(body[at : at + chunk] for at in range(0, len(body), chunk)))
     assert watcher.verdict() == Verdict(True, None, 4, 1.0)
-    assert watcher.truncated
-    assert watcher.kept == body[:KEEP_BYTES]
-    assert watcher.bytes_seen == len(body)
+    head, tail = watcher.kept.ends()
+    assert body.startswith(head)
+    assert body.endswith(tail)
+    assert (watcher.kept.left_out, len(head) + len(tail)) == (over, READ_BYTES)
 
 
 @pytest.mark.parametrize("chunk", [65_536, 64 * 1024 * 1024])

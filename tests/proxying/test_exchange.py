@@ -67,8 +67,9 @@ def test_the_record_of_an_exchange_is_json() -> None:
     ours.take(registry.take(b))
     ours.first_byte = clock.now + 0.25
     ours.tokens_per_second = 81.2345
-    ours.end(Outcome.SUCCEEDED)
     clock.now += 1.5
+    ours.end(Outcome.SUCCEEDED)
+    clock.now += 1.0
     record = ours.record()
     assert json.loads(json.dumps(record)) == {
         "agent": "b",

@@ -14,6 +14,17 @@ METADATA_KEY = "balancer"
 
 MAX_NAMES = 8
 
+SLOW_SECONDS = 10.0
+"""Until the first token, the time in the line included, after which an answer counts as slow."""
+
+RETRIED = ":arrows_counterclockwise:"
+REFUSED = ":no_entry:"
+BROKEN = ":boom:"
+FAILED = ":x:"
+CANCELLED = ":heavy_multiplication_x:"
+SLOW = ":snail:"
+MARKERS = frozenset(("", RETRIED, REFUSED, BROKEN, FAILED, CANCELLED, SLOW))
+
 
 def names_of(agents: Sequence[Agent]) -> str:
     """The agents' names with commas between them; of many, how many more there are."""
@@ -23,16 +34,32 @@ def names_of(agents: Sequence[Agent]) -> str:
 
 
 def annotate(flow: http.HTTPFlow, exchange: Exchange) -> None:
-    """Write down where the request went, why, and what came of it."""
-    record = exchange.record()
-    flow.metadata[METADATA_KEY] = record
+    """Write down where the request went, why, and what came of it. A marker that a person has set stays."""
+    flow.metadata[METADATA_KEY] = exchange.record()
     flow.comment = comment(exchange)
-    if exchange.failures or exchange.outcome is Outcome.FAILED:
-        flow.marked = ":warning:"
+    if flow.marked in MARKERS:
+        flow.marked = marker(exchange)
+
+
+def marker(exchange: Exchange) -> str:
+    """What is out of the ordinary, as one of mitmproxy's markers; empty where nothing is."""
+    match exchange.outcome:
+        case Outcome.CANCELLED:
+            return CANCELLED
+        case Outcome.FAILED if exchange.first_byte is None:
+            return REFUSED
+        case Outcome.FAILED:
+            streamed = exchange.watcher is not None and exchange.watcher.streamed
+            return BROKEN if streamed else FAILED
+    if exchange.failures:
+        return RETRIED
+    return SLOW if (exchange.seconds_to_first_byte or 0.0) > SLOW_SECONDS else ""
 
 
 def comment(exchange: Exchange) -> str:
-    """One line: agent, model, mode and why, speed, attempts, problem."""
+    """One line: agent, model, mode and why, speed, time to first token, attempts, problem."""
+    if exchange.waiting_since is not None:
+        return f"waits for a free agent · {one_line(exchange.model or '')}"
     nobody = "balancer" if exchange.outcome is Outcome.SUCCEEDED else "no agent"
     parts = [f"→ {names_of(exchange.agents) or nobody}"]
     if exchange.model:
@@ -41,8 +68,12 @@ def comment(exchange: Exchange) -> str:
         parts.append(f"{exchange.mode}: {exchange.why}")
     if exchange.tokens_per_second is not None:
         parts.append(f"{exchange.tokens_per_second:.0f} tok/s")
-    if exchange.first_byte is not None:
-        parts.append(f"first byte {(exchange.first_byte - exchange.started) * 1000:.0f} ms")
+    first = exchange.seconds_to_first_byte
+    if first is not None and exchange.watcher is not None:
+        if exchange.watcher.streamed:
+            parts.append(f"TTFT {_time(first)}")
+        elif exchange.total is not None:
+            parts.append(f"in {_time(exchange.total)}")
     if exchange.fan_out is not None and exchange.failures:
         failed = "; ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
         parts.append(one_line(f"{len(exchange.failures)} of {exchange.attempts} could not ({failed})"))
@@ -50,7 +81,11 @@ def comment(exchange: Exchange) -> str:
         tried = ", ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
         parts.append(one_line(f"try {exchange.attempts} ({tried})"))
     if exchange.outcome is Outcome.CANCELLED:
-        parts.append("cancelled")
+        parts.append(exchange.problem if exchange.problem == "killed" else "cancelled")
     elif exchange.problem:
         parts.append(one_line(exchange.problem))
     return " · ".join(parts)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Watches an answer as it passes: keeps its beginning for inspection and tells at the end whether it was whole.
+"""Watches an answer as it passes: keeps it for inspection and tells at the end whether it was whole.
 
 Success means that the terminal event was seen: a runner that crashes still ends its stream cleanly.
 """
@@ -11,10 +11,11 @@ from pydantic_core import from_json
 
 from .answers import Answer
 from .events import Unended, event_parser
+from .keeping import KeptBody
 from .shapes import read_answer
 
-KEEP_BYTES = 4 * 1024 * 1024
-"""How much of an answer's beginning is kept for inspection. A larger answer that is no stream is not read."""
+READ_BYTES = 4 * 1024 * 1024
+"""A larger answer that is no stream is not read."""
 
 NO_TERMINAL = "the stream ended without its terminal event"
 
@@ -36,21 +37,19 @@ class Verdict:
 
 
 class AnswerWatcher:
-    """Fed with the chunks of one answer's body, in order.
+    """Fed with the chunks of one answer's body, in order. `keep` is how many bytes of a stream are kept.
 
     `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, keep: int = READ_BYTES) -> None:
         self.content_type = content_type
-        self.bytes_seen = 0
         self.answer = Answer()
         self._add = self.answer.add
         self._parser = event_parser(content_type)
         self._feed = None if self._parser is None else self._parser.feed
-        self._head = bytearray()
-        self._recent: list[bytes] = []
-        """What comes next in `_head`: appending a chunk here is cheaper, but takes more memory if it is small."""
+        self.kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES))
+        self._keep = self.kept.feed
 
     @property
     def streamed(self) -> bool:
@@ -62,38 +61,15 @@ class AnswerWatcher:
         return self.answer.terminal
 
     @property
-    def kept(self) -> bytes:
-        """The answer's beginning, all of it up to `KEEP_BYTES`."""
-        self._settle()
-        return bytes(self._head)
-
-    @property
-    def truncated(self) -> bool:
-        return self.bytes_seen > KEEP_BYTES
-
-    @property
     def unended(self) -> Unended:
         """What a stream has sent since its last event's end; to be asked before the verdict."""
         return Unended(b"", b"") if self._parser is None else self._parser.unended
 
     def feed(self, chunk: bytes) -> None:
-        self.bytes_seen += len(chunk)
-        if self.bytes_seen <= KEEP_BYTES:
-            recent = self._recent
-            recent.append(chunk)
-            if len(recent) >= 256:
-                self._settle()
-        elif chunk:
-            self._settle()
-            self._head += chunk[: KEEP_BYTES - len(self._head)]
+        self._keep(chunk)
         if self._feed is not None:
             for event in self._feed(chunk):
                 self._add(event)
-
-    def _settle(self) -> None:
-        if self._recent:
-            self._head += b"".join(self._recent)
-            self._recent.clear()
 
     def verdict(self) -> Verdict:
         """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
@@ -112,9 +88,9 @@ class AnswerWatcher:
 
     def _read_whole(self) -> Answer:
         answer = self.answer = Answer()
-        if "json" in self.content_type and not self.truncated:
+        if "json" in self.content_type and self.kept.bytes_seen <= READ_BYTES:
             try:
-                value = from_json(self.kept, cache_strings="keys")
+                value = from_json(b"".join(self.kept.ends()), cache_strings="keys")
             except ValueError:
                 return answer
             if isinstance(value, dict):

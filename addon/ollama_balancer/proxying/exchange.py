@@ -54,6 +54,8 @@ class Exchange:
     first_byte: float | None = None
     outcome: Outcome | None = None
     problem: str | None = None
+    total: float | None = None
+    """Seconds from the request's arrival to the end."""
     tokens_per_second: float | None = None
     fan_out: FanOut | None = None
     """Of a request that goes to several agents."""
@@ -96,6 +98,11 @@ class Exchange:
     def __post_init__(self) -> None:
         self.started = self.clock()
         self._timer_started = 0.0
+
+    @property
+    def seconds_to_first_byte(self) -> float | None:
+        """From the request's arrival, the time in the line included."""
+        return None if self.first_byte is None else self.first_byte - self.started
 
     @property
     def agent(self) -> Agent | None:
@@ -174,6 +181,7 @@ class Exchange:
             return False
         self.outcome = outcome
         self.problem = problem
+        self.total = self.clock() - self.started
         self.leave()
         if self.lease is not None:
             self.lease.release(outcome, self.clock() - self.taken)
@@ -200,10 +208,14 @@ class Exchange:
             "failures": [{"agent": failure.agent, "reason": failure.reason} for failure in self.failures],
             "outcome": self.outcome,
             "problem": self.problem,
-            "first_byte_ms": None if self.first_byte is None else round((self.first_byte - self.started) * 1000, 3),
-            "total_ms": round((self.clock() - self.started) * 1000, 3),
+            "first_byte_ms": _milliseconds(self.seconds_to_first_byte),
+            "total_ms": _milliseconds(self.clock() - self.started if self.total is None else self.total),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _room(agent: Agent) -> dict[str, int | None]:

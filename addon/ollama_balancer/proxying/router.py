@@ -55,6 +55,8 @@ class Router:
         self.exchanges: dict[str, Exchange] = {}
         """By the flow's id."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
+        self.on_wait: Callable[[Exchange], None] = lambda exchange: None
+        """Told of each request that begins to wait."""
         registry.on_load = self._has_loaded
         self.callers: dict[str, Caller] = {}
         """By the flow's id, from the request's head to the end."""
@@ -75,6 +77,8 @@ class Router:
                     exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
                 )
             )
+        elif exchange.outcome is not None:
+            return  # it was cut off: nobody wants its answer
         else:
             decision = self._account(exchange, routing)
         while isinstance(decision, Wait):
@@ -130,8 +134,7 @@ class Router:
         refused = self.dispatcher.join(exchange, place, notify)
         if refused is not None:
             return refused
-        if exchange.flow is not None:
-            exchange.flow.comment = f"waits for a free agent: {one_line(place.model)}"
+        self.on_wait(exchange)
         timeout = self.settings.queue_timeout
         try:
             async with asyncio.timeout(max(0.0, timeout - exchange.waited)):
@@ -230,11 +233,16 @@ class Router:
         self.registry.expire()
         self.dispatcher.matcher.look()
         for exchange in list(self.exchanges.values()):
-            # Nothing else tells of a flow that a person has killed while it waits.
-            if exchange.waiter is not None and exchange.flow is not None and _is_killed(exchange.flow):
-                exchange.end(Outcome.CANCELLED)
+            # Nothing else tells of a flow that a person has killed.
+            if exchange.flow is not None and _is_killed(exchange.flow):
+                self._drop(exchange)
         for exchange in self.watchdog.look(list(self.exchanges.values())):
             asyncio_utils.create_task(self.watchdog.judge(exchange), name="silence check", keep_ref=True)
+
+    def _drop(self, exchange: Exchange) -> None:
+        """Nobody wants its answer any more."""
+        if exchange.end(Outcome.CANCELLED, "killed") and exchange.routing is not None:
+            self._cut(exchange.routing)
 
     async def _loaded(self, agent: Agent) -> set[str] | None:
         return await self.prober.loaded(agent) if self.prober is not None else set()

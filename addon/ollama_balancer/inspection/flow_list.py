@@ -1,0 +1,97 @@
+"""The list of flows in mitmweb and mitmproxy: what is not shown there, and how long it grows.
+
+mitmproxy keeps every flow until a person clears the list. A balancer runs for weeks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import ctx, http
+from mitmproxy.hooks import UpdateHook
+
+from ..api.app import is_control_path
+from ..proxying.answers import path_of
+
+MOST_BYTES = 512 * 1024 * 1024
+"""Of the bodies of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
+
+_SHOWING = ("view", "dumper", "save", "savehar", "intercept")
+"""mitmproxy's addons that show, save or hold flows. A flow that nobody sees must not be held."""
+
+_HOOKS = ("requestheaders", "request", "responseheaders", "response", "error")
+
+
+class FlowList:
+    """`keep` is the number of finished flows that stay; 0: all of them."""
+
+    def __init__(self) -> None:
+        self.keep = 0
+        self.show_control = False
+        self._finished: dict[str, int] = {}
+        """The bytes of finished flows by id, the one first that was finished first."""
+        self._bytes = 0
+        self._hidden_from: set[int] = set()
+
+    def attach(self) -> None:
+        """Keep the balancer's own calls from those who show flows. They are still asked by mitmproxy's own checks."""
+        for name in _SHOWING:
+            addon = ctx.master.addons.get(name)
+            if addon is not None and id(addon) not in self._hidden_from:
+                self._hidden_from.add(id(addon))
+                for hook in _HOOKS:
+                    if hasattr(addon, hook):
+                        setattr(addon, hook, self._unless_hidden(getattr(addon, hook)))
+
+    def _unless_hidden(self, hook: Callable[[http.HTTPFlow], Any]) -> Callable[[http.HTTPFlow], Any]:
+        return lambda flow: None if self.hides(flow) else hook(flow)
+
+    def hides(self, flow: http.HTTPFlow) -> bool:
+        return not self.show_control and is_control_path(path_of(flow))
+
+    def begun(self, flow: http.HTTPFlow) -> None:
+        """The flow is new, or is sent again."""
+        self._bytes -= self._finished.pop(flow.id, 0)
+
+    def changed(self, flow: http.HTTPFlow) -> None:
+        """Have it shown anew, where that does not happen by itself."""
+        if self._view is not None:
+            ctx.master.addons.trigger(UpdateHook([flow]))
+
+    def finished(self, flow: http.HTTPFlow) -> None:
+        """The flow may be dropped when it is one of too many."""
+        view = self._view
+        if view is None or not self.keep or view.get_by_id(flow.id) is None:
+            return
+        self.begun(flow)
+        size = len(flow.request.raw_content or b"") + len((flow.response and flow.response.raw_content) or b"")
+        self._finished[flow.id] = size
+        self._bytes += size
+        for _ in range(len(self._finished) - 1):
+            if len(self._finished) <= self.keep and self._bytes <= MOST_BYTES:
+                break
+            self._drop_first(view)
+
+    def _drop_first(self, view: Any) -> None:
+        flow_id, size = next(iter(self._finished.items()))
+        del self._finished[flow_id]
+        flow = view.get_by_id(flow_id)
+        if flow is not None and (flow.live or flow.intercepted):
+            self._finished[flow_id] = size  # a person holds its answer
+            return
+        self._bytes -= size
+        if flow is not None:
+            view.remove([flow])
+
+    @property
+    def _view(self) -> Any:
+        return ctx.master.addons.get("view")
+
+
+def show_comments() -> None:
+    """Have mitmweb's list show where each request went, unless the user has chosen its columns."""
+    columns = getattr(ctx.options, "web_columns", None)
+    if columns is not None and columns == ctx.options.default("web_columns"):
+        at = columns.index("path") + 1 if "path" in columns else len(columns)
+        ctx.options.update(web_columns=[*columns[:at], "comment", *columns[at:]])

@@ -1,0 +1,55 @@
+"""Keeps a body for inspection as it passes: all of it up to a limit, of a larger one its beginning and its end."""
+
+from __future__ import annotations
+
+
+class KeptBody:
+    """Fed with the chunks of one body. It holds at most one and a half times `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.bytes_seen = 0
+        self._head_limit = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._head = bytearray()
+        self._before = b""
+        self._tail = bytearray()
+        """With what is before it, the end of the body: at least `_tail_limit` bytes, where there are as many."""
+        self._recent: list[bytes] = []
+        """What comes next in `_head`: appending a chunk here is cheaper, but takes more memory if it is small."""
+
+    def feed(self, chunk: bytes) -> None:
+        self.bytes_seen += len(chunk)
+        if self.bytes_seen <= self._head_limit:
+            recent = self._recent
+            recent.append(chunk)
+            if len(recent) >= 256:
+                self._settle()
+        elif chunk:
+            self._settle()
+            room = self._head_limit - len(self._head)
+            self._head += chunk[:room]
+            self._add_to_tail(chunk[room:] if room else chunk)
+
+    def _add_to_tail(self, chunk: bytes) -> None:
+        limit = self._tail_limit
+        self._tail += chunk if len(chunk) <= limit else chunk[len(chunk) - limit :]
+        if len(self._tail) >= limit:
+            self._before = bytes(self._tail)
+            self._tail.clear()
+
+    def _settle(self) -> None:
+        if self._recent:
+            self._head += b"".join(self._recent)
+            self._recent.clear()
+
+    @property
+    def left_out(self) -> int:
+        """How many bytes between the beginning and the end are not kept."""
+        return max(0, self.bytes_seen - self._head_limit - self._tail_limit)
+
+    def ends(self) -> tuple[bytes, bytes]:
+        """The beginning and the end; together the whole body where nothing is left out."""
+        self._settle()
+        size = min(self._tail_limit, self.bytes_seen - len(self._head))
+        tail = self._before + bytes(self._tail)
+        return bytes(self._head), tail[len(tail) - size :]
