@@ -151,8 +151,8 @@ def test_connect_is_refused(context: tuple[Balancer, taddons.context]) -> None:
 
 def test_the_mode_command_shows_and_changes_the_mode(context: tuple[Balancer, taddons.context]) -> None:
     balancer, running = context
-    assert running.command(balancer.mode_command) == "adaptive"
-    assert running.command(balancer.mode_command, "roundrobin") == "roundrobin"
+    assert running.command(balancer.addons[0].mode) == "adaptive"
+    assert running.command(balancer.addons[0].mode, "roundrobin") == "roundrobin"
     assert running.options.balancer_mode == "roundrobin"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mitmproxy import command, ctx, exceptions, http
+from mitmproxy import ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client
 from mitmproxy.flow import Error
@@ -34,6 +34,7 @@ from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
+from .inspection.commands import Commands
 from .inspection.flow_list import FlowList, show_comments
 from .inspection.keeping import shortened
 from .ollama import origins
@@ -46,8 +47,9 @@ from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut
-from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS, request_to_agent
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
+from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router
 from .state import FILE_NAME as STATE_FILE
 from .state import StateFile
@@ -102,12 +104,14 @@ class Balancer:
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
         self.demo: Demo | None = None
+        self._probing = asyncio.Event()
         self._demo_ready = asyncio.Event()
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self.control.ending = lambda: self.stopper.ending
         self.state: StateFile | None = None
         self.flows = FlowList()
+        self.addons = [Commands(self.registry, self.router.dispatcher.line)]
         self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,6 +129,7 @@ class Balancer:
         # It would log a line for each probe.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
+        replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:
         try:
@@ -175,6 +180,7 @@ class Balancer:
         self._log_start()
         self.prober = self.router.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
         self._start(self.prober.run(), "agent prober")
+        self._probing.set()
         self._start(self._watch(), "watchdog")
         if self.settings.demo:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
@@ -193,6 +199,7 @@ class Balancer:
                 task.cancel()
             self._tasks.clear()
             self.stopper.let_go()
+            replay_as_before()
             if self.state is not None:
                 self.state.save(self.state.snapshot(self.registry))
 
@@ -430,19 +437,12 @@ class Balancer:
         authorized = self.router.caller_of(flow).authorized
         if flow.response is not None or flow.error is not None or flow.request.stream:
             return
-        refusal = self._loop_refusal(flow) or (None if authorized else self._origin_refusal(flow))
+        trusted = authorized or flow.is_replay is not None  # who sends it again is no web page
+        refusal = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
         elif is_control_path(path_of(flow)):
             await serve(self.control.app, flow, authorized=authorized)
-        elif flow.is_replay == "request":
-            # Replayed flows do not come through our layer.
-            routing = Routing(flow)
-            await self.route_request(routing)
-            if routing.routed:
-                flow.request.headers = request_to_agent(flow.request).headers
-            elif routing.fan_out is not None:
-                flow.response = await routing.fan_out.whole()
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
@@ -476,8 +476,8 @@ class Balancer:
 
     async def route_request(self, routing: Routing) -> None:
         """Choose an agent, or answer."""
-        if self.prober is not None and not self._started:
-            await self._start_up(self.prober)
+        if not self._started:
+            await self._start_up()
         await self.router.route(routing)
         exchange = self.router.exchanges.get(routing.flow.id)
         if exchange is not None:
@@ -488,11 +488,13 @@ class Balancer:
         annotate(flow, exchange)
         self.flows.changed(flow)
 
-    async def _start_up(self, prober: Prober) -> None:
+    async def _start_up(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
+                await self._probing.wait()
                 await self._demo_ready.wait()
-                await prober.first_round.wait()
+                assert self.prober
+                await self.prober.first_round.wait()
         self._started = True
 
     async def advance(self, fan_out: FanOut) -> None:
@@ -633,15 +635,6 @@ class Balancer:
                 agent.stats.learn_speed(canonical_name(exchange.model), speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
-
-    # Commands
-
-    @command.command("balancer.mode")  # type: ignore[untyped-decorator]
-    def mode_command(self, mode: str = "") -> str:
-        """Show the mode, or change it: balancer.mode roundrobin."""
-        if mode:
-            ctx.options.update(balancer_mode=mode)
-        return self.registry.mode
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:

@@ -12,6 +12,9 @@ from ..text import one_line
 
 METADATA_KEY = "balancer"
 
+COMPARISON_KEY = "balancer_comparison"
+"""The metadata of a flow that is one of several copies of a request: the name of the group."""
+
 MAX_NAMES = 8
 
 SLOW_SECONDS = 10.0
@@ -23,6 +26,7 @@ BROKEN = ":boom:"
 FAILED = ":x:"
 CANCELLED = ":heavy_multiplication_x:"
 SLOW = ":snail:"
+COMPARED = ":balance_scale:"
 MARKERS = frozenset(("", RETRIED, REFUSED, BROKEN, FAILED, CANCELLED, SLOW))
 
 
@@ -37,6 +41,8 @@ def annotate(flow: http.HTTPFlow, exchange: Exchange) -> None:
     """Write down where the request went, why, and what came of it. A marker that a person has set stays."""
     flow.metadata[METADATA_KEY] = exchange.record()
     flow.comment = comment(exchange)
+    if COMPARISON_KEY in flow.metadata:
+        flow.comment += f" · comparison {flow.metadata[COMPARISON_KEY]}"
     if flow.marked in MARKERS:
         flow.marked = marker(exchange)
 
