@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,57 +12,24 @@ from mitmproxy import http
 from mitmproxy.io import FlowReader
 
 from ollama_balancer.simulator import Timing
-from tests.e2e.harness import PATIENCE, ROOT, Hosts, free_port, running_proxy, wait_until
-
-PASSWORD = "a-password-for-tests"
-XSRF = "ab" * 16
-
-
-@contextmanager
-def web(port: int) -> Iterator[httpx.Client]:
-    """A client of mitmweb's own API, logged in."""
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{port}",
-        # The page gets its XSRF token with its websocket; the server only wants cookie and header to be the same.
-        headers={"Authorization": f"Bearer {PASSWORD}", "X-XSRFToken": XSRF},
-        cookies={"_mitmproxy_xsrf": XSRF},
-        trust_env=False,
-        timeout=PATIENCE,
-        follow_redirects=True,
-    ) as client:
-        yield client
-
-
-def web_arguments(port: int) -> tuple[str, ...]:
-    return (
-        "--no-web-open-browser",
-        "--web-port",
-        str(port),
-        "--set",
-        f"web_password={PASSWORD}",
-        "--set",
-        "web_host=127.0.0.1",
-    )
+from tests.e2e.harness import PATIENCE, ROOT, Hosts, running_proxy, wait_until
+from tests.e2e.web import running_mitmweb
 
 
 def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp_path: Path, hosts: Hosts) -> None:
     agents = ",".join(f"{name}={hosts.start(name).url}" for name in ("one", "two"))
-    port = free_port()
-    arguments = ("--set", f"balancer_agents={agents}", *web_arguments(port))
-    with running_proxy(tmp_path, *arguments, tool="mitmweb") as proxy, web(port) as client:
+    with running_mitmweb(tmp_path, "--set", f"balancer_agents={agents}") as (proxy, web):
         proxy.wait_online("one", "two")
         answer = proxy.http.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})
-        flows = [flow for flow in client.get("/flows").json() if flow["request"]["path"] == "/api/generate"]
-        assert len(flows) == 1
-        assert flows[0]["comment"].startswith("→ ")
-        assert "llama3.2" in flows[0]["comment"]
-        content = client.get(f"/flows/{flows[0]['id']}/response/content.data").content
-        assert content == answer.content
+        [flow] = web.flows("/api/generate")
+        assert re.fullmatch(r"→ (one|two) · llama3\.2 · adaptive: .* · \d+ tok/s · TTFT \d+ ms", flow["comment"])
+        assert flow["marked"] == ""
+        assert web.content(flow["id"]) == answer.content
 
-        changed = client.put("/options", json={"balancer_mode": "roundrobin"})
+        changed = web.http.put("/options", json={"balancer_mode": "roundrobin"})
         assert changed.status_code == 200, changed.text
         wait_until(lambda: proxy.http.get("/api/balancer").json()["mode"] == "roundrobin", "the mode is changed")
-        refused = client.put("/options", json={"balancer_mode": "fastest"})
+        refused = web.http.put("/options", json={"balancer_mode": "fastest"})
         assert refused.status_code == 400
         assert "it takes one of roundrobin, metrics, least_requests" in refused.text
         assert proxy.http.get("/api/balancer").json()["mode"] == "roundrobin"
@@ -72,9 +38,8 @@ def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp
 
 def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: Path, hosts: Hosts) -> None:
     agents = f"a={hosts.start('a', 'llama3.2').url},b={hosts.start('b', 'qwen3').url}"
-    port = free_port()
-    arguments = ("--set", f"balancer_agents={agents}", "--set", "intercept=~u generate & ~q", *web_arguments(port))
-    with running_proxy(tmp_path, *arguments, tool="mitmweb") as proxy, web(port) as client:
+    arguments = ("--set", f"balancer_agents={agents}", "--set", "intercept=~u generate & ~q")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
         proxy.wait_online("a", "b")
         hosts_before = [host.in_flight for host in hosts.all]
 
@@ -84,18 +49,12 @@ def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: P
                     asker.post(proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
                 )
 
-                def held() -> str | None:
-                    for flow in client.get("/flows").json():
-                        if flow["intercepted"]:
-                            return str(flow["id"])
-                    return None
-
-                flow_id = await asyncio.to_thread(wait_until, held, "the prompt is held")
+                flow_id = await asyncio.to_thread(web.held)
                 assert [agent["in_flight"] for agent in proxy.agents().values()] == [0, 0]
                 assert [host.in_flight for host in hosts.all] == hosts_before
                 edited = {"request": {"content": '{"model": "qwen3", "prompt": "edited", "stream": false}'}}
-                assert client.put(f"/flows/{flow_id}", json=edited).status_code == 200
-                assert client.post(f"/flows/{flow_id}/resume").status_code == 200
+                assert web.http.put(f"/flows/{flow_id}", json=edited).status_code == 200
+                web.act(flow_id, "resume")
                 return await task
 
         response = asyncio.run(ask_and_edit())

@@ -130,7 +130,7 @@ class Commands:
         """Show the answers of these flows side by side: balancer.comparison @marked."""
         runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
         if not runs:
-            raise exceptions.CommandError("none of these flows is an answered request of the balancer's")
+            raise exceptions.CommandError("none of these flows is a request that went through the balancer")
         return _shown(comparison_table(runs))
 
     def _find(self, name: str) -> Agent:
@@ -185,15 +185,15 @@ def _send_copy(prompt: http.HTTPFlow, agent: Agent, group: str | None = None) ->
 
 
 def _run(each: http.HTTPFlow) -> Run | None:
-    """The flow as a run, if it has ended. Its metadata may come from a file: anything may be in it."""
+    """The flow as a run, if it is one. Its metadata may come from a file: anything may be in it."""
     record, group = each.metadata.get(METADATA_KEY), each.metadata.get(COMPARISON_KEY)
-    if not isinstance(record, dict) or each.live or (each.response is None and each.error is None):
+    if not isinstance(record, dict):
         return None
     response = each.response
     watcher = AnswerWatcher(response.headers.get("content-type", "").lower() if response is not None else "")
     watcher.feed((response.content if response is not None else None) or b"")
     verdict = watcher.verdict()
-    problem = record.get("problem") or verdict.error
+    problem = record.get("problem") or ("not finished yet" if record.get("outcome") is None else verdict.error)
     return Run(
         group=group if isinstance(group, str) else "",
         agent=str(record.get("agent")),

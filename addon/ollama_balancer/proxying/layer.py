@@ -87,6 +87,18 @@ _mitmproxys_body_reader = _http1.make_body_reader
 _http1.make_body_reader = _make_body_reader
 
 
+def _kill(this: flow.Flow) -> None:
+    _mitmproxys_kill(this)
+    if this._resume_event is not None:
+        this._resume_event.set()
+
+
+# mitmproxy lets the client of a held flow that is killed wait, https://github.com/mitmproxy/mitmproxy/issues/8045
+_mitmproxys_kill: Callable[[flow.Flow], None] = flow.Flow.kill
+_Flow: Any = flow.Flow
+_Flow.kill = _kill
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why an attempt came to nothing."""

@@ -1,0 +1,237 @@
+"""What a person does in mitmweb: sees where prompts went, holds and kills them, sends them again, compares answers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from ollama_balancer.simulator import Timing
+from tests.e2e.harness import PATIENCE, QUICK, Hosts, Proxy, running_proxy, wait_until
+from tests.e2e.web import Web, running_mitmweb
+
+ENDLESS = Timing(load=0, prefill_rate=1e6, decode_rate=50, output_tokens=1_000_000)
+
+
+def agents(**urls: str) -> tuple[str, str]:
+    return "--set", "balancer_agents=" + ",".join(f"{name}={url}" for name, url in urls.items())
+
+
+def ask(proxy: Proxy, path: str = "/api/generate", prompt: str = "hi", **headers: str) -> httpx.Response:
+    return proxy.http.post(path, json={"model": "llama3.2", "prompt": prompt}, headers=headers)
+
+
+class Asker(threading.Thread):
+    """A client that streams an answer in the background and keeps its lines; it ends when the answer does."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(daemon=True)
+        self.url = proxy.url
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.start()
+
+    def run(self) -> None:
+        with suppress(httpx.HTTPError), httpx.Client(trust_env=False, timeout=30) as client:
+            body = {"model": "llama3.2", "prompt": "x"}
+            with client.stream("POST", self.url + "/api/generate", json=body) as response:
+                for line in response.iter_lines():
+                    self.lines.put(line)
+
+    def wait_for_end(self) -> None:
+        self.join(PATIENCE)
+        assert not self.is_alive(), "its answer has not ended"
+
+
+def test_the_balancers_own_calls_are_neither_shown_nor_held_nor_saved(tmp_path: Path, hosts: Hosts) -> None:
+    saved = tmp_path / "saved"
+    arguments = (*agents(one=hosts.start("one").url), "-w", str(saved), "--set", "intercept=~u api/agents")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
+        proxy.wait_online("one")
+        assert proxy.report("one").status_code == 204
+        assert ask(proxy).status_code == 200
+        assert [flow["request"]["path"] for flow in web.flows("/api")] == ["/api/generate"]
+        proxy.stop()
+    assert b"api/generate" in saved.read_bytes()
+    assert b"api/agents" not in saved.read_bytes()
+
+
+def test_the_balancers_own_calls_are_shown_where_that_is_wanted(tmp_path: Path, hosts: Hosts) -> None:
+    for shown in (True, False):
+        option = ("--set", f"balancer_show_control={str(shown).lower()}")
+        with running_proxy(tmp_path, *option, *agents(one=hosts.start("one").url)) as proxy:
+            proxy.wait_online("one")
+            proxy.report("one")
+        assert ("/metrics" in proxy.log) is shown
+
+
+def test_a_killed_prompt_holds_nothing_whether_it_waits_is_held_or_runs(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one", timing=ENDLESS)
+    arguments = (*agents(one=host.url), "--set", "balancer_slots=1")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
+        proxy.wait_online("one")
+        running = Asker(proxy)
+        running.lines.get(timeout=30)
+        waiting = Asker(proxy)
+        [first, second] = wait_until(lambda: f if len(f := web.flows("generate")) == 2 else [], "both are there")
+        wait_until(lambda: proxy.http.get("/api/balancer").json()["waiting"] == 1, "the second waits")
+        assert web.flows("generate")[1]["comment"] == "waits for a free agent · llama3.2"
+
+        web.act(second["id"], "kill")
+        waiting.wait_for_end()
+        assert proxy.http.get("/api/balancer").json()["waiting"] == 0
+        assert host.in_flight == 1
+
+        web.act(first["id"], "kill")
+        running.wait_for_end()
+        wait_until(lambda: host.in_flight == 0, "the host works no more for it")
+        agent = proxy.agents()["one"]
+        assert (agent["in_flight"], agent["strikes"], agent["stats"]["cancelled"]) == (0, 0, 1)
+        assert [flow["marked"] for flow in web.flows("generate")] == ["✖", "✖"]
+        assert web.flows("generate")[0]["comment"].endswith(" · killed")
+        assert b'"response"' in web.content(first["id"])
+
+        web.http.put("/options", json={"intercept": "~u generate"})
+        held = Asker(proxy)
+        web.act(web.held(), "kill")
+        held.wait_for_end()
+        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.agents()["one"]["stats"]["requests"] == 1
+
+
+def test_a_replay_goes_through_the_balancer_with_another_host_in_the_place_of_one_that_fails(
+    tmp_path: Path, hosts: Hosts
+) -> None:
+    one, two = hosts.start("one"), hosts.start("two")
+    arguments = (*agents(one=one.url, two=two.url), "--set", "balancer_mode=roundrobin")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
+        proxy.wait_online("one", "two")
+        ask(proxy)
+        [flow] = web.flows("generate")
+        hosts.kill(one)
+        for _ in range(2):
+            web.act(flow["id"], "replay")
+            wait_until(
+                lambda: (now := web.flows("generate")[0]).get("response") and now["comment"].startswith("→ two"),
+                "the other host answers",
+            )
+        assert proxy.agents()["two"]["in_flight"] == 0
+        assert len(web.flows("generate")) == 1
+
+
+def test_a_copy_is_sent_to_the_agent_that_a_person_names(tmp_path: Path, hosts: Hosts) -> None:
+    with running_mitmweb(tmp_path, *agents(one=hosts.start("one").url, two=hosts.start("two").url)) as (proxy, web):
+        proxy.wait_online("one", "two")
+        first = ask(proxy).headers["X-Balancer-Agent"]
+        other = {"one": "two", "two": "one"}[first]
+        web.command("balancer.replay", "~u generate", other)
+        [copy] = wait_until(lambda: [f for f in web.flows("generate")[1:] if "TTFT" in f["comment"]], "it is answered")
+        assert copy["comment"].startswith(f"→ {other} · llama3.2 · adaptive: named by the request")
+        assert copy["is_replay"] == "request"
+        assert len(web.flows("generate")) == 2
+        assert "no agent is called" not in web.refused("balancer.replay", "~u nothing", other)
+        assert "Invalid choice" in web.refused("balancer.replay", "~u generate", "three")
+
+
+def comparison(web: Web, number: int) -> list[list[str]]:
+    """The table of comparisons, once it has so many answers."""
+
+    def table() -> list[list[str]] | None:
+        rows = web.command("balancer.comparison", "@marked") if web.flows("generate")[number:] else []
+        return rows if rows and not any("not finished yet" in row for row in rows) else None
+
+    found = wait_until(table, "all agents have answered")
+    assert found
+    return found
+
+
+def test_answers_of_all_agents_that_have_the_model_are_compared(tmp_path: Path, hosts: Hosts) -> None:
+    short = Timing(load=0, prefill_rate=1e6, decode_rate=1000, output_tokens=4, num_parallel=8)
+    urls = {
+        "one": hosts.start("one").url,
+        "two": hosts.start("two", timing=short).url,
+        "three": hosts.start("three").url,
+        "other": hosts.start("other", "qwen3").url,
+    }
+    with running_mitmweb(tmp_path, *agents(**urls)) as (proxy, web):
+        proxy.wait_online(*urls)
+        ask(proxy, prompt="the same for all")
+        web.command("balancer.compare", "~u generate")
+        head, *rows = comparison(web, 3)
+        assert head == ["comparison", "agent", "model", "TTFT", "tok/s", "tokens", "total", "text"]
+        assert sorted(row[1] for row in rows) == ["one", "three", "two"]
+        assert len({row[0] for row in rows}) == 1
+        assert {row[7] for row in rows[1:]} <= {"the same text", *(row[7] for row in rows if "differs" in row[7])}
+        assert sum("differs at character" in row[7] or "characters" in row[7] for row in rows) >= 1
+        assert all(row[3].endswith(" ms") and float(row[4]) > 0 and int(row[5]) > 0 for row in rows)
+        assert [flow["marked"] for flow in web.flows("generate")] == ["", "⚖", "⚖", "⚖"]
+        assert rows[0][0] in web.events(), "the table is in the event log, where it can be read"
+
+
+def test_the_fleet_is_run_by_commands(tmp_path: Path, hosts: Hosts) -> None:
+    with running_mitmweb(tmp_path, *agents(one=hosts.start("one").url, two=hosts.start("two").url)) as (proxy, web):
+        proxy.wait_online("one", "two")
+        assert [row[:2] for row in web.command("balancer.agents")] == [
+            ["agent", "status"],
+            ["one", "online"],
+            ["two", "online"],
+        ]
+        web.command("balancer.drain", "one")
+        assert {ask(proxy).headers["X-Balancer-Agent"] for _ in range(4)} == {"two"}
+        assert web.command("balancer.agents")[1][1].startswith("draining")
+        web.command("balancer.resume", "one")
+        assert proxy.agents()["one"]["status"] == "online"
+        assert web.command("balancer.mode", "roundrobin") == "roundrobin"
+        assert {ask(proxy).headers["X-Balancer-Agent"] for _ in range(2)} == {"one", "two"}
+        assert "Invalid choice" in web.refused("balancer.mode", "fastest")
+        assert web.command("balancer.queue") == [["waiting", "requests"], ["all", "0"]]
+        help_of = web.http.get("/commands").json()
+        assert all(entry["help"] for name, entry in help_of.items() if name.startswith("balancer."))
+
+
+def test_the_oldest_finished_flows_are_dropped_and_none_that_runs(tmp_path: Path, hosts: Hosts) -> None:
+    urls = {"one": hosts.start("one").url, "slow": hosts.start("slow", timing=ENDLESS).url}
+    with running_mitmweb(tmp_path, *agents(**urls), "--set", "balancer_keep_flows=3") as (proxy, web):
+        proxy.wait_online("one", "slow")
+        with proxy.http.stream(
+            "POST", "/api/generate", json={"model": "llama3.2", "prompt": "x"}, headers={"X-Balancer-Agent": "slow"}
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            for number in range(6):
+                ask(proxy, "/api/chat", prompt=str(number), **{"X-Balancer-Agent": "one"})
+            assert len(web.flows("/api/chat")) == 3
+            assert len(web.flows("/api/generate")) == 1
+            kept = [web.content(flow["id"], "request") for flow in web.flows("/api/chat")]
+            assert [b'"prompt":"%d"' % number in body for number, body in enumerate(kept, 3)] == [True, True, True]
+        web.http.put("/options", json={"balancer_keep_flows": 0})
+        for _ in range(4):
+            ask(proxy, "/api/chat")
+        assert len(web.flows("/api/chat")) >= 6
+
+
+def test_of_a_large_streamed_answer_the_flow_has_the_beginning_and_the_end(tmp_path: Path, hosts: Hosts) -> None:
+    long = Timing(load=0, prefill_rate=1e6, decode_rate=1e6, output_tokens=400, num_parallel=8)
+    arguments = (*agents(one=hosts.start("one", timing=long).url), "--set", "balancer_body_limit=2k")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
+        proxy.wait_online("one")
+        answer = ask(proxy).content
+        [flow] = web.flows("generate")
+        stored = web.content(flow["id"])
+        head, gap, tail = stored.partition(b"\n[... %d bytes are not kept ...]\n" % (len(answer) - 2048))
+        assert gap
+        assert len(head) + len(tail) == 2048
+        assert answer.startswith(head)
+        assert answer.endswith(tail)
+
+
+def test_a_demanding_host_is_slow_in_the_list_only_when_it_is(tmp_path: Path, hosts: Hosts) -> None:
+    with running_mitmweb(tmp_path, *agents(one=hosts.start("one", timing=QUICK).url)) as (proxy, web):
+        proxy.wait_online("one")
+        assert ask(proxy, "/api/nothing").status_code == 404
+        assert proxy.generate(model="unknown").status_code == 404
+        ask(proxy)
+        assert [flow["marked"] for flow in web.flows("/api")] == ["⛔", "⛔", ""]
+        assert web.http.get("/options").json()["web_columns"]["value"].count("comment") == 1
