@@ -35,13 +35,14 @@ from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
-from .inspection.flow_list import FlowList, show_comments
+from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
+from .inspection.web_page import show_comments
 from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
-from .ollama.watching import NO_TERMINAL, AnswerWatcher
+from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .probing import Prober
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
@@ -81,6 +82,9 @@ WATCH_SECONDS = 0.5
 
 STORE_SECONDS = 0.5
 """How long changes of the registered agents are gathered before they are written down."""
+
+TELLING_SECONDS = 0.1
+"""How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
 STORE_RETRY_SECONDS = 10.0
 """Until the disk is tried again."""
@@ -624,14 +628,14 @@ class Balancer:
                 self.registry.failed(lease, problem)
             exchange.end(Outcome.FAILED, problem)
             return
+        if speed := _speed(exchange, watcher, verdict):
+            exchange.tokens_per_second = speed
         try:
             if lease is not None and response.status_code < 400:
                 self.registry.succeeded(lease)
                 self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
-            speed = verdict.tokens_per_second
             agent = exchange.agent
-            if speed is not None and agent is not None and exchange.model is not None:
-                exchange.tokens_per_second = speed
+            if speed and agent is not None and exchange.model is not None:
                 agent.stats.learn_speed(canonical_name(exchange.model), speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
@@ -667,6 +671,14 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
         return b""
 
     return passed
+
+
+def _speed(exchange: Exchange, watcher: AnswerWatcher, verdict: Verdict) -> float | None:
+    """Tokens a second, as the host tells; where it does not, by when they came."""
+    if verdict.tokens_per_second is not None or not watcher.streamed or exchange.first_byte is None:
+        return verdict.tokens_per_second
+    tokens, seconds = verdict.output_tokens or watcher.answer.pieces, exchange.clock() - exchange.first_byte
+    return (tokens - 1) / seconds if seconds >= TELLING_SECONDS else None
 
 
 def _stored(watcher: AnswerWatcher) -> bytes:

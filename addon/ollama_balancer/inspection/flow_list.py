@@ -87,11 +87,3 @@ class FlowList:
     @property
     def _view(self) -> Any:
         return ctx.master.addons.get("view")
-
-
-def show_comments() -> None:
-    """Have mitmweb's list show where each request went, unless the user has chosen its columns."""
-    columns = getattr(ctx.options, "web_columns", None)
-    if columns is not None and columns == ctx.options.default("web_columns"):
-        at = columns.index("path") + 1 if "path" in columns else len(columns)
-        ctx.options.update(web_columns=[*columns[:at], "comment", *columns[at:]])

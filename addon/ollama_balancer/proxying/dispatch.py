@@ -162,7 +162,7 @@ class Dispatcher:
         exchange.waiter = None
         exchange.leave()
         exchange.options = lease.options
-        exchange.why = f"{self._why(exchange, lease.agent)}, after {exchange.waited:.1f} s in the line"
+        exchange.why = f"{self._why(exchange, lease.agent)}, after {exchange.waited:.1f} s in line"
         exchange.take(lease)
         return Forward(lease.agent)
 

@@ -70,20 +70,7 @@ class Adaptive:
 
 
 def in_words(options: tuple[Option, ...]) -> str:
-    """Why the first of them, in a line: what it was expected to cost, and what the next best was."""
+    """Why the first of them, in a few words: what it was expected to cost, and what the next best was."""
     best, *others = options
-    parts = [
-        f"{name} {seconds:.1f}"
-        for name, seconds in (
-            ("wait", best.wait),
-            ("load", best.load),
-            ("prompt", best.prefill),
-            ("answer", best.answer),
-            ("others", best.harm),
-        )
-        if seconds >= 0.05
-    ]
-    terms = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     rest = f", then {others[0].agent} {others[0].cost:.1f} s" if others else ""
-    state = "loads it" if best.load > 0 else "warm"
-    return f"{state}, cost {best.cost:.1f} s{terms}{rest}"
+    return f"{'loads it' if best.load > 0 else 'warm'}, cost {best.cost:.1f} s{rest}"
