@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mitmproxy import ctx, exceptions, http
+from mitmproxy import contentviews, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client
 from mitmproxy.flow import Error
@@ -35,6 +35,7 @@ from .fleet.agent import Agent, Outcome, Source
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
+from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
 from .inspection.web_page import show_comments
@@ -133,6 +134,8 @@ class Balancer:
         # It would log a line for each probe.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
+        if OllamaContentview.name not in contentviews.registry:
+            contentviews.add(OllamaContentview)
         replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:

@@ -1,0 +1,202 @@
+"""Reads a request to Ollama as people read it: what is asked of the model, and the turns of the conversation.
+
+Of /api/generate and chat, embeddings, OpenAI's chat completions, completions and responses, and Anthropic's messages.
+Requests come from anywhere: a value of another type than these APIs have is shown as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+MOST_TEXT = 20_000
+"""Characters shown of one text."""
+
+MOST_TURNS = 2_000
+
+_SETTINGS = (
+    "model",
+    "stream",
+    "options",
+    "format",
+    "response_format",
+    "keep_alive",
+    "think",
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "temperature",
+    "top_p",
+    "seed",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "stop",
+    "raw",
+    "truncate",
+    "dimensions",
+    "tool_choice",
+)
+_TEXTS = frozenset(("text", "input_text", "output_text", "summary_text", "reasoning_text"))
+_IMAGES = frozenset(("image", "image_url", "input_image"))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says. `who` is a role, or what else it is."""
+
+    who: str
+    text: str
+
+
+@dataclass
+class Prompt:
+    settings: list[tuple[str, str]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+
+def read_prompt(body: bytes) -> Prompt | None:
+    """The request; None where the body is no JSON object."""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    prompt = Prompt([(key, shown(value[key], 500)) for key in _SETTINGS if value.get(key) is not None])
+    if tools := [_name(tool) for tool in _list(value.get("tools"))]:
+        prompt.settings.append(("tools", ", ".join(tools)))
+    prompt.turns = list(_turns(value))[:MOST_TURNS]
+    return prompt
+
+
+def _turns(value: dict[str, Any]) -> Iterator[Turn]:
+    for key, who in (("system", "system"), ("instructions", "system"), ("template", "template"), ("prompt", "user")):
+        if value.get(key):
+            yield Turn(who, text_of(value[key]))
+    if value.get("suffix"):
+        yield Turn("suffix", text_of(value["suffix"]))
+    if images := [_image(image) for image in _list(value.get("images"))]:
+        yield Turn("images", "\n".join(images))
+    if isinstance(value.get("context"), list):
+        yield Turn("context", f"[{len(value['context'])} tokens of an earlier conversation]")
+    for message in _list(value.get("messages")):
+        yield from _message(message)
+    given = value.get("input")
+    if isinstance(given, list) and any(isinstance(item, dict) for item in given):
+        for item in given:
+            yield from _message(item)
+    elif given is not None:
+        texts = given if isinstance(given, list) else [given]
+        yield from (Turn("input", text_of(text)) for text in texts)
+
+
+def _message(message: object) -> Iterator[Turn]:
+    """A message, or an item of /v1/responses."""
+    if not isinstance(message, dict):
+        yield Turn("message", shown(message))
+        return
+    match message.get("type"):
+        case "function_call":
+            yield Turn("assistant calls", _call(message))
+            return
+        case "function_call_output":
+            yield Turn("tool", text_of(message.get("output")))
+            return
+        case "reasoning":
+            yield Turn("assistant thinks", text_of(message.get("summary") or message.get("content")))
+            return
+    who = shown(message.get("role", "message"), 40)
+    name = message.get("tool_name") or message.get("name")
+    if isinstance(name, str):
+        who += f" ({shown(name, 80)})"
+    for key in ("thinking", "reasoning"):
+        if message.get(key):
+            yield Turn(f"{who} thinks", text_of(message[key]))
+    said = [text_of(message.get("content"))] if message.get("content") else []
+    said += [_image(image) for image in _list(message.get("images"))]
+    calls = _list(message.get("tool_calls"))
+    if said or not calls:
+        yield Turn(who, "\n".join(said))
+    for call in calls:
+        yield Turn(f"{who} calls", _call(call))
+
+
+def text_of(content: object) -> str:
+    """A message's content: a text, or a list of parts."""
+    if isinstance(content, list):
+        return _cut("\n".join(_part(part) for part in content[:MOST_TURNS]))
+    return shown(content)
+
+
+def _part(part: object) -> str:
+    if not isinstance(part, dict):
+        return shown(part)
+    kind = part.get("type")
+    if kind in _TEXTS:
+        return shown(part.get("text"))
+    if kind in _IMAGES:
+        source = part.get("source")
+        return _image(source.get("data") if isinstance(source, dict) else part.get("image_url"))
+    if kind == "thinking":
+        return f"(thinks) {shown(part.get('thinking'))}"
+    if kind == "tool_use":
+        return f"calls {_call(part)}"
+    if kind == "tool_result":
+        return f"(result) {_content(part.get('content'))}"
+    return shown(part)
+
+
+def _content(content: object) -> str:
+    """Of a tool's result: parts in a part, one level deep."""
+    if isinstance(content, list):
+        return "\n".join(shown(part.get("text", part) if isinstance(part, dict) else part) for part in content)
+    return shown(content)
+
+
+def _call(call: object) -> str:
+    if not isinstance(call, dict):
+        return shown(call)
+    function = call.get("function")
+    said = function if isinstance(function, dict) else call
+    arguments = said.get("arguments", said.get("input"))
+    return f"{shown(said.get('name'), 200)} {shown(arguments, 4_000)}"
+
+
+def _image(image: object) -> str:
+    """Its size, not its bytes."""
+    if isinstance(image, dict):
+        image = image.get("url")
+    if not isinstance(image, str):
+        return "[image]"
+    if image.startswith(("http://", "https://")):
+        return f"[image at {_cut(image, 200)}]"
+    return f"[image, {len(image.rpartition(',')[2]) * 3 // 4 / 1000:,.0f} kB]"
+
+
+def _name(tool: object) -> str:
+    """Of a tool as OpenAI and Ollama, or as Anthropic and /v1/responses describe it."""
+    if not isinstance(tool, dict):
+        return shown(tool, 80)
+    function = tool.get("function")
+    return shown((function if isinstance(function, dict) else tool).get("name"), 80)
+
+
+def shown(value: object, most: int = MOST_TEXT) -> str:
+    """A text as it is, anything else as JSON."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        value = to_json(value, inf_nan_mode="constants").decode()
+    return _cut(value, most)
+
+
+def _cut(text: str, most: int = MOST_TEXT) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+
+
+def _list(value: object) -> list[Any]:
+    return value[:MOST_TURNS] if isinstance(value, list) else []

@@ -1,0 +1,238 @@
+"""Lays out a request and its answer as text: where it went and why, what was said, and how fast it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from ..ollama.answers import Answer
+from ..ollama.shapes import Timings
+from ..ollama.watching import NO_TERMINAL, AnswerWatcher
+from ..text import one_line
+from .conversation import Prompt, Turn, read_prompt, shown
+from .keeping import parts
+from .tables import in_columns
+
+MOST_LINES = 200
+"""Of the progress of a pull, a push or a create."""
+
+_TERMS = ("cost", "wait", "load", "prefill", "answer", "harm")
+
+
+def render_request(body: bytes, record: object) -> str:
+    """What was asked. `record` is the balancer's, from the flow; it may be anything."""
+    sections = [_decision(record)]
+    prompt = read_prompt(body)
+    if prompt is None:
+        sections.append(_section("Body, which is no JSON object", [shown(body.decode("utf-8", "replace"))]))
+    else:
+        width = max((len(key) for key, _ in prompt.settings), default=0)
+        sections.append(_section("Request", [f"{key:{width}}  {value}" for key, value in prompt.settings]))
+        sections.append(_section("Conversation", [_turn(turn) for turn in prompt.turns]))
+    return "\n\n".join(filter(None, sections))
+
+
+def render_answer(body: bytes, content_type: str, request: bytes, record: object) -> str:
+    """What came back, after the decision and the last turn of what was asked. `content_type` is in lower case."""
+    sections = [_decision(record)]
+    prompt = read_prompt(request) if request else None
+    if prompt is not None:
+        sections.append(_section("Conversation", _last_turns(prompt)))
+    answer, said, notes = _read(body, content_type)
+    if vectors := _vectors(body, content_type):
+        said = [vectors]
+    elif not (said or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
+        said = [shown(body.decode("utf-8", "replace"))]
+    elif not said and "ndjson" in content_type:
+        said = _progress(body)
+    sections.append(_section("Answer", said + [f"! {note}" for note in notes]))
+    sections.append(_section("Figures", _figures(answer.timings, record)))
+    return "\n\n".join(filter(None, sections))
+
+
+def _section(title: str, blocks: Iterable[str]) -> str:
+    text = "\n".join(blocks)
+    return f"== {title} ==\n{text}" if text else ""
+
+
+def _turn(turn: Turn) -> str:
+    return f"{turn.who}:\n{_indented(turn.text)}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _last_turns(prompt: Prompt) -> list[str]:
+    asked = [at for at, turn in enumerate(prompt.turns) if turn.who.startswith(("user", "input"))]
+    at = asked[-1] if asked else max(0, len(prompt.turns) - 1)
+    before = [f"({at} earlier {'turn' if at == 1 else 'turns'}: see the request)"] if at else []
+    return before + [_turn(turn) for turn in prompt.turns[at:]]
+
+
+# The decision
+
+
+def _decision(record: object) -> str:
+    if not isinstance(record, Mapping):
+        return ""
+    get = record.get
+    who = f"→ {_word(get('agent')) or 'no agent'}"
+    if url := _word(get("url")):
+        who += f" ({url})"
+    lines = [" · ".join(filter(None, [who, _word(get("mode")), _word(get("why"))]))]
+    facts = []
+    if (waited := _number(get("waited_ms"))) is not None and waited >= 1:
+        facts.append(f"waited {waited / 1000:.1f} s")
+    if attempts := _number(get("attempts")):
+        facts.append(f"{attempts:.0f} {'attempt' if attempts == 1 else 'attempts'}")
+    if get("pinned") is True:
+        facts.append("the request named the agent")
+    facts += [text for key in ("client", "outcome") if (text := _word(get(key)))]
+    lines += [" · ".join(facts)] if facts else []
+    if problem := _word(get("problem")):
+        lines.append(f"! {problem}")
+    for failure in _dicts(get("failures")):
+        lines.append(f"tried {_word(failure.get('agent'))}: {_word(failure.get('reason'))}")
+    options = _dicts(get("options"))
+    if options:
+        head = ["agent", *(f"{term} s" for term in _TERMS), "slot free", "answers known"]
+        rows = [
+            [
+                _word(option.get("agent")) or "-",
+                *(_seconds(option.get(term)) for term in _TERMS),
+                {True: "yes", False: "no"}.get(option.get("free"), "-"),  # type: ignore[arg-type]
+                _word(option.get("observations")) or "-",
+            ]
+            for option in options
+        ]
+        lines += ["", in_columns([head, *rows])]
+    return _section("Decision", lines)
+
+
+def _word(value: object) -> str:
+    return one_line(str(value), 300) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _number(value: object) -> float | None:
+    """A figure that can be shown as one."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
+        return float(value)
+    return None
+
+
+def _seconds(value: object) -> str:
+    number = _number(value)
+    return "-" if number is None else f"{number:.2f}"
+
+
+def _dicts(value: object) -> list[Mapping[str, Any]]:
+    return [each for each in value[:100] if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+# The answer
+
+
+def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]:
+    """The answer with its figures, what it says, and what is wrong with it."""
+    gap = parts(body)
+    head, missing, tail = gap if gap is not None else (body, 0, b"")
+    watcher = AnswerWatcher(content_type)
+    watcher.feed(head)
+    if gap is None:
+        begun = bool(watcher.unended.line or watcher.unended.data)
+        error = watcher.verdict().error
+        notes = []
+        if error == NO_TERMINAL:
+            notes.append(f"{error}{', in the middle of an event' if begun else ''}")
+        elif error is not None:
+            notes.append(error)
+        return watcher.answer, _said(watcher.answer), notes
+    rest = AnswerWatcher(content_type)
+    boundary = b"\n\n" if "event-stream" in content_type else b"\n"
+    rest.feed(tail.partition(boundary)[2])
+    error = rest.verdict().error
+    said = [*_said(watcher.answer), f"[... {missing} bytes are not kept ...]", *_said(rest.answer)]
+    return rest.answer, said, [] if error is None else [error]
+
+
+def _said(answer: Answer) -> list[str]:
+    turns = [Turn("thinking", answer.thinking), Turn("assistant", answer.text)]
+    turns += [Turn(f"calls {one_line(call.name, 200)}", _pretty(call.arguments)) for call in answer.tool_calls]
+    return [_turn(turn) for turn in turns if turn.text or turn.who.startswith("calls")]
+
+
+def _pretty(arguments: str) -> str:
+    try:
+        return json.dumps(from_json(arguments), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _vectors(body: bytes, content_type: str) -> str:
+    """Of an answer with embeddings: how many, of what size."""
+    if "json" not in content_type or b'"embedding' not in body:
+        return ""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return ""
+    if not isinstance(value, dict):
+        return ""
+    data = value.get("data")
+    if isinstance(data, list):
+        vectors = [item.get("embedding") for item in data if isinstance(item, dict)]
+    else:
+        found = value.get("embeddings", [value.get("embedding")])
+        vectors = found if isinstance(found, list) else []
+    sizes = [len(vector) for vector in vectors if isinstance(vector, list | str)]
+    if not sizes:
+        return ""
+    unit = "characters of base64" if isinstance(vectors[0], str) else "numbers"
+    return f"{len(sizes)} {'vector' if len(sizes) == 1 else 'vectors'} of {sizes[0]} {unit}"
+
+
+def _progress(body: bytes) -> list[str]:
+    """The lines of a pull, a push or a create, the last of each step."""
+    steps: dict[str, str] = {}
+    for line in body.split(b"\n"):
+        try:
+            value = from_json(line) if line.startswith(b"{") else None
+        except ValueError:
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("status"), str):
+            continue
+        status = one_line(value["status"], 200)
+        done, total = _number(value.get("completed")), _number(value.get("total"))
+        known = done is not None and total
+        steps[status] = f"{status}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB" if known else status  # type: ignore[operator]
+        if len(steps) >= MOST_LINES:
+            break
+    return list(steps.values())
+
+
+def _figures(timings: Timings, record: object) -> list[str]:
+    told: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
+    lines = []
+    if timings.load_duration is not None:
+        lines.append(f"load    {timings.load_duration:.2f} s")
+    for name, tokens, seconds in (
+        ("prompt", timings.prompt_eval_count, timings.prompt_eval_duration),
+        ("answer", timings.eval_count, timings.eval_duration),
+    ):
+        if tokens is not None:
+            pace = f" in {seconds:.2f} s, {tokens / seconds:,.1f} tokens/s" if seconds else ""
+            lines.append(f"{name}  {tokens:,} tokens{pace}")
+    speed = _number(told.get("tokens_per_second"))
+    if speed is not None and timings.eval_duration is None:
+        lines.append(f"speed   {speed:,.1f} tokens/s, by when they came")
+    for name, milliseconds in (
+        ("first ", _number(told.get("first_byte_ms"))),
+        ("total ", _number(told.get("total_ms"))),
+    ):
+        if milliseconds is not None:
+            lines.append(f"{name}  {milliseconds / 1000:.2f} s after the request came")
+    return lines
