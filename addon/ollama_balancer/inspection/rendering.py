@@ -218,13 +218,13 @@ def _figures(timings: Timings, record: object) -> list[str]:
     told: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
     lines = []
     if timings.load_duration is not None:
-        lines.append(f"load    {timings.load_duration:.2f} s")
+        lines.append(f"load    {_time(timings.load_duration)}")
     for name, tokens, seconds in (
         ("prompt", timings.prompt_eval_count, timings.prompt_eval_duration),
         ("answer", timings.eval_count, timings.eval_duration),
     ):
         if tokens is not None:
-            pace = f" in {seconds:.2f} s, {tokens / seconds:,.1f} tokens/s" if seconds else ""
+            pace = f" in {_time(seconds)}, {tokens / seconds:,.1f} tokens/s" if seconds else ""
             lines.append(f"{name}  {tokens:,} tokens{pace}")
     speed = _number(told.get("tokens_per_second"))
     if speed is not None and timings.eval_duration is None:
@@ -234,5 +234,9 @@ def _figures(timings: Timings, record: object) -> list[str]:
         ("total ", _number(told.get("total_ms"))),
     ):
         if milliseconds is not None:
-            lines.append(f"{name}  {milliseconds / 1000:.2f} s after the request came")
+            lines.append(f"{name}  {_time(milliseconds / 1000)} after the request came")
     return lines
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
