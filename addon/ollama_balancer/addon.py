@@ -131,8 +131,9 @@ class Balancer:
         options.add_options(loader)
         for problem in options.drop_unreadable(loader.master.options):
             logger.error("%s", problem)
-        # It would log a line for each probe.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        # They would log each probe, headers and all, which mitmweb keeps whatever the level.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
         if OllamaContentview.name not in contentviews.registry:
             contentviews.add(OllamaContentview)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.harness import PATIENCE, Proxy, free_port, running_proxy, wait_until
+from tests.e2e.harness import PATIENCE, TOKEN, Proxy, free_port, running_proxy, wait_until
 
 PASSWORD = "a-password-for-tests"
 XSRF = "ab" * 16
@@ -67,10 +67,13 @@ class Web:
 
 
 @contextmanager
-def running_mitmweb(confdir: Path, *arguments: str) -> Iterator[tuple[Proxy, Web]]:
+def running_mitmweb(
+    confdir: Path, *arguments: str, token: str | None = TOKEN, env: dict[str, str] | None = None
+) -> Iterator[tuple[Proxy, Web]]:
     port = free_port()
-    own = ("--no-web-open-browser", "--web-port", str(port), "--set", "web_host=127.0.0.1")
-    with running_proxy(confdir, *own, "--set", f"web_password={PASSWORD}", *arguments, tool="mitmweb") as proxy:
+    own = ["--no-web-open-browser", "--web-port", str(port), "--set", "web_host=127.0.0.1"]
+    own += ["--set", f"web_password={PASSWORD}"]
+    with running_proxy(confdir, *own, *arguments, token=token, env=env, tool="mitmweb") as proxy:
         web = Web(port)
         try:
             yield proxy, web

@@ -316,3 +316,10 @@ def test_deep_nesting_is_survived(nest: bytes) -> None:
     render_request(nest, None)
     render_request(b'{"messages":' + nest, None)
     render_answer(nest, "application/json", nest, None)
+
+
+def test_of_a_stream_of_very_many_lines_both_ends_are_read() -> None:
+    final = b'{"done":true,"eval_count":7}\n'
+    shown = render_answer(b"{}\n" * 300_000 + final, "application/x-ndjson", b"", None)
+    assert "bytes are not kept" in shown
+    assert "answer  7 tokens" in shown

@@ -13,11 +13,15 @@ from ..ollama.shapes import Timings
 from ..ollama.watching import NO_TERMINAL, AnswerWatcher
 from ..text import one_line
 from .conversation import Prompt, Turn, read_prompt, shown
-from .keeping import parts
+from .keeping import parts, shortened
 from .tables import in_columns
+
+MOST_EVENTS = 100_000
+"""Lines of a stream that are read, half of them at its beginning: a host may send millions of empty ones."""
 
 MOST_LINES = 200
 """Of the progress of a pull, a push or a create."""
+
 
 _TERMS = ("cost", "wait", "load", "prefill", "answer", "harm")
 
@@ -138,6 +142,8 @@ def _dicts(value: object) -> list[Mapping[str, Any]]:
 
 def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]:
     """The answer with its figures, what it says, and what is wrong with it."""
+    if "json" not in content_type or "ndjson" in content_type:
+        body = _bounded(body)
     gap = parts(body)
     head, missing, tail = gap if gap is not None else (body, 0, b"")
     watcher = AnswerWatcher(content_type)
@@ -157,6 +163,15 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
     error = rest.verdict().error
     said = [*_said(watcher.answer), f"[... {missing} bytes are not kept ...]", *_said(rest.answer)]
     return rest.answer, said, [] if error is None else [error]
+
+
+def _bounded(body: bytes) -> bytes:
+    """The stream, without its middle where it has too many lines."""
+    lines = body.count(b"\n")
+    if lines <= MOST_EVENTS:
+        return body
+    kept = len(body) * MOST_EVENTS // lines // 2
+    return shortened(body[:kept], body[-kept:], len(body) - 2 * kept)
 
 
 def _said(answer: Answer) -> list[str]:
@@ -198,7 +213,7 @@ def _vectors(body: bytes, content_type: str) -> str:
 def _progress(body: bytes) -> list[str]:
     """The lines of a pull, a push or a create, the last of each step."""
     steps: dict[str, str] = {}
-    for line in body.split(b"\n"):
+    for line in _bounded(body).split(b"\n"):
         try:
             value = from_json(line) if line.startswith(b"{") else None
         except ValueError:
