@@ -40,9 +40,9 @@ DECISION = """== Decision ==
 waited 1.2 s · 2 attempts · 10.0.0.9 · succeeded
 tried gpu-3: refused
 
-agent  cost s  wait s  load s  prefill s  answer s  harm s  slot free  answers known
-gpu-1  0.20    0.00    0.00    0.10       0.10      0.00    yes        12
-gpu-2  14.90   0.00    12.00   0.40       2.50      0.00    no         0
+agent  cost s  wait s  load s  prompt s  answer s  others s  free  seen
+gpu-1  0.20    0.00    0.00    0.10      0.10      0.00      yes   12
+gpu-2  14.90   0.00    12.00   0.40      2.50      0.00      no    0
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,18 @@ MOST_LINES = 200
 """Of the progress of a pull, a push or a create."""
 
 
-_TERMS = ("cost", "wait", "load", "prefill", "answer", "harm")
+WIDTH = 100
+"""Characters of a line; mitmweb does not break long ones."""
+
+_TERMS = {
+    "cost": "cost",
+    "wait": "wait",
+    "load": "load",
+    "prompt": "prefill",
+    "answer": "answer",
+    "others": "harm",
+}
+"""The terms of the cost as people read them, and as they are recorded."""
 
 
 def render_request(body: bytes, record: object) -> str:
@@ -67,7 +79,8 @@ def _turn(turn: Turn) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    lines = (textwrap.wrap(line, WIDTH) if len(line) > WIDTH else [line] for line in text.splitlines())
+    return "\n".join(f"  {line}" for wrapped in lines for line in wrapped)
 
 
 def _last_turns(prompt: Prompt) -> list[str]:
@@ -103,11 +116,11 @@ def _decision(record: object) -> str:
         lines.append(f"tried {_word(failure.get('agent'))}: {_word(failure.get('reason'))}")
     options = _dicts(get("options"))
     if options:
-        head = ["agent", *(f"{term} s" for term in _TERMS), "slot free", "answers known"]
+        head = ["agent", *(f"{term} s" for term in _TERMS), "free", "seen"]
         rows = [
             [
                 _word(option.get("agent")) or "-",
-                *(_seconds(option.get(term)) for term in _TERMS),
+                *(_seconds(option.get(term)) for term in _TERMS.values()),
                 {True: "yes", False: "no"}.get(option.get("free"), "-"),  # type: ignore[arg-type]
                 _word(option.get("observations")) or "-",
             ]
