@@ -429,6 +429,8 @@ class Balancer:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the token, and take all credentials out of the flow, where people would see them."""
         assert self.token
+        if not flow.live:
+            return  # it was read from a file
         self.flows.begun(flow)
         size = sum(len(name) + len(value) for name, value in flow.request.headers.fields)
         caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
@@ -443,7 +445,7 @@ class Balancer:
 
     async def request(self, flow: http.HTTPFlow) -> None:
         authorized = self.router.caller_of(flow).authorized
-        if flow.response is not None or flow.error is not None or flow.request.stream:
+        if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
             return
         trusted = authorized or flow.is_replay is not None  # who sends it again is no web page
         refusal = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
@@ -571,7 +573,8 @@ class Balancer:
             response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
 
     def response(self, flow: http.HTTPFlow) -> None:
-        self.router.callers.pop(flow.id, None)
+        if self.router.callers.pop(flow.id, None) is None:
+            return
         exchange = self.router.exchanges.pop(flow.id, None)
         response = flow.response
         if exchange is not None and response is not None:
@@ -587,7 +590,8 @@ class Balancer:
         self.flows.finished(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        self.router.callers.pop(flow.id, None)
+        if self.router.callers.pop(flow.id, None) is None:
+            return
         exchange = self.router.exchanges.pop(flow.id, None)
         if exchange is not None:
             self._end_in_error(flow, exchange)

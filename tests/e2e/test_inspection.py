@@ -235,3 +235,26 @@ def test_a_demanding_host_is_slow_in_the_list_only_when_it_is(tmp_path: Path, ho
         ask(proxy)
         assert [flow["marked"] for flow in web.flows("/api")] == ["⛔", "⛔", ""]
         assert web.http.get("/options").json()["web_columns"]["value"].count("comment") == 1
+
+
+def test_a_saved_file_is_read_back_with_all_that_was_known(tmp_path: Path, hosts: Hosts) -> None:
+    saved = tmp_path / "saved"
+    host = hosts.start("one")
+    with running_proxy(tmp_path, *agents(one=host.url), "-w", str(saved)) as proxy:
+        proxy.wait_online("one")
+        for number in range(4):
+            ask(proxy, prompt=f"number {number}")
+        proxy.generate(model="nobody-has-it")
+    with running_mitmweb(tmp_path, "-r", str(saved), "--set", "balancer_keep_flows=2") as (proxy, web):
+        flows = wait_until(lambda: f if len(f := web.flows("generate")) == 5 else [], "the file is read")
+        assert all(flow["comment"].startswith("→ one · llama3.2 · adaptive: ") for flow in flows[:4])
+        assert [flow["marked"] for flow in flows] == ["", "", "", "", "⛔"]
+        shown = web.view(flows[3]["id"])
+        assert shown["view_name"] == "Ollama"
+        for part in ("== Decision ==\n→ one (http://127.0.0.1:", "user:\n  number 3", "assistant:", "tokens/s"):
+            assert part in shown["text"]
+        assert "user:\n  number 3" in web.view(flows[3]["id"], "request")["text"]
+        assert web.command("balancer.comparison", "~u generate")[1][1] == "one"
+        proxy.generate(prompt="a new one")
+        assert len(web.flows("generate")) == 6, "what was read from a file is not dropped"
+    assert host.counts["succeeded"] == 4
