@@ -24,7 +24,7 @@ MOST_LINES = 200
 """Of the progress of a pull, a push or a create."""
 
 
-WIDTH = 100
+WIDTH = 88
 """Characters of a line; mitmweb does not break long ones."""
 
 _TERMS = {

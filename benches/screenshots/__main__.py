@@ -1,0 +1,93 @@
+"""Takes the pictures of the README anew, of a small fleet at work: `python -m benches.screenshots`.
+
+Needs Chromium and its driver (Debian: chromium, chromium-driver, fonts-noto-color-emoji).
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from selenium.webdriver.common.by import By
+
+from ollama_balancer.simulator import SimulatedOllama, Timing
+from tests.e2e.browser import chromium
+from tests.e2e.harness import Hosts, Proxy, wait_until
+from tests.e2e.web import PASSWORD, Web, running_mitmweb
+
+FOLDER = Path(__file__).parent
+
+HOSTS: dict[str, tuple[tuple[str, ...], Timing]] = {
+    "gpu-1": (("llama3.2", "qwen3"), Timing(load=1.5, decode_rate=90, prefill_rate=2000, num_parallel=2)),
+    "gpu-2": (("llama3.2", "gemma3"), Timing(load=2.0, decode_rate=60, prefill_rate=1500, num_parallel=2)),
+    "gpu-3": (("qwen3", "gemma3"), Timing(load=3.0, decode_rate=35, prefill_rate=800)),
+}
+PROMPTS = (
+    "Why is the sky blue?",
+    "Summarise this meeting in three sentences.",
+    "Write a function that reverses a linked list.",
+    "What should I cook with leeks and potatoes?",
+    "Translate to French: the train is late again.",
+)
+
+
+def ask(proxy: Proxy, model: str, prompt: str, path: str = "/api/chat") -> None:
+    body: dict[str, Any] = {"model": model, "stream": True, "max_tokens": 200}
+    body["messages"] = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": prompt}]
+    httpx.post(proxy.url + path, json=body, timeout=120, trust_env=False)
+
+
+def work(proxy: Proxy, failing: SimulatedOllama) -> None:
+    """Half a minute of a small team's prompts, one of them to a host that fails."""
+    chance = random.Random(7)
+    askers = []
+    for number in range(14):
+        model = chance.choice(["llama3.2", "llama3.2", "qwen3", "gemma3"])
+        path = chance.choice(["/api/chat", "/api/chat", "/v1/chat/completions", "/v1/messages"])
+        asker = threading.Thread(target=ask, args=(proxy, model, PROMPTS[number % len(PROMPTS)], path))
+        asker.start()
+        askers.append(asker)
+        time.sleep(chance.uniform(0.1, 1.0))
+    failing.faults.reset_before_head = True
+    for _ in range(2):
+        ask(proxy, "gemma3", PROMPTS[0])
+    failing.faults.reset_before_head = False
+    ask(proxy, "mistral", "Is anybody there?")
+    for asker in askers:
+        asker.join()
+
+
+def mitmweb(web: Web, proxy: Proxy, hosts: Hosts, profile: Path) -> None:
+    with chromium(profile, 1500, 960) as browser:
+        browser.get(f"{web.url}/?token={PASSWORD}")
+        work(proxy, hosts.all[-1])
+        time.sleep(1)
+        browser.save_screenshot(str(FOLDER / "mitmweb.png"))
+        rows = browser.find_elements(By.CSS_SELECTOR, ".flow-table td.col-comment")
+        next(row for row in rows if "then gpu" in row.text and "llama3.2" in row.text).click()
+        time.sleep(0.5)
+        browser.find_element(By.XPATH, "//nav//a[normalize-space()='Response']").click()
+        time.sleep(1)
+        browser.save_screenshot(str(FOLDER / "mitmweb-answer.png"))
+
+
+def main() -> None:
+    hosts = Hosts()
+    agents = ",".join(
+        f"{name}={hosts.start(name, *models, timing=timing).url}" for name, (models, timing) in HOSTS.items()
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with running_mitmweb(folder, "--set", f"balancer_agents={agents}") as (proxy, web):
+            wait_until(lambda: all(a["status"] == "online" for a in proxy.agents().values()), "the agents are online")
+            mitmweb(web, proxy, hosts, folder / "profile")
+    hosts.stop()
+
+
+if __name__ == "__main__":
+    main()
