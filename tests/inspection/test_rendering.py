@@ -143,6 +143,23 @@ def test_a_shortened_body_is_taken_apart_again(head: bytes, tail: bytes, left_ou
     assert parts(shortened(head, tail, 0)) is None
 
 
+def test_in_modes_that_weigh_no_request_the_candidates_are_shown_with_their_scores() -> None:
+    candidates = [
+        {"agent": "gpu-1", "score": 30.5, "in_flight": 0},
+        {"agent": "gpu-2", "score": None, "in_flight": 3},
+    ]
+    record = {"agent": "gpu-1", "mode": "metrics", "why": "score 30.5", "options": [], "candidates": candidates}
+    assert (
+        request({"model": "m"}, record).partition("\n\n== Request ==")[0]
+        == """== Decision ==
+→ gpu-1 · metrics · score 30.5
+
+agent  score  in flight
+gpu-1  30.5   0
+gpu-2  -      3"""
+    )
+
+
 def test_a_conversation_is_shown_by_turns() -> None:
     shown = request(
         {

@@ -9,7 +9,15 @@ from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
-from ollama_balancer.proxying.dispatch import MAX_CORRECTIONS, Answer, Dispatcher, Everywhere, Forward
+from ollama_balancer.proxying.dispatch import (
+    MAX_CORRECTIONS,
+    MOST_LISTED,
+    MOST_SHOWN,
+    Answer,
+    Dispatcher,
+    Everywhere,
+    Forward,
+)
 from ollama_balancer.proxying.exchange import Exchange
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
@@ -77,6 +85,28 @@ def test_a_request_is_forwarded_to_the_chosen_agent_and_counted_there(registry: 
     )
     asked.exchange.end(Outcome.SUCCEEDED)
     assert b.in_flight == 0
+
+
+def test_the_candidates_are_kept_as_they_were_the_chosen_one_first_and_the_others_in_order(
+    registry: AgentRegistry,
+) -> None:
+    registry.mode = "metrics"
+    fleet(registry, "a", "b", "c", "d")
+    for name, cpu in (("a", 50), ("b", 10), ("c", 30)):
+        registry.update_metrics(name, report(cpu, 20))
+    asked = Asked(registry, "/api/chat")
+    told = [(each.agent, each.score, each.in_flight) for each in asked.exchange.candidates]
+    assert told == [("b", 30.0, 0), ("c", 50.0, 0), ("a", 70.0, 0), ("d", None, 0)]
+    registry.mode = "adaptive"
+    assert Asked(registry, "/api/chat").exchange.candidates == ()
+
+
+def test_of_a_large_fleet_only_the_chosen_agent_is_kept(registry: AgentRegistry) -> None:
+    registry.mode = "least_requests"
+    fleet(registry, *(f"a{number}" for number in range(MOST_LISTED)))
+    assert len(Asked(registry, "/api/chat").exchange.candidates) == MOST_SHOWN
+    fleet(registry, *(f"a{number}" for number in range(MOST_LISTED + 1)))
+    assert len(Asked(registry, "/api/chat").exchange.candidates) == 1
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "why": "score 30",
         "model": "Tiny-A",
         "options": [],
+        "candidates": [],
         "room": {"slots": None, "fits": None, "loaded": 0},
         "client": "",
         "pinned": True,

@@ -127,6 +127,12 @@ def _decision(record: object) -> str:
             for option in options
         ]
         lines += ["", in_columns([head, *rows])]
+    elif candidates := _dicts(get("candidates")):
+        shown_rows = [
+            [_word(each.get("agent")) or "-", _word(each.get("score")) or "-", _word(each.get("in_flight")) or "-"]
+            for each in candidates
+        ]
+        lines += ["", in_columns([["agent", "score", "in flight"], *shown_rows])]
     return _section("Decision", lines)
 
 

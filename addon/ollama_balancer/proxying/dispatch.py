@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.prompts import read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
-from .exchange import Exchange
+from .exchange import Candidate, Exchange
 
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
@@ -30,6 +31,11 @@ MAX_CORRECTIONS = 16
 JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
+
+MOST_LISTED = 64
+"""Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
+
+MOST_SHOWN = 8
 
 MAX_MODEL_NAME = 512
 """No agent reports a longer name, so none has it."""
@@ -206,8 +212,20 @@ class Dispatcher:
             place = Place(demand.model, tried=frozenset(tried))
             return Wait(place) if registry.could_serve(demand.model, tried) else None
         exchange.why = self._why(exchange, choice.agent)
+        if not choice.options:
+            exchange.candidates = self._candidates(choice.agent, demand.model)
         exchange.take(registry.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
+
+    def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
+        """What the mode saw, for people; of a large fleet only the agent that it chose."""
+        registry, rank = self.registry, self.registry.policy.rank
+        agents = [chosen]
+        if len(registry) <= MOST_LISTED:
+            others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
+            others.sort(key=lambda agent: math.inf if (at := rank(agent)) is None else at)
+            agents += others[: MOST_SHOWN - 1]
+        return tuple(Candidate(agent.name, agent.score, agent.in_flight) for agent in agents)
 
     def _choose_without_slot(self, exchange: Exchange) -> Forward | None:
         """For a request that no model is run for: an agent that is busy with others will do as well."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent, Outcome
@@ -29,6 +29,15 @@ class Attempt:
 
     agent: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An agent that could have had the request, as it stood then."""
+
+    agent: str
+    score: float | None
+    in_flight: int
 
 
 @dataclass(eq=False)
@@ -74,6 +83,8 @@ class Exchange:
     """What it asks of an agent; None where `slot_model` is."""
     options: tuple[Option, ...] = ()
     """How the agents were weighed when it was sent, the best first."""
+    candidates: tuple[Candidate, ...] = ()
+    """In modes that weigh no request: the agent that was chosen, and the next ones."""
     streams: bool = False
     """Whether its answer is to stream."""
     body_bytes: int = 0
@@ -200,6 +211,7 @@ class Exchange:
             "why": self.why,
             "model": self.model,
             "options": [option.describe() for option in self.options],
+            "candidates": [asdict(candidate) for candidate in self.candidates],
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,
             "pinned": self.pin is not None,
