@@ -47,6 +47,7 @@ from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .probing import Prober
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
+from .proxying.counting import ended
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
@@ -91,6 +92,18 @@ STORE_RETRY_SECONDS = 10.0
 """Until the disk is tried again."""
 
 
+def _timed(hook: Callable[[Balancer, http.HTTPFlow], None]) -> Callable[[Balancer, http.HTTPFlow], None]:
+    """Count what the hook takes."""
+
+    @functools.wraps(hook)
+    def timed(self: Balancer, flow: http.HTTPFlow) -> None:
+        began = time.perf_counter()
+        hook(self, flow)
+        self.tally.own_seconds += time.perf_counter() - began
+
+    return timed
+
+
 class Balancer:
     """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests.
 
@@ -104,7 +117,10 @@ class Balancer:
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
-        self.control = ControlApi(self.registry, self.router.dispatcher.line, self.registry.clock(), self._probe_now)
+        self.tally = self.router.tally
+        self.control = ControlApi(
+            self.registry, self.router.dispatcher.line, self.tally, self.registry.clock(), self._probe_now
+        )
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
@@ -402,6 +418,7 @@ class Balancer:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
                     self._show(exchange.flow, exchange)
                 del self.router.exchanges[flow_id]
+                self.tally.add(ended(exchange, self.registry))
         for flow_id, caller in list(self.router.callers.items()):
             if caller.client_id == client.id:
                 del self.router.callers[flow_id]
@@ -426,6 +443,7 @@ class Balancer:
     def http_connect(self, flow: http.HTTPFlow) -> None:
         flow.response = error_of(flow, 403, "the balancer is no open proxy: CONNECT is refused")
 
+    @_timed
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the token, and take all credentials out of the flow, where people would see them."""
         assert self.token
@@ -522,6 +540,7 @@ class Balancer:
 
     # Answers
 
+    @_timed
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         exchange = self.router.exchanges.get(flow.id)
         response = flow.response
@@ -572,6 +591,7 @@ class Balancer:
             watcher = exchange.watcher if exchange is not None else None
             response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
 
+    @_timed
     def response(self, flow: http.HTTPFlow) -> None:
         if self.router.callers.pop(flow.id, None) is None:
             return
@@ -587,14 +607,17 @@ class Balancer:
                 self._judge(exchange, watcher, response)
             exchange.end(Outcome.FAILED, "the balancer failed to route it")
             annotate(flow, exchange)
+            self.tally.add(ended(exchange, self.registry))
         self.flows.finished(flow)
 
+    @_timed
     def error(self, flow: http.HTTPFlow) -> None:
         if self.router.callers.pop(flow.id, None) is None:
             return
         exchange = self.router.exchanges.pop(flow.id, None)
         if exchange is not None:
             self._end_in_error(flow, exchange)
+            self.tally.add(ended(exchange, self.registry))
         self.flows.finished(flow)
 
     def _end_in_error(self, flow: http.HTTPFlow, exchange: Exchange) -> None:

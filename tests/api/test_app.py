@@ -14,6 +14,7 @@ from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
 from ollama_balancer.fleet.agent import Source, agent_id
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.tally import Tally
 from ollama_balancer.fleet.waiting import WaitingLine
 from ollama_balancer.ollama.answers import Answer
 from ollama_balancer.ollama.shapes import Event, Timings
@@ -42,7 +43,8 @@ class Api:
         self.clock = Clock()
         self.registry = AgentRegistry(self.clock)
         self.changes = 0
-        self.control = ControlApi(self.registry, WaitingLine(self.clock), self.clock(), self._changed)
+        self.tally = Tally()
+        self.control = ControlApi(self.registry, WaitingLine(self.clock), self.tally, self.clock(), self._changed)
 
     def _changed(self) -> None:
         self.changes += 1

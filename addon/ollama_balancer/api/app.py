@@ -16,12 +16,14 @@ from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistra
 
 from ..fleet.agent import Address, Agent, Source, Status
 from ..fleet.registry import AgentRegistry
+from ..fleet.tally import Tally
 from ..fleet.waiting import WaitingLine
+from .prometheus import Exposition
 
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
 
-PATHS = ("/api/balancer", "/health")
+PATHS = ("/api/balancer", "/health", "/metrics")
 
 
 def is_control_path(path: str) -> bool:
@@ -39,23 +41,30 @@ class DrainRequest(BaseModel):
 
 
 class ControlApi:
-    """Answers the control calls. `line` is where requests wait.
+    """Answers the control calls. `line` is where requests wait, `tally` has what became of them.
 
     `on_change` is told of an agent that came or moved, so that it is probed at once.
     """
 
     def __init__(
-        self, registry: AgentRegistry, line: WaitingLine, started: float, on_change: Callable[[], None]
+        self,
+        registry: AgentRegistry,
+        line: WaitingLine,
+        tally: Tally,
+        started: float,
+        on_change: Callable[[], None],
     ) -> None:
         self.registry = registry
         self.started = started
         self.on_change = on_change
         self.line = line
+        self.exposition = Exposition(registry, line, tally)
         self.ending: Callable[[], bool] = lambda: False
         """Whether the program is about to end, and takes no more requests."""
         self.app = Starlette(
             routes=[
                 Route("/health", self.health),
+                Route("/metrics", self.prometheus),
                 Route("/api/balancer", self.balancer),
                 Route("/api/agents", self.agents, methods=["GET"]),
                 Route("/api/agents", self.register, methods=["POST"]),
@@ -75,6 +84,10 @@ class ControlApi:
         counts = self.registry.counts()
         problem = "ending" if self.ending() else None if counts[Status.ONLINE] else "no agent can serve"
         return JSONResponse({"status": problem or "ok", "agents": _by_state(counts)}, 503 if problem else 200)
+
+    async def prometheus(self, request: Request) -> Response:
+        body, content_type = await self.exposition.page(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type, "Vary": "Accept"})
 
     async def balancer(self, request: Request) -> Response:
         registry = self.registry

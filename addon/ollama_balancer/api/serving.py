@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 from urllib.parse import unquote
 
@@ -10,6 +11,9 @@ from mitmproxy.addons import asgiapp
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .app import AUTHORIZED
+
+COMPRESSED_FROM = 8 * 1024
+"""Bytes of an answer from which on it is compressed for those who take that."""
 
 
 async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
@@ -29,6 +33,13 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
     await asgiapp.serve(application, flow)
     response = flow.response
     assert response
+    if len(response.raw_content or b"") >= COMPRESSED_FROM and "gzip" in flow.request.headers.get(
+        "accept-encoding", ""
+    ):
+        response.raw_content = gzip.compress(response.raw_content or b"", 1)
+        response.headers["content-encoding"] = "gzip"
+        response.headers["content-length"] = str(len(response.raw_content))
+        response.headers["vary"] = ", ".join(filter(None, [response.headers.get("vary"), "Accept-Encoding"]))
     if response.status_code == 204:
         response.headers.pop("content-length", None)
     elif flow.request.method == "HEAD":

@@ -147,6 +147,7 @@ class Statistics:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    ejections: int = 0
     response_seconds: float = 0.0
     """Over the succeeded requests, from the choice of the agent to the last byte."""
     speeds: dict[str, float] = field(default_factory=dict)

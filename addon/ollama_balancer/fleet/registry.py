@@ -416,6 +416,7 @@ class AgentRegistry:
                 "it failed when it was tried again" if again else f"{agent.health.strikes} failures in a row",
                 f"the last: {reason}",
             )
+            agent.stats.ejections += 1
             self._gate(agent)
             self._place(agent)
 

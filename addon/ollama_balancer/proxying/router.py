@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from mitmproxy.utils import asyncio_utils
 from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
 from ..fleet.registry import AgentRegistry
+from ..fleet.tally import Tally
 from ..fleet.waiting import Place
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
@@ -58,6 +60,7 @@ class Router:
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
         registry.on_load = self._has_loaded
+        self.tally = Tally()
         self.callers: dict[str, Caller] = {}
         """By the flow's id, from the request's head to the end."""
 
@@ -69,7 +72,7 @@ class Router:
             if exchange is not None:
                 exchange.end(Outcome.CANCELLED)
             exchange = self.exchanges[flow.id] = self._exchange(flow)
-            request = flow.request
+            request, began = flow.request, time.perf_counter()
             decision = (
                 self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
                 if self.ending()
@@ -77,6 +80,7 @@ class Router:
                     exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
                 )
             )
+            self.tally.own_seconds += time.perf_counter() - began
         elif exchange.outcome is not None:
             return  # it was cut off: nobody wants its answer
         else:

@@ -1,0 +1,119 @@
+"""GET /metrics without a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ollama_balancer.api.prometheus import PREFIX, Exposition
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.tally import Ended, Tally
+from ollama_balancer.fleet.waiting import WaitingLine
+from tests.fleet.fakes import Clock, fleet, report
+
+GPU: dict[str, Any] = {
+    "name": 'RTX "4090"\\\n',
+    "utilization": 50.0,
+    "memory_used": 10,
+    "memory_total": 40,
+    "temperature": 61.0,
+}
+
+
+class Page:
+    def __init__(self) -> None:
+        clock = Clock()
+        self.registry = AgentRegistry(clock)
+        self.tally = Tally()
+        self.exposition = Exposition(self.registry, WaitingLine(clock), self.tally)
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        return asyncio.run(self.exposition.page(accept))
+
+    def text(self) -> str:
+        return self.page("")[0].decode()
+
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        return {
+            (sample.name.removeprefix(PREFIX), frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.text())
+            for sample in family.samples
+        }
+
+    def value(self, series: str, /, **labels: str) -> float | None:
+        return self.samples().get((series, frozenset(labels.items())))
+
+
+@pytest.fixture
+def page() -> Page:
+    page = Page()
+    fleet(page.registry, "gpu-1", "gpu-2")
+    page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU]))
+    for outcome in ("succeeded", "succeeded", "failed"):
+        page.tally.add(
+            Ended(
+                "gpu-1", "m:latest", "/api/chat", outcome, 2.0, 0.7, 0.3, 42.0, 5, 9, failures=(("gpu-2", "connect"),)
+            )
+        )
+    page.tally.add(Ended("", "other", "other", "refused", 0.0))
+    page.tally.add(Ended("gpu-2", "m:latest", "/api/chat", "cancelled", 1.0, cancelled_by="client"))
+    return page
+
+
+def test_what_became_of_requests_is_told(page: Page) -> None:
+    chat = {"agent": "gpu-1", "model": "m:latest", "route": "/api/chat"}
+    assert page.value("requests_total", **chat, outcome="succeeded") == 2
+    assert page.value("requests_total", **chat, outcome="failed") == 1
+    assert page.value("requests_total", agent="", model="other", route="other", outcome="refused") == 1
+    assert page.value("output_tokens_total", agent="gpu-1", model="m:latest") == 27
+    assert page.value("failed_attempts_total", agent="gpu-2", reason="connect") == 3
+    assert page.value("cancels_total", reason="client") == 1
+    assert page.value("request_duration_seconds_count", model="m:latest") == 2
+    assert page.value("request_duration_seconds_sum", model="m:latest") == 4.0
+    assert page.value("time_to_first_token_seconds_bucket", model="m:latest", le="0.25") == 0
+    assert page.value("time_to_first_token_seconds_bucket", model="m:latest", le="0.5") == 3
+    assert page.value("output_tokens_per_second_count", model="m:latest") == 3
+    assert page.value("wait_seconds_count") == 3
+
+
+def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
+    page.registry.take(next(iter(page.registry)))
+    assert page.value("agents", state="online") == 2
+    assert page.value("agents", state="ejected") == 0
+    assert page.value("agent_requests_in_flight", agent="gpu-1") == 1
+    assert page.value("agent_up", agent="gpu-2") == 1
+    assert page.value("waiting_requests") == 0
+    assert page.value("host_cpu_usage_ratio", agent="gpu-1") == 0.4
+    assert page.value("host_cpu_usage_ratio", agent="gpu-2") is None
+    gpu = {"agent": "gpu-1", "gpu": "0", "name": GPU["name"]}
+    assert page.value("host_gpu_utilization_ratio", **gpu) == 0.5
+    assert page.value("host_gpu_memory_total_bytes", **gpu) == 40
+    assert "power_watts{" not in page.text()
+
+
+def test_an_agent_that_is_removed_takes_its_series_along(page: Page) -> None:
+    page.registry.remove(next(iter(page.registry)))
+    assert 'agent="gpu-1"' not in page.text()
+    assert page.value("cancels_total", reason="client") == 1
+
+
+def test_the_format_is_the_one_that_is_asked_for(page: Page) -> None:
+    body, content_type = page.page("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    plain, content_type = page.page("*/*")
+    assert content_type.startswith("text/plain; version=")
+    assert b"# HELP ollama_balancer_requests_total " in plain
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
+def test_promtool_finds_nothing_wrong(page: Page) -> None:
+    checked: Any = subprocess.run(
+        ["promtool", "check", "metrics"], input=page.text(), capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from ollama_balancer.fleet.agent import Outcome
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.routes import Dialect, find_route
+from ollama_balancer.ollama.watching import AnswerWatcher
+from ollama_balancer.proxying.counting import ended, kind_of
+from ollama_balancer.proxying.exchange import Exchange
+from tests.fleet.fakes import Clock, fleet
+
+FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'
+
+
+def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange]:
+    registry = AgentRegistry(clock)
+    fleet(registry, "a", "b")
+    return registry, Exchange("client", Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("cannot connect: [Errno 111] Connect call failed", "connect"),
+        ("Connection refused", "connect"),
+        ("not reached within 5 s", "timeout"),
+        ("no first byte within 600 s", "timeout"),
+        ("status 503", "status"),
+        ("does not have the model", "lacks_model"),
+        ("peer closed\u202e", "broken"),
+        ("", "broken"),
+    ],
+)
+def test_reasons_are_of_few_kinds(reason: str, kind: str) -> None:
+    assert kind_of(reason) == kind
+
+
+def test_a_success_is_counted_with_its_times_and_tokens() -> None:
+    clock = Clock()
+    registry, exchange = make(clock)
+    exchange.take(registry.take(next(iter(registry))))
+    exchange.fail_attempt("status 503")
+    exchange.take(registry.take(list(registry)[1]))
+    clock.now += 0.5
+    exchange.first_byte = clock.now
+    exchange.watcher = AnswerWatcher("application/x-ndjson")
+    exchange.watcher.feed(FINAL)
+    exchange.tokens_per_second = 11.0
+    clock.now += 1.0
+    exchange.end(Outcome.SUCCEEDED)
+    told = ended(exchange, registry)
+    assert (told.agent, told.model, told.route, told.outcome) == ("b", "m:latest", "/api/chat", "succeeded")
+    assert (told.seconds, told.first_token, told.waited) == (1.5, 0.5, None)
+    assert (told.prompt_tokens, told.output_tokens, told.tokens_per_second) == (7, 11, 11.0)
+    assert told.failures == (("a", "status"),)
+
+
+def test_a_model_or_a_path_that_a_client_has_made_up_is_no_label() -> None:
+    registry, exchange = make(Clock(), model="made-up-" + "x" * 300)
+    exchange.route = None
+    exchange.end(Outcome.FAILED, "not found")
+    told = ended(exchange, registry)
+    assert (told.agent, told.model, told.route, told.outcome) == ("", "other", "other", "refused")
+
+
+def test_cancels_are_told_apart() -> None:
+    registry, waiting = make(Clock())
+    waiting.end(Outcome.CANCELLED)
+    assert ended(waiting, registry).cancelled_by == "client_waiting"
+    registry, running = make(Clock())
+    running.take(registry.take(next(iter(registry))))
+    running.end(Outcome.CANCELLED)
+    assert ended(running, registry).cancelled_by == "client"
+    registry, killed = make(Clock())
+    killed.end(Outcome.CANCELLED, "killed")
+    assert ended(killed, registry).cancelled_by == "killed"
