@@ -7,14 +7,21 @@ from collections.abc import Callable
 from .base import Collector, Fields, Host
 from .connections import ConnectionsCollector
 from .cpu import CpuCollector
+from .gpus import GpusCollector
 from .memory import MemoryCollector
 from .ollama import OllamaCollector
+from .reach import ReachCollector
+from .server import ServerCollector
 
 __all__ = ["COLLECTORS", "Collector", "Fields", "Host"]
 
 COLLECTORS: dict[str, Callable[[Host], Collector]] = {
     "cpu": CpuCollector,
     "memory": MemoryCollector,
+    "gpus": GpusCollector,
+    "server": ServerCollector,
     "connections": ConnectionsCollector,
-    "ollama": OllamaCollector,  # after connections, which would count its calls
+    # After connections, which would count their calls.
+    "ollama": OllamaCollector,
+    "reach": ReachCollector,
 }

@@ -1,0 +1,42 @@
+"""Apple's GPUs, by ioreg, which needs no root. Temperature and power are told to root alone (powermetrics)."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import psutil
+
+COMMAND = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator")
+TIMEOUT = 3.0
+
+
+def read_apple() -> list[dict[str, object]]:
+    """The GPU; none on another system. Raises OSError or subprocess.SubprocessError."""
+    if sys.platform != "darwin":
+        return []
+    told = subprocess.run(COMMAND, capture_output=True, timeout=TIMEOUT, check=True)  # noqa: S603 - no input
+    return parse(told.stdout.decode("utf-8", "replace"), psutil.virtual_memory().total)
+
+
+def parse(text: str, memory: int) -> list[dict[str, object]]:
+    """What ioreg tells of the accelerators. `memory` is the system's, in bytes, which the GPU shares."""
+    gpus: list[dict[str, object]] = []
+    for block in re.split(r"^\+-o ", text, flags=re.MULTILINE)[1:65]:
+        model = re.search(r'"model" = "([^"\n]{1,200})"', block)
+        busy = re.search(r'"Device Utilization %"=(\d{1,3})\b', block)
+        used = re.search(r'"In use system memory"=(\d{1,18})\b', block)
+        if busy is None and used is None:
+            continue
+        gpus.append(
+            {
+                "name": model[1] if model else "Apple GPU",
+                "utilization": min(100.0, float(busy[1])) if busy else None,
+                "memory_used": int(used[1]) if used else None,
+                "memory_total": memory,
+                "temperature": None,
+                "power": None,
+            }
+        )
+    return gpus

@@ -1,0 +1,70 @@
+"""GPUs: what each one's driver tells without root. A figure that it does not tell is null."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from ..states import StateLog
+from .amd import read_amd
+from .apple import read_apple
+from .base import Fields, Host
+from .nvidia import read_nvidia
+
+type Gpu = dict[str, object]
+"""The fields of wire.GpuMetrics."""
+
+READERS: Mapping[str, Callable[[], Sequence[Gpu]]] = {"NVIDIA": read_nvidia, "AMD": read_amd, "Apple": read_apple}
+
+MOST = 64
+"""GPUs that a report holds."""
+
+
+class GpusCollector:
+    """Gives `gpus`: those of all makers, in one list."""
+
+    def __init__(self, host: Host, readers: Mapping[str, Callable[[], Sequence[Gpu]]] = READERS) -> None:
+        del host
+        self._readers = readers
+        self._states = {maker: StateLog("fine") for maker in readers}
+        self._running: dict[str, asyncio.Future[Sequence[Gpu]]] = {}
+
+    async def collect(self) -> Fields:
+        found: list[Gpu] = []
+        for maker, read in self._readers.items():
+            answer = self._running.get(maker) or in_thread(read)
+            self._running[maker] = answer  # a driver that hangs holds its thread, and no second one is sent after it
+            try:
+                found += await asyncio.shield(answer)
+            except Exception as error:
+                self._states[maker].say("failing", logging.WARNING, f"{maker} GPUs cannot be read: {error}")
+            else:
+                self._states[maker].say("fine", logging.INFO, f"{maker} GPUs are read again")
+            del self._running[maker]
+        return {"gpus": found[:MOST]}
+
+
+def in_thread(read: Callable[[], Sequence[Gpu]]) -> asyncio.Future[Sequence[Gpu]]:
+    """Its result, from a thread that does not keep the program from ending, as those of asyncio do."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Sequence[Gpu]] = loop.create_future()
+
+    def settle(result: Sequence[Gpu], error: Exception | None) -> None:
+        if not answer.done():
+            answer.set_result(result) if error is None else answer.set_exception(error)
+
+    def run() -> None:
+        result: Sequence[Gpu] = ()
+        error = None
+        try:
+            result = read()
+        except Exception as e:
+            error = e
+        with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="GPU reader", daemon=True).start()
+    return answer

@@ -1,0 +1,60 @@
+"""NVIDIA's GPUs, by NVML: the extra `gpu` (nvidia-ml-py) and the driver's library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+class MissingLibraryError(RuntimeError):
+    """There is a driver, and nothing to ask it with."""
+
+
+def read_nvidia(driver: Path = DRIVER) -> list[dict[str, object]]:
+    """All of them; none where there is no driver. Raises MissingLibraryError, or pynvml's NVMLError."""
+    try:
+        import pynvml
+    except ImportError:
+        if driver.exists():
+            raise MissingLibraryError(
+                "nvidia-ml-py is not installed: pip install 'ollama-agent-reporter[gpu]'"
+            ) from None
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return []
+    except pynvml.NVMLError_DriverNotLoaded:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+        return [describe(pynvml, handle) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def describe(nvml: Any, handle: object) -> dict[str, object]:
+    """One GPU; what it does not tell (unified memory, a virtual GPU) is None."""
+
+    def asked(question: Callable[[object], Any]) -> Any:
+        try:
+            return question(handle)
+        except nvml.NVMLError:
+            return None
+
+    name = asked(nvml.nvmlDeviceGetName)
+    memory = asked(nvml.nvmlDeviceGetMemoryInfo)
+    rates = asked(nvml.nvmlDeviceGetUtilizationRates)
+    power = asked(nvml.nvmlDeviceGetPowerUsage)  # milliwatts
+    temperature = asked(lambda each: nvml.nvmlDeviceGetTemperature(each, nvml.NVML_TEMPERATURE_GPU))
+    return {
+        "name": (name.decode("utf-8", "replace") if isinstance(name, bytes) else name) or "NVIDIA GPU",
+        "utilization": None if rates is None else float(rates.gpu),
+        "memory_used": None if memory is None else int(memory.used),
+        "memory_total": None if memory is None else int(memory.total),
+        "temperature": None if temperature is None else float(temperature),
+        "power": None if power is None else power / 1000,
+    }

@@ -1,0 +1,75 @@
+"""Whether a balancer that is elsewhere can reach the host's Ollama: by default it listens on loopback only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+from ..addresses import is_loopback, own_ips, resolve
+from ..states import StateLog
+from .base import Fields, Host
+
+TIMEOUT = 1.0
+
+REMEDIES = {
+    "linux": 'run `sudo systemctl edit ollama`, add the lines [Service] and Environment="OLLAMA_HOST=0.0.0.0", and run '
+    "`sudo systemctl restart ollama`; or start it as `OLLAMA_HOST=0.0.0.0 ollama serve`",
+    "darwin": "run `launchctl setenv OLLAMA_HOST 0.0.0.0` and start Ollama again",
+    "win32": "run `setx OLLAMA_HOST 0.0.0.0` and start Ollama again",
+}
+
+
+class ReachCollector:
+    """Gives nothing; it warns."""
+
+    def __init__(self, host: Host, platform: str = sys.platform) -> None:
+        self._port = host.ollama.port
+        self._loopback = is_loopback(host.ollama.host) or host.ollama.host == "localhost"
+        self._balancers = host.balancers
+        self._remedy = REMEDIES.get(platform, REMEDIES["linux"])
+        self._state = StateLog("reached")
+
+    async def collect(self) -> Fields:
+        for name in self._balancers if self._loopback else ():
+            with contextlib.suppress(OSError):
+                ips = await resolve(name)
+                away = [ip for ip in ips if not is_loopback(ip) and ip not in own_ips()]
+                if away and await on_loopback_only(self._port, facing(away[0])):
+                    self._state.say(
+                        "loopback",
+                        logging.WARNING,
+                        f"Ollama listens on this machine only: the balancer at {name} cannot reach it; {self._remedy}",
+                    )
+                    return {}
+        self._state.say("reached", logging.INFO, "Ollama listens where the balancer can reach it")
+        return {}
+
+
+def facing(address: str, make: Callable[..., socket.socket] = socket.socket) -> str:
+    """This machine's own address on the way to another. Nothing is sent. Raises OSError where there is no way."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with make(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        own: str = probe.getsockname()[0]
+        return own
+
+
+async def on_loopback_only(port: int, address: str) -> bool:
+    """Whether a server is there for 127.0.0.1, and refuses at this machine's other address."""
+    return await _refuses(address, port) and not await _refuses("127.0.0.1", port)
+
+
+async def _refuses(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            _, writer = await asyncio.open_connection(address, port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False  # that says nothing about who listens
+    writer.close()
+    return False
