@@ -32,6 +32,7 @@ from . import credentials, options
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
+from .fleet.recent import Recent
 from .fleet.registry import AgentRegistry
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
@@ -47,7 +48,7 @@ from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .probing import Prober
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
-from .proxying.counting import ended
+from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
@@ -118,8 +119,9 @@ class Balancer:
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
         self.tally = self.router.tally
+        self.recent = Recent(self.registry.clock)
         self.control = ControlApi(
-            self.registry, self.router.dispatcher.line, self.tally, self.registry.clock(), self._probe_now
+            self.registry, self.router.dispatcher.line, self.tally, self.recent, self.registry.clock(), self._probe
         )
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
@@ -315,6 +317,10 @@ class Balancer:
     def _nothing_configured(self) -> bool:
         return self.settings is not None and not self.settings.agents and not self.settings.demo
 
+    def _probe(self, agent: Agent) -> None:
+        if self.prober is not None:
+            asyncio_utils.create_task(self.prober.look_at(agent), name="first look", keep_ref=True)
+
     def _probe_now(self) -> None:
         if self.prober is not None:
             self.prober.wake()
@@ -418,7 +424,7 @@ class Balancer:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
                     self._show(exchange.flow, exchange)
                 del self.router.exchanges[flow_id]
-                self.tally.add(ended(exchange, self.registry))
+                self._count(exchange)
         for flow_id, caller in list(self.router.callers.items()):
             if caller.client_id == client.id:
                 del self.router.callers[flow_id]
@@ -511,6 +517,12 @@ class Balancer:
         if exchange is not None:
             self._show(routing.flow, exchange)
 
+    def _count(self, exchange: Exchange) -> None:
+        """It is over."""
+        over = ended(exchange, self.registry)
+        self.tally.add(over)
+        self.recent.add(over, decision_of(exchange, over))
+
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         """Write down how it stands, and have that seen."""
         annotate(flow, exchange)
@@ -535,6 +547,7 @@ class Balancer:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 self.router.look()
+                self.recent.sample(self.registry)
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")
 
@@ -607,7 +620,7 @@ class Balancer:
                 self._judge(exchange, watcher, response)
             exchange.end(Outcome.FAILED, "the balancer failed to route it")
             annotate(flow, exchange)
-            self.tally.add(ended(exchange, self.registry))
+            self._count(exchange)
         self.flows.finished(flow)
 
     @_timed
@@ -617,7 +630,7 @@ class Balancer:
         exchange = self.router.exchanges.pop(flow.id, None)
         if exchange is not None:
             self._end_in_error(flow, exchange)
-            self.tally.add(ended(exchange, self.registry))
+            self._count(exchange)
         self.flows.finished(flow)
 
     def _end_in_error(self, flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -54,6 +54,8 @@ class Prober:
         self.take_in_local = take_in_local
         self.first_round = asyncio.Event()
         self._wake = asyncio.Event()
+        self._http: httpx.AsyncClient | None = None
+        """The rounds' own: to make another takes longer than to ask."""
 
     def wake(self) -> None:
         """Begin a round now."""
@@ -63,6 +65,7 @@ class Prober:
         """Probe until cancelled."""
         tries = FIRST_TRIES
         async with self._client() as client:
+            self._http = client
             while True:
                 self._wake.clear()
                 told = True
@@ -116,6 +119,11 @@ class Prober:
             self.registry.reached(agent)
         return True
 
+    async def look_at(self, agent: Agent) -> None:
+        """Ask one agent now, that is new or has moved, if the rounds have begun; else they will."""
+        if self._http is not None:
+            await self.probe(self._http, agent)
+
     async def refresh(self, agent: Agent) -> None:
         """See at once what models an agent has, after something has changed there."""
         async with self._client() as client:
@@ -153,7 +161,8 @@ class Prober:
             self.registry.update_models(agent, tags.models or [])
 
     def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        # None is kept: for each request the pool looks at all of them, which takes longer than to connect.
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
         # No proxy of the environment's: the agents are ours, and the proxy may be this very process. No certificates
         # to load: they speak http.
         headers = {"Accept-Encoding": "identity", "Via": self.via}

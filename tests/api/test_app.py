@@ -11,8 +11,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
-from ollama_balancer.fleet.agent import Source, agent_id
+from ollama_balancer.fleet.agent import Agent, Source, agent_id
 from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.recent import Recent
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.tally import Tally
 from ollama_balancer.fleet.waiting import WaitingLine
@@ -43,10 +44,12 @@ class Api:
         self.clock = Clock()
         self.registry = AgentRegistry(self.clock)
         self.changes = 0
-        self.tally = Tally()
-        self.control = ControlApi(self.registry, WaitingLine(self.clock), self.tally, self.clock(), self._changed)
+        self.tally, self.recent = Tally(), Recent(self.clock)
+        self.control = ControlApi(
+            self.registry, WaitingLine(self.clock), self.tally, self.recent, self.clock(), self._changed
+        )
 
-    def _changed(self) -> None:
+    def _changed(self, agent: Agent) -> None:
         self.changes += 1
 
     def call(

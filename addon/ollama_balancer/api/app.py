@@ -15,15 +15,17 @@ from starlette.routing import Route
 from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistration, describe
 
 from ..fleet.agent import Address, Agent, Source, Status
+from ..fleet.recent import Recent
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import Tally
 from ..fleet.waiting import WaitingLine
+from . import dashboard
 from .prometheus import Exposition
 
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
 
-PATHS = ("/api/balancer", "/health", "/metrics")
+PATHS = ("/api/balancer", "/health", "/metrics", *dashboard.PATHS)
 
 
 def is_control_path(path: str) -> bool:
@@ -41,7 +43,7 @@ class DrainRequest(BaseModel):
 
 
 class ControlApi:
-    """Answers the control calls. `line` is where requests wait, `tally` has what became of them.
+    """Answers the control calls. `line` is where requests wait, `tally` and `recent` have what became of them.
 
     `on_change` is told of an agent that came or moved, so that it is probed at once.
     """
@@ -51,13 +53,15 @@ class ControlApi:
         registry: AgentRegistry,
         line: WaitingLine,
         tally: Tally,
+        recent: Recent,
         started: float,
-        on_change: Callable[[], None],
+        on_change: Callable[[Agent], None],
     ) -> None:
         self.registry = registry
         self.started = started
         self.on_change = on_change
         self.line = line
+        board = dashboard.Dashboard(registry, line, recent)
         self.exposition = Exposition(registry, line, tally)
         self.ending: Callable[[], bool] = lambda: False
         """Whether the program is about to end, and takes no more requests."""
@@ -65,6 +69,10 @@ class ControlApi:
             routes=[
                 Route("/health", self.health),
                 Route("/metrics", self.prometheus),
+                Route("/dashboard", board.page),
+                Route("/dashboard/data", board.data),
+                Route("/dashboard/page.js", board.script),
+                Route("/dashboard/page.css", board.style),
                 Route("/api/balancer", self.balancer),
                 Route("/api/agents", self.agents, methods=["GET"]),
                 Route("/api/agents", self.register, methods=["POST"]),
@@ -136,7 +144,7 @@ class ControlApi:
             agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
-        self.on_change()
+        self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
     async def metrics(self, request: Request) -> Response:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ..fleet.agent import Outcome
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import OTHER, Ended
 from ..ollama.names import canonical_name
+from ..text import one_line
 from .exchange import Exchange
 
 KILLED = "killed"
@@ -52,3 +54,16 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         cancelled_by=cancelled_by,
         failures=tuple((failure.agent, kind_of(failure.reason)) for failure in exchange.failures),
     )
+
+
+def decision_of(exchange: Exchange, over: Ended) -> dict[str, Any]:
+    """What people are shown of it in passing."""
+    return {
+        "agent": over.agent or None,
+        "model": one_line(exchange.model, 100) if exchange.model else None,
+        "mode": exchange.mode,
+        "why": exchange.why or (one_line(exchange.problem, 200) if exchange.problem else ""),
+        "attempts": exchange.attempts,
+        "outcome": over.outcome,
+        "ttft": over.first_token,
+    }

@@ -1,0 +1,130 @@
+"""GET /dashboard: a live page of the fleet. It comes from here alone, and holds no word of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..fleet.agent import Agent, Status
+from ..fleet.recent import Recent
+from ..fleet.registry import AgentRegistry
+from ..fleet.waiting import WaitingLine
+
+PATHS = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
+
+FOLDER = Path(__file__).parent / "page"
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+MOST_ROWS = 100
+
+type Key = Callable[[Agent], tuple[Any, ...]]
+
+SORTS: dict[str, Key] = {
+    "name": lambda agent: (agent.name,),
+    "status": lambda agent: (str(agent.status), agent.name),
+    "in_flight": lambda agent: (-agent.in_flight, agent.name),
+    "cpu": lambda agent: (-agent.metrics.cpu_usage if agent.metrics is not None else 1, agent.name),
+    "memory": lambda agent: (-agent.metrics.memory_usage if agent.metrics is not None else 1, agent.name),
+}
+
+
+class Dashboard:
+    def __init__(self, registry: AgentRegistry, line: WaitingLine, recent: Recent) -> None:
+        self.registry = registry
+        self.line = line
+        self.recent = recent
+
+    async def page(self, request: Request) -> Response:
+        return _file("page.html", "text/html; charset=utf-8")
+
+    async def script(self, request: Request) -> Response:
+        return _file("page.js", "text/javascript; charset=utf-8")
+
+    async def style(self, request: Request) -> Response:
+        return _file("page.css", "text/css; charset=utf-8")
+
+    async def data(self, request: Request) -> Response:
+        """All that the page shows, in one answer, whatever the fleet's size."""
+        asked = request.query_params
+        order = SORTS.get(asked.get("sort", ""), SORTS["name"])
+        words = asked.get("filter", "").casefold()[:200]
+        agents = [agent for agent in self.registry if not words or _matches(agent, words)]
+        agents.sort(key=order)
+        size = min(max(_number(asked.get("size"), 50), 1), MOST_ROWS)
+        pages = max(1, -(-len(agents) // size))
+        page = min(max(_number(asked.get("page"), 1), 1), pages)
+        now = self.registry.clock()
+        counts = self.registry.counts()
+        return JSONResponse(
+            {
+                "mode": self.registry.mode,
+                "figures": self.recent.figures(),
+                "in_flight": sum(agent.in_flight for agent in self.registry),
+                "states": {str(status): counts.get(status, 0) for status in Status},
+                "line": self.line.describe(20),
+                "agents": [self._row(agent, now) for agent in agents[(page - 1) * size : page * size]],
+                "found": len(agents),
+                "page": page,
+                "pages": pages,
+                "decisions": [
+                    {**decision, "age": round(now - decision["at"], 1)} for decision in reversed(self.recent.decisions)
+                ],
+            }
+        )
+
+    def _row(self, agent: Agent, now: float) -> dict[str, Any]:
+        metrics, curve = agent.metrics, self.recent.curve(agent)
+        return {
+            "name": agent.name,
+            "url": agent.address.url,
+            "status": agent.status,
+            "reason": agent.reason,
+            "loaded": [model.name for model in agent.loaded][:20],
+            "models": len(agent.model_names),
+            "in_flight": agent.in_flight,
+            "slots": agent.slots,
+            "cpu": metrics.cpu_usage if metrics else None,
+            "memory": metrics.memory_usage if metrics else None,
+            "gpus": [
+                {"name": gpu.name, "busy": gpu.utilization, "used": gpu.memory_used, "total": gpu.memory_total}
+                for gpu in (metrics.gpus or ())[:8]
+            ]
+            if metrics
+            else [],
+            "speeds": {model: round(speed, 1) for model, speed in list(agent.stats.speeds.items())[:5]},
+            "report_age": round(now - agent.metrics_at, 1) if metrics else None,
+            "curve": {"in_flight": list(curve.in_flight), "cpu": list(curve.cpu)} if curve is not None else None,
+        }
+
+
+def _matches(agent: Agent, words: str) -> bool:
+    return (
+        words in agent.name.casefold()
+        or words in str(agent.status)
+        or any(words in model.casefold() for model in agent.model_names)
+    )
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 8 else default
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (FOLDER / name).read_bytes()
+
+
+def _file(name: str, content_type: str) -> Response:
+    return Response(_read(name), headers=HEADERS | {"Content-Type": content_type})

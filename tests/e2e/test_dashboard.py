@@ -1,0 +1,179 @@
+"""The dashboard in a real Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.e2e.browser import chromium, console_errors, needs_chromium
+from tests.e2e.harness import TOKEN, Hosts, Proxy, running_proxy, wait_until
+
+pytestmark = needs_chromium
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def text_of(browser: Any, css: str) -> str:
+    text: str = browser.find_element(By.CSS_SELECTOR, css).text
+    return text
+
+
+def row(browser: Any, agent: str) -> str:
+    for each in browser.find_elements(By.CSS_SELECTOR, "#agents tr"):
+        if agent in each.text:
+            text: str = each.text
+            return text
+    return ""
+
+
+def seen(browser: Any, what: Callable[[], Any], say: str) -> None:
+    def look() -> Any:
+        try:
+            return what()
+        except Exception as e:  # the page replaces what it shows
+            if "StaleElement" in type(e).__name__:
+                return None
+            raise
+
+    wait_until(look, say)
+
+
+def press(browser: Any, name: str) -> None:
+    browser.find_element(By.CSS_SELECTOR, f'button[aria-label="{name}"]').send_keys(Keys.ENTER)
+
+
+def confirm(browser: Any, token: str) -> None:
+    field = browser.find_element(By.ID, "token")
+    field.clear()
+    field.send_keys(token, Keys.ENTER)
+
+
+def accessibility_problems(browser: Any) -> list[str]:
+    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
+    result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    return [f"{v['id']}: {v['help']}" for v in result["violations"] if v["impact"] in ("serious", "critical")]
+
+
+def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hosts: Hosts) -> None:
+    one, two = hosts.start("gpu-a"), hosts.start("gpu-b")
+    arguments = ("--set", f"balancer_agents=gpu-a={one.url},gpu-b={two.url}", "--set", "balancer_stale_after=5")
+    with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
+        proxy.wait_online("gpu-a", "gpu-b")
+        gpu = {"name": HOSTILE, "utilization": 50.0, "memory_used": 1, "memory_total": 2}
+        loaded = [{"name": HOSTILE}, {"name": "llama3.2"}]
+        assert proxy.report("gpu-b", models=["llama3.2"], loaded_models=loaded, gpus=[gpu]).status_code == 204
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "online" in row(browser, "gpu-a"), "the agents")
+        assert "2 of 2" in text_of(browser, "#tiles")
+        secret = "a-prompt-that-nobody-sees-here"
+        threads = [threading.Thread(target=proxy.generate, args=("llama3.2", secret)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seen(browser, lambda: text_of(browser, "#decisions").count("succeeded") == 3, "the requests, without a reload")
+        assert "adaptive: " in text_of(browser, "#decisions")
+        assert secret not in browser.page_source + proxy.http.get("/dashboard/data").text
+        assert row(browser, "gpu-b").count(HOSTILE) == 2, "the model's and the GPU's name, as text"
+        assert browser.find_elements(By.CSS_SELECTOR, "#agents img") == []
+        assert accessibility_problems(browser) == []
+
+        press(browser, "Drain gpu-a")
+        assert text_of(browser, "#question") == "Send gpu-a no new requests?"
+        assert accessibility_problems(browser) == []
+        confirm(browser, "not-the-token")
+        seen(browser, lambda: "not the balancer's token" in text_of(browser, "#refusal"), "the refusal")
+        confirm(browser, TOKEN)
+        seen(browser, lambda: "draining" in row(browser, "gpu-a"), "it drains")
+        assert console_errors(browser) != [], "the browser notes the refusal"
+        press(browser, "Resume gpu-a")
+        browser.find_element(By.ID, "yes").click()  # the token is known by now
+        seen(browser, lambda: "online" in row(browser, "gpu-a"), "it is back")
+
+        hosts.kill(one)
+        seen(browser, lambda: "offline" in row(browser, "gpu-a"), "the death is seen")
+        press(browser, "Remove gpu-a")
+        browser.find_element(By.ID, "yes").click()
+        seen(browser, lambda: not row(browser, "gpu-a"), "it is gone")
+        assert list(proxy.agents()) == ["gpu-b"]
+        assert console_errors(browser) == []
+
+
+def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
+    with running_proxy(tmp_path) as proxy:
+        for path in ("/dashboard", "/dashboard/page.js", "/dashboard/page.css"):
+            answer = proxy.http.get(path)
+            assert answer.status_code == 200
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert "http" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+        assert proxy.http.get("/dashboard/nothing").status_code == 404
+        assert proxy.http.post("/dashboard").status_code == 405
+
+
+def test_hundreds_of_agents_are_paged_sorted_and_found(tmp_path: Path, hosts: Hosts) -> None:
+    port = everywhere(hosts)
+    with running_proxy(tmp_path) as proxy, chromium(tmp_path / "profile", dark=True) as browser:
+        fill(proxy, 400, port)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        )
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "Page 1 of 8, 400 agents" in text_of(browser, "#place"), "the first page")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 50
+        browser.find_element(By.ID, "next").click()
+        seen(browser, lambda: "host-0050" in row(browser, "host-0050"), "the second page")
+        browser.find_element(By.ID, "filter").send_keys("host-037")
+        seen(browser, lambda: "Page 1 of 1, 10 agents" in text_of(browser, "#place"), "what is looked for")
+        browser.find_element(By.CSS_SELECTOR, "#sort option[value=cpu]").click()
+        seen(browser, lambda: text_of(browser, "#agents tr").startswith("host-0379"), "the busiest first")
+        assert accessibility_problems(browser) == []
+        assert console_errors(browser) == []
+        data = proxy.http.get("/dashboard/data?page=7&size=50&sort=name&filter=")
+        assert data.headers["content-encoding"] == "gzip"
+        assert data.json()["agents"][0]["name"] == "host-0300"
+
+
+def everywhere(hosts: Hosts) -> int:
+    """The port of a host that answers to probes at all addresses of this machine: 127.0.0.0/8 has many."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                body = (
+                    b'{"version":"0.33.0"}' if b"/api/version" in head else b'{"models":[{"name":"llama3.2:latest"}]}'
+                )
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
+def fill(proxy: Proxy, count: int, port: int) -> None:
+    """Agents that have reported once."""
+    for number in range(count):
+        name = f"host-{number:04}"
+        body = {"name": name, "url": f"http://127.1.{number // 250}.{number % 250 + 1}:{port}"}
+        assert proxy.control("POST", "/api/agents", body).status_code == 201
+        assert proxy.report(name, cpu=float(number % 100), models=["llama3.2"]).status_code == 204
+
+
+def test_a_query_of_any_kind_is_answered(tmp_path: Path) -> None:
+    with running_proxy(tmp_path) as proxy:
+        for query in ("page=-1", "page=99999999999", "size=0", "sort=%00", "filter=" + "x" * 5000, "page=a"):
+            answer = proxy.http.get(f"/dashboard/data?{query}")
+            assert answer.status_code == 200
+            assert json.loads(answer.content)["page"] == 1
