@@ -300,7 +300,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.dictionaries(KEYS, JSON, max_size=6), st.dictionaries(KEYS, JSON, max_size=6), KINDS, JSON)
 def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record: Any) -> None:
     body = json.dumps(said).encode()
