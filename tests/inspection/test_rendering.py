@@ -310,6 +310,25 @@ def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record:
 
 
 @settings(deadline=None)
+@given(JSON)
+def test_parts_and_records_with_values_of_any_type_are_survived(value: Any) -> None:
+    part = {"type": value, "text": value, "source": value, "image_url": value, "content": value, "function": value}
+    request({"messages": [{"role": value, "content": [part], "tool_calls": [part]}], "input": [part], "tools": [part]})
+    option = {"agent": value, "cost": value, "wait": value, "free": value, "observations": value}
+    request(
+        {},
+        {"options": [option], "failures": [{"agent": value, "reason": value}]} | dict.fromkeys(("why", "url"), value),
+    )
+    request(
+        {}, {"candidates": [{"agent": value, "score": value, "in_flight": value}], "attempts": value, "agent": value}
+    )
+
+
+def test_a_record_with_a_figure_of_thousands_of_digits_is_survived() -> None:
+    assert "→ no agent" in request({}, {"agent": 10**5000, "attempts": 10**5000})
+
+
+@settings(deadline=None)
 @given(st.binary(), st.binary(), KINDS)
 def test_any_bytes_are_survived(asked: bytes, said: bytes, kind: str) -> None:
     render_request(asked, None)

@@ -136,6 +136,8 @@ def _part(part: object) -> str:
     if not isinstance(part, dict):
         return shown(part)
     kind = part.get("type")
+    if not isinstance(kind, str):
+        return shown(part)
     if kind in _TEXTS:
         return shown(part.get("text"))
     if kind in _IMAGES:

@@ -121,7 +121,7 @@ def _decision(record: object) -> str:
             [
                 _word(option.get("agent")) or "-",
                 *(_seconds(option.get(term)) for term in _TERMS.values()),
-                {True: "yes", False: "no"}.get(option.get("free"), "-"),  # type: ignore[arg-type]
+                "yes" if option.get("free") is True else "no" if option.get("free") is False else "-",
                 _word(option.get("observations")) or "-",
             ]
             for option in options
@@ -137,7 +137,9 @@ def _decision(record: object) -> str:
 
 
 def _word(value: object) -> str:
-    return one_line(str(value), 300) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    if isinstance(value, str):
+        return one_line(value, 300)
+    return "" if _number(value) is None else str(value)
 
 
 def _number(value: object) -> float | None:
