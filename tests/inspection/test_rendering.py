@@ -279,6 +279,17 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     assert "… (30,000 more characters)" in request({"prompt": "x" * 50_000})
 
 
+def test_long_lines_are_broken_between_words_where_there_are_any() -> None:
+    said = request({"prompt": "word " * 30 + "\n" + "x" * 100 + "\n  indented"}).partition("user:\n")[2]
+    assert said.split("\n") == [
+        "  " + " ".join(["word"] * 17),
+        "  " + " ".join(["word"] * 13),
+        "  " + "x" * 88,
+        "  " + "x" * 12,
+        "    indented",
+    ]
+
+
 def test_a_body_that_is_no_json_is_shown_as_text() -> None:
     assert render_request(b"model=x", None) == "== Body, which is no JSON object ==\nmodel=x"
     assert "<html>" in render_answer(b"<html>", "text/html", b"", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -15,7 +16,8 @@ from pydantic_core import from_json, to_json
 MOST_TEXT = 20_000
 """Characters shown of one text."""
 
-MOST_TURNS = 2_000
+MOST_TURNS = 20_000
+"""Of a conversation, and parts of a message."""
 
 _SETTINGS = (
     "model",
@@ -69,7 +71,7 @@ def read_prompt(body: bytes) -> Prompt | None:
     prompt = Prompt([(key, shown(value[key], 500)) for key in _SETTINGS if value.get(key) is not None])
     if tools := [_name(tool) for tool in _list(value.get("tools"))]:
         prompt.settings.append(("tools", ", ".join(tools)))
-    prompt.turns = list(_turns(value))[:MOST_TURNS]
+    prompt.turns = list(islice(_turns(value), MOST_TURNS))
     return prompt
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +26,9 @@ MOST_LINES = 200
 
 WIDTH = 88
 """Characters of a line; mitmweb does not break long ones."""
+
+_LINE = re.compile(rf".{{1,{WIDTH}}}(?:\s|$)|.{{1,{WIDTH}}}", re.DOTALL)
+"""textwrap takes seconds for a long text of blanks, and drops them."""
 
 _TERMS = {
     "cost": "cost",
@@ -79,8 +82,8 @@ def _turn(turn: Turn) -> str:
 
 
 def _indented(text: str) -> str:
-    lines = (textwrap.wrap(line, WIDTH) if len(line) > WIDTH else [line] for line in text.splitlines())
-    return "\n".join(f"  {line}" for wrapped in lines for line in wrapped)
+    lines = (_LINE.findall(line) if len(line) > WIDTH else [line] for line in text.splitlines())
+    return "\n".join(f"  {line}".rstrip() for wrapped in lines for line in wrapped)
 
 
 def _last_turns(prompt: Prompt) -> list[str]:
