@@ -137,6 +137,56 @@ def test_of_a_shortened_stream_both_ends_and_the_final_figures_are_shown(name: s
     assert "! " not in shown
 
 
+def test_of_a_shortened_pull_the_steps_of_both_ends_are_shown() -> None:
+    head = b'{"status":"pulling abc","total":4000000,"completed":1000000}\n{"status":"pulling abc","tot'
+    tail = b'"completed":3000000}\n{"status":"pulling abc","total":4000000,"completed":4000000}\n{"status":"success"}\n'
+    assert (
+        render_answer(shortened(head, tail, 4321), "application/x-ndjson", b"", None)
+        == """== Answer ==
+pulling abc: 1.0 of 4.0 MB
+[... 4321 bytes are not kept ...]
+pulling abc: 4.0 of 4.0 MB
+success"""
+    )
+
+
+def test_an_error_before_the_gap_of_a_shortened_stream_is_shown() -> None:
+    head = b'{"response":"hi"}\n{"error":"boom"}\n'
+    shown = render_answer(shortened(head, b'\n{"done":true}\n', 99), "application/x-ndjson", b"", None)
+    assert "  hi\n[... 99 bytes are not kept ...]" in shown
+    assert shown.endswith("\n! boom")
+
+
+def test_the_end_of_a_shortened_stream_begins_at_an_event_within_a_character() -> None:
+    event = 'data: {"choices":[{"delta":{"content":"größer"}}]}\r\n\r\n'.encode()
+    tail = event[event.index("ö".encode()) + 1 :] + event + b"data: [DONE]\r\n\r\n"
+    shown = render_answer(shortened(event, tail, 99), "text/event-stream", b"", None)
+    assert shown == ("== Answer ==\nassistant:\n  größer\n[... 99 bytes are not kept ...]\nassistant:\n  größer")
+
+
+def test_of_a_shortened_answer_that_is_no_stream_both_ends_are_shown_as_they_are() -> None:
+    stored = shortened(b'{"response":"begi', b'nd","done":true}', 99)
+    assert render_answer(stored, "application/json", b"", None) == (
+        '== Answer ==\n{"response":"begi\n[... 99 bytes are not kept ...]\nnd","done":true}'
+    )
+
+
+def test_of_shortened_embeddings_no_numbers_are_shown() -> None:
+    stored = shortened(b'{"embeddings":[[0.1,', b"0.2]]}", 99)
+    assert render_answer(stored, "application/json", b"", None) == (
+        "== Answer ==\nvectors\n[... 99 bytes are not kept ...]"
+    )
+
+
+def test_both_ends_of_a_shortened_request_are_shown() -> None:
+    asked = shortened(b'{"prompt":"' + b"x " * 15_000, b"y " * 15_000 + b'the end"}', 99)
+    shown = render_request(asked, None)
+    assert shown.startswith('== Body, of which the middle is not kept ==\n{"prompt":"x x ')
+    assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 characters before this) …" in shown
+    assert shown.endswith('y y the end"}')
+    assert "== Conversation ==\n(not kept whole: see the request)" in render_answer(b"{}", "", asked, None)
+
+
 @given(st.binary(max_size=60), st.binary(max_size=60), st.integers(1, 10**12))
 def test_a_shortened_body_is_taken_apart_again(head: bytes, tail: bytes, left_out: int) -> None:
     assert parts(shortened(head, tail, left_out)) == (head, left_out, tail)

@@ -7,9 +7,13 @@ import re
 _GAP = re.compile(rb"\n\[\.\.\. (\d{1,20}) bytes are not kept \.\.\.\]\n")
 
 
+def gap(left_out: int) -> str:
+    return f"[... {left_out} bytes are not kept ...]"
+
+
 def shortened(head: bytes, tail: bytes, left_out: int) -> bytes:
     """The body to be stored; it says in a line of its own what is missing."""
-    return b"%b\n[... %d bytes are not kept ...]\n%b" % (head, left_out, tail) if left_out else head + tail
+    return b"%b\n%b\n%b" % (head, gap(left_out).encode(), tail) if left_out else head + tail
 
 
 def parts(body: bytes) -> tuple[bytes, int, bytes] | None:

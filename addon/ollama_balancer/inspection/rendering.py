@@ -10,11 +10,12 @@ from typing import Any
 from pydantic_core import from_json
 
 from ..ollama.answers import Answer
+from ..ollama.events import event_parser
 from ..ollama.shapes import Timings
 from ..ollama.watching import NO_TERMINAL, AnswerWatcher
 from ..text import one_line
-from .conversation import Prompt, Turn, read_prompt, shown
-from .keeping import parts, shortened
+from .conversation import MOST_TEXT, Prompt, Turn, read_prompt, shown
+from .keeping import gap, parts, shortened
 from .tables import in_columns
 
 MOST_EVENTS = 100_000
@@ -23,6 +24,8 @@ MOST_EVENTS = 100_000
 MOST_LINES = 200
 """Of the progress of a pull, a push or a create."""
 
+_LINE_END = re.compile(rb"\n")
+_EVENT_END = re.compile(rb"(?:\r?\n){2}")
 
 WIDTH = 88
 """Characters of a line; mitmweb does not break long ones."""
@@ -46,7 +49,8 @@ def render_request(body: bytes, record: object) -> str:
     sections = [_decision(record)]
     prompt = read_prompt(body)
     if prompt is None:
-        sections.append(_section("Body, which is no JSON object", [shown(body.decode("utf-8", "replace"))]))
+        title = "Body, which is no JSON object" if parts(body) is None else "Body, of which the middle is not kept"
+        sections.append(_section(title, _raw(body)))
     else:
         width = max((len(key) for key, _ in prompt.settings), default=0)
         sections.append(_section("Request", [f"{key:{width}}  {value}" for key, value in prompt.settings]))
@@ -60,13 +64,13 @@ def render_answer(body: bytes, content_type: str, request: bytes, record: object
     prompt = read_prompt(request) if request else None
     if prompt is not None:
         sections.append(_section("Conversation", _last_turns(prompt)))
+    elif parts(request) is not None:
+        sections.append(_section("Conversation", ["(not kept whole: see the request)"]))
     answer, said, notes = _read(body, content_type)
     if vectors := _vectors(body, content_type):
         said = [vectors]
     elif not (said or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
-        said = [shown(body.decode("utf-8", "replace"))]
-    elif not said and "ndjson" in content_type:
-        said = _progress(body)
+        said = _raw(body)
     sections.append(_section("Answer", said + [f"! {note}" for note in notes]))
     sections.append(_section("Figures", _figures(answer.timings, record)))
     return "\n\n".join(filter(None, sections))
@@ -168,25 +172,29 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
     """The answer with its figures, what it says, and what is wrong with it."""
     if "json" not in content_type or "ndjson" in content_type:
         body = _bounded(body)
-    gap = parts(body)
-    head, missing, tail = gap if gap is not None else (body, 0, b"")
+    cut = parts(body)
+    if cut is not None and event_parser(content_type) is None:
+        return Answer(), [], []
+    head, left_out, tail = cut if cut is not None else (body, 0, b"")
     watcher = AnswerWatcher(content_type)
     watcher.feed(head)
-    if gap is None:
+    if cut is None:
         begun = bool(watcher.unended.line or watcher.unended.data)
         error = watcher.verdict().error
-        notes = []
-        if error == NO_TERMINAL:
-            notes.append(f"{error}{', in the middle of an event' if begun else ''}")
-        elif error is not None:
-            notes.append(error)
-        return watcher.answer, _said(watcher.answer), notes
+        if error == NO_TERMINAL and begun:
+            error += ", in the middle of an event"
+        return watcher.answer, _told(watcher.answer, body, content_type), [] if error is None else [error]
     rest = AnswerWatcher(content_type)
-    boundary = b"\n\n" if "event-stream" in content_type else b"\n"
-    rest.feed(tail.partition(boundary)[2])
-    error = rest.verdict().error
-    said = [*_said(watcher.answer), f"[... {missing} bytes are not kept ...]", *_said(rest.answer)]
-    return rest.answer, said, [] if error is None else [error]
+    start = (_EVENT_END if "event-stream" in content_type else _LINE_END).search(tail)
+    tail = tail[start.end() :] if start is not None else b""
+    rest.feed(tail)
+    errors = [watcher.answer.error, rest.verdict().error]
+    said = [
+        *_told(watcher.answer, head, content_type),
+        gap(left_out),
+        *_told(rest.answer, tail, content_type),
+    ]
+    return rest.answer, said, [error for error in errors if error is not None]
 
 
 def _bounded(body: bytes) -> bytes:
@@ -196,6 +204,23 @@ def _bounded(body: bytes) -> bytes:
         return body
     kept = len(body) * MOST_EVENTS // lines // 2
     return shortened(body[:kept], body[-kept:], len(body) - 2 * kept)
+
+
+def _raw(body: bytes) -> list[str]:
+    """A body as it is; both its ends, where the middle is not kept."""
+    cut = parts(body)
+    if cut is None:
+        return [shown(body.decode("utf-8", "replace"))]
+    head, left_out, tail = cut
+    end = tail.decode("utf-8", "replace")
+    if len(end) > MOST_TEXT:
+        end = f"({len(end) - MOST_TEXT:,} characters before this) …{end[-MOST_TEXT:]}"
+    return [shown(head.decode("utf-8", "replace")), gap(left_out), end]
+
+
+def _told(answer: Answer, body: bytes, content_type: str) -> list[str]:
+    """What the model said, or how far a pull, a push or a create got."""
+    return _said(answer) or (_progress(body) if "ndjson" in content_type else [])
 
 
 def _said(answer: Answer) -> list[str]:
@@ -215,6 +240,8 @@ def _vectors(body: bytes, content_type: str) -> str:
     """Of an answer with embeddings: how many, of what size."""
     if "json" not in content_type or b'"embedding' not in body:
         return ""
+    if (cut := parts(body)) is not None:
+        return f"vectors\n{gap(cut[1])}"
     try:
         value = from_json(body)
     except ValueError:
