@@ -74,6 +74,7 @@ calls get_weather:
 load    0.26 s
 prompt  206 tokens in 4.9 ms, 42,101.0 tokens/s
 answer  2 tokens in 1.5 ms, 1,354.1 tokens/s
+host    0.27 s in all
 first   0.31 s after the request came
 total   1.20 s after the request came"""
     )
@@ -287,6 +288,37 @@ def test_the_parts_of_openais_and_anthropics_messages_are_shown() -> None:
     ):
         assert text in shown
     assert "AAAA" not in shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"data": "A" * 80_000, "format": "wav"}},
+        {"type": "document", "source": {"type": "base64", "data": "A" * 80_000}},
+        {"type": "redacted_thinking", "data": "A" * 80_000},
+        {"type": "tool_result", "content": [{"type": "image", "source": {"data": "A" * 80_000}}]},
+    ],
+)
+def test_of_files_in_a_message_the_size_is_shown(part: dict[str, Any]) -> None:
+    shown = request({"messages": [{"role": "user", "content": [part]}]})
+    assert "60 kB" in shown
+    assert "AAAA" not in shown
+
+
+def test_of_images_in_a_shortened_request_the_size_is_shown() -> None:
+    asked = shortened(b'{"images":["' + b"A" * 80_000, b"A" * 40_000 + b'"]}', 99)
+    assert (
+        render_request(asked, None)
+        == """== Body, of which the middle is not kept ==
+{"images":["[60 kB of base64]
+[... 99 bytes are not kept ...]
+[30 kB of base64]"]}"""
+    )
+
+
+def test_an_answer_longer_than_is_kept_ends_with_an_ellipsis() -> None:
+    said = json.dumps({"response": "word " * 300_000, "done": True}).encode()
+    assert render_answer(said, "application/json", b"", None).endswith("word w…")
 
 
 def test_the_items_of_a_response_are_shown() -> None:

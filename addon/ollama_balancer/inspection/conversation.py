@@ -6,6 +6,7 @@ Requests come from anywhere: a value of another type than these APIs have is sho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,6 +43,7 @@ _SETTINGS = (
     "dimensions",
     "tool_choice",
 )
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{1000,}={0,2}")
 _TEXTS = frozenset(("text", "input_text", "output_text", "summary_text", "reasoning_text"))
 _IMAGES = frozenset(("image", "image_url", "input_image"))
 
@@ -150,15 +152,8 @@ def _part(part: object) -> str:
     if kind == "tool_use":
         return f"calls {_call(part)}"
     if kind == "tool_result":
-        return f"(result) {_content(part.get('content'))}"
+        return f"(result) {text_of(part.get('content'))}"
     return shown(part)
-
-
-def _content(content: object) -> str:
-    """Of a tool's result: parts in a part, one level deep."""
-    if isinstance(content, list):
-        return "\n".join(shown(part.get("text", part) if isinstance(part, dict) else part) for part in content)
-    return shown(content)
 
 
 def _call(call: object) -> str:
@@ -178,7 +173,7 @@ def _image(image: object) -> str:
         return "[image]"
     if image.startswith(("http://", "https://")):
         return f"[image at {_cut(image, 200)}]"
-    return f"[image, {len(image.rpartition(',')[2]) * 3 // 4 / 1000:,.0f} kB]"
+    return f"[image, {_size(image.rpartition(',')[2])}]"
 
 
 def _name(tool: object) -> str:
@@ -194,8 +189,17 @@ def shown(value: object, most: int = MOST_TEXT) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        value = to_json(value, inf_nan_mode="constants").decode()
+        value = without_base64(to_json(value, inf_nan_mode="constants").decode())
     return _cut(value, most)
+
+
+def without_base64(text: str) -> str:
+    """JSON with the sizes of the files in it."""
+    return _BASE64.sub(lambda found: f"[{_size(found[0])} of base64]", text)
+
+
+def _size(base64: str) -> str:
+    return f"{len(base64) * 3 // 4 / 1000:,.0f} kB"
 
 
 def _cut(text: str, most: int = MOST_TEXT) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ..ollama.answers import Answer
+from ..ollama.answers import MAX_TEXT, Answer
 from ..ollama.events import event_parser
 from ..ollama.shapes import Timings
 from ..ollama.watching import NO_TERMINAL, AnswerWatcher
 from ..text import one_line
-from .conversation import MOST_TEXT, Prompt, Turn, read_prompt, shown
+from .conversation import MOST_TEXT, Prompt, Turn, read_prompt, shown, without_base64
 from .keeping import gap, parts, shortened
 from .tables import in_columns
 
@@ -210,12 +210,16 @@ def _raw(body: bytes) -> list[str]:
     """A body as it is; both its ends, where the middle is not kept."""
     cut = parts(body)
     if cut is None:
-        return [shown(body.decode("utf-8", "replace"))]
+        return [shown(_text(body))]
     head, left_out, tail = cut
-    end = tail.decode("utf-8", "replace")
+    end = _text(tail)
     if len(end) > MOST_TEXT:
         end = f"({len(end) - MOST_TEXT:,} characters before this) …{end[-MOST_TEXT:]}"
-    return [shown(head.decode("utf-8", "replace")), gap(left_out), end]
+    return [shown(_text(head)), gap(left_out), end]
+
+
+def _text(body: bytes) -> str:
+    return without_base64(body.decode("utf-8", "replace"))
 
 
 def _told(answer: Answer, body: bytes, content_type: str) -> list[str]:
@@ -224,7 +228,8 @@ def _told(answer: Answer, body: bytes, content_type: str) -> list[str]:
 
 
 def _said(answer: Answer) -> list[str]:
-    turns = [Turn("thinking", answer.thinking), Turn("assistant", answer.text)]
+    said = (("thinking", answer.thinking), ("assistant", answer.text))
+    turns = [Turn(who, text if len(text) < MAX_TEXT else f"{text}…") for who, text in said]
     turns += [Turn(f"calls {one_line(call.name, 200)}", _pretty(call.arguments)) for call in answer.tool_calls]
     return [_turn(turn) for turn in turns if turn.text or turn.who.startswith("calls")]
 
@@ -292,6 +297,8 @@ def _figures(timings: Timings, record: object) -> list[str]:
         if tokens is not None:
             pace = f" in {_time(seconds)}, {tokens / seconds:,.1f} tokens/s" if seconds else ""
             lines.append(f"{name}  {tokens:,} tokens{pace}")
+    if timings.total_duration is not None:
+        lines.append(f"host    {_time(timings.total_duration)} in all")
     speed = _number(told.get("tokens_per_second"))
     if speed is not None and timings.eval_duration is None:
         lines.append(f"speed   {speed:,.1f} tokens/s, by when they came")
