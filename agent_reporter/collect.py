@@ -1,15 +1,19 @@
-"""Makes one report from all collectors. One that fails, hangs or tells nonsense never stops the rest."""
+"""Makes one report from all collectors. One that fails, hangs or tells nonsense never stops the rest.
+
+How long each took, and whether it worked, is part of the report.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from .collectors import COLLECTORS, Collector, Fields, Host
+from .collectors import COLLECTORS, Collector, Fields, Host, PartlyError
 from .states import StateLog, printable
-from .wire import AgentMetrics
+from .wire import AgentMetrics, CollectorOutcome
 
 COLLECTOR_TIMEOUT = 5.0
 """Seconds that one collector may take."""
@@ -26,21 +30,27 @@ class Collection:
         host: Host,
         collectors: Mapping[str, Callable[[Host], Collector]] = COLLECTORS,
         timeout: float = COLLECTOR_TIMEOUT,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._collectors = [_Guarded(name, make, host, timeout) for name, make in collectors.items()]
 
     async def __call__(self) -> AgentMetrics:
         fields: Fields = {**UNKNOWN, "timestamp": datetime.now(UTC)}
+        outcomes = []
         for collector in self._collectors:
-            fields = await collector.add_to(fields)
-        return AgentMetrics.model_validate({**fields, "timestamp": datetime.now(UTC)})
+            began = self._clock()
+            fields, ok = await collector.add_to(fields)
+            seconds = round(max(0.0, self._clock() - began), 6)
+            outcomes.append(CollectorOutcome(name=collector.name, ok=ok, seconds=seconds))
+        return AgentMetrics.model_validate({**fields, "collectors": outcomes, "timestamp": datetime.now(UTC)})
 
 
 class _Guarded:
     """A collector whose failures are said once and go no further."""
 
     def __init__(self, name: str, make: Callable[[Host], Collector], host: Host, timeout: float) -> None:
-        self._name = name
+        self.name = name
         self._make = make
         self._host = host
         self._timeout = timeout
@@ -51,20 +61,25 @@ class _Guarded:
         except Exception as error:
             self._say_failed(error)
 
-    async def add_to(self, fields: Fields) -> Fields:
-        """`fields` with this collector's, or as they are."""
+    async def add_to(self, fields: Fields) -> tuple[Fields, bool]:
+        """`fields` with this collector's, or as they are; and whether it worked."""
         try:
             if self._collector is None:
                 self._collector = self._make(self._host)
-            async with asyncio.timeout(self._timeout):
-                together = {**fields, **await self._collector.collect()}
+            partly = False
+            try:
+                async with asyncio.timeout(self._timeout):
+                    given = await self._collector.collect()
+            except PartlyError as error:
+                given, partly = error.fields, True
+            together = {**fields, **given}
             AgentMetrics.model_validate(together)
         except Exception as error:
             self._say_failed(error)
-            return fields
-        self._state.say("fine", logging.INFO, f"collector {self._name} works again")
-        return together
+            return fields, False
+        self._state.say("fine", logging.INFO, f"collector {self.name} works again")
+        return together, not partly
 
     def _say_failed(self, error: Exception) -> None:
         why = printable(" ".join(f"{type(error).__name__}: {error}".split()))
-        self._state.say("failing", logging.WARNING, f"collector {self._name} failed ({why}); reports go on without it")
+        self._state.say("failing", logging.WARNING, f"collector {self.name} failed ({why}); reports go on without it")

@@ -55,6 +55,14 @@ class GpuMetrics(BaseModel):
     """Watts."""
 
 
+class CollectorOutcome(BaseModel):
+    """How the reading of one part of a report went."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    ok: Annotated[bool, Field(strict=True)]
+    seconds: Amount
+
+
 class AgentMetrics(BaseModel):
     """One report of a host.
 
@@ -83,6 +91,23 @@ class AgentMetrics(BaseModel):
     max_loaded_models: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
     ollama_ok: Annotated[bool, Field(strict=True)] | None = None
     """Whether the host's own Ollama answered when the report was made."""
+    max_queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
+    """Requests that the host's own Ollama lets wait."""
+    keep_alive: ShortText | None = None
+    """For how long it keeps a model that nobody asks, as its environment says: `5m`, `-1`."""
+    listen_address: ShortText | None = None
+    """Where it listens: `127.0.0.1:11434`."""
+    load_average: Annotated[list[Amount], Field(min_length=3, max_length=3)] | None = None
+    """Processes that ran or waited to run, over 1, 5 and 15 minutes."""
+    cpu_count: Count | None = None
+    disk_free: Count | None = None
+    """Bytes, on the file system of the models."""
+    disk_total: Count | None = None
+    network_received: Amount | None = None
+    """Bytes a second."""
+    network_sent: Amount | None = None
+    collectors: Annotated[list[CollectorOutcome], Field(max_length=64)] | None = None
+    """How the reading of each part went."""
 
 
 class AgentRegistration(BaseModel):

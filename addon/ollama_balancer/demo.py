@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from agent_reporter.push import Reporter
-from agent_reporter.wire import AgentMetrics, ModelEntry
+from agent_reporter.wire import AgentMetrics, GpuMetrics, ModelEntry
 
 from .fleet.agent import Address, Source
 from .fleet.registry import AgentRegistry
@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL = 2.0
 """Seconds between two reports, shorter than a host's so that there is something to see."""
+
+GPU_MEMORY = 16 * 1024**3
+GPU_OWN = 300 * 1024**2
+"""Bytes of a demo host's GPU, and those that its driver takes."""
 
 LLAMA = SimulatedModel("llama3.2", size=2_019_393_189, family="llama")
 QWEN = SimulatedModel("qwen3", size=5_225_388_164, family="qwen3")
@@ -93,13 +97,23 @@ def collector(host: SimulatedOllama) -> Callable[[], Awaitable[AgentMetrics]]:
 
     async def collect() -> AgentMetrics:
         loaded = host.ps_entries()
+        busy = host.load_cpu()
+        gpu = GpuMetrics(
+            name="Simulated GPU",
+            utilization=busy,
+            memory_used=GPU_OWN + sum(int(entry["size_vram"]) for entry in loaded),
+            memory_total=GPU_MEMORY,
+            temperature=round(35 + busy * 0.4 + rng.uniform(0, 2), 1),
+            power=round(40 + busy * 2.6, 1),
+        )
         return AgentMetrics(
-            cpu_usage=round(min(100.0, max(0.0, host.load_cpu() + rng.uniform(0, 4))), 1),
+            cpu_usage=round(min(100.0, max(0.0, busy + rng.uniform(0, 4))), 1),
             memory_usage=round(min(95.0, memory + 12 * len(loaded)), 1),
             active_requests=0,
             timestamp=datetime.now(UTC),
             models=[ModelEntry.model_validate(entry) for entry in host.tag_entries()],
             loaded_models=[ModelEntry.model_validate(entry) for entry in loaded],
+            gpus=[gpu],
             ollama_version=host.version,
             num_parallel=host.timing.num_parallel,
             max_loaded_models=host.timing.max_loaded,

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Collector, Fields, Host
+from .base import Collector, Fields, Host, PartlyError
 from .connections import ConnectionsCollector
 from .cpu import CpuCollector
+from .disk import DiskCollector
 from .gpus import GpusCollector
+from .load import LoadCollector
 from .memory import MemoryCollector
+from .network import NetworkCollector
 from .ollama import OllamaCollector
 from .reach import ReachCollector
 from .server import ServerCollector
 
-__all__ = ["COLLECTORS", "Collector", "Fields", "Host"]
+__all__ = ["COLLECTORS", "Collector", "Fields", "Host", "PartlyError"]
 
 COLLECTORS: dict[str, Callable[[Host], Collector]] = {
     "cpu": CpuCollector,
+    "load": LoadCollector,
     "memory": MemoryCollector,
+    "disk": DiskCollector,
+    "network": NetworkCollector,
     "gpus": GpusCollector,
     "server": ServerCollector,
     "connections": ConnectionsCollector,

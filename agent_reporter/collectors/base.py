@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..addresses import Endpoint
+from .process import ServerProcess
 
 Fields = Mapping[str, object]
 """Some of AgentMetrics's fields by name."""
@@ -20,6 +21,16 @@ class Host:
     """The host's own Ollama."""
     balancers: tuple[str, ...] = ()
     """Host names or addresses of the balancers."""
+    server: ServerProcess = field(default_factory=ServerProcess)
+    """The Ollama server's process, which several collectors ask about."""
+
+
+class PartlyError(Exception):
+    """A collector that has logged what failed, and gives what did not."""
+
+    def __init__(self, fields: Fields) -> None:
+        super().__init__("only a part of it could be read")
+        self.fields = fields
 
 
 class Collector(Protocol):

@@ -18,8 +18,10 @@ import psutil
 from ..addresses import any_is_here, is_loopback, own_ips, plain_ip, resolve
 from ..states import StateLog
 from .base import Fields, Host
+from .process import NAMES
 
-_PROCESS_NAMES = ("ollama", "ollama.exe")
+MOST_ADDRESSES = 4
+"""On which a server is said to listen."""
 
 
 class Connection(NamedTuple):
@@ -31,7 +33,10 @@ class Connection(NamedTuple):
 
 
 class ConnectionsCollector:
-    """Gives `active_requests`. Raises psutil.AccessDenied where not even the Ollama process's connections are shown."""
+    """Gives `active_requests`, and as `listen_address` where Ollama listens.
+
+    Raises psutil.AccessDenied where not even the Ollama process's connections are shown.
+    """
 
     def __init__(self, host: Host) -> None:
         self._port = host.ollama.port
@@ -42,7 +47,9 @@ class ConnectionsCollector:
         await self._resolve()
         ips = frozenset[str]().union(*self._balancers.values())
         connections = await asyncio.to_thread(read_connections)
-        return {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
+        fields = {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
+        listening = listen_address(connections, self._port)
+        return fields | {"listen_address": listening} if listening else fields
 
     async def _resolve(self) -> None:
         """Look the balancers up; one that can't be found keeps the addresses it had."""
@@ -79,6 +86,12 @@ def count_active(connections: Iterable[Connection], port: int, balancers: frozen
     return len(counted)
 
 
+def listen_address(connections: Iterable[Connection], port: int) -> str:
+    """On which addresses somebody listens at `port`, with commas between; nothing where that isn't shown."""
+    ips = {local[0] for local, _, status in connections if status == psutil.CONN_LISTEN and local and local[1] == port}
+    return ", ".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in sorted(ips)[:MOST_ADDRESSES])
+
+
 def read_connections() -> list[Connection]:
     """All TCP connections of the host; without the right to that (macOS), those of the Ollama process.
 
@@ -93,7 +106,7 @@ def read_connections() -> list[Connection]:
 def _connections_of_ollama() -> list[Connection]:
     found: list[Connection] = []
     for process in psutil.process_iter(["name"]):
-        if str(process.info["name"]).lower() in _PROCESS_NAMES:
+        if str(process.info["name"]).lower() in NAMES:
             try:
                 found += [_connection(record) for record in process.net_connections(kind="tcp")]
             except psutil.NoSuchProcess:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..states import StateLog
 from .amd import read_amd
 from .apple import read_apple
-from .base import Fields, Host
+from .base import Fields, Host, PartlyError
 from .nvidia import read_nvidia
 
 type Gpu = dict[str, object]
@@ -24,7 +24,7 @@ MOST = 64
 
 
 class GpusCollector:
-    """Gives `gpus`: those of all makers, in one list."""
+    """Gives `gpus`: those of all makers, in one list. Raises PartlyError where one maker's cannot be read."""
 
     def __init__(self, host: Host, readers: Mapping[str, Callable[[], Sequence[Gpu]]] = READERS) -> None:
         del host
@@ -34,17 +34,22 @@ class GpusCollector:
 
     async def collect(self) -> Fields:
         found: list[Gpu] = []
+        failed = False
         for maker, read in self._readers.items():
             answer = self._running.get(maker) or in_thread(read)
             self._running[maker] = answer  # a driver that hangs holds its thread, and no second one is sent after it
             try:
                 found += await asyncio.shield(answer)
             except Exception as error:
+                failed = True
                 self._states[maker].say("failing", logging.WARNING, f"{maker} GPUs cannot be read: {error}")
             else:
                 self._states[maker].say("fine", logging.INFO, f"{maker} GPUs are read again")
             del self._running[maker]
-        return {"gpus": found[:MOST]}
+        fields: Fields = {"gpus": found[:MOST]}
+        if failed:
+            raise PartlyError(fields)
+        return fields
 
 
 def in_thread(read: Callable[[], Sequence[Gpu]]) -> asyncio.Future[Sequence[Gpu]]:

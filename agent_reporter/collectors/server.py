@@ -1,55 +1,44 @@
-"""The server's own settings: how many requests it runs at once, and how many models it holds.
+"""The server's own settings: how many requests it runs and lets wait, and how many models it holds, for how long.
 
-They are in the environment of its process, which the system shows to its own user and to root. Elsewhere the balancer
-learns them from what it sees. Of the environment nothing else is read.
+They are in the environment of its process. Where they may not be read, the balancer learns what it needs from what it
+sees.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
-
-import psutil
+from collections.abc import Mapping
 
 from .base import Fields, Host
 
-SETTINGS = {"OLLAMA_NUM_PARALLEL": "num_parallel", "OLLAMA_MAX_LOADED_MODELS": "max_loaded_models"}
-NAMES = frozenset(("ollama", "ollama.exe"))
+NUMBERS = {
+    "OLLAMA_NUM_PARALLEL": "num_parallel",
+    "OLLAMA_MAX_LOADED_MODELS": "max_loaded_models",
+    "OLLAMA_MAX_QUEUE": "max_queue",
+}
 MOST = 100_000
 """What a report may say."""
+LONGEST = 40
+"""Characters of a time to keep models, such as `5m` or `-1`."""
 
 
 class ServerCollector:
-    """Gives `num_parallel` and `max_loaded_models`, where they are set and may be read."""
+    """Gives `num_parallel`, `max_loaded_models`, `max_queue` and `keep_alive`, where they are set and may be read."""
 
-    def __init__(self, host: Host, processes: Callable[[], Iterable[psutil.Process]] = psutil.process_iter) -> None:
-        del host
-        self._processes = processes
-        self._server: psutil.Process | None = None
-        self._fields: Fields = {}
+    def __init__(self, host: Host) -> None:
+        self._server = host.server
 
     async def collect(self) -> Fields:
-        if self._server is None or not self._server.is_running():
-            self._server, self._fields = None, {}
-            await asyncio.to_thread(self._find)
-        return self._fields
-
-    def _find(self) -> None:
-        for process in self._processes():
-            try:
-                if process.name().lower() in NAMES and "serve" in process.cmdline()[1:2]:
-                    self._fields = parse(process.environ())
-                    self._server = process
-                    return
-            except (psutil.Error, OSError):
-                continue  # it is another user's, or gone
+        return parse(await self._server.settings())
 
 
 def parse(environment: Mapping[str, str]) -> Fields:
-    """The settings that are numbers above 0: 0 means that the server decides."""
-    fields = {}
-    for variable, name in SETTINGS.items():
+    """The settings; of the numbers those above 0: 0 means that the server decides."""
+    fields: dict[str, object] = {}
+    for variable, name in NUMBERS.items():
         text = environment.get(variable, "").strip()
         if text.isascii() and text.isdecimal() and len(text) <= 6 and 0 < int(text) <= MOST:
             fields[name] = int(text)
+    keep_alive = environment.get("OLLAMA_KEEP_ALIVE", "").strip()
+    if keep_alive and len(keep_alive) <= LONGEST and keep_alive.isprintable():
+        fields["keep_alive"] = keep_alive
     return fields

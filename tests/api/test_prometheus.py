@@ -53,7 +53,9 @@ class Page:
 def page() -> Page:
     page = Page()
     fleet(page.registry, "gpu-1", "gpu-2")
-    page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU]))
+    figures = {"disk_free": 5, "disk_total": 9, "network_sent": 1.5, "load_average": [3.0, 2.0, 1.0], "cpu_count": 8}
+    collectors = [{"name": "cpu", "ok": True, "seconds": 0.5}, {"name": "gpus", "ok": False, "seconds": 5.0}]
+    page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU], collectors=collectors, **figures))
     for outcome in ("succeeded", "succeeded", "failed"):
         page.tally.add(
             Ended(
@@ -94,6 +96,13 @@ def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
     assert page.value("host_gpu_utilization_ratio", **gpu) == 0.5
     assert page.value("host_gpu_memory_total_bytes", **gpu) == 40
     assert "power_watts{" not in page.text()
+    assert page.value("host_load1", agent="gpu-1") == 3.0
+    assert page.value("host_cpus", agent="gpu-1") == 8
+    assert page.value("host_models_disk_free_bytes", agent="gpu-1") == 5
+    assert page.value("host_models_disk_size_bytes", agent="gpu-1") == 9
+    assert page.value("host_network_transmit_bytes_per_second", agent="gpu-1") == 1.5
+    assert page.value("host_network_receive_bytes_per_second", agent="gpu-1") is None
+    assert page.value("host_failing_collectors", agent="gpu-1") == 1
 
 
 def test_an_agent_that_is_removed_takes_its_series_along(page: Page) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agent_reporter.addresses import Endpoint
 from agent_reporter.collect import Collection
-from agent_reporter.collectors import Fields, Host
+from agent_reporter.collectors import Fields, Host, PartlyError
 from agent_reporter.wire import AgentMetrics
 
 HOST = Host(ollama=Endpoint("http", "127.0.0.1", 11434))
@@ -95,3 +95,21 @@ def test_a_collector_that_recovers_is_said_once(caplog: pytest.LogCaptureFixture
 def test_this_hosts_collectors_make_a_whole_report() -> None:
     report = asyncio.run(Collection(Host(ollama=Endpoint("http", "127.0.0.1", 1)))())
     assert report.ollama_ok is False
+
+
+def test_a_report_says_of_each_collector_how_long_it_took_and_whether_it_worked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ticks = iter([0.0, 0.25, 1.0, 1.5, 2.0, 2.0])
+    partly = Gives(PartlyError({"gpus": [{"name": "Radeon"}]}))
+    collectors = {"cpu": GOOD["cpu"], "gpus": partly, "broken": Gives(OSError("gone"))}
+    report = asyncio.run(Collection(HOST, collectors, clock=lambda: next(ticks))())
+    assert [(c.name, c.ok, c.seconds) for c in report.collectors or ()] == [
+        ("cpu", True, 0.25),
+        ("gpus", False, 0.5),
+        ("broken", False, 0.0),
+    ]
+    assert [gpu.name for gpu in report.gpus or ()] == ["Radeon"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "collector broken failed (OSError: gone); reports go on without it"
+    ]

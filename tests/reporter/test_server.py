@@ -19,6 +19,7 @@ import pytest
 from agent_reporter.addresses import Endpoint
 from agent_reporter.collectors import Host
 from agent_reporter.collectors import reach as reach_module
+from agent_reporter.collectors.process import LOOK_AGAIN, ServerProcess
 from agent_reporter.collectors.reach import ReachCollector, facing, on_loopback_only
 from agent_reporter.collectors.server import ServerCollector, parse
 
@@ -34,11 +35,17 @@ HOST = Host(ollama=Endpoint("http", "127.0.0.1", 11434))
         ({"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_MAX_LOADED_MODELS": " 3 "}, {"num_parallel": 4, "max_loaded_models": 3}),
         ({"OLLAMA_NUM_PARALLEL": "0", "OLLAMA_MAX_LOADED_MODELS": "many"}, {}),
         ({"OLLAMA_NUM_PARALLEL": "-1"}, {}),
+        ({"OLLAMA_MAX_QUEUE": "512", "OLLAMA_KEEP_ALIVE": "-1"}, {"max_queue": 512, "keep_alive": "-1"}),
+        ({"OLLAMA_KEEP_ALIVE": "5m\n"}, {"keep_alive": "5m"}),
+        ({"OLLAMA_KEEP_ALIVE": "5\x1bm"}, {}),
+        ({"OLLAMA_KEEP_ALIVE": "5" * 41}, {}),
         ({"OLLAMA_NUM_PARALLEL": "9" * 400}, {}),
         ({"OLLAMA_NUM_PARALLEL": "٤", "SECRET": "x"}, {}),
     ],
 )
-def test_of_the_environment_only_two_numbers_are_read(environment: dict[str, str], fields: dict[str, int]) -> None:
+def test_of_the_environment_only_the_servers_settings_are_read(
+    environment: dict[str, str], fields: dict[str, object]
+) -> None:
     assert parse(environment) == fields
 
 
@@ -70,7 +77,9 @@ def test_the_servers_process_is_found_and_asked_once(server: psutil.Process) -> 
 
     async def run() -> list[Any]:
         await asyncio.to_thread(wait_until, lambda: server.name() == "ollama", "it has become another program")
-        collector = ServerCollector(HOST, lambda: [p for p in processes() if p.pid == server.pid])
+        found = ServerProcess(lambda: [p for p in processes() if p.pid == server.pid])
+        assert "SECRET" not in await found.settings()
+        collector = ServerCollector(Host(HOST.ollama, server=found))
         told = [await collector.collect(), await collector.collect()]
         server.kill()
         server.wait(10)
@@ -93,8 +102,59 @@ def test_processes_that_may_not_be_looked_at_are_passed_over() -> None:
         def name(self) -> str:
             raise psutil.NoSuchProcess(1)
 
-    collector = ServerCollector(HOST, lambda: [Foreign(), Gone()])  # type: ignore[list-item]
-    assert asyncio.run(collector.collect()) == {}
+    found = ServerProcess(lambda: [Foreign(), Gone()])  # type: ignore[list-item]
+    assert asyncio.run(found.settings()) == {}
+
+
+def test_a_server_whose_environment_is_another_users_is_not_looked_for_again() -> None:
+    asked = 0
+
+    class Closed:
+        def name(self) -> str:
+            return "ollama"
+
+        def cmdline(self) -> list[str]:
+            return ["/usr/bin/ollama", "serve"]
+
+        def environ(self) -> dict[str, str]:
+            raise psutil.AccessDenied(1)
+
+        def is_running(self) -> bool:
+            return True
+
+    def processes() -> Iterator[Any]:
+        nonlocal asked
+        asked += 1
+        yield Closed()
+
+    async def run() -> None:
+        found = ServerProcess(processes, clock=lambda: float(asked) * 1e6)
+        assert [await found.settings() for _ in range(3)] == [{}, {}, {}]
+
+    asyncio.run(run())
+    assert asked == 1
+
+
+def test_a_server_that_is_not_there_is_looked_for_again_only_after_a_while() -> None:
+    asked = 0
+    now = 0.0
+
+    def processes() -> list[Any]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    async def run() -> list[int]:
+        nonlocal now
+        found = ServerProcess(processes, clock=lambda: now)
+        looks = []
+        for at in (0.0, 10.0, LOOK_AGAIN - 1, LOOK_AGAIN, LOOK_AGAIN + 1):
+            now = at
+            await found.settings()
+            looks.append(asked)
+        return looks
+
+    assert asyncio.run(run()) == [1, 1, 1, 2, 2]
 
 
 def own_address() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent, Status
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 PREFIX = "ollama_balancer_"
+
+HOST_FIGURES = (
+    ("cpu_count", "cpus", "Processors."),
+    ("disk_free", "models_disk_free_bytes", "Room left where the models are."),
+    ("disk_total", "models_disk_size_bytes", "Size of the file system where the models are."),
+    ("network_received", "network_receive_bytes_per_second", "Received since the report before."),
+    ("network_sent", "network_transmit_bytes_per_second", "Sent since the report before."),
+)
+"""Fields of a report, the names of their metrics, and what they are."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,14 @@ class Exposition:
         yield _by_agent("host_report_age_seconds", "Since the last report.", told, lambda a: now - a.metrics_at)
         yield reported("cpu_usage_ratio", "CPU in use, 0 to 1.", lambda m: _ratio(m.cpu_usage))
         yield reported("memory_usage_ratio", "Memory in use, 0 to 1.", lambda m: _ratio(m.memory_usage))
+        for field, name, text in HOST_FIGURES:
+            yield reported(name, text, attrgetter(field))
+        yield reported("load1", "Load average over a minute.", lambda m: m.load_average[0] if m.load_average else None)
+        yield reported(
+            "failing_collectors",
+            "Parts of the last report that could not be read.",
+            lambda m: sum(not each.ok for each in m.collectors) if m.collectors is not None else None,
+        )
         gpus = [
             ((agent.name, str(number), gpu.name), gpu)
             for agent in told

@@ -1,0 +1,71 @@
+"""Disk: how much room is left where Ollama keeps its models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import psutil
+
+from .base import Fields, Host
+
+VARIABLE = "OLLAMA_MODELS"
+
+SERVICE_FOLDER = Path("/usr/share/ollama/.ollama/models")
+"""Where Ollama's own installer for Linux has the server keep them."""
+
+
+class DiskCollector:
+    """Gives `disk_free` and `disk_total` in bytes, of the file system with the models."""
+
+    def __init__(self, host: Host) -> None:
+        self._server = host.server
+
+    async def collect(self) -> Fields:
+        settings = await self._server.settings()
+        folder = models_folder(folders(settings, os.environ))
+        # A network file system that hangs holds a thread, not the report.
+        return await asyncio.to_thread(room, folder)
+
+
+def folders(settings: Mapping[str, str], environ: Mapping[str, str]) -> Iterable[Path]:
+    """Where the models may be, the likeliest first: the server's setting, this user's, and the defaults."""
+    for text in (settings.get(VARIABLE), environ.get(VARIABLE)):
+        if text:
+            yield Path(text)
+            return
+    if sys.platform == "linux":
+        yield SERVICE_FOLDER
+    yield Path("~/.ollama/models").expanduser()
+
+
+def models_folder(candidates: Iterable[Path]) -> Path:
+    """The first folder that is there, or what there is of the path to the last one.
+
+    What may not be looked into counts as there: what is above it is on the same file system as a rule.
+    """
+    nearest = Path("/")
+    for folder in candidates:
+        nearest = _nearest(folder)
+        if nearest == folder or not os.access(nearest, os.X_OK):
+            break
+    return nearest
+
+
+def _nearest(folder: Path) -> Path:
+    for path in (folder, *folder.parents):
+        try:
+            path.stat()
+        except OSError:
+            continue
+        return path
+    return folder
+
+
+def room(folder: Path) -> Fields:
+    """The room on the file system of `folder`. Raises OSError."""
+    usage = psutil.disk_usage(str(folder))
+    return {"disk_free": usage.free, "disk_total": usage.total}

@@ -1,0 +1,21 @@
+"""Load: how many processes run or wait to run, and for how many processors."""
+
+from __future__ import annotations
+
+import psutil
+
+from .base import Fields, Host
+
+
+class LoadCollector:
+    """Gives `load_average`, over 1, 5 and 15 minutes, and `cpu_count`.
+
+    On Windows psutil begins to measure at the first question, so that the first report shows zeros.
+    """
+
+    def __init__(self, host: Host) -> None:
+        del host
+
+    async def collect(self) -> Fields:
+        averages = [max(0.0, round(value, 2)) for value in psutil.getloadavg()]
+        return {"load_average": averages, "cpu_count": psutil.cpu_count()}
