@@ -1,4 +1,8 @@
-"""One HTTP call to a server that is not trusted: bounded in time and size, and one kind of error for all that fails."""
+"""One HTTP call to a server that is not trusted: bounded in time and size, and one kind of error for all that fails.
+
+h11 has the protocol; asyncio has the connection, one for each call. That is all a report needs, in a third of the
+memory of a full client library. No proxy, no redirect and no compression: what a small body unpacks to has no bound.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
-import httpx
+import h11
 import pydantic_core
+
+LONGEST_HEAD = 64 * 1024
+"""Bytes of an answer's head, or of one chunk's, that are read at most."""
 
 
 class CallError(Exception):
@@ -23,27 +31,22 @@ class Answer(NamedTuple):
     body: bytes
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Shared: each takes tens of milliseconds to make. $SSL_CERT_FILE names other roots."""
-    return httpx.create_ssl_context()
+class Call(Protocol):
+    """What `call` does."""
 
-
-def client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client that ignores proxy variables and ~/.netrc, follows no redirect and keeps no idle connection."""
-    return httpx.AsyncClient(
-        verify=_tls(),
-        trust_env=False,
-        follow_redirects=False,
-        timeout=None,  # noqa: S113  # call() bounds the whole exchange; httpx bounds single reads only
-        limits=httpx.Limits(max_keepalive_connections=0),
-        headers={"Accept-Encoding": "identity"},
-        transport=transport,
-    )
+    async def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        limit: int,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer: ...
 
 
 async def call(
-    http: httpx.AsyncClient,
     method: str,
     url: str,
     *,
@@ -53,24 +56,63 @@ async def call(
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """Make one call. `timeout` is in seconds for all of it, `limit` in bytes of the answer's body. Raises CallError."""
-    body = bytearray()
+    parts = urlsplit(url)
+    tls = parts.scheme == "https"
+    fields = {
+        "Host": parts.netloc,
+        "Connection": "close",
+        "Accept-Encoding": "identity",
+        "User-Agent": "ollama-agent-reporter",
+        **({} if content is None else {"Content-Length": str(len(content))}),
+        **(headers or {}),
+    }
     try:
-        async with (
-            asyncio.timeout(timeout),
-            http.stream(method, url, content=content, headers=headers) as response,
-        ):
-            # Raw: what a small compressed body unpacks to has no bound.
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > limit:
-                    raise CallError(f"its answer is longer than {limit} bytes")
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(
+                parts.hostname,
+                parts.port or (443 if tls else 80),
+                ssl=_tls() if tls else None,
+                all_errors=True,
+            )
+            try:
+                peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
+                request = h11.Request(method=method, target=parts.path or "/", headers=list(fields.items()))
+                writer.write(peer.send(request) or b"")
+                writer.write(b"" if content is None else peer.send(h11.Data(content)) or b"")
+                writer.write(peer.send(h11.EndOfMessage()) or b"")
+                return await _read_answer(reader, peer, limit)
+            finally:
+                writer.transport.abort()
     except CallError:
         raise
     except TimeoutError:
         raise CallError(f"no whole answer within {timeout:g} s") from None
-    except Exception as error:  # whatever the HTTP library makes of a hostile answer
+    except Exception as error:  # whatever becomes of a hostile answer
         raise CallError(_reason(error)) from error
-    return Answer(response.status_code, bytes(body))
+
+
+async def _read_answer(reader: asyncio.StreamReader, peer: h11.Connection, limit: int) -> Answer:
+    status, body = 0, bytearray()
+    while True:
+        match event := peer.next_event():
+            case h11.NEED_DATA:
+                peer.receive_data(await reader.read(64 * 1024))
+            case h11.Response():
+                status = event.status_code
+            case h11.Data():
+                body += event.data
+                if len(body) > limit:
+                    raise CallError(f"its answer is longer than {limit} bytes")
+            case h11.EndOfMessage():
+                return Answer(status, bytes(body))
+            case h11.ConnectionClosed():
+                raise CallError("it closed the connection without an answer")
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Shared: each takes tens of milliseconds to make. $SSL_CERT_FILE names other roots."""
+    return ssl.create_default_context()
 
 
 def parse_json(body: bytes) -> Any:
@@ -79,14 +121,17 @@ def parse_json(body: bytes) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's word for it, where there is one: HTTP libraries wrap it until it says nothing."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(inner, socket.gaierror):
-            return "host not found"
-        if isinstance(inner, OSError) and inner.errno:
-            return os.strerror(inner.errno)
-        inner = inner.__cause__ or inner.__context__
+    """Why it failed, in the operating system's words where it has some."""
+    if isinstance(error, BaseExceptionGroup):  # one for each of the host's addresses
+        return _reason(error.exceptions[0])
+    if isinstance(error, h11.RemoteProtocolError):
+        return f"its answer is no HTTP: {error}"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, socket.gaierror):
+        return "host not found"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or type(error).__name__}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return type(error).__name__

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from .http import Answer, CallError, call, parse_json
+from .http import Answer, Call, CallError, parse_json
 from .states import printable
 from .wire import AgentRegistration
 
@@ -60,14 +59,14 @@ class Link:
     """What this agent is to one balancer. All calls raise LinkError."""
 
     def __init__(
-        self, balancer: str, *, token: str, token_source: str, registration: AgentRegistration, http: httpx.AsyncClient
+        self, balancer: str, *, token: str, token_source: str, registration: AgentRegistration, call: Call
     ) -> None:
         self.balancer = balancer
         self.agent: Registered | None = None
         self._token = token
         self._token_source = token_source
         self._registration = registration.model_dump_json(exclude_none=True).encode()
-        self._http = http
+        self._call = call
 
     async def register(self) -> Registered:
         """Make this agent known; the answer is kept in `agent`."""
@@ -114,8 +113,7 @@ class Link:
 
     async def _post(self, path: str, body: bytes) -> Answer:
         try:
-            return await call(
-                self._http,
+            return await self._call(
                 "POST",
                 self.balancer + path,
                 content=body,

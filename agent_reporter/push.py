@@ -12,9 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-import httpx
-
-from .http import client
+from .http import Call, call
 from .link import Link, LinkError, UnknownAgentError
 from .states import StateLog, log, printable
 from .wire import DEFAULT_OLLAMA_PORT, MAX_BODY_BYTES, AgentMetrics, AgentRegistration, ModelEntry
@@ -53,15 +51,14 @@ class Reporter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
         rand: Callable[[], float] = random.random,
-        transport: httpx.AsyncBaseTransport | None = None,
+        call: Call = call,
     ) -> None:
         check_token(token)
         self.name = name
         self.interval = interval
-        self._http = client(transport)
         registration = AgentRegistration(name=name, url=advertise, port=port)
         self._links = [
-            Link(url, token=token, token_source=token_source, registration=registration, http=self._http)
+            Link(url, token=token, token_source=token_source, registration=registration, call=call)
             for url in dict.fromkeys(url.rstrip("/") for url in balancers)
         ]
         self._collect = collect
@@ -78,21 +75,20 @@ class Reporter:
 
     async def run(self) -> None:
         """Report until `stop` is called, then drain; or until cancelled, without draining. Runs once."""
-        async with self._http:
-            tasks = [
-                asyncio.create_task(self._stopping.wait()),
-                asyncio.create_task(self._keep_collecting()),
-                *(asyncio.create_task(self._keep_reporting(link)) for link in self._links),
-            ]
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            for task in done:
-                task.result()
-            await self._drain()
+        tasks = [
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self._keep_collecting()),
+            *(asyncio.create_task(self._keep_reporting(link)) for link in self._links),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+        await self._drain()
 
     def stop(self) -> None:
         """Make `run` drain and return. To be called in the loop's thread."""
@@ -103,9 +99,8 @@ class Reporter:
 
         Raises what `collect` raises.
         """
-        async with self._http:
-            body = encode(await self._collect())
-            return all(await asyncio.gather(*(self._report_once(link, body) for link in self._links)))
+        body = encode(await self._collect())
+        return all(await asyncio.gather(*(self._report_once(link, body) for link in self._links)))
 
     async def _report_once(self, link: Link, body: bytes) -> bool:
         try:

@@ -6,10 +6,9 @@ import asyncio
 import logging
 from typing import Any
 
-import httpx
 from pydantic import ValidationError
 
-from ..http import CallError, call, client, parse_json
+from ..http import CallError, call, parse_json
 from ..states import StateLog
 from ..wire import ModelEntry
 from .base import Fields, Host
@@ -27,19 +26,14 @@ MODELS_LIMIT = 10_000
 class OllamaCollector:
     """Gives `ollama_ok`, and if it is true `ollama_version`, `models` and `loaded_models` as far as they were told."""
 
-    def __init__(self, host: Host, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, host: Host) -> None:
         self._url = host.ollama.url
-        self._transport = transport
         self._state = StateLog("answers")
 
     async def collect(self) -> Fields:
-        async with client(self._transport) as http:
-            version, models, loaded = await asyncio.gather(
-                self._ask(http, "/api/version"),
-                self._ask(http, "/api/tags"),
-                self._ask(http, "/api/ps"),
-                return_exceptions=True,
-            )
+        version, models, loaded = await asyncio.gather(
+            self._ask("/api/version"), self._ask("/api/tags"), self._ask("/api/ps"), return_exceptions=True
+        )
         answers = (version, models, loaded)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, CallError | ValueError):
@@ -56,8 +50,8 @@ class OllamaCollector:
             "loaded_models": None if isinstance(loaded, BaseException) else loaded,
         }
 
-    async def _ask(self, http: httpx.AsyncClient, path: str) -> object:
-        answer = await call(http, "GET", self._url + path, timeout=CALL_TIMEOUT, limit=ANSWER_LIMIT)
+    async def _ask(self, path: str) -> object:
+        answer = await call("GET", self._url + path, timeout=CALL_TIMEOUT, limit=ANSWER_LIMIT)
         if answer.status != 200:
             raise CallError(f"{path} is answered with {answer.status}")
         parsed = parse_json(answer.body)

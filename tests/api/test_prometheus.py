@@ -53,7 +53,8 @@ class Page:
 def page() -> Page:
     page = Page()
     fleet(page.registry, "gpu-1", "gpu-2")
-    figures: dict[str, Any] = {"disk_free": 5, "disk_total": 9, "network_sent": 1.5, "load_average": [3.0, 2.0, 1.0], "cpu_count": 8}
+    figures: dict[str, Any] = {"disk_free": 5, "disk_total": 9, "network_sent": 1.5, "cpu_count": 8}
+    figures["load_average"] = [3.0, 2.0, 1.0]
     collectors = [{"name": "cpu", "ok": True, "seconds": 0.5}, {"name": "gpus", "ok": False, "seconds": 5.0}]
     page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU], collectors=collectors, **figures))
     for outcome in ("succeeded", "succeeded", "failed"):

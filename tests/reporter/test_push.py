@@ -4,13 +4,13 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import pytest
 
+from agent_reporter.http import Answer, CallError
 from agent_reporter.push import Reporter, backoff, encode
 from agent_reporter.wire import MAX_BODY_BYTES, AgentMetrics, ModelEntry
 
@@ -28,24 +28,35 @@ async def collect() -> AgentMetrics:
     return metrics()
 
 
-class Fleet(httpx.AsyncBaseTransport):
+class Fleet:
     """Balancers that answer as told. A rule is an answer, an exception, or None for the usual answer."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.paths: list[str] = []
         self.bodies: list[Any] = []
         self.rule: Callable[[str, str], Any] = lambda _balancer, _what: None
 
     def count(self, balancer: str, what: str) -> int:
         return self.calls.count((balancer, what))
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        limit: int,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
         await asyncio.sleep(0)
-        balancer = f"{request.url.scheme}://{request.url.host}:{request.url.port}"
-        what = request.url.path.rpartition("/")[2].replace("agents", "register")
+        balancer, _, path = url.partition("/api/")
+        what = path.rpartition("/")[2].replace("agents", "register")
+        self.paths.append(path)
         self.calls.append((balancer, what))
-        self.bodies.append(json.loads(await request.aread()))
-        assert request.headers["Authorization"] == f"Bearer {SECRET}"
+        self.bodies.append(json.loads(content or b"null"))
+        assert (headers or {})["Authorization"] == f"Bearer {SECRET}"
         answer = self.rule(balancer, what)
         if isinstance(answer, Exception):
             raise answer
@@ -58,7 +69,7 @@ class Fleet(httpx.AsyncBaseTransport):
             "drain": (200, {}),
         }
         status, body = answer or usual[what]
-        return httpx.Response(status, stream=httpx.ByteStream(b"" if body is None else json.dumps(body).encode()))
+        return Answer(status, b"" if body is None else json.dumps(body).encode())
 
 
 class FakeTime:
@@ -88,7 +99,7 @@ def reporter(fleet: Fleet, *balancers: str, **other: Any) -> Reporter:
         "clock": time.clock,
         "sleep": time.sleep,
         "rand": lambda: 0.0,
-        "transport": fleet,
+        "call": fleet,
     }
     return Reporter(**(given | other))
 
@@ -177,7 +188,7 @@ def test_a_balancer_that_registers_and_forgets_in_turn_is_asked_ever_less_often(
 
 def test_a_balancer_that_is_away_is_tried_again_and_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet()
-    fleet.rule = lambda to, _: httpx.ConnectError("refused") if to == A and fleet.count(A, "register") < 6 else None
+    fleet.rule = lambda to, _: CallError("refused") if to == A and fleet.count(A, "register") < 6 else None
     run_until(reporter(fleet, A, B), lambda: fleet.count(A, "metrics") >= 2 and fleet.count(B, "metrics") >= 2)
     assert [r.message[:40] for r in caplog.records if A in r.message and r.levelno > logging.INFO] == [
         f"balancer {A} does not answer"[:40]
@@ -225,7 +236,6 @@ def test_a_refused_token_is_said_once_with_its_source_and_tried_again(caplog: py
         ((200, {"id": 7, "name": "x"}), "with wrong fields"),
         ((200, {"id": "..", "name": "x"}), "with wrong fields"),
         ((200, {"id": "x" * 300, "name": "x"}), "with wrong fields"),
-        ((200, {"id": "a", "name": "x" * 500_000}), "longer than"),
     ],
 )
 def test_an_answer_that_is_wrong_is_told_and_goes_no_further(
@@ -240,14 +250,10 @@ def test_an_answer_that_is_wrong_is_told_and_goes_no_further(
 
 
 def test_an_id_stays_one_part_of_the_path() -> None:
-    paths = []
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        paths.append(request.url.raw_path)
-        return httpx.Response(200, stream=httpx.ByteStream(b'{"id": "../../x?y#z", "name": "n"}'))
-
-    assert asyncio.run(reporter(Fleet(), transport=httpx.MockTransport(answer)).once())
-    assert paths[1] == b"/api/agents/..%2F..%2Fx%3Fy%23z/metrics"
+    fleet = Fleet()
+    fleet.rule = lambda _to, what: (200, {"id": "../../x?y#z", "name": "n"}) if what == "register" else None
+    assert asyncio.run(reporter(fleet).once())
+    assert fleet.paths[1] == "agents/..%2F..%2Fx%3Fy%23z/metrics"
 
 
 def test_once_is_true_only_if_all_balancers_took_the_report() -> None:
@@ -284,7 +290,7 @@ def test_an_old_report_is_not_sent_in_place_of_one_that_cannot_be_made() -> None
             raise RuntimeError("no counters")
         return metrics()
 
-    fleet.rule = lambda _to, what: httpx.ConnectError("away") if what == "register" and tries < 5 else None
+    fleet.rule = lambda _to, what: CallError("away") if what == "register" and tries < 5 else None
     run_until(reporter(fleet, collect=breaks), lambda: tries > 20 and fleet.count(A, "register") > 2)
     assert fleet.count(A, "metrics") == 0
 
@@ -297,14 +303,14 @@ def test_a_token_that_cannot_stand_in_a_header_is_refused_without_being_repeated
 
 def test_stopping_before_anything_was_registered_drains_nothing() -> None:
     fleet = Fleet()
-    fleet.rule = lambda _to, _what: httpx.ConnectError("away")
+    fleet.rule = lambda _to, _what: CallError("away")
     run_until(reporter(fleet), lambda: fleet.calls)
     assert {what for _, what in fleet.calls} == {"register"}
 
 
 def test_a_drain_that_fails_does_not_keep_it_from_stopping(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet()
-    fleet.rule = lambda to, what: httpx.ReadError("gone") if (to, what) == (A, "drain") else None
+    fleet.rule = lambda to, what: CallError("gone") if (to, what) == (A, "drain") else None
     run_until(reporter(fleet, A, B), lambda: fleet.count(A, "metrics") and fleet.count(B, "metrics"))
     assert f"not drained: balancer {A}" in caplog.text
     assert f"drained at balancer {B}" in caplog.text

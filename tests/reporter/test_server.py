@@ -76,7 +76,9 @@ def test_the_servers_process_is_found_and_asked_once(server: psutil.Process) -> 
         yield from psutil.process_iter()
 
     async def run() -> list[Any]:
-        await asyncio.to_thread(wait_until, lambda: server.name() == "ollama", "it has become another program")
+        await asyncio.to_thread(
+            wait_until, lambda: server.cmdline() == ["ollama", "serve"], "it has become another program"
+        )
         found = ServerProcess(lambda: [p for p in processes() if p.pid == server.pid])
         assert "SECRET" not in await found.settings()
         collector = ServerCollector(Host(HOST.ollama, server=found))
