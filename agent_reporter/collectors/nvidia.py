@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""One of which is there on Linux where there is a driver; the last one is that of Windows' subsystem."""
 
 
 class MissingLibraryError(RuntimeError):
     """There is a driver, and nothing to ask it with."""
 
 
-def read_nvidia(driver: Path = DRIVER) -> list[dict[str, object]]:
+def read_nvidia(drivers: Sequence[Path] = DRIVERS) -> list[dict[str, object]]:
     """All of them; none where there is no driver. Raises MissingLibraryError, or pynvml's NVMLError."""
+    there = any(driver.exists() for driver in drivers)
+    if sys.platform == "linux" and not there:
+        return []  # without the library, which takes some megabytes
     try:
         import pynvml
     except ImportError:
-        if driver.exists():
+        if there:
             raise MissingLibraryError(
                 "nvidia-ml-py is not installed: pip install 'ollama-agent-reporter[gpu]'"
             ) from None

@@ -32,14 +32,18 @@ class TestNvidia:
     def test_without_a_driver_there_are_none(self) -> None:
         assert read_nvidia() == []
 
+    def test_a_driver_that_is_not_loaded_means_none(self, tmp_path: Path) -> None:
+        (tmp_path / "nvidiactl").touch()
+        assert read_nvidia([tmp_path / "nvidiactl"]) == []
+
     def test_a_driver_without_the_library_is_told_with_what_to_install(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-        assert read_nvidia(tmp_path / "nothing") == []
+        assert read_nvidia([tmp_path / "nothing"]) == []
         (tmp_path / "version").write_text("NVRM version")
         with pytest.raises(MissingLibraryError, match=r"pip install 'ollama-agent-reporter\[gpu\]'"):
-            read_nvidia(tmp_path / "version")
+            read_nvidia([tmp_path / "nothing", tmp_path / "version"])
 
     def test_a_gpu_is_told_in_the_units_of_the_report_and_what_it_does_not_tell_is_null(self) -> None:
         def unknown(*arguments: object) -> Any:
