@@ -32,8 +32,11 @@ from . import credentials, options
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
+from .fleet.history import History
 from .fleet.recent import Recent
 from .fleet.registry import AgentRegistry
+from .history_file import FILE_NAME as HISTORY_FILE
+from .history_file import HistoryFile, finished
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
@@ -89,6 +92,9 @@ STORE_SECONDS = 0.5
 TELLING_SECONDS = 0.1
 """How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
+HISTORY_SECONDS = 5.0
+"""Between two looks whether a minute is over that is to be written down."""
+
 STORE_RETRY_SECONDS = 10.0
 """Until the disk is tried again."""
 
@@ -120,8 +126,18 @@ class Balancer:
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
         self.tally = self.router.tally
         self.recent = Recent(self.registry.clock)
+        self.history = History()
+        self.history_file: HistoryFile | None = None
+        self._history_written = 0
+        """The last minute that the file has."""
         self.control = ControlApi(
-            self.registry, self.router.dispatcher.line, self.tally, self.recent, self.registry.clock(), self._probe
+            self.registry,
+            self.router.dispatcher.line,
+            self.tally,
+            self.recent,
+            self.history,
+            self.registry.clock(),
+            self._probe,
         )
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
@@ -228,6 +244,9 @@ class Balancer:
             replay_as_before()
             if self.state is not None:
                 self.state.save(self.state.snapshot(self.registry))
+            if self.history_file is not None:
+                self.history_file.append(finished(self.history, self._history_written, with_running=True))
+                self.history_file = None
 
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
@@ -255,6 +274,7 @@ class Balancer:
         if count:
             logger.info("%d agents that had registered are known again.", count)
         self._start(self._keep(self.state), "state file")
+        self._start(self._keep_history(self.state.path.with_name(HISTORY_FILE)), "history file")
 
     async def _keep(self, state: StateFile) -> None:
         """Write down who has registered whenever that has changed."""
@@ -268,6 +288,23 @@ class Balancer:
                 stored = revision
             else:
                 await asyncio.sleep(STORE_RETRY_SECONDS)
+
+    async def _keep_history(self, path: Path) -> None:
+        """Take in what the file has, and write down each minute that is over."""
+        file = HistoryFile(path)
+        for line in await asyncio.to_thread(file.read):
+            for agent, model, values in line.rows:
+                self.history.put(line.minute, (agent, model), values)
+            self._history_written = max(self._history_written, min(line.minute, self.history.now - 1))
+            await asyncio.sleep(0)
+        self.history_file = file
+        while True:
+            await asyncio.sleep(HISTORY_SECONDS)
+            lines = finished(self.history, self._history_written)
+            if not lines:
+                continue
+            if await asyncio.to_thread(file.append, lines):
+                self._history_written = lines[-1].minute
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
@@ -521,6 +558,7 @@ class Balancer:
         """It is over."""
         over = ended(exchange, self.registry)
         self.tally.add(over)
+        self.history.add(over)
         self.recent.add(over, decision_of(exchange, over))
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
 from ollama_balancer.fleet.agent import Agent, Source, agent_id
 from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.history import History
 from ollama_balancer.fleet.recent import Recent
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.tally import Tally
+from ollama_balancer.fleet.tally import Ended, Tally
 from ollama_balancer.fleet.waiting import WaitingLine
 from ollama_balancer.ollama.answers import Answer
 from ollama_balancer.ollama.shapes import Event, Timings
@@ -45,8 +46,16 @@ class Api:
         self.registry = AgentRegistry(self.clock)
         self.changes = 0
         self.tally, self.recent = Tally(), Recent(self.clock)
+        self.wall = 1_700_000_000.0
+        self.history = History(lambda: self.wall)
         self.control = ControlApi(
-            self.registry, WaitingLine(self.clock), self.tally, self.recent, self.clock(), self._changed
+            self.registry,
+            WaitingLine(self.clock),
+            self.tally,
+            self.recent,
+            self.history,
+            self.clock(),
+            self._changed,
         )
 
     def _changed(self, agent: Agent) -> None:
@@ -410,3 +419,50 @@ def test_reports_bring_models_that_are_then_listed(api: Api) -> None:
     api.call("POST", "/api/agents/a/metrics", METRICS | {"models": models, "loaded_models": models[:1]})
     shown = api.call("GET", "/api/agents/a").json()
     assert (shown["models"], shown["loaded_models"]) == (["x:1b", "y:2b"], ["x:1b"])
+
+
+class TestHistory:
+    def over(self, agent: str, model: str) -> Ended:
+        return Ended(agent, model, "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7)
+
+    def test_the_last_hours_minutes_are_told_by_agent_and_model(self) -> None:
+        api = Api()
+        for agent, model in (("a", "m:latest"), ("b", "m:latest"), ("", "")):
+            api.history.add(self.over(agent, model))
+        api.wall += 3600
+        api.history.add(self.over("a", "n:latest"))
+        [minute] = api.call("GET", "/api/history").json()["minutes"]
+        assert minute == {
+            "at": "2023-11-14T23:13:00Z",
+            "rows": [
+                {
+                    "agent": "a",
+                    "model": "n:latest",
+                    "requests": 1,
+                    "succeeded": 1,
+                    "failed": 0,
+                    "cancelled": 0,
+                    "refused": 0,
+                    "prompt_tokens": 3,
+                    "output_tokens": 7,
+                    "seconds": 2.5,
+                    "waited": 0.0,
+                    "first_tokens": 1,
+                    "first_token_seconds": 0.25,
+                }
+            ],
+        }
+        older, _ = api.call("GET", "/api/history?minutes=61").json()["minutes"]
+        assert [(row["agent"], row["model"]) for row in older["rows"]] == [
+            ("a", "m:latest"),
+            ("b", "m:latest"),
+            (None, None),
+        ]
+        [older, _] = api.call("GET", "/api/history?minutes=1440&agent=a&model=m:latest").json()["minutes"]
+        assert [row["agent"] for row in older["rows"]] == ["a"]
+
+    @pytest.mark.parametrize("minutes", ["0", "1441", "-1", "x", "", "1.5", "9" * 400])
+    def test_a_time_that_is_not_kept_is_refused(self, minutes: str) -> None:
+        answer = Api().call("GET", f"/api/history?minutes={minutes}")
+        assert answer.status_code == 400
+        assert "whole number from 1 to 1440" in answer.json()["error"]

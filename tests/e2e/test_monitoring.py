@@ -120,3 +120,29 @@ def test_promtool_takes_the_rules() -> None:
     rules = MONITORING / "alert-rules.yaml"
     checked = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_history_outlives_a_restart(tmp_path: Path, hosts: Hosts) -> None:
+    one = hosts.start("one")
+    arguments = ("--set", f"balancer_agents=one={one.url}")
+
+    def told(proxy: Proxy) -> tuple[float, float]:
+        minutes = proxy.http.get("/api/history", params={"minutes": 5}).json()["minutes"]
+        rows = [row for minute in minutes for row in minute["rows"]]
+        assert {(row["agent"], row["model"]) for row in rows} <= {("one", "llama3.2:latest")}
+        return sum(row["requests"] for row in rows), sum(row["output_tokens"] for row in rows)
+
+    with running_proxy(tmp_path, *arguments) as proxy:
+        proxy.wait_online("one")
+        for _ in range(3):
+            proxy.generate()
+        requests, tokens = told(proxy)
+        assert requests == 3
+        assert tokens > 0
+    with running_proxy(tmp_path, *arguments) as proxy:
+        proxy.wait_online("one")
+        wait_until(lambda: told(proxy) == (3, tokens), "the history is known again")
+        proxy.generate()
+        assert told(proxy)[0] == 4
+    with running_proxy(tmp_path, *arguments) as proxy:
+        wait_until(lambda: told(proxy)[0] == 4, "nothing is counted twice")

@@ -15,17 +15,19 @@ from starlette.routing import Route
 from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistration, describe
 
 from ..fleet.agent import Address, Agent, Source, Status
+from ..fleet.history import History
 from ..fleet.recent import Recent
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import Tally
 from ..fleet.waiting import WaitingLine
 from . import dashboard
+from . import history as history_api
 from .prometheus import Exposition
 
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
 
-PATHS = ("/api/balancer", "/health", "/metrics", *dashboard.PATHS)
+PATHS = ("/api/balancer", "/health", "/metrics", history_api.PATH, *dashboard.PATHS)
 
 
 def is_control_path(path: str) -> bool:
@@ -43,7 +45,8 @@ class DrainRequest(BaseModel):
 
 
 class ControlApi:
-    """Answers the control calls. `line` is where requests wait, `tally` and `recent` have what became of them.
+    """Answers the control calls. `line` is where requests wait, `tally`, `recent` and `history` have what became of
+    them.
 
     `on_change` is told of an agent that came or moved, so that it is probed at once.
     """
@@ -54,6 +57,7 @@ class ControlApi:
         line: WaitingLine,
         tally: Tally,
         recent: Recent,
+        history: History,
         started: float,
         on_change: Callable[[Agent], None],
     ) -> None:
@@ -74,6 +78,7 @@ class ControlApi:
                 Route("/dashboard/page.js", board.script),
                 Route("/dashboard/page.css", board.style),
                 Route("/api/balancer", self.balancer),
+                Route(history_api.PATH, history_api.endpoint(history)),
                 Route("/api/agents", self.agents, methods=["GET"]),
                 Route("/api/agents", self.register, methods=["POST"]),
                 Route("/api/agents/{key}/metrics", self.metrics, methods=["POST"]),

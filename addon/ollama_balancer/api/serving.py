@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +15,9 @@ from .app import AUTHORIZED
 
 COMPRESSED_FROM = 8 * 1024
 """Bytes of an answer from which on it is compressed for those who take that."""
+
+PACKED_IN_THREAD_FROM = 256 * 1024
+"""Bytes whose compression would hold up others for milliseconds."""
 
 
 async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
@@ -36,7 +40,9 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
     if len(response.raw_content or b"") >= COMPRESSED_FROM and "gzip" in flow.request.headers.get(
         "accept-encoding", ""
     ):
-        response.raw_content = gzip.compress(response.raw_content or b"", 1)
+        body = response.raw_content or b""
+        packing = len(body) >= PACKED_IN_THREAD_FROM
+        response.raw_content = await asyncio.to_thread(gzip.compress, body, 1) if packing else gzip.compress(body, 1)
         response.headers["content-encoding"] = "gzip"
         response.headers["content-length"] = str(len(response.raw_content))
         response.headers["vary"] = ", ".join(filter(None, [response.headers.get("vary"), "Accept-Encoding"]))
