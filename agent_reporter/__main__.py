@@ -8,12 +8,16 @@ import os
 import signal
 import sys
 
-from .addresses import any_is_here, own_ips, resolve
+from .addresses import any_is_here, own_ips, parse_endpoint, resolve
 from .collect import Collection
 from .collectors import Host
+from .discovery import Discovery
 from .options import Options, Token, own_token_file, parse_options, read_token_file
 from .push import Reporter
 from .states import log
+
+DISCOVER_SECONDS = 5.0
+"""For which --once looks for balancers."""
 
 
 def main() -> None:
@@ -31,7 +35,8 @@ def main() -> None:
 
 
 async def _run(options: Options) -> int:
-    host = Host(ollama=options.ollama, balancers=tuple(balancer.host for balancer in options.balancers))
+    balancers = [balancer.host for balancer in options.balancers]
+    host = Host(ollama=options.ollama, balancers=balancers)
     if options.print:
         report = await Collection(host)()
         print(report.model_dump_json(indent=2, exclude_none=True, exclude_defaults=True))
@@ -50,17 +55,35 @@ async def _run(options: Options) -> int:
         interval=options.interval,
         collect=Collection(host),
     )
-    if options.once:
-        return 0 if await reporter.once() else 1
-    _stop_on_signals(reporter)
-    await reporter.run()
-    return 0
+
+    def found(url: str) -> None:
+        balancers.append(parse_endpoint(url, default_port=80).host)
+        reporter.add(url)
+
+    discovery = asyncio.create_task(Discovery(token.value, found).run()) if options.discover else None
+    try:
+        if options.once:
+            if discovery is not None:
+                await asyncio.sleep(DISCOVER_SECONDS)
+            if not balancers:
+                log.error("no balancer announced itself on this network within %g s", DISCOVER_SECONDS)
+                return 1
+            return 0 if await reporter.once() else 1
+        _stop_on_signals(reporter)
+        await reporter.run()
+        return 0
+    finally:
+        if discovery is not None:
+            discovery.cancel()
+            await asyncio.gather(discovery, return_exceptions=True)
 
 
 async def _own_token(options: Options) -> Token:
     """The token that a balancer of this host keeps. Raises ValueError if there is none, or a balancer is elsewhere."""
     own = own_ips()
     path = own_token_file()
+    if not options.balancers and not path.exists():
+        raise ValueError("no token: --discover needs --token-file PATH or $OLLAMA_BALANCER_TOKEN")
     for balancer in options.balancers:
         try:
             here = any_is_here(await resolve(balancer.host), own)

@@ -44,6 +44,7 @@ class Options:
     ollama: Endpoint
     advertise: str | None
     interval: float
+    discover: bool
     once: bool
     print: bool
 
@@ -57,12 +58,13 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         raise ValueError(f"unknown option: {', '.join(names)}" if names else "this takes options only; see --help")
     return Options(
-        balancers=_balancers(given.balancer, environ),
+        balancers=_balancers(given.balancer, environ, discover=given.discover),
         token=None if given.print else find_token(given.token, given.token_file, environ),
         name=_name(given.name),
         ollama=_ollama(given.ollama, environ),
         advertise=_named("--advertise", _advertised, given.advertise) if given.advertise else None,
         interval=_interval(given.interval),
+        discover=given.discover,
         once=given.once,
         print=given.print,
     )
@@ -119,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a balancer to report to; may be repeated ($OLLAMA_BALANCER_URL, comma-separated; {DEFAULT_BALANCER})",
     )
     add(
+        "--discover",
+        action="store_true",
+        help="report to the balancers that announce themselves on the local network, too; needs a token",
+    )
+    add(
         "--token",
         help="the balancers' token; others on this host can see it in the list of processes, so prefer --token-file "
         "($OLLAMA_BALANCER_TOKEN; on the balancer's own host and user: the one it keeps)",
@@ -139,14 +146,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _balancers(given: list[str] | None, environ: Mapping[str, str]) -> tuple[Endpoint, ...]:
+def _balancers(given: list[str] | None, environ: Mapping[str, str], *, discover: bool) -> tuple[Endpoint, ...]:
     option = "--balancer" if given else "$OLLAMA_BALANCER_URL"
     texts = given or environ.get("OLLAMA_BALANCER_URL", "").split(",")
     texts = [text for text in texts if text.strip()] if not given else texts
     return tuple(
         dict.fromkeys(
             _named(option, lambda text: _host_required(text, DEFAULT_BALANCER_PORT), text)
-            for text in texts or [DEFAULT_BALANCER]
+            for text in texts or ([] if discover else [DEFAULT_BALANCER])
         )
     )
 

@@ -56,11 +56,14 @@ class Reporter:
         check_token(token)
         self.name = name
         self.interval = interval
-        registration = AgentRegistration(name=name, url=advertise, port=port)
-        self._links = [
-            Link(url, token=token, token_source=token_source, registration=registration, call=call)
-            for url in dict.fromkeys(url.rstrip("/") for url in balancers)
-        ]
+        self._token, self._token_source = token, token_source
+        self._registration = AgentRegistration(name=name, url=advertise, port=port)
+        self._call = call
+        self._links: list[Link] = []
+        self._running: asyncio.TaskGroup | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        for url in balancers:
+            self.add(url)
         self._collect = collect
         self._clock = clock
         self._sleep = sleep
@@ -73,21 +76,32 @@ class Reporter:
         registered = sum(link.agent is not None for link in self._links)
         return f"<Reporter {self.name}: {registered} of {len(self._links)} balancers>"
 
+    def add(self, balancer: str) -> None:
+        """Report to this one as well, if it is a new one. To be called in the loop's thread."""
+        url = balancer.rstrip("/")
+        if any(link.balancer == url for link in self._links):
+            return
+        link = Link(
+            url,
+            token=self._token,
+            token_source=self._token_source,
+            registration=self._registration,
+            call=self._call,
+        )
+        self._links.append(link)
+        if self._running is not None:
+            self._tasks.append(self._running.create_task(self._keep_reporting(link)))
+
     async def run(self) -> None:
         """Report until `stop` is called, then drain; or until cancelled, without draining. Runs once."""
-        tasks = [
-            asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(self._keep_collecting()),
-            *(asyncio.create_task(self._keep_reporting(link)) for link in self._links),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
+        async with asyncio.TaskGroup() as group:
+            self._running = group
+            self._tasks += [group.create_task(self._keep_collecting())]
+            self._tasks += [group.create_task(self._keep_reporting(link)) for link in self._links]
+            await self._stopping.wait()
+            self._running = None
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
         await self._drain()
 
     def stop(self) -> None:

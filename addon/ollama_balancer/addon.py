@@ -29,6 +29,7 @@ from mitmproxy.utils import asyncio_utils
 from agent_reporter.wire import MAX_BODY_BYTES
 
 from . import credentials, options
+from .announcing import addresses_of, announce
 from .api.app import ControlApi, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
@@ -154,6 +155,9 @@ class Balancer:
         self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._announcing: asyncio.Task[None] | None = None
+        self._announced: tuple[str, int, tuple[str, ...]] | None = None
+        """With what it is announced."""
         self._running = False
         self._started = False
         """Whether the fleet has been asked once."""
@@ -197,6 +201,7 @@ class Balancer:
         if self._running:
             self._log_mode()
             self._probe_now()
+            self._announce()
         # The agent is chosen when the request is there; an early connection would be one to nowhere.
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
@@ -224,6 +229,7 @@ class Balancer:
         self._start(self.prober.run(), "agent prober")
         self._probing.set()
         self._start(self._watch(), "watchdog")
+        self._announce()
         if self.settings.demo:
             self._start(self._run_demo(self.settings.demo), "demo fleet")
         else:
@@ -240,6 +246,8 @@ class Balancer:
             for task in self._tasks:
                 task.cancel()
             self._tasks.clear()
+            if self._announcing is not None:
+                self._announcing.cancel()
             self.stopper.let_go()
             replay_as_before()
             if self.state is not None:
@@ -392,10 +400,37 @@ class Balancer:
                 "simulated hosts to try it out."
             )
 
-    def _port(self) -> int | None:
+    def _announce(self) -> None:
+        """Begin or end to announce it on the local network, as the options say."""
+        assert self.token and self.settings
+        port = self._port()
+        wanted = None
+        if self.settings.announce and port is not None:
+            addresses = addresses_of(host for host, each in self._listening() if each == port)
+            if addresses:
+                wanted = (self.token.value, port, addresses)
+            else:
+                logger.warning(
+                    "balancer_announce: mitmproxy listens on this machine only, so it is not announced; --listen-host "
+                    "0.0.0.0 has it listen on all addresses."
+                )
+        if wanted != self._announced:
+            self._announced = wanted
+            if self._announcing is not None:
+                self._announcing.cancel()
+            self._announcing = (
+                None
+                if wanted is None
+                else asyncio_utils.create_task(announce(*wanted), name="announcement", keep_ref=True)
+            )
+
+    def _listening(self) -> list[tuple[str, int]]:
         proxyserver = ctx.master.addons.get("proxyserver")
-        addresses = proxyserver.listen_addrs() if proxyserver else []
-        return addresses[0][1] if addresses else None
+        return [(address[0], address[1]) for address in proxyserver.listen_addrs()] if proxyserver else []
+
+    def _port(self) -> int | None:
+        listening = self._listening()
+        return listening[0][1] if listening else None
 
     # Connections
 

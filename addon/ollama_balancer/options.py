@@ -48,6 +48,7 @@ class Settings:
     body_limit: int
     """Bytes."""
     show_control: bool
+    announce: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -120,6 +121,12 @@ def add_options(loader: Loader) -> None:
         bool,
         False,
         "Whether the balancer's own calls (reports, the control API, the dashboard) are shown and saved as flows.",
+    )
+    loader.add_option(
+        "balancer_announce",
+        bool,
+        False,
+        "Whether the balancer is announced on the local network (multicast DNS), for reporters with --discover.",
     )
     loader.add_option(
         "balancer_origins",
@@ -199,6 +206,7 @@ def read(options: object) -> Settings:
         keep_flows=number("balancer_keep_flows", 0, 1_000_000),
         body_limit=_size("balancer_body_limit", get("balancer_body_limit")),
         show_control=bool(get("balancer_show_control")),
+        announce=bool(get("balancer_announce")),
         origins=_origins(get("balancer_origins")),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,8 +19,8 @@ class Host:
 
     ollama: Endpoint
     """The host's own Ollama."""
-    balancers: tuple[str, ...] = ()
-    """Host names or addresses of the balancers."""
+    balancers: Sequence[str] = ()
+    """Host names or addresses of the balancers; there may be more of them later."""
     server: ServerProcess = field(default_factory=ServerProcess)
     """The Ollama server's process, which several collectors ask about."""
 

@@ -40,12 +40,13 @@ class ConnectionsCollector:
 
     def __init__(self, host: Host) -> None:
         self._port = host.ollama.port
-        self._balancers: dict[str, frozenset[str]] = dict.fromkeys(host.balancers, frozenset())
+        self._balancers = host.balancers
+        self._found: dict[str, frozenset[str]] = {}
         self._resolving = StateLog("fine")
 
     async def collect(self) -> Fields:
         await self._resolve()
-        ips = frozenset[str]().union(*self._balancers.values())
+        ips = frozenset[str]().union(*self._found.values())
         connections = await asyncio.to_thread(read_connections)
         fields = {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
         listening = listen_address(connections, self._port)
@@ -56,7 +57,7 @@ class ConnectionsCollector:
 
         async def look_up(name: str) -> str | None:
             try:
-                self._balancers[name] = await resolve(name)
+                self._found[name] = await resolve(name)
             except OSError:
                 return name
             return None

@@ -64,19 +64,19 @@ def growth(first: Mapping[str, Counted], second: Mapping[str, Counted]) -> Count
 def read_counters() -> Mapping[str, Counted]:
     """Those of the interfaces by which the host meets others."""
     counters = psutil.net_io_counters(pernic=True, nowrap=True)
-    names = outward(counters, is_device if sys.platform == "linux" else lambda name: False)
+    names = outward(counters)
     return {name: Counted(counters[name].bytes_recv, counters[name].bytes_sent) for name in names}
 
 
-def outward(names: Mapping[str, object], is_device: Callable[[str], bool]) -> list[str]:
+def is_device(name: str) -> bool:
+    """Whether hardware is behind the interface, as Linux tells it; others don't."""
+    return sys.platform == "linux" and (DEVICES / name / "device").exists()
+
+
+def outward(names: Mapping[str, object], is_device: Callable[[str], bool] = is_device) -> list[str]:
     """Of the interfaces those of hardware, for bridges and containers would count the same bytes again; else all.
 
     Loopback is none of them.
     """
     others = [name for name in names if not name.lower().startswith(("lo", "isatap", "teredo"))]
     return [name for name in others if is_device(name)] or others
-
-
-def is_device(name: str) -> bool:
-    """Whether hardware is behind the interface, as Linux tells it."""
-    return (DEVICES / name / "device").exists()

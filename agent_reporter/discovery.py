@@ -1,0 +1,128 @@
+"""Finds balancers on the local network by what they announce there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import announcement
+from .addresses import parse_endpoint
+from .announcement import SERVICE, Announcement
+from .states import StateLog, log, printable
+
+if TYPE_CHECKING:
+    from zeroconf.asyncio import AsyncZeroconf
+
+MOST_FOUND = 16
+"""Balancers that are reported to."""
+
+MOST_HEARD = 32
+"""Announcements that wait to be looked at; more are not, until they are repeated."""
+
+ASK_SECONDS = 3.0
+"""For what stands in an announcement."""
+
+CONNECT_SECONDS = 2.0
+"""For each of a balancer's addresses."""
+
+BETWEEN_SECONDS = 1.0
+"""Between two looks: each costs some CPU, and anybody on the network can ask for one."""
+
+RETRY_SECONDS = 30.0
+
+ALONE_SECONDS = 10.0
+"""After which it is said that nobody was found."""
+
+
+class Discovery:
+    """`found` is called with the URL of each balancer that announces itself and knows the token, once."""
+
+    def __init__(self, token: str, found: Callable[[str], None]) -> None:
+        self._token = token
+        self._found = found
+        self._urls: set[str] = set()
+        self._refused: set[Announcement] = set()
+        self._heard: asyncio.Queue[str] = asyncio.Queue(MOST_HEARD)
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        state = StateLog("listening")
+        while True:
+            try:
+                await self._listen()
+            except OSError as error:
+                state.say("deaf", logging.WARNING, f"the local network can't be listened to ({error}); trying again")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _listen(self) -> None:
+        from zeroconf import ServiceStateChange  # its import takes a tenth of a second and some megabytes
+        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+
+        def heard(name: str, state_change: ServiceStateChange, **_: Any) -> None:
+            if state_change is not ServiceStateChange.Removed and not self._heard.full():
+                self._heard.put_nowait(name)
+
+        async with AsyncZeroconf() as network:
+            browser = AsyncServiceBrowser(network.zeroconf, SERVICE, handlers=[heard])
+            alone = asyncio.get_running_loop().call_later(ALONE_SECONDS, self._say_alone)
+            try:
+                while True:
+                    await self._look(network, await self._heard.get())
+                    await asyncio.sleep(BETWEEN_SECONDS)
+            finally:
+                alone.cancel()
+                await browser.async_cancel()
+
+    async def _look(self, network: AsyncZeroconf, name: str) -> None:
+        from zeroconf import IPVersion
+        from zeroconf.asyncio import AsyncServiceInfo
+
+        info = AsyncServiceInfo(SERVICE, name)
+        if not await info.async_request(network.zeroconf, ASK_SECONDS * 1000):
+            return
+        try:
+            told = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
+        except ValueError:
+            return
+        await self.consider(told, name)
+
+    async def consider(self, told: Announcement, name: str) -> None:
+        """Hand on the balancer that was announced, if it is one of ours."""
+        if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
+            return
+        who = printable(name.removesuffix(f".{SERVICE}"))
+        if not await asyncio.to_thread(told.proven, self._token):
+            if len(self._refused) < MOST_HEARD:
+                self._refused.add(told)
+                log.warning("%s at %s announces itself as a balancer, with another token: left out", who, told.urls[0])
+            return
+        url = await reachable(told.urls)
+        if url is None:
+            log.warning("the balancer %s is not reached at %s, which it announces", who, ", ".join(told.urls[:3]))
+            return
+        log.info("found balancer %s at %s", who, url)
+        self._urls.add(url)
+        self._found(url)
+
+    def _say_alone(self) -> None:
+        if not self._urls:
+            log.warning(
+                "no balancer has announced itself on this network yet (it does with --set balancer_announce=true); "
+                "waiting for one, or give --balancer URL",
+            )
+
+
+async def reachable(urls: list[str]) -> str | None:
+    """The first that takes a connection."""
+    for url in urls:
+        endpoint = parse_endpoint(url, default_port=80)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return url
+    return None
