@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -57,7 +58,7 @@ class Reporter:
         self.name = name
         self.interval = interval
         self._token, self._token_source = token, token_source
-        self._registration = AgentRegistration(name=name, url=advertise, port=port)
+        self._registration = AgentRegistration(name=name, url=advertise, port=port, instance=secrets.token_hex(8))
         self._call = call
         self._links: list[Link] = []
         self._running: asyncio.TaskGroup | None = None

@@ -119,6 +119,8 @@ class AgentRegistration(BaseModel):
     url: Annotated[str, Field(max_length=2048)] | None = None
     """http://host:port; left out: the caller's address and `port`."""
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
+    instance: Annotated[str, Field(max_length=64)] | None = None
+    """Made up anew at each start of a reporter, so that two of one name are told apart."""
 
 
 def describe(errors: list[Any]) -> str:

@@ -121,6 +121,36 @@ def test_reading_calls_are_open(api: Api, path: str) -> None:
 # Registration
 
 
+def test_a_second_host_of_a_name_is_refused_as_long_as_the_first_one_reports(api: Api) -> None:
+    first, second = {"name": "gpu", "instance": "one"}, {"name": "gpu", "instance": "two"}
+    near, far = ("10.0.0.7", 40000), ("10.0.0.8", 40000)
+    assert api.call("POST", "/api/agents", first, caller=near).status_code == 201
+    assert api.call("POST", "/api/agents", second, caller=far).status_code == 200, "the first has not reported yet"
+    assert api.call("POST", "/api/agents/gpu/metrics", METRICS).status_code == 204
+    refused = api.call("POST", "/api/agents", first, caller=near)
+    assert refused.status_code == 409
+    assert "another host reports as gpu (http://10.0.0.8:11434): give this one a name of its own" in refused.text
+    assert api.call("GET", "/api/agents/gpu").json()["url"] == "http://10.0.0.8:11434"
+    # The same reporter with a new address, a new one at the same address, and a program that says nothing of itself.
+    assert api.call("POST", "/api/agents", second, caller=near).status_code == 200
+    assert api.call("POST", "/api/agents", {"name": "gpu", "instance": "three"}, caller=near).status_code == 200
+    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=far).status_code == 200
+    assert api.call("POST", "/api/agents", second, caller=near).status_code == 200
+
+
+@pytest.mark.parametrize("how", ["silent", "stopped"])
+def test_a_name_is_free_again_when_its_host_is_silent_or_was_stopped(api: Api, how: str) -> None:
+    near, far = ("10.0.0.7", 40000), ("10.0.0.8", 40000)
+    api.call("POST", "/api/agents", {"name": "gpu", "instance": "one"}, caller=near)
+    api.call("POST", "/api/agents/gpu/metrics", METRICS)
+    if how == "silent":
+        api.clock.now += 31
+    else:
+        api.call("POST", "/api/agents/gpu/drain", {"until": "registration"})
+    answer = api.call("POST", "/api/agents", {"name": "gpu", "instance": "two"}, caller=far)
+    assert (answer.status_code, answer.json()["url"]) == (200, "http://10.0.0.8:11434")
+
+
 def test_a_new_agent_is_201_and_a_known_one_200_with_the_same_id(api: Api) -> None:
     body = {"name": "gpu-1", "url": "http://10.0.0.1:8000"}
     first, second = api.call("POST", "/api/agents", body), api.call("POST", "/api/agents", body)

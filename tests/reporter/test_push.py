@@ -137,6 +137,8 @@ def test_it_registers_then_reports_each_interval_then_drains(eager: bool) -> Non
     made = reporter(fleet, advertise="http://10.0.0.9:11434", time=time)
     run_until(made, lambda: fleet.count(A, "metrics") >= 3, eager=eager)
     assert fleet.calls[:3] == [(A, "register"), (A, "metrics"), (A, "metrics")]
+    instance = fleet.bodies[0].pop("instance")
+    assert len(instance) == 16
     assert fleet.bodies[0] == {"name": "demo-1", "url": "http://10.0.0.9:11434", "port": 11434}
     assert fleet.calls[-1] == (A, "drain")
     assert fleet.bodies[-1] == {"until": "registration"}
@@ -229,6 +231,7 @@ def test_a_refused_token_is_said_once_with_its_source_and_tried_again(caplog: py
     ("answer", "said"),
     [
         ((400, {"error": f"name \x1b[31m {SECRET}"}), "answered the registration with 400: name ?[31m [token]"),
+        ((409, {"error": "give this one --name"}), "answered the registration with 409: give this one --name"),
         ((500, None), "answered the registration with 500"),
         ((302, {}), "answered the registration with 302"),
         ((200, None), "with no JSON: is it a balancer?"),

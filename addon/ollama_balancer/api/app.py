@@ -145,12 +145,32 @@ class ControlApi:
                 raise ValueError("left out, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
+        self._refuse_namesake(registration, address)
         try:
             agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
+        agent.instance = registration.instance
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
+
+    def _refuse_namesake(self, registration: AgentRegistration, address: Address) -> None:
+        """Two hosts of one name would take the agent from each other with every report."""
+        agent = self.registry.get(registration.name)
+        if (
+            agent is not None
+            and agent.address != address
+            and agent.fresh
+            and not agent.draining_until_registration
+            and None not in (agent.instance, registration.instance)
+            and agent.instance != registration.instance
+        ):
+            raise HTTPException(
+                409,
+                f"another host reports as {agent.name} ({agent.address.url}): give this one a name of its own with "
+                f"--name. If it is the same host with a new address, it is accepted {self.registry.stale_after} s "
+                "after the last report from the old one",
+            )
 
     async def metrics(self, request: Request) -> Response:
         _authorize(request)

@@ -181,6 +181,7 @@ class Agent:
         "hot",
         "id",
         "in_flight",
+        "instance",
         "learners",
         "listed",
         "loaded",
@@ -217,6 +218,8 @@ class Agent:
         self.name = name
         self.address = address
         self.source = source
+        self.instance: str | None = None
+        """Of the reporter that registered it last."""
         self.number = number
         """Its place in the order of registration."""
         self.models: dict[str, ModelEntry] | None = None
