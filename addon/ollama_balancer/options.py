@@ -48,6 +48,7 @@ class Settings:
     body_limit: int
     """Bytes."""
     show_control: bool
+    relay: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -120,6 +121,13 @@ def add_options(loader: Loader) -> None:
         bool,
         False,
         "Whether the balancer's own calls (reports, the control API, the dashboard) are shown and saved as flows.",
+    )
+    loader.add_option(
+        "balancer_relay",
+        bool,
+        True,
+        "Whether the chunks of streamed answers go straight from the agent's connection to the client's where both are "
+        "plain HTTP/1.1, which costs a fraction of mitmproxy's own way. Takes effect for new answers.",
     )
     loader.add_option(
         "balancer_origins",
@@ -199,6 +207,7 @@ def read(options: object) -> Settings:
         keep_flows=number("balancer_keep_flows", 0, 1_000_000),
         body_limit=_size("balancer_body_limit", get("balancer_body_limit")),
         show_control=bool(get("balancer_show_control")),
+        relay=bool(get("balancer_relay")),
         origins=_origins(get("balancer_origins")),
     )
 
