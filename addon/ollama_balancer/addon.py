@@ -50,13 +50,14 @@ from .ollama.names import canonical_name
 from .ollama.routes import find_route
 from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .probing import Prober
+from .proxying import relay
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
 from .proxying.fanout import FanOut
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
-from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, FailedStream, Routing
+from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router
 from .state import FILE_NAME as STATE_FILE
@@ -463,6 +464,7 @@ class Balancer:
             body_too_large=lambda flow, limit: error_of(flow, 413, f"the body has more than {limit} bytes"),
             via=self.via,
             internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
+            relay=self._relay,
         )
 
     def client_connected(self, client: Client) -> None:
@@ -667,15 +669,40 @@ class Balancer:
             known = length.isascii() and length.isdigit()
             streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
         if streams:
-            response.stream = _passing_on(exchange, watcher, response)
+            response.stream = exchange.pass_on = _passing_on(exchange, watcher, response)
         self._show(flow, exchange)
+
+    def _relay(self, stream: BalancedStream) -> bool:
+        """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
+        flow = stream.flow
+        exchange = self.router.exchanges.get(flow.id)
+        handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
+        if (
+            self.settings is None
+            or not self.settings.relay
+            or handler is None
+            or exchange is None
+            or exchange.pass_on is None
+            or flow.response is None
+            or flow.response.stream is not exchange.pass_on
+            or not relay.suits(stream)
+        ):
+            return False
+        stream.relay = relay.begin(handler, stream, exchange.pass_on)
+        if stream.relay is None:
+            return True
+        self.tally.relayed += 1
+        return False
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
         """It is longer than was thought: it streams from here on."""
         exchange, response = self.router.exchanges.get(flow.id), flow.response
         if response is not None:
             watcher = exchange.watcher if exchange is not None else None
-            response.stream = _passing_on(exchange, watcher, response) if exchange and watcher else True
+            if exchange and watcher:
+                response.stream = exchange.pass_on = _passing_on(exchange, watcher, response)
+            else:
+                response.stream = True
 
     @_timed
     def response(self, flow: http.HTTPFlow) -> None:

@@ -49,6 +49,7 @@ class Settings:
     """Bytes."""
     show_control: bool
     announce: bool
+    relay: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -129,6 +130,13 @@ def add_options(loader: Loader) -> None:
         "Whether the balancer is announced on the local network (multicast DNS), for reporters with --discover.",
     )
     loader.add_option(
+        "balancer_relay",
+        bool,
+        True,
+        "Whether the chunks of streamed answers go straight from the agent's connection to the client's where both are "
+        "plain HTTP/1.1, which costs a fraction of mitmproxy's own way. Takes effect for new answers.",
+    )
+    loader.add_option(
         "balancer_origins",
         Sequence[str],
         [],
@@ -207,6 +215,7 @@ def read(options: object) -> Settings:
         body_limit=_size("balancer_body_limit", get("balancer_body_limit")),
         show_control=bool(get("balancer_show_control")),
         announce=bool(get("balancer_announce")),
+        relay=bool(get("balancer_relay")),
         origins=_origins(get("balancer_origins")),
     )
 

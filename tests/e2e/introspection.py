@@ -23,6 +23,7 @@ class Introspection:
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
                 "callers": len(this.router.callers.keys() - {flow.id}),
+                "relayed": this.tally.relayed,
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})
 

@@ -83,6 +83,8 @@ class Tally:
     rates: dict[str, Histogram] = field(default_factory=dict)
     """By model."""
     waits: Histogram = field(default_factory=lambda: Histogram(TIMES))
+    relayed: int = 0
+    """Answers of which a part went past mitmproxy's layers."""
     own_seconds: float = 0.0
     """What the balancer itself has spent on requests."""
     _pairs: set[tuple[str, str]] = field(default_factory=set)

@@ -60,6 +60,8 @@ class Exchange:
     tried: list[Agent] = field(default_factory=list)
     failures: list[Attempt] = field(default_factory=list)
     watcher: AnswerWatcher | None = None
+    pass_on: Callable[[bytes], bytes] | None = None
+    """What each chunk of a streamed answer goes through."""
     first_byte: float | None = None
     outcome: Outcome | None = None
     problem: str | None = None

@@ -49,6 +49,7 @@ from .headers import request_to_agent
 
 if TYPE_CHECKING:
     from .fanout import FanOut
+    from .relay import Relay
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
@@ -197,6 +198,10 @@ class BalancedStream(HttpStream):
     refusal_limit: commands.RequestWakeup | None = None
     reused_connection = False
     sent_at = 0.0
+    relay: Relay | None = None
+    """Takes the answer past this layer."""
+    may_relay = True
+    """Whether it is of use to ask for that after the next chunk."""
 
     @property
     def balanced_layer(self) -> BalancedHttpLayer:
@@ -368,6 +373,11 @@ class BalancedStream(HttpStream):
             yield from self.start_response_stream()
             yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
 
+    def state_stream_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from super().state_stream_response_body(event)
+        if self.may_relay and isinstance(event, ResponseData):
+            self.balanced_layer.streaming = self
+
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Read the agent's refusal to its end, so that the client can have it if no other agent serves."""
         if isinstance(event, ResponseData):
@@ -418,6 +428,8 @@ class BalancedStream(HttpStream):
     def handle_protocol_error(
         self, event: RequestProtocolError | ResponseProtocolError
     ) -> layer.CommandGenerator[None]:
+        if self.relay is not None:
+            self.relay.stop()
         if (
             not isinstance(event, ResponseProtocolError)
             or self.routing is None
@@ -471,7 +483,8 @@ class BalancedHttpLayer(HttpLayer):
     """One client connection.
 
     `body_limit` gives the most bytes a request's body may have, `body_too_large` and `internal_error` the answers
-    that the layer gives by itself, `via` this balancer's own name in the Via header.
+    that the layer gives by itself, `via` this balancer's own name in the Via header. `relay` is asked after a chunk of
+    a streamed answer to take the rest past the layer; it says whether it is to be asked again.
     """
 
     def __init__(
@@ -483,12 +496,16 @@ class BalancedHttpLayer(HttpLayer):
         body_too_large: Callable[[http.HTTPFlow, int], http.Response],
         internal_error: Callable[[http.HTTPFlow], http.Response],
         via: str,
+        relay: Callable[[BalancedStream], bool],
     ) -> None:
         super().__init__(context, mode)
         self.body_limit = body_limit
         self.body_too_large = body_too_large
         self.internal_error = internal_error
         self.via = via
+        self.relay = relay
+        self.streaming: BalancedStream | None = None
+        """Of which a chunk has been passed on in the course of this event."""
         self._sender: layer.Layer | None = None
         """The connection whose events are being handled."""
         self.used: set[Connection] = set()
@@ -504,6 +521,9 @@ class BalancedHttpLayer(HttpLayer):
                 self._forget(connection)
         else:
             yield from super()._handle_event(event)
+        if self.streaming is not None:
+            stream, self.streaming = self.streaming, None
+            stream.may_relay = self.relay(stream)
 
     def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(child, HttpStream):
