@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from .wire import DEFAULT_OLLAMA_PORT
+from .limits import DEFAULT_OLLAMA_PORT
 
 RESOLVE_TIMEOUT = 2.0
 """Seconds a look-up of a host name may take."""

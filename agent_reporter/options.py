@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .addresses import Endpoint, parse_endpoint, parse_ollama_host
+from .limits import NAME_PATTERN
 from .push import check_token
-from .wire import NAME_PATTERN
 
 DEFAULT_BALANCER_PORT = 8080
 DEFAULT_BALANCER = f"http://127.0.0.1:{DEFAULT_BALANCER_PORT}"

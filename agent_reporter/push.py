@@ -14,9 +14,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from .http import Call, call
+from .limits import DEFAULT_OLLAMA_PORT, MAX_BODY_BYTES
 from .link import Link, LinkError, UnknownAgentError
 from .states import StateLog, log, printable
-from .wire import DEFAULT_OLLAMA_PORT, MAX_BODY_BYTES, AgentMetrics, AgentRegistration, ModelEntry
+from .wire import AgentMetrics, AgentRegistration, ModelEntry
 
 DRAIN_TIMEOUT = 3.0
 """Seconds that stopping may take."""

@@ -8,18 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-MAX_BODY_BYTES = 1024 * 1024
-"""The largest body, in bytes, that the control API accepts."""
-
-DEFAULT_OLLAMA_PORT = 11434
+from .limits import NAME_PATTERN
 
 Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 ShortText = Annotated[str, Field(max_length=256)]
-
-NAME_PATTERN = r"^[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,63}$"
-"""Agent names: they go into header values, paths and log lines, so they are plain and short."""
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import json
 import logging
 import secrets
 import signal
@@ -26,47 +27,45 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils
 
-from agent_reporter.wire import MAX_BODY_BYTES
+from agent_reporter.limits import MAX_BODY_BYTES
 
 from . import credentials, options
-from .announcing import addresses_of, announce
-from .api.app import ControlApi, is_control_path
+from .api.health import health
+from .api.paths import HEALTH, is_control_path
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.history import History
 from .fleet.recent import Recent
 from .fleet.registry import AgentRegistry
-from .history_file import FILE_NAME as HISTORY_FILE
-from .history_file import HistoryFile, finished
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
-from .inspection.web_page import show_comments
 from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
 from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
-from .probing import Prober
 from .proxying import relay
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
-from .proxying.fanout import FanOut
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router
-from .state import FILE_NAME as STATE_FILE
-from .state import StateFile
 from .stopping import Stopper
 from .text import one_line
 
+# What takes long to load, and is not needed to answer the first request, is imported where it is used.
 if TYPE_CHECKING:
+    from .api.app import ControlApi
     from .demo import Demo
+    from .probing import Prober
+    from .proxying.fanout import FanOut
+    from .remembering import Memory
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +84,14 @@ MAX_CONNECTIONS = 100_000
 START_SECONDS = 10.0
 """How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
 
+LOADING_SECONDS = 0.2
+"""After the start, until the rest is loaded if nobody has asked for it: whoever asks for /health first is answered."""
+
 WATCH_SECONDS = 0.5
 """Between two looks at the requests that wait."""
 
-STORE_SECONDS = 0.5
-"""How long changes of the registered agents are gathered before they are written down."""
-
 TELLING_SECONDS = 0.1
 """How long an answer has to take for the times of its pieces to tell how fast it was made."""
-
-HISTORY_SECONDS = 5.0
-"""Between two looks whether a minute is over that is to be written down."""
-
-STORE_RETRY_SECONDS = 10.0
-"""Until the disk is tried again."""
 
 
 def _timed(hook: Callable[[Balancer, http.HTTPFlow], None]) -> Callable[[Balancer, http.HTTPFlow], None]:
@@ -129,28 +122,19 @@ class Balancer:
         self.tally = self.router.tally
         self.recent = Recent(self.registry.clock)
         self.history = History()
-        self.history_file: HistoryFile | None = None
-        self._history_written = 0
-        """The last minute that the file has."""
-        self.control = ControlApi(
-            self.registry,
-            self.router.dispatcher.line,
-            self.tally,
-            self.recent,
-            self.history,
-            self.registry.clock(),
-            self._probe,
-        )
+        self._born = self.registry.clock()
         self.settings: options.Settings | None = None
         self.token: credentials.Token | None = None
         self.prober: Prober | None = None
         self.demo: Demo | None = None
-        self._probing = asyncio.Event()
+        self._needed = asyncio.Event()
+        """Whether somebody waits for what is loaded after the start."""
+        self._ready = asyncio.Event()
+        """Whether the hosts that had registered are known, and are asked."""
         self._demo_ready = asyncio.Event()
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
-        self.control.ending = lambda: self.stopper.ending
-        self.state: StateFile | None = None
+        self.memory: Memory | None = None
         self.flows = FlowList()
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
         self._salt = secrets.token_bytes(16)
@@ -163,6 +147,21 @@ class Balancer:
         self._started = False
         """Whether the fleet has been asked once."""
         self._reported_mode = ""
+
+    @functools.cached_property
+    def control(self) -> ControlApi:
+        from .api.app import ControlApi
+
+        return ControlApi(
+            self.registry,
+            self.router.dispatcher.line,
+            self.tally,
+            self.recent,
+            self.history,
+            self._born,
+            self._probe,
+            lambda: self.stopper.ending,
+        )
 
     # Lifecycle
 
@@ -221,20 +220,45 @@ class Balancer:
         self._log_mode()
         self._listen_for_the_end()
         self.flows.attach()
-        show_comments()
+        if hasattr(ctx.master, "app"):
+            from .inspection.web_page import show_comments
+
+            show_comments()
         if self._tasks:
             return  # the script was loaded again: everything goes on
-        self._restore()
         self._log_start()
-        self.prober = self.router.prober = Prober(self.registry, take_in_local=self._nothing_configured, via=self.via)
-        self._start(self.prober.run(), "agent prober")
-        self._probing.set()
+        self._start(self._begin(Path(ctx.options.confdir).expanduser(), self.settings.demo), "start")
         self._start(self._watch(), "watchdog")
         self._announce()
-        if self.settings.demo:
-            self._start(self._run_demo(self.settings.demo), "demo fleet")
-        else:
-            self._demo_ready.set()
+
+    async def _begin(self, confdir: Path, demo: int) -> None:
+        """Know again who had registered, and begin to ask the hosts."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOADING_SECONDS):
+                    await self._needed.wait()
+            await asyncio.to_thread(_load_the_rest)
+            from .probing import Prober
+            from .remembering import Memory
+
+            self.memory = Memory(confdir, self.registry, self.history)
+            self.memory.restore_agents()
+            self._start(self.memory.keep_agents(), "state file")
+            self._start(self.memory.keep_history(), "history file")
+            self.prober = self.router.prober = Prober(
+                self.registry, take_in_local=self._nothing_configured, via=self.via
+            )
+            self._start(self.prober.run(), "agent prober")
+            if demo:
+                self._start(self._run_demo(demo), "demo fleet")
+            else:
+                self._demo_ready.set()
+        finally:
+            self._ready.set()
+
+    async def _wait_until_ready(self) -> None:
+        self._needed.set()
+        await self._ready.wait()
 
     def done(self) -> None:
         # A reload calls `running` again before the loop goes on; then nothing is to be stopped.
@@ -251,11 +275,9 @@ class Balancer:
                 self._announcing.cancel()
             self.stopper.let_go()
             replay_as_before()
-            if self.state is not None:
-                self.state.save(self.state.snapshot(self.registry))
-            if self.history_file is not None:
-                self.history_file.append(finished(self.history, self._history_written, with_running=True))
-                self.history_file = None
+            if self.memory is not None:
+                self.memory.save()
+                self.memory = None
 
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
@@ -274,46 +296,6 @@ class Balancer:
             if isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
         )
         return max(len(self.router.exchanges), unsent)
-
-    # The agents that have registered
-
-    def _restore(self) -> None:
-        self.state = StateFile(Path(ctx.options.confdir).expanduser() / STATE_FILE)
-        count = self.state.restore(self.registry)
-        if count:
-            logger.info("%d agents that had registered are known again.", count)
-        self._start(self._keep(self.state), "state file")
-        self._start(self._keep_history(self.state.path.with_name(HISTORY_FILE)), "history file")
-
-    async def _keep(self, state: StateFile) -> None:
-        """Write down who has registered whenever that has changed."""
-        stored = -1
-        while True:
-            await asyncio.sleep(STORE_SECONDS)
-            revision = self.registry.revision
-            if revision == stored:
-                continue
-            if await asyncio.to_thread(state.save, state.snapshot(self.registry)):
-                stored = revision
-            else:
-                await asyncio.sleep(STORE_RETRY_SECONDS)
-
-    async def _keep_history(self, path: Path) -> None:
-        """Take in what the file has, and write down each minute that is over."""
-        file = HistoryFile(path)
-        for line in await asyncio.to_thread(file.read):
-            for agent, model, values in line.rows:
-                self.history.put(line.minute, (agent, model), values)
-            self._history_written = max(self._history_written, min(line.minute, self.history.now - 1))
-            await asyncio.sleep(0)
-        self.history_file = file
-        while True:
-            await asyncio.sleep(HISTORY_SECONDS)
-            lines = finished(self.history, self._history_written)
-            if not lines:
-                continue
-            if await asyncio.to_thread(file.append, lines):
-                self._history_written = lines[-1].minute
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
@@ -407,6 +389,8 @@ class Balancer:
         port = self._port()
         wanted = None
         if self.settings.announce and port is not None:
+            from .announcing import addresses_of
+
             addresses = addresses_of(host for host, each in self._listening() if each == port)
             if addresses:
                 wanted = (self.token.value, port, addresses)
@@ -419,11 +403,11 @@ class Balancer:
             self._announced = wanted
             if self._announcing is not None:
                 self._announcing.cancel()
-            self._announcing = (
-                None
-                if wanted is None
-                else asyncio_utils.create_task(announce(*wanted), name="announcement", keep_ref=True)
-            )
+            self._announcing = None
+            if wanted is not None:
+                from .announcing import announce
+
+                self._announcing = asyncio_utils.create_task(announce(*wanted), name="announcement", keep_ref=True)
 
     def _listening(self) -> list[tuple[str, int]]:
         proxyserver = ctx.master.addons.get("proxyserver")
@@ -549,7 +533,13 @@ class Balancer:
         refusal = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
+        elif flow.request.method == "GET" and path_of(flow) == HEALTH:
+            status, told = health(self.registry, ending=self.stopper.ending)
+            flow.response = http.Response.make(
+                status, json.dumps(told, separators=(",", ":")), dated({"Content-Type": "application/json"})
+            )
         elif is_control_path(path_of(flow)):
+            await self._wait_until_ready()
             await serve(self.control.app, flow, authorized=authorized)
 
     def _allows(self, origin: str) -> bool:
@@ -606,7 +596,7 @@ class Balancer:
     async def _start_up(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
-                await self._probing.wait()
+                await self._wait_until_ready()
                 await self._demo_ready.wait()
                 assert self.prober
                 await self.prober.first_round.wait()
@@ -783,6 +773,12 @@ class Balancer:
                 agent.stats.learn_speed(canonical_name(exchange.model), speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
+
+
+def _load_the_rest() -> None:
+    """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
+    from . import probing, remembering  # noqa: F401
+    from .api import app  # noqa: F401
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.optmanager import OptManager, _UnconvertedStrings
 from mitmproxy.utils.human import parse_size
 
-from agent_reporter.wire import NAME_PATTERN
+from agent_reporter.limits import NAME_PATTERN
 
 from .credentials import check as check_token
 from .fleet.agent import Address

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from ollama_balancer.api.app import AUTHORIZED, ControlApi, is_control_path
+from ollama_balancer.api.app import ControlApi
+from ollama_balancer.api.paths import AUTHORIZED, is_control_path
 from ollama_balancer.fleet.agent import Agent, Source, agent_id
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.history import History

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_reporter.limits import NAME_PATTERN
 from agent_reporter.options import DEFAULT_BALANCER, Options, fit_name, parse_options
-from agent_reporter.wire import NAME_PATTERN
 
 TOKEN = {"OLLAMA_BALANCER_TOKEN": "from-environment"}
 

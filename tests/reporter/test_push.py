@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from agent_reporter.http import Answer, CallError
+from agent_reporter.limits import MAX_BODY_BYTES
 from agent_reporter.push import Reporter, backoff, encode
-from agent_reporter.wire import MAX_BODY_BYTES, AgentMetrics, ModelEntry
+from agent_reporter.wire import AgentMetrics, ModelEntry
 
 A = "http://10.0.0.1:8080"
 B = "http://10.0.0.2:8080"

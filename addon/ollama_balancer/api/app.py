@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, AgentRegistration, describe
+from agent_reporter.limits import DEFAULT_OLLAMA_PORT
+from agent_reporter.wire import AgentMetrics, AgentRegistration, describe
 
-from ..fleet.agent import Address, Agent, Source, Status
+from ..fleet.agent import Address, Agent, Source
 from ..fleet.history import History
 from ..fleet.recent import Recent
 from ..fleet.registry import AgentRegistry
@@ -22,17 +23,9 @@ from ..fleet.tally import Tally
 from ..fleet.waiting import WaitingLine
 from . import dashboard
 from . import history as history_api
+from .health import by_state, health
+from .paths import AUTHORIZED, HEALTH, HISTORY
 from .prometheus import Exposition
-
-AUTHORIZED = "ollama_balancer.authorized"
-"""The key of the ASGI scope under which the proxy says whether the caller presented the token."""
-
-PATHS = ("/api/balancer", "/health", "/metrics", history_api.PATH, *dashboard.PATHS)
-
-
-def is_control_path(path: str) -> bool:
-    """Whether the control API answers that path (without its query)."""
-    return path in PATHS or path == "/api/agents" or path.startswith("/api/agents/")
 
 
 class DrainRequest(BaseModel):
@@ -48,7 +41,8 @@ class ControlApi:
     """Answers the control calls. `line` is where requests wait, `tally`, `recent` and `history` have what became of
     them.
 
-    `on_change` is told of an agent that came or moved, so that it is probed at once.
+    `on_change` is told of an agent that came or moved, so that it is probed at once. `ending` tells whether the program
+    is about to end, and takes no more requests.
     """
 
     def __init__(
@@ -60,6 +54,7 @@ class ControlApi:
         history: History,
         started: float,
         on_change: Callable[[Agent], None],
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -67,18 +62,17 @@ class ControlApi:
         self.line = line
         board = dashboard.Dashboard(registry, line, recent)
         self.exposition = Exposition(registry, line, tally)
-        self.ending: Callable[[], bool] = lambda: False
-        """Whether the program is about to end, and takes no more requests."""
+        self.ending = ending
         self.app = Starlette(
             routes=[
-                Route("/health", self.health),
+                Route(HEALTH, self.health),
                 Route("/metrics", self.prometheus),
                 Route("/dashboard", board.page),
                 Route("/dashboard/data", board.data),
                 Route("/dashboard/page.js", board.script),
                 Route("/dashboard/page.css", board.style),
                 Route("/api/balancer", self.balancer),
-                Route(history_api.PATH, history_api.endpoint(history)),
+                Route(HISTORY, history_api.endpoint(history)),
                 Route("/api/agents", self.agents, methods=["GET"]),
                 Route("/api/agents", self.register, methods=["POST"]),
                 Route("/api/agents/{key}/metrics", self.metrics, methods=["POST"]),
@@ -94,9 +88,8 @@ class ControlApi:
         self._methods = {"/api/agents": "GET, HEAD, POST", "/api/agents/{key}": "DELETE, GET, HEAD"}
 
     async def health(self, request: Request) -> Response:
-        counts = self.registry.counts()
-        problem = "ending" if self.ending() else None if counts[Status.ONLINE] else "no agent can serve"
-        return JSONResponse({"status": problem or "ok", "agents": _by_state(counts)}, 503 if problem else 200)
+        status, body = health(self.registry, ending=self.ending())
+        return JSONResponse(body, status)
 
     async def prometheus(self, request: Request) -> Response:
         body, content_type = await self.exposition.page(request.headers.get("accept", ""))
@@ -119,7 +112,7 @@ class ControlApi:
                 "totals": totals,
                 "waiting": len(self.line),
                 "line": self.line.describe(),
-                "agents": _by_state(registry.counts()),
+                "agents": by_state(registry.counts()),
             }
         )
 
@@ -240,10 +233,6 @@ def _authorize(request: Request) -> None:
             "start where the token is kept",
             {"WWW-Authenticate": "Bearer"},
         )
-
-
-def _by_state(counts: dict[Status, int]) -> dict[str, int]:
-    return {status.value: counts.get(status, 0) for status in Status}
 
 
 def _plain(host: str) -> str:

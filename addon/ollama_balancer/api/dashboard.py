@@ -15,8 +15,6 @@ from ..fleet.recent import Recent
 from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import WaitingLine
 
-PATHS = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
-
 FOLDER = Path(__file__).parent / "page"
 
 HEADERS = {

@@ -13,8 +13,6 @@ from starlette.responses import Response
 
 from ..fleet.history import FIELDS, MINUTES, History
 
-PATH = "/api/history"
-
 DEFAULT = 60
 """Minutes."""
 

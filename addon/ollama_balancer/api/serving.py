@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from mitmproxy import http
 from mitmproxy.addons import asgiapp
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .app import AUTHORIZED
+from .paths import AUTHORIZED
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 COMPRESSED_FROM = 8 * 1024
 """Bytes of an answer from which on it is compressed for those who take that."""

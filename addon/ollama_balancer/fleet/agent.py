@@ -8,12 +8,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from agent_reporter.wire import DEFAULT_OLLAMA_PORT, AgentMetrics, ModelEntry
+from agent_reporter.limits import DEFAULT_OLLAMA_PORT
 
 from .health import Health, Phase
 from .slots import SlotLearner
 
 if TYPE_CHECKING:
+    from agent_reporter.wire import AgentMetrics, ModelEntry
+
     from .forecast import Option
     from .leases import SlotLease
     from .pool import Pool

@@ -19,8 +19,9 @@ import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from agent_reporter.wire import NAME_PATTERN, AgentMetrics, ModelEntry
+from agent_reporter.limits import NAME_PATTERN
 
 from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
@@ -34,6 +35,9 @@ from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.adaptive import Adaptive, Choice
 from .pool import Pool
 from .slots import SlotLearner
+
+if TYPE_CHECKING:
+    from agent_reporter.wire import AgentMetrics, ModelEntry
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import mitmproxy.types
 from mitmproxy import command, ctx, exceptions, flow, http
 from mitmproxy.log import ALERT
 
-from ..api.app import is_control_path
+from ..api.paths import is_control_path
 from ..fleet.agent import Agent
 from ..fleet.policies import POLICIES
 from ..fleet.registry import AgentRegistry

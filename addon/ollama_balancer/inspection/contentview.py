@@ -7,7 +7,6 @@ from mitmproxy.contentviews import Contentview, Metadata
 
 from ..ollama.routes import Kind, find_route
 from .annotations import METADATA_KEY
-from .rendering import render_answer, render_request
 
 PRIORITY = 2.0
 """Above that of JSON."""
@@ -17,6 +16,8 @@ class OllamaContentview(Contentview):
     name = "Ollama"
 
     def prettify(self, data: bytes, metadata: Metadata) -> str:
+        from .rendering import render_answer, render_request  # only when somebody looks
+
         flow, message = metadata.flow, metadata.http_message
         record = flow.metadata.get(METADATA_KEY) if flow is not None else None
         if isinstance(message, http.Request):

@@ -11,7 +11,7 @@ from typing import Any
 from mitmproxy import ctx, http
 from mitmproxy.hooks import UpdateHook
 
-from ..api.app import is_control_path
+from ..api.paths import is_control_path
 from ..proxying.answers import path_of
 
 MOST_BYTES = 512 * 1024 * 1024

@@ -13,7 +13,7 @@ from mitmproxy import http
 from mitmproxy.exceptions import FlowReadException
 from mitmproxy.io import FlowReader
 
-from agent_reporter.wire import NAME_PATTERN
+from agent_reporter.limits import NAME_PATTERN
 
 from ..fleet.agent import Outcome
 from ..fleet.policies import POLICIES

@@ -6,12 +6,13 @@ import json
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
-
-from agent_reporter.wire import ModelEntry
+from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent
 from ..fleet.registry import AgentRegistry
+
+if TYPE_CHECKING:
+    from agent_reporter.wire import ModelEntry
 
 ROOT = b"Ollama is running"
 

@@ -29,7 +29,6 @@ from .answers import answer_of, path_of
 from .callers import Caller
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
-from .fanout import FanOut, Timeouts
 from .headers import AGENT_HEADER, request_to_agent
 from .layer import Routing
 from .watchdog import Watchdog
@@ -37,6 +36,7 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from ..options import Settings
     from ..probing import Prober
+    from .fanout import FanOut
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +206,8 @@ class Router:
             asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
 
     def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
+        from .fanout import FanOut, Timeouts  # httpx takes a while to load
+
         assert self.settings
         request = flow.request
         return FanOut(

@@ -1,0 +1,17 @@
+"""Which paths the balancer answers itself. Apart from the application, which takes a while to load."""
+
+from __future__ import annotations
+
+AUTHORIZED = "ollama_balancer.authorized"
+"""The key of the ASGI scope under which the proxy says whether the caller presented the token."""
+
+HEALTH = "/health"
+HISTORY = "/api/history"
+DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
+
+PATHS = frozenset(("/api/balancer", HEALTH, HISTORY, "/metrics", *DASHBOARD))
+
+
+def is_control_path(path: str) -> bool:
+    """Whether the control API answers that path (without its query)."""
+    return path in PATHS or path == "/api/agents" or path.startswith("/api/agents/")

@@ -1,0 +1,11 @@
+"""What both sides agree on and needs no library: sizes, names, ports."""
+
+from __future__ import annotations
+
+MAX_BODY_BYTES = 1024 * 1024
+"""The largest body, in bytes, that the control API accepts."""
+
+DEFAULT_OLLAMA_PORT = 11434
+
+NAME_PATTERN = r"^[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,63}$"
+"""Agent names: they go into header values, paths and log lines, so they are plain and short."""
