@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from agent_reporter.push import Reporter
-from agent_reporter.wire import AgentMetrics, ModelEntry
+from agent_reporter.wire import AgentMetrics, GpuMetrics, ModelEntry
 
 from .fleet.agent import Address, Source
 from .fleet.registry import AgentRegistry
@@ -23,6 +23,9 @@ REPORT_INTERVAL = 2.0
 LLAMA = SimulatedModel("llama3.2", size=2_019_393_189, family="llama")
 QWEN = SimulatedModel("qwen3", size=5_225_388_164, family="qwen3")
 EMBED = SimulatedModel("nomic-embed-text", size=274_302_450, family="nomic-bert", embedding=True)
+
+GPU_MEMORY = 12 * 10**9
+"""Bytes."""
 
 HOSTS = (
     (
@@ -93,13 +96,16 @@ def collector(host: SimulatedOllama) -> Callable[[], Awaitable[AgentMetrics]]:
 
     async def collect() -> AgentMetrics:
         loaded = host.ps_entries()
+        load = round(min(100.0, max(0.0, host.load_cpu() + rng.uniform(0, 4))), 1)
+        used = min(GPU_MEMORY, 400_000_000 + sum(int(entry["size_vram"]) for entry in loaded))
         return AgentMetrics(
-            cpu_usage=round(min(100.0, max(0.0, host.load_cpu() + rng.uniform(0, 4))), 1),
+            cpu_usage=load,
             memory_usage=round(min(95.0, memory + 12 * len(loaded)), 1),
             active_requests=0,
             timestamp=datetime.now(UTC),
             models=[ModelEntry.model_validate(entry) for entry in host.tag_entries()],
             loaded_models=[ModelEntry.model_validate(entry) for entry in loaded],
+            gpus=[GpuMetrics(name="Simulated GPU", utilization=load, memory_used=used, memory_total=GPU_MEMORY)],
             ollama_version=host.version,
             num_parallel=host.timing.num_parallel,
             max_loaded_models=host.timing.max_loaded,

@@ -37,6 +37,7 @@ SORTS: dict[str, Key] = {
     "in_flight": lambda agent: (-agent.in_flight, agent.name),
     "cpu": lambda agent: (-agent.metrics.cpu_usage if agent.metrics is not None else 1, agent.name),
     "memory": lambda agent: (-agent.metrics.memory_usage if agent.metrics is not None else 1, agent.name),
+    "gpu": lambda agent: (-_busiest_gpu(agent), agent.name),
 }
 
 
@@ -91,8 +92,10 @@ class Dashboard:
             "url": agent.address.url,
             "status": agent.status,
             "reason": agent.reason,
+            "draining": agent.draining,
             "loaded": [model.name for model in agent.loaded][:20],
             "models": len(agent.model_names),
+            "present": agent.model_names[:20],
             "in_flight": agent.in_flight,
             "slots": agent.slots,
             "cpu": metrics.cpu_usage if metrics else None,
@@ -104,8 +107,14 @@ class Dashboard:
             if metrics
             else [],
             "speeds": {model: round(speed, 1) for model, speed in list(agent.stats.speeds.items())[:5]},
+            "fresh": agent.fresh,
             "report_age": round(now - agent.metrics_at, 1) if metrics else None,
-            "curve": {"in_flight": list(curve.in_flight), "cpu": list(curve.cpu)} if curve is not None else None,
+            "curve": {
+                "in_flight": list(curve.in_flight),
+                "cpu": [None if cpu is None else round(cpu) for cpu in curve.cpu],
+            }
+            if curve is not None
+            else None,
         }
 
 
@@ -115,6 +124,12 @@ def _matches(agent: Agent, words: str) -> bool:
         or words in str(agent.status)
         or any(words in model.casefold() for model in agent.model_names)
     )
+
+
+def _busiest_gpu(agent: Agent) -> float:
+    """Percent; -1 where nothing is known of any."""
+    gpus = agent.metrics.gpus if agent.metrics is not None else None
+    return max((gpu.utilization for gpu in gpus or () if gpu.utilization is not None), default=-1.0)
 
 
 def _number(text: str | None, default: int) -> int:

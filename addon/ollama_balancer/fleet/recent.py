@@ -45,11 +45,13 @@ class Recent:
         self._next_point = clock()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MOST_DECISIONS)
         """The last requests that ended, the newest last; without a word of their prompts."""
+        self._ended_ever = 0
 
     def add(self, ended: Ended, decision: dict[str, Any]) -> None:
         now = self._clock()
         self._ended.append((now, ended))
-        self.decisions.append(decision | {"at": now})
+        self._ended_ever += 1
+        self.decisions.append(decision | {"at": now, "id": self._ended_ever})
 
     def sample(self, agents: Iterable[Agent]) -> None:
         """Go on with the curves, if it is time to."""
