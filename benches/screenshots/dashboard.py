@@ -160,10 +160,12 @@ def take(folder: Path = FOLDER, width: int = 1280, height: int = 1000) -> None:
             )
             browser.get(f"{proxy.url}/dashboard")
             askers = work(fleet, SECONDS)
+            pictures = {}
             for dark in (False, True):
                 show(browser, dark=dark)
-                picture = smaller(browser.get_screenshot_as_png())
-                (folder / f"dashboard-{'dark' if dark else 'light'}.png").write_bytes(picture)
+                pictures["dark" if dark else "light"] = browser.get_screenshot_as_png()
+        for kind, picture in pictures.items():
+            (folder / f"dashboard-{kind}.png").write_bytes(smaller(picture))
         for asker in askers:
             asker.join()
         fleet.over.set()

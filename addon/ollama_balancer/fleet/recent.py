@@ -31,7 +31,8 @@ class Curve:
     """One agent's last quarter of an hour, the newest last."""
 
     in_flight: deque[int]
-    cpu: deque[float | None]
+    cpu: deque[int | None]
+    """Whole percents; None: not known."""
 
 
 class Recent:
@@ -63,7 +64,7 @@ class Recent:
         for agent in agents:
             curve = self._curves.get(agent.id) or Curve(deque(maxlen=POINTS), deque(maxlen=POINTS))
             curve.in_flight.append(agent.in_flight)
-            curve.cpu.append(agent.metrics.cpu_usage if agent.metrics is not None and agent.fresh else None)
+            curve.cpu.append(round(agent.metrics.cpu_usage) if agent.metrics is not None and agent.fresh else None)
             curves[agent.id] = curve
         self._curves = curves  # without those of agents that are no more
 

@@ -363,7 +363,7 @@ function makeDecision(decision) {
   const why = cell("td");
   if (decision.mode) why.append(element("i", "", `${decision.mode}: `));
   why.append(decision.why || (decision.mode ? "" : "–"));
-  row.append(cell("td"), cell("td", decision.model ?? "–"), cell("td", decision.agent ?? "–"), why, cell("td", seconds(decision.ttft)), outcome);
+  row.append(cell("td"), cell("td", short(decision.model ?? "–")), cell("td", decision.agent ?? "–"), why, cell("td", seconds(decision.ttft)), outcome);
   return row;
 }
 
