@@ -1,10 +1,11 @@
-"""Takes the pictures of the README anew, of a small fleet at work: `python -m benches.screenshots`.
+"""Takes the README's pictures anew, of a small fleet at work: `python -m benches.screenshots [mitmweb] [dashboard]`.
 
 Needs Chromium and its driver (Debian: chromium, chromium-driver, fonts-noto-color-emoji).
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 from selenium.webdriver.common.by import By
 
+from benches.screenshots import dashboard
 from ollama_balancer.simulator import SimulatedOllama, Timing
 from tests.e2e.browser import chromium
 from tests.e2e.harness import Hosts, Proxy, wait_until
@@ -76,7 +78,7 @@ def mitmweb(web: Web, proxy: Proxy, hosts: Hosts, profile: Path) -> None:
         browser.save_screenshot(str(FOLDER / "mitmweb-answer.png"))
 
 
-def main() -> None:
+def take_mitmweb() -> None:
     hosts = Hosts()
     agents = ",".join(
         f"{name}={hosts.start(name, *models, timing=timing).url}" for name, (models, timing) in HOSTS.items()
@@ -87,6 +89,17 @@ def main() -> None:
             wait_until(lambda: all(a["status"] == "online" for a in proxy.agents().values()), "the agents are online")
             mitmweb(web, proxy, hosts, folder / "profile")
     hosts.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benches.screenshots", description="Takes the README's pictures.")
+    parser.add_argument("parts", nargs="*", metavar="part", help="mitmweb or dashboard; both if none is named")
+    parts = parser.parse_args().parts or ["mitmweb", "dashboard"]
+    takers = {"mitmweb": take_mitmweb, "dashboard": dashboard.take}
+    if unknown := [part for part in parts if part not in takers]:
+        parser.error(f"{unknown[0]}: there are mitmweb and dashboard")
+    for part in parts:
+        takers[part]()
 
 
 if __name__ == "__main__":

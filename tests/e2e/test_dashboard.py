@@ -108,6 +108,69 @@ def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hos
         assert console_errors(browser) == []
 
 
+def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("two-gpus")
+    arguments = ("--set", f"balancer_agents=two-gpus={host.url}")
+    with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
+        gpus = [
+            {"name": "RTX 4090", "utilization": busy, "memory_used": 6 * 10**9, "memory_total": 24 * 10**9}
+            for busy in (30.0, None)
+        ]
+        models = ["llama3.2:latest", *(f"a-model-with-a-long-name-{number}:70b-instruct-q4_K_M" for number in range(7))]
+        loaded = [{"name": name} for name in models[:4]]
+        proxy.report("two-gpus", cpu=96.4, memory=81.0, models=models, loaded_models=loaded, gpus=gpus, num_parallel=4)
+        proxy.generate("llama3.2", options={"num_predict": 5})
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "2 × RTX 4090" in row(browser, "two-gpus"), "the GPUs")
+        shown = row(browser, "two-gpus")
+        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GB", "8 present", "/ 4 per model"):
+            assert text in shown
+        assert models[-1] not in shown
+        browser.find_element(By.CSS_SELECTOR, "#agents summary").click()
+        assert models[-1] in row(browser, "two-gpus")
+        bars = browser.find_elements(By.CSS_SELECTOR, "#agents [role=meter]:not([hidden])")
+        told = {bar.get_attribute("aria-label"): bar.get_attribute("aria-valuenow") for bar in bars}
+        assert told == {
+            "CPU of two-gpus": "96",
+            "memory of two-gpus": "81",
+            "GPU 0 of two-gpus, busy": "30",
+            "GPU 0 of two-gpus, memory": "25",
+            "GPU 1 of two-gpus, memory": "25",
+        }
+        curves = browser.find_elements(By.CSS_SELECTOR, "#agents svg")
+        assert [curve.text.split() for curve in curves] == [["4", "0"], ["100%", "0"]]
+        labels = [str(curve.get_attribute("aria-label")) for curve in curves]
+        assert labels[0].startswith("requests in flight on two-gpus, the last ")
+        for width in (390, 1000, 1280, 1920, 2560):
+            browser.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+            )
+            over = browser.execute_script(
+                "return [document.documentElement, ...document.querySelectorAll('.scroll')]"
+                ".map((box) => box.scrollWidth - box.clientWidth)"
+            )
+            assert over == [0, 0, 0], width
+            assert accessibility_problems(browser) == []
+        assert console_errors(browser) == []
+
+
+def test_a_host_that_drains_and_dies_can_be_resumed(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("gone")
+    with (
+        running_proxy(tmp_path, "--set", f"balancer_agents=gone={host.url}") as proxy,
+        chromium(tmp_path / "profile") as browser,
+    ):
+        proxy.wait_online("gone")
+        proxy.control("POST", "/api/agents/gone/drain")
+        hosts.kill(host)
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "offline" in row(browser, "gone"), "the death")
+        press(browser, "Resume gone")
+        confirm(browser, TOKEN)
+        seen(browser, lambda: "Drain" in row(browser, "gone"), "it no longer drains")
+
+
 def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
     with running_proxy(tmp_path) as proxy:
         for path in ("/dashboard", "/dashboard/page.js", "/dashboard/page.css"):
@@ -169,6 +232,30 @@ def fill(proxy: Proxy, count: int, port: int) -> None:
         body = {"name": name, "url": f"http://127.1.{number // 250}.{number % 250 + 1}:{port}"}
         assert proxy.control("POST", "/api/agents", body).status_code == 201
         assert proxy.report(name, cpu=float(number % 100), models=["llama3.2"]).status_code == 204
+
+
+def test_agents_are_sorted_by_what_is_asked_for_and_those_alike_by_name(tmp_path: Path) -> None:
+    with running_proxy(tmp_path) as proxy:
+        busy: dict[str, tuple[float, float, list[float | None]]] = {
+            "c": (10.0, 70.0, [20.0, 90.0]),
+            "a": (50.0, 30.0, [40.0]),
+            "d": (10.0, 70.0, [None]),
+            "b": (10.0, 90.0, []),
+        }
+        for number, (name, (cpu, memory, gpus)) in enumerate(busy.items(), 1):
+            proxy.register(name, f"http://127.0.0.1:{number}")
+            listed = [{"name": "gpu", "utilization": each} for each in gpus]
+            assert proxy.report(name, cpu=cpu, memory=memory, gpus=listed).status_code == 204
+        proxy.register("e", "http://127.0.0.1:9")
+
+        def order(sort: str) -> str:
+            return "".join(agent["name"] for agent in proxy.http.get(f"/dashboard/data?sort={sort}").json()["agents"])
+
+        assert order("name") == "abcde"
+        assert order("cpu") == "abcde"
+        assert order("memory") == "bcdae"
+        assert order("gpu") == "cabde"
+        assert order("in_flight") == "abcde"
 
 
 def test_a_query_of_any_kind_is_answered(tmp_path: Path) -> None:

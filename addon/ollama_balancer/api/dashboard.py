@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,25 @@ HEADERS = {
 
 MOST_ROWS = 100
 
-type Key = Callable[[Agent], tuple[Any, ...]]
 
-SORTS: dict[str, Key] = {
-    "name": lambda agent: (agent.name,),
-    "status": lambda agent: (str(agent.status), agent.name),
-    "in_flight": lambda agent: (-agent.in_flight, agent.name),
-    "cpu": lambda agent: (-agent.metrics.cpu_usage if agent.metrics is not None else 1, agent.name),
-    "memory": lambda agent: (-agent.metrics.memory_usage if agent.metrics is not None else 1, agent.name),
+def _busiest_gpu(agent: Agent) -> float:
+    """Percent; -1 where nothing is known of any."""
+    most = -1.0
+    if agent.metrics is not None and agent.metrics.gpus:
+        for gpu in agent.metrics.gpus:
+            if gpu.utilization is not None and gpu.utilization > most:
+                most = gpu.utilization
+    return most
+
+
+SORTS: dict[str, Callable[[Agent], Any]] = {
+    "status": lambda agent: agent.status,
+    "in_flight": lambda agent: -agent.in_flight,
+    "cpu": lambda agent: -agent.metrics.cpu_usage if agent.metrics is not None else 1,
+    "memory": lambda agent: -agent.metrics.memory_usage if agent.metrics is not None else 1,
+    "gpu": lambda agent: -_busiest_gpu(agent),
 }
+"""What comes first, of agents that are in the order of their names already."""
 
 
 class Dashboard:
@@ -56,10 +67,12 @@ class Dashboard:
     async def data(self, request: Request) -> Response:
         """All that the page shows, in one answer, whatever the fleet's size."""
         asked = request.query_params
-        order = SORTS.get(asked.get("sort", ""), SORTS["name"])
+        order = SORTS.get(asked.get("sort", ""))
         words = asked.get("filter", "").casefold()[:200]
         agents = [agent for agent in self.registry if not words or _matches(agent, words)]
-        agents.sort(key=order)
+        agents.sort(key=attrgetter("name"))
+        if order is not None:
+            agents.sort(key=order)
         size = min(max(_number(asked.get("size"), 50), 1), MOST_ROWS)
         pages = max(1, -(-len(agents) // size))
         page = min(max(_number(asked.get("page"), 1), 1), pages)
@@ -89,8 +102,10 @@ class Dashboard:
             "url": agent.address.url,
             "status": agent.status,
             "reason": agent.reason,
+            "draining": agent.draining,
             "loaded": [model.name for model in agent.loaded][:20],
             "models": len(agent.model_names),
+            "present": agent.model_names[:20],
             "in_flight": agent.in_flight,
             "slots": agent.slots,
             "cpu": metrics.cpu_usage if metrics else None,
@@ -102,17 +117,14 @@ class Dashboard:
             if metrics
             else [],
             "speeds": {model: round(speed, 1) for model, speed in list(agent.stats.speeds.items())[:5]},
+            "fresh": agent.fresh,
             "report_age": round(now - agent.metrics_at, 1) if metrics else None,
             "curve": {"in_flight": list(curve.in_flight), "cpu": list(curve.cpu)} if curve is not None else None,
         }
 
 
 def _matches(agent: Agent, words: str) -> bool:
-    return (
-        words in agent.name.casefold()
-        or words in str(agent.status)
-        or any(words in model.casefold() for model in agent.model_names)
-    )
+    return words in "\n".join((agent.name, agent.status, *agent.model_names)).casefold()
 
 
 def _number(text: str | None, default: int) -> int:

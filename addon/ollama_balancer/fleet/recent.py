@@ -31,7 +31,8 @@ class Curve:
     """One agent's last quarter of an hour, the newest last."""
 
     in_flight: deque[int]
-    cpu: deque[float | None]
+    cpu: deque[int | None]
+    """Whole percents; None: not known."""
 
 
 class Recent:
@@ -45,11 +46,13 @@ class Recent:
         self._next_point = clock()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MOST_DECISIONS)
         """The last requests that ended, the newest last; without a word of their prompts."""
+        self._ended_ever = 0
 
     def add(self, ended: Ended, decision: dict[str, Any]) -> None:
         now = self._clock()
         self._ended.append((now, ended))
-        self.decisions.append(decision | {"at": now})
+        self._ended_ever += 1
+        self.decisions.append(decision | {"at": now, "id": self._ended_ever})
 
     def sample(self, agents: Iterable[Agent]) -> None:
         """Go on with the curves, if it is time to."""
@@ -61,7 +64,7 @@ class Recent:
         for agent in agents:
             curve = self._curves.get(agent.id) or Curve(deque(maxlen=POINTS), deque(maxlen=POINTS))
             curve.in_flight.append(agent.in_flight)
-            curve.cpu.append(agent.metrics.cpu_usage if agent.metrics is not None and agent.fresh else None)
+            curve.cpu.append(round(agent.metrics.cpu_usage) if agent.metrics is not None and agent.fresh else None)
             curves[agent.id] = curve
         self._curves = curves  # without those of agents that are no more
 
