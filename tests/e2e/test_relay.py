@@ -7,9 +7,11 @@ import json
 import queue
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -91,15 +93,21 @@ class DrivenHost(RawHost):
 
 
 class Client:
-    """One connection of a client, byte for byte."""
+    """One connection of a client, byte for byte; closed when it is left."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.socket = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
         self.got = b""
 
-    def ask(self, version: str = "1.1", method: str = "POST") -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def ask(self, version: str = "1.1", header: str = "") -> None:
         body = b'{"model": "m", "prompt": "x"}'
-        head = f"{method} /api/generate HTTP/{version}\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /api/generate HTTP/{version}\r\nHost: x\r\n{header}Content-Length: {len(body)}\r\n\r\n"
         self.socket.sendall(head.encode() + body)
 
     def until(self, mark: bytes) -> bytes:
@@ -119,202 +127,214 @@ class Client:
         return host.asked.get(timeout=PATIENCE)
 
 
-@pytest.fixture
-def host(hosts: Hosts) -> Iterator[DrivenHost]:
+@pytest.fixture(scope="module")
+def host() -> Iterator[DrivenHost]:
+    hosts = Hosts()
     this = DrivenHost(hosts)
     yield this
     this.stop()
+    hosts.stop()
 
 
-@pytest.fixture
-def proxy(tmp_path: Path, host: DrivenHost) -> Iterator[Proxy]:
-    agents = f"balancer_agents=raw={host.url}"
-    with running_proxy(
-        tmp_path, "--set", agents, "--set", "balancer_body_limit=0", "--set", "balancer_slots=20"
-    ) as this:
-        this.wait_online("raw")
+@pytest.fixture(scope="module")
+def shared_proxy(tmp_path_factory: pytest.TempPathFactory, host: DrivenHost) -> Iterator[Proxy]:
+    options = {"balancer_agents": f"raw={host.url}", "balancer_body_limit": "0", "balancer_slots": "20"}
+    arguments = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+    with running_proxy(tmp_path_factory.mktemp("proxy"), *arguments) as this:
         yield this
         assert "crashed" not in this.log
         assert "Traceback" not in this.log
 
 
-def stats(proxy: Proxy) -> dict[str, int]:
+@pytest.fixture
+def proxy(shared_proxy: Proxy, host: DrivenHost) -> Proxy:
+    """One that all tests use; nothing runs in it."""
+    shared_proxy.wait_online("raw")
+    wait_until(lambda: not host.connections and not counts(shared_proxy)["now"], "nothing is left of the test before")
+    return shared_proxy
+
+
+def counts(proxy: Proxy) -> Counter[str]:
     agent: dict[str, Any] = proxy.agents()["raw"]
-    return {name: agent["stats"][name] for name in ("succeeded", "failed", "cancelled")} | {"now": agent["in_flight"]}
+    ended = {name: agent["stats"][name] for name in ("succeeded", "failed", "cancelled")}
+    return Counter(ended | {"now": agent["in_flight"], "relayed": proxy.introspect()["relayed"]})
+
+
+class Since:
+    """What has been counted since this was made: `raw` answers that ended, that run now, and that were relayed."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.before = counts(proxy)
+
+    def is_now(self, **expected: int) -> None:
+        """Wait until just that has been counted."""
+        wait_until(lambda: counts(self.proxy) - self.before == Counter(expected), f"{expected}", 5)
 
 
 def test_many_answers_go_over_the_same_two_connections(proxy: Proxy, host: DrivenHost) -> None:
-    client = Client(proxy)
-    for number in range(1, 21):
-        upstream = client.begin(host)
-        second = line(f"{number}")
-        host.send(upstream, chunk(second)[:9])
-        host.send(upstream, chunk(second)[9:] + chunk(line("a")) + chunk(line("b")))
-        assert client.until(chunk(line("b"))) == chunk(second) + chunk(line("a")) + chunk(line("b"))
-        host.send(upstream, chunk(DONE) + END)
-        assert client.until(END) == chunk(DONE) + END
-        assert proxy.introspect()["relayed"] == number
-    assert host.all_connections == 1
-    assert stats(proxy) == {"succeeded": 20, "failed": 0, "cancelled": 0, "now": 0}
+    since, connections = Since(proxy), host.all_connections
+    with Client(proxy) as client:
+        for number in range(1, 21):
+            upstream = client.begin(host)
+            second = chunk(line(f"{number}"))
+            host.send(upstream, second[:9])
+            host.send(upstream, second[9:] + chunk(line("a")) + chunk(line("b")))
+            assert client.until(chunk(line("b"))) == second + chunk(line("a")) + chunk(line("b"))
+            host.send(upstream, chunk(DONE) + END)
+            assert client.until(END) == chunk(DONE) + END
+            since.is_now(succeeded=number, relayed=number)
+        assert host.all_connections == connections + 1
 
 
 BODIES = {
-    "extensions": [b"4;a=b\r\nabc\n\r\n", chunk(line("x"))],
-    "large": [chunk(b"x" * 300_000), chunk(line("x"))],
-    "trailers": [chunk(line("x")), chunk(DONE) + b"0\r\nX-Trailer: 1\r\n\r\n"],
-    "upper case and zeros": [b"00A\r\n012345678\n\r\n"],
+    "extensions": ([b"4;a=b\r\nabc\n\r\n", chunk(line("x"))], b"abc\n" + line("x")),
+    "large": ([chunk(b"x" * 300_000), chunk(line("x"))], b"x" * 300_000 + line("x")),
+    "trailers": ([chunk(DONE) + b"0\r\nX-Trailer: 1\r\n\r\n"], DONE),
+    "upper case and zeros": ([b"00A\r\n012345678\n\r\n"], b"012345678\n"),
 }
 
 
-@pytest.mark.parametrize("with_relay", [True, False])
-def test_the_same_payload_arrives_with_and_without_it(tmp_path: Path, host: DrivenHost, with_relay: bool) -> None:
-    option = f"balancer_relay={str(with_relay).lower()}"
-    with running_proxy(tmp_path, "--set", f"balancer_agents=raw={host.url}", "--set", option) as proxy:
+def test_the_payload_is_the_same_with_and_without_it(tmp_path: Path, host: DrivenHost, either_way: bool) -> None:
+    with running_proxy(tmp_path, "--set", f"balancer_agents=raw={host.url}") as proxy:
         proxy.wait_online("raw")
-        for name, pieces in BODIES.items():
-            with proxy.http.stream("POST", "/api/generate", json={"model": "m", "prompt": "x"}) as response:
-                came = response.iter_raw()
-                received = next(came)
-                upstream = host.asked.get(timeout=PATIENCE)
+        since = Since(proxy)
+        for name, (pieces, expected) in BODIES.items():
+            with Client(proxy) as client:
+                upstream = client.begin(host)
                 for piece in pieces:
                     host.send(upstream, piece)
                 if name != "trailers":
                     host.send(upstream, chunk(DONE) + END)
-                received += b"".join(came)
-            expected = {
-                "extensions": b"abc\n" + line("x"),
-                "large": b"x" * 300_000 + line("x"),
-                "trailers": line("x"),
-                "upper case and zeros": b"012345678\n",
-            }[name]
-            assert received == line("first") + expected + DONE, name
-        assert proxy.introspect()["relayed"] == (4 if with_relay else 0)
+                assert payload(client.until(END)).removesuffix(DONE) == expected.removesuffix(DONE), name
+        since.is_now(succeeded=4, **({"relayed": 4} if either_way else {}))
         assert "crashed" not in proxy.log
 
 
-@pytest.mark.parametrize("partial", [b"", b"2", b"2a\r\n", chunk(line("half"))[:20]])
-@pytest.mark.parametrize("reset", [False, True])
-def test_an_agent_that_breaks_off_is_told_of_in_the_stream(
-    proxy: Proxy, host: DrivenHost, partial: bytes, reset: bool
-) -> None:
-    client = Client(proxy)
-    upstream = client.begin(host)
-    host.send(upstream, chunk(line("second")))
-    assert client.until(chunk(line("second"))) == chunk(line("second"))
-    host.send(upstream, partial)
-    host.cut(upstream, reset=reset)
-    last = payload(client.until(END))
-    assert last.endswith(b"\n")
-    assert "failed in the middle of its answer" in json.loads(last.splitlines()[-1])["error"]
-    wait_until(lambda: stats(proxy) == {"succeeded": 0, "failed": 1, "cancelled": 0, "now": 0}, "it counts as failed")
-    host.send(client.begin(host), chunk(DONE) + END)
-    assert client.until(END) == chunk(DONE) + END
-    assert proxy.introspect()["relayed"] == 2
+def test_an_agent_that_breaks_off_is_told_of_in_the_stream(proxy: Proxy, host: DrivenHost) -> None:
+    for reset in (False, True):
+        for partial in (b"", b"2", b"2a\r\n", chunk(line("half"))[:20]):
+            since = Since(proxy)
+            with Client(proxy) as client:
+                upstream = client.begin(host)
+                host.send(upstream, chunk(line("second")))
+                assert client.until(chunk(line("second"))) == chunk(line("second"))
+                host.send(upstream, partial)
+                host.cut(upstream, reset=reset)
+                last = payload(client.until(END))
+                assert last.endswith(b"\n")
+                assert "failed in the middle of its answer" in json.loads(last.splitlines()[-1])["error"]
+                since.is_now(failed=1, relayed=1)
+                host.send(client.begin(host), chunk(DONE) + END)  # over the same connection
+                assert client.until(END) == chunk(DONE) + END
+                since.is_now(failed=1, succeeded=1, relayed=2)
 
 
 def test_an_answer_that_ends_without_its_terminal_event_gets_an_error_event(proxy: Proxy, host: DrivenHost) -> None:
-    client = Client(proxy)
-    host.send(client.begin(host), chunk(line("second")) + END)
-    assert b"without its terminal event" in client.until(END)
-    assert stats(proxy) == {"succeeded": 0, "failed": 1, "cancelled": 0, "now": 0}
+    since = Since(proxy)
+    with Client(proxy) as client:
+        host.send(client.begin(host), chunk(line("second")) + END)
+        assert b"without its terminal event" in client.until(END)
+    since.is_now(failed=1, relayed=1)
 
 
 def test_a_malformed_chunk_ends_in_an_error_event(proxy: Proxy, host: DrivenHost) -> None:
-    client = Client(proxy)
-    host.send(client.begin(host), chunk(line("second")) + b"nonsense\r\n")
-    last = client.until(END)
-    assert last.startswith(chunk(line("second")))
-    assert b"failed in the middle" in last
-    assert stats(proxy)["failed"] == 1
+    since = Since(proxy)
+    with Client(proxy) as client:
+        host.send(client.begin(host), chunk(line("second")) + b"nonsense\r\n")
+        last = client.until(END)
+        assert last.startswith(chunk(line("second")))
+        assert b"failed in the middle" in last
+    since.is_now(failed=1, relayed=1)
 
 
-@pytest.mark.parametrize("partial", [b"", b"5\r\nab"])
-def test_a_client_that_leaves_frees_the_agent_at_once(proxy: Proxy, host: DrivenHost, partial: bytes) -> None:
-    client = Client(proxy)
-    upstream = client.begin(host)
-    host.send(upstream, chunk(line("second")) + partial)
-    client.until(chunk(line("second")))
-    client.socket.close()
-    wait_until(lambda: not host.connections, "the agent's connection is closed", 2)
-    wait_until(lambda: stats(proxy)["now"] == 0, "the slot is free", 2)
-    assert stats(proxy) == {"succeeded": 0, "failed": 0, "cancelled": 1, "now": 0}
-    state = proxy.introspect()
-    assert (state["servers"], state["exchanges"], state["relayed"]) == (0, 0, 1)
+def test_a_client_that_leaves_frees_the_agent_at_once(proxy: Proxy, host: DrivenHost) -> None:
+    for partial in (b"", b"5\r\nab"):
+        since = Since(proxy)
+        with Client(proxy) as client:
+            upstream = client.begin(host)
+            host.send(upstream, chunk(line("second")) + partial)
+            client.until(chunk(line("second")))
+            since.is_now(now=1, relayed=1)
+        since.is_now(cancelled=1, relayed=1)
+        wait_until(lambda: not host.connections, "the agent's connection is closed", 5)
+        wait_until(lambda: proxy.introspect()["servers"] == 0, "nothing is left", 5)
 
 
 def test_slow_clients_hold_their_agent_up_and_the_memory_stays_small(proxy: Proxy, host: DrivenHost) -> None:
-    process = psutil.Process(proxy.process.pid)
-    clients = [Client(proxy) for _ in range(8)]
-    writers = [client.begin(host) for client in clients]
-    before = process.memory_info().rss
-    one = chunk(line("x" * 20_000))
+    since, process = Since(proxy), psutil.Process(proxy.process.pid)
+    one, count = chunk(line("x" * 20_000)), 1500
 
     async def flood(writer: asyncio.StreamWriter) -> None:
-        for _ in range(1500):
+        for _ in range(count):
             writer.write(one)
             await writer.drain()
         writer.write(chunk(DONE) + END)
 
-    flooding = [asyncio.run_coroutine_threadsafe(flood(writer), host.owner.loop) for writer in writers]
-    wait_until(lambda: process.cpu_percent(0.5) < 20, "it has come to a stop")
-    assert not any(task.done() for task in flooding)
-    assert process.memory_info().rss - before < 30_000_000
-    assert proxy.introspect()["tasks"].get("slow client") == 8
-    for client in clients[:4]:
-        taken = 0
-        while not client.got.endswith(END):
-            piece = client.socket.recv(1 << 20)
-            taken += len(piece)
-            client.got = (client.got + piece)[-len(END) :]
-        assert taken == 1500 * len(one) + len(chunk(DONE) + END)
-    for client in clients[4:]:
-        client.socket.close()
-    wait_until(lambda: stats(proxy)["now"] == 0, "nothing runs")
-    assert stats(proxy) == {"succeeded": 4, "failed": 0, "cancelled": 4, "now": 0}
-    assert proxy.introspect()["tasks"].get("slow client") is None
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(proxy)) for _ in range(8)]
+        writers = [client.begin(host) for client in clients]
+        before = process.memory_info().rss
+        flooding = [asyncio.run_coroutine_threadsafe(flood(writer), host.owner.loop) for writer in writers]
+        wait_until(lambda: proxy.introspect()["tasks"].get("slow client") == 8, "all are held up")
+        assert not any(task.done() for task in flooding)
+        assert process.memory_info().rss - before < 30_000_000
+        for client in clients[:4]:
+            taken = 0
+            while not client.got.endswith(END):
+                piece = client.socket.recv(1 << 20)
+                assert piece
+                taken += len(piece)
+                client.got = (client.got + piece)[-len(END) :]
+            assert taken == count * len(one) + len(chunk(DONE) + END)
+        since.is_now(succeeded=4, now=4, relayed=8)
+    since.is_now(succeeded=4, cancelled=4, relayed=8)
+    wait_until(lambda: proxy.introspect()["tasks"].get("slow client") is None, "nothing waits for them")
     for task in flooding:
         task.cancel()
 
 
 def test_what_a_client_sends_while_it_gets_an_answer_waits_for_its_end(proxy: Proxy, host: DrivenHost) -> None:
-    client = Client(proxy)
-    upstream = client.begin(host)
-    client.ask()
-    host.send(upstream, chunk(line("second")))
-    client.until(chunk(line("second")))
-    host.send(upstream, chunk(DONE) + END)
-    client.until(END)
-    client.until(FIRST)
-    host.send(host.asked.get(timeout=PATIENCE), chunk(DONE) + END)
-    client.until(END)
-    assert stats(proxy)["succeeded"] == 2
-    assert proxy.introspect()["relayed"] == 2
+    since = Since(proxy)
+    with Client(proxy) as client:
+        upstream = client.begin(host)
+        client.ask()
+        host.send(upstream, chunk(line("second")))
+        assert client.until(chunk(line("second"))) == chunk(line("second"))
+        host.send(upstream, chunk(DONE) + END)
+        assert client.until(END) == chunk(DONE) + END
+        client.until(FIRST)
+        host.send(host.asked.get(timeout=PATIENCE), chunk(DONE) + END)
+        assert client.until(END) == chunk(DONE) + END
+        since.is_now(succeeded=2, relayed=2)
 
 
 def test_what_an_agent_sends_after_the_end_reaches_nobody(proxy: Proxy, host: DrivenHost) -> None:
-    client = Client(proxy)
-    host.send(client.begin(host), chunk(DONE) + END + HEAD + chunk(line("smuggled")) + END)
-    assert client.until(END) == chunk(DONE) + END
-    host.send(client.begin(host), chunk(DONE) + END)
-    assert client.until(END) == chunk(DONE) + END
-    assert client.got == b""
-    assert host.all_connections == 2
-    assert stats(proxy)["succeeded"] == 2
+    since, connections = Since(proxy), host.all_connections
+    with Client(proxy) as client:
+        host.send(client.begin(host), chunk(DONE) + END + HEAD + chunk(line("smuggled")) + END)
+        assert client.until(END) == chunk(DONE) + END
+        host.send(client.begin(host), chunk(DONE) + END)
+        assert client.until(END) == chunk(DONE) + END
+        assert client.got == b""
+        assert host.all_connections == connections + 2
+    since.is_now(succeeded=2, relayed=2)
 
 
 def test_a_killed_answer_is_cut(tmp_path: Path, host: DrivenHost) -> None:
     with running_mitmweb(tmp_path, "--set", f"balancer_agents=raw={host.url}") as (proxy, web):
         proxy.wait_online("raw")
-        client = Client(proxy)
-        upstream = client.begin(host)
-        host.send(upstream, chunk(line("second")))
-        client.until(chunk(line("second")))
-        (flow,) = web.flows("generate")
-        web.act(flow["id"], "kill")
-        wait_until(lambda: not host.connections, "the agent's connection is closed")
-        wait_until(lambda: client.socket.recv(1000) == b"", "the client's connection is closed")
-        wait_until(lambda: stats(proxy) == {"succeeded": 0, "failed": 0, "cancelled": 1, "now": 0}, "it is cancelled")
-        assert proxy.introspect()["relayed"] == 1
+        since = Since(proxy)
+        with Client(proxy) as client:
+            upstream = client.begin(host)
+            host.send(upstream, chunk(line("second")))
+            client.until(chunk(line("second")))
+            (flow,) = web.flows("generate")
+            web.act(flow["id"], "kill")
+            assert client.socket.recv(1000) == b""
+            since.is_now(cancelled=1, relayed=1)
+            wait_until(lambda: not host.connections, "the agent's connection is closed", 5)
+        assert web.content(flow["id"]) == line("first") + line("second")
 
 
 SWITCHING = """
@@ -323,8 +343,7 @@ from mitmproxy import ctx, http
 
 def requestheaders(flow):
     if flow.request.path.startswith("/set/"):
-        name, value = flow.request.path.removeprefix("/set/").split("=")
-        ctx.options.set(f"{name}={value}")
+        ctx.options.set(flow.request.path.removeprefix("/set/"))
         flow.response = http.Response.make(204)
 
 
@@ -342,22 +361,23 @@ def test_it_is_switched_for_new_answers_and_keeps_off_what_others_stream(tmp_pat
 
         def relayed(version: str = "1.1", header: str = "", last: bytes = DONE) -> bool:
             before = proxy.introspect()["relayed"]
-            client = Client(proxy)
-            body = b'{"model": "m", "prompt": "x"}'
-            head = f"POST /api/generate HTTP/{version}\r\nHost: x\r\n{header}Content-Length: {len(body)}\r\n\r\n"
-            client.socket.sendall(head.encode() + body)
-            client.until(chunk(line("first").upper() if header else line("first")))
-            host.send(host.asked.get(timeout=PATIENCE), chunk(DONE) + END)
-            assert client.until(END) == chunk(last) + END
+            with Client(proxy) as client:
+                client.ask(version, header)
+                client.until(chunk(line("first").upper() if header else line("first")))
+                host.send(host.asked.get(timeout=PATIENCE), chunk(DONE) + END)
+                assert client.until(END) == chunk(last) + END
             return bool(proxy.introspect()["relayed"] > before)
+
+        def switch(option: str) -> None:
+            assert proxy.http.get(f"/set/{option}").status_code == 204
 
         assert relayed()
         assert not relayed("1.0")
         assert not relayed(header="X-Shout: 1\r\n", last=DONE.upper())
-        assert proxy.http.get("/set/balancer_relay=false").status_code == 204
+        switch("balancer_relay=false")
         assert not relayed()
-        assert proxy.http.get("/set/balancer_relay=true").status_code == 204
-        assert proxy.http.get("/set/store_streamed_bodies=true").status_code == 204
+        switch("balancer_relay=true")
+        switch("store_streamed_bodies=true")
         assert not relayed()
-        assert proxy.http.get("/set/store_streamed_bodies=false").status_code == 204
+        switch("store_streamed_bodies=false")
         assert relayed()
