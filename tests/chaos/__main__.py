@@ -1,4 +1,4 @@
-"""The long form: python -m tests.chaos [--seed N] [--requests 2000] [--seconds 60] [--hosts 12]."""
+"""The long form: python -m tests.chaos [--seed N] [--requests 2000] [--seconds 60] [--hosts 12] [--no-relay]."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--hosts", type=int, default=12)
+    parser.add_argument("--no-relay", action="store_true", help="all chunks go through mitmproxy's layers")
     parser.add_argument("--keep", type=Path, help="a folder for the proxy's log")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -27,11 +28,12 @@ def main() -> int:
             seconds=given.seconds,
             hosts=given.hosts,
             keep=given.keep,
+            relay=not given.no_relay,
         )
     print(report)
     if report.broken:
         print(f"again: python -m tests.chaos --seed {given.seed} --requests {given.requests}", end=" ")
-        print(f"--seconds {given.seconds:g} --hosts {given.hosts}")
+        print(f"--seconds {given.seconds:g} --hosts {given.hosts}{' --no-relay' if given.no_relay else ''}")
     return 1 if report.broken else 0
 
 

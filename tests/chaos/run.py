@@ -236,7 +236,9 @@ class Run:
             await asyncio.sleep(0.1)
 
 
-def run(folder: Path, *, seed: int, requests: int, seconds: float, hosts: int, keep: Path | None = None) -> Report:
+def run(
+    folder: Path, *, seed: int, requests: int, seconds: float, hosts: int, keep: Path | None = None, relay: bool = True
+) -> Report:
     report = Report(seed)
     fleet = [Host(number) for number in range(hosts)]
     options = {
@@ -246,6 +248,7 @@ def run(folder: Path, *, seed: int, requests: int, seconds: float, hosts: int, k
         "balancer_response_timeout": 30,
         "balancer_queue_timeout": 30,
         "balancer_retries": hosts,
+        "balancer_relay": str(relay).lower(),
         "flow_detail": 0,
         "termlog_verbosity": "info",
     }

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e import harness
 from tests.e2e.harness import Hosts
 
 
@@ -12,3 +13,12 @@ def hosts() -> Iterator[Hosts]:
         yield these
     finally:
         these.stop()
+
+
+@pytest.fixture(params=[True, False], ids=["relay", "no relay"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the test's proxies relay streamed answers; the test runs with and without."""
+    relays: bool = request.param
+    if not relays:
+        monkeypatch.setattr(harness, "always", ("--set", "balancer_relay=false"))
+    return relays

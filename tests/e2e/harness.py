@@ -31,6 +31,9 @@ TOKEN = "a-token-for-tests"
 PATIENCE = 30.0
 """Seconds after which a condition that a test waits for has failed. Nothing waits that long when all is well."""
 
+always: tuple[str, ...] = ()
+"""Arguments for every proxy; a fixture sets them."""
+
 QUICK = Timing(load=0.01, prefill_rate=1e6, decode_rate=1000, output_tokens=8, num_parallel=8, max_loaded=4)
 
 
@@ -172,7 +175,7 @@ def running_proxy(
     port = free_port()
     given = ["--set", f"balancer_token={token}"] if token else []
     process = subprocess.Popen(
-        command(confdir, port, "-s", str(INTROSPECTION), *given, *arguments, tool=tool, addon=addon),
+        command(confdir, port, "-s", str(INTROSPECTION), *given, *always, *arguments, tool=tool, addon=addon),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

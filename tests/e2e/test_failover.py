@@ -145,6 +145,7 @@ def test_no_first_byte_in_time_is_an_error_that_says_so(tmp_path: Path, hosts: H
 
 
 @pytest.mark.parametrize("fault", ["cut_after_chunks", "end_without_done_after_chunks"])
+@pytest.mark.usefixtures("either_way")
 def test_a_stream_that_breaks_off_ends_with_an_error_event(tmp_path: Path, hosts: Hosts, fault: str) -> None:
     with two_agents(tmp_path, hosts) as (proxy, bad, good):
         setattr(bad.faults, fault, 2)

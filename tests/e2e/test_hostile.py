@@ -159,6 +159,7 @@ def test_huge_and_malformed_names_are_refused_and_stay_short_everywhere(tmp_path
     assert saved.stat().st_size > 3_000_000  # the huge request is in the file, and so the others
 
 
+@pytest.mark.usefixtures("either_way")
 def test_trailers_are_dropped_and_harm_nobody(tmp_path: Path, hosts: Hosts) -> None:
     chunked = b"%x\r\n%s\r\n0\r\nX-Trailer: 1\r\n\r\n" % (len(DONE), DONE)
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked
@@ -211,6 +212,7 @@ def test_a_host_that_answers_badly_before_any_token_is_replaced(tmp_path: Path, 
     host.stop()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_malformed_chunk_in_the_middle_ends_with_an_error_event(tmp_path: Path, hosts: Hosts) -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
     line = b'{"model":"m","response":"x","done":false}\n'

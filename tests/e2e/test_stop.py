@@ -71,6 +71,7 @@ def test_a_running_stream_is_finished_and_nothing_new_is_taken(
         assert "1 requests are not finished; they get up to 30 s" in proxy.log
 
 
+@pytest.mark.usefixtures("either_way")
 def test_what_takes_longer_than_the_timeout_is_cut(tmp_path: Path, hosts: Hosts) -> None:
     with streaming(tmp_path, hosts, ENDLESS, "--set", "balancer_stop_timeout=1") as (proxy, stream):
         proxy.process.send_signal(signal.SIGTERM)

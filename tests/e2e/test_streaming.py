@@ -61,6 +61,7 @@ def answering_host(
     return RawHost(hosts, serve)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_each_chunk_reaches_the_client_when_the_agent_sends_it_byte_for_byte(tmp_path: Path, hosts: Hosts) -> None:
     gates = [threading.Event(), threading.Event()]
     host = answering_host(hosts, gates)
@@ -81,6 +82,7 @@ def test_each_chunk_reaches_the_client_when_the_agent_sends_it_byte_for_byte(tmp
     host.stop()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_streamed_text_and_the_decision_are_in_the_flow(tmp_path: Path, hosts: Hosts) -> None:
     host = answering_host(hosts)
     saved = tmp_path / "flows"
@@ -160,6 +162,7 @@ def test_pages_of_foreign_origins_are_refused_as_ollama_refuses_them(tmp_path: P
         assert sum(host.counts.values()) == 0
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_client_that_leaves_cancels_its_request_on_the_agent(tmp_path: Path, hosts: Hosts) -> None:
     slow = Timing(load=0.0, prefill_rate=1e6, decode_rate=20, output_tokens=100_000, num_parallel=4)
     host = hosts.start("slow", timing=slow)
