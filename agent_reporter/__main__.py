@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from . import service
 from .addresses import any_is_here, own_ips, parse_endpoint, resolve
 from .collect import Collection
 from .collectors import Host
@@ -21,10 +22,16 @@ DISCOVER_SECONDS = 5.0
 
 
 def main() -> None:
-    """Run, and exit with 0; 1 if a report of --once did not arrive everywhere; 2 for wrong options."""
+    """Run, and exit with 0; 1 if a report of --once did not arrive everywhere, or a service was not set up; 2 for
+    wrong options.
+    """
     _log_to_stderr()
     try:
         options = parse_options(sys.argv[1:], os.environ)
+        if options.install:
+            sys.exit(service.install(options, options.token or asyncio.run(_own_token(options))))
+        if options.uninstall:
+            sys.exit(service.uninstall())
     except ValueError as error:
         sys.exit(_usage_error(error))
     try:

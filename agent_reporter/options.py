@@ -47,6 +47,9 @@ class Options:
     discover: bool
     once: bool
     print: bool
+    install: bool
+    uninstall: bool
+    yes: bool
 
 
 def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
@@ -57,9 +60,11 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         # Names only: what stands behind a mistyped --token is a secret.
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         raise ValueError(f"unknown option: {', '.join(names)}" if names else "this takes options only; see --help")
+    if given.yes and not given.install:
+        raise ValueError("--yes goes with --install only")
     return Options(
         balancers=_balancers(given.balancer, environ, discover=given.discover),
-        token=None if given.print else find_token(given.token, given.token_file, environ),
+        token=None if given.print or given.uninstall else find_token(given.token, given.token_file, environ),
         name=_name(given.name),
         ollama=_ollama(given.ollama, environ),
         advertise=_named("--advertise", _advertised, given.advertise) if given.advertise else None,
@@ -67,6 +72,9 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         discover=given.discover,
         once=given.once,
         print=given.print,
+        install=given.install,
+        uninstall=given.uninstall,
+        yes=given.yes,
     )
 
 
@@ -143,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="register, report once to each balancer, exit")
     mode.add_argument("--print", action="store_true", help="print one report as JSON and exit; needs no balancer")
+    mode.add_argument(
+        "--install",
+        action="store_true",
+        help="show a service that runs this with the same options from boot on, ask, and set it up",
+    )
+    mode.add_argument("--uninstall", action="store_true", help="stop that service and take it away")
+    add("--yes", action="store_true", help="with --install: don't ask")
     return parser
 
 

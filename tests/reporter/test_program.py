@@ -190,5 +190,6 @@ def test_a_wrong_option_or_no_token_ends_it_with_a_word_on_what_to_do(
 def test_help_names_every_option(tmp_path: Path) -> None:
     with program(["--help"], tmp_path) as reporter:
         assert reporter.wait() == 0
-    for option in ("balancer", "token", "token-file", "name", "ollama", "advertise", "interval", "once", "print"):
+    modes = ("once", "print", "install", "uninstall")
+    for option in ("balancer", "token", "token-file", "name", "ollama", "advertise", "interval", "yes", *modes):
         assert f"--{option}" in reporter.out

@@ -1,0 +1,59 @@
+"""macOS: a launchd agent of the user, from login on; with sudo a daemon, from boot on, that runs as the same user."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from .base import NAME, Call, Service, check_words
+
+
+def service(root: Path = Path("/"), *, uid: int, home: Path, environ: Mapping[str, str] = os.environ) -> Service:
+    """The service of the user, or of the host where the user is root; `root` is where the host's files are."""
+    library = home / "Library" if uid else root / "Library"
+    # What runs for all is to run as somebody who may read the Python that was called with sudo, and little else.
+    caller = environ.get("SUDO_USER", "root")
+    owner = None if uid else "nobody" if caller == "root" else caller
+    domain = f"gui/{uid}" if uid else "system"
+    definition = library / ("LaunchAgents" if uid else "LaunchDaemons") / f"{NAME}.plist"
+    token = library / "Application Support" / NAME / "token"
+    log = library / "Logs" / f"{NAME}.log"
+    stop = ("launchctl", "bootout", f"{domain}/{NAME}")
+    return Service(
+        definition=definition,
+        token=token,
+        text=partial(plist_text, token=token, log=log, owner=owner),
+        start=(
+            Call(stop, optional=True),
+            Call(("launchctl", "enable", f"{domain}/{NAME}")),
+            # The old one may still be on its way out.
+            Call(("launchctl", "bootstrap", domain, str(definition)), pause=0.5, tries=12),
+        ),
+        stop=(Call(stop, optional=True),),
+        watch=f"tail -f '{log}'",
+        reader=owner or "you",
+        leftovers=(log,),
+        owner=owner,
+        nothing="Nothing is installed for this user. What was installed with sudo is taken away with sudo.",
+    )
+
+
+def plist_text(command: Sequence[str], *, token: Path, log: Path, owner: str | None = None) -> str:
+    """The property list that runs `command` with the token file `token`. Raises ValueError."""
+    arguments = [*command, "--token-file", str(token)]
+    check_words([*arguments, str(log), owner or ""])
+    settings: dict[str, object] = {
+        "Label": NAME,
+        "ProgramArguments": arguments,
+        "RunAtLoad": True,
+        "KeepAlive": True,
+        "ExitTimeOut": 15,
+        "Umask": 0o077,
+        "StandardErrorPath": str(log),
+    }
+    if owner is not None:
+        settings["UserName"] = owner
+    return plistlib.dumps(settings, sort_keys=False).decode()

@@ -1,0 +1,148 @@
+"""Sets a service up and takes it away again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..options import Options, Token
+from .base import NAME, Call, Service, call, interpreter
+
+Run = Callable[[Sequence[str]], str | None]
+Sleep = Callable[[float], None]
+
+
+def command_line(options: Options) -> list[str]:
+    """The reporter's command line for these options, without a token."""
+    words = [interpreter(), "-m", "agent_reporter"]
+    for balancer in options.balancers:
+        words += ["--balancer", balancer.url]
+    if options.discover:
+        words.append("--discover")
+    words += ["--name", options.name, "--ollama", options.ollama.url]
+    if options.advertise:
+        words += ["--advertise", options.advertise]
+    return [*words, "--interval", f"{options.interval:g}"]
+
+
+def ask() -> bool | None:
+    """The person's answer; None where there is no terminal to ask at."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    try:
+        return input("Install this? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return False
+
+
+def install(
+    service: Service,
+    command: Sequence[str],
+    token: Token,
+    *,
+    confirm: Callable[[], bool | None] | None,
+    run: Run = call,
+    sleep: Sleep = time.sleep,
+) -> int:
+    """Show what would be installed; once `confirm` agrees, or where there is none, write it and start it.
+
+    Raises ValueError for a word that the definition can't have.
+    """
+    text = service.text(command)
+    print(f"{service.definition}:\n\n{text}\nThe token from {token.source} is copied to {service.token}, which only")
+    print(f"{service.reader} can read. Then these are run:\n")
+    print(_listed(service.start), end="\n\n", flush=True)
+    if service.lacks:
+        return _error(service.lacks)
+    agreed = True if confirm is None else confirm()
+    if agreed is None:
+        return _error("there is no terminal to ask at: read the above, and give --yes if it is to be installed")
+    if not agreed:
+        print("Nothing was installed.")
+        return 1
+    try:
+        _write(service.token, f"{token.value}\n".encode(), 0o600, service.owner)
+        _write(service.definition, text.encode(service.encoding), 0o644)
+    except OSError as error:
+        return _error(f"can't write {error.filename or service.definition}: {error.strerror or error}")
+    for position, each in enumerate(service.start):
+        problem = _run(each, run, sleep)
+        if problem is not None and not each.optional:
+            return _error(
+                f"`{each}` failed: {problem}\nThe files are written. When that is put right, run\n\n"
+                f"{_listed(service.start[position:])}\n\nIts state and log: {service.watch}"
+            )
+    print(f"Installed and started. Its state and log: {service.watch}")
+    return 0
+
+
+def uninstall(service: Service, *, run: Run = call, sleep: Sleep = time.sleep) -> int:
+    """Stop what is installed and remove its files; go on where stopping fails, and give 1 then."""
+    files = [path for path in (service.definition, service.token, *service.leftovers) if os.path.lexists(path)]
+    if not files:
+        print(service.nothing)
+        return 0
+    if service.lacks:
+        return _error(service.lacks)
+    code = 0
+    for each in service.stop:
+        problem = _run(each, run, sleep)
+        if problem is not None and not each.optional:
+            code = _error(f"`{each}` failed: {problem}")
+    for path in files:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            code = _error(f"can't remove {path}: {error.strerror or error}")
+        else:
+            print(f"removed {path}")
+    with contextlib.suppress(OSError):  # not empty: something else is there
+        service.token.parent.rmdir()
+    for each in service.after_removal:
+        _run(each, run, sleep)
+    return code
+
+
+def _run(each: Call, run: Run, sleep: Sleep) -> str | None:
+    problem = None
+    for _ in range(each.tries):
+        sleep(each.pause)
+        problem = run(each.words)
+        if problem is None:
+            break
+    return problem
+
+
+def _write(path: Path, content: bytes, mode: int, owner: str | None = None) -> None:
+    """Put a file in the place of another at once. Nobody else can read it before it has its mode and owner."""
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o755)
+    descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(new, mode)
+        if owner is not None:
+            shutil.chown(new, owner)
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def _listed(calls: Iterable[Call]) -> str:
+    return "\n".join(f"    {each}" for each in calls if not each.optional)
+
+
+def _error(message: str) -> int:
+    print(f"{NAME}: error: {message}", file=sys.stderr)
+    return 1

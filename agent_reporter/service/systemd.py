@@ -1,0 +1,126 @@
+"""Linux: a systemd unit in a sandbox, whose user exists only while it runs.
+
+The token comes as a credential: a copy that root alone reads, and that systemd hands to the running service alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from .base import NAME, Call, Service, check_words
+
+HOMES = ("/home", "/root", "/run/user")
+"""What ProtectHome= hides."""
+
+# What is left out, and why: PrivateDevices= and ProtectClock= would take the GPUs' devices away, ProcSubset=pid the
+# counters in /proc, and a Nice= or CPUQuota= would hold up reports just when the host is busiest.
+UNIT = """\
+[Unit]
+Description=Reports this Ollama host's load and models to its balancers
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command} --token-file ${{CREDENTIALS_DIRECTORY}}/token
+LoadCredential=token:{token}
+Restart=always
+RestartSec=5
+# Wrong options stay wrong.
+RestartPreventExitStatus=2
+TimeoutStopSec=15
+MemoryMax=256M
+
+DynamicUser=yes
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+ProtectSystem=strict
+{home}
+PrivateTmp=yes
+UMask=0077
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def service(root: Path = Path("/"), *, is_root: bool | None = None) -> Service:
+    """The service of this host; `root` is where its files are."""
+    is_root = os.geteuid() == 0 if is_root is None else is_root
+    token = root / "etc" / NAME / "token"
+    package = Path(__file__).parents[1]
+    return Service(
+        definition=root / "etc/systemd/system" / f"{NAME}.service",
+        token=token,
+        text=partial(unit_text, token=token, folders=in_homes([sys.prefix, sys.base_prefix, package])),
+        start=(
+            Call(("systemctl", "daemon-reload")),
+            Call(("systemctl", "enable", NAME)),
+            Call(("systemctl", "restart", NAME)),
+            Call(("systemctl", "is-active", NAME), pause=2.0),
+        ),
+        stop=(Call(("systemctl", "disable", "--now", NAME)),),
+        after_removal=(
+            Call(("systemctl", "daemon-reload"), optional=True),
+            Call(("systemctl", "reset-failed", NAME), optional=True),
+        ),
+        watch=f"journalctl -u {NAME}",
+        reader="root",
+        lacks="" if is_root else "this needs root: run it with sudo",
+    )
+
+
+def unit_text(command: Sequence[str], *, token: Path, folders: Sequence[Path] = ()) -> str:
+    """The unit that runs `command` with the token file `token`; of the homes it shows `folders` alone.
+
+    Raises ValueError.
+    """
+    check_words([*command, *map(str, folders), str(token)])
+    program, *arguments = command
+    if re.search(r"[\"'\\]", program):
+        raise ValueError(f"systemd runs no program whose path has a quote or a backslash: {program}")
+    home = "ProtectHome=yes"
+    if folders:
+        home = "ProtectHome=tmpfs\nBindReadOnlyPaths=" + " ".join(quoted(str(folder)) for folder in folders)
+    return UNIT.format(
+        # systemd puts variables into arguments, not into the program's own path.
+        command=" ".join([quoted(program), *(quoted(argument).replace("$", "$$") for argument in arguments)]),
+        token=str(token).replace("%", "%%"),
+        home=home,
+    )
+
+
+def quoted(word: str) -> str:
+    """A word as units have it: in quotes unless it is plain, backslashes before quotes, % doubled."""
+    word = word.replace("%", "%%")
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def in_homes(paths: Iterable[str | Path], homes: Sequence[str] = HOMES) -> list[Path]:
+    """Those of the paths, and of what they are links to, that ProtectHome= would hide; none within another."""
+    hidden = {Path(home) for home in homes} | {Path(home).resolve() for home in homes}
+    both = {each for path in paths for each in (Path(os.path.abspath(path)), Path(path).resolve())}
+    found = {path for path in both if hidden & {path, *path.parents}}
+    return sorted(path for path in found if not found & set(path.parents))

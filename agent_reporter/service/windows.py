@@ -1,0 +1,96 @@
+"""Windows: a scheduled task that runs from boot on as the user, without an administrator's rights.
+
+The copy of the token is in the user's profile, which other users can't read.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .base import NAME, Call, Service, check_words
+
+NAMESPACE = "http://schemas.microsoft.com/windows/2004/02/mit/task"
+
+
+def service(environ: Mapping[str, str], *, is_admin: bool | None = None) -> Service:
+    """The task of this user. Raises ValueError where the environment doesn't name them."""
+    try:
+        folder = Path(environ["LOCALAPPDATA"]) / NAME
+        user = f"{environ['USERDOMAIN']}\\{environ['USERNAME']}"
+    except KeyError as missing:
+        raise ValueError(f"{missing.args[0]} is not set in the environment") from None
+    is_admin = _is_admin() if is_admin is None else is_admin
+    definition, token = folder / "task.xml", folder / "token"
+    return Service(
+        definition=definition,
+        token=token,
+        text=partial(task_text, token=token, user=user),
+        start=(
+            Call(("schtasks", "/End", "/TN", NAME), optional=True),
+            Call(("schtasks", "/Create", "/TN", NAME, "/XML", str(definition), "/F")),
+            Call(("schtasks", "/Run", "/TN", NAME)),
+        ),
+        stop=(
+            Call(("schtasks", "/End", "/TN", NAME), optional=True),
+            Call(("schtasks", "/Delete", "/TN", NAME, "/F")),
+        ),
+        watch=f"schtasks /Query /TN {NAME} /V /FO LIST",
+        reader="you",
+        lacks=""
+        if is_admin
+        else "this needs an administrator: run it in a terminal opened with 'Run as administrator'",
+        encoding="utf-16",  # what schtasks reads for certain
+    )
+
+
+def task_text(command: Sequence[str], *, token: Path, user: str) -> str:
+    """The task that runs `command` with the token file `token` as `user`. Raises ValueError."""
+    words = [*command, "--token-file", str(token)]
+    check_words([*words, user])
+    for word in words:
+        if "%" in word or "$(" in word:
+            raise ValueError(f"{word!r} has a % or $(, which a scheduled task takes for a variable's")
+    task = ElementTree.Element("Task", version="1.2", xmlns=NAMESPACE)
+    _add(task, {
+        "RegistrationInfo": {"Description": "Reports this Ollama host's load and models to its balancers"},
+        "Triggers": {"BootTrigger": {"Enabled": "true"}},
+        # S4U: as this user, logged on or not, without a password kept.
+        "Principals": {"Principal": {"UserId": user, "LogonType": "S4U", "RunLevel": "LeastPrivilege"}},
+        "Settings": {
+            "MultipleInstancesPolicy": "IgnoreNew",
+            "DisallowStartIfOnBatteries": "false",
+            "StopIfGoingOnBatteries": "false",
+            "StartWhenAvailable": "true",
+            "ExecutionTimeLimit": "PT0S",
+            "Priority": "5",  # as programs usually have it; a task's own 7 would hold reports up on a busy host
+            "RestartOnFailure": {"Interval": "PT1M", "Count": "255"},
+        },
+        "Actions": {"Exec": {"Command": words[0], "Arguments": subprocess.list2cmdline(words[1:])}},
+    })  # fmt: skip
+    ElementTree.indent(task)
+    return f'<?xml version="1.0" encoding="UTF-16"?>\n{ElementTree.tostring(task, encoding="unicode")}\n'
+
+
+type _Tree = Mapping[str, str | _Tree]
+
+
+def _add(parent: ElementTree.Element, children: _Tree) -> None:
+    for name, content in children.items():
+        element = ElementTree.SubElement(parent, name)
+        if isinstance(content, str):
+            element.text = content
+        else:
+            _add(element, content)
+
+
+def _is_admin() -> bool:
+    if sys.platform == "win32":
+        import ctypes
+
+        return bool(ctypes.windll.shell32.IsUserAnAdmin())
+    return False
