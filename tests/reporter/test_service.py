@@ -209,14 +209,23 @@ def test_what_a_tool_says_comes_back() -> None:
 
 def test_the_command_line_names_every_option_and_no_token() -> None:
     arguments = ["--balancer", "http://a:1", "--balancer", "https://[fd00::1]", "--token", TOKEN, "--name", "host[1]"]
-    arguments += ["--ollama", ":11500", "--advertise", "http://10.0.0.9:11434", "--interval", "2.5", "--install"]
+    arguments += [
+        "--ollama",
+        ":11500",
+        "--advertise",
+        "http://10.0.0.9:11434",
+        "--interval",
+        "2.5",
+        "--install",
+        "--discover",
+    ]
     options = parse_options(arguments, {})
     words = setup.command_line(options)
     assert words[:3] == [interpreter(), "-m", "agent_reporter"]
     assert Path(words[0]).is_absolute()
     assert TOKEN not in words
     again = parse_options(words[3:], {"OLLAMA_BALANCER_TOKEN": TOKEN})
-    for name in ("balancers", "name", "ollama", "advertise", "interval"):
+    for name in ("balancers", "name", "ollama", "advertise", "interval", "discover"):
         assert getattr(again, name) == getattr(options, name)
 
 
