@@ -40,4 +40,4 @@ def _service() -> Service:
         return launchd.service(uid=os.geteuid(), home=Path.home())
     from . import systemd
 
-    return systemd.service()
+    return systemd.service(is_root=os.geteuid() == 0)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from .base import NAME, Call, Service, check_words
+from .base import NAME, Call, Service, check_words, interpreter
 
 HOMES = ("/home", "/root", "/run/user")
 """What ProtectHome= hides."""
@@ -64,20 +64,26 @@ WantedBy=multi-user.target
 """
 
 
-def service(root: Path = Path("/"), *, is_root: bool | None = None) -> Service:
+def service(root: Path = Path("/"), *, is_root: bool) -> Service:
     """The service of this host; `root` is where its files are."""
-    is_root = os.geteuid() == 0 if is_root is None else is_root
     token = root / "etc" / NAME / "token"
     package = Path(__file__).parents[1]
+    # A link is shown with its folder: bound by itself it would no longer lead Python to its library.
+    needed: list[str | Path] = [
+        sys.prefix,
+        sys.base_prefix,
+        package,
+        *(link.parent for link in links(Path(interpreter()))),
+    ]
     return Service(
         definition=root / "etc/systemd/system" / f"{NAME}.service",
         token=token,
-        text=partial(unit_text, token=token, folders=in_homes([sys.prefix, sys.base_prefix, package])),
+        text=partial(unit_text, token=token, folders=in_homes(needed)),
         start=(
             Call(("systemctl", "daemon-reload")),
             Call(("systemctl", "enable", NAME)),
             Call(("systemctl", "restart", NAME)),
-            Call(("systemctl", "is-active", NAME), pause=2.0),
+            Call(("systemctl", "is-active", NAME), pause=3.0),
         ),
         stop=(Call(("systemctl", "disable", "--now", NAME)),),
         after_removal=(
@@ -116,6 +122,14 @@ def quoted(word: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def links(path: Path) -> list[Path]:
+    """A path, and what it is a link to, one after another."""
+    found = [path]
+    while found[-1].is_symlink() and len(found) < 40:
+        found.append(Path(os.path.abspath(found[-1].parent / found[-1].readlink())))
+    return found
 
 
 def in_homes(paths: Iterable[str | Path], homes: Sequence[str] = HOMES) -> list[Path]:

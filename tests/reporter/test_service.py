@@ -173,7 +173,7 @@ def test_where_the_systems_tool_fails_the_files_stay_and_the_calls_to_make_are_s
 def test_a_service_that_does_not_stay_up_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tools = Tools(**{"is-active": "activating"})
     assert install(linux(tmp_path), tools) == 1
-    assert sum(tools.slept) == 2
+    assert sum(tools.slept) == 3
     said = capsys.readouterr()
     assert "`systemctl is-active ollama-agent-reporter` failed: activating" in said.err
     assert f"journalctl -u {NAME}" in said.err

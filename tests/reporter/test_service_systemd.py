@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_reporter.service.base import NAME
-from agent_reporter.service.systemd import in_homes, quoted, service, unit_text
+from agent_reporter.service.systemd import in_homes, links, quoted, service, unit_text
 
 TOKEN_FILE = Path("/etc/ollama-agent-reporter/token")
 ANALYZE = shutil.which("systemd-analyze")
@@ -151,6 +151,15 @@ def test_folders_in_homes_are_found_by_name_and_by_link(tmp_path: Path) -> None:
     assert in_homes([venv, venv / "lib"], homes) == [venv]
     assert in_homes([tmp_path / "link"], homes) == [venv]
     assert in_homes([home / "python"], homes) == [home / "python"]
+
+
+def test_a_link_is_followed_link_by_link(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "first").symlink_to("bin/second")
+    (tmp_path / "bin" / "second").symlink_to("../program")
+    assert links(tmp_path / "first") == [tmp_path / "first", tmp_path / "bin" / "second", tmp_path / "program"]
+    (tmp_path / "loop").symlink_to("loop")
+    assert len(links(tmp_path / "loop")) == 40
 
 
 def test_the_service_of_this_host_has_the_usual_paths() -> None:
