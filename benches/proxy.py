@@ -1,7 +1,8 @@
-"""What the balancer adds to a request and to a streamed chunk: `python -m benches.proxy [--quick] [--json FILE]`.
+"""What the balancer adds to a request and to a chunk: `python -m benches.proxy [--quick] [--streams] [--json FILE]`.
 
 The same load goes to the upstream directly, through mitmdump as a plain reverse proxy, and through the balancer with
-one agent and with four; the sides take turns in every round. All of it runs on 127.0.0.1, each in its own process.
+one agent and with four; streams also with one agent and without the relay. The sides take turns in every round. All of
+it runs on 127.0.0.1, each in its own process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -162,7 +163,7 @@ def start_mitmdump(
     return Side(name, port, psutil.Process(process.pid))
 
 
-def start_balancer(stack: ExitStack, folder: Path, upstream_ports: list[int]) -> Side:
+def start_balancer(stack: ExitStack, folder: Path, upstream_ports: list[int], *, relay: bool = True) -> Side:
     count = len(upstream_ports)
     names = [f"agent-{number}" for number in range(count)]
     agents = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in zip(names, upstream_ports, strict=True))
@@ -170,9 +171,10 @@ def start_balancer(stack: ExitStack, folder: Path, upstream_ports: list[int]) ->
     side = start_mitmdump(
         stack,
         folder,
-        f"balancer, {count} agent{'s' if count > 1 else ''}",
+        f"balancer, {count} agent{'s' if count > 1 else ''}{'' if relay else ', no relay'}",
         *("-s", str(ADDON), "--set", f"balancer_agents={agents}"),
         *("--set", "balancer_mode=metrics", "--set", "balancer_stale_after=86400"),
+        *("--set", f"balancer_relay={str(relay).lower()}"),
         token=token,
     )
     # With fresh metrics, or the choice would be nothing but taking turns.
@@ -220,7 +222,7 @@ def run_load(side: Side, load: Load, seconds: float, figures: Figures) -> None:
         figures.cpu_us.append(used / result["sent"] * 1e6)
 
 
-def measure(folder: Path, rounds: int, scale: float) -> dict[Load, dict[str, Figures]]:
+def measure(folder: Path, rounds: int, scale: float, loads: Sequence[Load] = LOADS) -> dict[Load, dict[str, Figures]]:
     with ExitStack() as stack:
         log = folder / "upstream.log"
         command = [sys.executable, str(HERE / "upstream.py"), str(UPSTREAM_HOSTS)]
@@ -236,15 +238,18 @@ def measure(folder: Path, rounds: int, scale: float) -> dict[Load, dict[str, Fig
             start_mitmdump(stack, folder, BARE, *bare, token=""),
             start_balancer(stack, folder, ports[:1]),
             start_balancer(stack, folder, ports),
+            start_balancer(stack, folder, ports[:1], relay=False),
         ]
         for side in sides:
             check(side)
-        results = {load: {side.name: Figures() for side in sides} for load in LOADS}
+        results = {load: {side.name: Figures() for side in sides} for load in loads}
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-            for load in LOADS:
-                for at in range(len(sides)):
-                    side = sides[(at + number) % len(sides)]
+            for load in loads:
+                # Of requests that don't stream nothing is relayed.
+                those = sides if load.kind == "streams" else sides[:-1]
+                for at in range(len(those)):
+                    side = those[(at + number) % len(those)]
                     run_load(side, load, load.seconds * scale, results[load][side.name])
         return results
 
@@ -274,6 +279,8 @@ def table(results: dict[Load, dict[str, Figures]], kind: str) -> str:
             continue
         direct = sides[DIRECT]
         for name, figures in sides.items():
+            if not figures.p50_ms:
+                continue
             row = [load.name, name, spread(figures.p50_ms, 2), spread(figures.p99_ms, 2)]
             if figures is direct:
                 row += ["–", "–"]
@@ -306,6 +313,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.proxy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two short rounds, about half a minute")
+    parser.add_argument("--streams", action="store_true", help="only the loads of streams")
     parser.add_argument("--rounds", type=int, help="rounds over all sides (default 4, with --quick 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round's figures there")
     arguments = parser.parse_args()
@@ -319,12 +327,15 @@ def main() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, stop)
     with tempfile.TemporaryDirectory(prefix="bench-proxy-") as folder:
-        results = measure(Path(folder), rounds, 0.2 if arguments.quick else 1.0)
+        loads = [load for load in LOADS if load.kind == "streams" or not arguments.streams]
+        results = measure(Path(folder), rounds, 0.2 if arguments.quick else 1.0, loads)
 
-    command = "python -m benches.proxy" + (" --quick" if arguments.quick else "")
+    given = [option for option in ("quick", "streams") if getattr(arguments, option)]
+    command = " ".join(["python -m benches.proxy", *(f"--{option}" for option in given)])
     print(f"{machine()}\n`{command}`: {rounds} rounds, median (lowest–highest round)\n")
-    print("A balanced request, not streamed, over kept-alive connections:\n")
-    print(table(results, "requests"), end="\n\n")
+    if not arguments.streams:
+        print("A balanced request, not streamed, over kept-alive connections:\n")
+        print(table(results, "requests"), end="\n\n")
     print(f"A streamed chunk, {CHUNKS_PER_SECOND} a second in each stream:\n")
     print(table(results, "streams"))
     if arguments.json is not None:
