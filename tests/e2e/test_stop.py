@@ -252,6 +252,7 @@ def test_a_disk_that_takes_nothing_for_a_while_is_tried_again(tmp_path: Path, ho
     host = hosts.start("one")
     state = tmp_path / STATE
     with running_proxy(tmp_path) as proxy:
+        proxy.agents()  # then the file has been looked for
         state.mkdir()
         proxy.register("one", host.url)
         wait_until(lambda: f"cannot be kept in {state}" in proxy.log, "the warning")
