@@ -109,14 +109,14 @@ def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hos
 
 
 def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path: Path, hosts: Hosts) -> None:
-    host = hosts.start("two-gpus")
+    models = ["llama3.2:latest", *(f"a-model-with-a-long-name-{number}:70b-instruct-q4_K_M" for number in range(7))]
+    host = hosts.start("two-gpus", *models)  # as a probe may find them, too
     arguments = ("--set", f"balancer_agents=two-gpus={host.url}")
     with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
         gpus = [
             {"name": "RTX 4090", "utilization": busy, "memory_used": 6 * 10**9, "memory_total": 24 * 10**9}
             for busy in (30.0, None)
         ]
-        models = ["llama3.2:latest", *(f"a-model-with-a-long-name-{number}:70b-instruct-q4_K_M" for number in range(7))]
         loaded = [{"name": name} for name in models[:4]]
         proxy.report("two-gpus", cpu=96.4, memory=81.0, models=models, loaded_models=loaded, gpus=gpus, num_parallel=4)
         proxy.generate("llama3.2", options={"num_predict": 5})
