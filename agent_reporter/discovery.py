@@ -44,6 +44,8 @@ class Discovery:
         self._found = found
         self._urls: set[str] = set()
         self._refused: set[Announcement] = set()
+        self._unreached: set[Announcement] = set()
+        """Those of which that was said."""
         self._heard: asyncio.Queue[str] = asyncio.Queue(MOST_HEARD)
 
     async def run(self) -> None:
@@ -61,50 +63,63 @@ class Discovery:
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
         def heard(name: str, state_change: ServiceStateChange, **_: Any) -> None:
-            if state_change is not ServiceStateChange.Removed and not self._heard.full():
-                self._heard.put_nowait(name)
+            if state_change is not ServiceStateChange.Removed:
+                self._hear(name)
 
         async with AsyncZeroconf() as network:
             browser = AsyncServiceBrowser(network.zeroconf, SERVICE, handlers=[heard])
             alone = asyncio.get_running_loop().call_later(ALONE_SECONDS, self._say_alone)
             try:
                 while True:
-                    await self._look(network, await self._heard.get())
+                    name = await self._heard.get()
+                    if not await self._look(network, name):
+                        # It is heard of again only if it changes.
+                        asyncio.get_running_loop().call_later(RETRY_SECONDS, self._hear, name)
                     await asyncio.sleep(BETWEEN_SECONDS)
             finally:
                 alone.cancel()
                 await browser.async_cancel()
 
-    async def _look(self, network: AsyncZeroconf, name: str) -> None:
+    def _hear(self, name: str) -> None:
+        if not self._heard.full():
+            self._heard.put_nowait(name)
+
+    async def _look(self, network: AsyncZeroconf, name: str) -> bool:
+        """Ask what stands in an announcement, and consider it; False if that is worth trying again."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceInfo
 
-        info = AsyncServiceInfo(SERVICE, name)
-        if not await info.async_request(network.zeroconf, ASK_SECONDS * 1000):
-            return
         try:
+            info = AsyncServiceInfo(SERVICE, name)
+            if not await info.async_request(network.zeroconf, ASK_SECONDS * 1000):
+                return False
             told = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
-        except ValueError:
-            return
-        await self.consider(told, name)
+        except OSError:
+            raise
+        except Exception:  # whatever a hostile announcement does to the library
+            return True
+        return await self.consider(told, name)
 
-    async def consider(self, told: Announcement, name: str) -> None:
-        """Hand on the balancer that was announced, if it is one of ours."""
+    async def consider(self, told: Announcement, name: str) -> bool:
+        """Hand on the balancer that was announced, if it is one of ours; False if it is, and was not reached."""
         if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
-            return
+            return True
         who = printable(name.removesuffix(f".{SERVICE}"))
         if not await asyncio.to_thread(told.proven, self._token):
             if len(self._refused) < MOST_HEARD:
                 self._refused.add(told)
                 log.warning("%s at %s announces itself as a balancer, with another token: left out", who, told.urls[0])
-            return
+            return True
         url = await reachable(told.urls)
         if url is None:
-            log.warning("the balancer %s is not reached at %s, which it announces", who, ", ".join(told.urls[:3]))
-            return
+            if told not in self._unreached and len(self._unreached) < MOST_HEARD:
+                self._unreached.add(told)
+                log.warning("the balancer %s is not reached at %s, which it announces", who, ", ".join(told.urls[:3]))
+            return False
         log.info("found balancer %s at %s", who, url)
         self._urls.add(url)
         self._found(url)
+        return True
 
     def _say_alone(self) -> None:
         if not self._urls:

@@ -31,16 +31,18 @@ def addresses_of(listening: Iterable[str]) -> tuple[str, ...]:
 
 async def announce(token: str, port: int, addresses: tuple[str, ...]) -> None:
     """Go on until cancelled; then take it back."""
+    from zeroconf import Error  # only here: nobody else pays for its import
+
     while True:
         try:
             await _announce(token, port, addresses)
-        except OSError as e:
+        except (OSError, Error) as e:
             logger.warning("balancer_announce: the local network does not take it (%s); it is tried again.", e)
         await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _announce(token: str, port: int, addresses: tuple[str, ...]) -> None:
-    from zeroconf import ServiceInfo  # only here: nobody else pays for its import
+    from zeroconf import ServiceInfo
     from zeroconf.asyncio import AsyncZeroconf
 
     proof = await asyncio.to_thread(prove, token, port, addresses)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import replace
 from .fleet.history import FIELDS, MINUTES, History
 
 logger = logging.getLogger(__name__)
@@ -111,16 +111,7 @@ class HistoryFile:
             return True
 
     def _shorten(self) -> None:
-        """Keep the last day; nobody ever sees half of it."""
+        """Keep the last day."""
         lines = self.read()[-MINUTES:]
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE_NAME)  # mkstemp gives mode 0600
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.writelines(f"{line.model_dump_json()}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        replace(self.path, "".join(f"{line.model_dump_json()}\n" for line in lines))
         self._lines, self._torn = len(lines), False

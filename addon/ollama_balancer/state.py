@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import replace
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import MAX_AGENTS, AgentRegistry
 
@@ -143,18 +142,7 @@ class StateFile:
     def _write(self, text: str) -> bool:
         """Replace the file; nobody ever sees half of it. A failure is logged once, until it works again."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE_NAME)  # mkstemp gives mode 0600
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(name, self.path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            replace(self.path, text)
         except OSError as e:
             if not self._failed:
                 logger.warning(

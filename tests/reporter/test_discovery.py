@@ -72,12 +72,14 @@ def test_addresses_by_which_nobody_else_reaches_this_machine_are_not_announced()
 
 class Found(list[str]):
     def looks_at(self, *announcements: Announcement) -> None:
+        self.settled: list[bool] = []
+
         async def run() -> None:
             looking = Discovery(TOKEN, self.append)
             async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 for told in announcements or (announced("127.0.0.1", port=self.port),) * 2:
-                    await looking.consider(told, f"gpu\x1b[31m.{announcement.SERVICE}")
+                    self.settled.append(await looking.consider(told, f"gpu\x1b[31m.{announcement.SERVICE}"))
 
         asyncio.run(run())
 
@@ -100,6 +102,7 @@ def test_one_that_does_not_is_never_connected_to_and_that_is_said_once(
     found = Found()
     found.looks_at(*[announced(ADDRESS, token="another-token")] * 3)
     assert found == []
+    assert found.settled == [True] * 3
     assert [record.getMessage() for record in caplog.records] == [
         f"gpu?[31m at http://{ADDRESS}:8080 announces itself as a balancer, with another token: left out"
     ]
@@ -107,9 +110,10 @@ def test_one_that_does_not_is_never_connected_to_and_that_is_said_once(
 
 def test_one_that_is_not_reached_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     found = Found()
-    found.looks_at(announced("127.0.0.1", port=free_port()))
+    found.looks_at(*[announced("127.0.0.1", port=free_port())] * 2)
     assert found == []
-    assert "is not reached at" in caplog.text
+    assert found.settled == [False, False], "it is looked at again"
+    assert caplog.text.count("is not reached at") == 1
 
 
 def test_no_more_balancers_are_reported_to_than_a_fleet_has(monkeypatch: pytest.MonkeyPatch) -> None:
