@@ -28,7 +28,15 @@ MEMORY_CEILING = 80 * 1024 * 1024
 
 QUIET_SECONDS = 20.0
 
-PASSING_TASKS = ("Task", "None", "client handler", "client connection handler", "timeout watchdog", "handle_hook")
+PASSING_TASKS = (
+    "Task",
+    "None",
+    "anyio._core._sockets.connect_tcp.<locals>.try_connect",
+    "client handler",
+    "client connection handler",
+    "timeout watchdog",
+    "handle_hook",
+)
 """Those of clients that are connected, of probes and of the look at the tasks itself."""
 
 CONTROL_CONNECTIONS = 8
@@ -214,7 +222,7 @@ class Run:
     async def _same_tasks(self) -> str | None:
         """Those that belong to no client are the same as before, and no more clients are there than the run's own."""
         state = await self._introspect()
-        tasks = {n: count for n, count in state["tasks"].items() if n not in PASSING_TASKS}
+        tasks = {n: count for n, count in state["tasks"].items() if n.partition("(")[0] not in PASSING_TASKS}
         if self.tasks is None:
             self.tasks = tasks
         handlers = state["tasks"].get("client handler", 0)
