@@ -27,6 +27,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_show_control": False,
     "balancer_announce": False,
     "balancer_relay": True,
+    "balancer_lean": True,
     "balancer_origins": [],
     "stream_large_bodies": None,
 }
@@ -38,7 +39,7 @@ def read(**changes: object) -> options.Settings:
 
 def test_the_defaults_are_accepted() -> None:
     assert read() == options.Settings(
-        "metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, 1000, 4 * 1024**2, False, False, True, ()
+        "metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, 1000, 4 * 1024**2, False, False, True, True, ()
     )
 
 

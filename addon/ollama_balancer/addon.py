@@ -20,6 +20,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client
 from mitmproxy.flow import Error
 from mitmproxy.net.local_ip import get_local_ip
+from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import TCPLayer, UDPLayer
@@ -54,6 +55,7 @@ from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
+from .proxying.lean import LeanHooks
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router
 from .stopping import Stopper
@@ -61,6 +63,8 @@ from .text import one_line
 
 # What takes long to load, and is not needed to answer the first request, is imported where it is used.
 if TYPE_CHECKING:
+    from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+
     from .api.app import ControlApi
     from .demo import Demo
     from .probing import Prober
@@ -147,6 +151,7 @@ class Balancer:
         self._started = False
         """Whether the fleet has been asked once."""
         self._reported_mode = ""
+        self.lean: LeanHooks | None = None
 
     @functools.cached_property
     def control(self) -> ControlApi:
@@ -175,6 +180,8 @@ class Balancer:
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
         if OllamaContentview.name not in contentviews.registry:
             contentviews.add(OllamaContentview)
+        if self.lean is None:
+            self.lean = LeanHooks(loader.master.addons, loader.master.options)
         replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:
@@ -196,6 +203,8 @@ class Balancer:
         self.registry.slots = settings.slots
         self.router.dispatcher.retries = settings.retries
         self.router.dispatcher.line.size = settings.queue_size
+        if self.lean is not None:
+            self.lean.on = settings.lean
         self.flows.keep = settings.keep_flows
         self.flows.show_control = settings.show_control
         if self._running:
@@ -274,6 +283,8 @@ class Balancer:
             if self._announcing is not None:
                 self._announcing.cancel()
             self.stopper.let_go()
+            if self.lean is not None:
+                self.lean.on = False
             replay_as_before()
             if self.memory is not None:
                 self.memory.save()
@@ -449,11 +460,17 @@ class Balancer:
             via=self.via,
             internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
             relay=self._relay,
+            # A replay's handler does more than to run the hooks.
+            run_hook=self.lean.run if self.lean and self._handler_of(context.client) else _run_none,
         )
+
+    def _handler_of(self, client: Client) -> ProxyConnectionHandler | None:
+        """What serves the client's connection. None: it has none, as in a replay."""
+        return ctx.master.addons.get("proxyserver").connections.get(client.id)  # type: ignore[no-any-return]
 
     def client_connected(self, client: Client) -> None:
         """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
-        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        handler = self._handler_of(client)
         if handler is not None:
             handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
 
@@ -495,7 +512,7 @@ class Balancer:
     def _close_server(self, client: Client, server_id: str) -> None:
         """Cancel the connection, or the attempt at one; the layer hears of it as of any other failure."""
         self._connect_timers.pop(server_id, None)
-        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        handler = self._handler_of(client)
         if handler is None:
             return
         for connection, io in list(handler.transports.items()):
@@ -666,7 +683,7 @@ class Balancer:
         """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
         flow = stream.flow
         exchange = self.router.exchanges.get(flow.id)
-        handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
+        handler = self._handler_of(flow.client_conn)
         if (
             self.settings is None
             or not self.settings.relay
@@ -779,6 +796,10 @@ def _load_the_rest() -> None:
     """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
     from . import probing, remembering  # noqa: F401
     from .api import app  # noqa: F401
+
+
+def _run_none(hook: StartHook) -> bool:
+    return False
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:

@@ -50,6 +50,7 @@ class Settings:
     show_control: bool
     announce: bool
     relay: bool
+    lean: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
 
@@ -137,6 +138,13 @@ def add_options(loader: Loader) -> None:
         "plain HTTP/1.1, which costs a fraction of mitmproxy's own way. Takes effect for new answers.",
     )
     loader.add_option(
+        "balancer_lean",
+        bool,
+        True,
+        "Whether mitmproxy's own addons that do nothing under the current options are left out, and hooks that need "
+        "not wait are run at once. An option that needs an addon brings it back.",
+    )
+    loader.add_option(
         "balancer_origins",
         Sequence[str],
         [],
@@ -216,6 +224,7 @@ def read(options: object) -> Settings:
         show_control=bool(get("balancer_show_control")),
         announce=bool(get("balancer_announce")),
         relay=bool(get("balancer_relay")),
+        lean=bool(get("balancer_lean")),
         origins=_origins(get("balancer_origins")),
     )
 

@@ -8,6 +8,7 @@ that is not in the books are dropped.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from mitmproxy.proxy.layers.http import (
     HTTPMode,
     HttpRequestHook,
     HttpResponseHeadersHook,
+    HttpResponseHook,
     HttpStream,
     RequestData,
     RequestEndOfMessage,
@@ -42,6 +44,7 @@ from mitmproxy.proxy.layers.http import (
     _http1,
 )
 from mitmproxy.proxy.layers.http._base import StreamId
+from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from ..ollama.errors import tells_of_crash
 from .callers import Fields
@@ -203,13 +206,27 @@ class BalancedStream(HttpStream):
     may_relay = True
     """Whether it is of use to ask for that after the next chunk."""
 
-    @property
+    @functools.cached_property
     def balanced_layer(self) -> BalancedHttpLayer:
         parent = self.context.layers[self.context.layers.index(self) - 1]
         assert isinstance(parent, BalancedHttpLayer)
         return parent
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        commands_of_event = self._handle(event)
+        balanced_layer = self.balanced_layer
+        reply = None
+        while True:
+            try:
+                command = commands_of_event.send(reply)
+            except StopIteration:
+                return
+            if isinstance(command, commands.StartHook) and balanced_layer.run_at_once(command):
+                reply = None
+            else:
+                reply = yield command
+
+    def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
             if event.command is self.refusal_limit and self.server_state == self.state_consume_refusal:
                 yield from self.leave_refusal()
@@ -484,7 +501,8 @@ class BalancedHttpLayer(HttpLayer):
 
     `body_limit` gives the most bytes a request's body may have, `body_too_large` and `internal_error` the answers
     that the layer gives by itself, `via` this balancer's own name in the Via header. `relay` is asked after a chunk of
-    a streamed answer to take the rest past the layer; it says whether it is to be asked again.
+    a streamed answer to take the rest past the layer; it says whether it is to be asked again. `run_hook` may run a
+    hook at once; it says whether the hook is over, otherwise the hook goes mitmproxy's way.
     """
 
     def __init__(
@@ -497,6 +515,7 @@ class BalancedHttpLayer(HttpLayer):
         internal_error: Callable[[http.HTTPFlow], http.Response],
         via: str,
         relay: Callable[[BalancedStream], bool],
+        run_hook: Callable[[commands.StartHook], bool],
     ) -> None:
         super().__init__(context, mode)
         self.body_limit = body_limit
@@ -504,16 +523,21 @@ class BalancedHttpLayer(HttpLayer):
         self.internal_error = internal_error
         self.via = via
         self.relay = relay
+        self.run_hook = run_hook
         self.streaming: BalancedStream | None = None
         """Of which a chunk has been passed on in the course of this event."""
+        self._from_agent = False
+        """Whether the event that is being handled comes from an agent's connection."""
         self._sender: layer.Layer | None = None
         """The connection whose events are being handled."""
         self.used: set[Connection] = set()
         """Connections to agents that have carried a request."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        self._from_agent = False
         if isinstance(event, events.ConnectionEvent):
             connection = event.connection
+            self._from_agent = connection is not self.context.client
             if connection not in self.connections and connection is not self.context.server:
                 return
             yield from super()._handle_event(event)
@@ -524,6 +548,16 @@ class BalancedHttpLayer(HttpLayer):
         if self.streaming is not None:
             stream, self.streaming = self.streaming, None
             stream.may_relay = self.relay(stream)
+
+    def run_at_once(self, hook: commands.StartHook) -> bool:
+        """Run the hook, where what follows cannot come back to a connection in the midst of its own event.
+
+        Of an agent's event that is what goes to the client; a request that is sent, again or as the next one, could
+        go to the agent whose answer is just ending. Whether the hook is over.
+        """
+        if self._from_agent and not isinstance(hook, HttpResponseHeadersHook | HttpResponseHook):
+            return False
+        return isinstance(self.connections[self.context.client], Http1Server) and self.run_hook(hook)
 
     def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(child, HttpStream):
