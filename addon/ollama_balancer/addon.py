@@ -53,7 +53,7 @@ from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
-from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, NOT_FOR_CLIENTS
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, for_client, header
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
 from .proxying.replaying import replay_as_before, replay_through
@@ -181,7 +181,7 @@ class Balancer:
         if OllamaContentview.name not in contentviews.registry:
             contentviews.add(OllamaContentview)
         if self.lean is None:
-            self.lean = LeanHooks(loader.master.addons, loader.master.options)
+            self.lean = LeanHooks(loader.master.addons, loader.master.options, (Balancer, Commands))
         replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:
@@ -229,6 +229,8 @@ class Balancer:
         self._log_mode()
         self._listen_for_the_end()
         self.flows.attach()
+        if self.lean is not None:
+            self.lean.forget()
         if hasattr(ctx.master, "app"):
             from .inspection.web_page import show_comments
 
@@ -497,7 +499,8 @@ class Balancer:
         for flow_id, exchange in list(self.router.exchanges.items()):
             if exchange.client_id == client.id:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
-                    self._show(exchange.flow, exchange)
+                    annotate(exchange.flow, exchange)
+                    self.flows.changed(exchange.flow)
                 del self.router.exchanges[flow_id]
                 self._count(exchange)
         for flow_id, caller in list(self.router.callers.items()):
@@ -565,7 +568,7 @@ class Balancer:
     def _origin_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
         request = flow.request
-        origin = request.headers.get("origin")
+        origin = header(request.headers, "origin")
         if not origin or origins.same_origin(origin, request.host_header or ""):
             return None
         route = find_route(path_of(flow))
@@ -583,7 +586,7 @@ class Balancer:
         return None
 
     def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
-        if any(self.via in value for value in flow.request.headers.get_all("via")):
+        if self.via in (header(flow.request.headers, "via") or ""):
             return error_of(
                 flow, 508, "this request comes from the balancer itself: an agent has the balancer's address"
             )
@@ -606,9 +609,10 @@ class Balancer:
         self.recent.add(over, decision_of(exchange, over))
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
-        """Write down how it stands, and have that seen."""
-        annotate(flow, exchange)
-        self.flows.changed(flow)
+        """Write down how it stands where somebody may look before the end, and have that seen."""
+        if self.lean is None or self.lean.watched:
+            annotate(flow, exchange)
+            self.flows.changed(flow)
 
     async def _start_up(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -641,9 +645,13 @@ class Balancer:
         response = flow.response
         if response is None:
             return
-        origin = flow.request.headers.get("origin")
-        same = origins.same_origin(origin or "", flow.request.host_header or "")
-        if origin and not same and self._allows(origin) and "access-control-allow-origin" not in response.headers:
+        origin = header(flow.request.headers, "origin")
+        if (
+            origin
+            and not origins.same_origin(origin, flow.request.host_header or "")
+            and self._allows(origin)
+            and "access-control-allow-origin" not in response.headers
+        ):
             _allow_origin(response, origin)
         if exchange is None:
             return
@@ -660,19 +668,17 @@ class Balancer:
             exchange.lease.agent.heard_at = now
             if response.status_code < 400:
                 exchange.lease.began()
-        for name in NOT_FOR_CLIENTS:
-            # mitmproxy still has to see that the connection ends with this answer.
-            if name != "connection" or response.headers.get(name, "").lower() != "close":
-                response.headers.pop(name, None)
+        for_client(response.headers)
+        encoded = header(response.headers, "content-encoding") is not None
         watcher = exchange.watcher = AnswerWatcher(
             # Of a compressed answer nothing can be said.
-            "" if "content-encoding" in response.headers else response.headers.get("content-type", "").lower(),
+            "" if encoded else (header(response.headers, "content-type") or "").lower(),
             self.settings.body_limit if self.settings else 0,
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
         else:
-            length = response.headers.get("content-length", "")
+            length = header(response.headers, "content-length") or ""
             known = length.isascii() and length.isdigit()
             streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
         if streams:

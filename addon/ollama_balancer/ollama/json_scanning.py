@@ -210,8 +210,11 @@ def text_of(body: bytes, span: Span | None) -> str | None:
     start, end = span
     if end - start > MAX_TEXT:  # too long to mean anything, so that escapes can stay as they are
         return well_formed(body[start + 1 : start + MAX_TEXT].decode("utf-8", "replace"))
+    plain = body[start + 1 : end - 1]
+    if plain.isascii() and b"\\" not in plain and (text := plain.decode()).isprintable():
+        return text
     try:
-        text: str = json.loads(body[start:end].decode("utf-8", "replace"))
+        text = json.loads(body[start:end].decode("utf-8", "replace"))
     except ValueError:
         return None
     return well_formed(text)

@@ -197,6 +197,8 @@ def _options(body: bytes, members: Mapping[str, Span]) -> dict[str, Any]:
 
 def _runner(options: dict[str, Any], *, shifts: bool) -> str:
     """The options that the model is loaded with, in one spelling. `shift` stands beside them in the request."""
+    if not options:
+        return "" if shifts else "shift=0"
     given = ((key, options.get(key)) for key in RUNNER_OPTIONS)
     spelled = [f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53]
     return ",".join(spelled if shifts else [*spelled, "shift=0"])

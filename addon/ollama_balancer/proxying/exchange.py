@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..fleet.agent import Agent, Outcome
 from ..fleet.demand import Demand
@@ -31,8 +31,7 @@ class Attempt:
     reason: str
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An agent that could have had the request, as it stood then."""
 
     agent: str
@@ -213,7 +212,7 @@ class Exchange:
             "why": self.why,
             "model": self.model,
             "options": [option.describe() for option in self.options],
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "candidates": [candidate._asdict() for candidate in self.candidates],
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,
             "pinned": self.pin is not None,

@@ -12,10 +12,11 @@ import asyncio
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from mitmproxy import addonmanager, addons, exceptions, flow, hooks
-from mitmproxy.addons import dumper, savehar
+from mitmproxy.addons import dumper, intercept, savehar, view
 from mitmproxy.optmanager import OptManager
 from mitmproxy.proxy import commands
 
@@ -37,41 +38,74 @@ IDLE: dict[type, Callable[[Any], bool]] = {
 }
 """When the hooks of an addon do nothing: it takes all that it does from these options."""
 
+_WATCHERS = (view.View, intercept.Intercept, addons.save.Save)
+"""Who shows, holds or saves flows that still run."""
+
 Hooked = tuple[Callable[..., Any], ...]
 
 
 class LeanHooks:
-    """Takes the place of the addon manager's walk over its addons while it is `on`."""
+    """Takes the place of the addon manager's walk over its addons while it is `on`.
 
-    def __init__(self, manager: addonmanager.AddonManager, options: OptManager) -> None:
+    `own` are the classes of addons that have no other addons than when they were registered.
+    """
+
+    def __init__(self, manager: addonmanager.AddonManager, options: OptManager, own: tuple[type, ...]) -> None:
         self.on = False
         self._manager = manager
         self._options = options
+        self._own = own
         self._mitmproxys = manager.handle_lifecycle
         self._chain: list[Any] = []
         self._table: dict[str, list[Any | Hooked]] = {}
         """By hook's name, in order: an addon's functions, or an addon that has to be asked each time."""
+        self._watched: bool | None = None
         self._begun: weakref.WeakKeyDictionary[hooks.Hook, asyncio.Task[None]] = weakref.WeakKeyDictionary()
-        options.changed.connect(self._forget)
+        options.changed.connect(self._options_changed)
         manager.handle_lifecycle = self.handle_lifecycle  # type: ignore[method-assign]
+        manager.register = self._and_forget(manager.register)  # type: ignore[method-assign]
+        manager.remove = self._and_forget(manager.remove)  # type: ignore[method-assign]
 
-    def _forget(self, updated: set[str]) -> None:
+    def forget(self) -> None:
+        """Look at the addons and the options anew."""
         self._table.clear()
+        self._watched = None
+
+    def _options_changed(self, updated: set[str]) -> None:
+        self.forget()
+
+    def _and_forget(self, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def called(addon: Any) -> Any:
+            self.forget()
+            try:
+                return method(addon)
+            finally:
+                self.forget()
+
+        return called
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody may look at a flow before its end: a person, or an addon that is not known."""
+        if self._watched is None:
+            self._watched = not self.on or any(
+                type(addon) in _WATCHERS or not self._is_known(addon)
+                for addon in addonmanager.traverse(self._manager.chain)
+                if not self._is_idle(addon)
+            )
+        return self._watched
 
     def run(self, hook: commands.StartHook) -> bool:
         """Run the hook as far as it goes without waiting; whether that was all of it."""
         if not self.on:
             return False
-        task = asyncio.Task(self._walk(hook), loop=asyncio.get_running_loop(), eager_start=True)
-        if not task.done():
-            self._begun[hook] = task
-            return False
-        task.result()
-        (data,) = hook.args()
-        if isinstance(data, flow.Flow) and data.intercepted:
-            self._begun[hook] = task
-            return False
-        return True
+        data = _argument_of(hook)
+        task = asyncio.Task(self._walk(hook, data), loop=asyncio.get_running_loop(), eager_start=True)
+        if task.done() and not (isinstance(data, flow.Flow) and data.intercepted):
+            task.result()
+            return True
+        self._begun[hook] = task
+        return False
 
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
         """mitmproxy's entry for hooks of connections and flows."""
@@ -79,21 +113,20 @@ class LeanHooks:
         if begun is not None:
             await begun
         elif self.on:
-            await self._walk(event)
+            await self._walk(event, _argument_of(event))
         else:
             await self._mitmproxys(event)
 
-    async def _walk(self, event: hooks.Hook) -> None:
-        arguments = event.args()
-        await self._trigger(event.name, arguments)
-        if isinstance(arguments[0], flow.Flow):
-            await self._trigger("update", [[arguments[0]]])
+    async def _walk(self, event: hooks.Hook, argument: Any) -> None:
+        await self._trigger(event.name, argument)
+        if isinstance(argument, flow.Flow) and self._functions("update"):
+            await self._trigger("update", [argument])
 
-    async def _trigger(self, name: str, arguments: list[Any]) -> None:
+    async def _trigger(self, name: str, argument: Any) -> None:
         for functions in self._functions(name):
             try:
                 for function in functions if type(functions) is tuple else _functions_of(functions, name):
-                    result = function(*arguments)
+                    result = function(argument)
                     if result is not None and inspect.isawaitable(result):
                         await result
             except exceptions.AddonHalt:
@@ -105,7 +138,7 @@ class LeanHooks:
     def _functions(self, name: str) -> list[Any | Hooked]:
         if self._manager.chain != self._chain:
             self._chain = list(self._manager.chain)
-            self._table.clear()
+            self.forget()
         found = self._table.get(name)
         if found is None:
             found = self._table[name] = list(self._look_up(name))
@@ -113,12 +146,27 @@ class LeanHooks:
 
     def _look_up(self, name: str) -> Iterator[Any | Hooked]:
         for addon in self._chain:
-            if hasattr(addon, "addons") or not type(addon).__module__.startswith("mitmproxy."):
-                yield addon  # its functions and its own addons may change
-            elif not (idle := IDLE.get(type(addon))) or not idle(self._options):
+            if not all(map(self._is_known, addonmanager.traverse([addon]))):
+                yield addon  # its functions may change
+            elif not self._is_idle(addon):
                 functions = tuple(_functions_of(addon, name))
                 if functions:
                     yield functions
+
+    def _is_idle(self, addon: Any) -> bool:
+        idle = IDLE.get(type(addon))
+        return idle is not None and idle(self._options)
+
+    def _is_known(self, addon: Any) -> bool:
+        if isinstance(addon, ModuleType):
+            # A script that has nothing but our addon.
+            return [type(each) for each in getattr(addon, "addons", [])] == [self._own[0]]
+        return isinstance(addon, self._own) or type(addon).__module__.startswith("mitmproxy.")
+
+
+def _argument_of(hook: hooks.Hook) -> Any:
+    """Hooks of connections and flows have one argument."""
+    return next(iter(vars(hook).values()))
 
 
 def _functions_of(addon: Any, name: str) -> Iterator[Callable[..., Any]]:
@@ -126,5 +174,5 @@ def _functions_of(addon: Any, name: str) -> Iterator[Callable[..., Any]]:
         function = getattr(each, name, None)
         if callable(function):
             yield function
-        elif function and not inspect.ismodule(function):
+        elif function and not isinstance(function, ModuleType):
             raise exceptions.AddonManagerError(f"Addon handler {name} ({each}) not callable")

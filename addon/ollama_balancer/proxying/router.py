@@ -29,7 +29,7 @@ from .answers import answer_of, path_of
 from .callers import Caller
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
-from .headers import AGENT_HEADER, request_to_agent
+from .headers import AGENT_HEADER, header, request_to_agent
 from .layer import Routing
 from .watchdog import Watchdog
 
@@ -77,7 +77,11 @@ class Router:
                 self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
                 if self.ending()
                 else self.dispatcher.begin(
-                    exchange, request.method, request.path, request.raw_content, request.headers.get("content-type", "")
+                    exchange,
+                    request.method,
+                    request.path,
+                    request.raw_content,
+                    header(request.headers, "content-type") or "",
                 )
             )
             self.tally.own_seconds += time.perf_counter() - began
@@ -114,7 +118,7 @@ class Router:
             flow.client_conn.id,
             dialect_of(path_of(flow)),
             self.registry.clock,
-            pin=flow.request.headers.get(AGENT_HEADER),
+            pin=header(flow.request.headers, AGENT_HEADER),
             flow=flow,
             client=self.caller_of(flow).name,
         )
@@ -183,9 +187,11 @@ class Router:
         request = routing.flow.request
         request.trailers = None
         address = forward.agent.address
-        request.scheme = "http"
-        request.host, request.port = address.host, address.port
+        # At once what mitmproxy's setters do one by one, parsing the Host header each time.
+        request.data.scheme, request.data.host, request.data.port = b"http", address.host, address.port
         request.headers["host"] = str(address)
+        if request.data.authority:
+            request.authority = str(address)
         routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
         exchange.routing = routing
