@@ -17,8 +17,8 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(params=[True, False], ids=["relay", "no relay"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the test's proxies relay streamed answers; the test runs with and without."""
+    """Whether the test's proxies relay streamed answers and run lean hooks; the test runs with and without both."""
     relays: bool = request.param
     if not relays:
-        monkeypatch.setattr(harness, "always", ("--set", "balancer_relay=false"))
+        monkeypatch.setattr(harness, "always", ("--set", "balancer_relay=false", "--set", "balancer_lean=false"))
     return relays

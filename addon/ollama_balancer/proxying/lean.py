@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from mitmproxy import addonmanager, addons, exceptions, flow, hooks
+from mitmproxy import addonmanager, addons, exceptions, flow, hooks, log
 from mitmproxy.addons import dumper, intercept, savehar, view
 from mitmproxy.optmanager import OptManager
 from mitmproxy.proxy import commands
@@ -65,6 +66,9 @@ class LeanHooks:
         manager.handle_lifecycle = self.handle_lifecycle  # type: ignore[method-assign]
         manager.register = self._and_forget(manager.register)  # type: ignore[method-assign]
         manager.remove = self._and_forget(manager.remove)  # type: ignore[method-assign]
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, log.LegacyLogEvents):
+                handler.addFilter(self._is_heard)
 
     def forget(self) -> None:
         """Look at the addons and the options anew."""
@@ -83,6 +87,10 @@ class LeanHooks:
                 self.forget()
 
         return called
+
+    def _is_heard(self, record: logging.LogRecord) -> bool:
+        """Whether an addon has the hook, long out of use, by which mitmproxy tells of each line of its log."""
+        return not self.on or bool(self._functions("add_log"))
 
     @property
     def watched(self) -> bool:
