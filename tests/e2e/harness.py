@@ -49,7 +49,7 @@ def mitmproxy_tool(name: str) -> str:
 def free_port() -> int:
     """One that no connection is given by itself before a server has it: those are above 32767."""
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))
             return port
