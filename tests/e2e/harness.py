@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
+from tests.e2e import zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = ROOT / "addon" / "balancer.py"
@@ -70,7 +71,7 @@ def wait_until[T](condition: Callable[[], T], what: str, seconds: float = PATIEN
 class Proxy:
     """One mitmproxy program with the balancer, as a child process."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, confdir: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str] | zygote.Forked, port: int, confdir: Path) -> None:
         self.process = process
         self.port = port
         self.confdir = confdir
@@ -135,7 +136,7 @@ class Proxy:
                 self.process.kill()
                 raise
         self._reader.join(PATIENCE)
-        return self.process.returncode
+        return self.process.wait(PATIENCE)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -161,6 +162,14 @@ def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump", a
     ]
 
 
+def _started(
+    arguments: list[str], env: dict[str, str], cwd: Path, *, by_script: bool
+) -> subprocess.Popen[str] | zygote.Forked:
+    if not by_script and zygote.available():
+        return zygote.start(arguments, env, cwd)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=cwd)
+
+
 @contextlib.contextmanager
 def running_proxy(
     confdir: Path,
@@ -170,17 +179,19 @@ def running_proxy(
     cwd: Path | None = None,
     tool: str = "mitmdump",
     addon: Path = ADDON,
+    by_script: bool = False,
 ) -> Iterator[Proxy]:
-    """A mitmdump (or mitmweb) that listens and has asked its agents once."""
+    """A mitmdump (or mitmweb) that listens and has asked its agents once.
+
+    It is forked from a process that has imported all, or started by its own script, as people start it.
+    """
     port = free_port()
     given = ["--set", f"balancer_token={token}"] if token else []
-    process = subprocess.Popen(
+    process = _started(
         command(confdir, port, "-s", str(INTROSPECTION), *given, *always, *arguments, tool=tool, addon=addon),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(**(env or {})),
-        cwd=cwd or confdir,
+        environment(**(env or {})),
+        cwd or confdir,
+        by_script=by_script or addon != ADDON,
     )
     proxy = Proxy(process, port, confdir)
     try:
@@ -195,17 +206,19 @@ def running_proxy(
 
 
 def refused_start(
-    confdir: Path, *arguments: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a mitmdump that is expected to refuse to start."""
-    return subprocess.run(
-        command(confdir, free_port(), *arguments),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(**(env or {})),
-        check=False,
+    confdir: Path, *arguments: str, env: dict[str, str] | None = None, by_script: bool = False
+) -> tuple[int, str]:
+    """Run a mitmdump that is expected to refuse to start; its exit status and what it says."""
+    process = _started(
+        command(confdir, free_port(), *arguments), environment(**(env or {})), confdir, by_script=by_script
     )
+    try:
+        status = process.wait(PATIENCE)
+    finally:
+        process.kill()
+    assert process.stdout
+    with process.stdout as output:
+        return status, output.read()
 
 
 def report(
