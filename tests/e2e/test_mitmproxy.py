@@ -44,7 +44,7 @@ def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: P
         hosts_before = [host.in_flight for host in hosts.all]
 
         async def ask_and_edit() -> httpx.Response:
-            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
+            async with httpx.AsyncClient(trust_env=False, verify=False, timeout=PATIENCE) as asker:
                 task = asyncio.create_task(
                     asker.post(proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
                 )

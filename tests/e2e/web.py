@@ -28,6 +28,7 @@ class Web:
             headers={"Authorization": f"Bearer {PASSWORD}", "X-XSRFToken": XSRF},
             cookies={"_mitmproxy_xsrf": XSRF},
             trust_env=False,
+            verify=False,
             timeout=PATIENCE,
             follow_redirects=True,
         )
