@@ -39,7 +39,7 @@ def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp
 def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: Path, hosts: Hosts) -> None:
     agents = f"a={hosts.start('a', 'llama3.2').url},b={hosts.start('b', 'qwen3').url}"
     arguments = ("--set", f"balancer_agents={agents}", "--set", "intercept=~u generate & ~q")
-    with running_mitmweb(tmp_path, *arguments, by_script=True) as (proxy, web):
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
         proxy.wait_online("a", "b")
         hosts_before = [host.in_flight for host in hosts.all]
 
@@ -99,7 +99,7 @@ def test_a_saved_prompt_is_replayed_through_the_fleet(tmp_path: Path, hosts: Hos
     hosts.kill(old)
     new = hosts.start("new")
     agents = ("--set", f"balancer_agents=new={new.url}")
-    with running_proxy(tmp_path, *agents, "-C", str(saved), "-w", str(replayed), by_script=True) as proxy:
+    with running_proxy(tmp_path, *agents, "-C", str(saved), "-w", str(replayed)) as proxy:
         wait_until(lambda: new.counts["succeeded"] == 1, "the prompt arrives at the new host")
         wait_until(lambda: proxy.agents()["new"]["in_flight"] == 0, "its lease is given back")
     assert any(b"once more" in request.body for request in new.requests)
