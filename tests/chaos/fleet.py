@@ -105,6 +105,7 @@ class Chaos:
         self.http = httpx.AsyncClient(
             base_url=url,
             trust_env=False,
+            verify=False,
             timeout=30,
             headers={"Authorization": f"Bearer {TOKEN}"},
             limits=httpx.Limits(max_connections=4),

@@ -11,4 +11,4 @@ health.FIRST_EJECTION = 1.0
 health.RETURNING = 2.0
 registry.PROBE_GRACE = 1.5
 probing.INTERVAL = 0.3
-probing.ALIVE_TIMEOUT = 0.5
+probing.ALIVE_TIMEOUT = 1.5

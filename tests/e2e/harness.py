@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import queue
-import random
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
+from tests.e2e import zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = ROOT / "addon" / "balancer.py"
@@ -47,10 +48,10 @@ def mitmproxy_tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """One that no connection is given by itself before a server has it: those are above 32767."""
+    """A port that nobody has, below those that the system gives to connections and to others' servers meanwhile."""
     while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as s, contextlib.suppress(OSError):
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
             s.bind(("127.0.0.1", port))
             return port
 
@@ -73,7 +74,7 @@ def wait_until[T](condition: Callable[[], T], what: str, seconds: float = PATIEN
 class Proxy:
     """One mitmproxy program with the balancer, as a child process."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, confdir: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str] | zygote.Forked, port: int, confdir: Path) -> None:
         self.process = process
         self.port = port
         self.confdir = confdir
@@ -81,7 +82,7 @@ class Proxy:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, verify=False)
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -138,7 +139,7 @@ class Proxy:
                 self.process.kill()
                 raise
         self._reader.join(PATIENCE)
-        return self.process.returncode
+        return self.process.wait(PATIENCE)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -164,6 +165,14 @@ def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump", a
     ]
 
 
+def _started(
+    arguments: list[str], env: dict[str, str], cwd: Path, *, by_script: bool
+) -> subprocess.Popen[str] | zygote.Forked:
+    if not by_script and zygote.available():
+        return zygote.start(arguments, env, cwd)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=cwd)
+
+
 @contextlib.contextmanager
 def running_proxy(
     confdir: Path,
@@ -173,17 +182,19 @@ def running_proxy(
     cwd: Path | None = None,
     tool: str = "mitmdump",
     addon: Path = ADDON,
+    by_script: bool = False,
 ) -> Iterator[Proxy]:
-    """A mitmdump (or mitmweb) that listens and has asked its agents once."""
+    """A mitmdump (or mitmweb) that listens and has asked its agents once.
+
+    It is forked from a process that has imported all, or started by its own script, as people start it.
+    """
     port = free_port()
     given = ["--set", f"balancer_token={token}"] if token else []
-    process = subprocess.Popen(
+    process = _started(
         command(confdir, port, "-s", str(INTROSPECTION), *given, *always, *arguments, tool=tool, addon=addon),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(**(env or {})),
-        cwd=cwd or confdir,
+        environment(**(env or {})),
+        cwd or confdir,
+        by_script=by_script or addon != ADDON,
     )
     proxy = Proxy(process, port, confdir)
     try:
@@ -198,17 +209,19 @@ def running_proxy(
 
 
 def refused_start(
-    confdir: Path, *arguments: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a mitmdump that is expected to refuse to start."""
-    return subprocess.run(
-        command(confdir, free_port(), *arguments),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(**(env or {})),
-        check=False,
+    confdir: Path, *arguments: str, env: dict[str, str] | None = None, by_script: bool = False
+) -> tuple[int, str]:
+    """Run a mitmdump that is expected to refuse to start; its exit status and what it says."""
+    process = _started(
+        command(confdir, free_port(), *arguments), environment(**(env or {})), confdir, by_script=by_script
     )
+    try:
+        status = process.wait(PATIENCE)
+    finally:
+        process.kill()
+    assert process.stdout
+    with process.stdout as output:
+        return status, output.read()
 
 
 def report(

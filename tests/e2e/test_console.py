@@ -55,7 +55,7 @@ class Terminal:
 def console(tmp_path: Path, *arguments: str) -> Iterator[tuple[Terminal, httpx.Client]]:
     port = free_port()
     terminal = Terminal(command(tmp_path, port, *arguments, tool="mitmproxy"), tmp_path)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False, timeout=PATIENCE)
     try:
         wait_until(lambda: client.get("/health").status_code == 200, "the agents are online")
         yield terminal, client

@@ -100,7 +100,7 @@ def test_a_drained_agent_gets_nothing_new_and_finishes_what_runs(tmp_path: Path,
         ) as response:
             lines = response.iter_lines()
             next(lines)
-            with httpx.Client(base_url=proxy.url, trust_env=False, timeout=30) as second:
+            with httpx.Client(base_url=proxy.url, trust_env=False, verify=False, timeout=30) as second:
                 headers = {"Authorization": f"Bearer {TOKEN}"}
                 drained = second.post("/api/agents/slow/drain", headers=headers)
                 assert drained.json()["status"] == "draining"

@@ -8,7 +8,7 @@ from tests.e2e.harness import running_proxy, stream_lines, wait_until
 
 
 def test_the_demo_answers_the_first_request_and_its_reporters_report(tmp_path: Path) -> None:
-    with running_proxy(tmp_path, "--set", "balancer_demo=3") as proxy:
+    with running_proxy(tmp_path, "--set", "balancer_demo=3", by_script=True) as proxy:
         lines = stream_lines(proxy, "/api/generate", {"model": "llama3.2", "prompt": "hi"})
         assert lines[-1]["done"] is True
         assert "".join(line["response"] for line in lines)

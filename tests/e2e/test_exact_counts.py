@@ -31,7 +31,10 @@ async def storm(proxy: Proxy, hosts: Hosts, rng: random.Random) -> Counter[str]:
         body = {"model": rng.choice(["llama3.2", "qwen3"]), "prompt": "x" * rng.randrange(200), "stream": stream}
         async with places:
             try:
-                async with asyncio.timeout(patience), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+                async with (
+                    asyncio.timeout(patience),
+                    httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as client,
+                ):
                     response = await client.post(proxy.url + "/api/generate", json=body)
                     outcomes[str(response.status_code)] += 1
             except TimeoutError:

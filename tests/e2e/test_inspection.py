@@ -34,7 +34,7 @@ class Asker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with suppress(httpx.HTTPError), httpx.Client(trust_env=False, timeout=30) as client:
+        with suppress(httpx.HTTPError), httpx.Client(trust_env=False, verify=False, timeout=30) as client:
             body = {"model": "llama3.2", "prompt": "x"}
             with client.stream("POST", self.url + "/api/generate", json=body) as response:
                 for line in response.iter_lines():

@@ -31,7 +31,7 @@ class Sent(threading.Thread):
         # One that a test leaves behind is cut when the proxy ends.
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.Client(base_url=self.proxy.url, trust_env=False, timeout=PATIENCE) as client,
+            httpx.Client(base_url=self.proxy.url, trust_env=False, verify=False, timeout=PATIENCE) as client,
         ):
             self.response = client.post("/api/generate", json=self.body, headers=self.headers)
 

@@ -18,7 +18,7 @@ from tests.e2e.web import running_mitmweb
 
 def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp_path: Path, hosts: Hosts) -> None:
     agents = ",".join(f"{name}={hosts.start(name).url}" for name in ("one", "two"))
-    with running_mitmweb(tmp_path, "--set", f"balancer_agents={agents}") as (proxy, web):
+    with running_mitmweb(tmp_path, "--set", f"balancer_agents={agents}", by_script=True) as (proxy, web):
         proxy.wait_online("one", "two")
         answer = proxy.http.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})
         [flow] = web.flows("/api/generate")
@@ -44,7 +44,7 @@ def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: P
         hosts_before = [host.in_flight for host in hosts.all]
 
         async def ask_and_edit() -> httpx.Response:
-            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
+            async with httpx.AsyncClient(trust_env=False, verify=False, timeout=PATIENCE) as asker:
                 task = asyncio.create_task(
                     asker.post(proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
                 )
@@ -92,7 +92,8 @@ def test_a_reload_of_the_script_drops_nothing(tmp_path: Path, hosts: Hosts) -> N
 def test_a_saved_prompt_is_replayed_through_the_fleet(tmp_path: Path, hosts: Hosts) -> None:
     saved, replayed = tmp_path / "saved", tmp_path / "replayed"
     old = hosts.start("old")
-    with running_proxy(tmp_path, "--set", f"balancer_agents=old={old.url}", "-w", str(saved)) as proxy:
+    agents = ("--set", f"balancer_agents=old={old.url}")
+    with running_proxy(tmp_path, *agents, "-w", str(saved), by_script=True) as proxy:
         proxy.wait_online("old")
         assert proxy.generate(prompt="once more").status_code == 200
     hosts.kill(old)

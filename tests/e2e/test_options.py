@@ -39,9 +39,8 @@ def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_pa
     ],
 )
 def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setting: str, says: str) -> None:
-    refused = refused_start(tmp_path, "--set", setting)
-    output = refused.stdout + refused.stderr
-    assert refused.returncode != 0
+    status, output = refused_start(tmp_path, "--set", setting)
+    assert status != 0
     assert setting.partition("=")[0] in output
     assert says in output
     assert "Traceback" not in output
@@ -49,10 +48,10 @@ def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setti
 
 
 def test_an_unknown_mode_in_the_environment_is_refused(tmp_path: Path) -> None:
-    refused = refused_start(tmp_path, env={"LOAD_BALANCER_MODE": "fastest"})
-    assert refused.returncode != 0
-    assert "$LOAD_BALANCER_MODE" in refused.stdout + refused.stderr
-    assert "roundrobin, metrics, least_requests" in refused.stdout + refused.stderr
+    status, output = refused_start(tmp_path, env={"LOAD_BALANCER_MODE": "fastest"}, by_script=True)
+    assert status != 0
+    assert "$LOAD_BALANCER_MODE" in output
+    assert "roundrobin, metrics, least_requests" in output
 
 
 def test_it_starts_from_any_directory_with_no_agent_and_says_what_to_do_next(tmp_path: Path) -> None:
@@ -79,9 +78,8 @@ def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_pa
 
 def test_a_token_file_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "ollama-balancer-token").mkdir()
-    refused = refused_start(tmp_path)
-    output = refused.stdout + refused.stderr
-    assert refused.returncode != 0
+    status, output = refused_start(tmp_path, by_script=True)
+    assert status != 0
     assert "ollama-balancer-token" in output
     assert "$OLLAMA_BALANCER_TOKEN" in output
     assert "Traceback" not in output

@@ -20,7 +20,7 @@ def two_hosts(hosts: Hosts) -> list[str]:
 def test_an_explicit_proxy_client_reaches_the_fleet_whatever_host_it_names(tmp_path: Path, hosts: Hosts) -> None:
     with running_proxy(tmp_path, *two_hosts(hosts)) as proxy:
         proxy.wait_online("one", "two")
-        with httpx.Client(proxy=proxy.url, trust_env=False, timeout=30) as client:
+        with httpx.Client(proxy=proxy.url, trust_env=False, verify=False, timeout=30) as client:
             response = client.post("http://ollama.test:11434/api/generate", json={"model": "qwen3", "prompt": "x"})
             assert response.status_code == 200
             assert response.headers["X-Balancer-Agent"] in ("one", "two")
@@ -48,7 +48,7 @@ def test_it_is_no_open_proxy(tmp_path: Path, hosts: Hosts) -> None:
         secret.setblocking(False)
         target = f"127.0.0.1:{secret.getsockname()[1]}"
         assert b" 403 " in connect(proxy, target).split(b"\r\n")[0]
-        with httpx.Client(proxy=proxy.url, trust_env=False, timeout=30) as client:
+        with httpx.Client(proxy=proxy.url, trust_env=False, verify=False, timeout=30) as client:
             for path in ("/", "/api/generate", "/secret", "/api/version"):
                 response = client.request("GET", f"http://{target}{path}")
                 assert response.status_code in (200, 404, 405)

@@ -45,9 +45,12 @@ class Stream(threading.Thread):
 
 
 @contextmanager
-def streaming(tmp_path: Path, hosts: Hosts, timing: Timing, *arguments: str) -> Iterator[tuple[Proxy, Stream]]:
+def streaming(
+    tmp_path: Path, hosts: Hosts, timing: Timing, *arguments: str, by_script: bool = False
+) -> Iterator[tuple[Proxy, Stream]]:
     host = hosts.start("one", timing=timing)
-    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", *arguments) as proxy:
+    agents = ("--set", f"balancer_agents=one={host.url}")
+    with running_proxy(tmp_path, *agents, *arguments, by_script=by_script) as proxy:
         proxy.wait_online("one")
         yield proxy, Stream(proxy)
 
@@ -56,7 +59,7 @@ def streaming(tmp_path: Path, hosts: Hosts, timing: Timing, *arguments: str) -> 
 def test_a_running_stream_is_finished_and_nothing_new_is_taken(
     tmp_path: Path, hosts: Hosts, number: signal.Signals
 ) -> None:
-    with streaming(tmp_path, hosts, SLOW) as (proxy, stream):
+    with streaming(tmp_path, hosts, SLOW, by_script=True) as (proxy, stream):
         proxy.process.send_signal(number)
         wait_until(lambda: proxy.http.get("/health").status_code == 503, "it says that it is ending")
         refused = proxy.generate()

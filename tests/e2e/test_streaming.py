@@ -170,7 +170,7 @@ def test_a_client_that_leaves_cancels_its_request_on_the_agent(tmp_path: Path, h
         proxy.wait_online("slow")
         for leave_before_first_byte in (False, True):
             host.faults.hang = leave_before_first_byte
-            with httpx.Client(trust_env=False) as client:
+            with httpx.Client(trust_env=False, verify=False) as client:
                 request = client.build_request(
                     "POST", proxy.url + "/api/generate", json={"model": "llama3.2", "prompt": "x"}, timeout=0.5
                 )

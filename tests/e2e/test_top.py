@@ -31,6 +31,8 @@ def test_it_shows_what_goes_on_until_it_is_interrupted(tmp_path: Path, hosts: Ho
             stdout=theirs,
             stderr=theirs,
             env=environment(TERM="xterm", COLUMNS="150", LINES="30"),
+            # In the background of a shell the tests ignore Ctrl-C, and would have the program do so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
         seen = ""

@@ -140,7 +140,7 @@ def test_pipelined_requests_are_answered_in_order_on_one_connection(scene: Scene
 
 
 def test_a_kept_connection_is_used_again_after_a_stream_and_an_error(scene: Scene) -> None:
-    with httpx.Client(base_url=scene.proxy.url, trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=scene.proxy.url, trust_env=False, verify=False, timeout=PATIENCE) as client:
         for stream in (True, False, True):
             assert client.post("/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": stream}).is_success
             assert client.post("/api/generate", json={"model": "nope"}).status_code == 404
@@ -260,7 +260,9 @@ def test_origins_that_are_allowed_by_option_may_call(scene: Scene) -> None:
 
 
 def test_redirects_lead_where_they_say(scene: Scene) -> None:
-    with httpx.Client(base_url=scene.proxy.url, trust_env=False, timeout=PATIENCE, follow_redirects=True) as client:
+    with httpx.Client(
+        base_url=scene.proxy.url, trust_env=False, verify=False, timeout=PATIENCE, follow_redirects=True
+    ) as client:
         assert client.get("/api/tags/").json()["models"]
         assert client.get(scene.proxy.url + "//api/version").json()["version"]
         posted = client.post("/api/generate/", json={"model": "llama3.2", "prompt": "x", "stream": False})

@@ -28,6 +28,7 @@ class Web:
             headers={"Authorization": f"Bearer {PASSWORD}", "X-XSRFToken": XSRF},
             cookies={"_mitmproxy_xsrf": XSRF},
             trust_env=False,
+            verify=False,
             timeout=PATIENCE,
             follow_redirects=True,
         )
@@ -68,12 +69,16 @@ class Web:
 
 @contextmanager
 def running_mitmweb(
-    confdir: Path, *arguments: str, token: str | None = TOKEN, env: dict[str, str] | None = None
+    confdir: Path,
+    *arguments: str,
+    token: str | None = TOKEN,
+    env: dict[str, str] | None = None,
+    by_script: bool = False,
 ) -> Iterator[tuple[Proxy, Web]]:
     port = free_port()
     own = ["--no-web-open-browser", "--web-port", str(port), "--set", "web_host=127.0.0.1"]
     own += ["--set", f"web_password={PASSWORD}"]
-    with running_proxy(confdir, *own, *arguments, token=token, env=env, tool="mitmweb") as proxy:
+    with running_proxy(confdir, *own, *arguments, token=token, env=env, tool="mitmweb", by_script=by_script) as proxy:
         web = Web(port)
         try:
             yield proxy, web
