@@ -123,6 +123,7 @@ class Balancer:
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
+        self.router.dispatcher.explains = self._watched
         self.tally = self.router.tally
         self.recent = Recent(self.registry.clock)
         self.history = History()
@@ -499,8 +500,7 @@ class Balancer:
         for flow_id, exchange in list(self.router.exchanges.items()):
             if exchange.client_id == client.id:
                 if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
-                    annotate(exchange.flow, exchange)
-                    self.flows.changed(exchange.flow)
+                    self._show(exchange.flow, exchange)
                 del self.router.exchanges[flow_id]
                 self._count(exchange)
         for flow_id, caller in list(self.router.callers.items()):
@@ -609,10 +609,17 @@ class Balancer:
         self.recent.add(over, decision_of(exchange, over))
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
-        """Write down how it stands where somebody may look before the end, and have that seen."""
-        if self.lean is None or self.lean.watched:
+        """Write down how it stands, and have that seen."""
+        self._annotate(flow, exchange)
+        self.flows.changed(flow)
+
+    def _annotate(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        if self._watched():
             annotate(flow, exchange)
-            self.flows.changed(flow)
+
+    def _watched(self) -> bool:
+        """Whether somebody may look at flows."""
+        return self.lean is None or self.lean.watched
 
     async def _start_up(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -732,7 +739,7 @@ class Balancer:
                     watcher.feed(response.raw_content or b"")
                 self._judge(exchange, watcher, response)
             exchange.end(Outcome.FAILED, "the balancer failed to route it")
-            annotate(flow, exchange)
+            self._annotate(flow, exchange)
             self._count(exchange)
         self.flows.finished(flow)
 
@@ -752,7 +759,7 @@ class Balancer:
         exchange.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
         if exchange.watcher is not None and flow.response is not None:
             flow.response.raw_content = _stored(exchange.watcher)
-        annotate(flow, exchange)
+        self._annotate(flow, exchange)
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent died in the middle of its answer."""

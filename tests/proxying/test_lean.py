@@ -198,6 +198,11 @@ def test_flows_are_watched_where_a_person_or_an_unknown_addon_may_look(tmp_path:
         assert scene.lean.watched
         scene.options.update(save_stream_file=None)
         assert not scene.lean.watched
+        scene.options.update(flow_detail=2)
+        assert not scene.lean.watched
+        scene.options.update(dumper_filter="~comment slow")
+        assert scene.lean.watched
+        scene.options.update(dumper_filter=None)
         stranger: Any = ModuleType("stranger")
         scene.manager.add(stranger)
         assert scene.lean.watched

@@ -90,6 +90,8 @@ class Dispatcher:
         self.line = WaitingLine(registry.clock)
         self.matcher = Matcher(registry, self.line)
         self.merged = MergedFleet(registry)
+        self.explains: Callable[[], bool] = lambda: True
+        """Whether somebody may want to see what else could have been chosen."""
 
     def begin(
         self, exchange: Exchange, method: str, target: str, body: bytes | None, content_type: str = ""
@@ -212,7 +214,7 @@ class Dispatcher:
             place = Place(demand.model, tried=frozenset(tried))
             return Wait(place) if registry.could_serve(demand.model, tried) else None
         exchange.why = self._why(exchange, choice.agent)
-        if not choice.options:
+        if not choice.options and self.explains():
             exchange.candidates = self._candidates(choice.agent, demand.model)
         exchange.take(registry.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)

@@ -39,8 +39,8 @@ IDLE: dict[type, Callable[[Any], bool]] = {
 }
 """When the hooks of an addon do nothing: it takes all that it does from these options."""
 
-_WATCHERS = (view.View, intercept.Intercept, addons.save.Save)
-"""Who shows, holds or saves flows that still run."""
+_WATCHERS = (IDLE.keys() - {dumper.Dumper}) | {view.View, intercept.Intercept}
+"""Who shows, saves, holds or filters flows by what is written down of them. The dumper prints nothing of that."""
 
 Hooked = tuple[Callable[..., Any], ...]
 
@@ -94,12 +94,16 @@ class LeanHooks:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody may look at a flow before its end: a person, or an addon that is not known."""
+        """Whether somebody may look at flows: a person, a file, or an addon that is not known."""
         if self._watched is None:
-            self._watched = not self.on or any(
-                type(addon) in _WATCHERS or not self._is_known(addon)
-                for addon in addonmanager.traverse(self._manager.chain)
-                if not self._is_idle(addon)
+            self._watched = (
+                not self.on
+                or ("dumper_filter" in self._options and bool(self._options.dumper_filter))
+                or any(
+                    type(addon) in _WATCHERS or not self._is_known(addon)
+                    for addon in addonmanager.traverse(self._manager.chain)
+                    if not self._is_idle(addon)
+                )
             )
         return self._watched
 
