@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import selectors
 import socket
@@ -29,6 +30,9 @@ MODEL = "bench:latest"
 WARM_UP_REQUESTS = 10
 """First requests of each connection that are not counted: connecting is not what is measured."""
 
+KEY = "BENCH_KEY"
+"""Environment variable with the key that goes with each request, for a proxy that wants one."""
+
 _SENT_AT = re.compile(rb'"t=(\d+)')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -40,7 +44,7 @@ class Api:
     path: str
     last: bytes
 
-    def chat(self, port: int, chunks: int | None = None, rate: float = 50.0) -> bytes:
+    def chat(self, port: int, chunks: int | None = None, rate: float = 50.0, key: str | None = None) -> bytes:
         """A request for a streamed answer of so many chunks, or for one that is not streamed."""
         fields: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
         fields["stream"] = chunks is not None
@@ -50,6 +54,8 @@ class Api:
             fields["max_tokens"] = chunks
         body = json.dumps(fields)
         head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        if key is not None:
+            head += f"Authorization: Bearer {key}\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
@@ -173,9 +179,9 @@ class Steady:
     cpu: list[float] = field(default_factory=list)
 
 
-async def requests(port: int, api: Api, concurrency: int, seconds: float) -> dict[str, Any]:
+async def requests(port: int, api: Api, key: str | None, concurrency: int, seconds: float) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    request = api.chat(port)
+    request = api.chat(port, key=key)
     clients: list[Requester] = []
     for _ in range(concurrency):
         _, client = await loop.create_connection(lambda: Requester(request, api.last, seconds), "127.0.0.1", port)
@@ -267,10 +273,10 @@ class Streams:
             steady.cpu = [after - before for before, after in zip(steady.cpu, cpu, strict=True)]
 
 
-def streams(options: argparse.Namespace) -> dict[str, Any]:
+def streams(options: argparse.Namespace, key: str | None) -> dict[str, Any]:
     count, seconds, rate = options.number, options.seconds, options.rate
     api, chunks = APIS[options.api], round(seconds * rate)
-    load = Streams(options.port, api.chat(options.port, chunks, rate), api.last, options.cpu_of)
+    load = Streams(options.port, api.chat(options.port, chunks, rate, key), api.last, options.cpu_of)
     load.run(count, options.ramp, seconds, options.patience)
     now = time.monotonic_ns()
     delays = [delay for stream in load.streams for delay in stream.delays]
@@ -303,10 +309,11 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=60.0, help="seconds that streams may be late by")
     parser.add_argument("--cpu-of", type=int, nargs="*", default=[], help="processes whose CPU time is taken down")
     options = parser.parse_args()
+    key = os.environ.get(KEY)
     if options.kind == "requests":
-        result = asyncio.run(requests(options.port, APIS[options.api], options.number, options.seconds))
+        result = asyncio.run(requests(options.port, APIS[options.api], key, options.number, options.seconds))
     else:
-        result = streams(options)
+        result = streams(options, key)
     print(json.dumps(result))
 
 
