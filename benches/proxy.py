@@ -136,8 +136,8 @@ class Figures:
     """CPU time of the proxy, microseconds a request or chunk; nothing for the direct side."""
     own_us: list[float] = field(default_factory=list)
     """What the balancer says that it spent itself, microseconds a request."""
-    steady_us: list[float] = field(default_factory=list)
-    """CPU time of the proxy, microseconds a chunk, while all streams ran."""
+    steady_us: list[float | None] = field(default_factory=list)
+    """CPU time of the proxy, microseconds a chunk, while all streams ran; None in a round in which they never did."""
     kept_up: list[float] = field(default_factory=list)
     """Percent of the chunks due while all streams ran that came then."""
     upstream: list[float] = field(default_factory=list)
@@ -359,6 +359,8 @@ def note(figures: Figures, load: Load, result: dict[str, Any], used: float | Non
         figures.client.append(100 * load_itself / steady["seconds"])
         if proxy:
             figures.steady_us.append(sum(proxy) / steady["chunks"] * 1e6)
+    elif load.kind == "streams" and used is not None:
+        figures.steady_us.append(None)
 
 
 @dataclass(frozen=True)
@@ -428,11 +430,16 @@ def time_of(values: list[float], digits: int) -> str:
     return spread(values, digits)
 
 
-def over(values: list[float], base: list[float], factor: float = 1.0) -> list[float]:
-    """Each round's figure as a share of the same round's other one; nothing where a round lacks one of them."""
+def known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def over(values: Sequence[float | None], base: Sequence[float | None], factor: float = 1.0) -> list[float]:
+    """Each round's figure as a share of the same round's other one, of the rounds that have both."""
     if len(values) != len(base):
         return []
-    return [factor * value / other for value, other in zip(values, base, strict=True)]
+    pairs = zip(values, base, strict=True)
+    return [factor * value / other for value, other in pairs if value is not None and other is not None]
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -472,7 +479,7 @@ def streams_table(results: dict[Load, dict[str, Figures]]) -> str:
                     time_of(figures.p50_ms, 2),
                     time_of(figures.p99_ms, 2),
                     f"{spread(figures.kept_up, 0)}{', cut' if figures.cut else ''}",
-                    spread(figures.steady_us, 1),
+                    spread(known(figures.steady_us), 1),
                     spread(figures.cpu_us, 0),
                 ]
             )

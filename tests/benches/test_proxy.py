@@ -103,7 +103,8 @@ def test_a_round_s_figures_are_taken_from_what_the_client_tells() -> None:
 def test_without_a_time_in_which_all_streams_run_there_is_no_figure_of_it() -> None:
     figures = Figures()
     proxy.note(figures, STREAMS, {"sent": 2, "ms": [1.0, 2.0], "errors": 0, "cut": 0, "steady": None}, 2.0)
-    assert (figures.kept_up, figures.steady_us) == ([], [])
+    assert figures.kept_up == []
+    assert figures.steady_us == [None]
 
 
 def test_the_balancers_own_time_is_read_from_its_metrics() -> None:
@@ -113,6 +114,7 @@ def test_the_balancers_own_time_is_read_from_its_metrics() -> None:
 
 def test_shares_are_of_the_same_round() -> None:
     assert proxy.over([1.0, 4.0], [2.0, 2.0]) == [0.5, 2.0]
+    assert proxy.over([1.0, None, 4.0], [None, 2.0, 2.0]) == [2.0]
     assert proxy.over([1.0], [2.0, 2.0]) == []
 
 
