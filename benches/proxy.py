@@ -1,8 +1,8 @@
-"""What the balancer adds to a request and to a chunk: `python -m benches.proxy [--quick] [--streams] [--json FILE]`.
+"""What a proxy adds to a request and to a chunk: `python -m benches.proxy [--quick] [--streams] [--json FILE]`.
 
-The same load goes to the upstream directly, through mitmdump as a plain reverse proxy, and through the balancer with
-one agent and with four; streams also with one agent and without the relay. The sides take turns in every round. All of
-it runs on 127.0.0.1, each in its own process.
+The same load goes to the upstream directly, through mitmdump as a plain reverse proxy, through the balancer with one
+agent, with four and without its shortcuts, and through nginx and LiteLLM where they are installed. The sides take turns
+in every round. All of it runs on 127.0.0.1, each in its own process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import argparse
 import json
 import os
 import platform
+import re
+import resource
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +34,8 @@ from typing import Any
 
 import psutil
 
+from . import client, nginx
+
 HERE = Path(__file__).resolve().parent
 ADDON = HERE.parent / "addon" / "balancer.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
@@ -40,6 +45,23 @@ CHUNKS_PER_SECOND = 50
 START_SECONDS = 30.0
 
 DIRECT, BARE = "direct", "mitmdump"
+ONE, FOUR, PLAIN = "balancer, 1 agent", "balancer, 4 agents", "balancer, 1 agent, no relay, not lean"
+NGINX, LITELLM = "nginx", "LiteLLM"
+
+PATIENCE_SECONDS = 3.0
+"""How late the streams of a load may be before they are cut."""
+
+STREAMS_BEGUN_PER_SECOND = 200
+LONGEST_RAMP = 2.0
+"""Seconds. Beginning a stream costs as much as many chunks do, and people do not come all at once."""
+
+OPEN_FILES = 8192
+
+SETTLE_SECONDS = 10.0
+
+LITELLM_START_SECONDS = 120.0
+LITELLM_STREAMS = 100
+"""It has long fallen behind with as many."""
 
 NO_INHERITANCE = ("LOAD_BALANCER_MODE", "OLLAMA_BALANCER_TOKEN", "OLLAMA_HOST")
 
@@ -58,22 +80,48 @@ class Load:
             return f"{self.number} connection{'s' if self.number > 1 else ''}"
         return f"{self.number} streams"
 
+    @property
+    def ramp(self) -> float:
+        """Within how many seconds the streams begin."""
+        return min(max(0.5, self.number / STREAMS_BEGUN_PER_SECOND), LONGEST_RAMP)
+
+    def length(self, scale: float) -> float:
+        """Its seconds in a run of that scale: streams have to be longer than it takes to begin all of them."""
+        return self.seconds * scale if self.kind == "requests" else max(self.seconds * scale, self.ramp + 1)
+
 
 LOADS = (
-    Load("requests", 1, 3.0),
-    Load("requests", 16, 4.0),
-    Load("streams", 50, 3.0),
-    Load("streams", 200, 4.0),
+    Load("requests", 1, 1.5),
+    Load("requests", 16, 2.0),
+    Load("streams", 50, 2.5),
+    Load("streams", 100, 2.5),
+    Load("streams", 200, 3.0),
+    Load("streams", 400, 3.5),
+    Load("streams", 800, 3.5),
 )
+QUICK = frozenset({1, 16, 50, 400})
+"""The loads of a quick run, by their numbers."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the load goes to. `process` is the mitmdump that is between, if there is one."""
+    """What the load goes to. `process` is the proxy that is between, if there is one."""
 
     name: str
     port: int
     process: psutil.Process | None
+    api: str = "ollama"
+    key: str | None = None
+    most_streams: int | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        if self.process is None:
+            return []
+        return [self.process.pid, *(child.pid for child in self.process.children(recursive=True))]
+
+    def takes(self, load: Load) -> bool:
+        return load.kind == "requests" or self.most_streams is None or load.number <= self.most_streams
 
 
 @dataclass
@@ -85,7 +133,18 @@ class Figures:
     rate: list[float] = field(default_factory=list)
     """Requests per second; nothing for streams."""
     cpu_us: list[float] = field(default_factory=list)
-    """CPU time of mitmdump, microseconds a request or chunk; nothing for the direct side."""
+    """CPU time of the proxy, microseconds a request or chunk; nothing for the direct side."""
+    own_us: list[float] = field(default_factory=list)
+    """What the balancer says that it spent itself, microseconds a request."""
+    steady_us: list[float | None] = field(default_factory=list)
+    """CPU time of the proxy, microseconds a chunk, while all streams ran; None in a round in which they never did."""
+    kept_up: list[float] = field(default_factory=list)
+    """Percent of the chunks due while all streams ran that came then."""
+    upstream: list[float] = field(default_factory=list)
+    client: list[float] = field(default_factory=list)
+    """What these two took meanwhile, percent of a core."""
+    cut: int = 0
+    """Rounds in which streams were cut, because they were too late."""
     errors: int = 0
 
 
@@ -120,6 +179,11 @@ def started(command: list[str], log: Path, **environment: str) -> Iterator[subpr
 
 def call(port: int, path: str, body: object = None, token: str | None = None) -> int:
     """The status of an HTTP request to 127.0.0.1; 0 while nobody answers."""
+    return fetch(port, path, body, token)[0]
+
+
+def fetch(port: int, path: str, body: object = None, token: str | None = None) -> tuple[int, str]:
+    """The status and the text of the answer."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     if body is not None:
         request.data = json.dumps(body).encode()
@@ -129,15 +193,17 @@ def call(port: int, path: str, body: object = None, token: str | None = None) ->
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as response:
-            return int(response.status)
+            return int(response.status), response.read().decode()
     except urllib.error.HTTPError as e:
-        return e.code
+        return e.code, ""
     except OSError:
-        return 0
+        return 0, ""
 
 
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until(
+    ready: Callable[[], bool], process: subprocess.Popen[str], log: Path, seconds: float = START_SECONDS
+) -> None:
+    deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"{process.args!r} did not start:\n{log.read_text()}")
@@ -163,54 +229,119 @@ def start_mitmdump(
     return Side(name, port, psutil.Process(process.pid))
 
 
-def start_balancer(stack: ExitStack, folder: Path, upstream_ports: list[int], *, relay: bool = True) -> Side:
-    count = len(upstream_ports)
-    names = [f"agent-{number}" for number in range(count)]
-    agents = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in zip(names, upstream_ports, strict=True))
+def start_balancer(
+    stack: ExitStack, folder: Path, name: str, upstream_ports: list[int], *, shortcuts: bool = True
+) -> Side:
+    names = [f"agent-{number}" for number in range(len(upstream_ports))]
+    agents = ",".join(f"{agent}=http://127.0.0.1:{port}" for agent, port in zip(names, upstream_ports, strict=True))
     token = secrets.token_urlsafe(24)
     side = start_mitmdump(
         stack,
         folder,
-        f"balancer, {count} agent{'s' if count > 1 else ''}{'' if relay else ', no relay'}",
+        name,
         *("-s", str(ADDON), "--set", f"balancer_agents={agents}"),
         *("--set", "balancer_mode=metrics", "--set", "balancer_stale_after=86400"),
-        *("--set", f"balancer_relay={str(relay).lower()}"),
+        # Else the balancer finds out how many requests an agent runs at once, and has the others wait meanwhile.
+        *("--set", "balancer_slots=5000"),
+        *("--set", f"balancer_relay={str(shortcuts).lower()}", "--set", f"balancer_lean={str(shortcuts).lower()}"),
         token=token,
     )
     # With fresh metrics, or the choice would be nothing but taking turns.
     now = datetime.now(UTC).isoformat()
-    for number, name in enumerate(names):
+    for number, agent in enumerate(names):
         report = {"cpu_usage": 10.0 + number, "memory_usage": 40.0, "active_requests": 0, "timestamp": now}
-        status = call(side.port, f"/api/agents/{name}/metrics", report, token)
+        status = call(side.port, f"/api/agents/{agent}/metrics", report, token)
         if status != 204:
             raise SystemExit(f"the balancer answered a report with {status}")
     return side
 
 
+def start_nginx(stack: ExitStack, folder: Path, program: str, upstream_ports: list[int]) -> Side:
+    port, place = free_port(), folder / "nginx"
+    place.mkdir()
+    file, log = place / "nginx.conf", place / "log"
+    file.write_text(nginx.configuration(port, place, upstream_ports, keepalive=True))
+    process = stack.enter_context(started(nginx.command(program, place, file), log))
+    wait_until(lambda: call(port, "/api/version") == 200, process, log)
+    return Side(NGINX, port, psutil.Process(process.pid))
+
+
+def start_litellm(stack: ExitStack, folder: Path, program: str, upstream_ports: list[int]) -> Side:
+    """Its configuration is JSON, which is YAML as well."""
+    port, place, key = free_port(), folder / "litellm", f"sk-{secrets.token_urlsafe(32)}"
+    place.mkdir()
+    file, logging, log = place / "config.yaml", place / "logging.json", place / "log"
+    hosts = [
+        {"model": "ollama_chat/bench:latest", "api_base": f"http://127.0.0.1:{upstream}"} for upstream in upstream_ports
+    ]
+    models = [{"model_name": "bench:latest", "litellm_params": host} for host in hosts]
+    file.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))
+    quiet = {"version": 1, "disable_existing_loggers": False, "loggers": {"uvicorn.access": {"level": "WARNING"}}}
+    logging.write_text(json.dumps(quiet))
+    command = [program, "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    command += ["--log_config", str(logging)]
+    # Without the latter it looks up prices of models on the internet.
+    environment = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    process = stack.enter_context(started(command, log, **environment))
+    wait_until(lambda: call(port, "/health/liveliness") == 200, process, log, LITELLM_START_SECONDS)
+    return Side(LITELLM, port, psutil.Process(process.pid), "openai", key, LITELLM_STREAMS)
+
+
 def check(side: Side) -> None:
     """A non-streamed chat is answered, whoever is between."""
-    body = {"model": "bench:latest", "messages": [], "stream": False}
-    status = call(side.port, "/api/chat", body)
+    body = {"model": "bench:latest", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+    path = "/api/chat" if side.api == "ollama" else "/v1/chat/completions"
+    status = call(side.port, path, body, side.key)
     if status != 200:
         raise SystemExit(f"{side.name} answered a chat with {status}")
 
 
 def cpu_seconds(side: Side) -> float:
-    if side.process is None:
-        return 0.0
-    times = side.process.cpu_times()
-    return float(times.user + times.system)
+    return client.cpu_seconds(side.pids)
 
 
-def run_load(side: Side, load: Load, seconds: float, figures: Figures) -> None:
+def own_seconds(exposition: str) -> float | None:
+    """What the balancer spent on requests so far, from its page for Prometheus."""
+    found = re.search(r"^ollama_balancer_own_seconds_total (\S+)", exposition, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def settle(side: Side) -> None:
+    """Wait until what was cut no longer keeps anybody busy."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        before = cpu_seconds(side)
+        time.sleep(0.2)
+        if cpu_seconds(side) - before < 0.02:
+            return
+
+
+def run_load(side: Side, load: Load, seconds: float, upstream: int, figures: Figures) -> None:
     command = [sys.executable, str(HERE / "client.py"), str(side.port), load.kind, str(load.number), str(seconds)]
+    command += ["--api", side.api]
+    limit = seconds + 120
     if load.kind == "streams":
-        command.append(str(CHUNKS_PER_SECOND))
+        command += ["--rate", str(CHUNKS_PER_SECOND), "--ramp", str(load.ramp), "--patience", str(PATIENCE_SECONDS)]
+        command += ["--cpu-of", *map(str, [upstream, *side.pids])]
+    environment = os.environ | ({client.KEY: side.key} if side.key else {})
+    balancer = side.name.startswith("balancer") and load.kind == "requests"
+    own_before = own_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
     before = cpu_seconds(side)
-    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=seconds + 120, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=True, env=environment)
     used = cpu_seconds(side) - before
+    own_after = own_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
     result = json.loads(done.stdout)
+    note(figures, load, result, used if side.process is not None else None)
+    if own_before is not None and own_after is not None:
+        figures.own_us.append((own_after - own_before) / result["sent"] * 1e6)
+    if result.get("cut"):
+        settle(side)
+
+
+def note(figures: Figures, load: Load, result: dict[str, Any], used: float | None) -> None:
+    """Add a round's figures; `used` are the CPU seconds of the proxy."""
     figures.errors += result["errors"]
+    figures.cut += bool(result.get("cut"))
     if len(result["ms"]) < 2:
         return
     percentiles = quantiles(result["ms"], n=100, method="inclusive")
@@ -218,11 +349,31 @@ def run_load(side: Side, load: Load, seconds: float, figures: Figures) -> None:
     figures.p99_ms.append(percentiles[98])
     if load.kind == "requests":
         figures.rate.append(result["rate"])
-    if side.process is not None:
+    if used is not None:
         figures.cpu_us.append(used / result["sent"] * 1e6)
+    steady = result.get("steady")
+    if steady and steady["chunks"]:
+        upstream, *proxy, load_itself = steady["cpu"]
+        figures.kept_up.append(100 * steady["chunks"] / (steady["seconds"] * load.number * CHUNKS_PER_SECOND))
+        figures.upstream.append(100 * upstream / steady["seconds"])
+        figures.client.append(100 * load_itself / steady["seconds"])
+        if proxy:
+            figures.steady_us.append(sum(proxy) / steady["chunks"] * 1e6)
+    elif load.kind == "streams" and used is not None:
+        figures.steady_us.append(None)
 
 
-def measure(folder: Path, rounds: int, scale: float, loads: Sequence[Load] = LOADS) -> dict[Load, dict[str, Figures]]:
+@dataclass(frozen=True)
+class Others:
+    """Other proxies' programs, where there are any."""
+
+    nginx: str | None
+    litellm: str | None
+
+
+def measure(
+    folder: Path, rounds: int, scale: float, loads: Sequence[Load], others: Others
+) -> dict[Load, dict[str, Figures]]:
     with ExitStack() as stack:
         log = folder / "upstream.log"
         command = [sys.executable, str(HERE / "upstream.py"), str(UPSTREAM_HOSTS)]
@@ -236,21 +387,24 @@ def measure(folder: Path, rounds: int, scale: float, loads: Sequence[Load] = LOA
         sides = [
             Side(DIRECT, ports[0], None),
             start_mitmdump(stack, folder, BARE, *bare, token=""),
-            start_balancer(stack, folder, ports[:1]),
-            start_balancer(stack, folder, ports),
-            start_balancer(stack, folder, ports[:1], relay=False),
+            start_balancer(stack, folder, ONE, ports[:1]),
+            start_balancer(stack, folder, FOUR, ports),
+            start_balancer(stack, folder, PLAIN, ports[:1], shortcuts=False),
         ]
+        if others.nginx is not None:
+            sides.append(start_nginx(stack, folder, others.nginx, ports))
+        if others.litellm is not None:
+            sides.append(start_litellm(stack, folder, others.litellm, ports))
         for side in sides:
             check(side)
-        results = {load: {side.name: Figures() for side in sides} for load in loads}
+        results = {load: {side.name: Figures() for side in sides if side.takes(load)} for load in loads}
         for number in range(rounds):
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             for load in loads:
-                # Of requests that don't stream nothing is relayed.
-                those = sides if load.kind == "streams" else sides[:-1]
+                print(f"round {number + 1} of {rounds}: {load.name}", file=sys.stderr, flush=True)
+                those = [side for side in sides if side.takes(load)]
                 for at in range(len(those)):
                     side = those[(at + number) % len(those)]
-                    run_load(side, load, load.seconds * scale, results[load][side.name])
+                    run_load(side, load, load.length(scale), upstream.pid, results[load][side.name])
         return results
 
 
@@ -269,28 +423,140 @@ def added(values: list[float], direct: list[float]) -> str:
     return spread([value - base for value, base in zip(values, direct, strict=True)], 2)
 
 
-def table(results: dict[Load, dict[str, Figures]], kind: str) -> str:
-    what = "latency" if kind == "requests" else "delay"
-    head = ["load", "side", f"{what} p50, ms", f"{what} p99, ms", "added p50, ms", "added p99, ms"]
-    head += ["requests/s", "CPU, us a request"] if kind == "requests" else ["CPU, us a chunk"]
-    lines = [head, ["---"] * len(head)]
+def time_of(values: list[float], digits: int) -> str:
+    """The same of milliseconds, in seconds where they are many."""
+    if values and median(values) >= 1000:
+        return f"{spread([value / 1000 for value in values], 1)} s"
+    return spread(values, digits)
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def over(values: Sequence[float | None], base: Sequence[float | None], factor: float = 1.0) -> list[float]:
+    """Each round's figure as a share of the same round's other one, of the rounds that have both."""
+    if len(values) != len(base):
+        return []
+    pairs = zip(values, base, strict=True)
+    return [factor * value / other for value, other in pairs if value is not None and other is not None]
+
+
+def markdown(lines: list[list[str]]) -> str:
+    head, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def requests_table(results: dict[Load, dict[str, Figures]]) -> str:
+    lines = [["load", "side", "latency p50, ms", "latency p99, ms", "added p50, ms", "added p99, ms", "requests/s"]]
+    lines[0] += ["CPU, us a request", "own, us", "own, % of mitmdump's CPU"]
     for load, sides in results.items():
-        if load.kind != kind:
+        if load.kind != "requests":
             continue
         direct = sides[DIRECT]
         for name, figures in sides.items():
-            if not figures.p50_ms:
-                continue
             row = [load.name, name, spread(figures.p50_ms, 2), spread(figures.p99_ms, 2)]
             if figures is direct:
                 row += ["–", "–"]
             else:
                 row += [added(figures.p50_ms, direct.p50_ms), added(figures.p99_ms, direct.p99_ms)]
-            if kind == "requests":
-                row.append(spread(figures.rate, 0))
-            row.append(spread(figures.cpu_us, 0))
+            row += [spread(figures.rate, 0), spread(figures.cpu_us, 0), spread(figures.own_us, 0)]
+            row.append(spread(over(figures.own_us, sides[BARE].cpu_us, 100), 1))
             lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
+
+
+def streams_table(results: dict[Load, dict[str, Figures]]) -> str:
+    lines = [["load", "side", "delay p50, ms", "delay p99, ms", "kept up, %", "CPU, us a chunk", "with set-up, us"]]
+    for load, sides in results.items():
+        if load.kind != "streams":
+            continue
+        for name, figures in sides.items():
+            lines.append(
+                [
+                    load.name,
+                    name,
+                    time_of(figures.p50_ms, 2),
+                    time_of(figures.p99_ms, 2),
+                    f"{spread(figures.kept_up, 0)}{', cut' if figures.cut else ''}",
+                    spread(known(figures.steady_us), 1),
+                    spread(figures.cpu_us, 0),
+                ]
+            )
+    return markdown(lines)
+
+
+def generator_table(results: dict[Load, dict[str, Figures]]) -> str:
+    """Whether the load itself was the limit: what its two processes took with nobody between."""
+    lines = [["direct", "kept up, %", "upstream, % of a core", "client, % of a core"]]
+    for load, sides in results.items():
+        if load.kind == "streams":
+            direct = sides[DIRECT]
+            lines.append(
+                [load.name, *(spread(values, 0) for values in (direct.kept_up, direct.upstream, direct.client))]
+            )
+    return markdown(lines)
+
+
+@dataclass(frozen=True)
+class Target:
+    text: str
+    kind: str
+    values: Callable[[Figures, Figures], list[float]]
+    """Of a balancer's figures and bare mitmdump's under the same load."""
+    met: Callable[[float], bool]
+    digits: int
+    numbers: frozenset[int] | None = None
+    """Of loads; None: all of the kind."""
+
+
+TARGETS = (
+    Target(
+        "requests/s: at least 1.5 times mitmdump's",
+        "requests",
+        lambda balancer, bare: over(balancer.rate, bare.rate),
+        lambda value: value >= 1.5,
+        2,
+    ),
+    Target(
+        "own time for a request: at most 10 % of mitmdump's CPU for one",
+        "requests",
+        lambda balancer, bare: over(balancer.own_us, bare.cpu_us, 100),
+        lambda value: value <= 10,
+        1,
+    ),
+    Target(
+        "CPU of a chunk while all streams run: at most a third (0.33) of mitmdump's",
+        "streams",
+        lambda balancer, bare: over(balancer.steady_us, bare.steady_us),
+        lambda value: value <= 1 / 3,
+        2,
+    ),
+    Target(
+        "p99 delay of a chunk: under 100 ms",
+        "streams",
+        lambda balancer, bare: balancer.p99_ms,
+        lambda value: value < 100,
+        1,
+        frozenset({400}),
+    ),
+)
+
+
+def targets_table(results: dict[Load, dict[str, Figures]]) -> str:
+    """By the median over the rounds; a target is met where it is with one agent and with four."""
+    lines = [["target", "load", "1 agent", "4 agents", "met"]]
+    for target in TARGETS:
+        for load, sides in results.items():
+            if load.kind != target.kind or (target.numbers is not None and load.number not in target.numbers):
+                continue
+            found = [target.values(sides[name], sides[BARE]) for name in (ONE, FOUR)]
+            if all(found):
+                verdict = "met" if all(target.met(median(values)) for values in found) else "not met"
+            else:
+                verdict = "not measured"
+            lines.append([target.text, load.name, *(spread(values, target.digits) for values in found), verdict])
+    return markdown(lines)
 
 
 def cpu_model() -> str:
@@ -310,14 +576,34 @@ def machine() -> str:
     )
 
 
+def other_versions(others: Others) -> list[str]:
+    said = [nginx.version(others.nginx) if others.nginx else "no nginx here: left out"]
+    if others.litellm is None:
+        said.append("no LiteLLM here: left out (pip install -e '.[bench]' brings it)")
+    else:
+        asked = subprocess.run([others.litellm, "--version"], capture_output=True, text=True, check=False)
+        found = re.search(r"\d+\.\d+\.\d+", asked.stdout)
+        said.append(f"LiteLLM {found[0] if found else 'of an unknown version'}")
+    return said
+
+
+def allow_open_files() -> None:
+    """Here and in what is started: each stream is two connections of a proxy."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.proxy", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two short rounds, about half a minute")
+    parser.add_argument("--quick", action="store_true", help="two short rounds of some loads, about two minutes")
     parser.add_argument("--streams", action="store_true", help="only the loads of streams")
-    parser.add_argument("--rounds", type=int, help="rounds over all sides (default 4, with --quick 2)")
+    parser.add_argument("--rounds", type=int, help="rounds over all sides (default 3, with --quick 2)")
+    parser.add_argument("--litellm", metavar="PATH", help="LiteLLM's program, where it is not beside Python's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round's figures there")
     arguments = parser.parse_args()
-    rounds = arguments.rounds or (2 if arguments.quick else 4)
+    rounds = arguments.rounds or (2 if arguments.quick else 3)
     if rounds < 1:
         parser.error("--rounds takes 1 or more")
 
@@ -326,18 +612,30 @@ def main() -> None:
 
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, stop)
+    allow_open_files()
+    beside = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    others = Others(nginx.installed("nginx"), shutil.which(arguments.litellm or "litellm", path=beside))
+    if arguments.litellm and others.litellm is None:
+        parser.error(f"--litellm: there is no program {arguments.litellm}")
     with tempfile.TemporaryDirectory(prefix="bench-proxy-") as folder:
         loads = [load for load in LOADS if load.kind == "streams" or not arguments.streams]
-        results = measure(Path(folder), rounds, 0.2 if arguments.quick else 1.0, loads)
+        if arguments.quick:
+            loads = [load for load in loads if load.number in QUICK]
+        results = measure(Path(folder), rounds, 0.4 if arguments.quick else 1.0, loads, others)
 
     given = [option for option in ("quick", "streams") if getattr(arguments, option)]
     command = " ".join(["python -m benches.proxy", *(f"--{option}" for option in given)])
-    print(f"{machine()}\n`{command}`: {rounds} rounds, median (lowest–highest round)\n")
+    print(f"{machine()}, {', '.join(other_versions(others))}")
+    print(f"`{command}`: {rounds} rounds, median (lowest–highest round)\n")
     if not arguments.streams:
-        print("A balanced request, not streamed, over kept-alive connections:\n")
-        print(table(results, "requests"), end="\n\n")
+        print("A request, not streamed, over kept-alive connections:\n")
+        print(requests_table(results), end="\n\n")
     print(f"A streamed chunk, {CHUNKS_PER_SECOND} a second in each stream:\n")
-    print(table(results, "streams"))
+    print(streams_table(results), end="\n\n")
+    print("The load itself:\n")
+    print(generator_table(results), end="\n\n")
+    print("Targets, as shares of mitmdump's figure in the same round where they are relative:\n")
+    print(targets_table(results))
     if arguments.json is not None:
         write_json(arguments.json, results)
     errors = {f"{load.name}, {name}": f.errors for load, sides in results.items() for name, f in sides.items()}

@@ -2,12 +2,14 @@
 
 Listens on that many free ports of 127.0.0.1, prints them as JSON, and ends when its standard input does. It knows
 GET /api/version, /api/tags and /api/ps, and POST /api/chat. A streamed answer has `options.num_predict` chunks, one
-each `options.interval_ms`; each carries its send time in `t` (nanoseconds of the system's monotonic clock).
+each `options.interval_ms` (20 where there is none); the text of each is its send time, `t=` and nanoseconds of the
+system's monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import sys
 import time
@@ -23,10 +25,10 @@ _ENTRY = {
     "digest": "0" * 64,
     "details": {"format": "gguf", "family": "bench", "parameter_size": "8B", "quantization_level": "Q4_K_M"},
 }
-_WORD = '{"model":"bench:latest","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":" word"},'
+_WORD = b'{"model":"bench:latest","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"%b"},'
 _DONE = b'"done":true,"done_reason":"stop","total_duration":1000000000,"eval_count":%d,"eval_duration":1000000000}\n'
-_CHUNK = _WORD.encode() + b'"done":false,"t":%d}\n'
-_LAST = _WORD.encode() + _DONE
+_CHUNK = (_WORD % b"t=%d ") + b'"done":false}\n'
+_LAST = (_WORD % b"") + _DONE
 
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 _HEAD = b"HTTP/1.1 %d %b\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
@@ -77,12 +79,50 @@ class Connection(asyncio.Protocol):
         raise NotImplementedError
 
 
-class HostConnection(Connection):
-    timer: asyncio.TimerHandle | None = None
+class Pace:
+    """Has each stream send when its next chunk is due. One timer serves all: one for each would cost as much again."""
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.due: list[tuple[float, int, HostConnection]] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self.number = 0
+
+    def add(self, connection: HostConnection) -> None:
+        due = connection.send_due(self.loop.time())
+        if due is None:
+            return
+        self.number += 1
+        heapq.heappush(self.due, (due, self.number, connection))
+        if self.timer is None or due < self.timer.when():
+            self._wake_for_next()
+
+    def _wake_for_next(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+        self.timer = self.loop.call_at(self.due[0][0], self._send) if self.due else None
+
+    def _send(self) -> None:
+        due, now = self.due, self.loop.time()
+        while due and due[0][0] <= now:
+            _, number, connection = due[0]
+            following = connection.send_due(now)
+            if following is None:
+                heapq.heappop(due)
+            else:
+                heapq.heapreplace(due, (following, number, connection))
+        self._wake_for_next()
+
+
+class HostConnection(Connection):
+    started: float
+    interval: float
+    sent: int
+    total: int
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
 
     def request(self, method: str, path: str, body: bytes) -> None:
         if method == "GET" and path in _GET:
@@ -98,21 +138,27 @@ class HostConnection(Connection):
             return
         options = request["options"]
         self.transport.write(_STREAM_HEAD)
-        self.stream(self.loop.time(), 0, options["num_predict"], options["interval_ms"] / 1000)
+        self.started, self.interval = self.loop.time(), options.get("interval_ms", 20) / 1000
+        self.sent, self.total = 0, options["num_predict"]
+        self.pace.add(self)
 
-    def stream(self, started: float, sent: int, total: int, interval: float) -> None:
-        """Send what is due: the pace is kept over the whole stream, whatever one wake-up is late by."""
-        now = self.loop.time()
-        while sent < total and started + sent * interval <= now:
+    def send_due(self, now: float) -> float | None:
+        """Send what is due, and say when the next chunk is; None: none is.
+
+        The pace is kept over the whole stream, whatever one wake-up is late by.
+        """
+        if self.transport.is_closing():
+            return None
+        while self.sent < self.total:
+            due = self.started + self.sent * self.interval
+            if due > now:
+                return due
             chunk = _CHUNK % time.monotonic_ns()
             self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            sent += 1
-        if sent < total:
-            due = started + sent * interval
-            self.timer = self.loop.call_at(due, self.stream, started, sent, total, interval)
-        else:
-            last = _LAST % total
-            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+            self.sent += 1
+        last = _LAST % self.total
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+        return None
 
 
 def dechunked(data: bytes) -> bytes:
@@ -125,7 +171,10 @@ def dechunked(data: bytes) -> bytes:
 
 async def main(hosts: int) -> None:
     loop = asyncio.get_running_loop()
-    servers = [await loop.create_server(HostConnection, "127.0.0.1", 0, backlog=1024) for _ in range(hosts)]
+    pace = Pace()
+    servers = [
+        await loop.create_server(lambda: HostConnection(pace), "127.0.0.1", 0, backlog=1024) for _ in range(hosts)
+    ]
     print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 

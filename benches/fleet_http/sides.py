@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,47 +12,13 @@ from pathlib import Path
 
 import psutil
 
+import benches.nginx
 from benches.proxy import MITMDUMP, call, free_port, started, wait_until
 from ollama_balancer.lab.hosts import Spec
 
 from .hosts import Ports, Target
 
 HERE = Path(__file__).resolve().parent
-
-SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin"
-"""Where Debian has what only an administrator is expected to call."""
-
-NGINX = """\
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    upstream fleet {{
-        least_conn;
-{servers}
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        client_max_body_size 64m;
-        client_body_buffer_size 1m;
-        location / {{
-            proxy_pass http://fleet;
-            proxy_http_version 1.1;
-            proxy_buffering off;
-            proxy_next_upstream off;
-            proxy_read_timeout 600s;
-        }}
-    }}
-}}
-"""
 
 # Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time.
 HAPROXY = """\
@@ -128,9 +92,9 @@ def balancer(mode: str) -> Side:
 
 def nginx(program: str) -> Side:
     def start(stage: Stage) -> Proxy:
-        servers = "\n".join(f"        server 127.0.0.1:{port} max_fails=0;" for port in stage.ports.hosts)
-        command = [program, "-e", "stderr", "-p", str(stage.folder), "-c"]
-        return _start(stage, command, "nginx.conf", NGINX, servers)
+        port, file = free_port(), stage.folder / "nginx.conf"
+        file.write_text(benches.nginx.configuration(port, stage.folder, stage.ports.hosts, keepalive=False))
+        return _start(stage, port, benches.nginx.command(program, stage.folder, file), file)
 
     return Side("nginx, least_conn", start)
 
@@ -141,16 +105,16 @@ def haproxy(program: str) -> Side:
             f"    server h{number} 127.0.0.1:{port} maxconn {spec.parallel}"
             for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.specs, strict=True))
         )
-        return _start(stage, [program, "-db", "-f"], "haproxy.cfg", HAPROXY, servers)
+        port, file = free_port(), stage.folder / "haproxy.cfg"
+        file.write_text(HAPROXY.format(port=port, servers=servers))
+        return _start(stage, port, [program, "-db", "-f", str(file)], file)
 
     return Side("HAProxy, leastconn, maxconn", start)
 
 
-def _start(stage: Stage, command: list[str], name: str, template: str, servers: str) -> Proxy:
-    """Start a program of which the last argument is its configuration."""
-    port, file, log = free_port(), stage.folder / name, stage.folder / f"{name}.log"
-    file.write_text(template.format(port=port, folder=stage.folder, servers=servers))
-    process = stage.stack.enter_context(started([*command, str(file)], log))
+def _start(stage: Stage, port: int, command: list[str], configuration: Path) -> Proxy:
+    log = configuration.with_suffix(".log")
+    process = stage.stack.enter_context(started(command, log))
     wait_until(lambda: call(port, "/api/version") == 200, process, log)
     return Proxy(port, psutil.Process(process.pid))
 
@@ -164,16 +128,10 @@ def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
     sides = [balancer(mode) for mode in modes]
     notes = []
     for name, make in (("nginx", nginx), ("haproxy", haproxy)):
-        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SYSTEM_FOLDERS}")
+        program = benches.nginx.installed(name)
         if program is None:
             notes.append(f"no {name} here: skipped; Debian's package is called {name}")
         else:
             sides.append(make(program))
-            notes.append(_version(program))
+            notes.append(benches.nginx.version(program))
     return [*sides, oracle()], notes
-
-
-def _version(program: str) -> str:
-    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True)
-    line = (said.stdout or said.stderr).splitlines()[0]
-    return line.removeprefix("nginx version: ").replace(" version", "").split(" 20")[0]
