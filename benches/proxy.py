@@ -163,11 +163,25 @@ def start_mitmdump(
     return Side(name, port, psutil.Process(process.pid))
 
 
-def start_balancer(stack: ExitStack, folder: Path, upstream_ports: list[int], *, relay: bool = True) -> Side:
+def start_upstream(stack: ExitStack, folder: Path, hosts: int) -> list[int]:
+    """The ports of its hosts."""
+    log = folder / "upstream.log"
+    upstream = stack.enter_context(started([sys.executable, str(HERE / "upstream.py"), str(hosts)], log))
+    assert upstream.stdout is not None
+    line = upstream.stdout.readline()
+    if not line:
+        raise SystemExit(f"the upstream did not start:\n{log.read_text()}")
+    ports: list[int] = json.loads(line)
+    return ports
+
+
+def start_balancer(
+    stack: ExitStack, folder: Path, upstream_ports: list[int], *, relay: bool = True, token: str | None = None
+) -> Side:
     count = len(upstream_ports)
     names = [f"agent-{number}" for number in range(count)]
     agents = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in zip(names, upstream_ports, strict=True))
-    token = secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
     side = start_mitmdump(
         stack,
         folder,
@@ -224,14 +238,7 @@ def run_load(side: Side, load: Load, seconds: float, figures: Figures) -> None:
 
 def measure(folder: Path, rounds: int, scale: float, loads: Sequence[Load] = LOADS) -> dict[Load, dict[str, Figures]]:
     with ExitStack() as stack:
-        log = folder / "upstream.log"
-        command = [sys.executable, str(HERE / "upstream.py"), str(UPSTREAM_HOSTS)]
-        upstream = stack.enter_context(started(command, log))
-        assert upstream.stdout is not None
-        line = upstream.stdout.readline()
-        if not line:
-            raise SystemExit(f"the upstream did not start:\n{log.read_text()}")
-        ports: list[int] = json.loads(line)
+        ports = start_upstream(stack, folder, UPSTREAM_HOSTS)
         bare = ("--mode", f"reverse:http://127.0.0.1:{ports[0]}", "--set", "stream_large_bodies=1")
         sides = [
             Side(DIRECT, ports[0], None),
