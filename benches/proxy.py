@@ -188,6 +188,8 @@ def start_balancer(
         f"balancer, {count} agent{'s' if count > 1 else ''}{'' if relay else ', no relay'}",
         *("-s", str(ADDON), "--set", f"balancer_agents={agents}"),
         *("--set", "balancer_mode=metrics", "--set", "balancer_stale_after=86400"),
+        # Else the balancer finds out how many requests an agent runs at once, and has the others wait meanwhile.
+        *("--set", "balancer_slots=5000"),
         *("--set", f"balancer_relay={str(relay).lower()}"),
         token=token,
     )

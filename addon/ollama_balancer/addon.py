@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import gc
 import json
 import logging
 import secrets
@@ -33,6 +34,7 @@ from agent_reporter.limits import MAX_BODY_BYTES
 from . import credentials, options
 from .api.health import health
 from .api.paths import HEALTH, is_control_path
+from .api.reports import take_report
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.history import History
@@ -254,6 +256,8 @@ class Balancer:
 
             self.memory = Memory(confdir, self.registry, self.history)
             self.memory.restore_agents()
+            # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
+            gc.freeze()
             self._start(self.memory.keep_agents(), "state file")
             self._start(self.memory.keep_history(), "history file")
             self.prober = self.router.prober = Prober(
@@ -560,7 +564,15 @@ class Balancer:
             )
         elif is_control_path(path_of(flow)):
             await self._wait_until_ready()
-            await serve(self.control.app, flow, authorized=authorized)
+            if (
+                authorized
+                and flow.request.method == "POST"
+                and take_report(self.registry, path_of(flow), flow.request.raw_content or b"")
+            ):
+                now = time.time()
+                flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
+            else:
+                await serve(self.control.app, flow, authorized=authorized)
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
