@@ -1,8 +1,9 @@
 """What the reports of 1,000 agents cost: `python -m benches.reports [--quick] [--json FILE]`.
 
 Every agent reports each 10 s, as its reporter does it: over a connection of its own for each report. The balancer is a
-real mitmdump, which has streams to pass on at the same time. With and without reports takes turns in every round, and
-so does the same without streams, and with connections that are kept alive.
+real mitmdump, which has streams to pass on at the same time. In every round these take turns: without reports, with
+them, and with them over connections that are kept alive; then the same without streams. For comparison the reports also
+go to a mitmdump without the balancer that answers each with 204.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from statistics import quantiles
 from agent_reporter import http, push, wire
 from benches.proxy import (
     CHUNKS_PER_SECOND,
+    HERE,
     Figures,
     Load,
     Side,
@@ -35,6 +37,7 @@ from benches.proxy import (
     run_load,
     spread,
     start_balancer,
+    start_mitmdump,
     start_upstream,
 )
 
@@ -52,6 +55,7 @@ TARGET = 20.0
 """Percent of a core."""
 
 NONE, OWN, ALIVE = "none", "a connection each", "kept-alive connections"
+BARE = "a connection each, mitmdump without the balancer"
 
 MODELS = (
     "llama3.2:latest",
@@ -82,6 +86,11 @@ class Cost:
     answer_p99_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     chunks: Figures = field(default_factory=Figures)
+
+    def add(self, cpu: float, seconds: float) -> None:
+        """A round's CPU for the reports alone, in seconds."""
+        self.reports_cpu.append(cpu / seconds)
+        self.ms_a_report.append(cpu / round(seconds * RATE) * 1e3)
 
 
 def report(chance: random.Random) -> bytes:
@@ -168,11 +177,11 @@ class Fleet:
                 raise SystemExit(f"a registration was answered with {answer.status}: {answer.body!r}")
             self.paths.append(f"/api/agents/{json.loads(answer.body)['id']}/metrics")
 
-    async def send(self, way: str, seconds: float, cost: Cost) -> int:
-        """Send reports for that long, evenly spread; how many."""
+    async def send(self, way: str, seconds: float, cost: Cost) -> None:
+        """Send reports for that long, evenly spread."""
         if way == NONE:
             await asyncio.sleep(seconds)
-            return 0
+            return
         total = round(seconds * RATE)
         taken: list[float] = []
         began = time.monotonic()
@@ -191,7 +200,6 @@ class Fleet:
         percentiles = quantiles(taken, n=100, method="inclusive")
         cost.answer_p50_ms.append(percentiles[49] * 1e3)
         cost.answer_p99_ms.append(percentiles[98] * 1e3)
-        return total
 
     async def _timed(self, posted: Awaitable[int], taken: list[float], cost: Cost) -> None:
         began = time.monotonic()
@@ -236,52 +244,50 @@ class KeptAlive:
             self.streams[1].close()
 
 
-def round_of(side: Side, fleet: Fleet, results: dict[tuple[bool, str], Cost], seconds: float, number: int) -> None:
-    """One turn of all ways to report, beside the streams and without them."""
-
-    async def turn(streaming: bool, way: str) -> tuple[float, int]:
-        cost = results[streaming, way]
-        load = Load("streams", STREAMS, seconds)
-        before = cpu_seconds(side)
-        began = time.monotonic()
-        sent = asyncio.create_task(fleet.send(way, seconds, cost))
-        if streaming:
-            await asyncio.to_thread(run_load, side, load, seconds, cost.chunks)
-        reports = await sent
-        # The CPU of a load that has come late counts as if it had not.
-        used = (cpu_seconds(side) - before) / seconds
-        if time.monotonic() - began > seconds + 5:
-            print("  this turn took too long", file=sys.stderr)
-        cost.cpu.append(used)
-        return used, reports
-
-    for streaming in (True, False):
-        ways = [NONE, OWN, ALIVE]
-        ways = ways[number % 3 :] + ways[: number % 3]
-        done = {way: asyncio.run(turn(streaming, way)) for way in ways}
-        for way in (OWN, ALIVE):
-            used, reports = done[way]
-            cost = results[streaming, way]
-            cost.reports_cpu.append(used - done[NONE][0])
-            cost.ms_a_report.append((used - done[NONE][0]) * seconds / reports * 1e3)
+async def turn(side: Side, fleet: Fleet, way: str, cost: Cost, seconds: float, *, streaming: bool) -> float:
+    """The CPU, in seconds, of one way to report; what comes late counts as well."""
+    before = cpu_seconds(side)
+    sent = asyncio.create_task(fleet.send(way, seconds, cost))
+    if streaming:
+        await asyncio.to_thread(run_load, side, Load("streams", STREAMS, seconds), seconds, cost.chunks)
+    await sent
+    used = cpu_seconds(side) - before
+    cost.cpu.append(used / seconds)
+    return used
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> dict[tuple[bool, str], Cost]:
     results = {(streaming, way): Cost() for streaming in (True, False) for way in (NONE, OWN, ALIVE)}
+    results[False, BARE] = Cost()
     with ExitStack() as stack:
         token = secrets.token_urlsafe(24)
         side = start_balancer(stack, folder, start_upstream(stack, folder, 1), token=token)
         check(side)
         fleet = Fleet(side.port, token)
         asyncio.run(fleet.join())
+        script = ("-s", str(HERE / "no_content.py"), "--mode", "reverse:http://127.0.0.1:1")
+        lazy = ("--set", "connection_strategy=lazy")
+        bare = start_mitmdump(stack, folder, "mitmdump", *script, *lazy, token="", status=204)
+        others = Fleet(bare.port, token)
+        others.paths = fleet.paths
         print(f"{AGENTS} agents have registered; their first reports", file=sys.stderr, flush=True)
         warm_up = Cost()
         for way in (OWN, ALIVE):
             asyncio.run(fleet.send(way, INTERVAL, warm_up))
+        asyncio.run(others.send(OWN, 1.0, warm_up))
         not_taken(warm_up)
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-            round_of(side, fleet, results, seconds, number)
+            for streaming in (True, False):
+                ways = [NONE, OWN, ALIVE]
+                used = {}
+                for way in ways[number % 3 :] + ways[: number % 3]:
+                    cost = results[streaming, way]
+                    used[way] = asyncio.run(turn(side, fleet, way, cost, seconds, streaming=streaming))
+                for way in (OWN, ALIVE):
+                    results[streaming, way].add(used[way] - used[NONE], seconds)
+            cost = results[False, BARE]
+            cost.add(asyncio.run(turn(bare, others, BARE, cost, seconds, streaming=False)), seconds)
     return results
 
 
