@@ -34,7 +34,6 @@ from agent_reporter.limits import MAX_BODY_BYTES
 from . import credentials, options
 from .api.health import health
 from .api.paths import HEALTH, is_control_path
-from .api.reports import take_report
 from .api.serving import serve
 from .fleet.agent import Agent, Outcome, Source
 from .fleet.history import History
@@ -49,7 +48,6 @@ from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
-from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .proxying import relay
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
@@ -69,6 +67,7 @@ if TYPE_CHECKING:
 
     from .api.app import ControlApi
     from .demo import Demo
+    from .ollama.watching import AnswerWatcher, Verdict
     from .probing import Prober
     from .proxying.fanout import FanOut
     from .remembering import Memory
@@ -564,6 +563,8 @@ class Balancer:
             )
         elif is_control_path(path_of(flow)):
             await self._wait_until_ready()
+            from .api.reports import take_report
+
             if (
                 authorized
                 and flow.request.method == "POST"
@@ -681,6 +682,8 @@ class Balancer:
             if response.status_code < 400:
                 exchange.lease.began()
         for_client(response.headers)
+        from .ollama.watching import AnswerWatcher
+
         encoded = header(response.headers, "content-encoding") is not None
         watcher = exchange.watcher = AnswerWatcher(
             # Of a compressed answer nothing can be said.
@@ -813,7 +816,8 @@ class Balancer:
 def _load_the_rest() -> None:
     """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
     from . import probing, remembering  # noqa: F401
-    from .api import app  # noqa: F401
+    from .api import app, reports  # noqa: F401
+    from .ollama import watching  # noqa: F401
 
 
 def _run_none(hook: StartHook) -> bool:
@@ -830,6 +834,8 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 
 def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
     """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
+    from .ollama.watching import NO_TERMINAL
+
     status = response.status_code
     agent = exchange.agent
 
