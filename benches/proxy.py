@@ -217,24 +217,48 @@ def free_port() -> int:
 
 
 def start_mitmdump(
-    stack: ExitStack, folder: Path, name: str, *arguments: str, token: str, asked: str = "/api/version"
+    stack: ExitStack,
+    folder: Path,
+    name: str,
+    *arguments: str,
+    token: str,
+    asked: str = "/api/version",
+    status: int = 200,
 ) -> Side:
-    """A mitmdump that has answered to the path `asked`."""
+    """A mitmdump that has answered to the path `asked` with `status`."""
     port = free_port()
     log = folder / f"{name}.log"
     command = [str(MITMDUMP), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "--set", "flow_detail=0"]
     command += ["--set", f"confdir={folder / name}", *arguments]
     process = stack.enter_context(started(command, log, OLLAMA_BALANCER_TOKEN=token))
-    wait_until(lambda: call(port, asked) == 200, process, log)
+    wait_until(lambda: call(port, asked) == status, process, log)
     return Side(name, port, psutil.Process(process.pid))
 
 
+def start_upstream(stack: ExitStack, folder: Path, hosts: int) -> tuple[list[int], int]:
+    """The ports of its hosts, and the number of the process that they are."""
+    log = folder / "upstream.log"
+    upstream = stack.enter_context(started([sys.executable, str(HERE / "upstream.py"), str(hosts)], log))
+    assert upstream.stdout is not None
+    line = upstream.stdout.readline()
+    if not line:
+        raise SystemExit(f"the upstream did not start:\n{log.read_text()}")
+    ports: list[int] = json.loads(line)
+    return ports, upstream.pid
+
+
 def start_balancer(
-    stack: ExitStack, folder: Path, name: str, upstream_ports: list[int], *, shortcuts: bool = True
+    stack: ExitStack,
+    folder: Path,
+    name: str,
+    upstream_ports: list[int],
+    *,
+    shortcuts: bool = True,
+    token: str | None = None,
 ) -> Side:
     names = [f"agent-{number}" for number in range(len(upstream_ports))]
     agents = ",".join(f"{agent}=http://127.0.0.1:{port}" for agent, port in zip(names, upstream_ports, strict=True))
-    token = secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
     side = start_mitmdump(
         stack,
         folder,
@@ -375,14 +399,7 @@ def measure(
     folder: Path, rounds: int, scale: float, loads: Sequence[Load], others: Others
 ) -> dict[Load, dict[str, Figures]]:
     with ExitStack() as stack:
-        log = folder / "upstream.log"
-        command = [sys.executable, str(HERE / "upstream.py"), str(UPSTREAM_HOSTS)]
-        upstream = stack.enter_context(started(command, log))
-        assert upstream.stdout is not None
-        line = upstream.stdout.readline()
-        if not line:
-            raise SystemExit(f"the upstream did not start:\n{log.read_text()}")
-        ports: list[int] = json.loads(line)
+        ports, upstream = start_upstream(stack, folder, UPSTREAM_HOSTS)
         bare = ("--mode", f"reverse:http://127.0.0.1:{ports[0]}", "--set", "stream_large_bodies=1")
         sides = [
             Side(DIRECT, ports[0], None),
@@ -404,7 +421,7 @@ def measure(
                 those = [side for side in sides if side.takes(load)]
                 for at in range(len(those)):
                     side = those[(at + number) % len(those)]
-                    run_load(side, load, load.length(scale), upstream.pid, results[load][side.name])
+                    run_load(side, load, load.length(scale), upstream, results[load][side.name])
         return results
 
 

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import gc
 import json
 import logging
 import secrets
@@ -47,7 +48,6 @@ from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
-from .ollama.watching import NO_TERMINAL, AnswerWatcher, Verdict
 from .proxying import relay
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
     from .api.app import ControlApi
     from .demo import Demo
+    from .ollama.watching import AnswerWatcher, Verdict
     from .probing import Prober
     from .proxying.fanout import FanOut
     from .remembering import Memory
@@ -255,6 +256,8 @@ class Balancer:
 
             self.memory = Memory(confdir, self.registry, self.history)
             self.memory.restore_agents()
+            # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
+            gc.freeze()
             self._start(self.memory.keep_agents(), "state file")
             self._start(self.memory.keep_history(), "history file")
             self.prober = self.router.prober = Prober(
@@ -560,7 +563,17 @@ class Balancer:
             )
         elif is_control_path(path_of(flow)):
             await self._wait_until_ready()
-            await serve(self.control.app, flow, authorized=authorized)
+            from .api.reports import take_report
+
+            if (
+                authorized
+                and flow.request.method == "POST"
+                and take_report(self.registry, path_of(flow), flow.request.raw_content or b"")
+            ):
+                now = time.time()
+                flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
+            else:
+                await serve(self.control.app, flow, authorized=authorized)
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
@@ -676,6 +689,8 @@ class Balancer:
             if response.status_code < 400:
                 exchange.lease.began()
         for_client(response.headers)
+        from .ollama.watching import AnswerWatcher
+
         encoded = header(response.headers, "content-encoding") is not None
         watcher = exchange.watcher = AnswerWatcher(
             # Of a compressed answer nothing can be said.
@@ -808,7 +823,8 @@ class Balancer:
 def _load_the_rest() -> None:
     """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
     from . import probing, remembering  # noqa: F401
-    from .api import app  # noqa: F401
+    from .api import app, reports  # noqa: F401
+    from .ollama import watching  # noqa: F401
 
 
 def _run_none(hook: StartHook) -> bool:
@@ -825,6 +841,8 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 
 def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
     """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
+    from .ollama.watching import NO_TERMINAL
+
     status = response.status_code
     agent = exchange.agent
 

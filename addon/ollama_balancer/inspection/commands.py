@@ -19,7 +19,6 @@ from ..fleet.waiting import WaitingLine
 from ..ollama.names import canonical_name
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
-from ..ollama.watching import AnswerWatcher
 from ..proxying.answers import path_of
 from ..proxying.headers import AGENT_HEADER
 from ..proxying.replaying import send_again
@@ -190,6 +189,8 @@ def _run(each: http.HTTPFlow) -> Run | None:
     if not isinstance(record, dict):
         return None
     response = each.response
+    from ..ollama.watching import AnswerWatcher
+
     watcher = AnswerWatcher(response.headers.get("content-type", "").lower() if response is not None else "")
     watcher.feed((response.content if response is not None else None) or b"")
     verdict = watcher.verdict()

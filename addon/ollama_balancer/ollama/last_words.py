@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .errors import error_body, error_event
-from .events import Unended
 from .routes import Dialect
+
+if TYPE_CHECKING:
+    from .events import Unended
 
 MAX_COMPLETED = 64 * 1024
 """A longer event that was cut is left cut: its client will call it malformed."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
-
 MAX_TOOL_CALLS = 1_000
 """Of one answer; those after them are not kept."""
 
@@ -295,6 +293,8 @@ def _arguments(value: object) -> str:
 
 
 def _json(value: object) -> str:
+    from pydantic_core import to_json  # only here: it takes long to load
+
     return to_json(value, inf_nan_mode="null").decode()
 
 

@@ -12,13 +12,13 @@ from ..fleet.demand import Demand
 from ..fleet.forecast import Option
 from ..fleet.leases import Lease
 from ..ollama.routes import Dialect, Route
-from ..ollama.watching import AnswerWatcher
 from ..text import one_line
 
 if TYPE_CHECKING:
     from mitmproxy import http
 
     from ..fleet.waiting import Waiter
+    from ..ollama.watching import AnswerWatcher
     from .fanout import FanOut
     from .layer import Routing
 

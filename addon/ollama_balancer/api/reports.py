@@ -1,0 +1,27 @@
+"""POST /api/agents/NAME/metrics, the one control call that comes all the time, past the application."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import ValidationError
+
+from agent_reporter.wire import AgentMetrics
+
+from ..fleet.registry import AgentRegistry
+
+_PATH = re.compile(r"/api/agents/([A-Za-z0-9._:\[\]-]+)/metrics")
+
+
+def take_report(registry: AgentRegistry, path: str, body: bytes) -> bool:
+    """Take in a report of a caller who has presented the token. False: the application is to say what is wrong."""
+    match = _PATH.fullmatch(path)
+    agent = match and registry.get(match[1])
+    if not agent:
+        return False
+    try:
+        metrics = AgentMetrics.model_validate_json(body)
+    except ValidationError:
+        return False
+    registry.update_metrics(agent.id, metrics)
+    return True
