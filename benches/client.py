@@ -1,9 +1,12 @@
-"""The load: `python client.py PORT requests CONCURRENCY SECONDS` or `... streams STREAMS SECONDS CHUNKS_PER_SECOND`.
+"""The load: `python client.py PORT requests CONCURRENCY SECONDS`, `... streams STREAMS SECONDS CHUNKS_PER_SECOND` or
+`... told`.
 
 Talks to 127.0.0.1:PORT over raw sockets, with parsing as cheap as can be, so that the proxy is what is measured.
 Prints JSON: `sent` requests or chunks, and `ms`, for each one that counts how long it took, in milliseconds: a request
 until its answer's last byte, a chunk from the upstream's send to the arrival here; `rate`, requests a second; and
 `errors`, the connections on which something was not answered as it should.
+
+With `told` it does what each line of its standard input says, and answers with a line: see `Told`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,12 @@ from typing import Any
 MODEL = "bench:latest"
 WARM_UP_REQUESTS = 10
 """First requests of each connection that are not counted: connecting is not what is measured."""
+
+AT_ONCE = 50
+"""Streams that `Told` has begin before it waits for them."""
+
+PATIENCE = 120.0
+"""Seconds until what has not come is an error."""
 
 _SENT_AT = re.compile(rb'"t":(\d+)}')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -153,7 +162,53 @@ async def streams(port: int, count: int, seconds: float, rate: float) -> dict[st
     }
 
 
+class Told:
+    """Opens streams as it is told: by lines `{"count": COUNT, "chunks": CHUNKS, "until": "sent" | "chunks" | "end"}`.
+
+    So many streams begin, some at a time. The line is answered once their requests are sent, their chunks are there, or
+    they have ended as all before them: with `open`, how many have not ended, and `errors`, how many were not answered
+    as they should.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.clients: list[Listener] = []
+        self.errors = 0
+
+    async def open(self, count: int, chunks: int, until: str) -> None:
+        request = chat(self.port, stream=True, options={"num_predict": chunks, "interval_ms": 0})
+        loop = asyncio.get_running_loop()
+        for number in range(1, count + 1):
+            _, client = await loop.create_connection(lambda: Listener(request), "127.0.0.1", self.port)
+            self.clients.append(client)
+            if until != "sent" and (number % AT_ONCE == 0 or number == count):
+                await self.wait(chunks, until)
+        if until == "end":
+            await self.wait(chunks, until)
+        if until != "sent":
+            self.errors += sum(len(client.delays) != chunks for client in self.clients)
+        self.errors += sum(client.finished.done() and not client.whole for client in self.clients)
+        self.clients = [client for client in self.clients if not client.finished.done()]
+
+    async def wait(self, chunks: int, until: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for client in self.clients:
+            while not client.finished.done() and (until == "end" or len(client.delays) < chunks):
+                if time.monotonic() > deadline:
+                    self.errors += 1
+                    return
+                await asyncio.sleep(0.01)
+
+    async def run(self) -> None:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            await self.open(**json.loads(line))
+            print(json.dumps({"open": len(self.clients), "errors": self.errors}), flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["told"]:
+        asyncio.run(Told(int(sys.argv[1])).run())
+        sys.exit()
     port, kind, number, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     if kind == "requests":
         result = asyncio.run(requests(port, number, seconds))

@@ -151,12 +151,18 @@ def free_port() -> int:
 
 
 def start_mitmdump(
-    stack: ExitStack, folder: Path, name: str, *arguments: str, token: str, asked: str = "/api/version"
+    stack: ExitStack,
+    folder: Path,
+    name: str,
+    *arguments: str,
+    token: str,
+    asked: str = "/api/version",
+    program: Path = MITMDUMP,
 ) -> Side:
-    """A mitmdump that has answered to the path `asked`."""
+    """A mitmdump, or one of its sisters, that has answered to the path `asked`."""
     port = free_port()
     log = folder / f"{name}.log"
-    command = [str(MITMDUMP), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "--set", "flow_detail=0"]
+    command = [str(program), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "--set", "flow_detail=0"]
     command += ["--set", f"confdir={folder / name}", *arguments]
     process = stack.enter_context(started(command, log, OLLAMA_BALANCER_TOKEN=token))
     wait_until(lambda: call(port, asked) == 200, process, log)

@@ -2,7 +2,8 @@
 
 Listens on that many free ports of 127.0.0.1, prints them as JSON, and ends when its standard input does. It knows
 GET /api/version, /api/tags and /api/ps, and POST /api/chat. A streamed answer has `options.num_predict` chunks, one
-each `options.interval_ms`; each carries its send time in `t` (nanoseconds of the system's monotonic clock).
+each `options.interval_ms`; each carries its send time in `t` (nanoseconds of the system's monotonic clock). Between
+POST /hold and POST /release, streams do not end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 MODEL = "bench:latest"
 
@@ -78,9 +79,14 @@ class Connection(asyncio.Protocol):
 
 
 class HostConnection(Connection):
+    holding: ClassVar[bool] = False
+    held: ClassVar[dict[HostConnection, int]] = {}
+    """Whose stream lacks but its end, with the number of its chunks."""
+
     timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.held.pop(self, None)
         if self.timer is not None:
             self.timer.cancel()
 
@@ -89,6 +95,12 @@ class HostConnection(Connection):
             self.transport.write(answer(200, b"OK", json.dumps(_GET[path]).encode()))
         elif method == "POST" and path == "/api/chat":
             self.chat(json.loads(body))
+        elif method == "POST" and path in ("/hold", "/release"):
+            HostConnection.holding = path == "/hold"
+            self.transport.write(answer(200, b"OK", b"{}"))
+            while self.held and not self.holding:
+                connection, total = self.held.popitem()
+                connection.end(total)
         else:
             self.transport.write(answer(404, b"Not Found", b'{"error":"not found"}'))
 
@@ -110,9 +122,14 @@ class HostConnection(Connection):
         if sent < total:
             due = started + sent * interval
             self.timer = self.loop.call_at(due, self.stream, started, sent, total, interval)
+        elif self.holding:
+            self.held[self] = total
         else:
-            last = _LAST % total
-            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+            self.end(total)
+
+    def end(self, total: int) -> None:
+        last = _LAST % total
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
 
 
 def dechunked(data: bytes) -> bytes:
