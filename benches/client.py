@@ -25,7 +25,7 @@ WARM_UP_REQUESTS = 10
 AT_ONCE = 50
 """Streams that `Told` has begin before it waits for them."""
 
-PATIENCE = 120.0
+PATIENCE = 90.0
 """Seconds until what has not come is an error."""
 
 _SENT_AT = re.compile(rb'"t":(\d+)}')
@@ -166,14 +166,15 @@ class Told:
     """Opens streams as it is told: by lines `{"count": COUNT, "chunks": CHUNKS, "until": "sent" | "chunks" | "end"}`.
 
     So many streams begin, some at a time. The line is answered once their requests are sent, their chunks are there, or
-    they have ended as all before them: with `open`, how many have not ended, and `errors`, how many were not answered
-    as they should.
+    they have ended as all before them: with `open`, how many have not ended, `errors`, how many were not answered
+    as they should, and `said`, what one of those got at last.
     """
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.clients: list[Listener] = []
         self.errors = 0
+        self.said = ""
 
     async def open(self, count: int, chunks: int, until: str) -> None:
         request = chat(self.port, stream=True, options={"num_predict": chunks, "interval_ms": 0})
@@ -185,9 +186,12 @@ class Told:
                 await self.wait(chunks, until)
         if until == "end":
             await self.wait(chunks, until)
-        if until != "sent":
-            self.errors += sum(len(client.delays) != chunks for client in self.clients)
-        self.errors += sum(client.finished.done() and not client.whole for client in self.clients)
+        for client in self.clients:
+            begun = until == "sent" or len(client.delays) == chunks
+            ended = client.finished.done() or until != "end"
+            if not begun or not ended or (client.finished.done() and not client.whole):
+                self.errors += 1
+                self.said = client.buffer[-200:].decode(errors="replace")
         self.clients = [client for client in self.clients if not client.finished.done()]
 
     async def wait(self, chunks: int, until: str) -> None:
@@ -195,14 +199,13 @@ class Told:
         for client in self.clients:
             while not client.finished.done() and (until == "end" or len(client.delays) < chunks):
                 if time.monotonic() > deadline:
-                    self.errors += 1
                     return
                 await asyncio.sleep(0.01)
 
     async def run(self) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             await self.open(**json.loads(line))
-            print(json.dumps({"open": len(self.clients), "errors": self.errors}), flush=True)
+            print(json.dumps({"open": len(self.clients), "errors": self.errors, "said": self.said}), flush=True)
 
 
 if __name__ == "__main__":
