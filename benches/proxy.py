@@ -224,11 +224,12 @@ def start_mitmdump(
     token: str,
     asked: str = "/api/version",
     status: int = 200,
+    program: Path = MITMDUMP,
 ) -> Side:
-    """A mitmdump that has answered to the path `asked` with `status`."""
+    """A mitmdump, or one of its sisters, that has answered to the path `asked` with `status`."""
     port = free_port()
     log = folder / f"{name}.log"
-    command = [str(MITMDUMP), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "--set", "flow_detail=0"]
+    command = [str(program), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "--set", "flow_detail=0"]
     command += ["--set", f"confdir={folder / name}", *arguments]
     process = stack.enter_context(started(command, log, OLLAMA_BALANCER_TOKEN=token))
     wait_until(lambda: call(port, asked) == status, process, log)

@@ -3,7 +3,7 @@
 Listens on that many free ports of 127.0.0.1, prints them as JSON, and ends when its standard input does. It knows
 GET /api/version, /api/tags and /api/ps, and POST /api/chat. A streamed answer has `options.num_predict` chunks, one
 each `options.interval_ms` (20 where there is none); the text of each is its send time, `t=` and nanoseconds of the
-system's monotonic clock.
+system's monotonic clock. Between POST /hold and POST /release, streams do not end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import heapq
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 MODEL = "bench:latest"
 
@@ -115,6 +115,10 @@ class Pace:
 
 
 class HostConnection(Connection):
+    holding: ClassVar[bool] = False
+    held: ClassVar[set[HostConnection]] = set()
+    """Whose stream lacks but its end."""
+
     started: float
     interval: float
     sent: int
@@ -124,11 +128,19 @@ class HostConnection(Connection):
         super().__init__()
         self.pace = pace
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.held.discard(self)
+
     def request(self, method: str, path: str, body: bytes) -> None:
         if method == "GET" and path in _GET:
             self.transport.write(answer(200, b"OK", json.dumps(_GET[path]).encode()))
         elif method == "POST" and path == "/api/chat":
             self.chat(json.loads(body))
+        elif method == "POST" and path in ("/hold", "/release"):
+            HostConnection.holding = path == "/hold"
+            self.transport.write(answer(200, b"OK", b"{}"))
+            while self.held and not self.holding:
+                self.held.pop().end()
         else:
             self.transport.write(answer(404, b"Not Found", b'{"error":"not found"}'))
 
@@ -156,9 +168,15 @@ class HostConnection(Connection):
             chunk = _CHUNK % time.monotonic_ns()
             self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             self.sent += 1
+        if self.holding:
+            self.held.add(self)
+        else:
+            self.end()
+        return None
+
+    def end(self) -> None:
         last = _LAST % self.total
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
-        return None
 
 
 def dechunked(data: bytes) -> bytes:

@@ -34,6 +34,7 @@ from .leases import SUCCEEDED, Lease, SlotLease
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.adaptive import Adaptive, Choice
 from .pool import Pool
+from .sharing import SharedParts
 from .slots import SlotLearner
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class AgentRegistry:
         self._next_number = 0
         self._pools: dict[str, dict[str | None, Pool]] = {name: {} for name in POLICIES}
         self._holders: dict[str, dict[Agent, None]] = {}
+        self._shared = SharedParts()
         self._unknown: dict[Agent, None] = {}
         """Those whose models are not known yet."""
         self._unwell: dict[Agent, None] = {}
@@ -304,15 +306,19 @@ class AgentRegistry:
         return True
 
     def update_models(self, agent: Agent, entries: list[ModelEntry]) -> None:
-        """Store which models the agent has."""
+        """Store which models the agent has. Of a list that has not changed the known entries take the place."""
         old = agent.models
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
             for (model, known), entry in zip(old.items(), entries, strict=True):
                 if known.__pydantic_extra__ != entry.__pydantic_extra__:
+                    self._shared.share(entry)
                     old[model] = entry
                     self.changed_models.add(model)
+            entries[:] = old.values()
             return
+        for entry in entries:
+            self._shared.share(entry)
         old = old or {}
         new = {canonical_name(entry.name): entry for entry in entries}
         agent.models = new
@@ -348,13 +354,17 @@ class AgentRegistry:
         What an answer has proven since, or proves now, is in memory whatever an older list says.
         """
         as_of = (self.clock() if as_of is None else as_of) - LIST_SECONDS
-        entries = entries[:MAX_LOADED]
+        given, entries = entries, entries[:MAX_LOADED]
         if not agent.memory_known:
             agent.memory_known = True
             agent.epoch += 1
         if entries != agent.loaded:
+            for entry in entries:
+                self._shared.share(entry)
             agent.loaded = entries
             self.generation += 1
+        else:
+            given[:MAX_LOADED] = agent.loaded
         old, names = agent.warm, [entry.name for entry in entries]
         if names != agent.loaded_names:
             agent.loaded_names = names

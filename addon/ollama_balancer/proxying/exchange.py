@@ -39,7 +39,7 @@ class Candidate(NamedTuple):
     in_flight: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Exchange:
     """From the request's last byte to its end. It holds at most one lease, or a fan-out; `end` gives it back, once."""
 
@@ -106,10 +106,11 @@ class Exchange:
     """Until then the agent is not asked about its silence again."""
     seen_loading: bool = False
     """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
+    started: float = field(init=False)
+    _timer_started: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
-        self._timer_started = 0.0
 
     @property
     def seconds_to_first_byte(self) -> float | None:
