@@ -26,6 +26,14 @@ class CallError(Exception):
     """A call got no usable answer. The message says why; it holds nothing of the request."""
 
 
+class ConnectError(CallError):
+    """No connection could be made."""
+
+
+class LateError(CallError):
+    """There was no whole answer in time."""
+
+
 class Answer(NamedTuple):
     status: int
     body: bytes
@@ -55,7 +63,9 @@ async def call(
     content: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Make one call. `timeout` is in seconds for all of it, `limit` in bytes of the answer's body. Raises CallError."""
+    """Make one call. `timeout` is in seconds for all of it, `limit` in bytes of the answer's body. Raises CallError, of
+    which ConnectError and LateError are kinds.
+    """
     parts = urlsplit(url)
     tls = parts.scheme == "https"
     fields = {
@@ -68,12 +78,15 @@ async def call(
     }
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_connection(
-                parts.hostname,
-                parts.port or (443 if tls else 80),
-                ssl=_tls() if tls else None,
-                all_errors=True,
-            )
+            try:
+                reader, writer = await asyncio.open_connection(
+                    parts.hostname,
+                    parts.port or (443 if tls else 80),
+                    ssl=_tls() if tls else None,
+                    all_errors=True,
+                )
+            except (OSError, ExceptionGroup) as error:
+                raise ConnectError(_reason(error)) from error
             try:
                 peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
                 request = h11.Request(method=method, target=parts.path or "/", headers=list(fields.items()))
@@ -86,7 +99,7 @@ async def call(
     except CallError:
         raise
     except TimeoutError:
-        raise CallError(f"no whole answer within {timeout:g} s") from None
+        raise LateError(f"no whole answer within {timeout:g} s") from None
     except Exception as error:  # whatever becomes of a hostile answer
         raise CallError(_reason(error)) from error
 
