@@ -45,7 +45,7 @@ CHUNKS = 20
 """Of each open stream, before it is measured: some 3 kB."""
 
 CHAT_CHUNKS = 60
-"""Of a short chat's answer: some 9 kB."""
+"""Of a short chat's answer: some 8 kB."""
 
 WARM_UP = 20
 """Streams and agents that come and go before: what is loaded and allocated once is not to be counted."""
