@@ -11,6 +11,7 @@ import argparse
 import json
 import resource
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -401,6 +402,12 @@ def main() -> None:
     rounds = chosen.rounds or (1 if chosen.quick else 3)
     if rounds < 1:
         parser.error("--rounds takes 1 or more")
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, stop)
     allow_descriptors(2 * (WHOLE_STREAMS // (10 if chosen.quick else 1)) + SPARE_DESCRIPTORS)
     results = measure(rounds, chosen.quick, chosen.only)
     command = f"python -m benches.memory{' --quick' if chosen.quick else ''}"
