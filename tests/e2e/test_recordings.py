@@ -123,7 +123,7 @@ class RecordedHost:
             line, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             body = await self._body(reader, headers)
-            if "python-httpx" in headers.get("user-agent", ""):
+            if headers.get("user-agent") == "ollama-balancer":
                 answer = self.tags if "/api/tags" in line else b'{"models":[]}'
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
             else:
