@@ -209,6 +209,7 @@ class Balancer:
             self.lean.on = settings.lean
         self.flows.keep = settings.keep_flows
         self.flows.show_control = settings.show_control
+        self.flows.attach()  # here, as the first calls come before all addons run
         if self._running:
             self._log_mode()
             self._probe_now()
