@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import secrets
-import signal
 import sys
 import tempfile
 import time
@@ -32,7 +30,9 @@ from benches.proxy import (
     HERE,
     MITMDUMP,
     Side,
+    allow_open_files,
     call,
+    end_on_signals,
     free_port,
     machine,
     spread,
@@ -103,14 +103,12 @@ def table(results: Results) -> str:
 
 def allow_descriptors(needed: int) -> None:
     """Raise the limit of open files, which the processes that are started inherit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    allowed = allow_open_files(needed)
+    if allowed < needed:
         raise SystemExit(
-            f"a process may open {hard} files here, and mitmdump needs {needed}: raise the hard limit "
+            f"a process may open {allowed} files here, and mitmdump needs {needed}: raise the hard limit "
             "(ulimit -Hn), or run with --quick"
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def settled_rss(side: Side) -> int:
@@ -403,11 +401,7 @@ def main() -> None:
     if rounds < 1:
         parser.error("--rounds takes 1 or more")
 
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, stop)
+    end_on_signals()
     allow_descriptors(2 * (WHOLE_STREAMS // (10 if chosen.quick else 1)) + SPARE_DESCRIPTORS)
     results = measure(rounds, chosen.quick, chosen.only)
     command = f"python -m benches.memory{' --quick' if chosen.quick else ''}"

@@ -605,12 +605,24 @@ def other_versions(others: Others) -> list[str]:
     return said
 
 
-def allow_open_files() -> None:
-    """Here and in what is started: each stream is two connections of a proxy."""
+def allow_open_files(wanted: int) -> int:
+    """Raise the limit here and in what is started; each stream is two connections of a proxy. What it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def end_on_signals() -> None:
+    """Have those that end the program end what it has started, too."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, stop)
 
 
 def main() -> None:
@@ -625,12 +637,8 @@ def main() -> None:
     if rounds < 1:
         parser.error("--rounds takes 1 or more")
 
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, stop)
-    allow_open_files()
+    end_on_signals()
+    allow_open_files(OPEN_FILES)
     beside = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     others = Others(nginx.installed("nginx"), shutil.which(arguments.litellm or "litellm", path=beside))
     if arguments.litellm and others.litellm is None:

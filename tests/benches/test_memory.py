@@ -32,6 +32,6 @@ def test_a_limit_of_open_files_that_is_too_low_is_told(monkeypatch: pytest.Monke
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: raised.append(limits))
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1_024, 8_192))
     allow_descriptors(4_200)
-    assert raised == [(8_192, 8_192)]
+    assert raised == [(4_200, 8_192)]
     with pytest.raises(SystemExit, match="8192 files here, and mitmdump needs 10000"):
         allow_descriptors(10_000)
