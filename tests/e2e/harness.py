@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -80,18 +81,34 @@ class Proxy:
         self.confdir = confdir
         self.url = f"http://127.0.0.1:{port}"
         self.lines: list[str] = []
+        self._begun = b""
+        self._reading = threading.Lock()
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, verify=False)
 
     def _read(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with self.process.stdout as output:
+            while not self._ended:
+                select.select([output], [], [])
+                self._take_in()
+
+    def _take_in(self) -> None:
+        """All that the program has said until now."""
+        output = self.process.stdout
+        with self._reading:
+            while not self._ended and output and select.select([output], [], [], 0)[0]:
+                said = os.read(output.fileno(), 65536)
+                *whole, self._begun = (self._begun + said).split(b"\n")
+                self.lines += [line.decode("utf-8", "replace") for line in whole]
+                self._ended = not said
 
     @property
     def log(self) -> str:
-        return "\n".join(self.lines)
+        self._take_in()
+        return "\n".join([*self.lines, self._begun.decode("utf-8", "replace")])
 
     def control(self, method: str, path: str, body: object = None, *, token: str | None = TOKEN) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
