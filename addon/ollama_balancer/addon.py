@@ -582,7 +582,7 @@ class Balancer:
     def _origin_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
         request = flow.request
-        origin = header(request.headers, "origin")
+        origin = header(request.headers, b"origin")
         if not origin or origins.same_origin(origin, request.host_header or ""):
             return None
         route = find_route(path_of(flow))
@@ -600,7 +600,7 @@ class Balancer:
         return None
 
     def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
-        if self.via in (header(flow.request.headers, "via") or ""):
+        if self.via in (header(flow.request.headers, b"via") or ""):
             return error_of(
                 flow, 508, "this request comes from the balancer itself: an agent has the balancer's address"
             )
@@ -666,7 +666,7 @@ class Balancer:
         response = flow.response
         if response is None:
             return
-        origin = header(flow.request.headers, "origin")
+        origin = header(flow.request.headers, b"origin")
         if (
             origin
             and not origins.same_origin(origin, flow.request.host_header or "")
@@ -677,31 +677,28 @@ class Balancer:
         if exchange is None:
             return
         exchange.stop_timer()
-        response.headers[ATTEMPTS_HEADER] = str(exchange.attempts)
         agents = exchange.agents
-        if not agents:
-            return
-        response.headers[AGENT_HEADER] = names_of(agents)
-        if exchange.outcome is not None:
+        own = not agents or exchange.outcome is not None
+        for_client(response.headers, exchange.attempts, names_of(agents), own=own)
+        if own:
             return  # the balancer's own answer
         now = exchange.first_byte = self.registry.clock()
         if exchange.lease is not None:
             exchange.lease.agent.heard_at = now
             if response.status_code < 400:
                 exchange.lease.began()
-        for_client(response.headers)
         from .ollama.watching import AnswerWatcher
 
-        encoded = header(response.headers, "content-encoding") is not None
+        encoded = header(response.headers, b"content-encoding") is not None
         watcher = exchange.watcher = AnswerWatcher(
             # Of a compressed answer nothing can be said.
-            "" if encoded else (header(response.headers, "content-type") or "").lower(),
+            "" if encoded else (header(response.headers, b"content-type") or "").lower(),
             self.settings.body_limit if self.settings else 0,
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
         else:
-            length = header(response.headers, "content-length") or ""
+            length = header(response.headers, b"content-length") or ""
             known = length.isascii() and length.isdigit()
             streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
         if streams:

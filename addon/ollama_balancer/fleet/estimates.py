@@ -16,6 +16,8 @@ from .agent import Rates
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""
 
+_FEW = round(1 / NEWEST) - 1
+
 NEWS = math.log(1.1)
 """By which factor an average has to change until that is worth computing anew."""
 
@@ -55,8 +57,9 @@ class Average:
     def observe(self, log: float) -> bool:
         """Whether it has become so much another that who has computed with it should do so again."""
         if self.observations:
-            weight = max(NEWEST, 1 / (self.observations + 1))
-            self.log += weight * max(-OUTLIER, min(OUTLIER, log - self.log))
+            weight = 1 / (self.observations + 1) if self.observations < _FEW else NEWEST
+            step = log - self.log
+            self.log += weight * (-OUTLIER if step < -OUTLIER else OUTLIER if step > OUTLIER else step)
         else:
             self.log = log
         self.observations += 1
@@ -90,18 +93,19 @@ class Figure:
         if not 0 < value < math.inf:
             return False
         value = max(self._lowest, min(self._highest, value))
-        pairs = self._pairs.setdefault(agent, {})
-        if (model not in pairs and len(pairs) >= MAX_MODELS) or (
-            model not in self._models and len(self._models) >= MAX_MODELS
-        ):
-            return False
+        pairs, factor = self._pairs.get(agent), self._agents.get(agent)
+        if pairs is None or factor is None:
+            pairs, factor = self._pairs.setdefault(agent, {}), self._agents.setdefault(agent, Average())
+        pair, typical = pairs.get(model), self._models.get(model)
+        if pair is None or typical is None:
+            if (pair is None and len(pairs) >= MAX_MODELS) or (typical is None and len(self._models) >= MAX_MODELS):
+                return False
+            pair, typical = pairs.setdefault(model, Average()), self._models.setdefault(model, Average())
         log = math.log(value)
-        factor = self._agents.setdefault(agent, Average())
-        typical = self._models.setdefault(model, Average())
         difference = factor.log if factor.observations else 0.0
         if typical.observations:
             factor.observe(log - typical.log)
-        pairs.setdefault(model, Average()).observe(log)
+        pair.observe(log)
         return typical.observe(log - difference)
 
     def value(self, agent: str, model: str) -> float:
@@ -155,9 +159,11 @@ class Estimates:
         decode, observations = self.decode.known(agent, model)
         return Rates(decode, self.prefill.value(agent, model), observations)
 
-    def knows(self, agent: str, model: str) -> bool:
-        """Whether the agent has shown how fast it reads and answers with the model."""
-        return self.decode.known(agent, model)[1] > 0 < self.prefill.known(agent, model)[1]
+    def shown(self, agent: str, model: str) -> Rates | None:
+        """How fast the agent reads and answers with the model, once it has shown both."""
+        decode, observations = self.decode.known(agent, model)
+        prefill, reads = self.prefill.known(agent, model)
+        return Rates(decode, prefill, observations) if observations and reads else None
 
     def observe_output(self, model: str, tokens: int) -> None:
         """An answer had that many tokens."""

@@ -34,7 +34,8 @@ FIELDS = (
 )
 """Of a row, in its order: counts, and sums in seconds. `first_tokens` is how many answers the sum after it is of."""
 
-_OUTCOMES = {name: FIELDS.index(name) for name in ("succeeded", "failed", "cancelled", "refused")}
+_ONE = {name: (1, *(int(name == field) for field in FIELDS[1:5])) for name in FIELDS[1:5]}
+"""By outcome, the counts of one request."""
 
 type Key = tuple[str, str]
 """Agent and model; empty: none, or no more known."""
@@ -48,8 +49,8 @@ class Minute:
 
     def add(self, key: Key, values: Iterable[float]) -> bool:
         """Add to a row; whether it is new."""
-        agent, model = key
-        key = (agent if self.detail > 1 else "", model if self.detail > 0 else "")
+        if self.detail < 2:
+            key = ("", key[1] if self.detail else "")
         row = self.rows.get(key)
         if row is None:
             if len(self.rows) >= MOST_PAIRS:
@@ -59,7 +60,8 @@ class Minute:
                 self.rows[key] = array("d", values)
                 return True
         for index, value in enumerate(values):
-            row[index] += value
+            if value:
+                row[index] += value
         return False
 
     def coarsen(self) -> None:
@@ -85,13 +87,10 @@ class History:
         return int(self._wall() // 60)
 
     def add(self, ended: Ended) -> None:
-        values = array("d", bytes(8 * len(FIELDS)))
-        values[0] = 1
-        values[_OUTCOMES.get(ended.outcome, _OUTCOMES["failed"])] = 1
-        values[5], values[6] = ended.prompt_tokens, ended.output_tokens
-        values[7], values[8] = ended.seconds, ended.waited or 0.0
-        if ended.first_token is not None:
-            values[9], values[10] = 1, ended.first_token
+        counts = _ONE.get(ended.outcome) or _ONE["failed"]
+        first = ended.first_token
+        first_token = (0, 0.0) if first is None else (1, first)
+        values = (*counts, ended.prompt_tokens, ended.output_tokens, ended.seconds, ended.waited or 0.0, *first_token)
         self.put(self.now, (ended.agent, ended.model), values)
 
     def put(self, number: int, key: Key, values: Iterable[float]) -> None:

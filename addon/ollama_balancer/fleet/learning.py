@@ -70,8 +70,9 @@ class Learner:
                 prompt, reading = lease.demand.tokens, silent
             if prompt and reading and prompt >= 8 * FEW_TOKENS:
                 estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
-        if estimates.knows(agent.id, model):
-            agent.rates[model] = estimates.rates(agent.id, model)
+        rates = estimates.shown(agent.id, model)
+        if rates is not None:
+            agent.rates[model] = rates
 
     def _reading(self, lease: SlotLease) -> float:
         """Seconds that reading its prompt is thought to have taken."""

@@ -52,7 +52,8 @@ class Recent:
         now = self._clock()
         self._ended.append((now, ended))
         self._ended_ever += 1
-        self.decisions.append(decision | {"at": now, "id": self._ended_ever})
+        decision["at"], decision["id"] = now, self._ended_ever
+        self.decisions.append(decision)
 
     def sample(self, agents: Iterable[Agent]) -> None:
         """Go on with the curves, if it is time to."""

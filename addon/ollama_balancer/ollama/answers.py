@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from .shapes import MAX_TOOL_CALLS, CallPart, Context, Event, Timings
 
+_NO_TIMINGS = Timings()
+
 MAX_TEXT = 1024 * 1024
 """How many characters are kept of an answer's text, of its thinking and of its tool calls."""
 
@@ -40,7 +42,7 @@ class Answer:
         self.error: str | None = None
         """The first error's message."""
 
-        self.timings = Timings()
+        self.timings = _NO_TIMINGS
         self._text = StringIO()
         self._text_room = MAX_TEXT
         self._thinking = StringIO()
@@ -85,7 +87,9 @@ class Answer:
         if calls:
             for part in calls:
                 self._add_call(part)
-        if timings is not None:
+        if timings is not None and self.timings is _NO_TIMINGS:
+            self.timings = timings
+        elif timings is not None:
             told = {key: figure for key, figure in timings._asdict().items() if figure is not None}
             self.timings = self.timings._replace(**told)
         if too_large:

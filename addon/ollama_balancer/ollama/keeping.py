@@ -47,6 +47,12 @@ class KeptBody:
         """How many bytes between the beginning and the end are not kept."""
         return max(0, self.bytes_seen - self._head_limit - self._tail_limit)
 
+    def joined(self) -> bytes:
+        """The beginning and the end in one."""
+        if len(self._recent) == 1 and self.bytes_seen == len(self._recent[0]):
+            return self._recent[0]
+        return b"".join(self.ends())
+
     def ends(self) -> tuple[bytes, bytes]:
         """The beginning and the end; together the whole body where nothing is left out."""
         self._settle()

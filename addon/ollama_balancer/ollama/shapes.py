@@ -16,6 +16,14 @@ MAX_ERROR = 500
 """Characters of an error message."""
 
 _MAX_FIGURE = 2**53
+_FIGURES = (
+    "prompt_eval_count",
+    "prompt_eval_duration",
+    "eval_count",
+    "eval_duration",
+    "load_duration",
+    "total_duration",
+)
 
 
 class Timings(NamedTuple):
@@ -268,14 +276,18 @@ def _function_call(item: dict[str, Any], index: int | None) -> CallPart:
 
 
 def _timings(value: dict[str, Any]) -> Timings:
-    get = value.get
+    figures: list[int | None] = []
+    for key in _FIGURES:
+        figure = value.get(key)
+        figures.append(figure if type(figure) is int and 0 <= figure < _MAX_FIGURE else None)
+    prompt, prompt_ns, output, output_ns, load_ns, total_ns = figures
     return Timings(
-        _count(get("prompt_eval_count")),
-        _seconds(get("prompt_eval_duration")),
-        _count(get("eval_count")),
-        _seconds(get("eval_duration")),
-        _seconds(get("load_duration")),
-        _seconds(get("total_duration")),
+        prompt,
+        None if prompt_ns is None else prompt_ns / 1e9,
+        output,
+        None if output_ns is None else output_ns / 1e9,
+        None if load_ns is None else load_ns / 1e9,
+        None if total_ns is None else total_ns / 1e9,
     )
 
 
@@ -317,7 +329,3 @@ def _index(value: object) -> int:
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_FIGURE else None
 
-
-def _seconds(nanoseconds: object) -> float | None:
-    count = _count(nanoseconds)
-    return None if count is None else count / 1e9

@@ -113,11 +113,10 @@ class AnswerWatcher:
         return Verdict(True, None, answer.timings.eval_count, answer.timings.eval_duration)
 
     def _read_whole(self) -> Answer:
-        answer, kept = Answer(), self.kept
-        self._answer = answer
-        if "json" in self.content_type and kept.bytes_seen <= READ_BYTES:
+        answer, kept = self.answer, self._kept
+        if not answer.events and "json" in self.content_type and kept.bytes_seen <= READ_BYTES:
             try:
-                value = from_json(b"".join(kept.ends()), cache_strings="keys")
+                value = from_json(kept.joined(), cache_strings="keys")
             except ValueError:
                 return answer
             if isinstance(value, dict):

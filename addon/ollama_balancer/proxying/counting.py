@@ -52,7 +52,7 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         prompt_tokens=(timings.prompt_eval_count or 0) if timings is not None else 0,
         output_tokens=(timings.eval_count or 0) if timings is not None else 0,
         cancelled_by=cancelled_by,
-        failures=tuple((failure.agent, kind_of(failure.reason)) for failure in exchange.failures),
+        failures=tuple([(failure.agent, kind_of(failure.reason)) for failure in exchange.failures]),
     )
 
 

@@ -5,7 +5,7 @@ Where it begins and ends is decided here alone: a client must not be able to mak
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable
 
 from mitmproxy import http
 
@@ -30,33 +30,58 @@ HOP_BY_HOP = frozenset(
 NOT_FOR_CLIENTS = HOP_BY_HOP | {"set-cookie", "set-cookie2"}
 """An agent is not the owner of the address under which its answer comes."""
 
-_NOT_FOR_AGENTS = HOP_BY_HOP | {"origin", AGENT_HEADER.lower()}
-_NOT_FOR_CLIENTS = frozenset(name.encode() for name in NOT_FOR_CLIENTS)
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
 _NEVER_HOP_BY_HOP = _FRAMING | {"content-type", "host", "authorization"}
 """What a client's Connection header may not take away."""
 
-_NOT_FOR_AGENTS_WITH_BODY = _NOT_FOR_AGENTS | _FRAMING
+
+def _encoded(names: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.lower().encode() for name in names)
 
 
-def header(headers: http.Headers, name: str) -> str | None:
-    """As `headers.get(name)`, which takes long where there is no such header."""
-    wanted = name.lower().encode()
-    for field in headers.fields:
-        if field[0].lower() == wanted:
-            return str(headers[name])
-    return None
+_NOT_FOR_AGENTS = _encoded(HOP_BY_HOP | {"origin", AGENT_HEADER})
+_NOT_FOR_AGENTS_WITH_BODY = _NOT_FOR_AGENTS | _encoded(_FRAMING)
+_NOT_FROM_AGENTS = _encoded(NOT_FOR_CLIENTS | {AGENT_HEADER, ATTEMPTS_HEADER})
+_COUNT, _COUNT_AND_NAME = _encoded((ATTEMPTS_HEADER,)), _encoded((AGENT_HEADER, ATTEMPTS_HEADER))
+_AGENT, _ATTEMPTS = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode()
 
 
-def for_client(headers: http.Headers) -> None:
-    """Take out of an answer's head what is between the balancer and the agent."""
-    unwanted = {name for name, _ in headers.fields if name.lower() in _NOT_FOR_CLIENTS}
-    # mitmproxy still has to see that the connection ends with this answer.
-    if unwanted and (header(headers, "connection") or "").lower() == "close":
-        unwanted = {name for name in unwanted if name.lower() != b"connection"}
-    if unwanted:
-        headers.fields = tuple(field for field in headers.fields if field[0] not in unwanted)
+def header(headers: http.Headers, name: bytes) -> str | None:
+    """As `headers.get(name)`, which takes long. The name is in lower case."""
+    found: bytes | None = None
+    for written, value in headers.fields:
+        if len(written) == len(name) and written.lower() == name:
+            found = value if found is None else found + b", " + value
+    return None if found is None else found.decode("utf-8", "surrogateescape")
+
+
+def set_host(headers: http.Headers, host: str) -> None:
+    """Where a request goes; the header stays where it is among the others."""
+    field = (b"Host", host.encode())
+    fields = [field if name.lower() == b"host" else (name, value) for name, value in headers.fields]
+    if fields.count(field) != 1:
+        fields = [field, *(other for other in fields if other != field)]
+    headers.fields = tuple(fields)
+
+
+def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) -> None:
+    """Say in an answer's head how many agents were tried and, unless that is empty, which have answered.
+
+    Unless it is the balancer's own answer, what is between it and the agent is taken out.
+    """
+    if own:
+        unwanted = _COUNT_AND_NAME if agents else _COUNT
+    elif (header(headers, b"connection") or "").lower() == "close":
+        # mitmproxy still has to see that the connection ends with this answer.
+        unwanted = _NOT_FROM_AGENTS - {b"connection"}
+    else:
+        unwanted = _NOT_FROM_AGENTS
+    fields = [field for field in headers.fields if field[0].lower() not in unwanted]
+    fields.append((_ATTEMPTS, b"%d" % attempts))
+    if agents:
+        fields.append((_AGENT, agents.encode("utf-8", "surrogateescape")))
+    headers.fields = tuple(fields)
 
 
 def request_to_agent(request: http.Request, via: str | None = None, credentials: Fields = ()) -> http.Request:
@@ -68,17 +93,20 @@ def request_to_agent(request: http.Request, via: str | None = None, credentials:
     """
     data = request.data
     unwanted = _NOT_FOR_AGENTS if request.stream else _NOT_FOR_AGENTS_WITH_BODY
-    connection = header(data.headers, "connection")
+    connection = header(data.headers, b"connection")
     if connection is not None:
-        unwanted |= set(connection.lower().replace(",", " ").split()) - _NEVER_HOP_BY_HOP
-    fields = [(name, value) for name, value in data.headers.fields if name.decode("latin-1").lower() not in unwanted]
+        named = set(connection.lower().replace(",", " ").split()) - _NEVER_HOP_BY_HOP
+        unwanted |= {name.encode("utf-8", "surrogateescape") for name in named}
+    fields = [field for field in data.headers.fields if field[0].lower() not in unwanted]
     if not request.stream and (data.content or request.method in ("POST", "PUT", "PATCH")):
         fields.append((b"Content-Length", b"%d" % len(data.content or b"")))
     fields += [(name, value) for name, value in credentials if name not in request.headers]
     if via is not None:
         fields.append((b"Via", via.encode()))
-    head = http.Request.__new__(http.Request)  # whose checks the data has passed already
-    head.data = copy.copy(data)
-    head.data.headers = http.Headers(fields)
-    head.data.content = head.data.trailers = None
+    # Not by mitmproxy's constructors, whose checks the data has passed already.
+    headers = http.Headers.__new__(http.Headers)
+    headers.fields = tuple(fields)
+    head = http.Request.__new__(http.Request)
+    head.data = type(data).__new__(type(data))
+    vars(head.data).update(vars(data), headers=headers, content=None, trailers=None)
     return head

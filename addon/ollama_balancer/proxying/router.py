@@ -29,7 +29,7 @@ from .answers import answer_of, path_of
 from .callers import Caller
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
-from .headers import AGENT_HEADER, header, request_to_agent
+from .headers import AGENT_HEADER, header, request_to_agent, set_host
 from .layer import Routing
 from .watchdog import Watchdog
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .fanout import FanOut
 
 logger = logging.getLogger(__name__)
+
+_PIN = AGENT_HEADER.lower().encode()
 
 
 class Router:
@@ -81,7 +83,7 @@ class Router:
                     request.method,
                     request.path,
                     request.raw_content,
-                    header(request.headers, "content-type") or "",
+                    header(request.headers, b"content-type") or "",
                 )
             )
             self.tally.own_seconds += time.perf_counter() - began
@@ -118,7 +120,7 @@ class Router:
             flow.client_conn.id,
             dialect_of(path_of(flow)),
             self.registry.clock,
-            pin=header(flow.request.headers, AGENT_HEADER),
+            pin=header(flow.request.headers, _PIN),
             flow=flow,
             client=self.caller_of(flow).name,
         )
@@ -189,7 +191,7 @@ class Router:
         address = forward.agent.address
         # At once what mitmproxy's setters do one by one, parsing the Host header each time.
         request.data.scheme, request.data.host, request.data.port = b"http", address.host, address.port
-        request.headers["host"] = str(address)
+        set_host(request.headers, str(address))
         if request.data.authority:
             request.authority = str(address)
         routing.credentials = self.caller_of(routing.flow).credentials
