@@ -53,7 +53,7 @@ from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
 from .proxying.exchange import Exchange
-from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, for_client, header
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
 from .proxying.replaying import replay_as_before, replay_through
@@ -538,13 +538,14 @@ class Balancer:
         if not flow.live:
             return  # it was read from a file
         self.flows.begun(flow)
-        size = sum(len(name) + len(value) for name, value in flow.request.headers.fields)
+        size = sum([len(name) + len(value) for name, value in flow.request.headers.fields])
         caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
-        if is_control_path(path_of(flow)):
+        path = path_of(flow)
+        if is_control_path(path):
             return
         if size > MAX_HEADERS:
             flow.response = error_of(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
-        elif _is_upload(flow):
+        elif _is_upload(flow, path):
             flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._origin_refusal(flow))
             # Its body is passed on while it comes: it may be larger than the memory.
             flow.request.stream = flow.response is None
@@ -557,24 +558,28 @@ class Balancer:
         refusal = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
         if refusal is not None:
             flow.response = refusal
-        elif flow.request.method == "GET" and path_of(flow) == HEALTH:
+            return
+        path = path_of(flow)
+        if not is_control_path(path):
+            return
+        if path == HEALTH and flow.request.method == "GET":
             status, told = health(self.registry, ending=self.stopper.ending)
             flow.response = http.Response.make(
                 status, json.dumps(told, separators=(",", ":")), dated({"Content-Type": "application/json"})
             )
-        elif is_control_path(path_of(flow)):
-            await self._wait_until_ready()
-            from .api.reports import take_report
+            return
+        await self._wait_until_ready()
+        from .api.reports import take_report
 
-            if (
-                authorized
-                and flow.request.method == "POST"
-                and take_report(self.registry, path_of(flow), flow.request.raw_content or b"")
-            ):
-                now = time.time()
-                flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
-            else:
-                await serve(self.control.app, flow, authorized=authorized)
+        if (
+            authorized
+            and flow.request.method == "POST"
+            and take_report(self.registry, path, flow.request.raw_content or b"")
+        ):
+            now = time.time()
+            flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
+        else:
+            await serve(self.control.app, flow, authorized=authorized)
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
@@ -623,9 +628,10 @@ class Balancer:
         self.recent.add(over, decision_of(exchange, over))
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
-        """Write down how it stands, and have that seen."""
-        self._annotate(flow, exchange)
-        self.flows.changed(flow)
+        """Write down how it stands, and have that seen, if somebody may look at flows."""
+        if self._watched():
+            annotate(flow, exchange)
+            self.flows.changed(flow)
 
     def _annotate(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         if self._watched():
@@ -689,18 +695,17 @@ class Balancer:
                 exchange.lease.began()
         from .ollama.watching import AnswerWatcher
 
-        encoded = header(response.headers, b"content-encoding") is not None
+        told = by_name(response.headers)
+        # Of a compressed answer nothing can be said.
+        kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
         watcher = exchange.watcher = AnswerWatcher(
-            # Of a compressed answer nothing can be said.
-            "" if encoded else (header(response.headers, b"content-type") or "").lower(),
-            self.settings.body_limit if self.settings else 0,
+            kind.decode("latin-1"), self.settings.body_limit if self.settings else 0
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
         else:
-            length = header(response.headers, b"content-length") or ""
-            known = length.isascii() and length.isdigit()
-            streams = watcher.streamed or (known and int(length) > BUFFERED_ANSWER)
+            length = told.get(b"content-length", b"")
+            streams = watcher.streamed or (length.isdigit() and int(length) > BUFFERED_ANSWER)
         if streams:
             response.stream = exchange.pass_on = _passing_on(exchange, watcher, response)
         self._show(flow, exchange)
@@ -876,8 +881,8 @@ def _stored(watcher: AnswerWatcher) -> bytes:
     return shortened(*watcher.kept.ends(), watcher.kept.left_out)
 
 
-def _is_upload(flow: http.HTTPFlow) -> bool:
-    route = find_route(path_of(flow))
+def _is_upload(flow: http.HTTPFlow, path: str) -> bool:
+    route = find_route(path)
     return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
 
 

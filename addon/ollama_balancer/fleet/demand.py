@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Step = tuple[bytes, int]
 """The key of a prompt's beginning, and its tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """`model` is a canonical name; `runner` the options that the model has to be loaded with, in one spelling."""
 
     model: str
@@ -17,7 +16,7 @@ class Demand:
     tokens: int = 0
     """Of the prompt, estimated."""
     steps: tuple[Step, ...] = ()
-    """The prompt's beginnings, the shortest first."""
+    """The prompt's beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
     remember: tuple[Step, ...] = ()
     """Those by which a prompt that goes on from this one is known."""
     output_limit: int | None = None

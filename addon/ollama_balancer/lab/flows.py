@@ -140,7 +140,7 @@ def _with_answer(recorded: Recorded, response: http.Response) -> Recorded:
         return recorded
     if answer.context is not None:
         step = context_step(demand.model, demand.runner, answer.context)
-        demand = replace(demand, remember=(*demand.remember, step))
+        demand = demand._replace(remember=(*demand.remember, step))
     return replace(recorded, demand=demand, timings=answer.timings, pieces=answer.pieces if watcher.streamed else 0)
 
 

@@ -141,7 +141,7 @@ class Recording:
             arranged.append(
                 replace(
                     request,
-                    demand=replace(demand, steps=kept),
+                    demand=demand._replace(steps=kept),
                     conversation=conversation.number,
                     known=0 if step is None else step[1],
                 )

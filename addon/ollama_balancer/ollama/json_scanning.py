@@ -39,10 +39,20 @@ _ESCAPED_QUOTES = re.compile(rb'(?:[^"]{0,512}+(?<=[^\\]\\)"){0,256}+')
 _SHORT_STRING = rb'"[^"]{0,512}+(?:(?<=[^\\]\\)"[^"]{0,512}+){0,32}+(?<!\\)"'
 _SKIP = re.compile(rb'[^][{}"]{0,128}+(?:' + _SHORT_STRING + rb'[^][{}"]{0,64}+){0,4}+')
 _START = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
-_SHORT_KEY = re.compile(rb'"([^"\\]{0,32}+)"[ \t\r\n]*+:[ \t\r\n]*+')
 _COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
-_SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|false|null")
+_A_SCALAR = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|false|null"
+_SCALAR = re.compile(_A_SCALAR)
 _COMMA = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+")
+# A member with a short key and, if its value is short and no object or array, with the value and what comes after it.
+_MEMBER = re.compile(
+    rb'"([^"\\]{0,32}+)"'
+    + _COLON.pattern
+    + rb'(?:("[^"\\]{0,256}+"|'
+    + _A_SCALAR
+    + rb")(?:("
+    + _COMMA.pattern
+    + rb")|[ \t\r\n]*+(?=\})))?+"
+)
 _BLANK = re.compile(rb"[ \t\r\n]*+")
 _END = re.compile(rb"[ \t\r\n]*+\}")
 
@@ -69,9 +79,15 @@ class Scanner:
         end = _END.match(body, at)
         while end is None:
             self.spend(8)
-            short = _SHORT_KEY.match(body, at)
-            if short is not None:
-                key, at = _folded(short[1]), short.end()
+            member = _MEMBER.match(body, at)
+            if member is not None:
+                key, at = _folded(member[1]), member.end()
+                first, last = member.span(2)
+                if last > 0:
+                    yield key, first, last
+                    if member[3] is None:
+                        return
+                    continue
             else:
                 key, at = self.other_key(at)
             first = at
@@ -195,6 +211,8 @@ class Scanner:
 
 def _folded(key: bytes) -> str:
     """Keys count in any case; as in Go that includes the long s, as lower() the Kelvin sign."""
+    if key.isascii():
+        return key.decode().lower()
     return key.decode("utf-8", "replace").replace("ſ", "s").lower()
 
 

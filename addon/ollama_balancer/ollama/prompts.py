@@ -45,7 +45,7 @@ RUNNER_OPTIONS = ("main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "
 """With another value of one of these a host loads the model anew (api.Runner in the server's source)."""
 
 FEW_TOKENS = 64
-"""A beginning that is shorter is not worth knowing."""
+"""A beginning that is shorter is not worth knowing, nor is what a shorter prompt begins with."""
 
 _BLOB_BYTES = 4_096
 
@@ -93,15 +93,15 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
     preamble = [members[key] for key in shape.preamble if key in members]
     others = [members[key] for key in (shape.content, *shape.others) if key in members]
     context = members.get("context") if shape.ollama else None
-    start = sum(_tokens(body, span) for span in preamble)
-    tokens = start + sum(_tokens(body, span) for span in others)
+    start = sum([_tokens(body, span) for span in preamble])
+    tokens = start + sum([_tokens(body, span) for span in others])
     steps: list[Step] = []
-    remember: list[Step] = []
+    remember: tuple[Step, ...] = ()
     if context is not None and body[context[0]] == ord("["):
         known = _read_context(body, context)
         steps = [context_step(model, runner, known)]
         tokens += known.tokens
-    elif not shape.embeds and shape.content in members:
+    elif not shape.embeds and shape.content in members and tokens >= FEW_TOKENS:
         hashed = _hash(model, runner)
         for span in preamble:
             hashed.update(_essence(body, span))
@@ -109,9 +109,10 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
         content = members[shape.content]
         steps = list(_steps(hashed, start, body, content))
         if steps:
-            remember = [step for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS]
-    most = min(MAX_TOKENS, _positive(options.get("num_ctx")) or MAX_TOKENS)
-    return Demand(model, runner, min(tokens, most), tuple(steps), tuple(dict.fromkeys(remember)), limit)
+            remember = tuple({step: None for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS})
+    most = _positive(options.get("num_ctx")) if options else None
+    tokens = min(tokens, most or MAX_TOKENS, MAX_TOKENS)
+    return Demand(model, runner, tokens, tuple(steps), remember, limit)
 
 
 def context_step(model: str, runner: str, context: Context) -> Step:
@@ -147,8 +148,7 @@ def _steps(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[St
         return
     wanted = len(parts) - MAX_STEPS + 1
     for number, part in enumerate(parts):
-        hashed.update(_essence(body, part))
-        hashed.update(b"\0")
+        hashed.update(_essence(body, part) + b"\0")
         tokens += _tokens(body, part)
         if number == 0 or number >= wanted:
             yield hashed.digest(), tokens

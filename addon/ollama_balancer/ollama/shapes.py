@@ -328,4 +328,3 @@ def _index(value: object) -> int:
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_FIGURE else None
-

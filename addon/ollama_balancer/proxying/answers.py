@@ -13,7 +13,7 @@ from .dispatch import JSON_TYPE, Answer
 
 
 def path_of(flow: http.HTTPFlow) -> str:
-    return flow.request.path.partition("?")[0]
+    return flow.request.data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
 
 
 def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:

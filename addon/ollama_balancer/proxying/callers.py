@@ -23,7 +23,7 @@ _TOKEN_HEADERS = frozenset((b"authorization", b"x-api-key", b"proxy-authorizatio
 _KEYS = (b"authorization", b"x-api-key")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Caller:
     """`name` tells clients apart: by a hash of the API key that says nothing about it, else by the address."""
 
@@ -37,8 +37,15 @@ class Caller:
 
 def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     """Read who sends the request, and take what they present out of the flow."""
+    peer = flow.client_conn.peername
+    who = str(peer[0]) if peer else "unknown"
+    if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
+        flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
+    headers = flow.request.headers
+    if not _SECRET.search(b"\n".join([name for name, _ in headers.fields])):
+        return Caller(flow.client_conn.id, who)
     kept, secret, authorized = [], [], False
-    for name, value in flow.request.headers.fields:
+    for name, value in headers.fields:
         if not _SECRET.search(name):
             kept.append((name, value))
             continue
@@ -47,13 +54,8 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
             authorized |= name.lower() == b"authorization" and len(words) == 2 and words[0].lower() == "bearer"
         elif not _NOT_FOR_AGENTS.search(name):
             secret.append((name, value))
-    flow.request.headers.fields = tuple(kept)
-    if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
-        flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
+    headers.fields = tuple(kept)
     keys = [value for key in _KEYS for name, value in secret if name.lower() == key]
-    peer = flow.client_conn.peername
     if keys:
         who = "key " + hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()
-    else:
-        who = str(peer[0]) if peer else "unknown"
     return Caller(flow.client_conn.id, who, authorized, tuple(secret))

@@ -31,8 +31,9 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
     """What there is to count of it."""
     agent = exchange.agent
     model = canonical_name(exchange.model) if exchange.model else ""
-    timings = exchange.watcher.answer.timings if exchange.watcher is not None else None
-    streamed = exchange.watcher is not None and exchange.watcher.streamed
+    watcher = exchange.watcher
+    timings = watcher.answer.timings if watcher is not None else None
+    streamed = watcher is not None and watcher.streamed
     outcome = str(exchange.outcome)
     cancelled_by = ""
     if exchange.outcome is Outcome.CANCELLED:

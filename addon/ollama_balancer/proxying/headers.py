@@ -56,6 +56,15 @@ def header(headers: http.Headers, name: bytes) -> str | None:
     return None if found is None else found.decode("utf-8", "surrogateescape")
 
 
+def by_name(headers: http.Headers) -> dict[bytes, bytes]:
+    """The same for all of them: their values, as they came, by name in lower case."""
+    found: dict[bytes, bytes] = {}
+    for written, value in headers.fields:
+        name = written.lower()
+        found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
 def set_host(headers: http.Headers, host: str) -> None:
     """Where a request goes; the header stays where it is among the others."""
     field = (b"Host", host.encode())

@@ -68,35 +68,45 @@ class Router:
 
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
+        began = time.perf_counter()
+        decision = self._decide(routing)
+        exchange = self.exchanges[routing.flow.id]
+        while isinstance(decision, Wait):
+            exchange.stop_timer()
+            self.tally.own_seconds += time.perf_counter() - began
+            waited = await self._wait(decision.place, exchange)
+            if waited is None:
+                return  # the client is gone
+            began = time.perf_counter()
+            decision = waited
+        if decision is not None:
+            self._carry_out(decision, exchange, routing)
+        self.tally.own_seconds += time.perf_counter() - began
+
+    def _decide(self, routing: Routing) -> Forward | Everywhere | Wait | Answer | None:
+        """What is to be done with the request now; None: nothing, as nobody wants its answer."""
         flow = routing.flow
         exchange = self.exchanges.get(flow.id)
         if routing.failure is None or exchange is None:
             if exchange is not None:
                 exchange.end(Outcome.CANCELLED)
             exchange = self.exchanges[flow.id] = self._exchange(flow)
-            request, began = flow.request, time.perf_counter()
-            decision = (
-                self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
-                if self.ending()
-                else self.dispatcher.begin(
-                    exchange,
-                    request.method,
-                    request.path,
-                    request.raw_content,
-                    header(request.headers, b"content-type") or "",
-                )
+            request = flow.request
+            if self.ending():
+                return self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
+            return self.dispatcher.begin(
+                exchange,
+                request.method,
+                request.path,
+                request.raw_content,
+                header(request.headers, b"content-type") or "",
             )
-            self.tally.own_seconds += time.perf_counter() - began
-        elif exchange.outcome is not None:
-            return  # it was cut off: nobody wants its answer
-        else:
-            decision = self._account(exchange, routing)
-        while isinstance(decision, Wait):
-            exchange.stop_timer()
-            waited = await self._wait(decision.place, exchange)
-            if waited is None:
-                return  # the client is gone
-            decision = waited
+        if exchange.outcome is not None:
+            return None  # it was cut off
+        return self._account(exchange, routing)
+
+    def _carry_out(self, decision: Forward | Everywhere | Answer, exchange: Exchange, routing: Routing) -> None:
+        flow = routing.flow
         if isinstance(decision, Forward):
             self._send_to(decision, exchange, routing)
         elif isinstance(decision, Everywhere):
