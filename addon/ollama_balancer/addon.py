@@ -551,17 +551,22 @@ class Balancer:
             flow.request.stream = flow.response is None
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        authorized = self.router.caller_of(flow).authorized
         if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
             return
-        trusted = authorized or flow.is_replay is not None  # who sends it again is no web page
-        refusal = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
-        if refusal is not None:
-            flow.response = refusal
-            return
-        path = path_of(flow)
-        if not is_control_path(path):
-            return
+        self._refuse(flow)
+        if flow.response is None and is_control_path(path := path_of(flow)):
+            await self._serve(flow, path)
+
+    @_timed
+    def _refuse(self, flow: http.HTTPFlow) -> None:
+        """Answer what nobody is to get: the balancer's own requests, and those of pages of other origins."""
+        # Who sends it again is no web page.
+        trusted = flow.is_replay is not None or self.router.caller_of(flow).authorized
+        flow.response = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
+
+    async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
+        """Answer a call of the balancer's own API."""
+        authorized = self.router.caller_of(flow).authorized
         if path == HEALTH and flow.request.method == "GET":
             status, told = health(self.registry, ending=self.stopper.ending)
             flow.response = http.Response.make(
@@ -756,7 +761,8 @@ class Balancer:
                 else:
                     watcher.feed(response.raw_content or b"")
                 self._judge(exchange, watcher, response)
-            exchange.end(Outcome.FAILED, "the balancer failed to route it")
+            if exchange.outcome is None:
+                exchange.end(Outcome.FAILED, "the balancer failed to route it")
             self._annotate(flow, exchange)
             self._count(exchange)
         self.flows.finished(flow)

@@ -32,6 +32,8 @@ MARKERS = frozenset(("", RETRIED, REFUSED, BROKEN, FAILED, CANCELLED, SLOW))
 
 def names_of(agents: Sequence[Agent]) -> str:
     """The agents' names with commas between them; of many, how many more there are."""
+    if len(agents) == 1:
+        return agents[0].name
     more = len(agents) - MAX_NAMES
     names = [agent.name for agent in agents[:MAX_NAMES]]
     return ", ".join([*names, f"and {more} more"] if more > 0 else names)

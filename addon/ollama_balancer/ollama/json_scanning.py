@@ -38,7 +38,7 @@ _MARKS = (b'"', b"[", b"]", b"{", b"}")
 _ESCAPED_QUOTES = re.compile(rb'(?:[^"]{0,512}+(?<=[^\\]\\)"){0,256}+')
 _SHORT_STRING = rb'"[^"]{0,512}+(?:(?<=[^\\]\\)"[^"]{0,512}+){0,32}+(?<!\\)"'
 _SKIP = re.compile(rb'[^][{}"]{0,128}+(?:' + _SHORT_STRING + rb'[^][{}"]{0,64}+){0,4}+')
-_START = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
+_START = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+(\}?+)")
 _COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _A_SCALAR = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|false|null"
 _SCALAR = re.compile(_A_SCALAR)
@@ -76,7 +76,7 @@ class Scanner:
         if start is None:
             raise UnreadableError
         at = start.end()
-        end = _END.match(body, at)
+        end = start[1] or None
         while end is None:
             self.spend(8)
             member = _MEMBER.match(body, at)

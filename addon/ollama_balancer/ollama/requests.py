@@ -69,9 +69,12 @@ def read_request(route: Route, path: str, body: bytes | None, content_type: str 
         members = _last_members(body)
     except UnreadableError:
         return Asked(readable=False)
-    model = next((text for key in keys if (text := text_of(body, members.get(key)))), None)
+    model = None
+    for key in keys:
+        if model := text_of(body, members.get(key)):
+            break
     stream = _STREAM.get(written(body, members.get("stream"), 5))
-    return Asked(model, unloads=_unloads(route, body, members), stream=stream, members=members)
+    return Asked(model or None, unloads=_unloads(route, body, members), stream=stream, members=members)
 
 
 _N = ord("n")

@@ -149,10 +149,11 @@ def _ollama(value: dict[str, Any], terminal: bool) -> Event:
     if isinstance(text, str) and not (thinking or calls or terminal):
         return _text(text)
     parts = []
-    for call in _list(calls)[:MAX_TOOL_CALLS]:
-        function = _dict(_dict(call).get("function"))
-        arguments = _arguments(function.get("arguments"))
-        parts.append(CallPart(None, _str(_dict(call).get("id")), _str(function.get("name")), arguments))
+    if calls:
+        for call in _list(calls)[:MAX_TOOL_CALLS]:
+            function = _dict(_dict(call).get("function"))
+            arguments = _arguments(function.get("arguments"))
+            parts.append(CallPart(None, _str(_dict(call).get("id")), _str(function.get("name")), arguments))
     if not terminal:
         return Event(_str(text), _str(thinking), tuple(parts))
     context = context_of(value.get("context"))

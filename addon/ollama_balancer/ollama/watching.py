@@ -5,7 +5,7 @@ Success means that the terminal event was seen: a runner that crashes still ends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic_core import from_json
 
@@ -25,8 +25,7 @@ BATCH_BYTES = 16 * 1024
 NO_TERMINAL = "the stream ended without its terminal event"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the end of an answer says."""
 
     whole: bool

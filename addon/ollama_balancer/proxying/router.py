@@ -197,12 +197,12 @@ class Router:
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         request = routing.flow.request
-        request.trailers = None
         address = forward.agent.address
         # At once what mitmproxy's setters do one by one, parsing the Host header each time.
-        request.data.scheme, request.data.host, request.data.port = b"http", address.host, address.port
+        data = request.data
+        data.trailers, data.scheme, data.host, data.port = None, b"http", address.host, address.port
         set_host(request.headers, str(address))
-        if request.data.authority:
+        if data.authority:
             request.authority = str(address)
         routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
