@@ -1,7 +1,7 @@
 """What the balancer adds to mitmdump's start: `python -m benches.start [--quick]`.
 
 In turns a bare mitmdump is started, until its port takes a connection, and one with the balancer, until GET /health is
-answered. Each has a confdir in which a start has already made the certificates.
+answered. Each has a confdir in which a start has already made the certificates, and what that start has compiled.
 """
 
 from __future__ import annotations

@@ -140,6 +140,7 @@ class Balancer:
         self._demo_ready = asyncio.Event()
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
+        self._control: ControlApi | None = None
         self.memory: Memory | None = None
         self.flows = FlowList()
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
@@ -155,20 +156,22 @@ class Balancer:
         self._reported_mode = ""
         self.lean: LeanHooks | None = None
 
-    @functools.cached_property
-    def control(self) -> ControlApi:
-        from .api.app import ControlApi
+    def _control_api(self) -> ControlApi:
+        # No property: mitmproxy looks at all that an addon has for commands when it loads it.
+        if self._control is None:
+            from .api.app import ControlApi
 
-        return ControlApi(
-            self.registry,
-            self.router.dispatcher.line,
-            self.tally,
-            self.recent,
-            self.history,
-            self._born,
-            self._probe,
-            lambda: self.stopper.ending,
-        )
+            self._control = ControlApi(
+                self.registry,
+                self.router.dispatcher.line,
+                self.tally,
+                self.recent,
+                self.history,
+                self._born,
+                self._probe,
+                lambda: self.stopper.ending,
+            )
+        return self._control
 
     # Lifecycle
 
@@ -584,7 +587,7 @@ class Balancer:
             now = time.time()
             flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
         else:
-            await serve(self.control.app, flow, authorized=authorized)
+            await serve(self._control_api().app, flow, authorized=authorized)
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
