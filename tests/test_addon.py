@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,3 +167,26 @@ def test_a_static_agent_named_like_anothers_id_is_refused_with_the_options_name(
     with pytest.raises(exceptions.OptionsError, match=r"balancer_agents: .*another agent's id"):
         running.configure(balancer, balancer_agents=["a=http://10.0.0.1", f"{taken}=http://10.0.0.2"])
     assert [agent.name for agent in balancer.registry] == []
+
+
+LOAD = """
+import asyncio
+import sys
+from mitmproxy import options
+from mitmproxy.tools import dump
+
+async def load():
+    master = dump.DumpMaster(options.Options(confdir={confdir!r}), with_termlog=False, with_dumper=False)
+    sys.path.insert(0, {addon!r})
+    from ollama_balancer.addon import balancer
+    master.addons.add(balancer())
+    print(*sorted(name for name in ("starlette", "pydantic", "httpx", "prometheus_client") if name in sys.modules))
+
+asyncio.run(load())
+"""
+
+
+def test_what_takes_long_to_load_is_not_loaded_with_the_addon(tmp_path: Path) -> None:
+    script = LOAD.format(confdir=str(tmp_path), addon=str(Path(__file__).parents[1] / "addon"))
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout == "\n"
