@@ -1,8 +1,9 @@
 """What a proxy adds to a request and to a chunk: `python -m benches.proxy [--quick] [--streams] [--json FILE]`.
 
-The same load goes to the upstream directly, through mitmdump as a plain reverse proxy, through the balancer with one
-agent, with four and without its shortcuts, and through nginx and LiteLLM where they are installed. The sides take turns
-in every round. All of it runs on 127.0.0.1, each in its own process.
+The same load goes to the upstream directly, through a program that does nothing but pass bytes on, through mitmdump as
+a plain reverse proxy, through the balancer with one agent, with four and without its shortcuts, and through nginx and
+LiteLLM where they are installed. The sides take turns in every round. All of it runs on 127.0.0.1, each in its own
+process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import platform
 import re
 import resource
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -44,7 +46,7 @@ UPSTREAM_HOSTS = 4
 CHUNKS_PER_SECOND = 50
 START_SECONDS = 30.0
 
-DIRECT, BARE = "direct", "mitmdump"
+DIRECT, FORWARDER, BARE = "direct", "forwarder", "mitmdump"
 ONE, FOUR, PLAIN = "balancer, 1 agent", "balancer, 4 agents", "balancer, 1 agent, no relay, not lean"
 NGINX, LITELLM = "nginx", "LiteLLM"
 
@@ -281,6 +283,17 @@ def start_balancer(
     return side
 
 
+def start_forwarder(stack: ExitStack, folder: Path, upstream_port: int) -> Side:
+    log = folder / "forwarder.log"
+    command = [sys.executable, str(HERE / "forwarder.py"), str(upstream_port)]
+    process = stack.enter_context(started(command, log))
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"the forwarder did not start:\n{log.read_text()}")
+    return Side(FORWARDER, int(line), psutil.Process(process.pid))
+
+
 def start_nginx(stack: ExitStack, folder: Path, program: str, upstream_ports: list[int]) -> Side:
     port, place = free_port(), folder / "nginx"
     place.mkdir()
@@ -404,6 +417,7 @@ def measure(
         bare = ("--mode", f"reverse:http://127.0.0.1:{ports[0]}", "--set", "stream_large_bodies=1")
         sides = [
             Side(DIRECT, ports[0], None),
+            *([start_forwarder(stack, folder, ports[0])] if hasattr(select, "epoll") else []),
             start_mitmdump(stack, folder, BARE, *bare, token=""),
             start_balancer(stack, folder, ONE, ports[:1]),
             start_balancer(stack, folder, FOUR, ports),

@@ -707,7 +707,7 @@ class Balancer:
         # Of a compressed answer nothing can be said.
         kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
         watcher = exchange.watcher = AnswerWatcher(
-            kind.decode("latin-1"), self.settings.body_limit if self.settings else 0
+            kind.decode("latin-1"), self.settings.body_limit if self.settings else 0, skims=True
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed

@@ -69,6 +69,12 @@ class Answer:
         """Whether the last event was not read, so that it cannot be told whether it is the terminal one."""
         return 0 < self._too_large_at == self.events
 
+    def skip(self, events: int) -> None:
+        """So many events in the middle of a stream have not been read: they count as pieces."""
+        self.events += events
+        if not self.terminal:
+            self.pieces += events
+
     def add(self, event: Event) -> None:
         self.events += 1
         text, thinking, calls, terminal, error, timings, too_large, context = event

@@ -49,6 +49,11 @@ class EventParser:
         """The events that end in these bytes."""
         raise NotImplementedError
 
+    def middle(self, chunk: bytes) -> int:
+        """How many events these bytes are, if it shows without reading them that they are whole ones in the middle of
+        the stream that tell of no error; else 0. What has been counted here is not to be fed."""
+        return 0
+
     def close(self) -> list[Event]:
         """The stream has ended: the event that it left unended, if any. Bytes fed afterwards begin a new line."""
         if self._too_large:
@@ -99,7 +104,17 @@ class EventParser:
         raise NotImplementedError
 
 
+_GOES_ON = b'"done":false}\n'
+"""How all events of Ollama's own API end but the last. In valid JSON that is a member of the outermost object."""
+
+
 class NdjsonParser(EventParser):
+    def middle(self, chunk: bytes) -> int:
+        if self._begun or not chunk.endswith(_GOES_ON) or b'"error"' in chunk or b'"status"' in chunk:
+            return 0
+        lines = chunk.count(b"\n")
+        return lines if chunk.count(_GOES_ON) == lines else 0
+
     def feed(self, chunk: bytes) -> list[Event]:
         # Mostly a chunk is one whole line.
         if self._begun or chunk.find(b"\n") != len(chunk) - 1 or len(chunk) > MAX_EVENT_BYTES:

@@ -43,14 +43,16 @@ class Verdict(NamedTuple):
 class AnswerWatcher:
     """Fed with the chunks of one answer's body, in order. `keep` is how many bytes of a stream are kept.
 
-    `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked.
+    `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked. With `skims`
+    only how the answer goes and ends is told, not its text.
     """
 
-    def __init__(self, content_type: str, keep: int = READ_BYTES) -> None:
+    def __init__(self, content_type: str, keep: int = READ_BYTES, *, skims: bool = False) -> None:
         self.content_type = content_type
         self._answer = Answer()
         self._parser = event_parser(content_type)
         self._kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES))
+        self._skims = skims
         self._unread: list[bytes] = []
         self._unread_bytes = 0
 
@@ -92,9 +94,13 @@ class AnswerWatcher:
             self._unread.clear()
             self._unread_bytes = 0
             self._kept.feed(data)
-            if self._parser is not None:
-                for event in self._parser.feed(data):
-                    self._answer.add(event)
+            if self._parser is None:
+                return
+            if self._skims and (events := self._parser.middle(data)):
+                self._answer.skip(events)
+                return
+            for event in self._parser.feed(data):
+                self._answer.add(event)
 
     def verdict(self) -> Verdict:
         """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
