@@ -734,7 +734,7 @@ class Balancer:
             or not relay.suits(stream)
         ):
             return False
-        stream.relay = relay.begin(handler, stream, exchange.pass_on)
+        stream.relay = relay.begin(handler, stream, exchange.pass_on, _hearing(exchange, handler))
         if stream.relay is None:
             return True
         self.tally.relayed += 1
@@ -849,6 +849,19 @@ def _without_bytes(record: logging.LogRecord) -> bool:
     if isinstance(record.msg, str) and record.msg.startswith(known):
         record.msg, record.args = f"{known}.", ()
     return True
+
+
+def _hearing(exchange: Exchange, handler: ProxyConnectionHandler) -> Callable[[], None]:
+    """Notes that the agent has sent something."""
+    register_activity: Callable[[], None] = handler.timeout_watchdog.register_activity
+    agent, clock = exchange.agent, exchange.clock
+
+    def heard() -> None:
+        register_activity()
+        if agent is not None:
+            agent.heard_at = clock()
+
+    return heard
 
 
 def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:

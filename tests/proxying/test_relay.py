@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
-from ollama_balancer.proxying.relay import LARGEST_CHUNK, ChunkSplitter, Relay
+from ollama_balancer.proxying.relay import BATCH, BATCH_BYTES, LARGEST_CHUNK, ChunkSplitter, Relay
 
 
 def chunk(payload: bytes) -> bytes:
@@ -163,6 +163,10 @@ class Between:
                 await asyncio.sleep(0.005)
 
     @property
+    def seen_bytes(self) -> int:
+        return sum(map(len, self.seen))
+
+    @property
     def in_charge(self) -> bool:
         """Whether the relay no longer has the agent's transport."""
         transport: Any = self.upstream.transport
@@ -211,9 +215,10 @@ def test_whole_chunks_go_out_as_they_came_and_are_seen_and_count_as_activity() -
         assert await between.receive(8) == chunk(b"one")
         await between.send(chunk(b"two")[4:])
         assert await between.receive(8) == chunk(b"two")
-        assert between.seen == [b"one", b"two"]
         assert between.activity == 2
         assert not between.in_charge
+        relay.stop()
+        assert b"".join(between.seen) == b"onetwo"
 
     run(test)
 
@@ -281,9 +286,24 @@ def test_a_client_that_takes_nothing_holds_the_agent_up_and_one_that_goes_on_get
             received += await between.receive(min(30_000, len(one) * 1000 - len(received)))
         assert received == one * 1000
         await sending
-        assert len(between.seen) == 1000
         assert upstream.is_reading()
         assert not between.in_charge
+        relay.stop()
+        assert between.seen_bytes == 5000 * 1000
+
+    run(test)
+
+
+def test_chunks_are_seen_some_at_a_time() -> None:
+    async def test(between: Between, relay: Relay) -> None:
+        await between.send(chunk(b"x") * (BATCH - 1))
+        await between.receive(6 * (BATCH - 1))
+        assert between.seen == []
+        await between.send(chunk(b"y"))
+        await between.until(lambda: bool(between.seen))
+        await between.send(chunk(b"z" * BATCH_BYTES))
+        await between.until(lambda: len(between.seen) == 2)
+        assert between.seen == [b"x" * (BATCH - 1) + b"y", b"z" * BATCH_BYTES]
 
     run(test)
 

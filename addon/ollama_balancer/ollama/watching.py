@@ -17,11 +17,6 @@ from .shapes import read_answer
 READ_BYTES = 4 * 1024 * 1024
 """A larger answer that is no stream is not read."""
 
-BATCH = 32
-"""Chunks that are read together, which takes less than each alone."""
-
-BATCH_BYTES = 16 * 1024
-
 NO_TERMINAL = "the stream ended without its terminal event"
 
 
@@ -49,27 +44,15 @@ class AnswerWatcher:
 
     def __init__(self, content_type: str, keep: int = READ_BYTES, *, skims: bool = False) -> None:
         self.content_type = content_type
-        self._answer = Answer()
+        self.answer = Answer()
         self._parser = event_parser(content_type)
-        self._kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES))
+        self.kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES))
         self._skims = skims
-        self._unread: list[bytes] = []
-        self._unread_bytes = 0
 
     @property
     def streamed(self) -> bool:
         """Whether it is a stream of events, which has a terminal event."""
         return self._parser is not None
-
-    @property
-    def answer(self) -> Answer:
-        self._read()
-        return self._answer
-
-    @property
-    def kept(self) -> KeptBody:
-        self._read()
-        return self._kept
 
     @property
     def terminal_seen(self) -> bool:
@@ -78,29 +61,17 @@ class AnswerWatcher:
     @property
     def unended(self) -> Unended:
         """What a stream has sent since its last event's end; to be asked before the verdict."""
-        self._read()
         return Unended(b"", b"") if self._parser is None else self._parser.unended
 
     def feed(self, chunk: bytes) -> None:
-        self._unread.append(chunk)
-        self._unread_bytes += len(chunk)
-        if self._unread_bytes >= BATCH_BYTES or len(self._unread) >= BATCH:
-            self._read()
-
-    def _read(self) -> None:
-        """Read what has been fed and is not read yet."""
-        if self._unread:
-            data = b"".join(self._unread)
-            self._unread.clear()
-            self._unread_bytes = 0
-            self._kept.feed(data)
-            if self._parser is None:
-                return
-            if self._skims and (events := self._parser.middle(data)):
-                self._answer.skip(events)
-                return
-            for event in self._parser.feed(data):
-                self._answer.add(event)
+        self.kept.feed(chunk)
+        if self._parser is None:
+            return
+        if self._skims and (events := self._parser.middle(chunk)):
+            self.answer.skip(events)
+            return
+        for event in self._parser.feed(chunk):
+            self.answer.add(event)
 
     def verdict(self) -> Verdict:
         """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
@@ -118,7 +89,7 @@ class AnswerWatcher:
         return Verdict(True, None, answer.timings.eval_count, answer.timings.eval_duration)
 
     def _read_whole(self) -> Answer:
-        answer, kept = self.answer, self._kept
+        answer, kept = self.answer, self.kept
         if not answer.events and "json" in self.content_type and kept.bytes_seen <= READ_BYTES:
             try:
                 value = from_json(kept.joined(), cache_strings="keys")

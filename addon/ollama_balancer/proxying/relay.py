@@ -39,9 +39,17 @@ if TYPE_CHECKING:
 LARGEST_CHUNK = 64 * 1024
 """Bytes of payload. More is not held until it is whole, but passed on in pieces by mitmproxy's layers."""
 
+BATCH = 32
+"""Chunks that are watched together once they have gone out, which takes less than each alone."""
+
+BATCH_BYTES = 16 * 1024
+
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _LONGEST_SIZE = 10
 """Bytes of the longest line that `_SIZE` takes."""
+
+_SMALL_SIZES = {b"%x" % size: size for size in range(1, 1024)}
+"""Of most chunks, as they are written by the server."""
 
 
 class ChunkSplitter:
@@ -58,13 +66,18 @@ class ChunkSplitter:
 
     def feed(self, data: bytes) -> tuple[bytes, list[bytes]]:
         """The bytes of the chunks that are whole now, and their payloads."""
+        # Mostly it is one chunk.
+        at = data.find(b"\r\n", 1, 5)
+        size = _SMALL_SIZES.get(data[:at]) if at > 0 else None
+        if size is not None and at + size + 4 == len(data) and not self._held and data.endswith(b"\r\n"):
+            return data, [data[at + 2 : -2]]
         if self._held:
             self._held += data
             if len(data) < self._missing:
                 self._missing -= len(data)
                 return b"", []
             data = bytes(self._held)
-        payloads = []
+        payloads: list[bytes] = []
         at, end = 0, len(data)
         self._missing = 0
         while at < end:
@@ -112,7 +125,8 @@ for each chunk, which costs more than the rest of this module."""
 class Relay(asyncio.BufferedProtocol):
     """One answer's way from an agent's transport to its client. `stop` gives the transport back, whatever has been.
 
-    `pass_on` is the response's `stream`: it sees each payload, and has to leave it as it is.
+    `pass_on` is the response's `stream`: it sees all payloads, some at a time, and has to leave them as they are.
+    `heard` is called whenever something comes.
     """
 
     def __init__(
@@ -121,14 +135,16 @@ class Relay(asyncio.BufferedProtocol):
         client: asyncio.StreamWriter,
         response: http.Response,
         pass_on: Callable[[bytes], object],
-        register_activity: Callable[[], None],
+        heard: Callable[[], None],
     ) -> None:
         self._upstream = upstream
         self._client = client
         self._to_client = client.transport
         self._response = response
         self._pass_on = pass_on
-        self._register_activity = register_activity
+        self._heard = heard
+        self._unseen: list[bytes] = []
+        self._unseen_bytes = 0
         self._most_unsent = self._to_client.get_write_buffer_limits()[1]
         self._splitter = ChunkSplitter()
         self._draining: asyncio.Task[None] | None = None
@@ -151,17 +167,26 @@ class Relay(asyncio.BufferedProtocol):
             self.stop()
             self._protocol.data_received(data)
             return
-        self._register_activity()
+        self._heard()
         whole, payloads = self._splitter.feed(data)
         if payloads:
-            for payload in payloads:
-                self._pass_on(payload)
             self._to_client.write(whole)
+            self._unseen += payloads
+            self._unseen_bytes += len(whole)
+            if len(self._unseen) >= BATCH or self._unseen_bytes >= BATCH_BYTES:
+                self._see()
         if self._splitter.over:
             self.stop()
         elif self._to_client.get_write_buffer_size() > self._most_unsent and self._draining is None:
             self._upstream.pause_reading()
             self._draining = asyncio_utils.create_task(self._drain(), name="slow client", keep_ref=True)
+
+    def _see(self) -> None:
+        if self._unseen:
+            payloads = b"".join(self._unseen)
+            self._unseen.clear()
+            self._unseen_bytes = 0
+            self._pass_on(payloads)
 
     async def _drain(self) -> None:
         with contextlib.suppress(OSError):  # then the client is gone, and mitmproxy closes both sides
@@ -174,6 +199,7 @@ class Relay(asyncio.BufferedProtocol):
         if self._stopped:
             return
         self._stopped = True
+        self._see()
         self._upstream.set_protocol(self._protocol)
         if self._draining is not None:
             self._draining.cancel()
@@ -213,7 +239,12 @@ def suits(stream: BalancedStream) -> bool:
     )
 
 
-def begin(handler: ConnectionHandler, stream: BalancedStream, pass_on: Callable[[bytes], object]) -> Relay | None:
+def begin(
+    handler: ConnectionHandler,
+    stream: BalancedStream,
+    pass_on: Callable[[bytes], object],
+    heard: Callable[[], None],
+) -> Relay | None:
     """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed."""
     server, client = stream.context.server, stream.context.client
     response = stream.flow.response
@@ -246,7 +277,7 @@ def begin(handler: ConnectionHandler, stream: BalancedStream, pass_on: Callable[
         or type(upstream.get_protocol()) is not asyncio.StreamReaderProtocol
     ):
         return None
-    return Relay(upstream, client_writer, response, pass_on, handler.timeout_watchdog.register_activity)
+    return Relay(upstream, client_writer, response, pass_on, heard)
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
