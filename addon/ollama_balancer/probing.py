@@ -23,6 +23,9 @@ INTERVAL = 5.0
 ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
 
+HEARD_SECONDS = 5.0
+"""An agent that was late to answer a probe, but has sent a part of an answer so recently, is there."""
+
 FIRST_TRIES = 4
 """How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
 
@@ -113,7 +116,13 @@ class Prober:
             return True
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
-            return not isinstance(e, LateError)
+            if not isinstance(e, LateError):
+                return True
+            # On a machine that is busy with its answers, these tell that it lives.
+            if agent.address != address or self.registry.clock() - agent.heard_at > HEARD_SECONDS:
+                return False
+            self.registry.reached(agent)
+            return True
         await self._list(agent, address)
         if agent.address == address:
             self.registry.update_version(agent, version)

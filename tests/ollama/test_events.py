@@ -205,6 +205,41 @@ def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cut
     assert watcher.kept.left_out == 0
 
 
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(st.sampled_from(STREAMS), st.lists(st.integers(0, 5000), max_size=30))
+def test_who_skims_a_stream_judges_it_alike(name: str, cuts: list[int]) -> None:
+    content_type, body = recording(name)
+    read, skimmed = AnswerWatcher(content_type), AnswerWatcher(content_type, skims=True)
+    for chunk in split(body, cuts):
+        read.feed(chunk)
+        skimmed.feed(chunk)
+        assert skimmed.unended == read.unended
+    assert skimmed.verdict() == read.verdict() == VERDICTS[name]
+    for what in ("events", "terminal", "error", "timings", "context", "ends_too_large"):
+        assert getattr(skimmed.answer, what) == getattr(read.answer, what), what
+    assert skimmed.kept.ends() == read.kept.ends()
+
+
+def test_who_skims_counts_the_events_in_the_middle_and_reads_those_that_end_or_fail() -> None:
+    goes_on = b'{"message":{"role":"assistant","content":"a word"},"done":false}\n'
+    for then, verdict in (
+        (b'{"message":{"content":""},"done":true,"eval_count":9,"eval_duration":3}\n', Verdict(True, None, 9, 3e-9)),
+        (b'{"error":"no more memory"}\n', Verdict(False, "no more memory")),
+        (b'{"error":"no more memory","done":false}\n', Verdict(False, "no more memory")),
+        (b'{"status":"success","done":false}\n', Verdict(True)),
+        (b"", Verdict(False, NO_TERMINAL)),
+    ):
+        for chunks in ([goes_on * 3, then], [goes_on, goes_on * 2 + then], [goes_on * 3 + then[:9], then[9:]]):
+            watcher = AnswerWatcher(NDJSON, skims=True)
+            for chunk in chunks:
+                watcher.feed(chunk)
+            assert watcher.verdict() == verdict
+            assert watcher.answer.pieces == 3
+    watcher = AnswerWatcher(NDJSON, skims=True)
+    watcher.feed(goes_on * 3)
+    assert watcher.answer.text == ""
+
+
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_a_stream_in_pieces_is_read_as_in_one(name: str, size: int) -> None:

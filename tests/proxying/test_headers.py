@@ -1,0 +1,85 @@
+"""What is looked up in heads, and what is written into them."""
+
+from __future__ import annotations
+
+import pytest
+from mitmproxy import http
+
+from ollama_balancer.proxying.headers import by_name, for_client, header, request_to_agent, set_host
+
+
+def headers(*fields: tuple[str, str]) -> http.Headers:
+    return http.Headers([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in fields])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        (("Content-Type", "a"),),
+        (("content-type", "a"), ("X", "y"), ("CONTENT-TYPE", "b")),
+        (("Content-Types", "a"), ("ontent-type", "b")),
+        (("Content-Type", "\udcff é"),),
+    ],
+)
+def test_a_header_is_found_as_mitmproxy_finds_it(fields: tuple[tuple[str, str], ...]) -> None:
+    given = headers(*fields)
+    found = header(given, b"content-type")
+    assert found == given.get("content-type")
+    raw = by_name(given).get(b"content-type")
+    assert (raw if raw is None else raw.decode("utf-8", "surrogateescape")) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        ((("Accept", "*/*"), ("host", "a:1"), ("X", "y")), (("Accept", "*/*"), ("Host", "b:2"), ("X", "y"))),
+        ((("Host", "a"), ("HOST", "c"), ("X", "y")), (("Host", "b:2"), ("X", "y"))),
+        ((("X", "y"),), (("Host", "b:2"), ("X", "y"))),
+    ],
+)
+def test_a_request_has_one_host(given: tuple[tuple[str, str], ...], then: tuple[tuple[str, str], ...]) -> None:
+    head = headers(*given)
+    set_host(head, "b:2")
+    assert head == headers(*then)
+
+
+def test_an_agents_answer_says_who_gave_it_and_nothing_that_is_between_it_and_the_balancer() -> None:
+    head = headers(
+        ("Content-Type", "a"),
+        ("Set-Cookie", "b"),
+        ("KEEP-ALIVE", "c"),
+        ("Connection", "keep-alive"),
+        ("x-balancer-agent", "somebody else"),
+        ("X-Balancer-Attempts", "9"),
+    )
+    for_client(head, 2, "gpu-1", own=False)
+    assert head == headers(("Content-Type", "a"), ("X-Balancer-Attempts", "2"), ("X-Balancer-Agent", "gpu-1"))
+
+
+def test_that_a_connection_ends_with_the_answer_stays_said() -> None:
+    head = headers(("Connection", "Close"))
+    for_client(head, 1, "a", own=False)
+    assert head["connection"] == "Close"
+
+
+def test_the_balancers_own_answer_keeps_all_and_whom_it_names_unless_somebody_else_answered() -> None:
+    head = headers(("Set-Cookie", "b"), ("X-Balancer-Agent", "the last that was tried"))
+    for_client(head, 3, "", own=True)
+    assert head["x-balancer-agent"] == "the last that was tried"
+    assert (head["set-cookie"], head["x-balancer-attempts"]) == ("b", "3")
+    for_client(head, 3, "a, b", own=True)
+    assert head.get_all("x-balancer-agent") == ["a, b"]
+
+
+def test_the_head_for_the_agent_is_another_and_has_no_body() -> None:
+    fields = headers(("Origin", "http://b"), ("X", "y"))
+    request = http.Request.make("POST", "http://a/api/chat", b"body", fields)
+    head = request_to_agent(request, "1.1 me")
+    assert (head.raw_content, head.method, head.path) == (None, "POST", "/api/chat")
+    assert "origin" not in head.headers
+    assert head.headers["content-length"] == "4"
+    head.headers["X"] = "z"
+    head.path = "/"
+    assert (request.headers["x"], request.path, request.raw_content) == ("y", "/api/chat", b"body")
+    assert request.headers["origin"] == "http://b"

@@ -1,0 +1,48 @@
+"""What a probe tells of an agent whose server does not answer it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ollama_balancer import probing
+from ollama_balancer.fleet.agent import Address, Source, Status
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.probing import HEARD_SECONDS, Prober
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[Address]:
+    """Takes connections and says nothing."""
+    open_now = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await open_now.wait()
+        writer.close()
+
+    server = await asyncio.start_server(wait, "127.0.0.1", 0)
+    try:
+        yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    finally:
+        open_now.set()
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(("ago", "status"), [(0.5, Status.ONLINE), (HEARD_SECONDS + 1, Status.OFFLINE)])
+def test_who_answers_late_but_is_heard_is_online(monkeypatch: pytest.MonkeyPatch, ago: float, status: Status) -> None:
+    monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        registry = AgentRegistry(lambda: 1000.0)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        async with silent_server() as address:
+            agent, _ = registry.register("a", address, Source.STATIC)
+            agent.heard_at = 1000.0 - ago
+            assert await prober.probe(agent) is (status is Status.ONLINE)
+            assert agent.status is status
+
+    asyncio.run(test())
