@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import contentviews, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
@@ -39,6 +39,7 @@ from .fleet.agent import Agent, Outcome, Source
 from .fleet.history import History
 from .fleet.recent import Recent
 from .fleet.registry import AgentRegistry
+from .fleet.tally import Ended
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
@@ -95,6 +96,9 @@ LOADING_SECONDS = 0.2
 WATCH_SECONDS = 0.5
 """Between two looks at the requests that wait."""
 
+MOST_UNCOUNTED = 64
+"""Requests that are over and not counted yet."""
+
 TELLING_SECONDS = 0.1
 """How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
@@ -141,6 +145,8 @@ class Balancer:
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self._control: ControlApi | None = None
+        self._over: list[tuple[Ended, dict[str, Any]]] = []
+        """Requests that are over and not counted yet."""
         self.memory: Memory | None = None
         self.flows = FlowList()
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
@@ -296,6 +302,7 @@ class Balancer:
             if self.lean is not None:
                 self.lean.on = False
             replay_as_before()
+            self._count_all()
             if self.memory is not None:
                 self.memory.save()
                 self.memory = None
@@ -569,6 +576,7 @@ class Balancer:
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         """Answer a call of the balancer's own API."""
+        self._count_all()
         authorized = self.router.caller_of(flow).authorized
         if path == HEALTH and flow.request.method == "GET":
             status, told = health(self.registry, ending=self.stopper.ending)
@@ -629,11 +637,21 @@ class Balancer:
             self._show(routing.flow, exchange)
 
     def _count(self, exchange: Exchange) -> None:
-        """It is over."""
+        """It is over. Those that are over are counted some at a time, which takes less than each alone."""
         over = ended(exchange, self.registry)
-        self.tally.add(over)
-        self.history.add(over)
-        self.recent.add(over, decision_of(exchange, over))
+        self._over.append((over, decision_of(exchange, over)))
+        if len(self._over) >= MOST_UNCOUNTED:
+            self._count_all()
+
+    def _count_all(self) -> None:
+        """Before anybody asks for the counts, and every now and then."""
+        began = time.perf_counter()
+        for over, decision in self._over:
+            self.tally.add(over)
+            self.history.add(over)
+            self.recent.add(over, decision)
+        self._over.clear()
+        self.tally.own_seconds += time.perf_counter() - began
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         """Write down how it stands, and have that seen, if somebody may look at flows."""
@@ -667,6 +685,7 @@ class Balancer:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
+                self._count_all()
                 self.router.look()
                 self.recent.sample(self.registry)
             except Exception:

@@ -164,11 +164,11 @@ class Exchange:
             return next((answer for answer in self.refusals if answer.status_code != 404), None)
         return min(self.refusals, key=lambda answer: answer.status_code == 404, default=None)
 
-    def start_timer(self, seconds: float, expire: Callable[[], None]) -> None:
+    def start_timer(self, seconds: float, expire: Callable[[Routing], None], routing: Routing) -> None:
         """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
         if self.timer is None:
             self._timer_started = self.clock()
-            self.timer = asyncio.get_running_loop().call_later(max(0.0, seconds - self.spent), expire)
+            self.timer = asyncio.get_running_loop().call_later(max(0.0, seconds - self.spent), expire, routing)
 
     def stop_timer(self) -> None:
         if self.timer is not None:

@@ -207,7 +207,7 @@ class Router:
         routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
         exchange.routing = routing
-        exchange.start_timer(self.settings.response_timeout, functools.partial(self._expire, routing))
+        exchange.start_timer(self.settings.response_timeout, self._expire, routing)
         route = exchange.route
         routing.may_repeat = route is not None and route.kind is not Kind.NAMED
         routing.retry_404 = (
