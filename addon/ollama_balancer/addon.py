@@ -646,11 +646,11 @@ class Balancer:
     def _count_all(self) -> None:
         """Before anybody asks for the counts, and every now and then."""
         began = time.perf_counter()
-        for over, decision in self._over:
+        all_over, self._over = self._over, []
+        for over, decision in all_over:
             self.tally.add(over)
             self.history.add(over)
             self.recent.add(over, decision)
-        self._over.clear()
         self.tally.own_seconds += time.perf_counter() - began
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -199,7 +199,6 @@ class Relay(asyncio.BufferedProtocol):
         if self._stopped:
             return
         self._stopped = True
-        self._see()
         self._upstream.set_protocol(self._protocol)
         if self._draining is not None:
             self._draining.cancel()
@@ -208,6 +207,7 @@ class Relay(asyncio.BufferedProtocol):
         rest = self._splitter.rest
         if rest:
             self._protocol.data_received(rest)
+        self._see()  # mitmproxy goes on in a later turn of the loop
 
     def eof_received(self) -> bool | None:
         self.stop()
