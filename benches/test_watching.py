@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ollama_balancer.ollama.watching import AnswerWatcher
+from ollama_balancer.proxying.relay import BATCH
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 EVENTS = 1_000
@@ -83,10 +84,10 @@ def measure(benchmark: BenchmarkFixture, group: str, call: Callable[[], object])
 
 
 def measure_watching(
-    benchmark: BenchmarkFixture, group: str, content_type: str, chunks: list[bytes], text: str
+    benchmark: BenchmarkFixture, group: str, content_type: str, chunks: list[bytes], text: str, *, skims: bool = False
 ) -> None:
     def watch() -> AnswerWatcher:
-        watcher = AnswerWatcher(content_type)
+        watcher = AnswerWatcher(content_type, skims=skims)
         feed = watcher.feed
         for chunk in chunks:
             feed(chunk)
@@ -94,7 +95,7 @@ def measure_watching(
 
     answer = watch().answer
     assert answer.events == EVENTS
-    assert text in (answer.text, answer.thinking)
+    assert skims or text in (answer.text, answer.thinking)
     measure(benchmark, group, watch)
 
 
@@ -108,6 +109,13 @@ def test_eight_events_a_chunk(benchmark: BenchmarkFixture, shape: str) -> None:
     content_type, events, text = stream(shape)
     chunks = [b"".join(events[at : at + 8]) for at in range(0, EVENTS, 8)]
     measure_watching(benchmark, "eight events a chunk", content_type, chunks, text)
+
+
+@by_shape
+def test_events_that_the_relay_hands_over(benchmark: BenchmarkFixture, shape: str) -> None:
+    content_type, events, text = stream(shape)
+    chunks = [b"".join(events[at : at + BATCH]) for at in range(0, EVENTS, BATCH)]
+    measure_watching(benchmark, f"{BATCH} events at once, skimmed", content_type, chunks, text, skims=True)
 
 
 @by_shape
