@@ -25,7 +25,8 @@ def main() -> None:
     """By file descriptor: the connection, and that to which its bytes go."""
     buffer = memoryview(bytearray(65536))
     while True:
-        for descriptor, _ in poll.poll():
+        # The listener last: what is accepted may get the number of a connection that has just been closed.
+        for descriptor, _ in sorted(poll.poll(), key=lambda event: event[0] == listener.fileno()):
             if descriptor == listener.fileno():
                 client, agent = listener.accept()[0], socket.create_connection(("127.0.0.1", upstream))
                 for end, other in ((client, agent), (agent, client)):

@@ -10,7 +10,7 @@ import pytest
 
 from ollama_balancer import probing
 from ollama_balancer.fleet.agent import Address, Source, Status
-from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry
 from ollama_balancer.probing import HEARD_SECONDS, Prober
 
 
@@ -32,17 +32,32 @@ async def silent_server() -> AsyncIterator[Address]:
         await server.wait_closed()
 
 
-@pytest.mark.parametrize(("ago", "status"), [(0.5, Status.ONLINE), (HEARD_SECONDS + 1, Status.OFFLINE)])
-def test_who_answers_late_but_is_heard_is_online(monkeypatch: pytest.MonkeyPatch, ago: float, status: Status) -> None:
+@pytest.mark.parametrize(
+    ("was_online", "ago", "status"),
+    [
+        (True, 0.5, Status.ONLINE),
+        (True, HEARD_SECONDS + 1, Status.OFFLINE),
+        (False, 0.5, Status.OFFLINE),  # an old stream says nothing about whether it can be reached again
+    ],
+)
+def test_who_answers_late_but_is_heard_stays_online(
+    monkeypatch: pytest.MonkeyPatch, was_online: bool, ago: float, status: Status
+) -> None:
     monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.05)
 
     async def test() -> None:
-        registry = AgentRegistry(lambda: 1000.0)
+        now = 1000.0
+        registry = AgentRegistry(lambda: now)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         async with silent_server() as address:
             agent, _ = registry.register("a", address, Source.STATIC)
-            agent.heard_at = 1000.0 - ago
+            if was_online:
+                registry.reached(agent)
+            now += PROBE_GRACE - 1
+            agent.heard_at = now - ago
             assert await prober.probe(agent) is (status is Status.ONLINE)
+            now += 2
+            registry.expire()
             assert agent.status is status
 
     asyncio.run(test())

@@ -145,7 +145,7 @@ class Balancer:
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self._control: ControlApi | None = None
-        self._over: list[tuple[Ended, dict[str, Any]]] = []
+        self._over: collections.deque[tuple[Ended, dict[str, Any]]] = collections.deque()
         """Requests that are over and not counted yet."""
         self.memory: Memory | None = None
         self.flows = FlowList()
@@ -302,7 +302,7 @@ class Balancer:
             if self.lean is not None:
                 self.lean.on = False
             replay_as_before()
-            self._count_all()
+            self._count_rest()
             if self.memory is not None:
                 self.memory.save()
                 self.memory = None
@@ -576,7 +576,7 @@ class Balancer:
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         """Answer a call of the balancer's own API."""
-        self._count_all()
+        self._count_rest()
         authorized = self.router.caller_of(flow).authorized
         if path == HEALTH and flow.request.method == "GET":
             status, told = health(self.registry, ending=self.stopper.ending)
@@ -644,13 +644,16 @@ class Balancer:
             self._count_all()
 
     def _count_all(self) -> None:
-        """Before anybody asks for the counts, and every now and then."""
-        began = time.perf_counter()
-        all_over, self._over = self._over, []
-        for over, decision in all_over:
+        while self._over:
+            over, decision = self._over.popleft()
             self.tally.add(over)
             self.history.add(over)
             self.recent.add(over, decision)
+
+    def _count_rest(self) -> None:
+        """Before anybody asks for the counts, and every now and then."""
+        began = time.perf_counter()
+        self._count_all()
         self.tally.own_seconds += time.perf_counter() - began
 
     def _show(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
@@ -685,7 +688,7 @@ class Balancer:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                self._count_all()
+                self._count_rest()
                 self.router.look()
                 self.recent.sample(self.registry)
             except Exception:

@@ -24,7 +24,7 @@ ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
 
 HEARD_SECONDS = 5.0
-"""An agent that was late to answer a probe, but has sent a part of an answer so recently, is there."""
+"""An agent that is late to answer a probe, but has sent a part of an answer so recently, stays online."""
 
 FIRST_TRIES = 4
 """How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
@@ -118,8 +118,9 @@ class Prober:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
             if not isinstance(e, LateError):
                 return True
-            # On a machine that is busy with its answers, these tell that it lives.
-            if agent.address != address or self.registry.clock() - agent.heard_at > HEARD_SECONDS:
+            # On a machine that is busy with its answers, these tell that it is still there.
+            silent = self.registry.clock() - agent.heard_at
+            if agent.address != address or not agent.online or silent > HEARD_SECONDS:
                 return False
             self.registry.reached(agent)
             return True

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -72,6 +72,13 @@ def wait_until[T](condition: Callable[[], T], what: str, seconds: float = PATIEN
     raise AssertionError(f"{what}: not within {seconds:g} s; last: {last!r}")
 
 
+def _comes(output: IO[str], milliseconds: float | None = None) -> bool:
+    """Whether there is something to read, or the end, within that time."""
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 class Proxy:
     """One mitmproxy program with the balancer, as a child process."""
 
@@ -92,14 +99,14 @@ class Proxy:
         assert self.process.stdout
         with self.process.stdout as output:
             while not self._ended:
-                select.select([output], [], [])
+                _comes(output)
                 self._take_in()
 
     def _take_in(self) -> None:
         """All that the program has said until now."""
         output = self.process.stdout
         with self._reading:
-            while not self._ended and output and select.select([output], [], [], 0)[0]:
+            while not self._ended and output and _comes(output, 0):
                 said = os.read(output.fileno(), 65536)
                 *whole, self._begun = (self._begun + said).split(b"\n")
                 self.lines += [line.decode("utf-8", "replace") for line in whole]
@@ -108,7 +115,8 @@ class Proxy:
     @property
     def log(self) -> str:
         self._take_in()
-        return "\n".join([*self.lines, self._begun.decode("utf-8", "replace")])
+        with self._reading:
+            return "\n".join([*self.lines, self._begun.decode("utf-8", "replace")])
 
     def control(self, method: str, path: str, body: object = None, *, token: str | None = TOKEN) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
