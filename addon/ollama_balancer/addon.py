@@ -49,7 +49,7 @@ from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
-from .proxying import relay
+from .proxying import relay, selector
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
@@ -302,6 +302,7 @@ class Balancer:
             if self.lean is not None:
                 self.lean.on = False
             replay_as_before()
+            selector.remove(asyncio.get_running_loop())
             self._count_rest()
             if self.memory is not None:
                 self.memory.save()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -33,6 +34,8 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.proxy.tunnel import TunnelLayer
 from mitmproxy.utils import asyncio_utils
 
+from .selector import Receiver, RelaySelector, install, socket_of
+
 if TYPE_CHECKING:
     from .layer import BalancedStream
 
@@ -43,6 +46,9 @@ BATCH = 32
 """Chunks that are watched together once they have gone out, which takes less than each alone."""
 
 BATCH_BYTES = 16 * 1024
+
+HEARD_EVERY = 0.1
+"""Seconds, at the most, for which an agent that sends is not told of again."""
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _LONGEST_SIZE = 10
@@ -64,13 +70,16 @@ class ChunkSplitter:
         self.over = False
         """Whether something came that is not for this; nothing is to be fed any more."""
 
-    def feed(self, data: bytes) -> tuple[bytes, list[bytes]]:
-        """The bytes of the chunks that are whole now, and their payloads."""
-        # Mostly it is one chunk.
+    def only(self, data: bytes) -> bytes:
+        """The payload, if this is one small chunk and nothing else, as it mostly is; else it is to be fed."""
         at = data.find(b"\r\n", 1, 5)
         size = _SMALL_SIZES.get(data[:at]) if at > 0 else None
         if size is not None and at + size + 4 == len(data) and not self._held and data.endswith(b"\r\n"):
-            return data, [data[at + 2 : -2]]
+            return data[at + 2 : -2]
+        return b""
+
+    def feed(self, data: bytes) -> tuple[bytes, list[bytes]]:
+        """The bytes of the chunks that are whole now, and their payloads."""
         if self._held:
             self._held += data
             if len(data) < self._missing:
@@ -117,16 +126,20 @@ def _may_become_size(data: bytes) -> bool:
     return re.fullmatch(rb"[0-9a-fA-F]{1,8}\r?", data) is not None
 
 
-_RECEIVED = memoryview(bytearray(64 * 1024))
-"""What was received last, by whichever relay: it is taken out at once. asyncio's other way to receive allocates 256 KiB
-for each chunk, which costs more than the rest of this module."""
+MOST_RECEIVED = 16 * 1024
+"""Bytes at once. asyncio's usual way to receive allocates 256 KiB for each chunk, which costs more than the rest of
+this module."""
+
+_RECEIVED = memoryview(bytearray(MOST_RECEIVED))
+"""What asyncio received last, for whichever relay: it is taken out at once."""
 
 
 class Relay(asyncio.BufferedProtocol):
     """One answer's way from an agent's transport to its client. `stop` gives the transport back, whatever has been.
 
     `pass_on` is the response's `stream`: it sees all payloads, some at a time, and has to leave them as they are.
-    `heard` is called whenever something comes.
+    `heard` is called when something comes, unless it was just before. Given a `selector`, it takes from the agent's
+    socket and gives to the client's without asyncio, as long as neither is held up.
     """
 
     def __init__(
@@ -136,6 +149,7 @@ class Relay(asyncio.BufferedProtocol):
         response: http.Response,
         pass_on: Callable[[bytes], object],
         heard: Callable[[], None],
+        selector: RelaySelector | None = None,
     ) -> None:
         self._upstream = upstream
         self._client = client
@@ -143,6 +157,7 @@ class Relay(asyncio.BufferedProtocol):
         self._response = response
         self._pass_on = pass_on
         self._heard = heard
+        self._heard_at = float("-inf")
         self._unseen: list[bytes] = []
         self._unseen_bytes = 0
         self._most_unsent = self._to_client.get_write_buffer_limits()[1]
@@ -153,33 +168,95 @@ class Relay(asyncio.BufferedProtocol):
         """mitmproxy's own."""
         self._stopped = False
         upstream.set_protocol(self)
+        self._held_up = True
+        """Whether the client's transport may have something to send."""
+        self._receivers: dict[int, Receiver] = {}
+        self._agent_socket = self._client_socket = None
+        if selector is not None:
+            self._agent_socket, self._client_socket = socket_of(upstream), socket_of(self._to_client)
+            self._receivers = selector.receivers
+        if self._agent_socket is not None:
+            self._receivers[self._agent_socket.fileno()] = self.receive
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _RECEIVED
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(_RECEIVED[:nbytes])
+        self._take(bytes(_RECEIVED[:nbytes]), time.monotonic())
+
+    def receive(self, now: float) -> bool:
+        """Take what has come, without asyncio. Whether the loop has to take a turn."""
+        assert self._agent_socket is not None
+        try:
+            data = self._agent_socket.recv(MOST_RECEIVED)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            # asyncio meets the end of the connection, too, and says what it always says then.
+            self._leave_selector()
+            return True
+        try:
+            return self._take(data, now)
+        except Exception as e:
+            # As asyncio does.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "an answer cannot be relayed", "exception": e, "transport": self._upstream}
+            )
+            self._leave_selector()
+            self._upstream.abort()
+            return True
+
+    def _leave_selector(self) -> None:
+        if self._agent_socket is not None:
+            self._receivers.pop(self._agent_socket.fileno(), None)
+
+    def _take(self, data: bytes, now: float) -> bool:
+        """Pass on what is whole. Whether anything but that has happened."""
+        to_client = self._to_client
         if self._stopped:  # some event loops go on with what they had received before the stop
             self._protocol.data_received(data)
-            return
-        if self._response.stream is not self._pass_on or self._to_client.is_closing():
+            return True
+        if self._response.stream is not self._pass_on or to_client.is_closing():
             # Somebody else wants to see the rest, or nobody does.
             self.stop()
             self._protocol.data_received(data)
-            return
-        self._heard()
-        whole, payloads = self._splitter.feed(data)
-        if payloads:
-            self._to_client.write(whole)
+            return True
+        if now - self._heard_at >= HEARD_EVERY:
+            self._heard_at = now
+            self._heard()
+        payload = self._splitter.only(data)
+        if payload:
+            whole = data
+            self._unseen.append(payload)
+        else:
+            whole, payloads = self._splitter.feed(data)
             self._unseen += payloads
+        more = False
+        if whole:
             self._unseen_bytes += len(whole)
+            if self._held_up:
+                self._held_up = self._client_socket is None or to_client.get_write_buffer_size() > 0
+            sent = 0
+            if self._client_socket is not None and not self._held_up:
+                try:
+                    sent = self._client_socket.send(whole)
+                except OSError:
+                    sent = 0  # the transport meets it again
+            if sent < len(whole):
+                self._held_up = more = True
+                to_client.write(whole[sent:])
+                if to_client.get_write_buffer_size() > self._most_unsent and self._draining is None:
+                    self._upstream.pause_reading()
+                    self._draining = asyncio_utils.create_task(self._drain(), name="slow client", keep_ref=True)
             if len(self._unseen) >= BATCH or self._unseen_bytes >= BATCH_BYTES:
                 self._see()
+                more = True
         if self._splitter.over:
             self.stop()
-        elif self._to_client.get_write_buffer_size() > self._most_unsent and self._draining is None:
-            self._upstream.pause_reading()
-            self._draining = asyncio_utils.create_task(self._drain(), name="slow client", keep_ref=True)
+            return True
+        return more
 
     def _see(self) -> None:
         if self._unseen:
@@ -199,6 +276,7 @@ class Relay(asyncio.BufferedProtocol):
         if self._stopped:
             return
         self._stopped = True
+        self._leave_selector()
         self._upstream.set_protocol(self._protocol)
         if self._draining is not None:
             self._draining.cancel()
@@ -277,7 +355,7 @@ def begin(
         or type(upstream.get_protocol()) is not asyncio.StreamReaderProtocol
     ):
         return None
-    return Relay(upstream, client_writer, response, pass_on, heard)
+    return Relay(upstream, client_writer, response, pass_on, heard, install(asyncio.get_running_loop()))
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
