@@ -15,6 +15,7 @@ class Introspection:
         if flow.request.path == "/introspection":
             this = balancer()
             connections = ctx.master.addons.get("proxyserver").connections
+            selector = getattr(asyncio.get_running_loop(), "_selector", None)
             value = {
                 "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),
@@ -24,6 +25,7 @@ class Introspection:
                 "timers": len(this._connect_timers),
                 "callers": len(this.router.callers.keys() - {flow.id}),
                 "relayed": this.tally.relayed,
+                "receivers": len(getattr(selector, "receivers", ())),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import selectors
 import socket
 import struct
 from collections import Counter
@@ -151,6 +152,7 @@ def proxy(shared_proxy: Proxy, host: DrivenHost) -> Proxy:
     """One that all tests use; nothing runs in it."""
     shared_proxy.wait_online("raw")
     wait_until(lambda: not host.connections and not counts(shared_proxy)["now"], "nothing is left of the test before")
+    assert shared_proxy.introspect()["receivers"] == 0
     return shared_proxy
 
 
@@ -209,6 +211,21 @@ def test_the_payload_is_the_same_with_and_without_it(tmp_path: Path, host: Drive
                 assert payload(client.until(END)).removesuffix(DONE) == expected.removesuffix(DONE), name
         since.is_now(succeeded=4, **({"relayed": 4} if either_way else {}))
         assert "crashed" not in proxy.log
+
+
+@pytest.mark.skipif(not hasattr(selectors, "EpollSelector"), reason="asyncio has no epoll here")
+def test_what_is_relayed_is_taken_from_the_loops_selector(proxy: Proxy, host: DrivenHost) -> None:
+    with Client(proxy) as client, Client(proxy) as other:
+        upstream = client.begin(host)
+        host.send(upstream, chunk(line("a")))
+        client.until(chunk(line("a")))
+        assert proxy.introspect()["receivers"] == 1
+        host.send(other.begin(host), chunk(line("b")))
+        other.until(chunk(line("b")))
+        assert proxy.introspect()["receivers"] == 2
+        host.send(upstream, chunk(DONE) + END)
+        client.until(END)
+        assert proxy.introspect()["receivers"] == 1
 
 
 def test_an_agent_that_breaks_off_is_told_of_in_the_stream(proxy: Proxy, host: DrivenHost) -> None:
