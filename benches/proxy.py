@@ -540,6 +540,8 @@ class Target:
     digits: int
     numbers: frozenset[int] | None = None
     """Of loads; None: all of the kind."""
+    per_chunk: bool = False
+    """Whether it compares what a chunk costs, with mitmdump."""
 
 
 TARGETS = (
@@ -563,6 +565,7 @@ TARGETS = (
         lambda balancer, bare: over(balancer.steady_us, bare.steady_us),
         lambda value: value <= 1 / 3,
         2,
+        per_chunk=True,
     ),
     Target(
         "p99 delay of a chunk: under 100 ms",
@@ -576,14 +579,20 @@ TARGETS = (
 
 
 def targets_table(results: dict[Load, dict[str, Figures]]) -> str:
-    """By the median over the rounds; a target is met where it is with one agent and with four."""
+    """By the median over the rounds; a target is met where it is with one agent and with four.
+
+    Where mitmdump is late by a chunk and more it reads several at once, and what one costs it there is not comparable.
+    """
     lines = [["target", "load", "1 agent", "4 agents", "met"]]
     for target in TARGETS:
         for load, sides in results.items():
             if load.kind != target.kind or (target.numbers is not None and load.number not in target.numbers):
                 continue
             found = [target.values(sides[name], sides[BARE]) for name in (ONE, FOUR)]
-            if all(found):
+            late = bool(sides[BARE].p50_ms) and median(sides[BARE].p50_ms) >= 1000 / CHUNKS_PER_SECOND
+            if target.per_chunk and late:
+                verdict = "mitmdump is late"
+            elif all(found):
                 verdict = "met" if all(target.met(median(values)) for values in found) else "not met"
             else:
                 verdict = "not measured"
