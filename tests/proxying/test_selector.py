@@ -120,17 +120,41 @@ def test_receivers_without_end_do_not_hold_a_timer_up(selector: RelaySelector) -
         assert selector.select(-1) == []
 
 
-def test_after_one_that_needs_a_turn_no_other_is_called_before_it(selector: RelaySelector) -> None:
+def test_one_that_is_never_done_and_needs_turns_starves_nobody(selector: RelaySelector) -> None:
+    with pair() as (a, b), pair() as (c, d), pair() as (e, f):
+        calls: list[bytes] = []
+
+        def receive(now: float) -> bool:
+            b.send(a.recv(100))
+            return True
+
+        for end in (a, c, e):
+            selector.register(end.fileno(), selectors.EVENT_READ, end)
+        selector.receivers |= {a.fileno(): receive, c.fileno(): taking(c, calls)}
+        b.send(b"1")
+        assert selector.select() == []
+        d.send(b"2")
+        f.send(b"3")
+        assert listed(selector.select()) == {(e, selectors.EVENT_READ)}
+        assert calls == [b"2"]
+
+
+def test_a_receiver_that_another_has_taken_away_is_not_called(selector: RelaySelector) -> None:
     with pair() as (a, b), pair() as (c, d):
         calls: list[bytes] = []
+
+        def receive(now: float) -> bool:
+            calls.append(b"called")
+            selector.receivers.clear()
+            return True
+
         for end, other in ((a, b), (c, d)):
-            selector.register(end.fileno(), selectors.EVENT_READ, "end")
-            selector.receivers[end.fileno()] = taking(end, calls, turn=True)
+            selector.register(end.fileno(), selectors.EVENT_READ, end)
+            selector.receivers[end.fileno()] = receive
             other.send(b"1")
-        assert selector.select() == []
-        assert len(calls) == 1
-        assert selector.select() == []
-        assert len(calls) == 2
+        # What the other had is the loop's now.
+        assert len(selector.select()) == 1
+        assert calls == [b"called"]
 
 
 def test_an_end_that_breaks_is_the_loops(selector: RelaySelector) -> None:

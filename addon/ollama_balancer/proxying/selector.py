@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 type Receiver = Callable[[float], bool]
-"""Called with the monotonic time when there is something to read; must not raise. Whether the loop has to take a turn
-before another receiver is called: where a callback or a timer may have been set, or a receiver have gone."""
+"""Called with the monotonic time when there is something to read; must not raise. Whether the loop has to take a turn,
+because a callback or a timer may have been set. It may take away any receiver, and close no socket of one."""
 
 MOST_EVENTS = 256
 """Asked for at once. What is left over comes first the next time."""
@@ -49,12 +49,12 @@ class RelaySelector(selectors.BaseSelector):
         while True:
             events = self._epoll.poll(timeout, MOST_EVENTS)
             now = time.monotonic()
+            turn = not events
             others: list[tuple[selectors.SelectorKey, int]] = []
             for descriptor, event in events:
                 receive = receivers.get(descriptor) if event == may_read else None
                 if receive is not None:
-                    if receive(now):
-                        return others
+                    turn |= receive(now)
                     continue
                 key = self.inner.get_map().get(descriptor)
                 if key is not None:
@@ -62,7 +62,7 @@ class RelaySelector(selectors.BaseSelector):
                     mask = selectors.EVENT_READ if event & ~may_write else 0
                     mask |= selectors.EVENT_WRITE if event & ~may_read else 0
                     others.append((key, mask & key.events))
-            if others or not events:
+            if others or turn:
                 return others
             if deadline is not None:
                 timeout = deadline - now
