@@ -724,12 +724,10 @@ class Balancer:
             exchange.lease.agent.heard_at = now
             if response.status_code < 400:
                 exchange.lease.began()
-        from .ollama.watching import AnswerWatcher
-
         told = by_name(response.headers)
         # Of a compressed answer nothing can be said.
         kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
-        watcher = exchange.watcher = AnswerWatcher(
+        watcher = exchange.watcher = _watcher()(
             kind.decode("latin-1"), self.settings.body_limit if self.settings else 0, skims=True
         )
         if exchange.fan_out is not None:
@@ -860,6 +858,14 @@ def _load_the_rest() -> None:
     from . import probing, remembering  # noqa: F401
     from .api import app, reports  # noqa: F401
     from .ollama import watching  # noqa: F401
+
+
+@functools.cache
+def _watcher() -> type[AnswerWatcher]:
+    """Loaded when the first answer comes; to import it each time takes long, too."""
+    from .ollama.watching import AnswerWatcher
+
+    return AnswerWatcher
 
 
 def _run_none(hook: StartHook) -> bool:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-import asyncio
 import json
+
+from mitmproxy.test import tflow
 
 from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.proxying.deadlines import Deadlines
 from ollama_balancer.proxying.exchange import Exchange
+from ollama_balancer.proxying.layer import Routing
 from tests.fleet.fakes import Clock, entries, fleet, report
+from tests.proxying.timers import Timers
 
 
 def exchange(clock: Clock | None = None) -> Exchange:
@@ -45,15 +49,28 @@ def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_n
     assert [(failure.agent, failure.reason) for failure in ours.failures] == [("a", "refused")]
 
 
-def test_the_end_stops_the_timer() -> None:
-    async def scenario() -> asyncio.TimerHandle:
-        ours = exchange()
-        timer = ours.timer = asyncio.get_running_loop().call_later(3600, print)
-        ours.end(Outcome.CANCELLED)
-        assert ours.timer is None
-        return timer
-
-    assert asyncio.run(scenario()).cancelled()
+def test_the_time_for_a_first_byte_is_that_of_all_attempts_and_ends_with_the_request() -> None:
+    clock, expired = Clock(), list[Routing]()
+    timers = Timers(clock)
+    deadlines = Deadlines(clock, expired.append, timers.call_later)
+    ours, routing = exchange(clock), Routing(tflow.tflow())
+    ours.routing = routing
+    ours.start_timer(10, deadlines)
+    ours.start_timer(99, deadlines)
+    clock.now += 4
+    ours.stop_timer()
+    ours.stop_timer()
+    assert len(deadlines) == 0
+    clock.now += 100
+    ours.start_timer(10, deadlines)
+    timers.advance(clock.now + 5.5)
+    assert expired == []
+    timers.advance(clock.now + 1)
+    assert expired == [routing]
+    ours.stop_timer()
+    ours.start_timer(10, deadlines)
+    ours.end(Outcome.CANCELLED)
+    assert len(deadlines) == 0
 
 
 def test_the_record_of_an_exchange_is_json() -> None:

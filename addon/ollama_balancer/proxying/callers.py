@@ -7,6 +7,7 @@ balancer's address, and a host of the fleet has no business with them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -21,6 +22,16 @@ _SECRET = re.compile(rb"authorization|api-?key|token|secret|passw|credential|coo
 _NOT_FOR_AGENTS = re.compile(rb"cookie|proxy-", re.IGNORECASE)
 _TOKEN_HEADERS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization"))
 _KEYS = (b"authorization", b"x-api-key")
+
+
+LONGEST_KNOWN = 1024
+"""Bytes of a request's header names for which it is remembered whether there is a secret among them."""
+
+
+@functools.lru_cache(256)
+def _tell_secrets(names: bytes) -> bool:
+    """Most requests of a client have the same ones."""
+    return _SECRET.search(names) is not None
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +53,8 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
         flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
     headers = flow.request.headers
-    if not _SECRET.search(b"\n".join([name for name, _ in headers.fields])):
+    names = b"\n".join([name for name, _ in headers.fields])
+    if not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
         return Caller(flow.client_conn.id, who)
     kept, secret, authorized = [], [], False
     for name, value in headers.fields:

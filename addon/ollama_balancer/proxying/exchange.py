@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..fleet.waiting import Waiter
     from ..ollama.watching import AnswerWatcher
+    from .deadlines import Deadlines
     from .fanout import FanOut
     from .layer import Routing
 
@@ -74,8 +75,6 @@ class Exchange:
     """Answers of agents that were tried in vain."""
     corrections: int = 0
     """Of the attempts, those that found an agent without the model that it was thought to have."""
-    timer: asyncio.TimerHandle | None = None
-    """Ends the wait for the first byte."""
     client: str = ""
     """Whose request it is, as far as fairness goes: by the API key, else by the address."""
     slot_model: str | None = None
@@ -107,7 +106,9 @@ class Exchange:
     seen_loading: bool = False
     """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
     started: float = field(init=False)
-    _timer_started: float = field(init=False, default=0.0)
+    _deadlines: Deadlines[Routing] | None = field(init=False, default=None)
+    """Where the end of the wait for the first byte is noted, while it is."""
+    _waits_since: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -164,17 +165,20 @@ class Exchange:
             return next((answer for answer in self.refusals if answer.status_code != 404), None)
         return min(self.refusals, key=lambda answer: answer.status_code == 404, default=None)
 
-    def start_timer(self, seconds: float, expire: Callable[[Routing], None], routing: Routing) -> None:
+    def start_timer(self, seconds: float, deadlines: Deadlines[Routing]) -> None:
         """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
-        if self.timer is None:
-            self._timer_started = self.clock()
-            self.timer = asyncio.get_running_loop().call_later(max(0.0, seconds - self.spent), expire, routing)
+        if self._deadlines is None:
+            assert self.routing is not None
+            self._deadlines = deadlines
+            self._waits_since = self.clock()
+            deadlines.set(self.routing, self._waits_since + seconds - self.spent)
 
     def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.spent += self.clock() - self._timer_started
-            self.timer.cancel()
-            self.timer = None
+        if self._deadlines is not None:
+            self.spent += self.clock() - self._waits_since
+            assert self.routing is not None
+            self._deadlines.drop(self.routing)
+            self._deadlines = None
 
     def leave(self) -> None:
         """Wait no longer."""

@@ -27,6 +27,7 @@ from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
 from .answers import answer_of, path_of
 from .callers import Caller
+from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
 from .headers import AGENT_HEADER, header, request_to_agent, set_host
@@ -62,6 +63,8 @@ class Router:
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
         registry.on_load = self._has_loaded
+        self.deadlines = Deadlines(registry.clock, self._expire)
+        """Until when the first byte of an answer has to be there."""
         self.tally = Tally()
         self.callers: dict[str, Caller] = {}
         """By the flow's id, from the request's head to the end."""
@@ -207,7 +210,7 @@ class Router:
         routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
         exchange.routing = routing
-        exchange.start_timer(self.settings.response_timeout, self._expire, routing)
+        exchange.start_timer(self.settings.response_timeout, self.deadlines)
         route = exchange.route
         routing.may_repeat = route is not None and route.kind is not Kind.NAMED
         routing.retry_404 = (

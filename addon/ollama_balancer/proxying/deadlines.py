@@ -1,0 +1,53 @@
+"""Deadlines of which few are ever met: one timer for all, that is not touched when one is set or dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+
+
+class Deadlines[T: Hashable]:
+    """`expire` is called with what has not been dropped by its time, and then it is. Times are those of `clock`."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        expire: Callable[[T], None],
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._expire = expire
+        self._call_later = call_later
+        """None: the running loop's."""
+        self._due: dict[T, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = float("inf")
+        """When the timer goes off."""
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def set(self, what: T, at: float) -> None:
+        self._due[what] = at
+        if at < self._next:
+            self._look_at(at)
+
+    def drop(self, what: T) -> None:
+        """Without effect if there is none."""
+        self._due.pop(what, None)
+
+    def _look_at(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        self._next = at
+        self._timer = call_later(max(0.0, at - self._clock()), self._look)
+
+    def _look(self) -> None:
+        self._timer, self._next = None, float("inf")
+        now = self._clock()
+        for what in [what for what, at in self._due.items() if at <= now]:
+            if self._due.pop(what, None) is not None:
+                self._expire(what)
+        if self._due:
+            self._look_at(min(self._next, min(self._due.values())))
