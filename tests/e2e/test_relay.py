@@ -8,8 +8,10 @@ import queue
 import selectors
 import socket
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -309,6 +311,41 @@ def test_slow_clients_hold_their_agent_up_and_the_memory_stays_small(proxy: Prox
     wait_until(lambda: proxy.introspect()["tasks"].get("slow client") is None, "nothing waits for them")
     for task in flooding:
         task.cancel()
+
+
+def test_agents_that_send_without_pause_hold_nobody_up(proxy: Proxy, host: DrivenHost) -> None:
+    since, enough = Since(proxy), threading.Event()
+    many = chunk(line("word")) * 4000
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        while not enough.is_set():
+            writer.write(many)
+            await writer.drain()
+        writer.write(chunk(DONE) + END)
+
+    def take_all(client: Client) -> bool:
+        while not client.got.endswith(END):
+            client.got = (client.got + client.socket.recv(1 << 20))[-len(END) :]
+        return True
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(proxy)) for _ in range(3)]
+        pool = stack.enter_context(ThreadPoolExecutor())
+        stack.callback(enough.set)
+        for client in clients:
+            asyncio.run_coroutine_threadsafe(flood(client.begin(host)), host.owner.loop)
+        taking = [pool.submit(take_all, client) for client in clients]
+        since.is_now(now=3, relayed=3)
+        for _ in range(5):
+            assert proxy.http.get("/health").status_code == 200
+            with Client(proxy) as other:
+                upstream = other.begin(host)
+                host.send(upstream, chunk(line("meanwhile")) + chunk(DONE) + END)
+                assert other.until(END) == chunk(line("meanwhile")) + chunk(DONE) + END
+        assert not any(each.done() for each in taking)
+        enough.set()
+        assert all(each.result(PATIENCE) for each in taking)
+        since.is_now(succeeded=8, relayed=8)
 
 
 def test_what_a_client_sends_while_it_gets_an_answer_waits_for_its_end(proxy: Proxy, host: DrivenHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import selectors
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.proxying.selector import RelaySelector, install, remove, socket_of
+from ollama_balancer.proxying.selector import LONGEST_PASS, Receiver, RelaySelector, install, remove, socket_of
 
 pytestmark = pytest.mark.skipif(not hasattr(selectors, "EpollSelector"), reason="asyncio has no epoll here")
 
@@ -139,6 +140,38 @@ def test_one_that_is_never_done_and_needs_turns_starves_nobody(selector: RelaySe
         assert calls == [b"2"]
 
 
+def test_slow_ones_that_need_turns_take_turns(selector: RelaySelector, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("ollama_balancer.proxying.selector.time.monotonic", lambda: now)
+    with ExitStack() as stack:
+        calls: list[str] = []
+
+        def receiver(name: str, seconds: float, end: socket.socket, other: socket.socket) -> Receiver:
+            def receive(_: float) -> bool:
+                nonlocal now
+                now += seconds
+                calls.append(name)
+                other.send(end.recv(1))
+                return True
+
+            return receive
+
+        for name, seconds in (("a", 9), ("b", LONGEST_PASS / 2), ("c", LONGEST_PASS), ("d", 9)):
+            end, other = stack.enter_context(pair())
+            selector.register(end.fileno(), selectors.EVENT_READ, name)
+            selector.receivers[end.fileno()] = receiver(name, seconds, end, other)
+            other.send(b"1")
+        waiting, sender = stack.enter_context(pair())
+        selector.register(waiting.fileno(), selectors.EVENT_READ, "the loop's")
+        sender.send(b"1")
+        passes = []
+        for _ in range(6):
+            assert listed(selector.select()) == {("the loop's", selectors.EVENT_READ)}
+            passes.append("".join(calls))
+            calls.clear()
+        assert passes == ["a", "bc", "d", "a", "bc", "d"]
+
+
 def test_a_receiver_that_another_has_taken_away_is_not_called(selector: RelaySelector) -> None:
     with pair() as (a, b), pair() as (c, d):
         calls: list[bytes] = []
@@ -197,6 +230,18 @@ def test_a_loop_with_another_selector_keeps_it() -> None:
     no_selector: Any = object()
     assert install(no_selector) is None
     remove(no_selector)
+
+
+def test_without_a_file_descriptor_the_loop_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dup(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loop: Any = asyncio.SelectorEventLoop()
+    before = loop._selector
+    monkeypatch.setattr(os, "dup", dup)
+    assert install(loop) is None
+    assert loop._selector is before
+    loop.close()
 
 
 def test_the_loop_closes_all_of_it() -> None:

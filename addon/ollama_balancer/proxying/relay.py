@@ -175,8 +175,10 @@ class Relay(asyncio.BufferedProtocol):
         if selector is not None:
             self._agent_socket, self._client_socket = socket_of(upstream), socket_of(self._to_client)
             self._receivers = selector.receivers
+        self._descriptor = -1
         if self._agent_socket is not None:
-            self._receivers[self._agent_socket.fileno()] = self.receive
+            self._descriptor = self._agent_socket.fileno()
+            self._receivers[self._descriptor] = self.receive
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _RECEIVED
@@ -188,29 +190,26 @@ class Relay(asyncio.BufferedProtocol):
         """Take what has come, without asyncio. Whether the loop has to take a turn."""
         assert self._agent_socket is not None
         try:
-            data = self._agent_socket.recv(MOST_RECEIVED)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            # asyncio meets the end of the connection, too, and says what it always says then.
-            self._leave_selector()
-            return True
-        try:
-            return self._take(data, now)
+            try:
+                data = self._agent_socket.recv(MOST_RECEIVED)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError:
+                data = b""
+            if data:
+                return self._take(data, now)
+            # At the end of the connection asyncio takes over; it meets that, too.
         except Exception as e:
             # As asyncio does.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "an answer cannot be relayed", "exception": e, "transport": self._upstream}
             )
-            self._leave_selector()
             self._upstream.abort()
-            return True
+        self._leave_selector()
+        return True
 
     def _leave_selector(self) -> None:
-        if self._agent_socket is not None:
-            self._receivers.pop(self._agent_socket.fileno(), None)
+        self._receivers.pop(self._descriptor, None)
 
     def _take(self, data: bytes, now: float) -> bool:
         """Pass on what is whole. Whether anything but that has happened."""

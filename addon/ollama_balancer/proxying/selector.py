@@ -26,6 +26,9 @@ because a callback or a timer may have been set. It may take away any receiver, 
 MOST_EVENTS = 256
 """Asked for at once. What is left over comes first the next time."""
 
+LONGEST_PASS = 0.005
+"""Seconds after which receivers that need turns are left for after the loop's next one."""
+
 
 class RelaySelector(selectors.BaseSelector):
     """Does what a loop's own selector does, and has receivers."""
@@ -34,6 +37,8 @@ class RelaySelector(selectors.BaseSelector):
         self.inner = inner
         self.receivers: dict[int, Receiver] = {}
         """By file descriptor. One that leaves its place is not called again."""
+        self._next: int | None = None
+        """The first that was not called in the last turn, as others had taken so long."""
         # By a descriptor of its own, since each side closes one.
         self._epoll = select.epoll.fromfd(os.dup(inner.fileno()))
 
@@ -48,13 +53,21 @@ class RelaySelector(selectors.BaseSelector):
             deadline = time.monotonic() + timeout
         while True:
             events = self._epoll.poll(timeout, MOST_EVENTS)
+            if self._next is not None:
+                # What is always ready stays in its place of the list.
+                at = next((at for at, (descriptor, _) in enumerate(events) if descriptor == self._next), 0)
+                events, self._next = events[at:] + events[:at], None
             now = time.monotonic()
-            turn = not events
+            turn = late = False
             others: list[tuple[selectors.SelectorKey, int]] = []
             for descriptor, event in events:
                 receive = receivers.get(descriptor) if event == may_read else None
                 if receive is not None:
-                    turn |= receive(now)
+                    if late:
+                        self._next = descriptor if self._next is None else self._next
+                    elif receive(now):
+                        turn = True
+                        late = time.monotonic() - now > LONGEST_PASS
                     continue
                 key = self.inner.get_map().get(descriptor)
                 if key is not None:
@@ -62,10 +75,10 @@ class RelaySelector(selectors.BaseSelector):
                     mask = selectors.EVENT_READ if event & ~may_write else 0
                     mask |= selectors.EVENT_WRITE if event & ~may_read else 0
                     others.append((key, mask & key.events))
-            if others or turn:
+            if others or turn or not events:
                 return others
             if deadline is not None:
-                timeout = deadline - now
+                timeout = deadline - time.monotonic()
                 if timeout <= 0:
                     return others
 
@@ -93,7 +106,10 @@ def install(loop: asyncio.AbstractEventLoop) -> RelaySelector | None:
         return selector
     if not hasattr(selectors, "EpollSelector") or type(selector) is not selectors.EpollSelector:
         return None
-    ours = RelaySelector(selector)
+    try:
+        ours = RelaySelector(selector)
+    except OSError:
+        return None  # no file descriptor is left
     loop._selector = ours  # type: ignore[attr-defined]
     return ours
 
