@@ -313,6 +313,44 @@ def test_slow_clients_hold_their_agent_up_and_the_memory_stays_small(proxy: Prox
         task.cancel()
 
 
+def test_two_hundred_streams_to_clients_that_hardly_read_take_little_memory(tmp_path: Path, host: DrivenHost) -> None:
+    options = (
+        "--set",
+        f"balancer_agents=raw={host.url}",
+        "--set",
+        "balancer_slots=200",
+        "--set",
+        "balancer_body_limit=0",
+    )
+    one = chunk(line("x" * 2000))
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(one)
+            await writer.drain()
+
+    with running_proxy(tmp_path, *options) as proxy, ExitStack() as stack:
+        proxy.wait_online("raw")
+        process = psutil.Process(proxy.process.pid)
+        clients = [stack.enter_context(Client(proxy)) for _ in range(200)]
+        writers = [client.begin(host) for client in clients]
+        before = process.memory_info().rss
+        flooding = [asyncio.run_coroutine_threadsafe(flood(writer), host.owner.loop) for writer in writers]
+        for _ in range(5):
+            wait_until(lambda: proxy.introspect()["tasks"].get("slow client") == 200, "all are held up")
+            assert process.memory_info().rss - before < 200 * 250_000
+            for client in clients:
+                assert len(client.socket.recv(1000)) == 1000
+        for client in clients:
+            client.socket.close()
+        wait_until(lambda: proxy.agents()["raw"]["in_flight"] == 0, "all have left")
+        state = proxy.introspect()
+        assert state["tasks"].get("slow client") is None
+        assert state["exchanges"] == state["receivers"] == 0
+        for task in flooding:
+            task.cancel()
+
+
 def test_agents_that_send_without_pause_hold_nobody_up(proxy: Proxy, host: DrivenHost) -> None:
     since, enough = Since(proxy), threading.Event()
     many = chunk(line("word")) * 4000
