@@ -11,8 +11,8 @@ transport gets another protocol, the relay, until the body ends or anything else
 - The relay stops at the first byte that is no plain chunk of bearable size: the last chunk, trailers, extensions, what
   is malformed, what is large. mitmproxy's layers do with it whatever they always do, so there is one place where an
   answer ends, fails, or is refused. They are not relieved again in the same answer.
-- Where the event loop can have a `RelaySelector`, it also goes past asyncio: it receives from the agent's socket and sends
-  to the client's. What the client's does not take at once goes to its transport, as does all after it until that is out.
+- Where the event loop can have a `RelaySelector`, it also goes past asyncio: it receives from the agent's socket and
+  sends to the client's. What the client's does not take at once goes to its transport, and all else until that is out.
 - The end of either connection stops it too, before the layers hear of the end.
 - A client that does not take what it is sent holds up its agent: the agent's transport isn't read until the client's
   has room. mitmproxy's own reader does the same to that transport, but only while it holds bytes, which is never
