@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from ollama_balancer.proxying.deadlines import Deadlines
 from tests.fleet.fakes import Clock
 from tests.proxying.timers import Timers
@@ -79,6 +81,24 @@ def test_what_expires_may_drop_and_set_others() -> None:
     scene.deadlines.set("e", 20)
     scene.timers.advance(30)
     assert scene.expired == [("a", 5), ("d", 5), ("c", 6), ("e", 20)]
+
+
+def test_a_fault_with_one_keeps_no_other_waiting() -> None:
+    scene = Scene()
+
+    def expire(what: object) -> None:
+        scene.expire(what)
+        if what == "a":
+            raise ValueError("its fault")
+
+    scene.deadlines = Deadlines(scene.clock, expire, scene.timers.call_later)
+    for what, at in (("a", 5), ("b", 5), ("c", 9)):
+        scene.deadlines.set(what, at)
+    with pytest.raises(ValueError, match="its fault"):
+        scene.timers.advance(30)
+    scene.timers.advance(30)
+    assert scene.expired == [("a", 5), ("b", 5), ("c", 9)]
+    assert scene.timers.pending == []
 
 
 def test_whatever_is_set_and_dropped_none_is_late_or_early() -> None:

@@ -46,8 +46,10 @@ class Deadlines[T: Hashable]:
     def _look(self) -> None:
         self._timer, self._next = None, float("inf")
         now = self._clock()
-        for what in [what for what, at in self._due.items() if at <= now]:
-            if self._due.pop(what, None) is not None:
-                self._expire(what)
-        if self._due:
-            self._look_at(min(self._next, min(self._due.values())))
+        try:
+            for what in [what for what, at in self._due.items() if at <= now]:
+                if self._due.pop(what, None) is not None:
+                    self._expire(what)
+        finally:  # a fault with one must not keep the others waiting
+            if self._due:
+                self._look_at(min(self._due.values()))
