@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.harness import Hosts, report, running_proxy, wait_until
+from tests.e2e.harness import Hosts, free_port, report, running_proxy, wait_until
 
 METRICS = ("--set", "balancer_mode=metrics")
 
@@ -92,7 +92,7 @@ def test_the_one_agent_whose_metrics_are_stale_comes_last(tmp_path: Path, hosts:
 def test_agents_without_the_model_are_no_candidates(tmp_path: Path, hosts: Hosts) -> None:
     hosts.start("with", "qwen3")
     hosts.start("without", "llama3.2")
-    agents = ",".join(f"{host.name}={host.url}" for host in hosts.all)
+    agents = ",".join([*(f"{host.name}={host.url}" for host in hosts.all), f"away=http://127.0.0.1:{free_port()}"])
     with running_proxy(tmp_path, *METRICS, "--set", f"balancer_agents={agents}") as proxy:
         proxy.wait_online("with", "without")
         for spelling in ("qwen3", "Qwen3:latest", "library/qwen3", "registry.ollama.ai/library/qwen3"):
@@ -110,6 +110,7 @@ def test_agents_without_the_model_are_no_candidates(tmp_path: Path, hosts: Hosts
             answer = response.json()
             shown = answer if path.startswith("/api") else answer["error"]
             assert shown.items() >= expected.items()
+        assert proxy.generate("lama3.2").json() == {"error": "model 'lama3.2' not found, did you mean 'llama3.2'?"}
         assert served(hosts)["without"] == 0
 
 

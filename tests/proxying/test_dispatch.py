@@ -188,12 +188,41 @@ def test_a_model_whose_agents_are_all_away_is_a_503_and_not_a_404(registry: Agen
     assert Asked(registry, "/api/chat", b'{"model": "nope"}').answer.status == 404
 
 
-def test_a_model_that_an_unheard_of_agent_may_have_is_a_503(registry: AgentRegistry) -> None:
+def test_beside_agents_that_are_there_one_never_heard_of_says_nothing_of_a_model(registry: AgentRegistry) -> None:
     fleet(registry, "a")
+    registry.register("new", address(9))
+    asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
+    assert (asked.answer.status, asked.json) == (404, {"error": "model 'nope' not found"})
+    assert "Retry-After" not in asked.answer.headers
+
+
+def test_a_model_that_an_unheard_of_agent_may_have_is_a_503_while_nobody_is_there(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.unreachable(agent, "refused")
     registry.register("new", address(9))
     asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
     assert asked.answer.status == 503
     assert "may have model 'nope'" in asked.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/chat", "model 'lama3.2' not found, did you mean 'llama3.2:3b'?"),
+        ("/api/embed", "model \"lama3.2\" not found, try pulling it first, did you mean 'llama3.2:3b'?"),
+        ("/v1/messages", "model 'lama3.2' not found, did you mean 'llama3.2:3b'?"),
+    ],
+)
+def test_a_misspelt_model_gets_the_nearest_name_of_any_agent(registry: AgentRegistry, path: str, words: str) -> None:
+    away, there = fleet(registry, "away", "there")
+    registry.update_models(away, entries("qwen3"))
+    registry.update_models(there, entries("llama3.2:3b"))
+    registry.unreachable(away, "refused")
+    asked = Asked(registry, path, b'{"model": "lama3.2"}')
+    error = asked.json["error"]
+    assert asked.answer.status == 404
+    assert (error if isinstance(error, str) else error["message"]) == words
+    assert "did you mean 'qwen3'" in Asked(registry, "/api/chat", b'{"model": "qwen-3"}').json["error"]
 
 
 def test_a_request_without_a_model_is_a_503_when_all_agents_are_away(registry: AgentRegistry) -> None:

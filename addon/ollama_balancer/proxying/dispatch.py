@@ -20,6 +20,7 @@ from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.prompts import read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
+from ..ollama.suggestions import did_you_mean
 from .exchange import Candidate, Exchange
 
 RETRY_AFTER = "5"
@@ -262,7 +263,8 @@ class Dispatcher:
             return self._none_online(exchange.dialect)
         if registry.has_model(canonical_name(model)):
             return self.error(exchange.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
-        if registry.may_have_unknown_models():
+        if registry.may_have_unknown_models() and not registry.any_online:
+            # Beside agents that are there, one that has never been heard of says nothing.
             return self.error(
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
@@ -273,7 +275,8 @@ class Dispatcher:
             if forward is not None:
                 return forward
         path = exchange.route.path if exchange.route else ""
-        return self.error(exchange.dialect, 404, model_not_found(model, path))
+        message = model_not_found(model, path) + did_you_mean(model, registry.models())
+        return self.error(exchange.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
         problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
