@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import queue
+import shlex
+import shutil
+import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -258,3 +261,34 @@ def test_a_saved_file_is_read_back_with_all_that_was_known(tmp_path: Path, hosts
         proxy.generate(prompt="a new one")
         assert len(web.flows("generate")) == 6, "what was read from a file is not dropped"
     assert host.counts["succeeded"] == 4
+
+
+def test_a_flow_keeps_the_address_that_its_client_asked_and_can_be_sent_there_again(
+    tmp_path: Path, hosts: Hosts
+) -> None:
+    host = hosts.start("one")
+    with running_mitmweb(tmp_path, *agents(one=host.url)) as (proxy, web):
+        proxy.wait_online("one")
+        for headers in ({}, {"Host": "ollama.example:80"}):
+            ask(proxy, **headers)
+        with httpx.Client(proxy=proxy.url, trust_env=False, timeout=30) as client:
+            body = {"model": "llama3.2", "prompt": "hi"}
+            assert client.post("http://fleet.example:11434/api/generate?x=1", json=body).status_code == 200
+        requests = [flow["request"] for flow in web.flows("generate")]
+        assert [(each["pretty_host"], each["port"], each["path"]) for each in requests] == [
+            ("127.0.0.1", proxy.port, "/api/generate"),
+            ("ollama.example", 80, "/api/generate"),
+            ("fleet.example", 11434, "/api/generate?x=1"),
+        ]
+        assert [dict(each["headers"])["Host"] for each in requests[1:]] == ["ollama.example:80", "fleet.example:11434"]
+        got = [dict(request.headers)["Host"] for request in host.requests if "generate" in request.path]
+        assert got == [host.url.removeprefix("http://")] * 3, "the host gets its own address"
+
+        exported = tmp_path / "curl"
+        web.command("export.file", "curl", "~d 127.0.0.1", str(exported))
+        command = shlex.split(exported.read_text())
+        assert f"{proxy.url}/api/generate" in command
+        if shutil.which("curl"):
+            answer = subprocess.run([*command, "-s", "-m", "30"], capture_output=True, check=True)
+            assert b'"done":true' in answer.stdout
+            assert len(web.flows("generate")) == 4

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from mitmproxy import http
 
-from ollama_balancer.proxying.headers import by_name, for_client, header, request_to_agent, set_host
+from ollama_balancer.fleet.agent import Address
+from ollama_balancer.proxying.headers import by_name, for_client, header, request_to_agent
 
 
 def headers(*fields: tuple[str, str]) -> http.Headers:
@@ -33,15 +34,21 @@ def test_a_header_is_found_as_mitmproxy_finds_it(fields: tuple[tuple[str, str], 
 @pytest.mark.parametrize(
     ("given", "then"),
     [
-        ((("Accept", "*/*"), ("host", "a:1"), ("X", "y")), (("Accept", "*/*"), ("Host", "b:2"), ("X", "y"))),
+        ((("Accept", "*/*"), ("host", "a:1"), ("X", "y")), (("Host", "b:2"), ("Accept", "*/*"), ("X", "y"))),
         ((("Host", "a"), ("HOST", "c"), ("X", "y")), (("Host", "b:2"), ("X", "y"))),
         ((("X", "y"),), (("Host", "b:2"), ("X", "y"))),
     ],
 )
-def test_a_request_has_one_host(given: tuple[tuple[str, str], ...], then: tuple[tuple[str, str], ...]) -> None:
-    head = headers(*given)
-    set_host(head, "b:2")
-    assert head == headers(*then)
+def test_the_agent_gets_its_own_address_once_and_the_request_keeps_the_clients(
+    given: tuple[tuple[str, str], ...], then: tuple[tuple[str, str], ...]
+) -> None:
+    request = http.Request.make("GET", "https://balancer:8080/api/tags?x=1", headers=headers(*given))
+    request.authority = "balancer:8080"
+    before = request.get_state()
+    head = request_to_agent(request, address=Address("b", 2))
+    assert head.headers == headers(*then)
+    assert (head.url, head.authority, head.path) == ("http://b:2/api/tags?x=1", "", "/api/tags?x=1")
+    assert request.get_state() == before
 
 
 def test_an_agents_answer_says_who_gave_it_and_nothing_that_is_between_it_and_the_balancer() -> None:

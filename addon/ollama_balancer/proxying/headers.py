@@ -6,10 +6,14 @@ Where it begins and ends is decided here alone: a client must not be able to mak
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mitmproxy import http
 
 from .callers import Fields
+
+if TYPE_CHECKING:
+    from ..fleet.agent import Address
 
 AGENT_HEADER = "X-Balancer-Agent"
 ATTEMPTS_HEADER = "X-Balancer-Attempts"
@@ -65,15 +69,6 @@ def by_name(headers: http.Headers) -> dict[bytes, bytes]:
     return found
 
 
-def set_host(headers: http.Headers, host: str) -> None:
-    """Where a request goes; the header stays where it is among the others."""
-    field = (b"Host", host.encode())
-    fields = [field if name.lower() == b"host" else (name, value) for name, value in headers.fields]
-    if fields.count(field) != 1:
-        fields = [field, *(other for other in fields if other != field)]
-    headers.fields = tuple(fields)
-
-
 def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) -> None:
     """Say in an answer's head how many agents were tried and, unless that is empty, which have answered.
 
@@ -93,8 +88,12 @@ def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) 
     headers.fields = tuple(fields)
 
 
-def request_to_agent(request: http.Request, via: str | None = None, credentials: Fields = ()) -> http.Request:
-    """A request without a body, whose head is that which the agent gets.
+def request_to_agent(
+    request: http.Request, via: str | None = None, credentials: Fields = (), address: Address | None = None
+) -> http.Request:
+    """A request without a body, whose head is that which the agent at that address gets.
+
+    The request itself stays as the client sent it: that is what people see, save, and send again.
 
     Hop-by-hop headers and what is meant for the balancer are gone; the length is that of the body at hand, whatever
     the client called it. `via` names this balancer, so that it knows its own requests should they come back to it.
@@ -106,7 +105,13 @@ def request_to_agent(request: http.Request, via: str | None = None, credentials:
     if connection is not None:
         named = set(connection.lower().replace(",", " ").split()) - _NEVER_HOP_BY_HOP
         unwanted |= {name.encode("utf-8", "surrogateescape") for name in named}
-    fields = [field for field in data.headers.fields if field[0].lower() not in unwanted]
+    if address is not None:
+        fields = [
+            field for field in data.headers.fields if (name := field[0].lower()) not in unwanted and name != b"host"
+        ]
+        fields.insert(0, (b"Host", address.text.encode()))
+    else:
+        fields = [field for field in data.headers.fields if field[0].lower() not in unwanted]
     if not request.stream and (data.content or request.method in ("POST", "PUT", "PATCH")):
         fields.append((b"Content-Length", b"%d" % len(data.content or b"")))
     fields += [(name, value) for name, value in credentials if name not in request.headers]
@@ -118,4 +123,6 @@ def request_to_agent(request: http.Request, via: str | None = None, credentials:
     head = http.Request.__new__(http.Request)
     head.data = type(data).__new__(type(data))
     vars(head.data).update(vars(data), headers=headers, content=None, trailers=None)
+    if address is not None:
+        vars(head.data).update(scheme=b"http", authority=b"", host=address.host, port=address.port)
     return head

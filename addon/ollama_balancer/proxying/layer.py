@@ -51,6 +51,7 @@ from .callers import Fields
 from .headers import request_to_agent
 
 if TYPE_CHECKING:
+    from ..fleet.agent import Address
     from .fanout import FanOut
     from .relay import Relay
 
@@ -132,13 +133,15 @@ def _may_be_crash(event: ResponseHeaders) -> bool:
 class Routing:
     """One request's search for an agent, handed to the addon's `route_request`.
 
-    The addon either sets the request's host and port and `routed`, or sets the flow's response. `failure` tells how
+    The addon either sets `address` and `routed`, or sets the flow's response. `failure` tells how
     the last attempt ended, None at the first.
     """
 
     flow: http.HTTPFlow
     failure: Failure | None = None
     routed: bool = False
+    address: Address | None = None
+    """Of the agent that gets the request. The flow's request keeps the address that the client asked."""
     fan_out: FanOut | None = None
     """Set by the addon for a request that several agents get; then it has the answer."""
     credentials: Fields = ()
@@ -327,10 +330,10 @@ class BalancedStream(HttpStream):
 
     def connect(self) -> layer.CommandGenerator[str | None]:
         """Connect to where the request is to go. Returns an error, or None when connected."""
-        request = self.flow.request
-        address = (request.host, request.port)
+        assert self.routing and self.routing.address
+        address = (self.routing.address.host, self.routing.address.port)
         yield from self.balanced_layer.close_idle(keep=address)
-        connection, err = yield GetHttpConnection(address, request.scheme == "https", None, "tcp")
+        connection, err = yield GetHttpConnection(address, False, None, "tcp")
         if err is not None:
             self.balanced_layer.forget_failed(address)
             return str(err)
@@ -569,7 +572,10 @@ class BalancedHttpLayer(HttpLayer):
             # On its way out. The flow keeps what the client sent, which mitmproxy still needs for the client's side.
             stream = self.streams.get(event.stream_id)
             routing = stream.routing if isinstance(stream, BalancedStream) else None
-            head = request_to_agent(event.request, self.via, routing.credentials if routing is not None else ())
+            if routing is None:
+                head = request_to_agent(event.request, self.via)
+            else:
+                head = request_to_agent(event.request, self.via, routing.credentials, routing.address)
             event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:

@@ -30,7 +30,7 @@ from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
-from .headers import AGENT_HEADER, header, request_to_agent, set_host
+from .headers import AGENT_HEADER, header, request_to_agent
 from .layer import Routing
 from .watchdog import Watchdog
 
@@ -199,14 +199,7 @@ class Router:
         return self.dispatcher.again(exchange)
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
-        request = routing.flow.request
-        address = forward.agent.address
-        # At once what mitmproxy's setters do one by one, parsing the Host header each time.
-        data = request.data
-        data.trailers, data.scheme, data.host, data.port = None, b"http", address.host, address.port
-        set_host(request.headers, str(address))
-        if data.authority:
-            request.authority = str(address)
+        routing.address = forward.agent.address
         routing.credentials = self.caller_of(routing.flow).credentials
         assert self.settings
         exchange.routing = routing
