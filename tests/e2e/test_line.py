@@ -21,8 +21,11 @@ from tests.e2e.harness import PATIENCE, Hosts, Proxy, running_proxy, wait_until
 class Sent(threading.Thread):
     """A request on its way."""
 
-    def __init__(self, proxy: Proxy, prompt: str, model: str = "llama3.2", **headers: str) -> None:
+    def __init__(
+        self, proxy: Proxy, prompt: str, model: str = "llama3.2", *, address: str | None = None, **headers: str
+    ) -> None:
         super().__init__(daemon=True)
+        self.transport = httpx.HTTPTransport(local_address=address)
         self.proxy, self.body, self.headers = proxy, {"model": model, "prompt": prompt, "stream": False}, headers
         self.response: httpx.Response | None = None
         self.start()
@@ -31,7 +34,7 @@ class Sent(threading.Thread):
         # One that a test leaves behind is cut when the proxy ends.
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.Client(base_url=self.proxy.url, trust_env=False, verify=False, timeout=PATIENCE) as client,
+            httpx.Client(base_url=self.proxy.url, transport=self.transport, timeout=PATIENCE) as client,
         ):
             self.response = client.post("/api/generate", json=self.body, headers=self.headers)
 
@@ -89,6 +92,29 @@ def test_no_agent_gets_more_than_its_slots_and_the_rest_wait_their_turn(tmp_path
             assert request.answer.headers["X-Balancer-Attempts"] == "1"
         assert prompts(host) == ["first", "a1", "b4", "a2", "a3"], "clients take turns"
         assert state(proxy)["line"] == {"length": 0, "oldest": None, "models": {}, "clients": {}}
+
+
+def has_address(address: str) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as s:
+        s.bind((address, 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_address("127.0.0.2"), reason="this machine has one address only")
+def test_a_fresh_key_for_each_request_buys_no_turns(tmp_path: Path, hosts: Hosts) -> None:
+    with busy(tmp_path, hosts) as (proxy, host, _):
+        sent = []
+        for number in range(1, 5):
+            sent.append(Sent(proxy, f"fresh {number}", authorization=f"Bearer {number}"))
+            in_line(proxy, number)
+        for number in range(5, 7):
+            sent.append(Sent(proxy, f"honest {number}", address="127.0.0.2"))
+            in_line(proxy, number)
+        host.faults.hang = False
+        for request in sent:
+            assert request.answer.status_code == 200
+        assert prompts(host)[1:5] == ["fresh 1", "honest 5", "fresh 2", "honest 6"]
 
 
 def test_a_model_nobody_is_busy_with_does_not_wait(tmp_path: Path, hosts: Hosts) -> None:

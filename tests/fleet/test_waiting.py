@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from itertools import count
 
 import pytest
@@ -33,8 +34,8 @@ def line(clock: Clock) -> WaitingLine:
     return WaitingLine(clock)
 
 
-def join(line: WaitingLine, client: str, place: Place = M) -> Waiter:
-    return line.join(place, client, lambda lease: None)
+def join(line: WaitingLine, client: str, place: Place = M, group: str | None = None) -> Waiter:
+    return line.join(place, client, lambda lease: None, share=None if group is None else (group, client))
 
 
 def assert_empty(line: WaitingLine) -> None:
@@ -58,6 +59,48 @@ def test_clients_take_turns_and_each_is_served_first_in_first_out(line: WaitingL
     waiters = {client: [join(line, client) for _ in range(3)] for client in "abc"}
     called = [line.call(M) for _ in range(9)]
     assert called == [waiters[client][n] for n in range(3) for client in "abc"]
+
+
+def test_a_fresh_name_for_each_request_buys_no_turns(line: WaitingLine) -> None:
+    fresh = [join(line, f"key {n}", group="10.0.0.1") for n in range(100)]
+    honest = [join(line, "key a", group="10.0.0.2") for _ in range(3)]
+    called = [line.call(M) for _ in range(6)]
+    assert called == [fresh[0], honest[0], fresh[1], honest[1], fresh[2], honest[2]]
+    assert line.heads(M, 3) == fresh[3:6]
+
+
+def test_the_clients_of_a_group_share_its_turns_fairly(line: WaitingLine) -> None:
+    many = [join(line, "many", group="10.0.0.1") for _ in range(4)]
+    one = join(line, "one", group="10.0.0.1")
+    other = [join(line, "other", group="10.0.0.2") for _ in range(3)]
+    expected = [many[0], other[0], one, other[1], many[1], other[2], many[2], many[3]]
+    assert line.heads(M, 8) == expected
+    assert [line.call(M) for _ in range(8)] == expected
+    assert_empty(line)
+
+
+class CountingDict(OrderedDict[str, OrderedDict[str, OrderedDict[Waiter, None]]]):
+    """Counts which of its values are looked at in turn."""
+
+    looked_at = 0
+
+    def values(self) -> Iterator[OrderedDict[str, OrderedDict[Waiter, None]]]:  # type: ignore[override]
+        for value in super().values():
+            self.looked_at += 1
+            yield value
+
+
+@pytest.mark.parametrize("waiting", [10, 5000])
+def test_a_turn_looks_at_no_more_clients_than_it_asks_for(line: WaitingLine, waiting: int) -> None:
+    line.size = waiting
+    waiters = [join(line, f"c{n}") for n in range(waiting)]
+    queue = line._models[M.model][M]
+    groups = queue.groups = CountingDict(queue.groups)
+    assert line.heads(M, 8) == waiters[:8]
+    assert line.first(M) is waiters[0]
+    assert line.last(M) is waiters[-1]
+    assert line.call(M) is waiters[0]
+    assert groups.looked_at <= 10
 
 
 def test_who_leaves_is_out_at_once_wherever_he_stood(line: WaitingLine) -> None:
@@ -156,33 +199,46 @@ class AgainstAList(RuleBasedStateMachine):
         self.clock = Clock()
         self.line = WaitingLine(self.clock, size=12)
         self.list: list[Waiter] = []
-        self.turns: dict[Place, list[str]] = {}
+        self.turns: dict[Place, dict[str, list[str]]] = {}
+        """By place the groups in turn, and of each its clients in turn."""
         self.numbers = count()
         self.agents = [Agent(name, address(1), Source.STATIC, 0) for name in "xy"]
         self.homes: dict[Waiter, Agent] = {}
 
-    @rule(place=st.sampled_from([M, OTHER]), client=st.sampled_from("abc"), seconds=st.floats(0, 10))
-    def join(self, place: Place, client: str, seconds: float) -> None:
+    def _note(self, waiter: Waiter) -> None:
+        self.list.append(waiter)
+        group, client = waiter.share
+        clients = self.turns.setdefault(waiter.place, {}).setdefault(group, [])
+        if client not in clients:
+            clients.append(client)
+
+    def _had_turn(self, waiter: Waiter) -> None:
+        group, client = waiter.share
+        groups = self.turns[waiter.place]
+        clients = groups[group] = groups.pop(group)
+        clients.append(clients.pop(clients.index(client)))
+
+    @rule(
+        place=st.sampled_from([M, OTHER]),
+        client=st.sampled_from("abc"),
+        group=st.sampled_from(["g", "h"]),
+        seconds=st.floats(0, 10),
+    )
+    def join(self, place: Place, client: str, group: str, seconds: float) -> None:
         self.clock.now += seconds
         if len(self.list) >= 12:
             with pytest.raises(LineFullError):
                 join(self.line, client, place)
             return
-        self.list.append(join(self.line, client, place))
-        turns = self.turns.setdefault(place, [])
-        if client not in turns:
-            turns.append(client)
+        self._note(join(self.line, client, place, group))
 
     @precondition(lambda self: len(self.list) < 12)
     @rule(place=st.sampled_from([M, OTHER]), client=st.sampled_from("abc"), number=st.integers(0, 1))
     def join_with_a_home(self, place: Place, client: str, number: int) -> None:
         agent = self.agents[number]
         waiter = self.line.join(place, client, lambda lease: None, home=agent)
-        self.list.append(waiter)
+        self._note(waiter)
         self.homes[waiter] = agent
-        turns = self.turns.setdefault(place, [])
-        if client not in turns:
-            turns.append(client)
 
     @precondition(lambda self: self.homes)
     @rule(data=st.data())
@@ -198,8 +254,7 @@ class AgainstAList(RuleBasedStateMachine):
         waiter = data.draw(st.sampled_from(self.list))
         assert self.line.call(waiter.place, waiter) is waiter
         assert not waiter.waiting
-        turns = self.turns[waiter.place]
-        turns.append(turns.pop(turns.index(waiter.client)))
+        self._had_turn(waiter)
         self._out(waiter)
 
     @precondition(lambda self: self.list)
@@ -213,19 +268,24 @@ class AgainstAList(RuleBasedStateMachine):
     @rule(data=st.data())
     def call(self, data: st.DataObject) -> None:
         place = data.draw(st.sampled_from([waiter.place for waiter in self.list]))
-        client = self.turns[place][0]
-        expected = next(w for w in self.list if w.place == place and w.client == client)
+        group, clients = next(iter(self.turns[place].items()))
+        expected = next(w for w in self.list if w.place == place and w.share == (group, clients[0]))
+        assert self.line.heads(place, 1) == [expected]
         assert self.line.first(place) is expected
         assert self.line.call(place) is expected
         assert not expected.waiting
-        self.turns[place].append(self.turns[place].pop(0))
+        self._had_turn(expected)
         self._out(expected)
 
     def _out(self, waiter: Waiter) -> None:
         self.list.remove(waiter)
         self.homes.pop(waiter, None)
-        if not any(w.place == waiter.place and w.client == waiter.client for w in self.list):
-            self.turns[waiter.place].remove(waiter.client)
+        if not any(w.place == waiter.place and w.share == waiter.share for w in self.list):
+            group, client = waiter.share
+            groups = self.turns[waiter.place]
+            groups[group].remove(client)
+            if not groups[group]:
+                del groups[group]
 
     @invariant()
     def they_agree(self) -> None:
@@ -235,6 +295,11 @@ class AgainstAList(RuleBasedStateMachine):
         assert shown["clients"] == Counter(w.client for w in self.list)
         assert {w for place in self.line.places() for w in self.line.waiters(place)} == set(self.list)
         for place in (M, OTHER):
+            there = [w for w in self.list if w.place == place]
+            assert self.line.waiters(place) == there
+            if there:
+                assert self.line.last(place) is there[-1]
+                assert set(self.line.heads(place, 12)) == set(there)
             for agent in self.agents:
                 there = [w for w in self.list if w.place == place and self.homes.get(w) is agent]
                 assert self.line.at_home(place, agent) is (there[0] if there else None)

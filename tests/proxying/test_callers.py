@@ -84,6 +84,33 @@ def test_clients_are_told_apart_by_their_keys_which_their_names_do_not_tell() ->
     assert take(flow_with()).name == "127.0.0.1"
 
 
+def take_from(address: str, key: bytes = b"") -> Caller:
+    flow = flow_with(*([(b"authorization", key)] if key else []))
+    flow.client_conn.peername = (address, 1234)
+    return take(flow)
+
+
+def test_keys_that_nobody_gave_out_share_the_turns_of_their_address() -> None:
+    callers = [take_from("10.0.0.1", b"Bearer %d" % n) for n in range(3)] + [take_from("10.0.0.1")]
+    assert {caller.share[0] for caller in callers if caller.share} == {"10.0.0.1"}
+    assert len({caller.share for caller in callers}) == 4
+    assert take_from("10.0.0.2").share == ("10.0.0.2", "")
+
+
+@pytest.mark.parametrize("key", [b"", b"Bearer one"])
+def test_the_addresses_of_an_ipv6_network_share_its_turns_and_keys_buy_none_there(key: bytes) -> None:
+    first, second = take_from("2001:db8::1", key), take_from("2001:db8::2", b"Bearer two")
+    assert first.share == ("2001:db8::/64", "2001:db8::1")
+    assert second.share == ("2001:db8::/64", "2001:db8::2")
+    assert take_from("2001:db8:0:1::1").share == ("2001:db8:0:1::/64", "2001:db8:0:1::1")
+    assert take_from("fe80::1%eth0").share == ("fe80::/64", "fe80::1%eth0")
+
+
+def test_an_ipv4_client_is_told_by_its_address_also_where_the_socket_is_of_ipv6() -> None:
+    assert take_from("::ffff:10.0.0.1").share == take_from("10.0.0.1").share
+    assert take_from("::ffff:10.0.0.2").share != take_from("10.0.0.1").share
+
+
 def test_the_password_of_mitmproxys_own_proxyauth_is_not_in_the_flow() -> None:
     flow = flow_with()
     flow.metadata["proxyauth"] = ("anna", "planted")

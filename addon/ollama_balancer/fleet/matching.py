@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .agent import Agent
 from .demand import Demand
@@ -10,7 +10,7 @@ from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
 from .registry import AgentRegistry
-from .waiting import Place, Waiter, WaitingLine
+from .waiting import Place, Share, Waiter, WaitingLine
 
 HEADS = 8
 """Of those that wait at a place, how many are asked whether they would have a free agent."""
@@ -56,11 +56,16 @@ class Matcher:
         return choice
 
     def join(
-        self, place: Place, client: str, notify: Callable[[Lease | None], None], demand: Demand | None = None
+        self,
+        place: Place,
+        client: str,
+        notify: Callable[[Lease | None], None],
+        demand: Demand | None = None,
+        share: Share | None = None,
     ) -> Waiter:
         """Have a request wait. LineFullError: as many wait as may."""
         home = self.registry.learner.conversations.find(demand.steps)[0] if demand is not None else None
-        return self.line.join(place, client, notify, demand, home)
+        return self.line.join(place, client, notify, demand, home, share)
 
     def hopeless(self, place: Place) -> bool:
         """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
@@ -102,9 +107,11 @@ class Matcher:
 
     def _serve_one(self, place: Place) -> bool:
         """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
+        if place.agent is None and self.registry.all_busy(place.model):
+            return False
         ahead = self.line.count(place.model) - 1
         asked: set[tuple[str, Agent | None]] = set()
-        for waiter in self.line.heads(place, HEADS):
+        for waiter in self._heads(place):
             wish = waiter.demand.runner, waiter.home
             if wish in asked:
                 continue  # who has waited longer did not want what there is
@@ -131,6 +138,13 @@ class Matcher:
             waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
             return True
         return False
+
+    def _heads(self, place: Place) -> Iterator[Waiter]:
+        """The first in the line, who is mostly the only one to be asked; then the others, and he among them."""
+        first = self.line.first(place)
+        if first is not None:
+            yield first
+            yield from self.line.heads(place, HEADS)
 
     def _may_get(self, agent: Agent, model: str) -> bool:
         """Whether the agent may still get a request of the model: also an ejected one, to try it."""

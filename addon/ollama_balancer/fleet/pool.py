@@ -104,6 +104,11 @@ class Pool:
             agent.boards.append(self.board)
             self.changed(agent)
 
+    @property
+    def all_full(self) -> bool:
+        """Whether there are members, and each runs as many requests of the model as it can."""
+        return 0 < len(self.members) == len(self._full)
+
     def clear(self) -> None:
         for agent in list(self.members):
             self.discard(agent)

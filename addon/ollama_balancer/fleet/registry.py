@@ -544,6 +544,11 @@ class AgentRegistry:
         """Whether the agent may get a request of the model now."""
         return agent.eligible and model not in agent.full
 
+    def all_busy(self, model: str) -> bool:
+        """Whether there are candidates for the model, and none of them has a slot free: `choose` would find nobody."""
+        pool = self._pool(self._policy, model)
+        return pool is not None and pool.all_full and not self._unknown
+
     def least_bad(self, model: str, exclude: Collection[Agent] = ()) -> Agent | None:
         """Where all that could serve the model are ejected: the one to be tried next, if none is tried at this moment.
 

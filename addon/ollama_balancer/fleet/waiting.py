@@ -2,6 +2,8 @@
 
 Requests that any of the same agents could serve wait at the same place. At each place the clients take turns, so that
 one who sends a thousand requests does not keep the others waiting; a place whose agents are busy holds up no other.
+Turns go to groups first, and within a group to its clients: whoever can name himself anew at will is no more than one
+group, whatever he calls himself. What a turn costs does not depend on how many wait.
 The line knows who is next, and who goes on with a conversation that a certain agent has read; who gets which agent, and
 when, is `matching`'s to say.
 """
@@ -9,9 +11,10 @@ when, is `matching`'s to say.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from heapq import nsmallest
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .demand import Demand
@@ -27,6 +30,10 @@ LONGEST_RETRY = 600
 
 WEIGHT = 0.1
 """Of the newest interval between two turns in their average."""
+
+
+type Share = tuple[str, str]
+"""Whose turns a request uses: a group's, and within it a client's."""
 
 
 class LineFullError(Exception):
@@ -51,13 +58,14 @@ class Waiter:
     `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
     """
 
-    __slots__ = ("client", "demand", "home", "notify", "overtaken", "place", "since", "waiting")
+    __slots__ = ("client", "demand", "home", "notify", "overtaken", "place", "share", "since", "waiting")
 
     def __init__(
         self,
         place: Place,
         demand: Demand,
         client: str,
+        share: Share,
         since: float,
         notify: Callable[[Lease | None], None],
         home: Agent | None,
@@ -69,6 +77,8 @@ class Waiter:
         """How often another has gone before it out of its turn."""
         self.demand = demand
         self.client = client
+        """As it is shown."""
+        self.share = share
         self.since = since
         self.notify = notify
         self.waiting = True
@@ -77,8 +87,68 @@ class Waiter:
         return f"Waiter({self.place.model}, {self.client}, since {self.since:.3f})"
 
 
-_Clients = OrderedDict[str, OrderedDict[Waiter, None]]
-"""Those who wait at one place, by client; the first client has the turn, and his first request is the oldest."""
+type _Ordered = OrderedDict[Waiter, None]
+
+
+class _Queue:
+    """Those who wait at one place."""
+
+    __slots__ = ("groups", "joined")
+
+    def __init__(self) -> None:
+        self.groups: OrderedDict[str, OrderedDict[str, _Ordered]] = OrderedDict()
+        """By group and client: the first group has the turn, in it the first client, and of him the oldest request."""
+        self.joined: _Ordered = OrderedDict()
+        """All of them, in the order in which they came."""
+
+    def add(self, waiter: Waiter) -> None:
+        group, client = waiter.share
+        clients = self.groups.get(group)
+        if clients is None:
+            clients = self.groups[group] = OrderedDict()
+        mine = clients.get(client)
+        if mine is None:
+            mine = clients[client] = OrderedDict()
+        mine[waiter] = self.joined[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        group, client = waiter.share
+        del self.joined[waiter]
+        clients = self.groups[group]
+        mine = clients[client]
+        del mine[waiter]
+        if not mine:
+            del clients[client]
+            if not clients:
+                del self.groups[group]
+
+    def first(self) -> Waiter:
+        return next(iter(next(iter(next(iter(self.groups.values())).values()))))
+
+    def had_turn(self, waiter: Waiter) -> None:
+        """Its group, and its client there, come last now."""
+        group, client = waiter.share
+        self.groups.move_to_end(group)
+        self.groups[group].move_to_end(client)
+
+    def in_turn(self) -> Iterator[Waiter]:
+        """As they would be called; no more work is done than what is read of it takes."""
+        return _alternating(_alternating(map(iter, clients.values())) for clients in self.groups.values())
+
+
+def _alternating[T](queues: Iterable[Iterator[T]]) -> Iterator[T]:
+    """Of each the first, then of each the second, and so on."""
+    begun = []
+    for queue in queues:
+        yield from islice(queue, 1)
+        begun.append(queue)
+    while begun:
+        left = []
+        for queue in begun:
+            for each in islice(queue, 1):
+                yield each
+                left.append(queue)
+        begun = left
 
 
 class WaitingLine:
@@ -87,9 +157,9 @@ class WaitingLine:
     def __init__(self, clock: Callable[[], float], size: int = 1000) -> None:
         self.size = size
         self._clock = clock
-        self._models: dict[str, dict[Place, _Clients]] = {}
-        self._all: OrderedDict[Waiter, None] = OrderedDict()
-        self._homes: dict[tuple[Place, Agent], OrderedDict[Waiter, None]] = {}
+        self._models: dict[str, dict[Place, _Queue]] = {}
+        self._all: _Ordered = OrderedDict()
+        self._homes: dict[tuple[Place, Agent], _Ordered] = {}
         self._counts: Counter[str] = Counter()
         """How many wait, by model."""
         self._interval: float | None = None
@@ -110,16 +180,23 @@ class WaitingLine:
         notify: Callable[[Lease | None], None],
         demand: Demand | None = None,
         home: Agent | None = None,
+        share: Share | None = None,
     ) -> Waiter:
-        """Wait at that place. LineFullError: the line has its size already."""
+        """Wait at that place; without a `share` the client is a group of its own.
+
+        LineFullError: the line has its size already.
+        """
         if len(self._all) >= self.size:
             raise LineFullError(f"{len(self._all)} requests wait already")
         now = self._clock()
         if not self._all:
             self._last = now
-        waiter = Waiter(place, demand or Demand(place.model), client, now, notify, home)
-        clients = self._models.setdefault(place.model, {}).setdefault(place, OrderedDict())
-        clients.setdefault(client, OrderedDict())[waiter] = None
+        waiter = Waiter(place, demand or Demand(place.model), client, share or (client, ""), now, notify, home)
+        places = self._models.setdefault(place.model, {})
+        queue = places.get(place)
+        if queue is None:
+            queue = places[place] = _Queue()
+        queue.add(waiter)
         self._all[waiter] = None
         if home is not None:
             self._homes.setdefault((place, home), OrderedDict())[waiter] = None
@@ -137,21 +214,18 @@ class WaitingLine:
         if not self._counts[waiter.place.model]:
             del self._counts[waiter.place.model]
         places = self._models[waiter.place.model]
-        clients = places[waiter.place]
-        mine = clients[waiter.client]
-        del mine[waiter]
-        if not mine:
-            del clients[waiter.client]
-            if not clients:
-                del places[waiter.place]
-                if not places:
-                    del self._models[waiter.place.model]
+        queue = places[waiter.place]
+        queue.remove(waiter)
+        if not queue.joined:
+            del places[waiter.place]
+            if not places:
+                del self._models[waiter.place.model]
         return True
 
     def first(self, place: Place) -> Waiter | None:
         """Whose turn it is at that place; None if nobody waits there."""
-        clients = self._models.get(place.model, {}).get(place)
-        return None if clients is None else next(iter(next(iter(clients.values()))))
+        queue = self._models.get(place.model, {}).get(place)
+        return None if queue is None else queue.first()
 
     def at_home(self, place: Place, agent: Agent) -> Waiter | None:
         """Who has waited longest there of those whose conversation the agent has read."""
@@ -168,20 +242,19 @@ class WaitingLine:
                 del self._homes[key]
 
     def heads(self, place: Place, most: int) -> list[Waiter]:
-        """Whose turns are next at that place: of each client the first, then of each the second, and so on."""
-        clients = list(self._models.get(place.model, {}).get(place, {}).values())[:most]
-        rounds = zip_longest(*(islice(mine, most) for mine in clients))
-        return list(islice((waiter for turns in rounds for waiter in turns if waiter is not None), most))
+        """Whose turns are next at that place: of each group the first, then of each the second, and so on."""
+        queue = self._models.get(place.model, {}).get(place)
+        return [] if queue is None else list(islice(queue.in_turn(), most))
 
     def call(self, place: Place, waiter: Waiter | None = None) -> Waiter:
-        """Take out whose turn it is at that place, or that one out of turn; its client has had its turn by that.
+        """Take out whose turn it is at that place, or that one out of turn; its group and client have had their turn.
 
         KeyError: nobody waits there.
         """
-        clients = self._models[place.model][place]
+        queue = self._models[place.model][place]
         if waiter is None:
-            waiter = next(iter(next(iter(clients.values()))))
-        clients.move_to_end(waiter.client)
+            waiter = queue.first()
+        queue.had_turn(waiter)
         self.leave(waiter)
         now = self._clock()
         interval, self._last = now - self._last, now
@@ -197,9 +270,9 @@ class WaitingLine:
         return found if len(found) < 2 else sorted(found, key=self._first_since)
 
     def waiters(self, place: Place) -> list[Waiter]:
-        """All who wait at that place, client by client."""
-        clients = self._models.get(place.model, {}).get(place)
-        return [] if clients is None else [waiter for mine in clients.values() for waiter in mine]
+        """All who wait at that place, as they came."""
+        queue = self._models.get(place.model, {}).get(place)
+        return [] if queue is None else list(queue.joined)
 
     def count(self, model: str) -> int:
         """How many wait for that model."""
@@ -207,8 +280,7 @@ class WaitingLine:
 
     def last(self, place: Place) -> Waiter:
         """Who joined that place last. KeyError: nobody waits there."""
-        clients = self._models[place.model][place]
-        return max((next(reversed(mine)) for mine in clients.values()), key=lambda waiter: waiter.since)
+        return next(reversed(self._models[place.model][place].joined))
 
     def retry_after(self) -> int:
         """Whole seconds until somebody who finds the line full may expect it to have passed: from 1 to 600."""
@@ -233,4 +305,4 @@ class WaitingLine:
 
 
 def _largest(counts: Counter[str], most: int) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+    return dict(nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0])))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import ipaddress
 import re
 from dataclasses import dataclass, field
 
 from mitmproxy import http
 
 from ..credentials import Token
+from ..fleet.waiting import Share
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -23,6 +25,9 @@ _NOT_FOR_AGENTS = re.compile(rb"cookie|proxy-", re.IGNORECASE)
 _TOKEN_HEADERS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization"))
 _KEYS = (b"authorization", b"x-api-key")
 
+
+NETWORK_BITS = 64
+"""Of an IPv6 address, what tells clients apart: within its network a machine takes what addresses it likes."""
 
 LONGEST_KNOWN = 1024
 """Bytes of a request's header names for which it is remembered whether there is a secret among them."""
@@ -34,12 +39,39 @@ def _tell_secrets(names: bytes) -> bool:
     return _SECRET.search(names) is not None
 
 
+@functools.lru_cache(1024)
+def _share_of(address: str) -> tuple[str, bool]:
+    """The group whose turns are used from that address, and whether the address is only one of it."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address, False
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address, False
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped), False
+    network = ipaddress.IPv6Network((int(ip) >> (128 - NETWORK_BITS) << (128 - NETWORK_BITS), NETWORK_BITS))
+    return str(network), True
+
+
+def share_of(address: str, key: str) -> Share:
+    """Whose turns in the line a request from that address uses, which shows that key or "".
+
+    Nobody has given these keys out, so a fresh one is as good as any: they share out the turns of their address, and
+    buy none. The addresses of an IPv6 network share out the network's turns.
+    """
+    group, shared = _share_of(address)
+    return (group, address) if shared else (group, key)
+
+
 @dataclass(eq=False, slots=True)
 class Caller:
-    """`name` tells clients apart: by a hash of the API key that says nothing about it, else by the address."""
+    """`name` tells clients apart for people: by a hash of the API key that says nothing about it, else by address."""
 
     client_id: str
     name: str = "unknown"
+    share: Share | None = None
+    """Whose turns its requests use in the line."""
     authorized: bool = False
     """Whether the balancer's token was presented."""
     credentials: Fields = field(default=(), repr=False)
@@ -55,7 +87,7 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     headers = flow.request.headers
     names = b"\n".join([name for name, _ in headers.fields])
     if not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
-        return Caller(flow.client_conn.id, who)
+        return Caller(flow.client_conn.id, who, share_of(who, ""))
     kept, secret, authorized = [], [], False
     for name, value in headers.fields:
         if not _SECRET.search(name):
@@ -67,7 +99,6 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
         elif not _NOT_FOR_AGENTS.search(name):
             secret.append((name, value))
     headers.fields = tuple(kept)
-    keys = [value for key in _KEYS for name, value in secret if name.lower() == key]
-    if keys:
-        who = "key " + hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()
-    return Caller(flow.client_conn.id, who, authorized, tuple(secret))
+    keys = [value for known in _KEYS for name, value in secret if name.lower() == known]
+    key = f"key {hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()}" if keys else ""
+    return Caller(flow.client_conn.id, key or who, share_of(who, key), authorized, tuple(secret))

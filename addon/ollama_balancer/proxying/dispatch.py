@@ -158,7 +158,7 @@ class Dispatcher:
         exchange.waiting_since = self.registry.clock()
         exchange.leave_line = self.line.leave
         try:
-            exchange.waiter = self.matcher.join(place, exchange.client, notify, exchange.demand)
+            exchange.waiter = self.matcher.join(place, exchange.client, notify, exchange.demand, exchange.share)
         except LineFullError:
             exchange.leave()
             return self._too_busy(

@@ -17,7 +17,7 @@ from ..text import one_line
 if TYPE_CHECKING:
     from mitmproxy import http
 
-    from ..fleet.waiting import Waiter
+    from ..fleet.waiting import Share, Waiter
     from ..ollama.watching import AnswerWatcher
     from .deadlines import Deadlines
     from .fanout import FanOut
@@ -76,7 +76,9 @@ class Exchange:
     corrections: int = 0
     """Of the attempts, those that found an agent without the model that it was thought to have."""
     client: str = ""
-    """Whose request it is, as far as fairness goes: by the API key, else by the address."""
+    """Whose request it is, as it is shown: by the API key, else by the address."""
+    share: Share | None = None
+    """Whose turns it uses in the line; None: the client's."""
     slot_model: str | None = None
     """The canonical name of the model that is run for it; None if none is, or none is known."""
     demand: Demand | None = None

@@ -129,13 +129,15 @@ class Router:
                 exchange.end(Outcome.SUCCEEDED)
 
     def _exchange(self, flow: http.HTTPFlow) -> Exchange:
+        caller = self.caller_of(flow)
         return Exchange(
             flow.client_conn.id,
             dialect_of(path_of(flow)),
             self.registry.clock,
             pin=header(flow.request.headers, _PIN),
             flow=flow,
-            client=self.caller_of(flow).name,
+            client=caller.name,
+            share=caller.share,
         )
 
     def caller_of(self, flow: http.HTTPFlow) -> Caller:
