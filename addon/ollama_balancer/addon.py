@@ -49,7 +49,7 @@ from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
-from .proxying import relay, selector
+from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import decision_of, ended
@@ -58,7 +58,7 @@ from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
 from .proxying.replaying import replay_as_before, replay_through
-from .proxying.router import Router
+from .proxying.router import Router, abort_client, drain_client
 from .stopping import Stopper
 from .text import one_line
 
@@ -78,9 +78,6 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 128 * 1024 * 1024
 """Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
 
-MAX_HEADERS = 1024 * 1024
-"""Bytes of a request's headers, as in Ollama."""
-
 REFUSED_BODY = 64 * 1024
 """Bytes taken of the body of a request that has been refused before it came."""
 
@@ -89,6 +86,9 @@ MAX_CONNECTIONS = 100_000
 
 START_SECONDS = 10.0
 """How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
+
+AHEAD_SECONDS = 60.0
+"""How long a client that sends requests ahead may leave its answers unread."""
 
 LOADING_SECONDS = 0.2
 """After the start, until the rest is loaded if nobody has asked for it: whoever asks for /health first is answered."""
@@ -193,6 +193,7 @@ class Balancer:
             contentviews.add(OllamaContentview)
         if self.lean is None:
             self.lean = LeanHooks(loader.master.addons, loader.master.options, (Balancer, Commands))
+        patches.apply()
         replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:
@@ -302,6 +303,7 @@ class Balancer:
             if self.lean is not None:
                 self.lean.on = False
             replay_as_before()
+            patches.restore()
             selector.remove(asyncio.get_running_loop())
             self._count_rest()
             if self.memory is not None:
@@ -492,6 +494,14 @@ class Balancer:
         if handler is not None:
             handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
 
+    async def next_request(self, client: Client) -> None:
+        """A client sends requests ahead: others have a turn before the next, and it takes what it was answered."""
+        try:
+            async with asyncio.timeout(AHEAD_SECONDS):
+                await drain_client(client.id)
+        except TimeoutError:
+            abort_client(client.id)
+
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Connect to agents only, whatever led here, and not for longer than the connect timeout."""
         assert self.settings
@@ -549,14 +559,11 @@ class Balancer:
         if not flow.live:
             return  # it was read from a file
         self.flows.begun(flow)
-        size = sum([len(name) + len(value) for name, value in flow.request.headers.fields])
         caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
         path = path_of(flow)
         if is_control_path(path):
             return
-        if size > MAX_HEADERS:
-            flow.response = error_of(flow, 431, f"the headers have more than {MAX_HEADERS} bytes")
-        elif _is_upload(flow, path):
+        if _is_upload(flow, path):
             flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._origin_refusal(flow))
             # Its body is passed on while it comes: it may be larger than the memory.
             flow.request.stream = flow.response is None

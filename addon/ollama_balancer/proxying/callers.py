@@ -33,6 +33,10 @@ LONGEST_KNOWN = 1024
 """Bytes of a request's header names for which it is remembered whether there is a secret among them."""
 
 
+LONGEST_TOKEN_FIELD = 16 * 1024
+"""Bytes of a header in which the balancer's token is looked for."""
+
+
 @functools.lru_cache(256)
 def _tell_secrets(names: bytes) -> bool:
     """Most requests of a client have the same ones."""
@@ -93,7 +97,7 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
         if not _SECRET.search(name):
             kept.append((name, value))
             continue
-        words = value.decode("utf-8", "surrogateescape").split()
+        words = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
         if name.lower() in _TOKEN_HEADERS and any(map(token.matches, words)):
             authorized |= name.lower() == b"authorization" and len(words) == 2 and words[0].lower() == "bearer"
         elif not _NOT_FOR_AGENTS.search(name):

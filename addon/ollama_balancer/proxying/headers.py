@@ -53,19 +53,22 @@ _AGENT, _ATTEMPTS = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode()
 
 def header(headers: http.Headers, name: bytes) -> str | None:
     """As `headers.get(name)`, which takes long. The name is in lower case."""
-    found: bytes | None = None
-    for written, value in headers.fields:
-        if len(written) == len(name) and written.lower() == name:
-            found = value if found is None else found + b", " + value
-    return None if found is None else found.decode("utf-8", "surrogateescape")
+    found = [value for written, value in headers.fields if len(written) == len(name) and written.lower() == name]
+    return b", ".join(found).decode("utf-8", "surrogateescape") if found else None
 
 
 def by_name(headers: http.Headers) -> dict[bytes, bytes]:
     """The same for all of them: their values, as they came, by name in lower case."""
     found: dict[bytes, bytes] = {}
+    repeated: dict[bytes, list[bytes]] = {}
     for written, value in headers.fields:
         name = written.lower()
-        found[name] = found[name] + b", " + value if name in found else value
+        if name in found:
+            repeated.setdefault(name, [found[name]]).append(value)
+        else:
+            found[name] = value
+    for name, values in repeated.items():
+        found[name] = b", ".join(values)
     return found
 
 

@@ -48,6 +48,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from ..ollama.errors import tells_of_crash
 from .callers import Fields
+from .head_limits import check_chunk_line
 from .headers import request_to_agent
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ STALE_SECONDS = 1.0
 class _TrailerDroppingReader(ChunkedReader):
     def __call__(self, buffer: Any) -> Any:
         event = super().__call__(buffer)
+        if event is None and not self._reading_trailer:
+            check_chunk_line(len(buffer))
         return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
 
 

@@ -237,7 +237,7 @@ class Router:
             refresh=self._refresh,
             unreachable=self.registry.unreachable,
             read_client=functools.partial(_read_client, flow.client_conn.id),
-            drain_client=functools.partial(_drain_client, flow.client_conn.id),
+            drain_client=functools.partial(drain_client, flow.client_conn.id),
         )
 
     async def _refresh(self, agent: Agent) -> None:
@@ -306,7 +306,14 @@ def _read_client(client_id: str, on: bool) -> None:
             transport.pause_reading()
 
 
-async def _drain_client(client_id: str) -> None:
+def abort_client(client_id: str) -> None:
+    """Cut the connection, whatever the client still has to take."""
+    transport = getattr(_client_writer(client_id), "transport", None)
+    if transport is not None:
+        transport.abort()
+
+
+async def drain_client(client_id: str) -> None:
     """Wait until the client has taken most of what was sent to it."""
     writer = _client_writer(client_id)
     if writer is not None:

@@ -1,0 +1,105 @@
+"""Limits of the heads of messages, kept while they are read: what is too large is never held, and never parsed.
+
+HTTP/1 has the limits of this module, for requests and answers, their trailers and the lines of their chunks. HTTP/2 has
+those of its library: 64 KiB of headers (SETTINGS_MAX_HEADER_LIST_SIZE).
+"""
+
+from __future__ import annotations
+
+import h11
+from h11._receivebuffer import ReceiveBuffer, blank_line_regex
+
+MAX_LINE = 64 * 1024
+"""Bytes of a request line."""
+
+MAX_HEAD = 1024 * 1024
+"""Bytes of a head, as in Ollama."""
+
+MAX_FIELDS = 1000
+
+MAX_NAME = 256
+"""Bytes of a field's name."""
+
+MAX_HOST = 512
+"""Bytes of a Host header or an authority: a name has at most 255, and what is longer takes long to look at."""
+
+MAX_CHUNK_LINE = 4 * 1024
+"""Bytes of the line before a chunk: its size, and extensions that nobody uses."""
+
+SMALL = 3 * MAX_FIELDS
+"""Bytes of a head that can have no more than MAX_FIELDS lines that are no blank ones."""
+
+
+class HeadError(h11.RemoteProtocolError):
+    """A head that is refused. `line` is the beginning of its first line."""
+
+    def __init__(self, status: int, message: str, line: bytes = b"") -> None:
+        super().__init__(message, error_status_hint=status)
+        self.status = status
+        self.message = message
+        self.line = line
+
+
+class LimitedBuffer(ReceiveBuffer):
+    """h11's buffer, which refuses heads beyond the limits as soon as it can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = 0
+        """Lines of an unfinished head, as far as they were counted."""
+        self._counted = 0
+        self.ahead = False
+        """Whether it holds a request that was sent before the last one was answered, which is to wait for its turn."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """The lines of a head that is whole; None: there is more to come. HeadError: it is beyond the limits."""
+        if len(self._data) > SMALL:
+            self._check_size()
+        lines = super().maybe_extract_lines()
+        if lines is not None:
+            self._lines = self._counted = 0
+            if lines:
+                _check_lines(lines)
+        return lines
+
+    def _check_size(self) -> None:
+        data = self._data
+        found = blank_line_regex.search(data, self._multiple_lines_search)
+        end = len(data) if found is None else found.end()
+        self._lines += data.count(b"\n", self._counted, end)
+        self._counted = end
+        if end > MAX_LINE and data.find(b"\n", 0, MAX_LINE) < 0:
+            raise HeadError(414, f"the request line has more than {MAX_LINE} bytes", bytes(data[:1024]))
+        if end > MAX_HEAD:
+            raise HeadError(431, f"the headers have more than {MAX_HEAD} bytes", bytes(data[:1024]))
+        if self._lines > MAX_FIELDS + 2:
+            raise HeadError(431, f"there are more than {MAX_FIELDS} header fields", bytes(data[:1024]))
+
+
+def _check_lines(lines: list[bytearray]) -> None:
+    first = bytes(lines[0][:1024])
+    if len(lines) > MAX_FIELDS + 1:
+        raise HeadError(431, f"there are more than {MAX_FIELDS} header fields", first)
+    for line in lines:
+        if len(line) > MAX_NAME and line is not lines[0] and line.find(b":", 0, MAX_NAME + 1) < 0:
+            raise HeadError(431, f"the name of a header field has more than {MAX_NAME} bytes", first)
+        if line[0] in b" \t":
+            raise HeadError(400, "a header field is continued on the next line, which HTTP no longer allows", first)
+
+
+def check_authority(lines: list[bytes]) -> None:
+    """Refuse a request's head that names a host at excessive length. ValueError says so."""
+    target = lines[0].partition(b" ")[2]
+    if not target.startswith((b"/", b"*")):
+        authority = target.partition(b"://")[2] or target
+        if len(authority) > MAX_HOST and not 0 <= authority.find(b"/") <= MAX_HOST:
+            raise ValueError(f"the target's host has more than {MAX_HOST} bytes")
+    for line in lines:
+        if len(line) > MAX_HOST and line[:5].lower() == b"host:":
+            raise ValueError(f"the Host header has more than {MAX_HOST} bytes")
+
+
+def check_chunk_line(waiting: int) -> None:
+    """Refuse a chunk whose first line has not ended after so many bytes."""
+    if waiting > MAX_CHUNK_LINE:
+        raise h11.RemoteProtocolError(f"the line before a chunk has more than {MAX_CHUNK_LINE} bytes")

@@ -1,0 +1,122 @@
+"""What is too large is refused while it comes, in JSON, and does not hold up or harm anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Hosts, Proxy, RawHost, running_proxy, wait_until
+
+TAGS = b'{"models":[{"name":"m"}]}'
+
+
+def exchange(proxy: Proxy, data: bytes) -> bytes:
+    """Send it as far as it is taken; all that comes back."""
+    got = b""
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as s:
+        for at in range(0, len(data), 65536):
+            try:
+                s.sendall(data[at : at + 65536])
+            except ConnectionError:
+                break
+        try:
+            while piece := s.recv(65536):
+                got += piece
+        except ConnectionError:
+            pass
+    return got
+
+
+def error_of(answer: bytes) -> str:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower(), answer
+    error = json.loads(body)["error"]
+    return str(error["message"] if isinstance(error, dict) else error)
+
+
+def test_heads_are_limited_while_they_are_read(tmp_path: Path, hosts: Hosts) -> None:
+    refused = [
+        (b"GET /" + b"a" * 10_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "65536"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nx: y\r\n" + b" folded\r\n" * 400_000 + b"\r\n", 431, "1000"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nx: y\r\n folded\r\n\r\n", 400, "continued"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"via: 1.1 x\r\n" * 340_000 + b"\r\n", 431, "1000"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"a b " * 8_000_000, 431, "1048576"),
+        (b"GET / HTTP/1.1\r\nHost: " + "é".encode() * 50_000 + b"\r\n\r\n", 400, "Host"),
+        (b"GET / HTTP/7\r\nHost: x\r\n\r\n", 400, "request line"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "content-length"),
+    ]
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={hosts.start('one').url}") as proxy:
+        proxy.wait_online("one")
+        for data, status, words in refused:
+            answer = exchange(proxy, data)
+            assert answer.startswith(b"HTTP/1.1 %d " % status), (data[:50], answer[:200])
+            assert words in error_of(answer)
+        openai = exchange(proxy, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx:" + b"y" * 2_000_000)
+        assert json.loads(openai.partition(b"\r\n\r\n")[2])["error"]["message"].startswith("the headers have more")
+        assert proxy.generate().status_code == 200
+        wait_until(lambda: proxy.introspect()["clients"] == 1, "the refused connections are closed")
+        assert "Traceback" not in proxy.log
+        assert len(proxy.log) < 100_000
+
+
+def test_requests_that_are_sent_ahead_are_all_answered(tmp_path: Path, hosts: Hosts) -> None:
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={hosts.start('one').url}") as proxy:
+        proxy.wait_online("one")
+        for path in (b"/", b"/api/agents"):
+            request = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path
+            last = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
+            assert exchange(proxy, request * 499 + last).count(b"HTTP/1.1 200 OK\r\n") == 500
+        assert "RecursionError" not in proxy.log
+        assert "crashed" not in proxy.log
+
+
+def test_a_chunk_line_without_an_end_is_refused(tmp_path: Path, hosts: Hosts) -> None:
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={hosts.start('one').url}") as proxy:
+        proxy.wait_online("one")
+        head = b"POST /api/generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for body in (b"1;" + b"x" * 20_000_000, b"1\r\n{\r\n0\r\n" + b"x: y\r\n" * 400_000):
+            assert b"HTTP/1.1 200" not in exchange(proxy, head + body)
+        assert proxy.generate().status_code == 200
+        assert "Traceback" not in proxy.log
+        assert proxy.introspect()["callers"] == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 300_000 + b"\r\n", id="many fields"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 20_000_000, id="a field without an end"),
+        pytest.param(b"HTTP/1.1 200 " + b"y" * 20_000_000, id="a status line without an end"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nx: y\r\n folded\r\n\r\n", id="a continued line"),
+    ],
+)
+def test_a_host_whose_head_is_too_large_is_replaced(tmp_path: Path, hosts: Hosts, answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            await reader.readexactly(int(lengths[0][15:]) if lengths else 0)
+            if head.startswith(b"GET"):
+                body = TAGS if b"/api/tags" in head else b'{"models":[],"version":"1"}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            else:
+                writer.write(answer)
+            await writer.drain()
+
+    bad, good = RawHost(hosts, serve), hosts.start("good", "m")
+    options = ("--set", f"balancer_agents=bad={bad.url},good={good.url}", "--set", "balancer_mode=metrics")
+    with running_proxy(tmp_path, *options) as proxy:
+        proxy.wait_online("bad", "good")
+        proxy.report("bad", cpu=1)
+        proxy.report("good", cpu=60)
+        response = proxy.generate("m")
+        assert response.status_code == 200, response.text
+        assert response.headers["X-Balancer-Agent"] == "good"
+        assert response.headers["X-Balancer-Attempts"] == "2"
+        assert "Traceback" not in proxy.log
+        assert len(proxy.log) < 100_000
+    bad.stop()
