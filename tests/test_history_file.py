@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from ollama_balancer import history_file
-from ollama_balancer.fleet.history import FIELDS, MINUTES, History
+from ollama_balancer.fleet.history import FEWEST_FIELDS, FIELDS, MINUTES, History
 from ollama_balancer.fleet.tally import Ended
 from ollama_balancer.history_file import HistoryFile, Line, finished
 
 NOW = 1_700_000_040.0
 ROW = [1.0] * len(FIELDS)
+OLD_ROW = [1.0] * FEWEST_FIELDS
+"""As it was kept before there were rejections."""
 
 
 def minute(number: int, requests: float = 1.0) -> Line:
@@ -118,3 +120,11 @@ def test_a_disk_that_takes_nothing_is_said_once_and_again_when_it_works(
     assert file.append([minute(5)])
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert numbers(file) == [5]
+
+
+def test_a_minute_that_was_kept_before_there_were_rejections_is_read(tmp_path: Path) -> None:
+    file = HistoryFile(tmp_path / "history.jsonl")
+    file.path.write_text(json.dumps({"minute": 5, "rows": [["a", "m", OLD_ROW]]}) + "\n")
+    [line] = file.read()
+    assert line.rows == [("a", "m", [*OLD_ROW, 0.0])]
+    assert len(line.rows[0][2]) == len(FIELDS)

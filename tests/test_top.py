@@ -28,10 +28,12 @@ def agent(name: str, **more: Any) -> dict[str, Any]:
 
 
 def data(*agents: dict[str, Any], **more: Any) -> dict[str, Any]:
-    decision = {"age": 1.0, "outcome": "succeeded", "model": "m", "agent": "gpu-1", "why": "cheapest: 0.5 s"}
+    decision = {"age": 1.0, "outcome": "succeeded", "status": 200, "model": "m", "agent": "gpu-1"}
+    decision["why"] = "cheapest: 0.5 s"
     return {
         "mode": "adaptive",
         "figures": {"requests_per_second": 1.25, "tokens_per_second": 99.0, "failures": 2.5, "ttft_p95": 0.731},
+        "totals": {"requests": 12, "succeeded": 7, "failed": 0, "rejected": 3, "in_flight": 2},
         "in_flight": 2,
         "states": {"online": 1, "offline": 0, "ejected": 1, "draining": 0},
         "line": {"length": 3, "oldest": 4.4},
@@ -47,7 +49,8 @@ def test_the_figures_the_fleet_and_the_last_requests_are_shown() -> None:
     assert lines[1] == (
         "1.2 requests/s, 99 tokens/s, 2 in flight, 3 waiting (the first for 4 s), TTFT p95 0.73 s, 2.5 % failed"
     )
-    head, row = lines[3:5]
+    assert lines[2] == "12 requests since the start: 7 succeeded, 3 rejected, 2 in flight"
+    head, row = lines[4:6]
     assert head.split()[:4] == ["agent", "status", "running", "cpu"]
     assert row.split() == [
         "gpu-1",
@@ -66,13 +69,13 @@ def test_the_figures_the_fleet_and_the_last_requests_are_shown() -> None:
         "s",
         "llama3.2:latest",
     ]
-    assert lines[6] == "last requests"
-    assert lines[7:] == ["    1 s ago  succeeded  m → gpu-1  cheapest: 0.5 s"] * 5
+    assert lines[7] == "last requests"
+    assert lines[8:] == ["    1 s ago  succeeded     m → gpu-1  cheapest: 0.5 s"] * 5
 
 
 def test_what_is_not_known_is_a_dash() -> None:
     bare = agent("a", slots=None, cpu=None, memory=None, gpus=[], speeds={}, report_age=None, loaded=[], in_flight=0)
-    assert screen(data(bare), 200, 40)[4].split() == ["a", "online", "0", *["-"] * 7]
+    assert screen(data(bare), 200, 40)[5].split() == ["a", "online", "0", *["-"] * 7]
     empty = screen(data(states={}, line={"length": 0, "oldest": None}, decisions=[]), 200, 40)
     assert empty[0].endswith("no agent")
 
@@ -82,14 +85,15 @@ def test_nothing_is_wider_or_higher_than_the_terminal(width: int, height: int) -
     agents = [agent(f"gpu-{number}", reason="x" * 300, loaded=["m" * 500]) for number in range(100)]
     lines = screen(data(*agents, found=1000), width, height)
     assert max(map(len, lines)) <= width
-    assert len(lines) <= max(height, 6)
+    assert len(lines) <= max(height, 7)
     if height >= 10:
         assert any("more (--sort" in line or "more (" in line for line in lines)
 
 
 def test_hostile_names_do_not_reach_the_terminal() -> None:
     hostile = agent("a", loaded=["\x1b[2J\x07"], reason="\r\n\x9b31m")
-    decision = {"age": 1.0, "outcome": "failed", "model": "\x1b]0;x\x07", "agent": None, "why": "\x1b[31m\n"}
+    decision = {"age": 1.0, "outcome": "rejected", "status": 400, "model": "\x1b]0;x\x07", "agent": None}
+    decision["why"] = "\x1b[31m\n"
     text = "\n".join(screen(data(hostile, decisions=[decision]), 500, 40))
     assert text.replace("\n", "").isprintable()
 

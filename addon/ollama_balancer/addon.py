@@ -52,11 +52,12 @@ from .ollama.routes import find_route
 from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
-from .proxying.counting import decision_of, ended
+from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
+from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router, abort_client, drain_client
 from .stopping import Stopper
@@ -145,8 +146,10 @@ class Balancer:
         self.static: set[str] = set()
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self._control: ControlApi | None = None
-        self._over: collections.deque[tuple[Ended, dict[str, Any]]] = collections.deque()
+        self._over: collections.deque[tuple[Ended, dict[str, Any] | None]] = collections.deque()
         """Requests that are over and not counted yet."""
+        self._fleet_counted = 0
+        """The registry's revision when the tally was last told which agents there are."""
         self.memory: Memory | None = None
         self.flows = FlowList()
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
@@ -176,6 +179,7 @@ class Balancer:
                 self._born,
                 self._probe,
                 lambda: self.stopper.ending,
+                lambda: self.router.in_flight,
             )
         return self._control
 
@@ -647,7 +651,10 @@ class Balancer:
     def _count(self, exchange: Exchange) -> None:
         """It is over. Those that are over are counted some at a time, which takes less than each alone."""
         over = ended(exchange, self.registry)
-        self._over.append((over, decision_of(exchange, over)))
+        self._count_later(over, decision_of(exchange, over) if is_row(exchange) else None)
+
+    def _count_later(self, over: Ended, decision: dict[str, Any] | None = None) -> None:
+        self._over.append((over, decision))
         if len(self._over) >= MOST_UNCOUNTED:
             self._count_all()
 
@@ -699,6 +706,9 @@ class Balancer:
                 self._count_rest()
                 self.router.look()
                 self.recent.sample(self.registry)
+                if self._fleet_counted != self.registry.revision:
+                    self._fleet_counted = self.registry.revision
+                    self.tally.fold_removed({agent.name for agent in self.registry})
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")
 
@@ -796,6 +806,8 @@ class Balancer:
                 exchange.end(Outcome.FAILED, "the balancer failed to route it")
             self._annotate(flow, exchange)
             self._count(exchange)
+        elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
+            self._count_later(unrouted(path, response.status_code))
         self.flows.finished(flow)
 
     @_timed
@@ -806,6 +818,9 @@ class Balancer:
         if exchange is not None:
             self._end_in_error(flow, exchange)
             self._count(exchange)
+        elif not is_control_path(path := path_of(flow)):
+            killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
+            self._count_later(unrouted(path, None, cancelled_by=KILLED if killed else "client"))
         self.flows.finished(flow)
 
     def _end_in_error(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
@@ -839,18 +854,22 @@ class Balancer:
         """Was it a success?"""
         verdict = watcher.verdict()
         lease = exchange.lease
+        status = exchange.status = response.status_code
         if lease is not None:
             lease.agent.heard_at = self.registry.clock()
-        if response.status_code >= 500 or (response.status_code < 400 and not verdict.whole):
-            problem = verdict.error or f"status {response.status_code}"
-            if lease is not None and response.status_code != 501:  # that is the caller's mistake
+        problem = verdict.error or f"status {status}"
+        if 400 <= status < 500:  # whoever is at fault, the agent serves
+            exchange.end(outcome_of(status), problem)
+            return
+        if status >= 500 or not verdict.whole:
+            if lease is not None and status != 501:  # that is the caller's mistake
                 self.registry.failed(lease, problem)
             exchange.end(Outcome.FAILED, problem)
             return
         if speed := _speed(exchange, watcher, verdict):
             exchange.tokens_per_second = speed
         try:
-            if lease is not None and response.status_code < 400:
+            if lease is not None:
                 self.registry.succeeded(lease)
                 self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
             agent = exchange.agent

@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .files import replace
-from .fleet.history import FIELDS, MINUTES, History
+from .fleet.history import FEWEST_FIELDS, FIELDS, MINUTES, History
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,11 @@ MAX_BYTES = 64 * 1024 * 1024
 
 _Name = Annotated[str, Field(max_length=1024)]
 _Value = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
-_Values = Annotated[list[_Value], Field(min_length=len(FIELDS), max_length=len(FIELDS))]
+_Values = Annotated[
+    list[_Value],
+    Field(min_length=FEWEST_FIELDS, max_length=len(FIELDS)),
+    AfterValidator(lambda values: [*values, *[0.0] * (len(FIELDS) - len(values))]),
+]
 
 
 class Line(BaseModel):

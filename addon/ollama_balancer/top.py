@@ -49,7 +49,10 @@ def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
         + (f" (the first for {line['oldest']:.0f} s)" if line["oldest"] is not None else "")
         + f", TTFT p95 {_seconds(figures['ttft_p95'])}, {figures['failures']:.1f} % failed"
     )
-    top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, ""]
+    totals = data["totals"]
+    ended = ", ".join(f"{count} {outcome}" for outcome, count in totals.items() if count and outcome != "requests")
+    since_start = f"{totals['requests']} requests since the start" + (f": {ended}".replace("_", " ") if ended else "")
+    top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, since_start, ""]
     decisions = [_decision(each) for each in data["decisions"][:MOST_DECISIONS]]
     bottom = ["", "last requests", *decisions] if decisions and height >= 16 else []
     room = max(1, height - len(top) - len(bottom) - 2)
@@ -84,7 +87,8 @@ def _row(agent: Mapping[str, Any]) -> list[str]:
 
 def _decision(each: Mapping[str, Any]) -> str:
     where = f"{each['model'] or NONE} → {each['agent'] or NONE}"
-    return one_line(f"{each['age']:5.0f} s ago  {each['outcome']:9}  {where}  {each['why']}", 400)
+    outcome = f"{each['outcome']} {each['status']}" if each["outcome"] == "rejected" else each["outcome"]
+    return one_line(f"{each['age']:5.0f} s ago  {outcome:12}  {where}  {each['why']}", 400)
 
 
 def _percent(value: float | None) -> str:

@@ -420,14 +420,26 @@ def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
 
 def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
-    api.registry.take(a).release()
     api.registry.take(b)
+    for outcome, count in (("succeeded", 4), ("failed", 1), ("cancelled", 2), ("rejected", 3), ("refused", 1)):
+        for _ in range(count):
+            api.tally.add(Ended(a.name, "m:latest", "/api/chat", outcome, 0.1))
+    api.registry.remove(a)
+    fleet(api.registry, "c")
     api.registry.mode = "least_requests"
     api.clock.now += 5.5
     assert api.call("GET", "/api/balancer").json() == {
         "mode": "least_requests",
         "uptime": 5.5,
-        "totals": {"requests": 2, "succeeded": 1, "failed": 0, "cancelled": 0, "in_flight": 1},
+        "totals": {
+            "requests": 12,
+            "succeeded": 4,
+            "failed": 1,
+            "cancelled": 2,
+            "rejected": 3,
+            "refused": 1,
+            "in_flight": 1,
+        },
         "waiting": 0,
         "line": {"length": 0, "oldest": None, "models": {}, "clients": {}},
         "agents": {"online": 2, "offline": 0, "ejected": 0, "draining": 0},
@@ -480,6 +492,7 @@ class TestHistory:
                     "waited": 0.0,
                     "first_tokens": 1,
                     "first_token_seconds": 0.25,
+                    "rejected": 0,
                 }
             ],
         }

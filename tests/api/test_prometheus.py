@@ -30,7 +30,7 @@ class Page:
         clock = Clock()
         self.registry = AgentRegistry(clock)
         self.tally = Tally()
-        self.exposition = Exposition(self.registry, WaitingLine(clock), self.tally)
+        self.exposition = Exposition(self.registry, WaitingLine(clock), self.tally, lambda: self.tally.totals(2))
 
     def page(self, accept: str) -> tuple[bytes, str]:
         return asyncio.run(self.exposition.page(accept))
@@ -106,10 +106,25 @@ def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
     assert page.value("host_failing_collectors", agent="gpu-1") == 1
 
 
-def test_an_agent_that_is_removed_takes_its_series_along(page: Page) -> None:
+def test_of_an_agent_that_is_removed_the_counts_stay_and_no_gauge_does(page: Page) -> None:
+    def sums() -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for (name, _), value in page.samples().items():
+            if name.endswith("_total"):
+                totals[name] = totals.get(name, 0) + value
+        return totals
+
+    before = sums()
     page.registry.remove(next(iter(page.registry)))
-    assert 'agent="gpu-1"' not in page.text()
-    assert page.value("cancels_total", reason="client") == 1
+    assert sums() == before | {"agent_ejections_total": 0}
+    gauges = {name for name, labels in page.samples() if ("agent", "gpu-1") in labels}
+    assert gauges == {name for name in gauges if name.endswith("_total")}
+
+
+def test_a_rejection_is_counted_by_its_status(page: Page) -> None:
+    page.tally.add(Ended("gpu-1", "m:latest", "/api/chat", "rejected", 0.1, status=400))
+    assert page.value("rejections_total", status="400") == 1
+    assert page.value("requests_in_flight") == 2
 
 
 def test_the_format_is_the_one_that_is_asked_for(page: Page) -> None:

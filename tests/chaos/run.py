@@ -167,7 +167,7 @@ class Run:
         await self._until(f"quiet {when}", self._quiet)
         for name, agent in (await self.chaos.agents()).items():
             stats = agent["stats"]
-            if stats["requests"] != stats["succeeded"] + stats["failed"] + stats["cancelled"]:
+            if stats["requests"] != sum(stats[name] for name in ("succeeded", "failed", "cancelled", "rejected")):
                 self.broken(f"{when}: the counts of {name} do not add up: {stats}")
         await self._until(f"the same tasks {when}", self._same_tasks)
         memory = psutil.Process(self.proxy.process.pid).memory_info().rss

@@ -109,7 +109,7 @@ def test_after_a_storm_of_requests_aborts_and_deaths_every_count_is_zero(tmp_pat
         wait_until(lambda: without_clients(proxy.introspect()["tasks"]) == without_clients(before), "no task is left")
         for agent in proxy.agents().values():
             stats = agent["stats"]
-            assert stats["requests"] == stats["succeeded"] + stats["failed"] + stats["cancelled"]
+            assert stats["requests"] == sum(stats[name] for name in ("succeeded", "failed", "cancelled", "rejected"))
         assert "crashed" not in proxy.log, proxy.log[-3000:]
         assert "Addon error" not in proxy.log, proxy.log[-3000:]
         assert "Traceback" not in proxy.log, proxy.log[-3000:]

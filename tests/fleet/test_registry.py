@@ -339,15 +339,16 @@ def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry) -> Non
 
 def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, clock: Clock) -> None:
     [agent] = fleet(registry, "a")
-    for outcome in (Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED):
+    for outcome in (*[Outcome.SUCCEEDED] * 2, Outcome.FAILED, Outcome.CANCELLED, *[Outcome.REJECTED] * 3):
         lease = registry.take(agent)
         lease.release(outcome, 1.5 if outcome is Outcome.SUCCEEDED else 100)
     registry.take(agent)
     assert agent.describe(clock.now)["stats"] == {
-        "requests": 5,
+        "requests": 8,
         "succeeded": 2,
         "failed": 1,
         "cancelled": 1,
+        "rejected": 3,
         "avg_response_time": 1500,
         "tokens_per_second": {},
     }

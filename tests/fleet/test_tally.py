@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ollama_balancer.fleet.tally import MOST_MODELS, MOST_PAIRS, OTHER, Ended, Histogram, Tally
+from ollama_balancer.fleet.tally import MOST_MODELS, MOST_PAIRS, MOST_REMOVED, OTHER, REMOVED, Ended, Histogram, Tally
 
 
 def over(agent: str = "a", model: str = "m:latest", outcome: str = "succeeded", **more: Any) -> Ended:
@@ -52,13 +52,56 @@ def test_agents_with_models_beyond_a_number_are_counted_by_agent_alone() -> None
     assert sum(key[1] == OTHER for key in tally.requests) == 10
 
 
-def test_the_series_of_an_agent_that_is_no_more_go_and_its_place_is_free() -> None:
+def test_a_rejection_has_its_status() -> None:
     tally = Tally()
-    tally.add(over("a", output_tokens=3, failures=(("a", "status"), ("b", "status"))))
-    tally.add(over("b", output_tokens=3))
+    for status in (400, 404, 404):
+        tally.add(over(outcome="rejected", status=status))
+    assert tally.rejections == {400: 1, 404: 2}
+    assert tally.totals(2) == {
+        "requests": 5,
+        "succeeded": 0,
+        "failed": 0,
+        "cancelled": 0,
+        "rejected": 3,
+        "refused": 0,
+        "in_flight": 2,
+    }
+
+
+def test_the_counts_of_agents_that_are_no_more_stay_and_those_of_the_longest_gone_are_put_together() -> None:
+    tally = Tally()
+    for number in range(MOST_REMOVED + 5):
+        tally.add(over(f"a{number}", output_tokens=3, prompt_tokens=1, failures=((f"b{number}", "status"),)))
+        tally.fold_removed({"here"})
+    tally.add(over("here", outcome="failed"))
     tally.add(over("", outcome="refused"))
-    tally.forget_others({"b"})
-    assert {key[0] for key in tally.requests} == {"b", ""}
-    assert set(tally.output_tokens) == {("b", "m:latest")}
-    assert set(tally.failures) == {("b", "status")}
-    assert tally.durations["m:latest"].buckets()[-1] == ("+Inf", 2)
+    agents = {key[0] for key in tally.requests}
+    assert agents >= {"here", "", REMOVED, f"a{MOST_REMOVED + 4}"}
+    assert not agents & {"a0", "a1"}
+    everybody = {agent for agent, _ in tally.failures} | agents
+    assert len(everybody) <= MOST_REMOVED + 5
+    assert sum(tally.requests.values()) == sum(tally.outcomes.values()) == MOST_REMOVED + 7
+    assert sum(tally.output_tokens.values()) == 3 * sum(tally.prompt_tokens.values()) == 3 * (MOST_REMOVED + 5)
+    assert sum(tally.failures.values()) == MOST_REMOVED + 5
+
+
+def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
+    tally = Tally()
+    for fleet in ({"a"}, set(), {"a"}):
+        tally.add(over("a"))
+        tally.fold_removed(fleet)
+    for number in range(2 * MOST_REMOVED):
+        tally.add(over(f"b{number}"))
+        tally.fold_removed({"a"})
+    assert tally.requests["a", "m:latest", "/api/chat", "succeeded"] == 3
+
+
+def test_agents_that_come_and_go_for_ever_take_no_more_room() -> None:
+    tally = Tally()
+    for number in range(2 * MOST_PAIRS):
+        tally.add(over(f"a{number}", model=f"m{number % 7}"))
+        if number % 50 == 0:
+            tally.fold_removed(set())
+    tally.fold_removed(set())
+    assert len(tally.requests) <= MOST_REMOVED + 7
+    assert sum(tally.requests.values()) == 2 * MOST_PAIRS

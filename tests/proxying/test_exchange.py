@@ -103,6 +103,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "waited_ms": 0.0,
         "failures": [{"agent": "a", "reason": "refused"}],
         "outcome": "succeeded",
+        "status": None,
         "problem": None,
         "first_byte_ms": 250.0,
         "total_ms": 1500.0,

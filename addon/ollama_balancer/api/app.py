@@ -42,7 +42,7 @@ class ControlApi:
     them.
 
     `on_change` is told of an agent that came or moved, so that it is probed at once. `ending` tells whether the program
-    is about to end, and takes no more requests.
+    is about to end, and takes no more requests. `in_flight` counts the requests that agents have now.
     """
 
     def __init__(
@@ -55,13 +55,16 @@ class ControlApi:
         started: float,
         on_change: Callable[[Agent], None],
         ending: Callable[[], bool] = lambda: False,
+        in_flight: Callable[[], int] | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
         self.on_change = on_change
         self.line = line
-        board = dashboard.Dashboard(registry, line, recent)
-        self.exposition = Exposition(registry, line, tally)
+        self.tally = tally
+        self.in_flight = in_flight or (lambda: registry.in_flight)
+        board = dashboard.Dashboard(registry, line, recent, self._totals)
+        self.exposition = Exposition(registry, line, tally, self._totals)
         self.ending = ending
         self.app = Starlette(
             routes=[
@@ -87,6 +90,9 @@ class ControlApi:
         # Two rows of one path would each refuse the other's method: the refusal has to name the methods of both.
         self._methods = {"/api/agents": "GET, HEAD, POST", "/api/agents/{key}": "DELETE, GET, HEAD"}
 
+    def _totals(self) -> dict[str, int]:
+        return self.tally.totals(self.in_flight())
+
     async def health(self, request: Request) -> Response:
         status, body = health(self.registry, ending=self.ending())
         return JSONResponse(body, status)
@@ -97,19 +103,11 @@ class ControlApi:
 
     async def balancer(self, request: Request) -> Response:
         registry = self.registry
-        agents = list(registry)
-        totals = {
-            "requests": sum(a.stats.succeeded + a.stats.failed + a.stats.cancelled + a.in_flight for a in agents),
-            "succeeded": sum(a.stats.succeeded for a in agents),
-            "failed": sum(a.stats.failed for a in agents),
-            "cancelled": sum(a.stats.cancelled for a in agents),
-            "in_flight": sum(a.in_flight for a in agents),
-        }
         return JSONResponse(
             {
                 "mode": registry.mode,
                 "uptime": round(registry.clock() - self.started, 3),
-                "totals": totals,
+                "totals": self._totals(),
                 "waiting": len(self.line),
                 "line": self.line.describe(),
                 "agents": by_state(registry.counts()),

@@ -50,10 +50,15 @@ SORTS: dict[str, Callable[[Agent], Any]] = {
 
 
 class Dashboard:
-    def __init__(self, registry: AgentRegistry, line: WaitingLine, recent: Recent) -> None:
+    """`totals` gives the counts of all requests since the start."""
+
+    def __init__(
+        self, registry: AgentRegistry, line: WaitingLine, recent: Recent, totals: Callable[[], dict[str, int]]
+    ) -> None:
         self.registry = registry
         self.line = line
         self.recent = recent
+        self.totals = totals
 
     async def page(self, request: Request) -> Response:
         return _file("page.html", "text/html; charset=utf-8")
@@ -82,7 +87,8 @@ class Dashboard:
             {
                 "mode": self.registry.mode,
                 "figures": self.recent.figures(),
-                "in_flight": sum(agent.in_flight for agent in self.registry),
+                "totals": (totals := self.totals()),
+                "in_flight": totals["in_flight"],
                 "states": {str(status): counts.get(status, 0) for status in Status},
                 "line": self.line.describe(20),
                 "agents": [self._row(agent, now) for agent in agents[(page - 1) * size : page * size]],

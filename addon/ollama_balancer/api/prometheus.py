@@ -6,7 +6,7 @@ Nothing is kept twice: what the registry knows is read when somebody asks, and w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,15 @@ class _Collected:
 
 
 class Exposition:
-    """The page, made anew for each who asks."""
+    """The page, made anew for each who asks. `totals` gives the counts of all requests since the start."""
 
-    def __init__(self, registry: AgentRegistry, line: WaitingLine, tally: Tally) -> None:
+    def __init__(
+        self, registry: AgentRegistry, line: WaitingLine, tally: Tally, totals: Callable[[], dict[str, int]]
+    ) -> None:
         self.registry = registry
         self.line = line
         self.tally = tally
+        self.totals = totals
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """Its bytes and their type, in the format that is asked for."""
@@ -63,7 +66,6 @@ class Exposition:
 
     def collect(self) -> Iterator[Metric]:
         agents = list(self.registry)
-        self.tally.forget_others({agent.name for agent in agents})
         yield from self._requests()
         yield from self._fleet(agents)
         yield from self._hosts(agents)
@@ -83,6 +85,12 @@ class Exposition:
             tally.failures.items(),
         )
         yield _counter(
+            "rejections",
+            "Requests rejected, as they are themselves at fault.",
+            ("status",),
+            (((str(status),), n) for status, n in tally.rejections.items()),
+        )
+        yield _counter(
             "cancels", "Requests cancelled.", ("reason",), (((reason,), n) for reason, n in tally.cancels.items())
         )
         yield _histogram(
@@ -96,6 +104,7 @@ class Exposition:
     def _fleet(self, agents: list[Agent]) -> Iterator[Metric]:
         counts = self.registry.counts()
         yield _gauge("agents", "Agents by state.", ("state",), (((s.value,), counts.get(s, 0)) for s in Status))
+        yield _gauge("requests_in_flight", "Requests that hosts have.", (), [((), self.totals()["in_flight"])])
         yield _gauge("waiting_requests", "Requests in the line.", (), [((), len(self.line))])
         yield _by_agent("agent_up", "1: online and taking requests.", agents, lambda a: int(a.available))
         yield _by_agent("agent_requests_in_flight", "Requests that run there.", agents, lambda a: a.in_flight)

@@ -62,6 +62,8 @@ class Outcome(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    """With a 4xx: the request itself is at fault."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,21 @@ class Decision(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What became of the requests that ended on an agent."""
+    """What became of the requests that an agent was sent. One that two agents were tried for counts with both."""
 
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    rejected: int = 0
     ejections: int = 0
     response_seconds: float = 0.0
     """Over the succeeded requests, from the choice of the agent to the last byte."""
     speeds: dict[str, float] = field(default_factory=dict)
     """Tokens per second by model: a moving average with a weight of 0.2 for the newest."""
+
+    @property
+    def ended(self) -> int:
+        return self.succeeded + self.failed + self.cancelled + self.rejected
 
     def learn_speed(self, model: str, tokens_per_second: float) -> None:
         old = self.speeds.get(model)
@@ -401,10 +408,11 @@ class Agent:
             "stale": not self.fresh,
             "score": self.score,
             "stats": {
-                "requests": stats.succeeded + stats.failed + stats.cancelled + self.in_flight,
+                "requests": stats.ended + self.in_flight,
                 "succeeded": stats.succeeded,
                 "failed": stats.failed,
                 "cancelled": stats.cancelled,
+                "rejected": stats.rejected,
                 "avg_response_time": round(stats.response_seconds / stats.succeeded * 1000, 3)
                 if stats.succeeded
                 else None,

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .tally import MOST_PAIRS, OTHER, Ended
+from .tally import MOST_PAIRS, OTHER, OUTCOMES, Ended
 
 MINUTES = 24 * 60
 """Kept."""
@@ -31,10 +31,19 @@ FIELDS = (
     "waited",
     "first_tokens",
     "first_token_seconds",
+    "rejected",
 )
-"""Of a row, in its order: counts, and sums in seconds. `first_tokens` is how many answers the sum after it is of."""
+"""Of a row, in its order: counts, and sums in seconds. `first_tokens` is how many answers the sum after it is of.
 
-_ONE = {name: (1, *(int(name == field) for field in FIELDS[1:5])) for name in FIELDS[1:5]}
+A new one goes to the end: rows that were kept before it was known are shorter.
+"""
+
+FEWEST_FIELDS = 11
+"""Of a row that was kept by an earlier version."""
+
+_COUNTS = FIELDS[1:5]
+
+_ONE = {name: (1, *(int(name == field) for field in _COUNTS)) for name in OUTCOMES}
 """By outcome, the counts of one request."""
 
 type Key = tuple[str, str]
@@ -90,7 +99,8 @@ class History:
         counts = _ONE.get(ended.outcome) or _ONE["failed"]
         first = ended.first_token
         first_token = (0, 0.0) if first is None else (1, first)
-        values = (*counts, ended.prompt_tokens, ended.output_tokens, ended.seconds, ended.waited or 0.0, *first_token)
+        sums = (ended.prompt_tokens, ended.output_tokens, ended.seconds, ended.waited or 0.0, *first_token)
+        values = (*counts, *sums, int(ended.outcome == "rejected"))
         self.put(self.now, (ended.agent, ended.model), values)
 
     def put(self, number: int, key: Key, values: Iterable[float]) -> None:

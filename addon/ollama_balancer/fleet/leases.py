@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .forecast import Option
     from .registry import AgentRegistry
 
-SUCCEEDED, FAILED = Outcome.SUCCEEDED, Outcome.FAILED
+SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTED
 
 
 class Lease:
@@ -53,6 +53,8 @@ class Lease:
             stats.response_seconds += seconds
         elif outcome is FAILED:
             stats.failed += 1
+        elif outcome is REJECTED:
+            stats.rejected += 1
         else:
             stats.cancelled += 1
         return True

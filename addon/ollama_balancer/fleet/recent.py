@@ -48,12 +48,14 @@ class Recent:
         """The last requests that ended, the newest last; without a word of their prompts."""
         self._ended_ever = 0
 
-    def add(self, ended: Ended, decision: dict[str, Any]) -> None:
+    def add(self, ended: Ended, decision: dict[str, Any] | None = None) -> None:
+        """`decision` is what is shown of it; None: nothing."""
         now = self._clock()
         self._ended.append((now, ended))
         self._ended_ever += 1
-        decision["at"], decision["id"] = now, self._ended_ever
-        self.decisions.append(decision)
+        if decision is not None:
+            decision["at"], decision["id"] = now, self._ended_ever
+            self.decisions.append(decision)
 
     def sample(self, agents: Iterable[Agent]) -> None:
         """Go on with the curves, if it is time to."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TIMES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Bounds of the buckets for times, seconds."""
@@ -22,6 +22,15 @@ MOST_PAIRS = 5_000
 """Agents with models that are told apart."""
 
 OTHER = "other"
+
+OUTCOMES = ("succeeded", "failed", "cancelled", "rejected", "refused")
+"""How a request ends. `rejected`: with a 4xx, as the request itself is at fault; `refused`: by the balancer itself."""
+
+REMOVED = "(removed)"
+"""In the place of the names of agents that are long gone."""
+
+MOST_REMOVED = 100
+"""Agents that are gone and still told apart. A counter that is taken away, or added to another, looks like traffic."""
 
 
 class Histogram:
@@ -52,7 +61,7 @@ class Ended(NamedTuple):
     """Canonical; empty: it concerned none."""
     route: str
     outcome: str
-    """`succeeded`, `failed`, `cancelled`, or `refused` by the balancer itself."""
+    """One of OUTCOMES."""
     seconds: float
     waited: float | None = None
     """In the line; None: not at all."""
@@ -64,12 +73,18 @@ class Ended(NamedTuple):
     cancelled_by: str = ""
     failures: tuple[tuple[str, str], ...] = ()
     """Agents that were tried in vain, and what kind of failure it was."""
+    status: int | None = None
+    """Of the answer, where it is known."""
 
 
 @dataclass(eq=False)
 class Tally:
-    """All that ended since the start."""
+    """All that ended since the start. Every view of what became of requests takes it from here."""
 
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """All requests, by outcome."""
+    rejections: Counter[int] = field(default_factory=Counter)
+    """The rejected, by status."""
     requests: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     """By agent, model, route and outcome."""
     prompt_tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -89,9 +104,14 @@ class Tally:
     """What the balancer itself has spent on requests."""
     _pairs: set[tuple[str, str]] = field(default_factory=set)
     _models: set[str] = field(default_factory=set)
+    _gone: dict[str, None] = field(default_factory=dict)
+    """Agents that are no more and have series, the one first that has been gone for longest."""
 
     def add(self, ended: Ended) -> None:
         agent, model = ended.agent, self._model(ended.agent, ended.model)
+        self.outcomes[ended.outcome] += 1
+        if ended.outcome == "rejected":
+            self.rejections[ended.status or 400] += 1
         self.requests[agent, model, ended.route, ended.outcome] += 1
         if ended.prompt_tokens:
             self.prompt_tokens[agent, model] += ended.prompt_tokens
@@ -120,12 +140,35 @@ class Tally:
         self._models.add(model)
         return model
 
-    def forget_others(self, agents: Container[str]) -> None:
-        """Let go of the series of agents that are no more."""
-        for counter in (self.requests, self.prompt_tokens, self.output_tokens, self.failures):
-            for key in [key for key in counter if key[0] and key[0] not in agents]:
-                del counter[key]
-        self._pairs = {pair for pair in self._pairs if not pair[0] or pair[0] in agents}
+    def totals(self, in_flight: int) -> dict[str, int]:
+        """Of all requests: how many there were, by outcome, and those that are in flight."""
+        counts = {outcome: self.outcomes[outcome] for outcome in OUTCOMES}
+        return {"requests": sum(counts.values()) + in_flight, **counts, "in_flight": in_flight}
+
+    def fold_removed(self, agents: Container[str]) -> None:
+        """Of the agents that are not among these, keep the last ones apart and put the others' counts together."""
+        named = {key[0]: None for counter in (self.requests, self.failures) for key in counter}
+        for nobody in ("", REMOVED):
+            named.pop(nobody, None)
+        self._gone = {agent: None for agent in self._gone | named if agent in named and agent not in agents}
+        too_many = list(self._gone)[: max(0, len(self._gone) - MOST_REMOVED)]
+        if not too_many:
+            return
+        for agent in too_many:
+            del self._gone[agent]
+        folded = frozenset(too_many)
+        self.requests = _folded(self.requests, folded)
+        self.prompt_tokens = _folded(self.prompt_tokens, folded)
+        self.output_tokens = _folded(self.output_tokens, folded)
+        self.failures = _folded(self.failures, folded)
+        self._pairs = {(REMOVED if agent in folded else agent, model) for agent, model in self._pairs}
+
+
+def _folded[K: tuple[str, ...]](counter: Counter[K], agents: Container[str]) -> Counter[K]:
+    folded: Counter[Any] = Counter()
+    for (agent, *rest), count in counter.items():
+        folded[REMOVED if agent in agents else agent, *rest] += count
+    return folded
 
 
 def _observe(by_model: dict[str, Histogram], model: str, bounds: Sequence[float], value: float) -> None:

@@ -35,7 +35,7 @@ def fleet_table(agents: Iterable[Agent], now: float) -> Table:
                 f"{metrics.memory_usage:.0f} %" if metrics else NONE,
                 NONE if agent.score is None else f"{agent.score:.1f}",
                 ", ".join(f"{model} {speed:.0f}" for model, speed in stats.speeds.items()) or NONE,
-                str(stats.succeeded + stats.failed + stats.cancelled + agent.in_flight),
+                str(stats.ended + agent.in_flight),
                 f"{now - agent.metrics_at:.0f} s ago" if metrics else NONE,
             ]
         )

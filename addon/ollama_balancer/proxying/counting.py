@@ -9,13 +9,18 @@ from ..fleet.agent import Outcome
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import OTHER, Ended
 from ..ollama.names import canonical_name
+from ..ollama.routes import Kind, find_route
 from ..text import one_line
 from .exchange import Exchange
+from .outcomes import outcome_of
 
 KILLED = "killed"
 
+CUT_OFF = "cancelled"
+"""The reason of an agent's part of a request to several when the client has left."""
+
 _KINDS = (
-    ("lacks_model", re.compile(r"does not have the model")),
+    ("lacks_model", re.compile(r"does not have the model|not found")),
     ("status", re.compile(r"status \d")),
     ("timeout", re.compile(r"no first byte|not reached within|timeout|timed out")),
     ("connect", re.compile(r"connect|refused|unreachable|no route", re.IGNORECASE)),
@@ -53,8 +58,30 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         prompt_tokens=(timings.prompt_eval_count or 0) if timings is not None else 0,
         output_tokens=(timings.eval_count or 0) if timings is not None else 0,
         cancelled_by=cancelled_by,
-        failures=tuple([(failure.agent, kind_of(failure.reason)) for failure in exchange.failures]),
+        failures=tuple([(each.agent, kind_of(each.reason)) for each in exchange.failures if each.reason != CUT_OFF]),
+        status=exchange.status,
     )
+
+
+def unrouted(path: str, status: int | None, cancelled_by: str = "") -> Ended:
+    """A request that ended before a route was asked for: answered with that status, or given up."""
+    route = find_route(path)
+    refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
+    return Ended(
+        agent="",
+        model="",
+        route=route.path if route is not None else OTHER,
+        outcome="cancelled" if status is None else refused,
+        seconds=0.0,
+        cancelled_by=cancelled_by,
+        status=status,
+    )
+
+
+def is_row(exchange: Exchange) -> bool:
+    """Whether it is one of those that people are shown: not what the balancer answers from what it knows."""
+    listing = exchange.route is not None and exchange.route.kind is Kind.MERGED
+    return exchange.outcome is not Outcome.SUCCEEDED or not (listing or not exchange.attempts)
 
 
 def decision_of(exchange: Exchange, over: Ended) -> dict[str, Any]:
@@ -66,5 +93,6 @@ def decision_of(exchange: Exchange, over: Ended) -> dict[str, Any]:
         "why": exchange.why or (one_line(exchange.problem, 200) if exchange.problem else ""),
         "attempts": exchange.attempts,
         "outcome": over.outcome,
+        "status": over.status,
         "ttft": over.first_token,
     }

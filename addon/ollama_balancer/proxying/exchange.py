@@ -65,6 +65,8 @@ class Exchange:
     first_byte: float | None = None
     outcome: Outcome | None = None
     problem: str | None = None
+    status: int | None = None
+    """Of the answer, once it is known."""
     total: float | None = None
     """Seconds from the request's arrival to the end."""
     tokens_per_second: float | None = None
@@ -227,6 +229,7 @@ class Exchange:
             "waited_ms": round(self.waited * 1000, 3),
             "failures": [{"agent": failure.agent, "reason": failure.reason} for failure in self.failures],
             "outcome": self.outcome,
+            "status": self.status,
             "problem": self.problem,
             "first_byte_ms": _milliseconds(self.seconds_to_first_byte),
             "total_ms": _milliseconds(self.clock() - self.started if self.total is None else self.total),

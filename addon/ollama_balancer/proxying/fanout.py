@@ -37,6 +37,7 @@ from ..ollama.management import (
 from ..ollama.routes import Dialect
 from ..text import one_line
 from .headers import NOT_FOR_CLIENTS
+from .outcomes import outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -267,8 +268,10 @@ class FanOut:
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
         if reply.problem is not None and self._head is not None and len(self.legs) > 1 and reply.status != 200:
             await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
-        failed = reply.problem is not None or reply.status is None or reply.status >= 500
-        self._end(leg, reply, Outcome.FAILED if failed else Outcome.SUCCEEDED)
+        outcome = Outcome.FAILED if reply.status is None else outcome_of(reply.status)
+        if reply.problem is not None and outcome is Outcome.SUCCEEDED:
+            outcome = Outcome.FAILED
+        self._end(leg, reply, outcome)
 
     async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
         name, status = leg.agent.name, response.status_code

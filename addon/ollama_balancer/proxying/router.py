@@ -32,6 +32,7 @@ from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import Exchange
 from .headers import AGENT_HEADER, header, request_to_agent
 from .layer import Routing
+from .outcomes import outcome_of
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ class Router:
         self.tally = Tally()
         self.callers: dict[str, Caller] = {}
         """By the flow's id, from the request's head to the end."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that agents have now; one that several have counts once."""
+        open_ones = [exchange for exchange in self.exchanges.values() if exchange.outcome is None]
+        return sum(exchange.lease is not None or exchange.fan_out is not None for exchange in open_ones)
 
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
@@ -122,8 +129,11 @@ class Router:
                 flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
             else:
                 flow.response = answer_of(flow, decision)
+            exchange.status = flow.response.status_code
             if decision.problem is not None:
-                exchange.end(Outcome.FAILED, decision.problem)
+                # Of an agent's refusal only the 404 is about the request, and about nothing else.
+                own = refusal is None or exchange.status == 404
+                exchange.end(outcome_of(exchange.status) if own else Outcome.FAILED, decision.problem)
                 logger.info("%s", one_line(f"{flow.request.method} {path_of(flow)}: {decision.problem}", 500))
             else:
                 exchange.end(Outcome.SUCCEEDED)

@@ -164,12 +164,19 @@ function tile(name, value, note = "", look = "") {
   setClass(made, look);
 }
 
+/** How the requests ended that did not simply succeed. */
+function ended(totals) {
+  const others = ["failed", "refused", "rejected", "cancelled"].filter((outcome) => totals[outcome]);
+  return others.map((outcome) => `${grouped.format(totals[outcome])} ${outcome}`).join(", ") || "since the start";
+}
+
 function showTiles(data) {
-  const { figures, line, states } = data;
+  const { figures, line, states, totals } = data;
   const all = Object.values(states).reduce((a, b) => a + b, 0);
   const away = all - states.online;
   const others = Object.entries(states).filter(([state, count]) => count && state !== "online").map(([state, count]) => `${count} ${state}`);
   tile("Requests/s", figure(figures.requests_per_second), "last minute");
+  tile("Requests", grouped.format(totals.requests), ended(totals));
   tile("In flight", grouped.format(data.in_flight), "now");
   tile("Waiting", grouped.format(line.length), line.length ? `oldest ${seconds(line.oldest)}` : "now", line.length ? "warns" : "");
   tile("Tokens/s", figure(figures.tokens_per_second), "last minute");
@@ -358,7 +365,8 @@ const decided = new Map();
 function makeDecision(decision) {
   const row = element("tr");
   row.setAttribute("role", "row");
-  const outcome = cell("td", element("span", `state ${decision.outcome}`, decision.outcome));
+  const said = decision.outcome === "rejected" ? `rejected ${decision.status}` : decision.outcome;
+  const outcome = cell("td", element("span", `state ${decision.outcome}`, said));
   if (decision.attempts > 1) outcome.append(` at try ${decision.attempts}`);
   const why = cell("td");
   if (decision.mode) why.append(element("i", "", `${decision.mode}: `));
