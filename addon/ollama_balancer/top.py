@@ -38,6 +38,8 @@ HEAD = ["agent", "status", "running", "cpu", "memory", "gpu", "vram", "tok/s", "
 
 MOST_DECISIONS = 5
 
+GIB = 1024**3
+
 
 def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
     """The lines for a terminal of that size; `data` is the answer of /dashboard/data."""
@@ -77,12 +79,20 @@ def _row(agent: Mapping[str, Any]) -> list[str]:
         _percent(agent["cpu"]),
         _percent(agent["memory"]),
         _percent(max(busy, default=None)),
-        _percent(100 * sum(u for u, _ in used) / sum(t for _, t in used) if used else None),
+        _memory(used),
         speeds or NONE,
         NONE if age is None else f"{age:.0f} s",
         ", ".join(agent["loaded"]) or NONE,
     ]
     return [one_line(str(cell), 60) for cell in cells]
+
+
+def _memory(gpus: Sequence[tuple[float, float]]) -> str:
+    """Of what is used and there on each, in bytes."""
+    if not gpus:
+        return NONE
+    used, total = (sum(column) for column in zip(*gpus, strict=True))
+    return f"{_percent(100 * used / total)} of {total / GIB:.0f} GiB"
 
 
 def _decision(each: Mapping[str, Any]) -> str:

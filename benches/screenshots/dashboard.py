@@ -47,7 +47,7 @@ HOSTS: dict[str, tuple[tuple[str, ...], Timing, list[tuple[str, float]]]] = {
     ),
     "old-xeon": (("llama3.2",), Timing(load=3, decode_rate=12, prefill_rate=200), []),
 }
-"""Models, pace, and GPUs with their memory in GB."""
+"""Models, pace, and GPUs with their memory in GiB."""
 
 
 class Fleet:
@@ -92,8 +92,8 @@ class Fleet:
                 {
                     "name": gpu,
                     "utilization": round(min(100, work * 90 + chance.uniform(2, 9))),
-                    "memory_used": int(min(memory * 0.97, size / len(gpus)) * 1e9),
-                    "memory_total": int(memory * 1e9),
+                    "memory_used": int(min(memory * 0.97, size / len(gpus)) * 2**30),
+                    "memory_total": memory * 2**30,
                 }
                 for gpu, memory in gpus
             ],

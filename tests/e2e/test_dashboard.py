@@ -114,7 +114,7 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
     arguments = ("--set", f"balancer_agents=two-gpus={host.url}")
     with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
         gpus = [
-            {"name": "RTX 4090", "utilization": busy, "memory_used": 6 * 10**9, "memory_total": 24 * 10**9}
+            {"name": "RTX 4090", "utilization": busy, "memory_used": 6 << 30, "memory_total": 25_757_220_864}
             for busy in (30.0, None)
         ]
         loaded = [{"name": name} for name in models[:4]]
@@ -123,7 +123,7 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         browser.get(f"{proxy.url}/dashboard")
         seen(browser, lambda: "2 × RTX 4090" in row(browser, "two-gpus"), "the GPUs")
         shown = row(browser, "two-gpus")
-        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GB", "8 present", "/ 4 per model"):
+        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GiB", "8 present", "/ 4 per model"):
             assert text in shown
         assert models[-1] not in shown
         browser.find_element(By.CSS_SELECTOR, "#agents summary").click()

@@ -64,10 +64,11 @@ function since(value) {
   return value < 5400 ? `${Math.round(value / 60)} min` : `${Math.round(value / 3600)} h`;
 }
 
+/** Of memory, which is sold in powers of two: a card of 24 GiB has a little less to itself. */
 function bytes(used, total) {
-  const unit = total >= 1e9 ? 1e9 : 1e6;
-  const digits = total >= 1e11 || unit === 1e6 ? 0 : 1;
-  return `${(used / unit).toFixed(digits)} / ${(total / unit).toFixed(0)} ${unit === 1e9 ? "GB" : "MB"}`;
+  const [unit, name] = total >= 1e9 ? [2 ** 30, "GiB"] : [2 ** 20, "MiB"];
+  const digits = total >= 100 * 2 ** 30 || name === "MiB" ? 0 : 1;
+  return `${(used / unit).toFixed(digits)} / ${(total / unit).toFixed(0)} ${name}`;
 }
 
 /** A bar of that many percent, with a figure beside it. */
