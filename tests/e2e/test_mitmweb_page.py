@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.e2e.browser import chromium, console_errors, needs_chromium
-from tests.e2e.harness import Hosts, Proxy, wait_until
-from tests.e2e.web import PASSWORD, running_mitmweb
+from tests.e2e.harness import ROOT, Hosts, Proxy, wait_until
+from tests.e2e.web import PASSWORD, Web, running_mitmweb
 
 pytestmark = needs_chromium
+
+README = ROOT / "README.md"
 
 
 def errors(browser: Any) -> list[str]:
@@ -66,9 +69,12 @@ def test_prompts_appear_by_themselves_with_where_they_went_and_a_click_shows_all
         proxy.http.post("/api/chat", json={"model": "llama3.2", "messages": messages("Why is the sky blue?")})
         proxy.generate(model="nobody-has-it")
         shown = seen(browser, lambda: r if len(r := rows(browser)) == 2 and "TTFT" in r[0] else None, "both rows")
-        assert "→ gpu-1 · llama3.2 · adaptive: " in shown[0]
-        assert "⛔" in shown[1]
-        assert "→ no agent · nobody-has-it · model 'nobody-has-it' not found" in shown[1]
+        assert "→ gpu-1 · llama3.2 · “Why is the sky blue?” · 127.0.0.1 · adaptive: " in shown[0]
+        assert all(re.search(r"\b\d\d:\d\d:\d\d\b", row) for row in shown), "the time of day"
+        assert all(f"{proxy.url}/api/" in row for row in shown), "the path that the client asked for"
+        assert "⚠" in shown[1]
+        assert "→ balancer · nobody-has-it · “hi” · 127.0.0.1" in shown[1]
+        assert "rejected with 404: model 'nobody-has-it' not found" in shown[1]
         comment = browser.find_element(By.CSS_SELECTOR, ".flow-table td.col-comment")
         assert comment.size["width"] > 500, "there is room to read it"
 
@@ -117,3 +123,53 @@ def test_a_prompt_is_held_changed_and_sent_on(tmp_path: Path, hosts: Hosts) -> N
         assert "→ gpu-2 · qwen3" in shown[0]
         assert any(b"an edited prompt" in request.body for request in hosts.all[1].requests)
         assert errors(browser) == []
+
+
+def type_command(browser: Any, command: str) -> str:
+    """Type it into the command bar; what the bar then tells, which of a command without a result is nothing."""
+    if not browser.find_elements(By.CSS_SELECTOR, ".command input"):
+        browser.find_element(By.LINK_TEXT, "Options").click()
+        seen(browser, lambda: browser.find_element(By.XPATH, "//label[contains(., 'ommand')]"), "the box").click()
+    bar = seen(browser, lambda: browser.find_element(By.CSS_SELECTOR, ".command input"), "the command bar")
+    bar.send_keys(command, Keys.ENTER)
+
+    def told() -> str:
+        text: str = browser.find_element(By.CSS_SELECTOR, ".command-result").text
+        return text if text.rpartition("$ ")[2].startswith(command) else ""
+
+    return str(seen(browser, told, f"the result of {command}")).rpartition(f"$ {command}")[2].strip()
+
+
+def test_the_commands_work_as_they_are_printed(tmp_path: Path, hosts: Hosts) -> None:
+    agents = ",".join(f"{name}={hosts.start(name).url}" for name in ("gpu-1", "gpu-2"))
+    printed = re.findall(r"`(balancer\.(?:compare|comparison|replay|drain|resume|mode)\b[^`]*)`", README.read_text())
+    assert {command.split()[0] for command in printed} >= {"balancer.compare", "balancer.comparison", "balancer.replay"}
+    with (
+        running_mitmweb(tmp_path, "--set", f"balancer_agents={agents}") as (proxy, web),
+        chromium(tmp_path / "profile") as browser,
+    ):
+        proxy.wait_online("gpu-1", "gpu-2")
+        proxy.generate(prompt="marked by a person")
+        proxy.generate(prompt="not marked")
+        proxy.generate(model="no-such-model")
+        first, _, wrong = web.flows("generate")
+        assert wrong["marked"] == "⚠"
+        web.http.put(f"/flows/{first['id']}", json={"marked": ":default:"})
+        browser.get(f"{web.url}/?token={PASSWORD}")
+        seen(browser, lambda: len(rows(browser)) == 3, "the flows")
+        for command in printed:
+            result = type_command(browser, command)
+            if command.startswith("balancer.comparison"):
+                assert result.startswith('[["comparison","agent"'), (command, result)
+            else:
+                assert result in ("", '"roundrobin"'), (command, result)
+            if command.startswith("balancer.compare "):
+                wait_until(lambda: len(copies(web)) >= 2, "both hosts have answered the flow that is marked")
+                hint = re.findall(r"balancer\.comparison .*", web.events())[-1]
+                assert "gpu-1" in type_command(browser, hint)
+        assert all(b"marked by a person" in web.content(flow["id"], "request") for flow in copies(web))
+
+
+def copies(web: Web) -> list[dict[str, Any]]:
+    """Those that were answered."""
+    return [flow for flow in web.flows("generate") if flow.get("is_replay") and flow.get("response")]

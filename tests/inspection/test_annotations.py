@@ -18,6 +18,7 @@ from ollama_balancer.inspection.annotations import (
     MARKERS,
     METADATA_KEY,
     REFUSED,
+    REJECTED,
     RETRIED,
     SLOW,
     SLOW_SECONDS,
@@ -112,10 +113,30 @@ def test_a_late_first_token_is_marked_as_slow() -> None:
     assert marked(served(Clock(), "text/event-stream", SLOW_SECONDS + 0.1)) == SLOW
 
 
-def test_a_persons_marker_stays_and_the_balancers_own_gives_way() -> None:
-    exchange = served(Clock(), "text/event-stream")
-    assert marked(exchange, ":red_circle:") == ":red_circle:"
-    assert marked(exchange, SLOW) == ""
+@pytest.mark.parametrize("mark", [":red_circle:", SLOW, FAILED])
+def test_a_mark_that_a_person_has_set_stays(mark: str) -> None:
+    assert marked(served(Clock(), "text/event-stream"), mark) == mark
+
+
+def test_what_was_asked_and_by_whom_is_told() -> None:
+    exchange = served(Clock(), "application/x-ndjson", excerpt="Why is the sky blue?")
+    exchange.client = "10.0.0.7"
+    assert comment(exchange) == (
+        "→ gpu-1 · tiny-a · “Why is the sky blue?” · 10.0.0.7 · metrics: score 30 · 81 tok/s · TTFT 200 ms"
+    )
+    waiting = Exchange("client", Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello")
+    assert comment(waiting) == "waits for a free agent · tiny-a · “Hello”"
+
+
+def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
+    registry = AgentRegistry(Clock())
+    exchange = Exchange("client", Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
+    [agent] = fleet(registry, "a")
+    exchange.take(registry.take(agent))
+    exchange.status = 400
+    exchange.end(Outcome.REJECTED, "m does not support tools")
+    assert comment(exchange) == "→ a · m · metrics: score 30 · rejected with 400: m does not support tools"
+    assert marked(exchange, "") == REJECTED
 
 
 def test_the_markers_are_known_to_mitmproxy() -> None:

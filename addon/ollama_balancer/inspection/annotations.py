@@ -9,6 +9,7 @@ from mitmproxy import http
 from ..fleet.agent import Agent, Outcome
 from ..proxying.exchange import Exchange
 from ..text import one_line
+from .marks import set_mark
 
 METADATA_KEY = "balancer"
 
@@ -22,12 +23,13 @@ SLOW_SECONDS = 10.0
 
 RETRIED = ":arrows_counterclockwise:"
 REFUSED = ":no_entry:"
+REJECTED = ":warning:"
 BROKEN = ":boom:"
 FAILED = ":x:"
 CANCELLED = ":heavy_multiplication_x:"
 SLOW = ":snail:"
 COMPARED = ":balance_scale:"
-MARKERS = frozenset(("", RETRIED, REFUSED, BROKEN, FAILED, CANCELLED, SLOW))
+MARKERS = frozenset(("", RETRIED, REFUSED, REJECTED, BROKEN, FAILED, CANCELLED, SLOW, COMPARED))
 
 
 def names_of(agents: Sequence[Agent]) -> str:
@@ -40,13 +42,13 @@ def names_of(agents: Sequence[Agent]) -> str:
 
 
 def annotate(flow: http.HTTPFlow, exchange: Exchange) -> None:
-    """Write down where the request went, why, and what came of it. A marker that a person has set stays."""
+    """Write down where the request went, why, and what came of it. A mark that a person has set stays."""
     flow.metadata[METADATA_KEY] = exchange.record()
     flow.comment = comment(exchange)
-    if COMPARISON_KEY in flow.metadata:
+    compared = COMPARISON_KEY in flow.metadata
+    if compared:
         flow.comment += f" · comparison {flow.metadata[COMPARISON_KEY]}"
-    if flow.marked in MARKERS:
-        flow.marked = marker(exchange)
+    set_mark(flow, marker(exchange) or (COMPARED if compared else ""))
 
 
 def marker(exchange: Exchange) -> str:
@@ -54,6 +56,8 @@ def marker(exchange: Exchange) -> str:
     match exchange.outcome:
         case Outcome.CANCELLED:
             return CANCELLED
+        case Outcome.REJECTED:
+            return REJECTED
         case Outcome.FAILED if exchange.first_byte is None:
             return REFUSED
         case Outcome.FAILED:
@@ -65,13 +69,16 @@ def marker(exchange: Exchange) -> str:
 
 
 def comment(exchange: Exchange) -> str:
-    """One line: agent, model, mode and why, speed, time to first token, attempts, problem."""
+    """One line: agent, model, prompt, client, mode and why, speed, time to first token, attempts, problem."""
+    asked = [one_line(exchange.model)] if exchange.model else []
+    if exchange.excerpt:
+        asked.append(f"“{exchange.excerpt}”")
+    if exchange.client:
+        asked.append(one_line(exchange.client, 60))
     if exchange.waiting_since is not None:
-        return f"waits for a free agent · {one_line(exchange.model or '')}"
-    nobody = "balancer" if exchange.outcome is Outcome.SUCCEEDED else "no agent"
-    parts = [f"→ {names_of(exchange.agents) or nobody}"]
-    if exchange.model:
-        parts.append(one_line(exchange.model))
+        return " · ".join(["waits for a free agent", *asked])
+    nobody = "balancer" if exchange.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
+    parts = [f"→ {names_of(exchange.agents) or nobody}", *asked]
     if exchange.why:
         parts.append(f"{exchange.mode}: {exchange.why}")
     if exchange.tokens_per_second is not None:
@@ -90,6 +97,8 @@ def comment(exchange: Exchange) -> str:
         parts.append(one_line(f"try {exchange.attempts} ({tried})"))
     if exchange.outcome is Outcome.CANCELLED:
         parts.append(exchange.problem if exchange.problem == "killed" else "cancelled")
+    elif exchange.outcome is Outcome.REJECTED:
+        parts.append(one_line(f"rejected with {exchange.status}: {exchange.problem}"))
     elif exchange.problem:
         parts.append(one_line(exchange.problem))
     return " · ".join(parts)

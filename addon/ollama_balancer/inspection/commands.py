@@ -23,6 +23,8 @@ from ..proxying.answers import path_of
 from ..proxying.headers import AGENT_HEADER
 from ..proxying.replaying import send_again
 from .annotations import COMPARED, COMPARISON_KEY, METADATA_KEY
+from .copies import ReplayedCopies, copy_of
+from .marks import PersonsMarks, set_mark
 from .tables import Run, Table, comparison_table, fleet_table, in_columns, queue_table
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,15 @@ def define[F: Callable[..., Any]](path: str) -> Callable[[F], F]:
     return decorator
 
 
+class Offered(list[str]):
+    """Names that are offered for completion. Another is taken as well, so that the command says what is wrong."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
 def choice[F: Callable[..., Any]](name: str, of: str) -> Callable[[F], F]:
-    """That argument is completed and checked with what the command `of` returns."""
+    """That argument is completed with what the command `of` returns."""
     decorator: Callable[[F], F] = command.argument(name, type=mitmproxy.types.Choice(of))
     return decorator
 
@@ -51,6 +60,16 @@ class Commands:
     def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
         self.registry = registry
         self.line = line
+        self.marks = PersonsMarks()
+        self.copies = ReplayedCopies()
+
+    def running(self) -> None:
+        self.marks.install()
+        self.copies.install()
+
+    def done(self) -> None:
+        self.marks.remove()
+        self.copies.remove()
 
     @define("balancer.agents")
     def agents(self) -> mitmproxy.types.Data:
@@ -67,18 +86,21 @@ class Commands:
     def mode(self, mode: str = "") -> str:
         """Show how agents are chosen, or change it: balancer.mode roundrobin."""
         if mode:
-            ctx.options.update(balancer_mode=mode)
+            try:
+                ctx.options.update(balancer_mode=mode)
+            except exceptions.OptionsError as e:
+                raise exceptions.CommandError(str(e)) from e
         return self.registry.mode
 
     @define("balancer.modes")
     def modes(self) -> Sequence[str]:
         """The ways of choosing an agent."""
-        return list(POLICIES)
+        return Offered(POLICIES)
 
     @define("balancer.names")
     def names(self) -> Sequence[str]:
         """The names of all agents."""
-        return [agent.name for agent in self.registry]
+        return Offered(agent.name for agent in self.registry)
 
     @define("balancer.drain")
     @choice("agent", of="balancer.names")
@@ -108,7 +130,7 @@ class Commands:
 
     @define("balancer.compare")
     def compare(self, flows: Sequence[flow.Flow]) -> None:
-        """Send copies of these flows' requests to every agent that has the model, to compare the answers."""
+        """Send copies of these flows' requests to every agent that has the model: balancer.compare '~marked'."""
         plan = [(prompt, self._able(prompt)) for prompt in _prompts(flows)]
         if sum(len(agents) for _, agents in plan) > MOST_AT_ONCE:
             raise exceptions.CommandError(f"that makes more than {MOST_AT_ONCE} requests: compare fewer flows")
@@ -118,7 +140,7 @@ class Commands:
                 _send_copy(prompt, agent, group)
             logger.log(
                 ALERT,
-                "Comparison %s is sent to %s. When the answers are there: balancer.comparison ~comment %s",
+                "Comparison %s is sent to %s. When the answers are there: balancer.comparison '~comment %s'",
                 group,
                 ", ".join(agent.name for agent in agents),
                 group,
@@ -126,7 +148,7 @@ class Commands:
 
     @define("balancer.comparison")
     def comparison(self, flows: Sequence[flow.Flow]) -> mitmproxy.types.Data:
-        """Show the answers of these flows side by side: balancer.comparison @marked."""
+        """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
         runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
         if not runs:
             raise exceptions.CommandError("none of these flows is a request that went through the balancer")
@@ -171,14 +193,10 @@ def _prompts(flows: Sequence[flow.Flow]) -> list[http.HTTPFlow]:
 
 
 def _send_copy(prompt: http.HTTPFlow, agent: Agent, group: str | None = None) -> None:
-    copy = prompt.copy()
-    copy.intercepted = False
-    copy.comment = copy.marked = ""
-    for key in (METADATA_KEY, COMPARISON_KEY):
-        copy.metadata.pop(key, None)
+    copy = copy_of(prompt)
     if group is not None:
         copy.metadata[COMPARISON_KEY] = group
-        copy.marked = COMPARED
+        set_mark(copy, COMPARED)
     copy.request.headers[AGENT_HEADER] = agent.name
     send_again(copy)
 

@@ -11,7 +11,7 @@ from mitmproxy import ctx
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform
 
-COLUMNS = ["icon", "path", "comment", "status", "size", "time"]
+COLUMNS = ["icon", "timestamp", "path", "comment", "status", "size", "time"]
 
 STYLE = b"<style>.flow-table .col-comment{width:55%}</style></head>"
 

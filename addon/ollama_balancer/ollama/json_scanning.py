@@ -69,10 +69,11 @@ class Scanner:
         self.steps = steps
         self.marks = [-1] * len(_MARKS)
 
-    def members(self) -> Iterator[tuple[str, int, int]]:
-        """The top-level object's members in the order in which they are written: key in lower case, start, end."""
+    def members(self, at: int = 0) -> Iterator[tuple[str, int, int]]:
+        """The members of the object that begins there, in the order in which they are written: key in lower case,
+        start, end."""
         body = self.body
-        start = _START.match(body)
+        start = _START.match(body, at)
         if start is None:
             raise UnreadableError
         at = start.end()

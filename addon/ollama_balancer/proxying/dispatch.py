@@ -14,6 +14,7 @@ from ..fleet.policies.adaptive import in_words
 from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import error_body, model_not_found
+from ..ollama.excerpts import last_turn
 from ..ollama.json_scanning import is_json
 from ..ollama.merging import ROOT, MergedFleet
 from ..ollama.names import canonical_name, is_cloud_model
@@ -119,6 +120,8 @@ class Dispatcher:
         if model is not None and len(model) > MAX_MODEL_NAME:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
+        if asked.members and self.explains():
+            exchange.excerpt = last_turn(body or b"", asked.members)
         if route.runs and model and not asked.unloads:
             exchange.slot_model = canonical_name(model)
             exchange.streams = route.streams if asked.stream is None else asked.stream

@@ -51,6 +51,8 @@ class Exchange:
     route: Route | None = None
     model: str | None = None
     """As the client spells it."""
+    excerpt: str = ""
+    """The beginning of what the user said last, where somebody may look at flows."""
     pin: str | None = None
     mode: str = ""
     why: str = ""

@@ -1,0 +1,90 @@
+"""Marks that the balancer sets by itself, told apart from those of a person.
+
+A flow where something went wrong is marked (`flow.marked`), so that it is seen in the list. What a person has marked is
+for the person's own commands: here mitmproxy's `~marked`, `@marked` and `@unmarked`, and what clears and toggles marks,
+are made to mean that alone. `~marker EMOJI` finds the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mitmproxy import ctx, flow, flowfilter
+from mitmproxy.hooks import UpdateHook
+
+MARK_KEY = "balancer_mark"
+"""The metadata of a flow that the balancer has marked: with what."""
+
+DEFAULT_MARK = ":default:"
+"""A person's, where no other is chosen."""
+
+
+def set_mark(marked: flow.Flow, marker: str) -> None:
+    """Mark the flow, or take the balancer's own mark from it if that is empty. A mark that a person set stays.
+
+    A mark that a person took away comes back only as another one.
+    """
+    before = marked.metadata.get(MARK_KEY, "")
+    if marked.marked != before and (marked.marked or marker == before):
+        return
+    marked.marked = marker
+    if marker or before:
+        marked.metadata[MARK_KEY] = marker
+
+
+def marked_by_person(each: flow.Flow) -> bool:
+    return bool(each.marked) and each.marked != each.metadata.get(MARK_KEY)
+
+
+class PersonsMarks:
+    """mitmproxy's filters and commands about marks, as long as it is `install`ed."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        """Where mitmproxy has no such filter or command, nothing is changed."""
+        view = ctx.master.addons.get("view")
+        if self._undo or view is None:
+            return
+        marked_filter: Any = getattr(flowfilter, "FMarked", None)
+        if marked_filter is not None:
+            mitmproxys = marked_filter.__call__
+            marked_filter.__call__ = lambda _, each: marked_by_person(each)
+            self._undo.append(lambda: setattr(marked_filter, "__call__", mitmproxys))
+        resolve = self._replace("view.flows.resolve", lambda spec: resolve(_SPECIFICATIONS.get(spec, spec)))
+        self._replace("view.clear_unmarked", lambda: _clear_unmarked(view))
+        self._replace("flow.mark.toggle", _toggle)
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _replace(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Have the command do that; returns what it did. Its arguments and its help stay."""
+        command: Any = ctx.master.commands.commands.get(name)
+        if command is None:
+            return function
+        mitmproxys: Callable[..., Any] = command.func
+        command.func = function
+        self._undo.append(lambda: setattr(command, "func", mitmproxys))
+        return mitmproxys
+
+
+_SPECIFICATIONS = {"@marked": "~marked", "@unmarked": "!~marked"}
+
+
+def _clear_unmarked(view: Any) -> None:
+    for each in list(view._store.values()):
+        if not marked_by_person(each):
+            view._store.pop(each.id)
+    view._refilter()
+    view.sig_store_refresh.send()
+
+
+def _toggle(flows: Sequence[flow.Flow]) -> None:
+    """A person's mark takes the place of the balancer's, which is there again without it."""
+    for each in flows:
+        each.marked = each.metadata.get(MARK_KEY, "") if marked_by_person(each) else DEFAULT_MARK
+    ctx.master.addons.trigger(UpdateHook(list(flows)))
