@@ -862,8 +862,9 @@ class Balancer:
             exchange.end(outcome_of(status), problem)
             return
         if status >= 500 or not verdict.whole:
-            if lease is not None and status != 501:  # that is the caller's mistake
-                self.registry.failed(lease, problem)
+            # Of a 500 that comes here the caller is to blame: the others never get as far.
+            if lease is not None and status < 400:
+                self.router.heard_error(exchange, problem)
             exchange.end(Outcome.FAILED, problem)
             return
         if speed := _speed(exchange, watcher, verdict):

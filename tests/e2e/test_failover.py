@@ -49,7 +49,7 @@ def test_a_killed_host_is_survived_and_comes_back(tmp_path: Path, hosts: Hosts) 
 @pytest.mark.parametrize("fault", ["reset_before_head", "close_before_head", "status"])
 def test_an_agent_that_fails_before_its_first_byte_is_replaced(tmp_path: Path, hosts: Hosts, fault: str) -> None:
     with two_agents(tmp_path, hosts) as (proxy, bad, good):
-        setattr(bad.faults, fault, 503 if fault == "status" else True)
+        setattr(bad.faults, fault, 502 if fault == "status" else True)
         with httpx.Client(base_url=proxy.url, trust_env=False, verify=False, timeout=30) as fresh:
             for client in (proxy.http, fresh):
                 response = client.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})

@@ -4,10 +4,12 @@ import pytest
 
 from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.errors import Blame
+from ollama_balancer.ollama.management import Reply
 from ollama_balancer.ollama.routes import Dialect, find_route
 from ollama_balancer.ollama.watching import AnswerWatcher
-from ollama_balancer.proxying.counting import ended, kind_of
-from ollama_balancer.proxying.exchange import Exchange
+from ollama_balancer.proxying.counting import ended
+from ollama_balancer.proxying.exchange import Exchange, FailureKind, kind_of
 from tests.fleet.fakes import Clock, fleet
 
 FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'
@@ -19,28 +21,34 @@ def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange
     return registry, Exchange("client", Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
 
 
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("cannot connect: [Errno 111] Connect call failed", "connect"),
-        ("Connection refused", "connect"),
-        ("not reached within 5 s", "timeout"),
-        ("no first byte within 600 s", "timeout"),
-        ("status 503", "status"),
-        ("does not have the model", "lacks_model"),
-        ("peer closed\u202e", "broken"),
-        ("", "broken"),
-    ],
-)
-def test_reasons_are_of_few_kinds(reason: str, kind: str) -> None:
-    assert kind_of(reason) == kind
+@pytest.mark.parametrize("kind", [*FailureKind, *Blame])
+def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(kind: FailureKind | Blame) -> None:
+    registry, exchange = make(Clock())
+    exchange.take(registry.take(next(iter(registry))))
+    exchange.fail_attempt("connection refused, status 503, timed out", kind)
+    exchange.end(Outcome.FAILED, "nobody is left")
+    assert ended(exchange, registry).failures == (("a", str(kind)),)
+
+
+def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
+    kinds = [
+        (Reply("a", None, problem="no route to host", failure="connect"), "connect"),
+        (Reply("a", None, problem="cancelled"), "broken"),
+        (Reply("a", 404, body=b'{"error":"model not found"}'), "lacks_model"),
+        (Reply("a", 503, body=b'{"error":"server busy, please try again."}'), "busy"),
+        (Reply("a", 502, body=b"<html>"), "status"),
+        (Reply("a", 400, body=b'{"error":"invalid model name"}'), "caller"),
+        (Reply("a", 200, problem="pull model manifest: file does not exist"), "caller"),
+    ]
+    for reply, kind in kinds:
+        assert kind_of(reply) == kind
 
 
 def test_a_success_is_counted_with_its_times_and_tokens() -> None:
     clock = Clock()
     registry, exchange = make(clock)
     exchange.take(registry.take(next(iter(registry))))
-    exchange.fail_attempt("status 503")
+    exchange.fail_attempt("status 502", Blame.HOST_CANNOT)
     exchange.take(registry.take(list(registry)[1]))
     clock.now += 0.5
     exchange.first_byte = clock.now

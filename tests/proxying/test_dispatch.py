@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.agent import Agent, Outcome, Statistics
 from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
 from ollama_balancer.proxying.dispatch import (
     MAX_CORRECTIONS,
@@ -417,13 +418,13 @@ def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: Agent
     seen = []
     while isinstance(asked.decision, Forward):
         seen.append(asked.agent)
-        agent = asked.exchange.correct()
+        agent = asked.exchange.fail_attempt("does not have the model", Blame.LACKS_MODEL)
         assert agent is asked.agent
         registry.forget_model(agent, "m:latest")
         asked.decision = asked.dispatcher.again(asked.exchange)
     assert set(seen) == set(agents)
     assert not registry.has_model("m:latest")
-    assert all(agent.stats.failed == 0 and agent.in_flight == 0 for agent in agents)
+    assert all(agent.stats == Statistics() and agent.in_flight == 0 for agent in agents)
     assert "does not have the model" in asked.json["error"]
 
 
@@ -431,7 +432,7 @@ def test_so_many_wrong_inventories_in_a_row_are_given_up(registry: AgentRegistry
     fleet(registry, *(f"a{n}" for n in range(MAX_CORRECTIONS * 2)))
     asked = Asked(registry, "/api/chat")
     while isinstance(asked.decision, Forward):
-        asked.exchange.correct()
+        asked.exchange.fail_attempt("does not have the model", Blame.LACKS_MODEL)
         asked.decision = asked.dispatcher.again(asked.exchange)
     assert asked.exchange.attempts == MAX_CORRECTIONS + 1
 

@@ -52,6 +52,8 @@ class Source(StrEnum):
 class Status(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
+    UNAUTHORIZED = "unauthorized"
+    """It, or a proxy in front of it, does not let the balancer in."""
     EJECTED = "ejected"
     DRAINING = "draining"
 
@@ -216,6 +218,7 @@ class Agent:
         "pools",
         "probed",
         "rates",
+        "refusal",
         "removed",
         "reported_active",
         "reported_alive",
@@ -280,6 +283,8 @@ class Agent:
         """Whether its health forbids new requests at this moment."""
         self.decision: Decision | None = None
         """Why the last request that was weighed went there."""
+        self.refusal: str | None = None
+        """Why it is not used for a while: it does not let the balancer in."""
         self.was_online = False
         self.draining = False
         self.draining_until_registration = False
@@ -309,20 +314,24 @@ class Agent:
     @property
     def status(self) -> Status:
         if not self.online:
-            return Status.OFFLINE
+            return Status.OFFLINE if self.refusal is None else Status.UNAUTHORIZED
         if self.draining:
             return Status.DRAINING
+        if self.refusal is not None:
+            return Status.UNAUTHORIZED
         return Status.EJECTED if self.health.phase is Phase.EJECTED else Status.ONLINE
 
     @property
     def available(self) -> bool:
         """Online and to be used, though perhaps not at this moment: it may be ejected, or have all its slots taken."""
-        return (self.reported_alive or self.probed) and not self.draining and not self.removed
+        return (self.reported_alive or self.probed) and not (self.draining or self.removed or self.refusal)
 
     @property
     def eligible(self) -> bool:
         """May get new requests now, of a model it has a slot for."""
-        return (self.reported_alive or self.probed) and not (self.draining or self.removed or self.closed)
+        return (self.reported_alive or self.probed) and not (
+            self.draining or self.removed or self.closed or self.refusal
+        )
 
     @property
     def reason(self) -> str | None:
@@ -330,6 +339,8 @@ class Agent:
         match self.status:
             case Status.OFFLINE:
                 return self.offline_reason
+            case Status.UNAUTHORIZED:
+                return self.refusal
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.RETURNING:

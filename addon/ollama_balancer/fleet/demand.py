@@ -21,3 +21,5 @@ class Demand(NamedTuple):
     """Those by which a prompt that goes on from this one is known."""
     output_limit: int | None = None
     """Tokens that the answer has at most; 0 for an embedding."""
+    route: str = ""
+    """On which it comes, as `Route.path`."""

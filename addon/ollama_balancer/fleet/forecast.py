@@ -143,7 +143,7 @@ class Forecast:
         ours = running.get(model, 0)
         slots = agent.fixed_slots or agent.slots_for(model, at.now)
         busy = len(running) if ours else len(running) + 1
-        full = self.full = ours >= slots
+        full = self.full = ours >= slots or self.model in agent.full
         slow = (1 + SLOWDOWN * (slots - 1 if full else ours)) * busy
         rates = agent.rates.get(model) or estimates.rates(agent.id, model)
         self.observations = rates.observations

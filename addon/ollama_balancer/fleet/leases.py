@@ -35,10 +35,11 @@ class Lease:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.agent.name}, {'released' if self.released else 'held'})"
 
-    def release(self, outcome: Outcome = SUCCEEDED, seconds: float = 0.0) -> bool:
+    def release(self, outcome: Outcome | None = SUCCEEDED, seconds: float = 0.0) -> bool:
         """End the request; False (and no effect) if it has ended before.
 
-        `seconds` is how long it took, for the statistics of the succeeded.
+        `seconds` is how long it took, for the statistics of the succeeded. Without an outcome it is not counted: the
+        agent was not the right one to ask.
         """
         if self.released:
             return False
@@ -55,7 +56,7 @@ class Lease:
             stats.failed += 1
         elif outcome is REJECTED:
             stats.rejected += 1
-        else:
+        elif outcome is not None:
             stats.cancelled += 1
         return True
 
@@ -103,7 +104,7 @@ class SlotLease(Lease):
         self.began_at: float | None = None
         """When its answer began."""
 
-    def release(self, outcome: Outcome = SUCCEEDED, seconds: float = 0.0) -> bool:
+    def release(self, outcome: Outcome | None = SUCCEEDED, seconds: float = 0.0) -> bool:
         if not super().release(outcome, seconds):
             return False
         self.registry._give_back(self, outcome)

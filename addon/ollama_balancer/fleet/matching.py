@@ -46,6 +46,9 @@ class Matcher:
         if only is not None:
             return Choice(only if only not in tried and registry.has_room(only, model) else None)
         exclude = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
+        avoided = registry.avoidance.for_demand(demand)
+        if avoided and registry.could_serve(model, others := (*exclude, *avoided)):
+            exclude = others
         if ahead is None:
             ahead = self.line.count(model)
         choice = registry.choose(demand, exclude, ahead=ahead, waited=waited)
@@ -110,9 +113,9 @@ class Matcher:
         if place.agent is None and self.registry.all_busy(place.model):
             return False
         ahead = self.line.count(place.model) - 1
-        asked: set[tuple[str, Agent | None]] = set()
+        asked: set[tuple[str, str, Agent | None]] = set()
         for waiter in self._heads(place):
-            wish = waiter.demand.runner, waiter.home
+            wish = waiter.demand.runner, waiter.demand.route, waiter.home
             if wish in asked:
                 continue  # who has waited longer did not want what there is
             asked.add(wish)

@@ -26,6 +26,7 @@ from agent_reporter.limits import NAME_PATTERN
 from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
 from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
+from .avoidance import Avoidance
 from .demand import Demand
 from .forecast import Option, Situation
 from .health import RETURNING, Phase
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 PROBE_GRACE = 13.0
 """Seconds for which a probe's answer holds: two missed probes, and a silent agent is offline within 15 s."""
+
+REFUSED_SECONDS = 30.0
+"""For which an agent that does not let the balancer in is not used."""
 
 MAX_POOLS = 256
 """Pools (one a model) kept at once for each policy; the one not asked for longest makes room."""
@@ -106,6 +110,11 @@ class AgentRegistry:
         self._shared = SharedParts()
         self._unknown: dict[Agent, None] = {}
         """Those whose models are not known yet."""
+        self.avoidance = Avoidance(clock)
+        self._busy: dict[tuple[Agent, str], float] = {}
+        """Until when an agent does not want requests of a model."""
+        self._refused: dict[Agent, float] = {}
+        """Until when agents are not used that do not let the balancer in."""
         self._unwell: dict[Agent, None] = {}
         """The ejected and the returning."""
         self.revision = 0
@@ -215,6 +224,8 @@ class AgentRegistry:
         self._probes.pop(agent, None)
         self._unknown.pop(agent, None)
         self._unwell.pop(agent, None)
+        self._refused.pop(agent, None)
+        self.avoidance.forget(agent)
         self._came_or_went(agent)
         self.learner.forget(agent)
         for model in agent.models or ():
@@ -412,6 +423,29 @@ class AgentRegistry:
         """A request or a probe was refused or found nobody: offline until a probe or a report says otherwise."""
         self._lose(agent, reason)
 
+    def refuses(self, agent: Agent, reason: str) -> None:
+        """The agent, or a proxy in front of it, does not let the balancer in: it is not used for `REFUSED_SECONDS`."""
+        if agent.removed:
+            return
+        if agent.refusal is None:
+            logger.warning(
+                "Agent %s (%s) is not used for %g s: %s.", agent.name, agent.address, REFUSED_SECONDS, reason
+            )
+        agent.refusal = reason
+        until = self._refused[agent] = self.clock() + REFUSED_SECONDS
+        self._next_expiry = min(self._next_expiry, until)
+        self._place(agent)
+
+    def busy(self, agent: Agent, model: str, seconds: float) -> None:
+        """The agent wants no more requests of the model (a canonical name) for so long: they wait, or go elsewhere."""
+        if agent.removed:
+            return
+        until = self.clock() + seconds
+        self._busy[agent, model] = max(until, self._busy.get((agent, model), until))
+        self._next_expiry = min(self._next_expiry, until)
+        agent.epoch += 1
+        self._refit(agent, model)
+
     def failed(self, lease: Lease, reason: str) -> None:
         """The agent failed at the request, which still holds its lease: a strike. See `health`."""
         agent = lease.agent
@@ -445,6 +479,8 @@ class AgentRegistry:
         agent = lease.agent
         if lease.model is None:
             return
+        if isinstance(lease, SlotLease):
+            self.avoidance.served(agent, lease.model, lease.demand.runner)
         if agent.health.succeeded(self.clock(), trial=agent.trial is lease) and not agent.removed:
             logger.info(
                 "Agent %s returns: it served again; for %g s it gets no more than it runs at once.",
@@ -720,7 +756,7 @@ class AgentRegistry:
         if agent.health.phase is not Phase.HEALTHY:
             self._gate(agent)
 
-    def _give_back(self, lease: SlotLease, outcome: Outcome) -> None:
+    def _give_back(self, lease: SlotLease, outcome: Outcome | None) -> None:
         agent, model = lease.agent, lease.model
         given_up = False
         left = agent.running[model] - 1
@@ -764,7 +800,7 @@ class AgentRegistry:
     def _refit(self, agent: Agent, model: str) -> None:
         """Have the pools know whether the agent has a slot of the model free."""
         slots = agent.slots_for(model, self.clock())
-        full = agent.running.get(model, 0) >= slots
+        full = agent.running.get(model, 0) >= slots or (bool(self._busy) and (agent, model) in self._busy)
         changed = full is not (model in agent.full)
         if changed:
             (agent.full.add if full else agent.full.discard)(model)
@@ -840,6 +876,9 @@ class AgentRegistry:
     def _lose(self, agent: Agent, reason: str) -> None:
         was_online = agent.online
         agent.reported_alive = agent.probed = False
+        agent.refusal = None
+        self._refused.pop(agent, None)
+        self.avoidance.forget(agent)
         self._probes.pop(agent, None)
         if was_online:
             agent.offline_reason = reason
@@ -869,6 +908,7 @@ class AgentRegistry:
         try:
             self._expire_reports(now)
             self._expire_probes(now)
+            self._expire_refusals(now)
             for agent in list(self._unwell):
                 if agent.health.passed(now):
                     logger.info("Agent %s is healthy again.", agent.name)
@@ -877,7 +917,8 @@ class AgentRegistry:
             next_report = next(iter(self._reports.values()), math.inf) + self._stale_after
             next_probe = next(iter(self._probes.values()), math.inf) + PROBE_GRACE
             next_turn = min((a.health.until for a in self._unwell if a.health.until > now), default=math.inf)
-            self._next_expiry = min(next_report, next_probe, next_turn)
+            next_refusal = min((*self._refused.values(), *self._busy.values()), default=math.inf)
+            self._next_expiry = min(next_report, next_probe, next_turn, next_refusal)
 
     def _expire_reports(self, now: float) -> None:
         while self._reports:
@@ -893,6 +934,18 @@ class AgentRegistry:
                     self._lose(agent, f"no report for {self._stale_after:g} s")
             for pool in agent.pools:
                 pool.changed(agent)
+
+    def _expire_refusals(self, now: float) -> None:
+        for agent in [agent for agent, until in self._refused.items() if until <= now]:
+            del self._refused[agent]
+            agent.refusal = None
+            self._place(agent)
+        for agent, model in [key for key, until in self._busy.items() if until <= now]:
+            del self._busy[agent, model]
+            agent.epoch += 1
+            self._refit(agent, model)
+            if not agent.removed:
+                self.on_room(agent, model)
 
     def _expire_probes(self, now: float) -> None:
         while self._probes:

@@ -1,25 +1,28 @@
-"""Errors in the words and the protocol that a client of Ollama expects."""
+"""Errors: in the words and the protocol that a client of Ollama expects, and whom those of a host blame."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
+from enum import StrEnum
 from typing import Any
 
-from .routes import Dialect
+from pydantic_core import from_json
+
+from .routes import Dialect, Kind, Route
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
+    529: "overloaded_error",
 }
-
-_CRASHED = re.compile(rb"process has terminated|process no longer running|encountered while running the model")
-"""How the server words that the runner of a model has died, where it answers with 500."""
 
 _EMBEDDING_PATHS = ("/api/embed", "/api/embeddings", "/v1/embeddings")
 _TAGGING_PATHS = ("/api/show", "/v1/models/{}")
@@ -55,11 +58,6 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
     return (b"event: error\n" if named else b"") + b"data: " + _compact(event) + b"\n\n"
 
 
-def tells_of_crash(body: bytes) -> bool:
-    """Whether a 500 with that body says that the host's runner has died: not the caller's fault."""
-    return _CRASHED.search(body) is not None
-
-
 def model_not_found(model: str, path: str) -> str:
     """What the server says on that route of a model that it does not have."""
     if path in _EMBEDDING_PATHS:
@@ -71,3 +69,191 @@ def model_not_found(model: str, path: str) -> str:
 
 def _compact(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+class Blame(StrEnum):
+    """Whose fault an error of a host is, and with that what to do next. The values are labels of metrics."""
+
+    HOST_CANNOT = "status"
+    """The host is in trouble: the next one gets the request, and this one a strike."""
+    HOST_BUSY = "busy"
+    """It has too much to do: the next one; nothing is wrong with it."""
+    HOST_REFUSES = "unauthorized"
+    """It, or a proxy in front of it, does not let the balancer in: the next one, and it is avoided for a while."""
+    LACKS_MODEL = "lacks_model"
+    """The next one; it is not asked for the model again until it lists it."""
+    LACKS_ROUTE = "lacks_route"
+    """An older version, or another server: the next one; it is avoided for that route."""
+    CANNOT_LOAD = "cannot_load"
+    """This host cannot run this model with these options: one other, and it is avoided for them."""
+    CALLER = "caller"
+    """The caller gets it as it is: another host would say the same."""
+
+
+MAX_WORDS = 4_096
+"""Characters of an error's message that are looked at."""
+
+MAX_NESTED = 3
+"""How often the server puts an error's JSON into the text of another: it passes on what its runner said."""
+
+_LACKS_MODEL = re.compile(r"model (?:'[^']+'|\"[^\"]+\") not found(?:, try pulling it first)?")
+_FROM_CLOUD = re.compile(r"ollama cloud is disabled|this server cannot run this remote model|unauthorized$")
+_WRONG_SCHEME = re.compile(r"sent an HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS port")
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of (?:device )?memory|(?:cuda|hip)malloc failed|failed to allocate|allocation failed|not enough memory"
+    r"|insufficient memory|erroroutofmemory|vk_error_out_of_device_memory|signal: killed",
+    re.IGNORECASE,
+)
+_BROKEN_HOST = re.compile(
+    r"(?:CUDA|ROCm|HIP|Vulkan) error|no (?:CUDA|ROCm)-capable device|ggml_cuda_init|driver|illegal memory access"
+    r"|input/output error|no space left on device|read-only file system|too many open files|permission denied"
+    r"|cannot open shared object file|exec format error|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+_Row = tuple[re.Pattern[str], Blame]
+
+
+def _rows(blame: Blame, *beginnings: str) -> list[_Row]:
+    return [(re.compile(beginning), blame) for beginning in beginnings]
+
+
+# What a 500, or an error in the middle of a 200, says: the first row whose pattern the message *begins* with counts, so
+# that what a caller has written and the server quotes accuses nobody. Without a row, it is the caller's.
+_MESSAGES: tuple[_Row, ...] = (
+    # A load, from WaitUntilRunning. llm/llama.go 0.1.11 to 0.1.17, llm/server.go 0.1.33 to 0.24 ("llama runner"),
+    # llm/llama_server.go since 0.30 ("llama-server"). No version words the death of a runner that had loaded so.
+    *_rows(
+        Blame.CANNOT_LOAD,
+        r"(?:llama-server|llama runner) process has terminated",
+        # llm/llama_server.go since 0.30
+        r"llama-server (?:reported out-of-memory during startup|startup failed)",
+        # llm/server.go: 0.1.44 to 0.24
+        r"model requires more system memory",
+        # x/mlxrunner/client.go since 0.15
+        r"model requires \S+ \S+ but only",
+        r"mlx runner (?:failed: .* \(exit: |exited unexpectedly)",
+        r"MLX (?:on macOS requires|is not supported on)|this model requires MLX",
+        # llm/server.go 0.11 to 0.24
+        r"memory layout cannot be allocated|failed to (?:allocate|commit) memory for model",
+        r"unable to load full model on GPU|split vision models aren't supported",
+        r"model failed to load|llama runner: |failed to start a llama runner",
+        r"do load request: .*(?:EOF|reset)|failed to initialize (?:model|baa?ckend)|loras are not yet implemented",
+        # llm and ggml, put before "this model may be incompatible with your version of Ollama" by server/sched.go
+        r"(?:unable|failed) to load model|error loading model|unknown model architecture|unsupported (?:GGUF|model)",
+        r"invalid file magic|.*this model may be incompatible with your version of Ollama",
+        r"ollama supports only one lora adapter",
+    ),
+    *_rows(
+        Blame.HOST_CANNOT,
+        # A runner that had loaded the model: llm/server.go since 0.1.33 ("unknown" until 0.3), llm/llama_server.go
+        r"an (?:unknown )?error was encountered while running the model",
+        r"(?:llama-server|llama runner) process no longer running",
+        # since 0.7
+        r"model runner has unexpectedly stopped",
+        # llm/llama.go 0.1.11 to 0.1.17, llm/server.go until 0.6
+        r"llama runner exited|POST (?:predict|embedding): ",
+        r"mlx runner failed",
+        # the balancer's own words, ollama/watching.py
+        r"the stream ended without its terminal event",
+        r"do (?:embedding|encode|decode|load) request: |read (?:encode|decode|load) request: ",
+        r"error (?:reading|closing) (?:llm|llama-server|embed|lm)",
+        r"failed reading (?:llm|llama-server)",
+        # it does not start, or does not answer
+        r"timed out waiting for (?:llama runner|llama-server)|timeout waiting for mlx runner",
+        r"unexpected (?:server|ping) status|server (?:not responding|error: )|llama-server error: ",
+        r"(?:health|ping) resp|health unmarshal|no slots available after|connection refused",
+        r"error starting (?:runner|llama-server|the external llama server)|unable to start server|failed to start mlx",
+        r"no (?:suitable llama )?servers found|llama-server binary not found|unable to lookup executable path",
+        r"fork/exec |failed to spawn ",
+        r'(?:Post|Get) "http://127\.0\.0\.1:\d+/',
+        # what the runner itself has said: llm/status.go
+        r"(?:CUDA|ROCm|cudaMalloc|hipMalloc|GGML_ASSERT|ggml_|panic: |fatal error: )",
+        r"failed to (?:decode|build graph|compute)|Compute error|could not find an available sequence",
+        r"open \S+: (?:input/output error|permission denied|too many open files)|read \S+: input/output error",
+        r"dial tcp \S+: |read tcp \S+: |write tcp \S+: ",
+    ),
+)
+
+
+def message_of(body: bytes) -> str | None:
+    """The message of an error's body, in whichever protocol; None: it is no error as those servers write it.
+
+    The server passes on its runner's errors as the text of its own: then what the runner said. `body` may be cut.
+    """
+    message: str | None = None
+    for _ in range(MAX_NESTED):
+        try:
+            value = from_json(body, allow_partial="trailing-strings")
+        except ValueError:
+            return message
+        error = value.get("error") if isinstance(value, dict) else None
+        if isinstance(error, dict):
+            error = error.get("message")
+        if not isinstance(error, str):
+            return message
+        message = error
+        if not error.startswith("{"):
+            return message
+        body = error.encode("utf-8", "replace")
+    return message
+
+
+def classify(status: int, body: bytes, route: Route | None = None, *, asks_to_retry: bool = False) -> Blame:
+    """Whom an answer that is no success blames.
+
+    `body` is its body or the beginning of it, unpacked; `asks_to_retry`: it has a Retry-After. The wordings are
+    those of recordings and of the server's source from 0.1.11 to 0.33 (server/routes.go, server/sched.go, llm, runner);
+    an answer that is not worded as an Ollama's is one of a proxy in front of it, or of another server.
+    """
+    message = message_of(body)
+    if status in (401, 403, 407):
+        return _refusal(message, body, route)
+    if status in (409, 429, 499, 529):  # 499: it has cancelled what it ran, server/routes.go
+        return Blame.HOST_BUSY
+    if status == 503:
+        # server/sched.go: ErrMaxQueue; llama.cpp: "Loading model". A proxy's says that nobody is behind it.
+        return Blame.HOST_BUSY if message is not None or asks_to_retry else Blame.HOST_CANNOT
+    if status in (404, 405):
+        return _not_found(status, message, body)
+    if status == 501:
+        return Blame.CALLER if message is not None else Blame.LACKS_ROUTE
+    if status == 500:
+        # An empty one is a handler that panicked, HTML a proxy's.
+        return Blame.HOST_CANNOT if message is None else classify_message(message)
+    if status > 500 or 300 <= status < 400:
+        return Blame.HOST_CANNOT
+    if message is None and _WRONG_SCHEME.search(body.decode("utf-8", "replace")):
+        return Blame.HOST_CANNOT
+    return Blame.CANNOT_LOAD if message is not None and _FROM_CLOUD.match(message) else Blame.CALLER
+
+
+def classify_message(message: str) -> Blame:
+    """Whom an error blames that came with a 500, or in the middle of an answer that had begun with a 200."""
+    if _LACKS_MODEL.fullmatch(message):
+        return Blame.LACKS_MODEL
+    if message.startswith("server busy, please try again"):
+        return Blame.HOST_BUSY
+    message = message[:MAX_WORDS]
+    for pattern, blame in _MESSAGES:
+        if pattern.match(message):
+            if blame is Blame.CANNOT_LOAD and not _OUT_OF_MEMORY.search(message) and _BROKEN_HOST.search(message):
+                return Blame.HOST_CANNOT
+            return blame
+    return Blame.CALLER
+
+
+def _refusal(message: str | None, body: bytes, route: Route | None) -> Blame:
+    if route is not None and route.kind is Kind.NAMED:
+        return Blame.CALLER  # of the account at ollama.com: server/routes.go, WhoamiHandler and others
+    if message is not None and (_FROM_CLOUD.match(message) or b'"signin_url"' in body):
+        return Blame.CANNOT_LOAD  # not signed in there, or not to use it: another host may be
+    return Blame.HOST_REFUSES
+
+
+def _not_found(status: int, message: str | None, body: bytes) -> Blame:
+    if message is None or message == "File Not Found" or status == 405:
+        # gin: "404 page not found", text/plain; llama.cpp: "File Not Found"
+        return Blame.LACKS_ROUTE
+    return Blame.LACKS_MODEL if _LACKS_MODEL.fullmatch(message) else Blame.CALLER

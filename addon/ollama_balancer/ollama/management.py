@@ -24,6 +24,8 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     problem: str | None = None
+    failure: str = ""
+    """Without an answer, what kind of failure it was: `connect`, `timeout` or else."""
 
     @property
     def done(self) -> bool:

@@ -86,7 +86,7 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
     """What the request demands. `model` is a canonical name, `members` are the body's. Nothing is raised."""
     shape = _SHAPES.get(route.path)
     if shape is None:
-        return Demand(model, tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS))
+        return Demand(model, tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS), route=route.path)
     options = _options(body, members) if shape.ollama else {}
     runner = _runner(options, shifts=not shape.ollama or written(body, members.get("shift"), 5) != b"false")
     limit = 0 if shape.embeds else _limit(shape, body, members, options)
@@ -112,7 +112,7 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
             remember = tuple({step: None for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS})
     most = _positive(options.get("num_ctx")) if options else None
     tokens = min(tokens, most or MAX_TOKENS, MAX_TOKENS)
-    return Demand(model, runner, tokens, tuple(steps), remember, limit)
+    return Demand(model, runner, tokens, tuple(steps), remember, limit, route.path)
 
 
 def context_step(model: str, runner: str, context: Context) -> Step:

@@ -1,8 +1,7 @@
-"""An exchange that is over, as monitoring counts it. Reasons are put into a few kinds: labels must not be endless."""
+"""An exchange that is over, as monitoring counts it."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..fleet.agent import Outcome
@@ -18,18 +17,6 @@ KILLED = "killed"
 
 CUT_OFF = "cancelled"
 """The reason of an agent's part of a request to several when the client has left."""
-
-_KINDS = (
-    ("lacks_model", re.compile(r"does not have the model|not found")),
-    ("status", re.compile(r"status \d")),
-    ("timeout", re.compile(r"no first byte|not reached within|timeout|timed out")),
-    ("connect", re.compile(r"connect|refused|unreachable|no route", re.IGNORECASE)),
-)
-
-
-def kind_of(reason: str) -> str:
-    """What kind of failure that reason of an attempt is."""
-    return next((kind for kind, pattern in _KINDS if pattern.search(reason)), "broken")
 
 
 def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
@@ -58,7 +45,7 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         prompt_tokens=(timings.prompt_eval_count or 0) if timings is not None else 0,
         output_tokens=(timings.eval_count or 0) if timings is not None else 0,
         cancelled_by=cancelled_by,
-        failures=tuple([(each.agent, kind_of(each.reason)) for each in exchange.failures if each.reason != CUT_OFF]),
+        failures=tuple([(each.agent, str(each.kind)) for each in exchange.failures if each.reason != CUT_OFF]),
         status=exchange.status,
     )
 

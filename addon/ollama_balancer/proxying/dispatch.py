@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..fleet.agent import Agent, Status
@@ -12,8 +12,9 @@ from ..fleet.leases import Lease
 from ..fleet.matching import Matcher
 from ..fleet.policies.adaptive import in_words
 from ..fleet.registry import AgentRegistry
+from ..fleet.retry_budget import RetryBudget
 from ..fleet.waiting import LineFullError, Place, WaitingLine
-from ..ollama.errors import error_body, model_not_found
+from ..ollama.errors import Blame, error_body, model_not_found
 from ..ollama.excerpts import last_turn
 from ..ollama.json_scanning import is_json
 from ..ollama.merging import ROOT, MergedFleet
@@ -22,13 +23,19 @@ from ..ollama.prompts import read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from ..ollama.suggestions import did_you_mean
-from .exchange import Candidate, Exchange
+from .exchange import CORRECTIONS, Candidate, Exchange, FailureKind
 
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
 
 MAX_CORRECTIONS = 16
-"""How many agents that turn out not to have a model are passed over for one request."""
+"""How many agents that turn out not to have a model, or a route, are passed over for one request."""
+
+MAX_LOADS = 2
+"""How many agents try to load a model for one request: each pushes out what it has loaded."""
+
+UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, FailureKind.CONNECT})
+"""Failures after which another agent is no retry: the first has done no work."""
 
 JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -92,6 +99,7 @@ class Dispatcher:
         self.line = WaitingLine(registry.clock)
         self.matcher = Matcher(registry, self.line)
         self.merged = MergedFleet(registry)
+        self.retry_budget = RetryBudget(registry.clock)
         self.explains: Callable[[], bool] = lambda: True
         """Whether somebody may want to see what else could have been chosen."""
 
@@ -149,12 +157,34 @@ class Dispatcher:
 
     def again(self, exchange: Exchange) -> Forward | Wait | Answer:
         """The decision after the last agent failed before its first byte; its failure is in the exchange."""
-        failed = exchange.attempts - exchange.corrections
-        if exchange.pin is None and failed <= self.retries and exchange.corrections <= MAX_CORRECTIONS:
+        if exchange.pin is None and self._may_go_elsewhere(exchange):
             decision = self._choose(exchange)
             if decision is not None:
                 return decision
         return self.gave_up(exchange)
+
+    def _may_go_elsewhere(self, exchange: Exchange) -> bool:
+        """Whether the request may be sent to one more agent, and there is one."""
+        corrections = exchange.count(*CORRECTIONS)
+        if exchange.attempts - corrections > self.retries or corrections > MAX_CORRECTIONS:
+            return False
+        tried = exchange.tried
+        if exchange.count(Blame.CANNOT_LOAD):
+            avoided = self.registry.avoidance.for_demand(exchange.demand) if exchange.demand is not None else ()
+            if exchange.count(Blame.CANNOT_LOAD) >= MAX_LOADS or not self._is_left(exchange, (*tried, *avoided)):
+                return False
+        if not self._is_left(exchange, tried):
+            return False
+        if exchange.failures and exchange.failures[-1].kind in UNSENT:
+            return True
+        exchange.retries_spent = not self.retry_budget.spend()
+        return not exchange.retries_spent
+
+    def _is_left(self, exchange: Exchange, tried: Collection[Agent]) -> bool:
+        registry = self.registry
+        if exchange.model:
+            return registry.could_serve(canonical_name(exchange.model), tried)
+        return any(agent.available and agent not in tried for agent in registry)
 
     def join(self, exchange: Exchange, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
@@ -175,7 +205,7 @@ class Dispatcher:
         exchange.leave()
         exchange.options = lease.options
         exchange.why = f"{self._why(exchange, lease.agent)}, after {exchange.waited:.1f} s in line"
-        exchange.take(lease)
+        self._take(exchange, lease)
         return Forward(lease.agent)
 
     def deserted(self, exchange: Exchange) -> Forward | Everywhere | Wait | Answer:
@@ -201,6 +231,8 @@ class Dispatcher:
     def gave_up(self, exchange: Exchange) -> Answer:
         """The answer when nobody is left to try."""
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
+        if exchange.retries_spent:
+            tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
         return self.error(exchange.dialect, 502, f"no agent could answer ({tried})")
 
     def error(self, dialect: Dialect, status: int, message: str) -> Answer:
@@ -220,8 +252,13 @@ class Dispatcher:
         exchange.why = self._why(exchange, choice.agent)
         if not choice.options and self.explains():
             exchange.candidates = self._candidates(choice.agent, demand.model)
-        exchange.take(registry.take(choice.agent, demand.model, demand, choice.options))
+        self._take(exchange, registry.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
+
+    def _take(self, exchange: Exchange, lease: Lease) -> None:
+        if not exchange.tried:
+            self.retry_budget.count()
+        exchange.take(lease)
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
         """What the mode saw, for people; of a large fleet only the agent that it chose."""
@@ -237,16 +274,20 @@ class Dispatcher:
         """For a request that no model is run for: an agent that is busy with others will do as well."""
         registry = self.registry
         model = canonical_name(exchange.model) if exchange.model else None
-        agent = registry.select(model, exchange.tried)
+        tried: Collection[Agent] = exchange.tried
+        avoided = registry.avoidance.for_route(exchange.route.path) if exchange.route is not None else ()
+        if avoided and self._is_left(exchange, others := (*tried, *avoided)):
+            tried = others
+        agent = registry.select(model, tried)
         if agent is not None:
             exchange.why = registry.policy.why(agent)
         else:
-            able = [a for a in registry if a.available and a.may_have(model) and a not in exchange.tried]
+            able = [a for a in registry if a.available and a.may_have(model) and a not in tried]
             if not able:
                 return None
             agent = min(able, key=lambda agent: agent.in_flight)
             exchange.why = "needs no slot"
-        exchange.take(registry.take(agent))
+        self._take(exchange, registry.take(agent))
         return Forward(agent)
 
     def _why(self, exchange: Exchange, agent: Agent) -> str:
@@ -309,7 +350,7 @@ class Dispatcher:
             if agent.status is Status.EJECTED:
                 return self.error(exchange.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
             return Wait(Place(model, agent))
-        exchange.take(registry.take(agent, model, exchange.demand))
+        self._take(exchange, registry.take(agent, model, exchange.demand))
         return Forward(agent)
 
     def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..fleet.agent import Agent, Outcome
 from ..fleet.demand import Demand
 from ..fleet.forecast import Option
 from ..fleet.leases import Lease
+from ..ollama.errors import Blame, classify, classify_message
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
 
@@ -18,10 +20,23 @@ if TYPE_CHECKING:
     from mitmproxy import http
 
     from ..fleet.waiting import Share, Waiter
+    from ..ollama.management import Reply
     from ..ollama.watching import AnswerWatcher
     from .deadlines import Deadlines
     from .fanout import FanOut
     from .layer import Routing
+
+
+class FailureKind(StrEnum):
+    """How an attempt without an answer failed. The values are labels of metrics, beside those of `Blame`."""
+
+    CONNECT = "connect"
+    TIMEOUT = "timeout"
+    BROKEN = "broken"
+
+
+CORRECTIONS = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE})
+"""Attempts that only showed that the agent was the wrong one to ask."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,9 @@ class Attempt:
 
     agent: str
     reason: str
+    kind: Blame | FailureKind = FailureKind.BROKEN
+    refusal: http.Response | None = None
+    """What it answered."""
 
 
 class Candidate(NamedTuple):
@@ -75,10 +93,8 @@ class Exchange:
     fan_out: FanOut | None = None
     """Of a request that goes to several agents."""
     flow: http.HTTPFlow | None = None
-    refusals: list[http.Response] = field(default_factory=list)
-    """Answers of agents that were tried in vain."""
-    corrections: int = 0
-    """Of the attempts, those that found an agent without the model that it was thought to have."""
+    retries_spent: bool = False
+    """Whether it was not sent elsewhere because the fleet's retries were spent."""
     client: str = ""
     """Whose request it is, as it is shown: by the API key, else by the address."""
     share: Share | None = None
@@ -145,31 +161,25 @@ class Exchange:
         self.seen_loading = lease.loading
         self.tried.append(lease.agent)
 
-    def fail_attempt(self, reason: str) -> Agent | None:
-        """The agent failed before the client saw anything. Returns it."""
-        agent = self.agent
-        if self.lease is not None and self.lease.release(Outcome.FAILED):
-            self.failures.append(Attempt(self.lease.agent.name, one_line(reason)))
-        self.lease = None
-        return agent
+    def count(self, *kinds: Blame | FailureKind) -> int:
+        """How many attempts have failed so."""
+        return sum([failure.kind in kinds for failure in self.failures])
 
-    def correct(self) -> Agent | None:
-        """The agent does not have the model after all, which is no failure of its. Returns it."""
-        agent = self.agent
-        if self.lease is not None and self.lease.release(Outcome.SUCCEEDED, self.clock() - self.taken):
-            self.corrections += 1
-            self.failures.append(Attempt(self.lease.agent.name, "does not have the model"))
-        self.lease = None
-        return agent
+    def fail_attempt(
+        self,
+        reason: str,
+        kind: Blame | FailureKind = FailureKind.BROKEN,
+        refusal: http.Response | None = None,
+    ) -> Agent | None:
+        """The agent failed before the client saw anything. Returns it.
 
-    def refusal(self) -> http.Response | None:
-        """The answer of an agent that says best why nobody served: that it is busy rather than that it lacks the model.
-
-        None where an attempt failed otherwise.
+        That it was the wrong one to ask is no failure of its: such an attempt is not in its statistics.
         """
-        if len(self.refusals) < len(self.failures):
-            return next((answer for answer in self.refusals if answer.status_code != 404), None)
-        return min(self.refusals, key=lambda answer: answer.status_code == 404, default=None)
+        agent = self.agent
+        if self.lease is not None and self.lease.release(None if kind in CORRECTIONS else Outcome.FAILED):
+            self.failures.append(Attempt(self.lease.agent.name, one_line(reason), kind, refusal))
+        self.lease = None
+        return agent
 
     def start_timer(self, seconds: float, deadlines: Deadlines[Routing]) -> None:
         """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
@@ -209,7 +219,8 @@ class Exchange:
         if self.lease is not None:
             self.lease.release(outcome, self.clock() - self.taken)
         if self.fan_out is not None:
-            self.failures = [Attempt(r.agent, one_line(r.reason)) for r in self.fan_out.replies if not r.done]
+            replies = [reply for reply in self.fan_out.replies if not reply.done]
+            self.failures = [Attempt(reply.agent, one_line(reply.reason), kind_of(reply)) for reply in replies]
             self.fan_out.cancel()
         return True
 
@@ -237,6 +248,15 @@ class Exchange:
             "total_ms": _milliseconds(self.clock() - self.started if self.total is None else self.total),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
+
+
+def kind_of(reply: Reply) -> Blame | FailureKind:
+    """How an agent failed at its part of a request to several."""
+    if reply.status is None:
+        return FailureKind(reply.failure or FailureKind.BROKEN)
+    if reply.lacks_it:
+        return Blame.LACKS_MODEL
+    return classify_message(reply.reason) if reply.status < 300 else classify(reply.status, reply.body)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

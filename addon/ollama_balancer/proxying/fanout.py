@@ -36,6 +36,7 @@ from ..ollama.management import (
 )
 from ..ollama.routes import Dialect
 from ..text import one_line
+from .exchange import FailureKind
 from .headers import NOT_FOR_CLIENTS
 from .outcomes import outcome_of
 
@@ -262,7 +263,10 @@ class FanOut:
                 reason = f"not reached within {self._timeouts.connect:g} s"
             if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
                 self._unreachable(agent, f"cannot connect: {reason}")
-            reply = Reply(agent.name, None, problem=reason)
+            kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
+            if isinstance(e, httpx.TimeoutException):
+                kind = FailureKind.TIMEOUT
+            reply = Reply(agent.name, None, problem=reason, failure=kind)
         except Exception as e:
             logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")

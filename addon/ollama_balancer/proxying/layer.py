@@ -46,30 +46,29 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._base import StreamId
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
-from ..ollama.errors import tells_of_crash
+from ..ollama.errors import Blame
+from . import interim
 from .callers import Fields
 from .head_limits import check_chunk_line
 from .headers import request_to_agent
+from .refusals import blame_of, for_caller
 
 if TYPE_CHECKING:
     from ..fleet.agent import Address
+    from ..ollama.routes import Route
     from .fanout import FanOut
     from .relay import Relay
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
-RETRIED_STATUSES = frozenset({502, 503, 504})
-"""Answers that say that the agent cannot serve now, before any work was done."""
-
 BUFFERED_ANSWER = 4 * 1024 * 1024
 """An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
 
 REFUSAL_BYTES = 64 * 1024
-"""How much of such an answer's body is kept, for the client that gets it after all."""
-
+"""How much of the body of an answer that is no success is read, to see whose fault it is."""
 
 REFUSAL_SECONDS = 5.0
-"""How long the rest of such an answer may take; the request is better off elsewhere."""
+"""How long that may take; the request is better off elsewhere."""
 
 IDLE_CONNECTIONS = 8
 """Connections to other agents that are kept for a client that goes on asking: it may be sent back to them."""
@@ -93,6 +92,7 @@ def _make_body_reader(expected_size: int | None) -> Any:
 # mitmproxy raises NotImplementedError at trailers, which leaves the client without an end; HTTP allows to drop them.
 _mitmproxys_body_reader = _http1.make_body_reader
 _http1.make_body_reader = _make_body_reader
+interim.skip_answers()
 
 
 def _kill(this: flow.Flow) -> None:
@@ -118,18 +118,8 @@ class Failure:
     """Whether the request may go to another agent: nothing of an answer was seen, and the request is at hand."""
     refusal: http.Response | None = None
     """The answer, where there was one."""
-    lacks_model: bool = False
-    """It was a 404: the agent works, and does not have what was asked for."""
-
-
-def _refused(status: int, refusal: http.Response | None = None) -> Failure:
-    return Failure(f"status {status}", connected=True, retriable=True, refusal=refusal, lacks_model=status == 404)
-
-
-def _may_be_crash(event: ResponseHeaders) -> bool:
-    """Whether it is a short answer by which the server may say that its runner has died."""
-    headers = event.response.headers
-    return event.response.status_code == 500 and headers.get("content-type", "").startswith("application/json")
+    blame: Blame | None = None
+    """Whom that answer blames; not the caller."""
 
 
 @dataclass(eq=False)
@@ -149,8 +139,7 @@ class Routing:
     """Set by the addon for a request that several agents get; then it has the answer."""
     credentials: Fields = ()
     """What the agent gets beside the headers of the flow."""
-    retry_404: bool = False
-    """Whether a 404 means that this agent lacks what another may have."""
+    route: Route | None = None
     expired: bool = False
     """The time for a first byte has run out: no attempt more."""
     given_up: str | None = None
@@ -235,7 +224,7 @@ class BalancedStream(HttpStream):
     def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
             if event.command is self.refusal_limit and self.server_state == self.state_consume_refusal:
-                yield from self.leave_refusal()
+                yield from self.sort_refusal()
         else:
             yield from super()._handle_event(event)
 
@@ -370,13 +359,13 @@ class BalancedStream(HttpStream):
         status = event.response.status_code
         if self.routing is not None and self.client_state == self.state_done:
             if status < 200:
-                # mitmproxy would take it for the whole answer.
+                # It changes the protocol, which nobody has asked for; others do not come here.
                 yield from self.balanced_layer.abandon(self.context.server)
                 yield from self.try_next(
                     Failure(f"status {status}, which is no answer", connected=True, retriable=True)
                 )
                 return
-            if status in RETRIED_STATUSES or (status == 404 and self.routing.retry_404) or _may_be_crash(event):
+            if status >= 300 and status != 304:
                 self.refusal = event.response
                 self.refusal_head = event
                 self.server_state = self.state_consume_refusal
@@ -402,40 +391,46 @@ class BalancedStream(HttpStream):
             self.balanced_layer.streaming = self
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """Read the agent's refusal to its end, so that the client can have it if no other agent serves."""
+        """Read the agent's refusal: whose fault is it? The client can have it if no other agent serves."""
         if isinstance(event, ResponseData):
             self.response_body_buf += event.data
             if len(self.response_body_buf) > REFUSAL_BYTES:
-                yield from self.leave_refusal()
+                yield from self.sort_refusal()
         elif isinstance(event, ResponseEndOfMessage):
-            assert self.refusal
-            refusal = self.refusal
-            if refusal.status_code == 500 and not tells_of_crash(bytes(self.response_body_buf)):
-                yield from self.pass_refusal_on(event)
-                return
-            if self.flow.request.method != "HEAD":
-                refusal.headers.pop("transfer-encoding", None)
-                refusal.raw_content = bytes(self.response_body_buf)
-                refusal.headers["content-length"] = str(len(refusal.raw_content))
-            yield from self.try_next(_refused(refusal.status_code, refusal))
+            yield from self.sort_refusal(event)
 
-    def pass_refusal_on(self, end: ResponseEndOfMessage) -> layer.CommandGenerator[None]:
-        """The answer is the caller's after all."""
-        head, body = self.refusal_head, bytes(self.response_body_buf)
+    def sort_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
+        """Give it to the caller whose fault it is, or try the next agent; without an end, the rest is yet to come."""
+        refusal, body = self.refusal, bytes(self.response_body_buf)
+        assert refusal and self.routing
+        blame = blame_of(refusal, body, self.routing.route)
+        if blame is Blame.CALLER:
+            yield from self.pass_refusal_on(body, end)
+            return
+        if end is None:
+            yield from self.balanced_layer.abandon(self.context.server)
+        refusal.raw_content = body
+        reason = f"status {refusal.status_code}"
+        yield from self.try_next(Failure(reason, connected=True, retriable=True, refusal=refusal, blame=blame))
+
+    def pass_refusal_on(self, body: bytes, end: ResponseEndOfMessage | None) -> layer.CommandGenerator[None]:
+        """The answer is the caller's, in the caller's protocol."""
+        head = self.refusal_head
         assert head
         self.refusal = self.refusal_head = None
         self.response_body_buf.clear()
         self.server_state = self.state_wait_for_response_headers
+        translated = for_caller(self.flow, head.response, body)
+        if translated is not None:
+            if end is None:
+                yield from self.balanced_layer.abandon(self.context.server)
+            body, end = translated.raw_content or b"", ResponseEndOfMessage(self.stream_id)
+            head = ResponseHeaders(self.stream_id, translated)
         yield from super().state_wait_for_response_headers(head)
         if body:
             yield from self.server_state(ResponseData(self.stream_id, body))
-        yield from self.server_state(end)
-
-    def leave_refusal(self) -> layer.CommandGenerator[None]:
-        """The refusal is too long or too slow to be worth the wait."""
-        assert self.refusal
-        yield from self.balanced_layer.abandon(self.context.server)
-        yield from self.try_next(_refused(self.refusal.status_code))
+        if end is not None:
+            yield from self.server_state(end)
 
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
         """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""

@@ -22,17 +22,19 @@ from ..fleet.leases import Lease
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import Tally
 from ..fleet.waiting import Place
-from ..ollama.names import canonical_name
+from ..ollama.errors import Blame, classify_message
+from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
 from .answers import answer_of, path_of
 from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
-from .exchange import Exchange
+from .exchange import CORRECTIONS, Exchange, FailureKind
 from .headers import AGENT_HEADER, header, request_to_agent
-from .layer import Routing
+from .layer import Failure, Routing
 from .outcomes import outcome_of
+from .refusals import answer_to, most_useful, retry_after, why_refused
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -123,16 +125,16 @@ class Router:
             routing.fan_out = exchange.fan_out = self._fan_out(decision, flow)
         else:
             exchange.stop_timer()
-            refusal = exchange.refusal() if decision.status == 502 else None
-            if refusal is not None:
-                flow.response = refusal.copy()
-                flow.response.headers[AGENT_HEADER] = exchange.tried[-1].name
+            useful = most_useful(exchange.failures) if decision.status == 502 else None
+            if useful is not None:
+                flow.response = answer_to(flow, useful, decision.problem or "")
+                flow.response.headers[AGENT_HEADER] = useful.agent
             else:
                 flow.response = answer_of(flow, decision)
             exchange.status = flow.response.status_code
             if decision.problem is not None:
-                # Of an agent's refusal only the 404 is about the request, and about nothing else.
-                own = refusal is None or exchange.status == 404
+                # Of the agents' answers only that nobody has the model is about the request, and about nothing else.
+                own = useful is None or useful.kind is Blame.LACKS_MODEL
                 exchange.end(outcome_of(exchange.status) if own else Outcome.FAILED, decision.problem)
                 logger.info("%s", one_line(f"{flow.request.method} {path_of(flow)}: {decision.problem}", 500))
             else:
@@ -186,29 +188,73 @@ class Router:
 
     def _account(self, exchange: Exchange, routing: Routing) -> Forward | Wait | Answer:
         failure = routing.failure
-        assert failure and self.settings
-        if failure.refusal is not None:
-            exchange.refusals.append(failure.refusal)
-        if failure.lacks_model and exchange.model is not None:
-            self._correct(exchange, exchange.model)
-            return self.dispatcher.again(exchange)
-        reason = one_line(failure.reason)
-        if routing.expired:
-            reason = f"no first byte within {self.settings.response_timeout} s"
-        elif not failure.connected and reason == "timeout":
-            reason = f"not reached within {self.settings.connect_timeout} s"
-        if routing.given_up is not None:
-            reason, routing.given_up = routing.given_up, None
-        if exchange.lease is not None:
-            self.registry.failed(exchange.lease, reason)
-        agent = exchange.fail_attempt(reason)
-        if agent is not None:
+        assert failure
+        agent = exchange.agent
+        if failure.blame is not None and failure.refusal is not None:
+            status = failure.refusal.status_code
+            reason = why_refused(failure.blame, status, exchange.route.path if exchange.route is not None else "")
+            self._blame(exchange, failure.blame, reason, retry_after(failure.refusal))
+            exchange.fail_attempt(reason, failure.blame, failure.refusal)
+        else:
+            kind, reason = self._without_answer(failure, routing)
+            if exchange.lease is not None:
+                self.registry.failed(exchange.lease, reason)
+            exchange.fail_attempt(reason, kind)
+        if agent is not None and failure.blame not in CORRECTIONS:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
             if not failure.connected:
                 self.registry.unreachable(agent, f"cannot connect: {reason}")
         if not failure.retriable or routing.expired:
             return self.dispatcher.gave_up(exchange)
         return self.dispatcher.again(exchange)
+
+    def _without_answer(self, failure: Failure, routing: Routing) -> tuple[FailureKind, str]:
+        """What kind of failure it was, and why."""
+        assert self.settings
+        reason = one_line(failure.reason)
+        kind = FailureKind.BROKEN if failure.connected else FailureKind.CONNECT
+        if routing.expired:
+            kind, reason = FailureKind.TIMEOUT, f"no first byte within {self.settings.response_timeout} s"
+        elif not failure.connected and reason == "timeout":
+            kind, reason = FailureKind.TIMEOUT, f"not reached within {self.settings.connect_timeout} s"
+        if routing.given_up is not None:
+            kind, reason, routing.given_up = FailureKind.TIMEOUT, routing.given_up, None
+        return kind, reason
+
+    def heard_error(self, exchange: Exchange, message: str) -> None:
+        """The agent has said so in the middle of an answer that had begun as a success; the lease is still held."""
+        self._blame(exchange, classify_message(message), one_line(message, 200), retry_after(None))
+
+    def _blame(self, exchange: Exchange, blame: Blame, reason: str, busy_seconds: float) -> None:
+        """Note what an answer has told of its agent, before the request lets go of it: others may wait for that."""
+        lease, registry = exchange.lease, self.registry
+        if lease is None:
+            return
+        agent, model, route = lease.agent, exchange.model, exchange.route
+        if blame is Blame.HOST_CANNOT and model is not None and is_cloud_model(model):
+            blame = Blame.CANNOT_LOAD  # the trouble is elsewhere
+        match blame:
+            case Blame.HOST_CANNOT:
+                registry.failed(lease, reason)
+            case Blame.HOST_BUSY if lease.model is not None:
+                registry.busy(agent, lease.model, busy_seconds)
+            case Blame.HOST_REFUSES:
+                self._refused(agent, exchange, reason)
+            case Blame.LACKS_MODEL if model is not None:
+                self._correct(agent, model)
+            case Blame.LACKS_ROUTE if route is not None:
+                logger.info("Agent %s does not have %s: it gets no such requests for a while.", agent.name, route.path)
+                registry.avoidance.lacks_route(agent, route.path)
+            case Blame.CANNOT_LOAD if exchange.demand is not None:
+                registry.avoidance.cannot_load(agent, exchange.demand.model, exchange.demand.runner)
+
+    def _refused(self, agent: Agent, exchange: Exchange, reason: str) -> None:
+        """Not let in: for a while the agent is not used, unless only this caller's credentials were not good enough."""
+        if exchange.flow is not None and self.caller_of(exchange.flow).credentials:
+            if self.prober is not None:
+                asyncio_utils.create_task(self.prober.probe(agent), name="access check", keep_ref=True)
+            return
+        self.registry.refuses(agent, reason)
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         routing.address = forward.agent.address
@@ -218,18 +264,14 @@ class Router:
         exchange.start_timer(self.settings.response_timeout, self.deadlines)
         route = exchange.route
         routing.may_repeat = route is not None and route.kind is not Kind.NAMED
-        routing.retry_404 = (
-            exchange.pin is None and exchange.model is not None and route is not None and route.kind is Kind.MODEL
-        )
+        routing.route = route
         routing.routed = True
 
-    def _correct(self, exchange: Exchange, model: str) -> None:
+    def _correct(self, agent: Agent, model: str) -> None:
         """The agent says that it lacks the model: it is not asked for it again until it lists it."""
-        agent = exchange.correct()
-        if agent is not None:
-            logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
-            self.registry.forget_model(agent, canonical_name(model))
-            asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
+        logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
+        self.registry.forget_model(agent, canonical_name(model))
+        asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
 
     def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
         from .fanout import FanOut, Timeouts  # httpx takes a while to load

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from .answers import Answer
+
 Strike = Literal["cut", "end", "error"]
 
 
@@ -24,6 +26,10 @@ class Faults:
     """Nothing is answered until this is switched off."""
     status: int | None = None
     """The answer is this HTTP status and a JSON error."""
+    answer: Answer | None = None
+    """The answer is this one, as it is: what another version, a proxy or another server would say."""
+    interim: tuple[int, ...] = ()
+    """Interim answers (1xx) that come before each answer that counts."""
     reset_before_head: bool = False
     """The connection is reset (TCP RST) instead of an answer."""
     close_before_head: bool = False

@@ -31,6 +31,11 @@ class Gate:
         if now.reset_before_head or now.close_before_head:
             connection.abort(reset=now.reset_before_head)
             return False
+        for status in now.interim:
+            connection.write(b"HTTP/1.1 %d Interim\r\nX-Interim: yes\r\n\r\n" % status)
+        if now.answer is not None:
+            connection.answer(now.answer)
+            return now.answer.status < 400
         if now.status is not None:
             connection.answer(error(now.status, BUSY if now.status == 503 else FAILED))
             return now.status < 400

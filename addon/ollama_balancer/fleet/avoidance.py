@@ -1,0 +1,100 @@
+"""Agents that have shown that they do not serve one kind of request: others get those first, for a while.
+
+An agent that could not load a model with certain options would try again with each request for it, and push out what it
+has loaded; an older version answers 404 on a route that others have. Neither says anything about what else it serves.
+Where all that could serve are avoided, none is: the caller gets the server's own words. Pure: the clock is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .demand import Demand
+
+SECONDS = 300.0
+"""How long an agent is avoided: its memory, its files or its version may be others by then."""
+
+MOST = 1_000
+"""Kinds of requests for which agents are avoided: clients choose the options."""
+
+
+class _Shown(NamedTuple):
+    until: float
+    version: str | None
+    digest: object
+    """Of the model. With another one, or another version, nothing is known."""
+
+
+class Avoidance:
+    """`clock` gives monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kinds: dict[Hashable, dict[Agent, _Shown]] = {}
+        """By model and runner options, or by route; the oldest first."""
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def cannot_load(self, agent: Agent, model: str, runner: str) -> None:
+        """The agent could not load the model (a canonical name) with those options."""
+        self._note((model, runner), agent, model)
+
+    def lacks_route(self, agent: Agent, route: str) -> None:
+        """The agent does not have the route, as `Route.path`."""
+        self._note(route, agent, None)
+
+    def served(self, agent: Agent, model: str, runner: str) -> None:
+        """The agent has served the model with those options."""
+        if self._kinds:
+            self._drop((model, runner), agent)
+
+    def forget(self, agent: Agent) -> None:
+        """The agent has gone, or has come back: nothing is known of it."""
+        for kind in list(self._kinds):
+            self._drop(kind, agent)
+
+    def for_demand(self, demand: Demand) -> Collection[Agent]:
+        """Who is not to be asked for that, as long as there are others."""
+        if not self._kinds:
+            return ()
+        unable = self._of((demand.model, demand.runner), demand.model)
+        lacking = self._of(demand.route, None)
+        return unable | lacking if unable and lacking else unable or lacking
+
+    def for_route(self, route: str) -> Collection[Agent]:
+        """Who is not to be asked on that route, as long as there are others."""
+        return self._of(route, None) if self._kinds else ()
+
+    def _note(self, kind: Hashable, agent: Agent, model: str | None) -> None:
+        agents = self._kinds.get(kind)
+        if agents is None:
+            if len(self._kinds) >= MOST:
+                del self._kinds[next(iter(self._kinds))]
+            agents = self._kinds[kind] = {}
+        agents[agent] = _Shown(self._clock() + SECONDS, agent.version, _digest(agent, model))
+
+    def _of(self, kind: Hashable, model: str | None) -> set[Agent]:
+        agents = self._kinds.get(kind)
+        if agents is None:
+            return set()
+        now = self._clock()
+        for agent, shown in list(agents.items()):
+            if now >= shown.until or (shown.version, shown.digest) != (agent.version, _digest(agent, model)):
+                self._drop(kind, agent)
+        return set(agents)
+
+    def _drop(self, kind: Hashable, agent: Agent) -> None:
+        agents = self._kinds.get(kind)
+        if agents is not None:
+            agents.pop(agent, None)
+            if not agents:
+                del self._kinds[kind]
+
+
+def _digest(agent: Agent, model: str | None) -> object:
+    entry = agent.models.get(model) if model is not None and agent.models is not None else None
+    return (entry.__pydantic_extra__ or {}).get("digest") if entry is not None else None
