@@ -7,9 +7,10 @@ import pytest
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Agent, Outcome, Statistics
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.errors import Blame
-from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
+from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of
 from ollama_balancer.proxying.dispatch import (
     MAX_CORRECTIONS,
     MOST_LISTED,
@@ -19,7 +20,7 @@ from ollama_balancer.proxying.dispatch import (
     Everywhere,
     Forward,
 )
-from ollama_balancer.proxying.exchange import Exchange
+from ollama_balancer.proxying.exchange import Exchange, FailureKind
 from tests.fleet.fakes import Clock, address, entries, fleet, report
 
 CHAT = b'{"model": "m", "messages": []}'
@@ -314,6 +315,78 @@ def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry
     asked.exchange.fail_attempt("reset")
     asked.decision = asked.dispatcher.again(asked.exchange)
     assert {first, asked.agent} == {a, c}
+
+
+def read_demand(registry: AgentRegistry) -> Demand:
+    asked = Asked(registry, "/api/chat")
+    asked.exchange.end(Outcome.CANCELLED)
+    assert asked.exchange.demand
+    return asked.exchange.demand
+
+
+def attempts_of(dispatcher: Dispatcher, registry: AgentRegistry, kind: Blame | FailureKind) -> tuple[int, Answer]:
+    """How many agents a request is sent to that all of them fail, and what its caller is told."""
+    exchange = Exchange("client", Dialect.OLLAMA, registry.clock)
+    decision = dispatcher.begin(exchange, "POST", "/api/chat", CHAT)
+    while isinstance(decision, Forward):
+        exchange.fail_attempt("it failed", kind)
+        decision = dispatcher.again(exchange)
+    assert isinstance(decision, Answer)
+    return exchange.attempts, decision
+
+
+def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: AgentRegistry, clock: Clock) -> None:
+    fleet(registry, "a", "b", "c", "d")
+    dispatcher = Dispatcher(registry)
+    attempts = 0
+    for _ in range(500):
+        clock.now += 0.01
+        more, answer = attempts_of(dispatcher, registry, Blame.HOST_CANNOT)
+        attempts += more
+    assert attempts == 500 + 100
+    assert "the fleet's retries are spent" in json.loads(answer.body)["error"]
+    assert registry.in_flight == 0
+    clock.now += 10
+    for agent in registry:
+        registry.reached(agent)
+    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 3
+
+
+@pytest.mark.parametrize("kind", [Blame.LACKS_ROUTE, FailureKind.CONNECT])
+def test_an_attempt_that_no_host_has_worked_on_costs_no_retry(
+    registry: AgentRegistry, kind: Blame | FailureKind
+) -> None:
+    fleet(registry, "a", "b", "c")
+    dispatcher = Dispatcher(registry)
+    for _ in range(200):
+        attempts, answer = attempts_of(dispatcher, registry, kind)
+        assert attempts == 3
+        assert "retries are spent" not in json.loads(answer.body)["error"]
+    assert attempts_of(dispatcher, registry, Blame.HOST_BUSY)[0] == 3
+
+
+def test_a_request_without_anybody_left_spends_no_retry(registry: AgentRegistry) -> None:
+    fleet(registry, "a")
+    dispatcher = Dispatcher(registry)
+    for _ in range(100):
+        assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 1
+    for name in ("b", "c"):
+        agent, _ = registry.register(name, address(ord(name)))
+        registry.update_models(agent, entries("m"))
+        registry.reached(agent)
+    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 3
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_by_two(registry: AgentRegistry) -> None:
+    fleet(registry, "a", "b", "c", "d")
+    dispatcher = Dispatcher(registry, retries=3)
+    assert attempts_of(dispatcher, registry, Blame.CANNOT_LOAD)[0] == 2
+    demand = read_demand(registry)
+    for agent in registry:
+        registry.avoidance.cannot_load(agent, demand.model, demand.runner)
+    assert set(registry.avoidance.for_demand(demand)) == set(registry)
+    assert attempts_of(dispatcher, registry, Blame.CANNOT_LOAD)[0] == 1  # one, for the server's words
+    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 4
 
 
 # Merged answers
