@@ -14,6 +14,7 @@ from mitmproxy.test import taddons, tflow, tutils
 from ollama_balancer import credentials, options
 from ollama_balancer.addon import Balancer
 from ollama_balancer.fleet.agent import Source, agent_id
+from ollama_balancer.proxying.exchange import exchange_of
 
 TOKEN = "some-token-for-tests"
 
@@ -137,7 +138,9 @@ def test_another_services_key_is_kept_out_of_the_flow_and_for_the_agent(
     flow.request.headers["authorization"] = "Bearer someone-elses"
     balancer.requestheaders(flow)
     assert "authorization" not in flow.request.headers
-    caller = balancer.router.caller_of(flow)
+    exchange = exchange_of(flow)
+    assert exchange
+    caller = exchange.caller
     assert caller.credentials == ((b"authorization", b"Bearer someone-elses"),)
     assert "someone" not in repr(caller)
     assert not caller.authorized

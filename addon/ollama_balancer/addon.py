@@ -53,7 +53,7 @@ from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
-from .proxying.exchange import Exchange
+from .proxying.exchange import Exchange, detach, exchange_of
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
 from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
@@ -130,6 +130,7 @@ class Balancer:
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
         self.router.dispatcher.explains = self._watched
+        self.router.on_end = self._count
         self.tally = self.router.tally
         self.recent = Recent(self.registry.clock)
         self.history = History()
@@ -330,7 +331,7 @@ class Balancer:
             for writer in writers
             if isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
         )
-        return max(len(self.router.exchanges), unsent)
+        return max(len(self.router.live), unsent)
 
     def _start(self, coroutine: object, name: str) -> None:
         task = asyncio_utils.create_task(coroutine, name=name, keep_ref=True)  # type: ignore[arg-type]
@@ -486,6 +487,7 @@ class Balancer:
             relay=self._relay,
             # A replay's handler does more than to run the hooks.
             run_hook=self.lean.run if self.lean and self._handler_of(context.client) else _run_none,
+            client_gone=self._client_gone,
         )
 
     def _handler_of(self, client: Client) -> ProxyConnectionHandler | None:
@@ -526,15 +528,25 @@ class Balancer:
 
     def client_disconnected(self, client: Client) -> None:
         """Whatever the client still had running is over, should no other hook have said so."""
-        for flow_id, exchange in list(self.router.exchanges.items()):
-            if exchange.client_id == client.id:
-                if exchange.end(Outcome.CANCELLED) and exchange.flow is not None:
-                    self._show(exchange.flow, exchange)
-                del self.router.exchanges[flow_id]
-                self._count(exchange)
-        for flow_id, caller in list(self.router.callers.items()):
-            if caller.client_id == client.id:
-                del self.router.callers[flow_id]
+        for exchange in [each for each in self.router.live if each.caller.client_id == client.id]:
+            self._cancel(exchange)
+
+    def _client_gone(self, flow: http.HTTPFlow) -> None:
+        """The client has left, or has reset the request's stream, whatever the request waits for at this moment."""
+        exchange = exchange_of(flow)
+        if exchange is not None:
+            self._cancel(exchange)
+
+    def _cancel(self, exchange: Exchange) -> None:
+        """Nobody takes the answer any more. An answer of which the client has all but the end of the body is whole."""
+        flow, watcher = exchange.flow, exchange.watcher
+        if exchange.outcome is not None or flow is None:
+            return
+        if watcher is not None and watcher.terminal_seen and flow.response is not None:
+            self._judge(exchange, watcher, flow.response)
+        else:
+            exchange.end(Outcome.CANCELLED)
+        self._show(flow, exchange)
 
     def _stop_connect_timer(self, server_id: str) -> None:
         timer = self._connect_timers.pop(server_id, None)
@@ -563,7 +575,8 @@ class Balancer:
         if not flow.live:
             return  # it was read from a file
         self.flows.begun(flow)
-        caller = self.router.callers[flow.id] = take_caller(flow, self.token, self._salt)
+        caller = take_caller(flow, self.token, self._salt)
+        self.router.arrived(flow, caller)
         path = path_of(flow)
         if is_control_path(path):
             return
@@ -583,13 +596,13 @@ class Balancer:
     def _refuse(self, flow: http.HTTPFlow) -> None:
         """Answer what nobody is to get: the balancer's own requests, and those of pages of other origins."""
         # Who sends it again is no web page.
-        trusted = flow.is_replay is not None or self.router.caller_of(flow).authorized
+        trusted = flow.is_replay is not None or _is_authorized(flow)
         flow.response = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         """Answer a call of the balancer's own API."""
         self._count_rest()
-        authorized = self.router.caller_of(flow).authorized
+        authorized = _is_authorized(flow)
         if path == HEALTH and flow.request.method == "GET":
             status, told = health(self.registry, ending=self.stopper.ending)
             flow.response = http.Response.make(
@@ -641,12 +654,11 @@ class Balancer:
 
     async def route_request(self, routing: Routing) -> None:
         """Choose an agent, or answer."""
+        exchange = self.router.begin(routing.flow)
         if not self._started:
             await self._start_up()
         await self.router.route(routing)
-        exchange = self.router.exchanges.get(routing.flow.id)
-        if exchange is not None:
-            self._show(routing.flow, exchange)
+        self._show(routing.flow, exchange)
 
     def _count(self, exchange: Exchange) -> None:
         """It is over. Those that are over are counted some at a time, which takes less than each alone."""
@@ -716,7 +728,7 @@ class Balancer:
 
     @_timed
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        exchange = self.router.exchanges.get(flow.id)
+        exchange = exchange_of(flow)
         response = flow.response
         if response is None:
             return
@@ -728,7 +740,7 @@ class Balancer:
             and "access-control-allow-origin" not in response.headers
         ):
             _allow_origin(response, origin)
-        if exchange is None:
+        if exchange is None or not exchange.begun:
             return
         exchange.stop_timer()
         agents = exchange.agents
@@ -759,7 +771,7 @@ class Balancer:
     def _relay(self, stream: BalancedStream) -> bool:
         """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
         flow = stream.flow
-        exchange = self.router.exchanges.get(flow.id)
+        exchange = exchange_of(flow)
         handler = self._handler_of(flow.client_conn)
         if (
             self.settings is None
@@ -780,7 +792,7 @@ class Balancer:
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
         """It is longer than was thought: it streams from here on."""
-        exchange, response = self.router.exchanges.get(flow.id), flow.response
+        exchange, response = exchange_of(flow), flow.response
         if response is not None:
             watcher = exchange.watcher if exchange is not None else None
             if exchange and watcher:
@@ -790,11 +802,11 @@ class Balancer:
 
     @_timed
     def response(self, flow: http.HTTPFlow) -> None:
-        if self.router.callers.pop(flow.id, None) is None:
+        exchange = detach(flow)
+        if exchange is None:
             return
-        exchange = self.router.exchanges.pop(flow.id, None)
         response = flow.response
-        if exchange is not None and response is not None:
+        if exchange.begun and response is not None:
             watcher = exchange.watcher
             if watcher is not None and exchange.outcome is None:
                 if response.stream:
@@ -805,19 +817,17 @@ class Balancer:
             if exchange.outcome is None:
                 exchange.end(Outcome.FAILED, "the balancer failed to route it")
             self._annotate(flow, exchange)
-            self._count(exchange)
         elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
             self._count_later(unrouted(path, response.status_code))
         self.flows.finished(flow)
 
     @_timed
     def error(self, flow: http.HTTPFlow) -> None:
-        if self.router.callers.pop(flow.id, None) is None:
+        exchange = detach(flow)
+        if exchange is None:
             return
-        exchange = self.router.exchanges.pop(flow.id, None)
-        if exchange is not None:
+        if exchange.begun:
             self._end_in_error(flow, exchange)
-            self._count(exchange)
         elif not is_control_path(path := path_of(flow)):
             killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
             self._count_later(unrouted(path, None, cancelled_by=KILLED if killed else "client"))
@@ -833,7 +843,7 @@ class Balancer:
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent died in the middle of its answer."""
-        exchange = self.router.exchanges.get(failed.flow.id)
+        exchange = exchange_of(failed.flow)
         response = failed.flow.response
         if exchange is None or exchange.watcher is None or response is None or exchange.outcome is not None:
             return
@@ -957,6 +967,12 @@ def _speed(exchange: Exchange, watcher: AnswerWatcher, verdict: Verdict) -> floa
 def _stored(watcher: AnswerWatcher) -> bytes:
     """What the flow shows of an answer that was passed on."""
     return shortened(*watcher.kept.ends(), watcher.kept.left_out)
+
+
+def _is_authorized(flow: http.HTTPFlow) -> bool:
+    """Whether the balancer's token came with the request."""
+    exchange = exchange_of(flow)
+    return exchange is not None and exchange.caller.authorized
 
 
 def _is_upload(flow: http.HTTPFlow, path: str) -> bool:

@@ -216,7 +216,11 @@ class Run:
         theirs = {host.name: (await host.tell())["in_flight"] for host in self.hosts}
         state = await self._introspect()
         shown = (await self.chaos.http.get("/api/balancer")).json()
-        left = {name: state[name] for name in ("exchanges", "servers", "timers", "callers", "receivers") if state[name]}
+        left = {
+            name: state[name]
+            for name in ("exchanges", "servers", "timers", "kept_exchanges", "receivers")
+            if state[name]
+        }
         left |= {f"in flight at {name}": count for name, count in state["in_flight"].items() if count}
         left |= {f"{name}'s own count": count for name, count in theirs.items() if count}
         left |= {"waiting": shown["waiting"]} if shown["waiting"] else {}

@@ -1,6 +1,7 @@
 """A second addon, for tests: tells what is alive in the proxy's process."""
 
 import asyncio
+import gc
 import json
 import re
 from collections import Counter
@@ -8,6 +9,13 @@ from collections import Counter
 from mitmproxy import ctx, http
 
 from ollama_balancer.addon import balancer
+from ollama_balancer.proxying.exchange import Exchange
+
+
+def _exchanges() -> int:
+    """Requests that something still holds, that of this very call included."""
+    gc.collect()
+    return sum(type(each) is Exchange for each in gc.get_objects())
 
 
 class Introspection:
@@ -20,10 +28,10 @@ class Introspection:
                 "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),
                 "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
-                "exchanges": len(this.router.exchanges),
+                "exchanges": len(this.router.live),
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
-                "callers": len(this.router.callers.keys() - {flow.id}),
+                "kept_exchanges": _exchanges() - 1,
                 "relayed": this.tally.relayed,
                 "receivers": len(getattr(selector, "receivers", ())),
             }

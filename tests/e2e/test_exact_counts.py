@@ -103,7 +103,7 @@ def test_after_a_storm_of_requests_aborts_and_deaths_every_count_is_zero(tmp_pat
         wait_until(settled, "all connections and requests are over")
         after = proxy.introspect()
         assert set(after["in_flight"].values()) == {0}, after
-        assert after["timers"] == after["callers"] == after["receivers"] == 0
+        assert after["timers"] == after["kept_exchanges"] == after["receivers"] == 0
         wait_until(lambda: sum(host.in_flight for host in hosts.all) == 0, "no host works for nobody")
         # The proxy's tasks are those it had before, give or take a round of probes.
         wait_until(lambda: without_clients(proxy.introspect()["tasks"]) == without_clients(before), "no task is left")

@@ -241,7 +241,7 @@ def test_a_refused_body_leaves_no_trace_in_the_log_and_no_authority(
 ) -> None:
     with running_proxy(tmp_path) as proxy:
         assert raw(proxy, make(), until=b"bytes").startswith(b"HTTP/1.1 413")
-        assert proxy.introspect()["callers"] == 0
+        assert proxy.introspect()["kept_exchanges"] == 0
         assert "zzzz" not in proxy.log
         assert "crashed" not in proxy.log
 

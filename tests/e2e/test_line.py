@@ -211,7 +211,7 @@ from ollama_balancer.addon import balancer
 class Killing:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.request.path == "/kill-who-waits":
-            for exchange in list(balancer().router.exchanges.values()):
+            for exchange in list(balancer().router.live):
                 if exchange.waiter is not None:
                     exchange.flow.kill()
             flow.response = http.Response.make(204)

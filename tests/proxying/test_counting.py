@@ -8,6 +8,7 @@ from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.management import Reply
 from ollama_balancer.ollama.routes import Dialect, find_route
 from ollama_balancer.ollama.watching import AnswerWatcher
+from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.counting import ended
 from ollama_balancer.proxying.exchange import Exchange, FailureKind, kind_of
 from tests.fleet.fakes import Clock, fleet
@@ -18,7 +19,7 @@ FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":100
 def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange]:
     registry = AgentRegistry(clock)
     fleet(registry, "a", "b")
-    return registry, Exchange("client", Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+    return registry, Exchange(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
 
 
 @pytest.mark.parametrize("kind", [*FailureKind, *Blame])

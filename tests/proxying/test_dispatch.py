@@ -10,7 +10,8 @@ from ollama_balancer.fleet.agent import Agent, Outcome, Statistics
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.errors import Blame
-from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of
+from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
+from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.dispatch import (
     MAX_CORRECTIONS,
     MOST_LISTED,
@@ -49,7 +50,7 @@ class Asked:
         pin: str | None = None,
     ) -> None:
         self.dispatcher = Dispatcher(registry)
-        self.exchange = Exchange("client", dialect_of(path), registry.clock, pin=pin)
+        self.exchange = Exchange(Caller("client"), dialect_of(path), registry.clock, pin=pin)
         self.decision = self.dispatcher.begin(self.exchange, method, path, body)
 
     @property

@@ -7,6 +7,7 @@ from mitmproxy.test import tflow
 from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.deadlines import Deadlines
 from ollama_balancer.proxying.exchange import Exchange
 from ollama_balancer.proxying.layer import Routing
@@ -15,7 +16,7 @@ from tests.proxying.timers import Timers
 
 
 def exchange(clock: Clock | None = None) -> Exchange:
-    return Exchange("client", Dialect.OLLAMA, clock or Clock())
+    return Exchange(Caller("client"), Dialect.OLLAMA, clock or Clock())
 
 
 def test_an_exchange_ends_once_and_gives_its_lease_back_once() -> None:
@@ -97,7 +98,7 @@ def test_the_record_of_an_exchange_is_json() -> None:
         "options": [],
         "candidates": [],
         "room": {"slots": None, "fits": None, "loaded": 0},
-        "client": "",
+        "client": "unknown",
         "pinned": True,
         "attempts": 2,
         "waited_ms": 0.0,

@@ -7,6 +7,7 @@ import pytest
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.exchange import Exchange
 from ollama_balancer.proxying.watchdog import (
     LOOK_AGAIN,
@@ -36,7 +37,7 @@ class Scene:
         return self.in_memory
 
     def send(self, *, streams: bool = True, body: int = 0, model: str | None = M) -> Exchange:
-        exchange = Exchange("client", Dialect.OLLAMA, self.clock)
+        exchange = Exchange(Caller("client"), Dialect.OLLAMA, self.clock)
         exchange.streams, exchange.body_bytes = streams, body
         exchange.take(self.registry.take(self.agent, model))
         self.exchanges.append(exchange)

@@ -1,4 +1,8 @@
-"""One request on its way: what it asks for, who was tried, and the lease it holds."""
+"""One request, from its head to its end: who sends it, what it asks for, who was tried, and the lease it holds.
+
+It is made when the request's head has come and is found on the flow (`exchange_of`). It ends once, whoever sees the end
+first: `end` gives back all that it holds, and an ended request is given nothing any more.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from ..fleet.leases import Lease
 from ..ollama.errors import Blame, classify, classify_message
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
+from .callers import Caller
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -60,12 +65,14 @@ class Candidate(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Exchange:
-    """From the request's last byte to its end. It holds at most one lease, or a fan-out; `end` gives it back, once."""
+    """One request. It holds at most one lease, or a fan-out, and a place in the queue; `end` gives them back, once."""
 
-    client_id: str
+    caller: Caller
     dialect: Dialect
     clock: Callable[[], float]
     """Monotonic seconds."""
+    begun: bool = False
+    """Whether it was to be routed: what the balancer answers itself before that does not count."""
     route: Route | None = None
     model: str | None = None
     """As the client spells it."""
@@ -95,10 +102,8 @@ class Exchange:
     flow: http.HTTPFlow | None = None
     retries_spent: bool = False
     """Whether it was not sent elsewhere because the fleet's retries were spent."""
-    client: str = ""
-    """Whose request it is, as it is shown: by the API key, else by the address."""
-    share: Share | None = None
-    """Whose turns it uses in the line; None: the client's."""
+    on_end: Callable[[Exchange], None] | None = None
+    """Called once, when it has ended and holds nothing any more."""
     slot_model: str | None = None
     """The canonical name of the model that is run for it; None if none is, or none is known."""
     demand: Demand | None = None
@@ -136,6 +141,16 @@ class Exchange:
         self.started = self.clock()
 
     @property
+    def client(self) -> str:
+        """Whose request it is, as it is shown: by the API key, else by the address."""
+        return self.caller.name
+
+    @property
+    def share(self) -> Share | None:
+        """Whose turns it uses in the line; None: the client's."""
+        return self.caller.share
+
+    @property
     def seconds_to_first_byte(self) -> float | None:
         """From the request's arrival, the time in the line included."""
         return None if self.first_byte is None else self.first_byte - self.started
@@ -156,6 +171,10 @@ class Exchange:
         return len(self.fan_out.legs) if self.fan_out is not None else len(self.tried)
 
     def take(self, lease: Lease) -> None:
+        """Hold the lease; of a request that has ended it is given back at once."""
+        if self.outcome is not None:
+            lease.release(Outcome.CANCELLED)
+            return
         self.lease = lease
         self.taken = self.patience = self.clock()
         self.seen_loading = lease.loading
@@ -222,6 +241,8 @@ class Exchange:
             replies = [reply for reply in self.fan_out.replies if not reply.done]
             self.failures = [Attempt(reply.agent, one_line(reply.reason), kind_of(reply)) for reply in replies]
             self.fan_out.cancel()
+        if self.on_end is not None:
+            self.on_end(self)
         return True
 
     def record(self) -> dict[str, Any]:
@@ -257,6 +278,25 @@ def kind_of(reply: Reply) -> Blame | FailureKind:
     if reply.lacks_it:
         return Blame.LACKS_MODEL
     return classify_message(reply.reason) if reply.status < 300 else classify(reply.status, reply.body)
+
+
+_KEY = "balancer_exchange"
+
+
+def attach(flow: http.HTTPFlow, exchange: Exchange) -> None:
+    """Have the flow carry the request; what mitmproxy copies or saves of the flow does not have it."""
+    vars(flow)[_KEY] = exchange
+
+
+def exchange_of(flow: http.HTTPFlow) -> Exchange | None:
+    exchange: Exchange | None = vars(flow).get(_KEY)
+    return exchange
+
+
+def detach(flow: http.HTTPFlow) -> Exchange | None:
+    """The flow is over: take from it what it carried."""
+    exchange: Exchange | None = vars(flow).pop(_KEY, None)
+    return exchange
 
 
 def _milliseconds(seconds: float | None) -> float | None:

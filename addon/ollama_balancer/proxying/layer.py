@@ -221,6 +221,13 @@ class BalancedStream(HttpStream):
             else:
                 reply = yield command
 
+    def leave(self) -> None:
+        """The client wants no more of this request."""
+        if self.relay is not None:
+            self.relay.stop()  # what it has passed on and not shown yet may hold the answer's end
+        if self.client_state != self.state_wait_for_request_headers:
+            self.balanced_layer.client_gone(self.flow)
+
     def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
             if event.command is self.refusal_limit and self.server_state == self.state_consume_refusal:
@@ -503,7 +510,8 @@ class BalancedHttpLayer(HttpLayer):
     `body_limit` gives the most bytes a request's body may have, `body_too_large` and `internal_error` the answers
     that the layer gives by itself, `via` this balancer's own name in the Via header. `relay` is asked after a chunk of
     a streamed answer to take the rest past the layer; it says whether it is to be asked again. `run_hook` may run a
-    hook at once; it says whether the hook is over, otherwise the hook goes mitmproxy's way.
+    hook at once; it says whether the hook is over, otherwise the hook goes mitmproxy's way. `client_gone` hears at once
+    that a client has left or has reset a request, also while the request waits for a hook or a connection.
     """
 
     def __init__(
@@ -517,6 +525,7 @@ class BalancedHttpLayer(HttpLayer):
         via: str,
         relay: Callable[[BalancedStream], bool],
         run_hook: Callable[[commands.StartHook], bool],
+        client_gone: Callable[[http.HTTPFlow], None],
     ) -> None:
         super().__init__(context, mode)
         self.body_limit = body_limit
@@ -525,6 +534,7 @@ class BalancedHttpLayer(HttpLayer):
         self.via = via
         self.relay = relay
         self.run_hook = run_hook
+        self.client_gone = client_gone
         self.streaming: BalancedStream | None = None
         """Of which a chunk has been passed on in the course of this event."""
         self._from_agent = False
@@ -564,6 +574,8 @@ class BalancedHttpLayer(HttpLayer):
         if isinstance(child, HttpStream):
             if isinstance(event, FROM_AGENTS) and self._sender not in self.connections.values():
                 return  # what came in one piece with that for which the agent was given up
+            if isinstance(event, RequestProtocolError) and isinstance(child, BalancedStream):
+                child.leave()
             yield from super().event_to_child(child, event)
             return
         if isinstance(event, RequestHeaders):

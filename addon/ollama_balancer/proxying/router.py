@@ -30,7 +30,7 @@ from .answers import answer_of, path_of
 from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
-from .exchange import CORRECTIONS, Exchange, FailureKind
+from .exchange import CORRECTIONS, Exchange, FailureKind, attach, exchange_of
 from .headers import AGENT_HEADER, header, request_to_agent
 from .layer import Failure, Routing
 from .outcomes import outcome_of
@@ -60,8 +60,8 @@ class Router:
         self.settings: Settings | None = None
         self.prober: Prober | None = None
         self.dispatcher = Dispatcher(registry)
-        self.exchanges: dict[str, Exchange] = {}
-        """By the flow's id."""
+        self.live: set[Exchange] = set()
+        """Requests that were to be routed and have not ended."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
@@ -69,20 +69,42 @@ class Router:
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
         self.tally = Tally()
-        self.callers: dict[str, Caller] = {}
-        """By the flow's id, from the request's head to the end."""
+        self.on_end: Callable[[Exchange], None] = lambda exchange: None
+        """Told of each request that has ended, once."""
+
+    def arrived(self, flow: http.HTTPFlow, caller: Caller) -> Exchange:
+        """The head of a request has come."""
+        exchange = Exchange(caller, dialect_of(path_of(flow)), self.registry.clock, flow=flow, on_end=self._ended)
+        attach(flow, exchange)
+        return exchange
+
+    def begin(self, flow: http.HTTPFlow) -> Exchange:
+        """The request is to be routed: from here on it counts."""
+        exchange = exchange_of(flow) or self.arrived(flow, Caller(flow.client_conn.id))
+        if not exchange.begun:
+            exchange.begun = True
+            exchange.started = self.registry.clock()
+            exchange.pin = header(flow.request.headers, _PIN)
+            if exchange.outcome is None:
+                self.live.add(exchange)
+        return exchange
+
+    def _ended(self, exchange: Exchange) -> None:
+        if exchange.begun:
+            self.live.discard(exchange)
+            self.on_end(exchange)
 
     @property
     def in_flight(self) -> int:
         """Requests that agents have now; one that several have counts once."""
-        open_ones = [exchange for exchange in self.exchanges.values() if exchange.outcome is None]
+        open_ones = [exchange for exchange in self.live if exchange.outcome is None]
         return sum(exchange.lease is not None or exchange.fan_out is not None for exchange in open_ones)
 
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
         began = time.perf_counter()
-        decision = self._decide(routing)
-        exchange = self.exchanges[routing.flow.id]
+        exchange = self.begin(routing.flow)
+        decision = self._decide(exchange, routing)
         while isinstance(decision, Wait):
             exchange.stop_timer()
             self.tally.own_seconds += time.perf_counter() - began
@@ -95,15 +117,12 @@ class Router:
             self._carry_out(decision, exchange, routing)
         self.tally.own_seconds += time.perf_counter() - began
 
-    def _decide(self, routing: Routing) -> Forward | Everywhere | Wait | Answer | None:
+    def _decide(self, exchange: Exchange, routing: Routing) -> Forward | Everywhere | Wait | Answer | None:
         """What is to be done with the request now; None: nothing, as nobody wants its answer."""
-        flow = routing.flow
-        exchange = self.exchanges.get(flow.id)
-        if routing.failure is None or exchange is None:
-            if exchange is not None:
-                exchange.end(Outcome.CANCELLED)
-            exchange = self.exchanges[flow.id] = self._exchange(flow)
-            request = flow.request
+        if exchange.outcome is not None:
+            return None
+        if routing.failure is None:
+            request = routing.flow.request
             if self.ending():
                 return self.dispatcher.error(exchange.dialect, 503, "the balancer is ending: it takes no new requests")
             return self.dispatcher.begin(
@@ -113,8 +132,6 @@ class Router:
                 request.raw_content,
                 header(request.headers, b"content-type") or "",
             )
-        if exchange.outcome is not None:
-            return None  # it was cut off
         return self._account(exchange, routing)
 
     def _carry_out(self, decision: Forward | Everywhere | Answer, exchange: Exchange, routing: Routing) -> None:
@@ -122,7 +139,7 @@ class Router:
         if isinstance(decision, Forward):
             self._send_to(decision, exchange, routing)
         elif isinstance(decision, Everywhere):
-            routing.fan_out = exchange.fan_out = self._fan_out(decision, flow)
+            routing.fan_out = exchange.fan_out = self._fan_out(decision, exchange, flow)
         else:
             exchange.stop_timer()
             useful = most_useful(exchange.failures) if decision.status == 502 else None
@@ -139,21 +156,6 @@ class Router:
                 logger.info("%s", one_line(f"{flow.request.method} {path_of(flow)}: {decision.problem}", 500))
             else:
                 exchange.end(Outcome.SUCCEEDED)
-
-    def _exchange(self, flow: http.HTTPFlow) -> Exchange:
-        caller = self.caller_of(flow)
-        return Exchange(
-            flow.client_conn.id,
-            dialect_of(path_of(flow)),
-            self.registry.clock,
-            pin=header(flow.request.headers, _PIN),
-            flow=flow,
-            client=caller.name,
-            share=caller.share,
-        )
-
-    def caller_of(self, flow: http.HTTPFlow) -> Caller:
-        return self.callers.get(flow.id) or Caller(flow.client_conn.id)
 
     async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
         """Wait in the line for an agent; None if the client leaves."""
@@ -250,7 +252,7 @@ class Router:
 
     def _refused(self, agent: Agent, exchange: Exchange, reason: str) -> None:
         """Not let in: for a while the agent is not used, unless only this caller's credentials were not good enough."""
-        if exchange.flow is not None and self.caller_of(exchange.flow).credentials:
+        if exchange.caller.credentials:
             if self.prober is not None:
                 asyncio_utils.create_task(self.prober.probe(agent), name="access check", keep_ref=True)
             return
@@ -258,7 +260,7 @@ class Router:
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         routing.address = forward.agent.address
-        routing.credentials = self.caller_of(routing.flow).credentials
+        routing.credentials = exchange.caller.credentials
         assert self.settings
         exchange.routing = routing
         exchange.start_timer(self.settings.response_timeout, self.deadlines)
@@ -273,14 +275,14 @@ class Router:
         self.registry.forget_model(agent, canonical_name(model))
         asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
 
-    def _fan_out(self, decision: Everywhere, flow: http.HTTPFlow) -> FanOut:
+    def _fan_out(self, decision: Everywhere, exchange: Exchange, flow: http.HTTPFlow) -> FanOut:
         from .fanout import FanOut, Timeouts  # httpx takes a while to load
 
         assert self.settings
         request = flow.request
         return FanOut(
             [self.registry.take(agent) for agent in decision.agents],
-            request_to_agent(request, self.via, self.caller_of(flow).credentials),
+            request_to_agent(request, self.via, exchange.caller.credentials),
             body=request.raw_content,
             uploads=bool(request.stream),
             by_all=decision.by_all,
@@ -306,11 +308,11 @@ class Router:
         """Time has gone by: ejected agents become due, silent ones are found out."""
         self.registry.expire()
         self.dispatcher.matcher.look()
-        for exchange in list(self.exchanges.values()):
+        for exchange in list(self.live):
             # Nothing else tells of a flow that a person has killed.
             if exchange.flow is not None and _is_killed(exchange.flow):
                 self._drop(exchange)
-        for exchange in self.watchdog.look(list(self.exchanges.values())):
+        for exchange in self.watchdog.look(list(self.live)):
             asyncio_utils.create_task(self.watchdog.judge(exchange), name="silence check", keep_ref=True)
 
     def _drop(self, exchange: Exchange) -> None:
