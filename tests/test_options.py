@@ -17,6 +17,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_stale_after": 30,
     "balancer_connect_timeout": 5,
     "balancer_response_timeout": 600,
+    "balancer_stream_idle_timeout": 120,
     "balancer_retries": 2,
     "balancer_slots": 0,
     "balancer_queue_size": 1000,
@@ -39,7 +40,26 @@ def read(**changes: object) -> options.Settings:
 
 def test_the_defaults_are_accepted() -> None:
     assert read() == options.Settings(
-        "metrics", (), "", 0, 30, 5, 600, 2, 0, 1000, 300, 30, 1000, 4 * 1024**2, False, False, True, True, ()
+        mode="metrics",
+        agents=(),
+        token="",
+        demo=0,
+        stale_after=30,
+        connect_timeout=5,
+        response_timeout=600,
+        stream_idle_timeout=120,
+        retries=2,
+        slots=0,
+        queue_size=1000,
+        queue_timeout=300,
+        stop_timeout=30,
+        keep_flows=1000,
+        body_limit=4 * 1024**2,
+        show_control=False,
+        announce=False,
+        relay=True,
+        lean=True,
+        origins=(),
     )
 
 
@@ -63,6 +83,7 @@ def test_an_unknown_mode_is_refused_with_a_list_of_the_modes(mode: str) -> None:
         ("balancer_stale_after", 1, 86_400),
         ("balancer_connect_timeout", 1, 3600),
         ("balancer_response_timeout", 1, 86_400),
+        ("balancer_stream_idle_timeout", 1, 86_400),
         ("balancer_retries", 0, 100),
         ("balancer_slots", 0, 10_000),
         ("balancer_queue_size", 0, 100_000),

@@ -219,6 +219,8 @@ class Balancer:
         self.registry.stale_after = settings.stale_after
         self.registry.slots = settings.slots
         self.router.dispatcher.retries = settings.retries
+        self.router.watchdog.idle_seconds = settings.stream_idle_timeout
+        self.router.watchdog.response_seconds = settings.response_timeout
         self.router.dispatcher.line.size = settings.queue_size
         if self.lean is not None:
             self.lean.on = settings.lean
@@ -233,7 +235,7 @@ class Balancer:
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
         # mitmproxy closes a connection that is silent for that long, which a waiting client is.
-        silence = settings.queue_timeout + settings.response_timeout
+        silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
         if ctx.options.tcp_timeout <= silence:
             ctx.options.update(tcp_timeout=silence + 60)
 
@@ -748,11 +750,10 @@ class Balancer:
         for_client(response.headers, exchange.attempts, names_of(agents), own=own)
         if own:
             return  # the balancer's own answer
-        now = exchange.first_byte = self.registry.clock()
-        if exchange.lease is not None:
-            exchange.lease.agent.heard_at = now
-            if response.status_code < 400:
-                exchange.lease.began()
+        exchange.heard()
+        exchange.first_byte = exchange.heard_at
+        if exchange.lease is not None and response.status_code < 400:
+            exchange.lease.began()
         told = by_name(response.headers)
         # Of a compressed answer nothing can be said.
         kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
@@ -811,7 +812,7 @@ class Balancer:
             if watcher is not None and exchange.outcome is None:
                 if response.stream:
                     response.raw_content = _stored(watcher)
-                else:
+                elif not watcher.answer.events:
                     watcher.feed(response.raw_content or b"")
                 self._judge(exchange, watcher, response)
             if exchange.outcome is None:
@@ -848,8 +849,12 @@ class Balancer:
         if exchange is None or exchange.watcher is None or response is None or exchange.outcome is not None:
             return
         agent, watcher = exchange.agent, exchange.watcher
-        if watcher.terminal_seen:
-            self._judge(exchange, watcher, response)
+        if not response.stream:
+            watcher.feed(failed.body)
+            watcher.verdict()
+        whole = watcher.terminal_seen if response.stream else watcher.answer.events > 0
+        failed.whole = whole and "content-length" not in response.headers
+        if failed.whole or not response.stream:
             return
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
@@ -920,12 +925,10 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 def _hearing(exchange: Exchange, handler: ProxyConnectionHandler) -> Callable[[], None]:
     """Notes that the agent has sent something."""
     register_activity: Callable[[], None] = handler.timeout_watchdog.register_activity
-    agent, clock = exchange.agent, exchange.clock
 
     def heard() -> None:
         register_activity()
-        if agent is not None:
-            agent.heard_at = clock()
+        exchange.heard()
 
     return heard
 
@@ -935,13 +938,11 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
     from .ollama.watching import NO_TERMINAL
 
     status = response.status_code
-    agent = exchange.agent
 
     def passed(chunk: bytes) -> bytes:
         if chunk:
             watcher.feed(chunk)
-            if agent is not None:
-                agent.heard_at = exchange.clock()
+            exchange.heard()
             return chunk
         if watcher.streamed and status < 400:
             unended = watcher.unended

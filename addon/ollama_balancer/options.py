@@ -39,6 +39,7 @@ class Settings:
     stale_after: int
     connect_timeout: int
     response_timeout: int
+    stream_idle_timeout: int
     retries: int
     slots: int
     queue_size: int
@@ -86,6 +87,13 @@ def add_options(loader: Loader) -> None:
         600,
         "Seconds until the first byte of an answer, over all attempts. Queueing, loading a model and reading a long "
         "prompt are silent, so be generous.",
+    )
+    loader.add_option(
+        "balancer_stream_idle_timeout",
+        int,
+        120,
+        "Seconds for which an answer that has begun may be silent; then its agent has failed. What an agent that is "
+        "offline has begun fails at once.",
     )
     loader.add_option(
         "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
@@ -214,6 +222,7 @@ def read(options: object) -> Settings:
         stale_after=number("balancer_stale_after", 1, 86_400),
         connect_timeout=number("balancer_connect_timeout", 1, 3600),
         response_timeout=number("balancer_response_timeout", 1, 86_400),
+        stream_idle_timeout=number("balancer_stream_idle_timeout", 1, 86_400),
         retries=number("balancer_retries", 0, 100),
         slots=number("balancer_slots", 0, 10_000),
         queue_size=number("balancer_queue_size", 0, 100_000),

@@ -90,6 +90,8 @@ class Exchange:
     pass_on: Callable[[bytes], bytes] | None = None
     """What each chunk of a streamed answer goes through."""
     first_byte: float | None = None
+    heard_at: float = float("-inf")
+    """When the last part of the answer came."""
     outcome: Outcome | None = None
     problem: str | None = None
     status: int | None = None
@@ -183,6 +185,12 @@ class Exchange:
     def count(self, *kinds: Blame | FailureKind) -> int:
         """How many attempts have failed so."""
         return sum([failure.kind in kinds for failure in self.failures])
+
+    def heard(self) -> None:
+        """A part of the answer has come."""
+        self.heard_at = now = self.clock()
+        if self.lease is not None:
+            self.lease.agent.heard_at = now
 
     def fail_attempt(
         self,

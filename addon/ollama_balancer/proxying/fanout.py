@@ -39,6 +39,7 @@ from ..text import one_line
 from .exchange import FailureKind
 from .headers import NOT_FOR_CLIENTS
 from .outcomes import outcome_of
+from .watchdog import OFFLINE_SILENCE
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class Leg:
         self.queue: deque[bytes] = deque()
         self.queued = 0
         self.more = asyncio.Event()
+        self.heard_at = float("-inf")
+        """When the agent last took or sent something, from the moment it is asked."""
+        self.given_up: str | None = None
+        """Why its part was cut."""
+        self.task: asyncio.Task[None] | None = None
 
     @property
     def agent(self) -> Agent:
@@ -138,6 +144,18 @@ class FanOut:
         """Of the agents that are done."""
         return [leg.reply for leg in self.legs if leg.reply is not None]
 
+    def give_up_silent(self, now: float) -> None:
+        """Cut the parts of agents that are offline and have fallen silent. `now` is on the registry's clock."""
+        waits_for_client = self._pieces.full()
+        for leg in self.legs:
+            if leg.task is None or leg.reply is not None or leg.given_up is not None:
+                continue
+            if waits_for_client:
+                leg.heard_at = now
+            elif not leg.agent.online and now - leg.heard_at >= OFFLINE_SILENCE:
+                leg.given_up = f"it went offline: {leg.agent.offline_reason}"
+                leg.task.cancel()
+
     # The request's body
 
     def feed(self, chunk: bytes) -> None:
@@ -168,6 +186,7 @@ class FanOut:
                 raise httpx.WriteError("it takes the body too slowly")
             chunk = leg.queue.popleft()
             leg.queued -= len(chunk)
+            leg.heard_at = self._clock()
             self._go_on_reading()
             if not chunk:
                 return
@@ -247,6 +266,7 @@ class FanOut:
 
     async def _ask(self, client: httpx.AsyncClient, leg: Leg) -> None:
         agent = leg.agent
+        leg.task, leg.heard_at = asyncio.current_task(), self._clock()
         request = httpx.Request(
             self._request.method,
             agent.address.url + self._request.path,
@@ -267,6 +287,11 @@ class FanOut:
             if isinstance(e, httpx.TimeoutException):
                 kind = FailureKind.TIMEOUT
             reply = Reply(agent.name, None, problem=reason, failure=kind)
+        except asyncio.CancelledError:
+            if leg.given_up is None or leg.task is None:
+                raise
+            leg.task.uncancel()
+            reply = Reply(agent.name, None, problem=leg.given_up, failure=FailureKind.TIMEOUT)
         except Exception as e:
             logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
@@ -284,6 +309,7 @@ class FanOut:
             return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
         body = b""
         async for chunk in response.aiter_raw():
+            leg.heard_at = self._clock()
             body += chunk
             if len(body) > MAX_WHOLE_ANSWER:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
@@ -303,11 +329,14 @@ class FanOut:
         problem: str | None = "the stream ended without its terminal event"
         try:
             async for chunk in response.aiter_raw():
+                leg.heard_at = self._clock()
                 for line in lines.feed(chunk):
                     problem = await self._pass_on(leg, line, problem)
             if rest := lines.rest():
                 problem = await self._pass_on(leg, rest, problem)
         except httpx.HTTPError as e:
+            if problem is None:
+                return None  # it had said that it succeeded
             problem = f"failed in the middle of its answer: {one_line(str(e)) or type(e).__name__}"
             if len(self.legs) > 1:
                 await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))

@@ -49,6 +49,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 from ..ollama.errors import Blame
 from . import interim
 from .callers import Fields
+from .exchange import exchange_of
 from .head_limits import check_chunk_line
 from .headers import request_to_agent
 from .refusals import blame_of, for_caller
@@ -174,7 +175,10 @@ class AdvanceHook(commands.StartHook):
 
 @dataclass
 class StreamFailedHook(commands.StartHook):
-    """The agent failed in the middle of its answer. The addon may give the client last words in `last_words`."""
+    """The agent failed in the middle of its answer.
+
+    The addon says whether the answer is `whole` nevertheless, or may give the client last words in `last_words`.
+    """
 
     failed: FailedStream
     blocking = True
@@ -184,6 +188,10 @@ class StreamFailedHook(commands.StartHook):
 class FailedStream:
     flow: http.HTTPFlow
     reason: str
+    body: bytes = b""
+    """What has come of an answer that was to be held until it is whole."""
+    whole: bool = False
+    """All has come but the end of the body's framing."""
     last_words: bytes = b""
 
 
@@ -382,6 +390,9 @@ class BalancedStream(HttpStream):
         yield from super().state_wait_for_response_headers(event)
 
     def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        exchange = exchange_of(self.flow)
+        if exchange is not None:
+            exchange.heard()
         yield from super().state_consume_response_body(event)
         still_holding = self.server_state == self.state_consume_response_body
         if still_holding and isinstance(event, ResponseData) and len(self.response_body_buf) > BUFFERED_ANSWER:
@@ -478,19 +489,34 @@ class BalancedStream(HttpStream):
                 return
             yield from self.try_next(Failure(event.message, connected=True, retriable=True))
         elif self.server_state == self.state_consume_response_body:
-            yield from self.balanced_layer.abandon(self.context.server)
-            yield from self.try_next(Failure(event.message, connected=True, retriable=False))
+            yield from self.end_failed_answer(event)
         elif self.server_state == self.state_stream_response_body:
             yield from self.end_failed_stream(event)
         else:
             yield from super().handle_protocol_error(event)
 
-    def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
-        """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
-        failed = FailedStream(self.flow, event.message)
+    def end_failed_answer(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        """The agent failed in the middle of an answer of which the client has seen nothing."""
+        failed = FailedStream(self.flow, event.message, body=bytes(self.response_body_buf))
         yield from self.balanced_layer.abandon(self.context.server)
         yield StreamFailedHook(failed)
         if (yield from self.check_killed(True)):
+            return
+        if failed.whole:
+            yield from self.state_consume_response_body(ResponseEndOfMessage(self.stream_id))
+        else:
+            yield from self.try_next(Failure(event.message, connected=True, retriable=False))
+
+    def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
+        assert self.routing
+        failed = FailedStream(self.flow, self.routing.given_up or event.message)
+        yield from self.balanced_layer.abandon(self.context.server)
+        yield StreamFailedHook(failed)
+        if (yield from self.check_killed(True)):
+            return
+        if failed.whole:
+            yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
             return
         if not failed.last_words:
             yield from super().handle_protocol_error(event)

@@ -62,7 +62,7 @@ class Router:
         self.dispatcher = Dispatcher(registry)
         self.live: set[Exchange] = set()
         """Requests that were to be routed and have not ended."""
-        self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up)
+        self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, _client_is_slow)
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
         registry.on_load = self._has_loaded
@@ -330,7 +330,7 @@ class Router:
 
     def _give_up(self, exchange: Exchange, reason: str) -> None:
         """The attempt that runs now comes to nothing: have the layer try the next."""
-        if exchange.routing is not None:
+        if exchange.routing is not None and exchange.routing.given_up is None:
             exchange.routing.given_up = reason
             self._cut(exchange.routing)
 
@@ -373,6 +373,12 @@ async def drain_client(client_id: str) -> None:
     if writer is not None:
         with contextlib.suppress(OSError):
             await writer.drain()
+
+
+def _client_is_slow(exchange: Exchange) -> bool:
+    """Whether there is something that the client has yet to take."""
+    writer = _client_writer(exchange.caller.client_id)
+    return isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
 
 
 def _client_writer(client_id: str) -> asyncio.StreamWriter | None:
