@@ -1,0 +1,99 @@
+"""A host that falls silent in the middle of an answer: the client is told, and the slot is free again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.harness import Hosts, Proxy, running_proxy, wait_until
+from tests.e2e.scripted import JSON, NDJSON, OPENAI_TEXT, SSE, TEXT, ScriptedHost, chunked
+
+PULLING = b'{"status":"pulling manifest"}\n'
+ANSWERS = {
+    "/api/generate": NDJSON + chunked(TEXT),
+    "/v1/chat/completions": SSE + chunked(OPENAI_TEXT),
+    "/api/chat": JSON + chunked(b'{"model":"m","mess'),
+    "/api/pull": NDJSON + chunked(PULLING),
+    "/api/show": b"",
+}
+BODIES = {
+    "/api/generate": {"model": "m", "prompt": "x"},
+    "/v1/chat/completions": {"model": "m", "messages": [], "stream": True},
+    "/api/chat": {"model": "m", "messages": [], "stream": False},
+    "/api/pull": {"model": "m"},
+    "/api/show": {"model": "m"},
+}
+
+
+@pytest.fixture
+def silent(hosts: Hosts) -> Iterator[ScriptedHost]:
+    host = ScriptedHost(hosts, ANSWERS)
+    yield host
+    host.stop()
+
+
+def ask(proxy: Proxy, *paths: str) -> dict[str, httpx.Response]:
+    """The whole answers to requests that are sent at the same time."""
+    with ThreadPoolExecutor(len(paths)) as pool:
+        return dict(zip(paths, pool.map(lambda path: proxy.http.post(path, json=BODIES[path]), paths), strict=True))
+
+
+def check_error(answer: httpx.Response, reason: str) -> None:
+    """The last event is an error in the stream's own format, or the answer is a clean error."""
+    path = answer.request.url.path
+    if path == "/api/generate":
+        assert answer.content.startswith(TEXT)
+        assert reason in json.loads(answer.content.splitlines()[-1])["error"]
+    elif path == "/v1/chat/completions":
+        assert answer.content.startswith(OPENAI_TEXT)
+        assert reason in json.loads(answer.content.split(b"data: ")[-1])["error"]["message"]
+    elif path == "/api/pull":
+        assert answer.content.startswith(PULLING)
+        assert "error" in json.loads(answer.content.splitlines()[-1])
+    else:
+        assert answer.status_code == 502
+        assert reason in answer.json()["error"]
+
+
+@pytest.mark.usefixtures("either_way")
+def test_what_runs_on_a_host_that_goes_offline_ends_with_an_error(
+    tmp_path: Path, hosts: Hosts, silent: ScriptedHost
+) -> None:
+    with (
+        running_proxy(tmp_path, "--set", f"balancer_agents=one={silent.url}", "--set", "balancer_slots=8") as proxy,
+        ThreadPoolExecutor() as pool,
+    ):
+        proxy.wait_online("one")
+        proxy.report("one")
+        answers = pool.submit(ask, proxy, *ANSWERS)
+        wait_until(lambda: len(silent.asked) == len(ANSWERS), "all run")
+        silent.well.clear()
+        proxy.report("one", ollama_ok=False)
+        for answer in answers.result().values():
+            check_error(answer, "it went offline")
+        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        agent = proxy.agents()["one"]
+        assert agent["in_flight"] == 0
+        assert agent["stats"]["failed"] == len(ANSWERS)
+        wait_until(lambda: silent.left == len(ANSWERS), "the balancer has closed its connections")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_runner_that_freezes_behind_a_healthy_server_is_found_out(
+    tmp_path: Path, hosts: Hosts, silent: ScriptedHost
+) -> None:
+    options = ("--set", "balancer_stream_idle_timeout=1", "--set", "balancer_slots=8")
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={silent.url}", *options) as proxy:
+        proxy.wait_online("one")
+        for answer in ask(proxy, "/api/generate", "/v1/chat/completions", "/api/chat").values():
+            check_error(answer, "silent for 1 s")
+        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        agent = proxy.agents()["one"]
+        assert agent["in_flight"] == 0
+        assert agent["stats"]["failed"] == 3
+        assert agent["strikes"] == 3
