@@ -820,6 +820,7 @@ class Balancer:
             self._annotate(flow, exchange)
         elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
             self._count_later(unrouted(path, response.status_code))
+        _let_go(flow, exchange)
         self.flows.finished(flow)
 
     @_timed
@@ -832,6 +833,7 @@ class Balancer:
         elif not is_control_path(path := path_of(flow)):
             killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
             self._count_later(unrouted(path, None, cancelled_by=KILLED if killed else "client"))
+        _let_go(flow, exchange)
         self.flows.finished(flow)
 
     def _end_in_error(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
@@ -963,6 +965,12 @@ def _speed(exchange: Exchange, watcher: AnswerWatcher, verdict: Verdict) -> floa
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, exchange.clock() - exchange.first_byte
     return (tokens - 1) / seconds if seconds >= TELLING_SECONDS else None
+
+
+def _let_go(flow: http.HTTPFlow, exchange: Exchange) -> None:
+    """A flow that is kept for people to see is not to keep what its answer went through."""
+    if flow.response is not None and exchange.pass_on is not None and flow.response.stream is exchange.pass_on:
+        flow.response.stream = True
 
 
 def _stored(watcher: AnswerWatcher) -> bytes:
