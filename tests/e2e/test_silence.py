@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import Hosts, Proxy, running_proxy, wait_until
+from tests.e2e.harness import ROOT, Hosts, Proxy, environment, running_proxy, wait_until
 from tests.e2e.scripted import JSON, NDJSON, OPENAI_TEXT, SSE, TEXT, ScriptedHost, chunked
 
 PULLING = b'{"status":"pulling manifest"}\n'
@@ -97,3 +100,25 @@ def test_a_runner_that_freezes_behind_a_healthy_server_is_found_out(
         assert agent["in_flight"] == 0
         assert agent["stats"]["failed"] == 3
         assert agent["strikes"] == 3
+
+
+def test_a_host_without_power_costs_a_stream_seconds_and_comes_back(tmp_path: Path) -> None:
+    arguments = ["--load", "0", "--decode-rate", "20", "--output-tokens", "1000000"]
+    program = [sys.executable, "-m", "ollama_balancer.simulator", *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT) as process:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        try:
+            with running_proxy(tmp_path, "--set", f"balancer_agents=one={url}") as proxy:
+                proxy.wait_online("one")
+                with proxy.http.stream("POST", "/api/generate", json={"model": "llama3.2", "prompt": "x"}) as answer:
+                    lines = answer.iter_lines()
+                    next(lines)
+                    process.send_signal(signal.SIGSTOP)
+                    assert "it went offline" in json.loads(list(lines)[-1])["error"]
+                agent = proxy.agents()["one"]
+                assert (agent["status"], agent["in_flight"]) == ("offline", 0)
+                process.send_signal(signal.SIGCONT)
+                proxy.wait_online("one")
+        finally:
+            process.kill()
