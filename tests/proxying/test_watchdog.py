@@ -6,11 +6,12 @@ import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.ollama.routes import Dialect
+from ollama_balancer.ollama.routes import Dialect, find_route
 from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.exchange import Exchange
 from ollama_balancer.proxying.watchdog import (
     LOOK_AGAIN,
+    OFFLINE_SILENCE,
     SILENCE,
     UNSTREAMED_PATIENCE,
     WORST_PREFILL,
@@ -31,7 +32,13 @@ class Scene:
         self.in_memory: set[str] | None = {M}
         self.given_up: list[tuple[Exchange, str]] = []
         self.exchanges: list[Exchange] = []
-        self.dog = Watchdog(self.clock, self._loaded, lambda exchange, why: self.given_up.append((exchange, why)))
+        self.slow_clients: list[Exchange] = []
+        self.dog = Watchdog(
+            self.clock,
+            self._loaded,
+            lambda exchange, why: self.given_up.append((exchange, why)),
+            self.slow_clients.__contains__,
+        )
 
     async def _loaded(self, agent: Agent) -> set[str] | None:
         return self.in_memory
@@ -131,14 +138,65 @@ def test_what_an_offline_agent_has_not_begun_is_given_up_at_once(warm: Scene) ->
     assert warm.given_up == [(exchange, "it went offline: no answer to probes")]
 
 
-def test_what_has_begun_or_ended_or_runs_no_model_is_not_looked_at(warm: Scene) -> None:
-    begun, ended, _ = warm.send(), warm.send(), warm.send(model=None)
-    begun.first_byte = warm.clock.now
+def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(warm: Scene) -> None:
+    ended, show = warm.send(), warm.send(model=None)
     ended.end(Outcome.SUCCEEDED)
     assert warm.look(10 * SILENCE) == []
     warm.registry.unreachable(warm.agent, "gone")
     assert warm.dog.look(warm.exchanges) == []
+    assert warm.given_up == [(show, "it went offline: gone")]
+
+
+def answering(scene: Scene, route: str = "/api/chat") -> Exchange:
+    exchange = scene.send()
+    exchange.route = find_route(route)
+    exchange.first_byte = scene.clock.now
+    exchange.heard()
+    return exchange
+
+
+def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online(warm: Scene) -> None:
+    exchange = answering(warm)
+    warm.look(warm.dog.idle_seconds - 0.1)
+    exchange.heard()
+    warm.look(warm.dog.idle_seconds - 0.1)
     assert warm.given_up == []
+    warm.look(0.2)
+    assert warm.given_up == [(exchange, "silent for 120 s")]
+
+
+def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Scene) -> None:
+    exchange = answering(warm)
+    warm.registry.unreachable(warm.agent, "gone")
+    for _ in range(10):
+        warm.clock.now += OFFLINE_SILENCE - 0.1
+        warm.dog.look(warm.exchanges)
+        exchange.heard()
+    assert warm.given_up == []
+    warm.clock.now += OFFLINE_SILENCE
+    warm.dog.look(warm.exchanges)
+    assert warm.given_up == [(exchange, "it went offline: gone")]
+
+
+def test_a_pull_may_be_silent_for_as_long_as_a_first_byte(warm: Scene) -> None:
+    exchange = answering(warm, "/api/push")
+    warm.look(warm.dog.response_seconds - 0.1)
+    assert warm.given_up == []
+    warm.look(0.2)
+    assert [given for given, _ in warm.given_up] == [exchange]
+
+
+def test_a_client_that_does_not_take_its_answer_is_no_failure_of_the_agent(warm: Scene) -> None:
+    exchange = answering(warm)
+    warm.slow_clients.append(exchange)
+    warm.look(2 * warm.dog.idle_seconds)
+    warm.registry.unreachable(warm.agent, "gone")
+    warm.dog.look(warm.exchanges)
+    assert warm.given_up == []
+    warm.slow_clients.clear()
+    warm.clock.now += OFFLINE_SILENCE
+    warm.dog.look(warm.exchanges)
+    assert [given for given, _ in warm.given_up] == [exchange]
 
 
 def test_an_answer_that_comes_while_the_agent_is_asked_is_no_silence(warm: Scene) -> None:
