@@ -7,7 +7,6 @@ import socket
 import ssl
 from typing import Protocol
 
-import h2.config
 import h2.connection
 import h2.errors
 import h2.events
@@ -63,7 +62,7 @@ class Http2Client:
         plain = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
         self.socket = context.wrap_socket(plain, server_hostname="127.0.0.1")
         assert self.socket.selected_alpn_protocol() == "h2"
-        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.connection = h2.connection.H2Connection()
         self.connection.initiate_connection()
         self.stream = 0
 
@@ -84,7 +83,7 @@ class Http2Client:
         while True:
             for event in self._receive():
                 if isinstance(event, h2.events.ResponseReceived) and event.stream_id == self.stream:
-                    return dict(event.headers)[":status"]
+                    return dict(event.headers)[b":status"].decode()
 
     def leave(self) -> None:
         self.connection.reset_stream(self.stream, h2.errors.ErrorCodes.CANCEL)

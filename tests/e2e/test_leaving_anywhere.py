@@ -61,12 +61,12 @@ def stats(proxy: Proxy) -> dict[str, Any]:
 
 
 def check_nothing_is_left(proxy: Proxy) -> None:
-    state = wait_until(
-        lambda: (
-            state if not any((state := proxy.introspect())[name] for name in ("exchanges", "kept_exchanges")) else None
-        ),
-        "the request is over",
-    )
+    def over() -> bool:
+        state = proxy.introspect()
+        return bool(state["exchanges"] == state["kept_exchanges"] == 0)
+
+    wait_until(over, "the request is over")
+    state = proxy.introspect()
     assert set(state["in_flight"].values()) == {0}
     assert state["receivers"] == 0
     assert proxy.http.get("/api/balancer").json()["waiting"] == 0
