@@ -29,6 +29,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils
 
+from agent_reporter.addresses import is_loopback
 from agent_reporter.limits import MAX_BODY_BYTES
 
 from . import credentials, options
@@ -55,7 +56,7 @@ from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
-from .proxying.layer import BUFFERED_ANSWER, BalancedHttpLayer, BalancedStream, FailedStream, Routing
+from .proxying.layer import BUFFERED_ANSWER, PROXIED, BalancedHttpLayer, BalancedStream, FailedStream, Routing
 from .proxying.lean import LeanHooks
 from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
@@ -234,6 +235,9 @@ class Balancer:
         # The agent is chosen when the request is there; an early connection would be one to nowhere.
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
+        # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
+        if "onboarding" in ctx.options and ctx.options.onboarding:
+            ctx.options.update(onboarding=False)
         # mitmproxy closes a connection that is silent for that long, which a waiting client is.
         silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
         if ctx.options.tcp_timeout <= silence:
@@ -580,6 +584,9 @@ class Balancer:
         caller = take_caller(flow, self.token, self._salt)
         self.router.arrived(flow, caller)
         path = path_of(flow)
+        flow.response = None if caller.authorized else self._page_refusal(flow)
+        if flow.response is not None:
+            return
         if is_control_path(path):
             return
         if _is_upload(flow, path):
@@ -623,6 +630,25 @@ class Balancer:
             flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
         else:
             await serve(self._control_api().app, flow, authorized=authorized)
+
+    def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        """What a request gets that only a web page with bad intentions sends."""
+        request = flow.request
+        if header(request.headers, b"service-worker") is not None:
+            return error_of(flow, 403, "the balancer serves no service workers")
+        local = flow.client_conn.sockname
+        if flow.is_replay or local is None or not is_loopback(local[0]) or PROXIED in vars(request):
+            return None
+        host = (header(request.headers, b"host") or request.authority) if request.data.headers else request.authority
+        if origins.allowed_host(host or "", self.settings.hosts if self.settings else ()):
+            return None
+        name = one_line(host or "", 80)
+        return error_of(
+            flow,
+            403,
+            f"Host {name!r} is not a name of this machine: call it by its address, as localhost, or allow the name "
+            "with --set balancer_hosts=NAME",
+        )
 
     def _allows(self, origin: str) -> bool:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())

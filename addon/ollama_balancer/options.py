@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mitmproxy import exceptions
@@ -17,7 +17,7 @@ from agent_reporter.limits import NAME_PATTERN
 from .credentials import check as check_token
 from .fleet.agent import Address
 from .fleet.policies import DEFAULT_POLICY, POLICIES
-from .ollama.origins import check_pattern
+from .ollama.origins import check_host_pattern, check_pattern
 
 PREFIX = "balancer_"
 
@@ -54,6 +54,8 @@ class Settings:
     lean: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
+    hosts: tuple[str, ...]
+    """Patterns for `ollama.origins.allowed_host`."""
 
 
 def add_options(loader: Loader) -> None:
@@ -161,6 +163,16 @@ def add_options(loader: Loader) -> None:
     )
 
 
+    loader.add_option(
+        "balancer_hosts",
+        Sequence[str],
+        [],
+        "Names by which requests that come over loopback may address the balancer (their Host header), beside addresses, "
+        "localhost and this machine's name; * stands for anything. A web server on this machine that passes requests "
+        "on under a name of its own needs it here.",
+    )
+
+
 def drop_unreadable(options: OptManager) -> list[str]:
     """Take values that are not even of their option's type out of what the command line set, and say what is wrong.
 
@@ -234,7 +246,8 @@ def read(options: object) -> Settings:
         announce=bool(get("balancer_announce")),
         relay=bool(get("balancer_relay")),
         lean=bool(get("balancer_lean")),
-        origins=_origins(get("balancer_origins")),
+        origins=_patterns("balancer_origins", get("balancer_origins"), check_pattern),
+        hosts=_patterns("balancer_hosts", get("balancer_hosts"), check_host_pattern),
     )
 
 
@@ -250,11 +263,11 @@ def _size(name: str, value: object) -> int:
     return size
 
 
-def _origins(entries: object) -> tuple[str, ...]:
+def _patterns(name: str, entries: object, check: Callable[[str], str]) -> tuple[str, ...]:
     try:
-        return tuple(check_pattern(entry) for entry in _split(entries if isinstance(entries, Sequence) else ()))
+        return tuple(check(entry) for entry in _split(entries if isinstance(entries, Sequence) else ()))
     except ValueError as e:
-        raise ValueError(f"balancer_origins: {e}") from e
+        raise ValueError(f"{name}: {e}") from e
 
 
 def _split(entries: Sequence[str]) -> Iterator[str]:

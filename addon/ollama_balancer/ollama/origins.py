@@ -7,10 +7,17 @@ import re
 import socket
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "0.0.0.0"}
 _APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
+
+LONGEST_HOST = 260
+"""Characters of a Host header: a DNS name and a port."""
+
+_PORT = re.compile(r":\d*$")
+_HOST_PATTERN = re.compile(r"[a-zA-Z0-9.*_-]+")
 
 _PATTERN = re.compile(r"\*|[a-zA-Z][a-zA-Z0-9+.-]*://[a-zA-Z0-9.*:_\[\]-]+")
 
@@ -31,6 +38,19 @@ def same_origin(origin: str, host: str) -> bool:
     return origin in (f"http://{host}", f"https://{host}") and _local_name(host)
 
 
+def allowed_host(host: str, more: Iterable[str] = ()) -> bool:
+    """Whether a request that comes over loopback may name that host (its Host header) as the one that it is meant for.
+
+    A name with a dot that is not this machine's may be anybody's, made to point here so that a page can read what is
+    served here as its own (DNS rebinding). `more` are names that may, in which `*` stands for anything.
+    """
+    if len(host) > LONGEST_HOST:
+        return False
+    name = host.lower().rpartition(":")[0] if _PORT.search(host) else host.lower()
+    return "." not in name or _local_name(host) or any(fnmatchcase(name, pattern) for pattern in more)
+
+
+@lru_cache(256)
 def _local_name(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -65,3 +85,10 @@ def check_pattern(pattern: str) -> str:
             f"{pattern[:100]!r} is not an origin; it takes scheme://host, scheme://host:port or *, with * for any"
         )
     return pattern.lower().replace("[", "[[]")
+
+
+def check_host_pattern(pattern: str) -> str:
+    """A host's name as it is compared. ValueError: it is none."""
+    if not _HOST_PATTERN.fullmatch(pattern):
+        raise ValueError(f"{pattern[:100]!r} is not a host's name; it takes names without port, with * for anything")
+    return pattern.lower()

@@ -270,7 +270,7 @@ class FanOut:
         request = httpx.Request(
             self._request.method,
             agent.address.url + self._request.path,
-            headers=list(self._request.headers.fields),
+            headers=[field for field in self._request.headers.fields if field[0].lower() != b"host"],
             content=self._upload(leg) if self._uploads else self._body,
         )
         try:

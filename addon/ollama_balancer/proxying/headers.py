@@ -31,8 +31,28 @@ HOP_BY_HOP = frozenset(
     )
 )
 
-NOT_FOR_CLIENTS = HOP_BY_HOP | {"set-cookie", "set-cookie2"}
-"""An agent is not the owner of the address under which its answer comes."""
+NOT_FOR_CLIENTS = HOP_BY_HOP | {
+    "alt-svc",
+    "clear-site-data",
+    "content-security-policy",
+    "refresh",
+    "service-worker-allowed",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "x-content-type-options",
+}
+"""An agent is not the owner of the address under which its answer comes: it sets nothing for the whole of it."""
+
+ANSWER_TYPES = frozenset(
+    (b"application/json", b"application/x-ndjson", b"text/event-stream", b"text/plain", b"application/octet-stream")
+)
+"""The content types of Ollama's API. Others could be a page that acts in the balancer's name."""
+
+_OPAQUE_TYPE = b"application/octet-stream"
+
+_INERT = ((b"X-Content-Type-Options", b"nosniff"), (b"Content-Security-Policy", b"sandbox"))
+"""Have a browser run nothing of an agent's answer."""
 
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
@@ -75,7 +95,8 @@ def by_name(headers: http.Headers) -> dict[bytes, bytes]:
 def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) -> None:
     """Say in an answer's head how many agents were tried and, unless that is empty, which have answered.
 
-    Unless it is the balancer's own answer, what is between it and the agent is taken out.
+    Unless it is the balancer's own answer, what is between it and the agent is taken out, and so is all by which a
+    browser would take the answer for a page of the balancer.
     """
     if own:
         unwanted = _COUNT_AND_NAME if agents else _COUNT
@@ -85,6 +106,11 @@ def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) 
     else:
         unwanted = _NOT_FROM_AGENTS
     fields = [field for field in headers.fields if field[0].lower() not in unwanted]
+    if not own:
+        for at, (name, value) in enumerate(fields):
+            if name.lower() == b"content-type" and value.partition(b";")[0].strip().lower() not in ANSWER_TYPES:
+                fields[at] = name, _OPAQUE_TYPE
+        fields += _INERT
     fields.append((_ATTEMPTS, b"%d" % attempts))
     if agents:
         fields.append((_AGENT, agents.encode("utf-8", "surrogateescape")))

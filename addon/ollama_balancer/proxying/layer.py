@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
+PROXIED = "balancer_proxied"
+"""Set on a request whose client uses the balancer as its HTTP proxy: it names the whole URL, as no page can."""
+
 BUFFERED_ANSWER = 4 * 1024 * 1024
 """An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
 
@@ -244,6 +247,11 @@ class BalancedStream(HttpStream):
             yield from super()._handle_event(event)
 
     # The request
+
+    def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
+        if event.request.authority and event.request.http_version.startswith("HTTP/1"):
+            vars(event.request)[PROXIED] = True
+        yield from super().state_wait_for_request_headers(event)
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, RequestData):
