@@ -30,6 +30,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_relay": True,
     "balancer_lean": True,
     "balancer_origins": [],
+    "balancer_hosts": [],
     "stream_large_bodies": None,
 }
 
@@ -60,6 +61,7 @@ def test_the_defaults_are_accepted() -> None:
         relay=True,
         lean=True,
         origins=(),
+        hosts=(),
     )
 
 

@@ -162,14 +162,13 @@ def add_options(loader: Loader) -> None:
         "https://host:port; * stands for anything.",
     )
 
-
     loader.add_option(
         "balancer_hosts",
         Sequence[str],
         [],
-        "Names by which requests that come over loopback may address the balancer (their Host header), beside addresses, "
-        "localhost and this machine's name; * stands for anything. A web server on this machine that passes requests "
-        "on under a name of its own needs it here.",
+        "Names by which requests that come over loopback may address the balancer (their Host header), beside "
+        "addresses, localhost, this machine's name and names without a dot; * stands for anything. A web server on "
+        "this machine that passes requests on under a name of its own needs it here.",
     )
 
 

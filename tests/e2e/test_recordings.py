@@ -23,13 +23,19 @@ from tests.e2e.harness import PATIENCE, Hosts, Proxy, RawHost, report, running_p
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
-ADDED = {"x-balancer-agent", "x-balancer-attempts", "access-control-expose-headers"}
+ADDED = {
+    "x-balancer-agent",
+    "x-balancer-attempts",
+    "access-control-expose-headers",
+    "content-security-policy",
+    "x-content-type-options",
+}
 STRIPPED = {"connection", "keep-alive"}
 FRAMING = {"content-length", "transfer-encoding", "cache-control"}
 """Of an answer that the balancer makes itself."""
 
 JSON_ERRORS = "errors are always JSON, in the caller's protocol"
-OWN_HOST = "whoever reaches the balancer may call it by any name; a page of another origin is told apart by its Origin"
+OWN_HOST = "an address, a name without a dot, and whatever a client of an HTTP proxy names can be no page's trick"
 OWN_HTTP = "mitmproxy answers what is not HTTP itself"
 SMUGGLING = "a request with two lengths is refused, as requests are smuggled that way"
 SHORTENED = "the recording does not have the whole answer"
@@ -52,9 +58,9 @@ DIFFERENT = {
     "blob_get": JSON_ERRORS,
     "options_no_origin": JSON_ERRORS,
     "cors_preflight_same": JSON_ERRORS,
-    "host_evil": OWN_HOST,
-    "host_evil_port": OWN_HOST,
-    "host_evil_post": OWN_HOST,
+    "host_evil": JSON_ERRORS,
+    "host_evil_port": JSON_ERRORS,
+    "host_evil_post": JSON_ERRORS,
     "host_othername": OWN_HOST,
     "host_pubip": OWN_HOST,
     "host_absolute_form_evil": OWN_HOST,
@@ -313,7 +319,7 @@ def test_what_concerns_one_host_goes_to_the_one_that_is_named(scene: Scene, name
 
 
 @pytest.mark.parametrize("name", [name for name, why in DIFFERENT.items() if why == OWN_HOST])
-def test_the_balancer_may_be_called_by_any_name(scene: Scene, name: str) -> None:
+def test_the_balancer_may_be_called_by_what_is_nobody_elses_name(scene: Scene, name: str) -> None:
     arrange(scene, ALL["version"])
     assert send(scene.proxy.port, ALL[name] | {"response": ALL["version"]["response"]}).status == 200
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.origins import allowed_origin, check_pattern, same_origin
+from ollama_balancer.ollama.origins import allowed_host, allowed_origin, check_host_pattern, check_pattern, same_origin
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,22 @@ def test_more_origins_can_be_allowed(pattern: str, allowed: str, refused: str) -
 def test_a_star_allows_everybody() -> None:
     assert allowed_origin("https://anything.test", ["*"])
     assert allowed_origin("null", ["*"])
+
+
+@pytest.mark.parametrize(
+    "host", ["", "x", "balancer:8080", "127.0.0.1", "[::1]:80", "a.localhost", "a.local", "a.b.Test"]
+)
+def test_hosts_that_may_be_named_over_loopback(host: str) -> None:
+    assert allowed_host(host, ["*.b.test"])
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "b.test", "a.b.test.evil", "x" * 300, "1.2.3.4.5"])
+def test_hosts_that_may_be_anybodys(host: str) -> None:
+    assert not allowed_host(host, ["*.b.test"])
+
+
+def test_a_pattern_for_hosts_is_a_name_with_or_without_stars() -> None:
+    assert check_host_pattern("*.Example.com") == "*.example.com"
+    for wrong in ("http://a", "a:80", "a b", "", "é"):
+        with pytest.raises(ValueError, match="not a host's name"):
+            check_host_pattern(wrong)

@@ -51,17 +51,38 @@ def test_the_agent_gets_its_own_address_once_and_the_request_keeps_the_clients(
     assert request.get_state() == before
 
 
-def test_an_agents_answer_says_who_gave_it_and_nothing_that_is_between_it_and_the_balancer() -> None:
+INERT = (("X-Content-Type-Options", "nosniff"), ("Content-Security-Policy", "sandbox"))
+
+
+def test_an_agents_answer_says_who_gave_it_and_sets_nothing_for_the_balancers_address() -> None:
     head = headers(
-        ("Content-Type", "a"),
+        ("Content-Type", "application/json; charset=utf-8"),
         ("Set-Cookie", "b"),
         ("KEEP-ALIVE", "c"),
         ("Connection", "keep-alive"),
         ("x-balancer-agent", "somebody else"),
         ("X-Balancer-Attempts", "9"),
+        ("Service-Worker-Allowed", "/"),
+        ("Clear-Site-Data", "*"),
+        ("Strict-Transport-Security", "max-age=1"),
+        ("Alt-Svc", "h2=:1"),
+        ("Refresh", "0; url=/"),
+        ("content-security-policy", "default-src *"),
     )
     for_client(head, 2, "gpu-1", own=False)
-    assert head == headers(("Content-Type", "a"), ("X-Balancer-Attempts", "2"), ("X-Balancer-Agent", "gpu-1"))
+    assert head == headers(
+        ("Content-Type", "application/json; charset=utf-8"),
+        *INERT,
+        ("X-Balancer-Attempts", "2"),
+        ("X-Balancer-Agent", "gpu-1"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["text/html", "TEXT/HTML; charset=utf-8", "image/svg+xml", "", "application/json,a/b"])
+def test_what_an_agent_sends_as_a_page_is_no_page(kind: str) -> None:
+    head = headers(("content-type", kind))
+    for_client(head, 1, "gpu-1", own=False)
+    assert head.fields[0] == (b"content-type", b"application/octet-stream")
 
 
 def test_that_a_connection_ends_with_the_answer_stays_said() -> None:

@@ -107,14 +107,25 @@ def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) 
         unwanted = _NOT_FROM_AGENTS
     fields = [field for field in headers.fields if field[0].lower() not in unwanted]
     if not own:
-        for at, (name, value) in enumerate(fields):
-            if name.lower() == b"content-type" and value.partition(b";")[0].strip().lower() not in ANSWER_TYPES:
-                fields[at] = name, _OPAQUE_TYPE
-        fields += _INERT
+        _make_inert(fields)
     fields.append((_ATTEMPTS, b"%d" % attempts))
     if agents:
         fields.append((_AGENT, agents.encode("utf-8", "surrogateescape")))
     headers.fields = tuple(fields)
+
+
+def refusal_for_client(headers: http.Headers) -> None:
+    """Of a host's answer that is passed on as the balancer's own, leave what a client may have."""
+    fields = [field for field in headers.fields if field[0].lower() not in _NOT_FROM_AGENTS]
+    _make_inert(fields)
+    headers.fields = tuple(fields)
+
+
+def _make_inert(fields: list[tuple[bytes, bytes]]) -> None:
+    for at, (name, value) in enumerate(fields):
+        if name.lower() == b"content-type" and value.partition(b";")[0].strip().lower() not in ANSWER_TYPES:
+            fields[at] = name, _OPAQUE_TYPE
+    fields += _INERT
 
 
 def request_to_agent(

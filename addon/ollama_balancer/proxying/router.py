@@ -31,7 +31,7 @@ from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import CORRECTIONS, Exchange, FailureKind, attach, exchange_of
-from .headers import AGENT_HEADER, header, request_to_agent
+from .headers import AGENT_HEADER, header, refusal_for_client, request_to_agent
 from .layer import Failure, Routing
 from .outcomes import outcome_of
 from .refusals import answer_to, most_useful, retry_after, why_refused
@@ -145,6 +145,7 @@ class Router:
             useful = most_useful(exchange.failures) if decision.status == 502 else None
             if useful is not None:
                 flow.response = answer_to(flow, useful, decision.problem or "")
+                refusal_for_client(flow.response.headers)
                 flow.response.headers[AGENT_HEADER] = useful.agent
             else:
                 flow.response = answer_of(flow, decision)
