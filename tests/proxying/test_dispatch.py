@@ -10,7 +10,7 @@ from ollama_balancer.fleet.agent import Agent, Outcome, Statistics
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.errors import Blame
-from ollama_balancer.ollama.routes import ROUTES, Kind, Route, dialect_of
+from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of
 from ollama_balancer.proxying.callers import Caller
 from ollama_balancer.proxying.dispatch import (
     MAX_CORRECTIONS,
@@ -327,7 +327,7 @@ def read_demand(registry: AgentRegistry) -> Demand:
 
 def attempts_of(dispatcher: Dispatcher, registry: AgentRegistry, kind: Blame | FailureKind) -> tuple[int, Answer]:
     """How many agents a request is sent to that all of them fail, and what its caller is told."""
-    exchange = Exchange("client", Dialect.OLLAMA, registry.clock)
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, registry.clock)
     decision = dispatcher.begin(exchange, "POST", "/api/chat", CHAT)
     while isinstance(decision, Forward):
         exchange.fail_attempt("it failed", kind)
