@@ -51,7 +51,7 @@ from .ollama.last_words import last_words
 from .ollama.names import canonical_name
 from .ollama.routes import find_route
 from .proxying import patches, relay, selector
-from .proxying.answers import dated, error_of, path_of
+from .proxying.answers import dated, error_of, escape_target, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
@@ -581,16 +581,17 @@ class Balancer:
         if not flow.live:
             return  # it was read from a file
         self.flows.begun(flow)
+        escape_target(flow.request)
         caller = take_caller(flow, self.token, self._salt)
         self.router.arrived(flow, caller)
         path = path_of(flow)
-        flow.response = None if caller.authorized else self._page_refusal(flow)
+        flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._page_refusal(flow))
         if flow.response is not None:
             return
         if is_control_path(path):
             return
         if _is_upload(flow, path):
-            flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._origin_refusal(flow))
+            flow.response = None if caller.authorized else self._origin_refusal(flow)
             # Its body is passed on while it comes: it may be larger than the memory.
             flow.request.stream = flow.response is None
 
@@ -603,13 +604,16 @@ class Balancer:
 
     @_timed
     def _refuse(self, flow: http.HTTPFlow) -> None:
-        """Answer what nobody is to get: the balancer's own requests, and those of pages of other origins."""
+        """Answer what nobody is to get: the requests of pages of other origins."""
         # Who sends it again is no web page.
         trusted = flow.is_replay is not None or _is_authorized(flow)
-        flow.response = self._loop_refusal(flow) or (None if trusted else self._origin_refusal(flow))
+        flow.response = None if trusted else self._origin_refusal(flow)
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         """Answer a call of the balancer's own API."""
+        if not flow.request.data.method.isalpha():
+            flow.response = error_of(flow, 405, "this is not a method of HTTP that is known here")
+            return
         self._count_rest()
         authorized = _is_authorized(flow)
         if path == HEALTH and flow.request.method == "GET":

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h2.connection
@@ -280,3 +280,70 @@ def test_options_that_are_set_anew_do_not_undo_what_operators_did(tmp_path: Path
         assert proxy.control("POST", "/api/agents/a/drain", {"until": "registration"}).json()["status"] == "draining"
         assert proxy.http.get("/set").status_code == 204
         assert {name: agent["status"] for name, agent in proxy.agents().items()} == {"a": "draining"}
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"G\xffT / HTTP/1.1\r\n", 405),
+        (b"\xff\xff /api/agents HTTP/1.1\r\n", 405),
+        (b"GET /\xff\xfe HTTP/1.1\r\n", 404),
+        (b"GET /api/agents/\xff HTTP/1.1\r\n", 404),
+        (b"GET /dashboard\xff HTTP/1.1\r\n", 404),
+        (b"GET /v1/models/\xff HTTP/1.1\r\n", 404),
+        (b"GET /a\rb HTTP/1.1\r\n", 400),
+        (b"GET /\x00 HTTP/1.1\r\n", 400),
+        (b"GET /\x1b[31m HTTP/1.1\r\n", 400),
+        (b"GET /\xc2\x9b31m HTTP/1.1\r\n", 400),
+        (b"GET / HTTP/3.7\r\n", 505),
+        (b"GET / HTTP/1.1\r\nX: a\rb\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: a\x00b\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: a\x9b\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: caf\xc3\xa9\r\n", 200),
+        (b"GET / HTTP/1.1\r\nX: caf\xe9\r\n", 200),
+    ],
+)
+def test_bytes_that_no_head_may_have_are_refused(proxy_of_one: Proxy, head: bytes, status: int) -> None:
+    answer = raw(proxy_of_one, head + b"Host: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"text/html" not in answer
+    assert b"Traceback" not in proxy_of_one.log.encode()
+    assert "\x1b" not in proxy_of_one.log
+    assert "\x9b" not in proxy_of_one.log
+
+
+@pytest.fixture(scope="module")
+def proxy_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    hosts = Hosts()
+    host = hosts.start("one")
+    with running_proxy(tmp_path_factory.mktemp("one"), "--set", f"balancer_agents=one={host.url}") as proxy:
+        proxy.wait_online("one")
+        yield proxy
+    hosts.stop()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 200 \x1b[31mRED\r\nContent-Length: 2\r\n\r\n{}", 200),
+        (b"HTTP/1.1 200 \xc2\x9b31mRED\r\nContent-Length: 2\r\n\r\n{}", 200),
+        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\n{}", 502),
+        (b"HTTP/1.1 2000 X\r\nContent-Length: 2\r\n\r\n{}", 502),
+        (b"HTTP/3.7 200 OK\r\nContent-Length: 2\r\n\r\n{}", 502),
+        (b"HTTP/1.1 200 OK\r\nX: a\x1b[31m\r\nContent-Length: 2\r\n\r\n{}", 502),
+        (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 2\r\n\r\n{}", 502),
+        (b"HTTP/1.1 200 OK\r\nX: a\xc2\x9b\r\nContent-Length: 2\r\n\r\n{}", 502),
+    ],
+)
+def test_what_a_host_may_not_send_reaches_no_client_and_no_terminal(
+    tmp_path: Path, hosts: Hosts, answer: bytes, status: int
+) -> None:
+    host = host_that(hosts, answer)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=raw={host.url}") as proxy:
+        proxy.wait_online("raw")
+        got = proxy.http.post("/api/show", json={"model": "m"})
+        assert got.status_code == status
+        assert got.reason_phrase == {200: "OK", 502: "Bad Gateway"}[status]
+        assert "x" not in got.headers
+    assert "\x1b" not in proxy.log
+    assert "\x9b" not in proxy.log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from email.utils import formatdate
 
@@ -11,9 +12,20 @@ from ..ollama.errors import error_body
 from ..ollama.routes import dialect_of
 from .dispatch import JSON_TYPE, Answer
 
+_UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
+
 
 def path_of(flow: http.HTTPFlow) -> str:
     return flow.request.data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
+
+
+def escape_target(request: http.Request) -> None:
+    """Write what is not printable ASCII in a request's path and query as %XX, as a browser does.
+
+    So it is the same for hosts, and harmless where it is shown.
+    """
+    if _UNPRINTABLE.search(request.data.path):
+        request.data.path = _UNPRINTABLE.sub(lambda found: b"%%%02X" % found[0][0], request.data.path)
 
 
 def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:

@@ -6,6 +6,8 @@ those of its library: 64 KiB of headers (SETTINGS_MAX_HEADER_LIST_SIZE).
 
 from __future__ import annotations
 
+import re
+
 import h11
 from h11._receivebuffer import ReceiveBuffer, blank_line_regex
 
@@ -25,6 +27,11 @@ MAX_HOST = 512
 
 MAX_CHUNK_LINE = 4 * 1024
 """Bytes of the line before a chunk: its size, and extensions that nobody uses."""
+
+VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
+
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""Control characters but the tab; a terminal obeys those from U+0080 on, too."""
 
 SMALL = 3 * MAX_FIELDS
 """Bytes of a head that can have no more than MAX_FIELDS lines that are no blank ones."""
@@ -97,6 +104,45 @@ def check_authority(lines: list[bytes]) -> None:
     for line in lines:
         if len(line) > MAX_HOST and line[:5].lower() == b"host:":
             raise ValueError(f"the Host header has more than {MAX_HOST} bytes")
+
+
+def check_request(lines: list[bytes]) -> None:
+    """Refuse a request's head with another version of HTTP, or with bytes that RFC 9110 forbids in it.
+
+    ValueError says so; HeadError for the version.
+    """
+    version = lines[0].rpartition(b" ")[2]
+    if version.startswith(b"HTTP/") and version not in VERSIONS:
+        raise HeadError(505, f"{_shown(version)} is not a version of HTTP that is spoken here", lines[0][:1024])
+    _check_bytes(lines)
+
+
+def check_answer(lines: list[bytes]) -> None:
+    """Refuse the head of an answer that is not HTTP/1.x, or has bytes in its fields that RFC 9110 forbids there.
+
+    ValueError says so. The reason phrase is not looked at: nobody gets it.
+    """
+    version, _, rest = lines[0].partition(b" ")
+    status = rest[:4].strip()
+    if version not in VERSIONS:
+        raise ValueError(f"{_shown(version)} is not a version of HTTP that is spoken here")
+    if not (status.isdigit() and 100 <= int(status) <= 599):
+        raise ValueError(f"{_shown(status)} is not a status")
+    _check_bytes(lines[1:])
+
+
+def _check_bytes(lines: list[bytes]) -> None:
+    for line in lines:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = line.decode("latin-1")
+        if _FORBIDDEN.search(text):
+            raise ValueError("the head has control characters in it")
+
+
+def _shown(data: bytes) -> str:
+    return repr(data[:40])[2:-1]
 
 
 def check_chunk_line(waiting: int) -> None:

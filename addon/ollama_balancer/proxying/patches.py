@@ -22,7 +22,7 @@ from mitmproxy.utils import human
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line
-from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_authority
+from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check_authority, check_request
 
 SWALLOWED = 32 * 1024 * 1024
 """Bytes of a refused request that are read and dropped, so that the client can read why."""
@@ -100,7 +100,16 @@ def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
 
 def _read_request_head(lines: list[bytes]) -> Any:
     check_authority(lines)
+    check_request(lines)
     return _read_head_of_mitmproxy(lines)
+
+
+def _read_response_head(lines: list[bytes]) -> Any:
+    check_answer(lines)
+    response = _read_answer_head_of_mitmproxy(lines)
+    # What a host says there is for nobody's terminal.
+    response.data.reason = status_codes.RESPONSES.get(response.status_code, "").encode()
+    return response
 
 
 def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
@@ -137,6 +146,7 @@ _handle_connection_of_mitmproxy: Any = server.ConnectionHandler.handle_connectio
 _read_request_of_mitmproxy: Any = _http1.Http1Server.read_headers
 _read_answer_of_mitmproxy: Any = _http1.Http1Client.read_headers
 _read_head_of_mitmproxy: Any = http1.read_request_head
+_read_answer_head_of_mitmproxy: Any = http1.read_response_head
 _parse_h2_of_mitmproxy: Any = _http2.parse_h2_request_headers
 
 _REPLACEMENTS: list[tuple[Any, str, Any]] = [
@@ -146,6 +156,7 @@ _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (_http1.Http1Client, "read_headers", _read_answer),
     (_http1, "make_error_response", refusal),
     (http1, "read_request_head", _read_request_head),
+    (http1, "read_response_head", _read_response_head),
     (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
 ]
 
