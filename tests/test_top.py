@@ -35,7 +35,7 @@ def data(*agents: dict[str, Any], **more: Any) -> dict[str, Any]:
         "figures": {"requests_per_second": 1.25, "tokens_per_second": 99.0, "failures": 2.5, "ttft_p95": 0.731},
         "totals": {"requests": 12, "succeeded": 7, "failed": 0, "rejected": 3, "in_flight": 2},
         "in_flight": 2,
-        "states": {"online": 1, "offline": 0, "ejected": 1, "draining": 0},
+        "states": {"online": 1, "offline": 0, "unauthorized": 0, "ejected": 1, "draining": 0},
         "line": {"length": 3, "oldest": 4.4},
         "agents": list(agents),
         "found": len(agents),
