@@ -31,12 +31,22 @@ class ConnectError(CallError):
 
 
 class LateError(CallError):
-    """There was no whole answer in time."""
+    """There was no whole answer in time; `connected` tells whether there was a connection."""
+
+    def __init__(self, message: str, *, connected: bool = True) -> None:
+        super().__init__(message)
+        self.connected = connected
 
 
 class Answer(NamedTuple):
     status: int
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Their names are in lower case."""
+
+    def header(self, name: bytes) -> str | None:
+        """The first of that name."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
 
 class Call(Protocol):
@@ -76,6 +86,7 @@ async def call(
         **({} if content is None else {"Content-Length": str(len(content))}),
         **(headers or {}),
     }
+    connected = False
     try:
         async with asyncio.timeout(timeout):
             try:
@@ -87,6 +98,7 @@ async def call(
                 )
             except (OSError, ExceptionGroup) as error:
                 raise ConnectError(_reason(error)) from error
+            connected = True
             try:
                 peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
                 request = h11.Request(method=method, target=parts.path or "/", headers=list(fields.items()))
@@ -99,25 +111,27 @@ async def call(
     except CallError:
         raise
     except TimeoutError:
-        raise LateError(f"no whole answer within {timeout:g} s") from None
+        what = "whole answer" if connected else "connection"
+        raise LateError(f"no {what} within {timeout:g} s", connected=connected) from None
     except Exception as error:  # whatever becomes of a hostile answer
         raise CallError(_reason(error)) from error
 
 
 async def _read_answer(reader: asyncio.StreamReader, peer: h11.Connection, limit: int) -> Answer:
     status, body = 0, bytearray()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     while True:
         match event := peer.next_event():
             case h11.NEED_DATA:
                 peer.receive_data(await reader.read(64 * 1024))
             case h11.Response():
-                status = event.status_code
+                status, headers = event.status_code, tuple(event.headers)
             case h11.Data():
                 body += event.data
                 if len(body) > limit:
                     raise CallError(f"its answer is longer than {limit} bytes")
             case h11.EndOfMessage():
-                return Answer(status, bytes(body))
+                return Answer(status, bytes(body), headers)
             case h11.ConnectionClosed():
                 raise CallError("it closed the connection without an answer")
 

@@ -17,6 +17,11 @@ CALL_TIMEOUT = 5.0
 ANSWER_LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""
 
+REACHABLE_HEADER = b"x-balancer-reachable"
+"""Of a balancer's answer to a report: `no; REASON` where it does not get through to this host's Ollama."""
+
+LONGEST_REASON = 500
+
 
 class LinkError(Exception):
     """A balancer did not do what it was asked. `state` is the kind of failure, the message says what and why."""
@@ -80,14 +85,21 @@ class Link:
             raise LinkError("error", f"{self._who} answered the registration with {what}: is it a balancer?") from None
         return self.agent
 
-    async def report(self, body: bytes) -> None:
-        """Send a report, an AgentMetrics as JSON. UnknownAgentError ends the registration."""
+    async def report(self, body: bytes) -> str | None:
+        """Send a report, an AgentMetrics as JSON; why the balancer does not reach this host's Ollama, if it says so.
+
+        UnknownAgentError ends the registration.
+        """
         answer = await self._post(f"{self._path()}/metrics", body)
         if answer.status == 404:
             self.agent = None
             raise UnknownAgentError(f"{self._who} does not know this agent any more: registering anew")
         if not 200 <= answer.status < 300:
             raise self._refusal("report", answer)
+        reachable, _, why = (answer.header(REACHABLE_HEADER) or "yes").partition(";")
+        if reachable.strip().lower() != "no":
+            return None
+        return self._clean(why.strip(), LONGEST_REASON) or "it does not say why"
 
     async def drain(self) -> None:
         """Ask for no new requests until this agent registers the next time."""
@@ -133,9 +145,9 @@ class Link:
         said = self._clean(_error_text(answer.body))
         return LinkError("error", f"{self._who} answered the {what} with {answer.status}{said and ': ' + said}")
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, text: str, limit: int = 200) -> str:
         """A balancer may echo what it was sent: the token stays out of the log all the same."""
-        return printable(text.replace(self._token, "[token]"))
+        return printable(text.replace(self._token, "[token]"), limit)
 
 
 def _error_text(body: bytes) -> str:

@@ -121,7 +121,7 @@ class Reporter:
     async def _report_once(self, link: Link, body: bytes) -> bool:
         try:
             await link.register()
-            await link.report(body)
+            unreached = await link.report(body)
         except UnknownAgentError:
             log.error("balancer %s registered this agent and then did not know it", link.balancer)
             return False
@@ -129,6 +129,7 @@ class Reporter:
             log.error("%s", error)
             return False
         self._say_reporting(link, StateLog(), "reported to")
+        self._say_reached(link, StateLog(), unreached)
         return True
 
     async def _keep_collecting(self) -> None:
@@ -145,7 +146,7 @@ class Reporter:
             await self._sleep(max(0.0, due - self._clock()))
 
     async def _keep_reporting(self, link: Link) -> None:
-        state = StateLog()
+        state, reached = StateLog(), StateLog()
         failures = 0
         sent = 0
         while True:
@@ -154,7 +155,7 @@ class Reporter:
                     await link.register()
                     sent = 0
                 number, body = await self._newest.after(sent)
-                await link.report(body)
+                unreached = await link.report(body)
             except LinkError as error:
                 failures += 1
                 registering = isinstance(error, UnknownAgentError)
@@ -166,9 +167,17 @@ class Reporter:
             else:
                 failures, sent = 0, number
                 self._say_reporting(link, state, f"reporting every {self.interval:g} s to")
+                self._say_reached(link, reached, unreached)
 
     def _say_reporting(self, link: Link, state: StateLog, what: str) -> None:
         state.say("reporting", logging.INFO, f"{what} balancer {link.balancer} as {link.known_as}")
+
+    def _say_reached(self, link: Link, state: StateLog, unreached: str | None) -> None:
+        if unreached is not None:
+            message = f"balancer {link.balancer} cannot reach this host's Ollama and sends it nothing: {unreached}"
+            state.say(unreached, logging.WARNING, message)
+        elif state.state:
+            state.say("", logging.INFO, f"balancer {link.balancer} reaches this host's Ollama again")
 
     async def _drain(self) -> None:
         await asyncio.gather(*(self._drain_at(link) for link in self._links if link.agent is not None))

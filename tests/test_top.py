@@ -76,6 +76,16 @@ def test_the_figures_the_fleet_and_the_last_requests_are_shown() -> None:
     assert lines[8:] == ["    1 s ago  succeeded     m → gpu-1  cheapest: 0.5 s"] * 5
 
 
+def test_what_to_do_about_a_host_that_cannot_be_used_is_shown_in_full() -> None:
+    reason = "cannot connect: connection refused at 10.0.0.5:11434; start Ollama there with OLLAMA_HOST=0.0.0.0, " * 2
+    lines = screen(data(agent("gpu-1", status="unreachable", reason=reason), agent("b", reason=reason)), 100, 24)
+    whole = " ".join(lines)
+    assert f"gpu-1: {reason.strip()}" in whole
+    assert "b: cannot" not in whole  # it serves
+    assert all(len(line) <= 100 for line in lines)
+    assert len(lines) <= 23
+
+
 def test_what_is_not_known_is_a_dash() -> None:
     bare = agent("a", slots=None, cpu=None, memory=None, gpus=[], speeds={}, report_age=None, loaded=[], in_flight=0)
     assert screen(data(bare), 200, 40)[5].split() == ["a", "online", "0", *["-"] * 7]

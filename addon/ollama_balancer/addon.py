@@ -126,7 +126,8 @@ class Balancer:
     name = "ollama-balancer"
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.registry = AgentRegistry(clock)
+        self.registry = AgentRegistry(clock, must_reach=True)
+        self.registry.on_unproven = self._probe
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
@@ -624,14 +625,14 @@ class Balancer:
             return
         await self._wait_until_ready()
         from .api.reports import take_report
+        from .reaching import told_to_reporter
 
-        if (
-            authorized
-            and flow.request.method == "POST"
-            and take_report(self.registry, path, flow.request.raw_content or b"")
-        ):
+        reports = authorized and flow.request.method == "POST"
+        agent = take_report(self.registry, path, flow.request.raw_content or b"") if reports else None
+        if agent is not None:
             now = time.time()
-            flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", http.Headers(), b"", None, now, now)
+            headers = http.Headers([(k.encode(), v.encode()) for k, v in told_to_reporter(agent).items()])
+            flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", headers, b"", None, now, now)
         else:
             await serve(self._control_api().app, flow, authorized=authorized)
 

@@ -1,4 +1,8 @@
-"""Asks the agents that have no reporter, or whose reporter is silent, whether they are there and what they have."""
+"""Asks the agents that have no reporter, or whose reporter is silent, whether they are there and what they have.
+
+Those that are online and those that are not have rounds of their own: thousands that are dead, each of which takes the
+whole of a time-out, keep no probe of a live one waiting.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent_reporter.http import CallError, ConnectError, LateError, call
 from agent_reporter.wire import ModelEntry
@@ -14,6 +18,7 @@ from agent_reporter.wire import ModelEntry
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import AgentRegistry
 from .ollama.names import canonical_name
+from .reaching import cannot_connect
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,32 @@ class Models(BaseModel):
     models: list[ModelEntry] | None = Field(default=None, max_length=10_000)
 
 
+class StatusError(ValueError):
+    """An answer with another status than 200."""
+
+    def __init__(self, path: str, status: int) -> None:
+        super().__init__(f"GET {path} is answered with status {status}")
+        self.status = status
+
+
+def explain(address: Address, error: Exception) -> str:
+    """Why a probe of that address failed, and what is to be done about it."""
+    match error:
+        case ConnectError() | LateError(connected=False):
+            return cannot_connect(address, str(error))
+        case LateError():
+            return f"{address} takes connections and does not answer GET /api/version ({error}); restart Ollama there"
+        case StatusError(status=508):
+            what = "is the balancer itself, or leads back to it"
+        case StatusError():
+            what = f"is no Ollama, or not well: {error}"
+        case ValidationError():
+            what = "does not answer GET /api/version as Ollama does"
+        case _:
+            what = f"does not answer GET /api/version ({error})"
+    return f"{address} {what}; name the host and port on which Ollama listens"
+
+
 class Prober:
     """Probes in rounds. `via` names the balancer, which does not answer itself.
 
@@ -56,37 +87,46 @@ class Prober:
         self.via = via
         self.take_in_local = take_in_local
         self.first_round = asyncio.Event()
-        self._wake = asyncio.Event()
+        self._wakes = (asyncio.Event(), asyncio.Event())
         self._has_begun = False
 
     def wake(self) -> None:
-        """Begin a round now."""
-        self._wake.set()
+        """Begin the next rounds now."""
+        for event in self._wakes:
+            event.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
-        tries = FIRST_TRIES
         self._has_begun = True
+        async with asyncio.TaskGroup() as group:
+            for online, wake in zip((True, False), self._wakes, strict=True):
+                group.create_task(self._keep_asking(online, wake))
+
+    async def _keep_asking(self, online: bool, wake: asyncio.Event) -> None:
+        tries = FIRST_TRIES
         while True:
-            self._wake.clear()
-            told = True
+            wake.clear()
+            answered = True
             try:
-                told = await self.round()
+                answered = await self.round(online)
             except Exception:
                 logger.exception("A round of probes failed; the next one is in %g s.", INTERVAL)
-            tries -= 1
-            if tries > 0 and not told and not self.registry.any_online:
-                continue  # a host that was too slow once must not fail the first requests
-            self.first_round.set()
+            if not online:
+                tries -= 1
+                if tries > 0 and not answered and not self.registry.any_online:
+                    continue  # a host that was too slow once must not fail the first requests
+                self.first_round.set()
             try:
                 async with asyncio.timeout(INTERVAL):
-                    await self._wake.wait()
+                    await wake.wait()
             except TimeoutError:
                 pass
 
-    async def round(self) -> bool:
-        """Ask all agents that are to be asked; False if one of them did not answer in time."""
-        if self.take_in_local() and len(self.registry) == 0 and await self._answers(LOCAL):
+    async def round(self, online: bool) -> bool:
+        """Ask those that are to be asked, of those that are online or of the others; False if one did not answer in
+        time.
+        """
+        if not online and self.take_in_local() and len(self.registry) == 0 and await self._answers(LOCAL):
             self.registry.register("local", LOCAL, Source.LOCAL)
             logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
         at_once = asyncio.Semaphore(AT_ONCE)
@@ -97,7 +137,7 @@ class Prober:
 
         probes = []
         async with asyncio.TaskGroup() as group:
-            for agent in [agent for agent in self.registry if self.registry.wants_probe(agent)]:
+            for agent in [a for a in self.registry if a.online is online and self.registry.wants_probe(a)]:
                 probes.append(group.create_task(probe(agent)))
                 await asyncio.sleep(0)  # a thousand that are begun at once would hold up everybody's streams
         return all(task.result() for task in probes)
@@ -112,18 +152,19 @@ class Prober:
             version = Version.model_validate_json(await self._get(address, "/api/version", ALIVE_TIMEOUT)).version
         except ConnectError as e:
             if agent.address == address:
-                self.registry.unreachable(agent, f"cannot connect: {e}")
+                self.registry.unreachable(agent, explain(address, e))
             return True
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
-            if not isinstance(e, LateError):
-                return True
-            # On a machine that is busy with its answers, these tell that it is still there.
-            silent = self.registry.clock() - agent.heard_at
-            if agent.address != address or not agent.online or silent > HEARD_SECONDS:
+            if agent.address != address:
                 return False
-            self.registry.reached(agent)
-            return True
+            late = isinstance(e, LateError)
+            # On a machine that is busy with its answers, these tell that it is still there.
+            if late and agent.online and self.registry.clock() - agent.heard_at <= HEARD_SECONDS:
+                self.registry.reached(agent)
+                return True
+            self.registry.silent(agent, explain(address, e))
+            return not late
         await self._list(agent, address)
         if agent.address == address:
             self.registry.update_version(agent, version)
@@ -180,5 +221,5 @@ class Prober:
         headers = {"Via": self.via, "User-Agent": "ollama-balancer"}
         answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
         if answer.status != 200:
-            raise ValueError(f"{path} answered with status {answer.status}")
+            raise StatusError(path, answer.status)
         return answer.body

@@ -8,6 +8,7 @@ import functools
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,6 +41,11 @@ MOST_DECISIONS = 5
 
 GIB = 1024**3
 
+SHORT_REASON = 40
+"""Characters of a reason that stand in a row; of some agents whose reason is longer, all of it stands below."""
+
+MOST_REASONS = 3
+
 
 def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
     """The lines for a terminal of that size; `data` is the answer of /dashboard/data."""
@@ -57,6 +63,8 @@ def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
     top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, since_start, ""]
     decisions = [_decision(each) for each in data["decisions"][:MOST_DECISIONS]]
     bottom = ["", "last requests", *decisions] if decisions and height >= 16 else []
+    if height >= 16:
+        bottom = [*_reasons(data["agents"], width - 1), *bottom]
     room = max(1, height - len(top) - len(bottom) - 2)
     agents = data["agents"][:room]
     table = in_columns([HEAD, *map(_row, agents)]).splitlines()
@@ -74,7 +82,7 @@ def _row(agent: Mapping[str, Any]) -> list[str]:
     age = agent["report_age"]
     cells = [
         agent["name"],
-        agent["status"] + (f" ({one_line(agent['reason'], 40)})" if agent["reason"] else ""),
+        agent["status"] + (f" ({one_line(agent['reason'], SHORT_REASON)})" if agent["reason"] else ""),
         f"{agent['in_flight']}{slots}",
         _percent(agent["cpu"]),
         _percent(agent["memory"]),
@@ -93,6 +101,15 @@ def _memory(gpus: Sequence[tuple[float, float]]) -> str:
         return NONE
     used, total = (sum(column) for column in zip(*gpus, strict=True))
     return f"{_percent(100 * used / total)} of {total / GIB:.0f} GiB"
+
+
+def _reasons(agents: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """What to do about some agents that cannot be used, in full: a row has no room for it."""
+    told = [agent for agent in agents if len(agent["reason"] or "") > SHORT_REASON and agent["status"] != "online"]
+    lines = []
+    for agent in told[:MOST_REASONS]:
+        lines += textwrap.wrap(one_line(f"{agent['name']}: {agent['reason']}", 600), max(width, 20))
+    return ["", *lines] if lines else []
 
 
 def _decision(each: Mapping[str, Any]) -> str:

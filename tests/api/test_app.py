@@ -412,7 +412,14 @@ def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
     api.registry.drain(b)
     healthy = api.call("GET", "/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
-    assert healthy.json()["agents"] == {"online": 1, "offline": 1, "unauthorized": 0, "ejected": 0, "draining": 1}
+    assert healthy.json()["agents"] == {
+        "online": 1,
+        "offline": 1,
+        "unreachable": 0,
+        "unauthorized": 0,
+        "ejected": 0,
+        "draining": 1,
+    }
     api.registry.drain(api.registry.get("c") or a)
     ill = api.call("GET", "/health")
     assert (ill.status_code, ill.json()["agents"]["online"]) == (503, 0)
@@ -442,7 +449,14 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
         },
         "waiting": 0,
         "line": {"length": 0, "oldest": None, "models": {}, "clients": {}},
-        "agents": {"online": 2, "offline": 0, "unauthorized": 0, "ejected": 0, "draining": 0},
+        "agents": {
+            "online": 2,
+            "offline": 0,
+            "unreachable": 0,
+            "unauthorized": 0,
+            "ejected": 0,
+            "draining": 0,
+        },
     }
 
 

@@ -50,7 +50,7 @@ def test_a_reporter_finds_the_balancer_and_tells_nobody_else_the_token(tmp_path:
         announced("copied", rogue.port, addresses, prove(TOKEN, rogue.port + 1, addresses)),
         running_proxy(tmp_path, *EVERYWHERE) as proxy,
     ):
-        arguments = ["--discover", "--ollama", one.url, "--name", "one", "--interval", "0.2"]
+        arguments = ["--discover", "--ollama", one.url, "--advertise", one.url, "--name", "one", "--interval", "0.2"]
         with program(arguments, tmp_path, OLLAMA_BALANCER_TOKEN=TOKEN) as reporter:
             wait_until(lambda: proxy.agents().get("one", {}).get("status") == "online", "the host is online")
             wait_until(lambda: reporter.err.count("with another token: left out") == 2, "both others were looked at")

@@ -38,7 +38,7 @@ def test_a_killed_host_is_survived_and_comes_back(tmp_path: Path, hosts: Hosts) 
         assert response.status_code == 200
         assert response.headers["X-Balancer-Agent"] == "good"
         assert response.headers["X-Balancer-Attempts"] == "2"
-        assert proxy.agents()["bad"]["status"] == "offline"
+        assert proxy.agents()["bad"]["status"] == "unreachable"
         assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
         hosts.restart(bad)
         wait_until(lambda: proxy.agents()["bad"]["status"] == "online", "the agent is back")
@@ -64,29 +64,32 @@ def test_an_agent_that_fails_before_its_first_byte_is_replaced(tmp_path: Path, h
 
 
 def test_an_unreachable_host_costs_the_connect_timeout_once(tmp_path: Path, hosts: Hosts) -> None:
-    good = hosts.start("good")
-    with socket.socket() as full:
+    good, gone = hosts.start("good"), hosts.start("gone")
+    agents = f"balancer_agents=gone={gone.url},good={good.url}"
+    options = ("--set", agents, "--set", "balancer_connect_timeout=1", "--set", "balancer_mode=metrics")
+    with running_proxy(tmp_path, *options) as proxy, socket.socket() as full:
+        proxy.wait_online("good", "gone")
+        proxy.report("gone", cpu=1, models=["llama3.2"], loaded_models=[])  # from here on it is not probed
+        proxy.report("good", cpu=60)
+        hosts.kill(gone)
         # A listener whose backlog is full drops the SYN, as a host does that is switched off.
-        full.bind(("127.0.0.1", 0))
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        full.bind(("127.0.0.1", gone.port))
         full.listen(0)
-        port = full.getsockname()[1]
         fillers = []
         for _ in range(4):
             filler = socket.socket()
             filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
+            filler.connect_ex(("127.0.0.1", gone.port))
             fillers.append(filler)
-        agents = f"balancer_agents=gone=http://127.0.0.1:{port},good={good.url}"
-        with running_proxy(tmp_path, "--set", agents, "--set", "balancer_connect_timeout=1") as proxy:
-            proxy.wait_online("good")
-            proxy.report("gone", cpu=1, models=["llama3.2"])
-            proxy.report("good", cpu=60)
-            response = proxy.generate()
-            assert response.status_code == 200
-            assert response.headers["X-Balancer-Attempts"] == "2"
-            assert "not reached within 1 s" in proxy.log
-            assert proxy.agents()["gone"]["status"] == "offline"
-            assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
+        response = proxy.generate()
+        assert response.status_code == 200
+        assert response.headers["X-Balancer-Attempts"] == "2"
+        assert "not reached within 1 s" in proxy.log
+        shown = proxy.agents()["gone"]
+        assert shown["status"] == "unreachable"
+        assert f"open TCP port {gone.port}" in shown["reason"]
+        assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
         for filler in fillers:
             filler.close()
 
@@ -173,13 +176,17 @@ def test_an_answer_of_known_length_that_breaks_off_is_a_clean_502(tmp_path: Path
                 except OSError:
                     return
                 with connection:
-                    if b"generate" in connection.recv(65536):
+                    asked = connection.recv(65536)
+                    if b"generate" in asked:
                         connection.sendall(
                             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
                         )
+                    elif b"version" in asked:
+                        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"version": "1"}')
 
         thread = threading.Thread(target=cut, daemon=True)
         thread.start()
+        proxy.wait_online("cutter")
         response = proxy.generate(headers={"X-Balancer-Agent": "cutter"})
         assert response.status_code == 502
         assert "cutter" in response.json()["error"]

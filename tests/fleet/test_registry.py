@@ -249,13 +249,114 @@ def test_a_report_that_ollama_does_not_answer_takes_the_agent_offline_at_once(re
     assert registry.select() is agent
 
 
-def test_a_refused_connection_takes_the_agent_offline_until_it_is_heard_of(registry: AgentRegistry) -> None:
+def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets_through(
+    registry: AgentRegistry,
+) -> None:
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report())
     registry.unreachable(agent, "connection refused")
-    assert (agent.status, agent.offline_reason) == (Status.OFFLINE, "connection refused")
+    assert (agent.status, agent.reason) == (Status.UNREACHABLE, "connection refused")
     registry.update_metrics("a", report(at=1))
+    assert registry.counts() == {Status.UNREACHABLE: 1}
+    assert registry.select() is None
+    assert registry.wants_probe(agent)
+    registry.reached(agent)
+    assert (agent.status, agent.reason) == (
+        Status.ONLINE,
+        "returning: for a while it gets no more than it runs at once",
+    )
+    registry.update_metrics("a", report(at=2))
+    assert registry.select() is agent
+
+
+def test_a_first_report_alone_makes_nobody_online_where_it_is_to_be_reached(clock: Clock) -> None:
+    registry = AgentRegistry(clock, must_reach=True)
+    unproven: list[Agent] = []
+    registry.on_unproven = unproven.append
+    agent, _ = registry.register("a", address(1))
+    assert status_of(agent) == "offline"
+    for second in range(3):
+        registry.update_metrics("a", report(at=second, models=entries("m"), loaded_models=[]))
+    assert agent.status is Status.UNREACHABLE
+    assert "has not been reached at 10.0.0.1:11434 yet" in (agent.reason or "")
+    assert unproven == [agent]  # once, not with each report
+    assert registry.select("m:latest") is None
+    registry.reached(agent)
+    assert registry.select("m:latest") is agent
+    clock.now += PROBE_GRACE + 1  # from here on its reports are enough
+    registry.update_metrics("a", report(at=3, models=entries("m"), loaded_models=[]))
+    clock.now += 29
+    assert registry.counts() == {Status.ONLINE: 1}
+    registry.register("a", address(2))
+    registry.update_metrics("a", report(at=4))
+    assert registry.counts() == {Status.UNREACHABLE: 1}  # nothing is known of the new address
+    assert unproven == [agent, agent]
+
+
+def test_an_agent_whose_request_is_answered_is_reached(clock: Clock) -> None:
+    registry = AgentRegistry(clock, must_reach=True)
+    [agent] = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    lease = registry.take(agent, "m")
+    registry.unreachable(agent, "a connection timed out")
+    assert status_of(agent) == "unreachable"
+    lease.began()
     assert status_of(agent) == "online"
+
+
+def test_probes_without_an_answer_take_a_reporting_agent_offline_in_time(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    began = clock.now
+    while registry.counts() == {Status.ONLINE: 1}:
+        registry.update_metrics("a", report(at=clock.now))  # it does not tell what it has in memory: it is probed
+        clock.now += 5
+        registry.silent(agent, "no whole answer within 2 s")
+        assert clock.now - began < 40
+    assert PROBE_GRACE <= clock.now - began <= 2 * PROBE_GRACE + 5
+    assert (agent.status, agent.reason) == (Status.UNREACHABLE, "no whole answer within 2 s")
+
+
+def test_probes_without_an_answer_give_an_offline_agent_its_reason(registry: AgentRegistry, clock: Clock) -> None:
+    [agent] = fleet(registry, "a")
+    registry.silent(agent, "GET /api/version is answered with status 500")
+    assert registry.counts() == {Status.ONLINE: 1}
+    clock.now += PROBE_GRACE
+    assert registry.counts() == {Status.OFFLINE: 1}
+    assert agent.reason == "no answer to probes: GET /api/version is answered with status 500"
+
+
+def test_each_change_of_what_is_reached_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    registry = AgentRegistry(clock, must_reach=True)
+    agent, _ = registry.register("a", address(1))
+
+    def logged() -> list[str]:
+        lines = [record.getMessage().removeprefix("Agent a (10.0.0.1:11434) is ") for record in caplog.records]
+        caplog.clear()
+        return lines
+
+    for second in range(3):
+        registry.update_metrics("a", report(at=second))
+        registry.silent(agent, "a firewall")
+    assert logged() == ["unreachable: a firewall."]
+    registry.unreachable(agent, "refused")
+    assert (agent.reason, logged()) == ("refused", [])
+    registry.reached(agent)
+    assert logged() == ["online: it answers."]
+    registry.unreachable(agent, "refused")
+    registry.update_metrics("a", report(at=4, ollama_ok=False))
+    registry.unreachable(agent, "refused")
+    registry.update_metrics("a", report(at=5))
+    registry.reached(agent)
+    assert logged() == [
+        "unreachable: refused.",
+        "offline: its reporter says that Ollama does not answer there.",
+        "online: it answers.",
+    ]
+    registry.unreachable(agent, "refused")
+    clock.now += 31
+    registry.expire()
+    assert logged()[:2] == ["unreachable: refused.", "offline: no report for 30 s."]
 
 
 def test_the_reason_for_being_offline_outlasts_the_last_probes_grace(registry: AgentRegistry, clock: Clock) -> None:
@@ -299,7 +400,7 @@ def test_a_drain_outlasts_reports_and_probes(registry: AgentRegistry) -> None:
     registry.update_metrics("a", report())
     registry.reached(agent)
     registry.unreachable(agent, "refused")
-    assert status_of(agent) == "offline"
+    assert status_of(agent) == "unreachable"
     registry.reached(agent)
     assert status_of(agent) == "draining"
 

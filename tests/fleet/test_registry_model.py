@@ -41,6 +41,7 @@ class Seen:
     stamp: int | None = None
     reported_at: float | None = None
     alive_by_report: bool = False
+    reachable: bool = True
     probed_at: float | None = None
     draining: bool = False
     until_registration: bool = False
@@ -50,9 +51,11 @@ class Seen:
         return self.reported_at is not None and now < self.reported_at + stale_after
 
     def online(self, now: float, stale_after: float) -> bool:
-        by_report = self.alive_by_report and self.fresh(now, stale_after)
         by_probe = self.probed_at is not None and now < self.probed_at + PROBE_GRACE
-        return by_report or by_probe
+        return (self.reports(now, stale_after) and self.reachable) or by_probe
+
+    def reports(self, now: float, stale_after: float) -> bool:
+        return self.alive_by_report and self.fresh(now, stale_after)
 
     def forget_life(self) -> None:
         self.alive_by_report = False
@@ -74,6 +77,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.removed: list[Seen] = []
         self.addresses = 0
         self.watched = False
+        self.must_reach = False
 
     # The specification
 
@@ -112,8 +116,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # Events
 
-    @initialize(mode=st.sampled_from(tuple(POLICIES)), watched=st.booleans())
-    def begin_with_three(self, mode: str, watched: bool) -> None:
+    @initialize(mode=st.sampled_from(tuple(POLICIES)), watched=st.booleans(), must_reach=st.booleans())
+    def begin_with_three(self, mode: str, watched: bool, must_reach: bool) -> None:
+        self.must_reach = must_reach
+        self.registry = AgentRegistry(self.clock, stale_after=self.stale_after, must_reach=must_reach)
         self.registry.mode = mode
         self.watched = watched
         for name in NAMES[:3]:
@@ -131,12 +137,13 @@ class RegistryMachine(RuleBasedStateMachine):
         agent, new = self.registry.register(name, address(port))
         assert new == (known is None)
         if known is None:
-            self.fleet[name] = Seen(agent, port)
+            self.fleet[name] = Seen(agent, port, reachable=not self.must_reach)
             return
         assert agent is known.agent
         if moves:
             known.port = port
             known.forget_life()
+            known.reachable = not self.must_reach
         if known.until_registration:
             known.draining = known.until_registration = False
 
@@ -208,13 +215,15 @@ class RegistryMachine(RuleBasedStateMachine):
         if seen is not None:
             self.registry.reached(seen.agent)
             seen.probed_at = self.clock.now
+            seen.reachable = True
 
     @rule(name=names)
     def find_unreachable(self, name: str) -> None:
         seen = self.fleet.get(name)
         if seen is not None:
             self.registry.unreachable(seen.agent, "refused")
-            seen.forget_life()
+            seen.probed_at = None
+            seen.reachable = False
 
     @rule(name=names, until_registration=st.booleans())
     def drain(self, name: str, until_registration: bool) -> None:
@@ -310,7 +319,8 @@ class RegistryMachine(RuleBasedStateMachine):
             agent = self.registry.get(name)
             assert agent is seen.agent
             online = seen.online(now, self.stale_after)
-            assert agent.status == ("offline" if not online else "draining" if seen.draining else "online")
+            away = "unreachable" if seen.reports(now, self.stale_after) else "offline"
+            assert agent.status == (away if not online else "draining" if seen.draining else "online")
             fresh = seen.fresh(now, self.stale_after)
             assert agent.score == (seen.score / 10 if fresh else None)
             assert agent.describe(now)["stale"] is not fresh

@@ -60,7 +60,7 @@ def asked(serve: Serve, *, timeout: float = 30.0, limit: int = 1000, content: by
     ],
 )
 def test_an_answer_is_read_however_it_is_framed(pieces: tuple[bytes, ...]) -> None:
-    assert asked(says(*pieces)) == Answer(200, b"ok")
+    assert asked(says(*pieces))[:2] == (200, b"ok")
 
 
 def test_the_request_is_whole_and_says_what_the_client_wants() -> None:
@@ -72,7 +72,7 @@ def test_the_request_is_whole_and_says_what_the_client_wants() -> None:
         writer.write(HEAD.replace(b"200", b"204") + b"\r\n")
         writer.close()
 
-    assert asked(serve, content=b"abc") == Answer(204, b"")
+    assert asked(serve, content=b"abc")[:2] == (204, b"")
     head, _, body = seen.partition(b"\r\n\r\n")
     first, *fields = head.decode().lower().split("\r\n")
     assert first == "post /a/b http/1.1"
@@ -116,7 +116,9 @@ def test_the_time_is_that_of_the_whole_call() -> None:
 
 def test_compressed_bytes_stay_as_they_are() -> None:
     packed = zlib.compress(b"x" * 100_000)
-    assert asked(says(HEAD + b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%s" % (len(packed), packed))) == (
+    assert asked(says(HEAD + b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%s" % (len(packed), packed)))[
+        :2
+    ] == (
         200,
         packed,
     )
@@ -151,5 +153,5 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, monkey
         asyncio.run(run())
     http._tls.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "test-ca-cert.pem"))
-    assert asyncio.run(run()) == Answer(200, b"ok")
+    assert asyncio.run(run())[:2] == (200, b"ok")
     http._tls.cache_clear()

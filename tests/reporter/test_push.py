@@ -69,6 +69,8 @@ class Fleet:
             "metrics": (204, None),
             "drain": (200, {}),
         }
+        if isinstance(answer, Answer):
+            return answer
         status, body = answer or usual[what]
         return Answer(status, b"" if body is None else json.dumps(body).encode())
 
@@ -145,6 +147,36 @@ def test_it_registers_then_reports_each_interval_then_drains(eager: bool) -> Non
     assert fleet.bodies[-1] == {"until": "registration"}
     assert set(time.sleeps) == {7.0}
     assert repr(made) == "<Reporter demo-1: 1 of 1 balancers>"
+
+
+def test_what_the_balancer_says_of_reaching_the_host_is_logged_once_a_change(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = Fleet()
+    reason = f"cannot connect: refused; start Ollama with OLLAMA_HOST=0.0.0.0\x1b[2J {SECRET}"
+
+    def rule(_: str, what: str) -> Answer | None:
+        told = what == "metrics" and 2 <= fleet.count(A, "metrics") <= 4
+        return Answer(204, b"", ((b"x-balancer-reachable", f"no; {reason}".encode()),)) if told else None
+
+    fleet.rule = rule
+    run_until(reporter(fleet), lambda: fleet.count(A, "metrics") >= 7)
+    lines = [(r.levelname, r.message) for r in caplog.records if "reach" in r.message]
+    assert lines == [
+        (
+            "WARNING",
+            f"balancer {A} cannot reach this host's Ollama and sends it nothing: cannot connect: refused; start Ollama "
+            "with OLLAMA_HOST=0.0.0.0?[2J [token]",
+        ),
+        ("INFO", f"balancer {A} reaches this host's Ollama again"),
+    ]
+
+
+def test_once_says_as_well_that_the_balancer_cannot_reach_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = Fleet()
+    fleet.rule = lambda _, what: (
+        Answer(204, b"", ((b"x-balancer-reachable", b"no; a firewall"),)) if what == "metrics" else None
+    )
+    assert asyncio.run(reporter(fleet).once())
+    assert "sends it nothing: a firewall" in caplog.text
 
 
 def test_all_balancers_share_one_collection_per_interval() -> None:

@@ -21,6 +21,7 @@ from ..fleet.recent import Recent
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import Tally
 from ..fleet.waiting import WaitingLine
+from ..reaching import told_to_reporter
 from . import dashboard
 from . import history as history_api
 from .health import by_state, health
@@ -171,7 +172,7 @@ class ControlApi:
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
         self.registry.update_metrics(agent.id, metrics)
-        return Response(status_code=204)
+        return Response(status_code=204, headers=told_to_reporter(agent))
 
     async def drain(self, request: Request) -> Response:
         _authorize(request)

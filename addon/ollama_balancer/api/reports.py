@@ -8,20 +8,23 @@ from pydantic import ValidationError
 
 from agent_reporter.wire import AgentMetrics
 
+from ..fleet.agent import Agent
 from ..fleet.registry import AgentRegistry
 
 _PATH = re.compile(r"/api/agents/([A-Za-z0-9._:\[\]-]+)/metrics")
 
 
-def take_report(registry: AgentRegistry, path: str, body: bytes) -> bool:
-    """Take in a report of a caller who has presented the token. False: the application is to say what is wrong."""
+def take_report(registry: AgentRegistry, path: str, body: bytes) -> Agent | None:
+    """Take in a report of a caller who has presented the token; whose it is. None: the application is to say what is
+    wrong.
+    """
     match = _PATH.fullmatch(path)
     agent = match and registry.get(match[1])
     if not agent:
-        return False
+        return None
     try:
         metrics = AgentMetrics.model_validate_json(body)
     except ValidationError:
-        return False
+        return None
     registry.update_metrics(agent.id, metrics)
-    return True
+    return agent

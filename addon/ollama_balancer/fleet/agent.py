@@ -52,6 +52,8 @@ class Source(StrEnum):
 class Status(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
+    UNREACHABLE = "unreachable"
+    """It reports, and the balancer does not get through to it."""
     UNAUTHORIZED = "unauthorized"
     """It, or a proxy in front of it, does not let the balancer in."""
     EJECTED = "ejected"
@@ -218,14 +220,18 @@ class Agent:
         "pools",
         "probed",
         "rates",
+        "reachable",
         "refusal",
         "removed",
         "reported_active",
         "reported_alive",
         "running",
+        "said",
+        "silent_since",
         "source",
         "stats",
         "trial",
+        "unreached",
         "version",
         "warm",
         "was_online",
@@ -291,7 +297,17 @@ class Agent:
         self.removed = False
         self.offline_reason = NOT_HEARD_OF
         self.reported_alive = False
+        """Whether a report that still counts says that its Ollama answers."""
         self.probed = False
+        """Whether it has answered a probe of late."""
+        self.reachable = True
+        """Whether nothing has failed to reach its address since something got through."""
+        self.unreached = ""
+        """Why the last attempt to reach it failed; empty once something gets through."""
+        self.silent_since: float | None = None
+        """When the first probe since something got through was left without an answer."""
+        self.said: Status | None = None
+        """Whether it is online, offline or unreachable, as the log has it."""
         self.metrics: AgentMetrics | None = None
         self.metrics_at = 0.0
         self.fresh = False
@@ -308,13 +324,15 @@ class Agent:
 
     @property
     def online(self) -> bool:
-        """A report or a probe of late says that its Ollama answers."""
-        return self.reported_alive or self.probed
+        """A report or a probe of late says that its Ollama answers, and the balancer gets through to it."""
+        return (self.reported_alive and self.reachable) or self.probed
 
     @property
     def status(self) -> Status:
         if not self.online:
-            return Status.OFFLINE if self.refusal is None else Status.UNAUTHORIZED
+            if self.refusal is not None:
+                return Status.UNAUTHORIZED
+            return Status.UNREACHABLE if self.reported_alive else Status.OFFLINE
         if self.draining:
             return Status.DRAINING
         if self.refusal is not None:
@@ -324,14 +342,12 @@ class Agent:
     @property
     def available(self) -> bool:
         """Online and to be used, though perhaps not at this moment: it may be ejected, or have all its slots taken."""
-        return (self.reported_alive or self.probed) and not (self.draining or self.removed or self.refusal)
+        return self.online and not (self.draining or self.removed or self.refusal)
 
     @property
     def eligible(self) -> bool:
         """May get new requests now, of a model it has a slot for."""
-        return (self.reported_alive or self.probed) and not (
-            self.draining or self.removed or self.closed or self.refusal
-        )
+        return self.online and not (self.draining or self.removed or self.closed or self.refusal)
 
     @property
     def reason(self) -> str | None:
@@ -341,6 +357,8 @@ class Agent:
                 return self.offline_reason
             case Status.UNAUTHORIZED:
                 return self.refusal
+            case Status.UNREACHABLE:
+                return self.unreached or f"it reports, and has not been reached at {self.address} yet"
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.RETURNING:

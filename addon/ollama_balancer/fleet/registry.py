@@ -1,7 +1,9 @@
 """The agents of the fleet, what is known of each, and the choice among them.
 
-When is an agent online? When a report (not older than `stale_after`) or a probe (not older than `PROBE_GRACE`) says
-that its Ollama answers. A request that could not reach it, or a report that its Ollama is down, ends that at once.
+When is an agent online? When a probe (not older than `PROBE_GRACE`) got an answer, or a report (not older than
+`stale_after`) says that its Ollama answers and the balancer gets through to it: something has, and nothing has failed
+to since. A request that could not reach it, or a report that its Ollama is down, ends that at once. Who reports and is
+not reached is `unreachable`.
 
 When is a request complete? When its lease is released: at the last byte, the error or the client's disconnect,
 whichever comes first; a lease is released once. A lease for a model takes one of the agent's slots for it; an agent
@@ -25,7 +27,7 @@ from agent_reporter.limits import NAME_PATTERN
 
 from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
-from .agent import HOT_CPU, NOT_HEARD_OF, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
+from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
 from .avoidance import Avoidance
 from .demand import Demand
 from .forecast import Option, Situation
@@ -83,7 +85,8 @@ class AgentRegistry:
 
     `clock` gives monotonic seconds, `stale_after` the seconds for which a report counts, `mode` the policy's name,
     `slots` the requests that an agent may run at once per model (0: what its report says, else learned), `chance`
-    random numbers from 0 to 1.
+    random numbers from 0 to 1. `must_reach`: a report alone does not make an agent online, before a probe or a request
+    has got through to it.
     """
 
     def __init__(
@@ -94,11 +97,13 @@ class AgentRegistry:
         mode: str = DEFAULT_POLICY,
         slots: int = 0,
         chance: Callable[[], float] = random.random,
+        must_reach: bool = False,
     ) -> None:
         self.clock = clock
         self._stale_after = stale_after
         self._slots = slots
         self._chance = chance
+        self._must_reach = must_reach
         self._policy = POLICIES[mode]
         self.learner = Learner()
         self._agents: dict[str, Agent] = {}
@@ -127,6 +132,8 @@ class AgentRegistry:
         """Called when an agent has loaded a model, for which it may have pushed out another."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
         """Called when an agent may have begun or ceased to be one that serves, or serves other models."""
+        self.on_unproven: Callable[[Agent], None] = lambda agent: None
+        """Called when an agent begins to report that it is alive and is still to be reached: it wants a probe now."""
         # Both in the order of arrival, so that what expires first is in front.
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
@@ -195,6 +202,7 @@ class AgentRegistry:
                 self._addresses[address] += 1
                 agent.address = address
                 self._lose(agent, "moved to a new address")
+                agent.reachable, agent.unreached, agent.silent_since = not self._must_reach, "", None
             if agent.draining_until_registration:
                 self.resume(agent)
             return agent, False
@@ -208,6 +216,7 @@ class AgentRegistry:
         self._unknown[agent] = None
         self.revision += 1
         agent.fixed_slots = self._slots
+        agent.reachable = not self._must_reach
         self._addresses[address] += 1
         return agent, True
 
@@ -312,6 +321,8 @@ class AgentRegistry:
             self._lose(agent, "its reporter says that Ollama does not answer there")
         elif not agent.reported_alive:
             self._find(agent, "reports", reported=True)
+            if not agent.reachable:
+                self.on_unproven(agent)
         for pool in agent.pools:
             pool.changed(agent)
         return True
@@ -409,7 +420,7 @@ class AgentRegistry:
         return list(self._holders)
 
     def reached(self, agent: Agent) -> None:
-        """The agent answered a probe."""
+        """The agent answered a probe, or a request."""
         if agent.removed:
             return
         now = self.clock()
@@ -418,10 +429,22 @@ class AgentRegistry:
         self._next_expiry = min(self._next_expiry, now + PROBE_GRACE)
         if not agent.probed:
             self._find(agent, "answers", probed=True)
+        agent.reachable, agent.unreached, agent.silent_since = True, "", None
 
     def unreachable(self, agent: Agent, reason: str) -> None:
-        """A request or a probe was refused or found nobody: offline until a probe or a report says otherwise."""
-        self._lose(agent, reason)
+        """A request or a probe was refused or found nobody: not online until something gets through."""
+        self._lose(agent, reason, found_nobody=True)
+
+    def silent(self, agent: Agent, reason: str) -> None:
+        """A probe got no usable answer. That is given `PROBE_GRACE` where something got through before."""
+        if agent.removed:
+            return
+        now = self.clock()
+        agent.unreached = reason
+        if agent.silent_since is None:
+            agent.silent_since = now
+        if not agent.online or (not agent.probed and now - agent.silent_since >= PROBE_GRACE):
+            self._lose(agent, reason, found_nobody=True)
 
     def refuses(self, agent: Agent, reason: str) -> None:
         """The agent, or a proxy in front of it, does not let the balancer in: it is not used for `REFUSED_SECONDS`."""
@@ -720,6 +743,8 @@ class AgentRegistry:
 
     def _began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
+        if not agent.reachable:
+            self.reached(agent)
         lease.began_at = self.clock()
         loaded = False
         if lease.loading:
@@ -864,7 +889,8 @@ class AgentRegistry:
         was_online = agent.online
         agent.reported_alive = agent.reported_alive or reported
         agent.probed = agent.probed or probed
-        if not was_online:
+        if not was_online and agent.online:
+            agent.said = Status.ONLINE
             logger.info("Agent %s (%s) is online: it %s.", agent.name, agent.address, how)
             self._came_or_went(agent)
             if agent.was_online and agent.health.phase is not Phase.EJECTED:
@@ -873,27 +899,33 @@ class AgentRegistry:
             agent.was_online = True
         self._place(agent)
 
-    def _lose(self, agent: Agent, reason: str) -> None:
+    def _lose(self, agent: Agent, reason: str, *, found_nobody: bool = False) -> None:
+        """It is not online: the balancer found nobody at its address, or its reports say no more that it is alive."""
         was_online = agent.online
-        agent.reported_alive = agent.probed = False
         agent.refusal = None
         self._refused.pop(agent, None)
         self.avoidance.forget(agent)
+        agent.probed = False
         self._probes.pop(agent, None)
-        if was_online:
+        if found_nobody:
+            agent.reachable, agent.unreached = False, reason
+        else:
+            agent.reported_alive = False
+        status = agent.status
+        if was_online or status is not agent.said:
             agent.offline_reason = reason
+            what = "not there" if agent.said is None and status is Status.OFFLINE else status
+            logger.warning("Agent %s (%s) is %s: %s.", agent.name, agent.address, what, reason)
+            agent.said = status
+        if was_online:
             agent.learners = {}
             for warm in agent.warm.values():
                 warm.gone = True
             agent.warm = {}
             agent.memory_known = False
             self._replace(agent)
-            logger.warning("Agent %s (%s) is offline: %s.", agent.name, agent.address, reason)
             self._came_or_went(agent)
             self._place(agent)
-        elif agent.offline_reason == NOT_HEARD_OF:
-            agent.offline_reason = reason
-            logger.warning("Agent %s (%s) is not there: %s.", agent.name, agent.address, reason)
 
     def _came_or_went(self, agent: Agent) -> None:
         self.generation += 1
@@ -954,6 +986,9 @@ class AgentRegistry:
                 break
             del self._probes[agent]
             agent.probed = False
-            if not agent.reported_alive:
+            if not agent.online:
                 agent.probed = True
-                self._lose(agent, "no answer to probes")
+                if agent.unreached:
+                    self._lose(agent, f"no answer to probes: {agent.unreached}", found_nobody=True)
+                else:
+                    self._lose(agent, "no answer to probes")

@@ -25,6 +25,7 @@ from ..fleet.waiting import Place
 from ..ollama.errors import Blame, classify_message
 from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.routes import Kind, dialect_of
+from ..reaching import cannot_connect
 from ..text import one_line
 from .answers import answer_of, path_of
 from .callers import Caller
@@ -206,7 +207,7 @@ class Router:
         if agent is not None and failure.blame not in CORRECTIONS:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
             if not failure.connected:
-                self.registry.unreachable(agent, f"cannot connect: {reason}")
+                self.registry.unreachable(agent, cannot_connect(agent.address, reason))
         if not failure.retriable or routing.expired:
             return self.dispatcher.gave_up(exchange)
         return self.dispatcher.again(exchange)
