@@ -13,6 +13,7 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer import credentials, options
 from ollama_balancer.addon import Balancer
+from ollama_balancer.fleet import registry
 from ollama_balancer.fleet.agent import Source, agent_id
 from ollama_balancer.proxying.exchange import exchange_of
 
@@ -104,6 +105,46 @@ def test_static_agents_come_and_go_with_the_option(context: tuple[Balancer, tadd
     ]
     running.configure(balancer, balancer_agents=["b=http://10.0.0.3"])
     assert [(agent.name, agent.address.host) for agent in balancer.registry] == [("b", "10.0.0.3")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"balancer_agents": ["b=http://10.0.0.3", "c=https://10.0.0.4"]}, "begin with http://"),
+        ({"balancer_agents": ["b=http://10.0.0.3", f"{agent_id('b')}=http://10.0.0.4"]}, "another agent's id"),
+        ({"balancer_agents": ["b=http://10.0.0.3"], "balancer_token": "short"}, "balancer_token"),
+        ({"balancer_agents": ["b=http://10.0.0.3"], "balancer_retries": -1}, "balancer_retries"),
+        ({"balancer_agents": ["b=http://10.0.0.3"], "balancer_mode": "fastest"}, "balancer_mode"),
+        ({"balancer_token": "another-token", "balancer_agents": ["c=https://10.0.0.4"]}, "begin with http://"),
+    ],
+)
+def test_a_live_change_that_is_refused_changes_nothing(
+    context: tuple[Balancer, taddons.context], changes: dict[str, object], why: str
+) -> None:
+    balancer, running = context
+    running.configure(balancer, balancer_agents=["a=http://10.0.0.1,b=http://10.0.0.2"])
+    before = list(balancer.registry)
+    revision, settings = balancer.registry.revision, balancer.settings
+    with pytest.raises(exceptions.OptionsError, match=why):
+        running.configure(balancer, **changes)
+    assert list(balancer.registry) == before
+    assert [agent.address.host for agent in before] == ["10.0.0.1", "10.0.0.2"]
+    assert (balancer.registry.revision, balancer.settings) == (revision, settings)
+    assert balancer.token
+    assert balancer.token.value == TOKEN
+
+
+def test_a_fleet_that_would_be_too_large_is_refused_before_anybody_leaves(
+    context: tuple[Balancer, taddons.context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balancer, running = context
+    running.configure(balancer, balancer_agents=["a=http://10.0.0.1,b=http://10.0.0.2"])
+    monkeypatch.setattr(registry, "MAX_AGENTS", 2)
+    with pytest.raises(exceptions.OptionsError, match="the fleet has 2 agents, which is the most"):
+        running.configure(balancer, balancer_agents=["c=http://10.0.0.3,d=http://10.0.0.4,e=http://10.0.0.5"])
+    assert [agent.name for agent in balancer.registry] == ["a", "b"]
+    running.configure(balancer, balancer_agents=["c=http://10.0.0.3,d=http://10.0.0.4"])
+    assert [agent.name for agent in balancer.registry] == ["c", "d"]
 
 
 def test_the_environment_gives_the_default_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

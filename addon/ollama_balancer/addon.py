@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from . import credentials, options
 from .api.health import health
 from .api.paths import HEALTH, is_control_path
 from .api.serving import serve
-from .fleet.agent import Agent, Outcome, Source
+from .fleet.agent import Address, Agent, Outcome, Source
 from .fleet.history import History
 from .fleet.recent import Recent
 from .fleet.registry import AgentRegistry
@@ -146,7 +146,8 @@ class Balancer:
         self._ready = asyncio.Event()
         """Whether the hosts that had registered are known, and are asked."""
         self._demo_ready = asyncio.Event()
-        self.static: set[str] = set()
+        self.static: dict[str, Address] = {}
+        """The agents of the option, as they were taken in."""
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self._control: ControlApi | None = None
         self._over: collections.deque[tuple[Ended, dict[str, Any] | None]] = collections.deque()
@@ -206,10 +207,9 @@ class Balancer:
     def configure(self, updated: set[str]) -> None:
         try:
             settings = options.read(ctx.options)
+            self._check_static_agents(settings)
             if self.token is None or "balancer_token" in updated or "confdir" in updated:
                 self.token = self._load_token(settings)
-            if self.settings is None or self.settings.agents != settings.agents:
-                self._set_static_agents(settings)
         except ValueError as e:
             if self._running:
                 raise exceptions.OptionsError(str(e)) from e
@@ -217,6 +217,7 @@ class Balancer:
             logger.error("%s", e)
             return
         self.settings = self.router.settings = settings
+        self._soon(self._set_static_agents)
         self.registry.mode = settings.mode
         self.registry.stale_after = settings.stale_after
         self.registry.slots = settings.slots
@@ -231,7 +232,6 @@ class Balancer:
         self.flows.attach()  # here, as the first calls come before all addons run
         if self._running:
             self._log_mode()
-            self._probe_now()
             self._announce()
         # The agent is chosen when the request is there; an early connection would be one to nowhere.
         if ctx.options.connection_strategy != "lazy":
@@ -245,10 +245,10 @@ class Balancer:
             ctx.options.update(tcp_timeout=silence + 60)
 
     def running(self) -> None:
-        unknown = options.unknown(ctx.options)
-        for problem in unknown:
+        misplaced = options.misplaced(ctx.options)
+        for problem in misplaced:
             logger.error("%s", problem)
-        if unknown or self.settings is None:
+        if misplaced or self.settings is None:
             return
         self._running = True
         self._log_mode()
@@ -366,24 +366,46 @@ class Balancer:
                 f"or set ${credentials.ENVIRONMENT}"
             ) from e
 
-    def _set_static_agents(self, settings: options.Settings) -> None:
-        """Take in the agents of the option, and let go of those that are in it no more. ValueError names the option."""
+    def _soon(self, change: Callable[[], None]) -> None:
+        """Do it when all addons have accepted the new options: if one refuses them, nobody is to have changed."""
+        if not self._running:
+            change()
+            return
+        try:
+            asyncio.get_running_loop().call_soon(change)
+        except RuntimeError:
+            change()
+
+    def _leaving(self, wanted: Container[str]) -> list[Agent]:
+        """Static agents that are in the option no more."""
+        found = [self.registry.get(name) for name in self.static if name not in wanted]
+        return [agent for agent in found if agent is not None and agent.source is Source.STATIC]
+
+    def _check_static_agents(self, settings: options.Settings) -> None:
+        """ValueError names the option."""
         wanted = dict(settings.agents)
-        for name in self.static - wanted.keys():
-            agent = self.registry.get(name)
-            if agent is not None and agent.source is Source.STATIC:
-                self.registry.remove(agent)
-        new: list[Agent] = []
+        try:
+            self.registry.check(wanted, self._leaving(wanted))
+        except ValueError as e:
+            raise ValueError(f"balancer_agents: {e}") from e
+
+    def _set_static_agents(self) -> None:
+        """Take in the agents of the option, and let go of those that are in it no more."""
+        assert self.settings
+        wanted = dict(self.settings.agents)
+        if wanted == self.static:
+            return
+        for agent in self._leaving(wanted):
+            self.registry.remove(agent)
         for name, address in wanted.items():
+            if self.static.get(name) == address and self.registry.get(name) is not None:
+                continue
             try:
-                agent, is_new = self.registry.register(name, address, Source.STATIC)
+                self.registry.register(name, address, Source.STATIC)
             except ValueError as e:
-                for agent in new:
-                    self.registry.remove(agent)
-                raise ValueError(f"balancer_agents: {e}") from e
-            if is_new:
-                new.append(agent)
-        self.static = set(wanted)
+                logger.error("balancer_agents: %s", e)
+        self.static = wanted
+        self._probe_now()
 
     def _nothing_configured(self) -> bool:
         return self.settings is not None and not self.settings.agents and not self.settings.demo

@@ -188,11 +188,36 @@ def drop_unreadable(options: OptManager) -> list[str]:
     return problems
 
 
-def unknown(options: OptManager) -> list[str]:
-    """What is wrong with options that look like the balancer's and are not; to be asked when all addons are loaded."""
-    ours = ", ".join(sorted(name for name in options.keys() if name.startswith(PREFIX)))  # noqa: SIM118 - no mapping
+def misplaced(options: OptManager) -> list[str]:
+    """What is wrong with options that look like the balancer's and are not, and with arguments that look like a part of
+    one; to be asked at the start, when all addons are loaded.
+    """
+    ours = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
     wrong = [name for name in options.deferred if name.startswith(PREFIX)]
-    return [f"{name}: there is no such option; the balancer's are {ours}" for name in wrong]
+    known = ", ".join(ours)
+    return [f"{name}: there is no such option; the balancer's are {known}" for name in wrong] + _cut_off(options, ours)
+
+
+def _cut_off(options: OptManager, ours: Sequence[str]) -> list[str]:
+    """mitmdump takes an argument that belongs to no option for a filter of flows, without a word. After a blank in a
+    list, as in `--set balancer_agents=a=http://x, b=http://y`, that is the rest of the list.
+    """
+    words = str(getattr(options, "dumper_filter", None) or "").split()
+    stray = [word for before, word in zip(["", *words], words, strict=False) if not before.startswith("~")]
+    advice = "write the list without blanks, or in quotes: --set 'NAME=ONE, TWO'"
+    for word in stray:
+        try:
+            static_agents([word])
+        except ValueError:
+            continue
+        return [f"balancer_agents: {word[:200]!r} stands outside of the option; {advice}"]
+    for name in ours:
+        value = getattr(options, name)
+        if stray and not isinstance(value, str) and isinstance(value, Sequence):
+            last = str(value[-1]) if value else ""
+            if last.rstrip().endswith(","):
+                return [f"{name}: {stray[0][:200]!r} stands outside of the option, after a comma; {advice}"]
+    return []
 
 
 def read(options: object) -> Settings:

@@ -37,6 +37,31 @@ def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp
         assert proxy.generate().status_code == 200
 
 
+def test_a_change_of_the_agents_that_anybody_refuses_changes_nothing(tmp_path: Path, hosts: Hosts) -> None:
+    a, b = hosts.start("a"), hosts.start("b")
+    with running_mitmweb(tmp_path, "--set", f"balancer_agents=a={a.url}, b={b.url}") as (proxy, web):
+        proxy.wait_online("a", "b")
+        for name in ("a", "b"):
+            assert proxy.generate(headers={"X-Balancer-Agent": name}).status_code == 200
+        only_a = [f"a={a.url}"]
+        for wrong in (
+            {"balancer_agents": [*only_a, "c=https://127.0.0.1"]},
+            {"balancer_agents": only_a, "balancer_retries": -1},
+            {"balancer_agents": only_a, "intercept": "~nonsense"},  # another addon's
+            {"balancer_agents": [f"a={b.url}"], "stickycookie": "~nonsense"},
+        ):
+            assert web.http.put("/options", json=wrong).status_code >= 400
+            shown = proxy.agents()
+            assert {name: (each["status"], each["url"]) for name, each in shown.items()} == {
+                "a": ("online", a.url),
+                "b": ("online", b.url),
+            }
+            assert [each["stats"]["succeeded"] for each in shown.values()] == [1, 1]
+        assert "Agent b" not in proxy.log.partition("Agent b (")[2].partition("online")[2]
+        assert web.http.put("/options", json={"balancer_agents": only_a}).status_code == 200
+        assert list(proxy.agents()) == ["a"]
+
+
 def test_a_held_prompt_holds_no_agent_and_is_routed_for_what_is_sent(tmp_path: Path, hosts: Hosts) -> None:
     agents = f"a={hosts.start('a', 'llama3.2').url},b={hosts.start('b', 'qwen3').url}"
     arguments = ("--set", f"balancer_agents={agents}", "--set", "intercept=~u generate & ~q")

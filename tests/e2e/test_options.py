@@ -47,6 +47,30 @@ def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setti
     assert "Load balancer mode" not in output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stray"),
+    [
+        (["balancer_agents=a=http://127.0.0.1:1,", "b=http://127.0.0.1:2"], "b=http://127.0.0.1:2"),
+        (["balancer_agents=http://127.0.0.1:1", ",http://127.0.0.1:2"], ",http://127.0.0.1:2"),
+        (["balancer_agents=a=http://127.0.0.1:1,", "b=https://127.0.0.1:2"], "b=https://127.0.0.1:2"),
+        (["balancer_origins=https://a.test,", "https://b.test"], "https://b.test"),
+    ],
+)
+def test_the_rest_of_a_list_that_a_blank_cuts_off_is_refused(tmp_path: Path, arguments: list[str], stray: str) -> None:
+    status, output = refused_start(tmp_path, "--set", *arguments)
+    assert status != 0
+    assert f"{arguments[0].partition('=')[0]}: {stray!r} stands outside of the option" in output
+    assert "in quotes: --set 'NAME=ONE, TWO'" in output
+    assert "Traceback" not in output
+    assert "Load balancer mode" not in output
+
+
+def test_a_list_in_one_argument_may_have_blanks_and_a_filter_of_flows_stays_one(tmp_path: Path) -> None:
+    agents = "balancer_agents=a=http://127.0.0.1:1, b=http://127.0.0.1:2 ,c=http://127.0.0.1:3"
+    with running_proxy(tmp_path, "--set", agents, "~u http://127.0.0.1:1 | ~d example.test") as proxy:
+        assert list(proxy.agents()) == ["a", "b", "c"]
+
+
 def test_an_unknown_mode_in_the_environment_is_refused(tmp_path: Path) -> None:
     status, output = refused_start(tmp_path, env={"LOAD_BALANCER_MODE": "fastest"}, by_script=True)
     assert status != 0

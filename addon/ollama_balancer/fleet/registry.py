@@ -190,10 +190,7 @@ class AgentRegistry:
         A registration ends a drain that was asked for until then. ValueError: the name is not usable, or
         the fleet is full.
         """
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"name {name[:80]!r}: letters, digits and . _ : [ ] -, at most 64, beginning with a letter or digit"
-            )
+        self.check([name])
         agent = self._names.get(name)
         if agent is not None:
             if agent.address != address:
@@ -206,10 +203,6 @@ class AgentRegistry:
             if agent.draining_until_registration:
                 self.resume(agent)
             return agent, False
-        if name in self._agents or agent_id(name) in self._names:
-            raise ValueError(f"name {name!r} is another agent's id: choose another name")
-        if len(self._agents) >= MAX_AGENTS:
-            raise ValueError(f"the fleet has {MAX_AGENTS} agents, which is the most: delete some")
         agent = Agent(name, address, source, self._next_number)
         self._next_number += 1
         self._agents[agent.id] = self._names[name] = agent
@@ -219,6 +212,24 @@ class AgentRegistry:
         agent.reachable = not self._must_reach
         self._addresses[address] += 1
         return agent, True
+
+    def check(self, names: Collection[str], leaving: Collection[Agent] = ()) -> None:
+        """Whether agents of these names could be registered together, once those that leave are gone. ValueError says
+        why not.
+        """
+        new = [name for name in names if name not in self._names]
+        others = {name for name, agent in self._names.items() if agent not in leaving} if leaving else self._names
+        for name in new:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"name {name[:80]!r}: letters, digits and . _ : [ ] -, at most 64, beginning with a letter or digit"
+                )
+            own = agent_id(name)
+            taken = self._agents.get(name)
+            if (taken and taken not in leaving) or own in others or (len(new) > 1 and own in new):
+                raise ValueError(f"name {name!r} is another agent's id: choose another name")
+        if new and len(self._agents) - len(leaving) + len(new) > MAX_AGENTS:
+            raise ValueError(f"the fleet has {MAX_AGENTS} agents, which is the most: delete some")
 
     def remove(self, agent: Agent) -> None:
         """Take an agent out of the fleet. Its running requests finish."""
