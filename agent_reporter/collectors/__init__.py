@@ -22,12 +22,13 @@ COLLECTORS: dict[str, Callable[[Host], Collector]] = {
     "cpu": CpuCollector,
     "load": LoadCollector,
     "memory": MemoryCollector,
-    "disk": DiskCollector,
     "network": NetworkCollector,
     "gpus": GpusCollector,
-    "server": ServerCollector,
     "connections": ConnectionsCollector,
     # After connections, which would count their calls.
     "ollama": OllamaCollector,
+    # After ollama: once it answers, its process can be told from others by where it listens.
+    "server": ServerCollector,
+    "disk": DiskCollector,
     "reach": ReachCollector,
 }

@@ -22,10 +22,10 @@ class DiskCollector:
     """Gives `disk_free` and `disk_total` in bytes, of the file system with the models."""
 
     def __init__(self, host: Host) -> None:
-        self._server = host.server
+        self._host = host
 
     async def collect(self) -> Fields:
-        settings = await self._server.settings()
+        settings = await self._host.server.settings(self._host.ollama)
         folder = models_folder(folders(settings, os.environ))
         # A network file system that hangs holds a thread, not the report.
         return await asyncio.to_thread(room, folder)

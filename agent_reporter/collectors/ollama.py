@@ -28,6 +28,7 @@ class OllamaCollector:
 
     def __init__(self, host: Host) -> None:
         self._url = host.ollama.url
+        self._server = host.server
         self._state = StateLog("answers")
 
     async def collect(self) -> Fields:
@@ -41,6 +42,7 @@ class OllamaCollector:
         failure = next((answer for answer in answers if isinstance(answer, BaseException)), None)
         answered = not isinstance(version, BaseException)
         self._say(answered, failure)
+        self._server.heard(answers=answered)
         if not answered:
             return {"ollama_ok": False}
         return {

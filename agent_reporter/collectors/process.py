@@ -1,26 +1,46 @@
 """The Ollama server's process, and of its environment Ollama's own settings.
 
-The system shows them to the server's own user and to root. Where it does not, they are not known.
+There may be several servers on a host, one a GPU: it is the one that listens on the port that was given. Where the
+system does not show where a process listens, it is the one whose OLLAMA_HOST has that port. The system shows all of
+that to the server's own user and to root; where it does not, the settings are not known.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import psutil
+
+from ..addresses import Endpoint, is_loopback, own_ips, parse_ollama_host, plain_ip
 
 NAMES = frozenset(("ollama", "ollama.exe"))
 
 PREFIX = "OLLAMA_"
 
+HOST_VARIABLE = "OLLAMA_HOST"
+
 LOOK_AGAIN = 60.0
 """Seconds after which a server that was not found is looked for again: a look costs some milliseconds of CPU."""
 
 
+class Server(NamedTuple):
+    """A process that serves, as far as the system shows it."""
+
+    process: psutil.Process
+    settings: Mapping[str, str] | None
+    """None: they may not be read."""
+    ports: frozenset[int] | None
+    """On which it listens. None: that may not be read."""
+    elsewhere: bool
+    """Whether its ports are those of a container."""
+
+
 class ServerProcess:
-    """Found once, and again when it has ended. `clock` gives monotonic seconds."""
+    """Found once, and again when it has ended or Ollama answers again. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -32,30 +52,92 @@ class ServerProcess:
         self._process: psutil.Process | None = None
         self._settings: Mapping[str, str] = {}
         self._looked: float | None = None
+        self._answers = False
 
-    async def settings(self) -> Mapping[str, str]:
-        """Its OLLAMA_ variables; none where it is not found or they may not be read."""
+    def heard(self, *, answers: bool) -> None:
+        """Whether Ollama answers now. Where it has begun to, its process is another one, or can be told only now."""
+        if answers and not self._answers:
+            self._process, self._settings, self._looked = None, {}, None
+        self._answers = answers
+
+    async def settings(self, ollama: Endpoint) -> Mapping[str, str]:
+        """The OLLAMA_ variables of the server there; none where it is not found or they may not be read."""
         if self._process is not None and not self._process.is_running():
             self._process, self._settings, self._looked = None, {}, None
         if self._process is None and (self._looked is None or self._clock() - self._looked >= LOOK_AGAIN):
             self._looked = self._clock()
-            await asyncio.to_thread(self._find)
+            await asyncio.to_thread(self._find, ollama)
         return self._settings
 
-    def _find(self) -> None:
-        for process in self._processes():
-            try:
-                if process.name().lower() not in NAMES or "serve" not in process.cmdline()[1:2]:
-                    continue
-            except (psutil.Error, OSError):
-                continue  # it is another user's, or gone
-            self._process, self._settings = process, _settings_of(process)
+    def _find(self, ollama: Endpoint) -> None:
+        if not _is_here(ollama.host):
             return
+        server = choose([each for process in self._processes() if (each := _look_at(process))], ollama.port)
+        if server is not None:
+            self._process, self._settings = server.process, server.settings or {}
 
 
-def _settings_of(process: psutil.Process) -> Mapping[str, str]:
+def choose(servers: Iterable[Server], port: int) -> Server | None:
+    """Which of them is the one with that port; None where that cannot be told."""
+    servers = list(servers)
+    for server in servers:
+        if not server.elsewhere and server.ports is not None and port in server.ports:
+            return server
+    # The port of a container may be another one outside of it, and two of them may have the same.
+    likely = [server for server in servers if _may_have(server, port)]
+    return likely[0] if len(likely) == 1 else None
+
+
+def _may_have(server: Server, port: int) -> bool:
+    if server.ports is not None:
+        return server.elsewhere and port in server.ports
+    if server.settings is None:
+        return True
+    try:
+        return parse_ollama_host(server.settings.get(HOST_VARIABLE, "")).port == port
+    except ValueError:
+        return False
+
+
+def _look_at(process: psutil.Process) -> Server | None:
+    """None: it is no Ollama server, another user's that shows nothing of itself, or gone."""
+    try:
+        if process.name().lower() not in NAMES or "serve" not in process.cmdline()[1:2]:
+            return None
+    except (psutil.Error, OSError):
+        return None
+    return Server(process, _settings_of(process), _ports_of(process), _is_elsewhere(process))
+
+
+def _settings_of(process: psutil.Process) -> Mapping[str, str] | None:
     try:
         environment = process.environ()
     except (psutil.Error, OSError):
-        return {}
+        return None
     return {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+
+
+def _ports_of(process: psutil.Process) -> frozenset[int] | None:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return None
+    return frozenset(each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN)
+
+
+def _is_elsewhere(process: psutil.Process) -> bool:
+    """Whether it has a network of its own, where the system tells."""
+    try:
+        return os.stat(f"/proc/{process.pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+    except OSError:
+        return False
+
+
+def _is_here(host: str) -> bool:
+    """Whether a server of that name or address may be one of this host's processes."""
+    ip = plain_ip(host)
+    return host == "localhost" or is_loopback(ip) or not _is_address(ip) or ip in own_ips()
+
+
+def _is_address(text: str) -> bool:
+    return ":" in text or text.replace(".", "").isdecimal()

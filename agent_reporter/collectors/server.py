@@ -25,10 +25,10 @@ class ServerCollector:
     """Gives `num_parallel`, `max_loaded_models`, `max_queue` and `keep_alive`, where they are set and may be read."""
 
     def __init__(self, host: Host) -> None:
-        self._server = host.server
+        self._host = host
 
     async def collect(self) -> Fields:
-        return parse(await self._server.settings())
+        return parse(await self._host.server.settings(self._host.ollama))
 
 
 def parse(environment: Mapping[str, str]) -> Fields:

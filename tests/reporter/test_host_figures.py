@@ -59,7 +59,7 @@ class TestDisk:
 
     def test_the_collector_looks_where_the_server_keeps_its_models(self, tmp_path: Path) -> None:
         class Server(ServerProcess):
-            async def settings(self) -> Mapping[str, str]:
+            async def settings(self, ollama: Endpoint) -> Mapping[str, str]:
                 return {"OLLAMA_MODELS": str(tmp_path)}
 
         fields = asyncio.run(DiskCollector(Host(OLLAMA, server=Server())).collect())

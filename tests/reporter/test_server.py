@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,13 +15,14 @@ import psutil
 import pytest
 
 from agent_reporter.addresses import Endpoint
-from agent_reporter.collectors import Host
+from agent_reporter.collect import Collection
+from agent_reporter.collectors import COLLECTORS, Host
 from agent_reporter.collectors import reach as reach_module
-from agent_reporter.collectors.process import LOOK_AGAIN, ServerProcess
+from agent_reporter.collectors.process import LOOK_AGAIN, Server, ServerProcess, choose
 from agent_reporter.collectors.reach import ReachCollector, facing, on_loopback_only
 from agent_reporter.collectors.server import ServerCollector, parse
 
-from .stubs import wait_until
+from .stubs import free_port
 
 HOST = Host(ollama=Endpoint("http", "127.0.0.1", 11434))
 
@@ -49,39 +48,87 @@ def test_of_the_environment_only_the_servers_settings_are_read(
     assert parse(environment) == fields
 
 
+SERVE = """
+import ctypes, http.server, os, sys
+ctypes.CDLL(None).prctl(15, b"ollama", 0, 0, 0)  # PR_SET_NAME
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"version": "0.33.0", "models": []}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+"""A server that answers as Ollama does, in a process that is called as Ollama's is."""
+
+
+class Servers:
+    """Processes that are called ollama, were started as `ollama serve`, and listen."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "serve").write_text(SERVE)
+        self.folder = folder
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, port: int = 0, **settings: str) -> tuple[int, psutil.Process]:
+        """Its port and its process; with these variables."""
+        process = subprocess.Popen(
+            [sys.executable, "serve"],
+            cwd=self.folder,
+            env={"PORT": str(port), "SECRET": "x", **settings},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.running.append(process)
+        assert process.stdout
+        return int(process.stdout.readline()), psutil.Process(process.pid)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that run: a machine may have an Ollama of its own."""
+        return [psutil.Process(each.pid) for each in self.running if each.poll() is None]
+
+    def stop(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.wait()
+            assert process.stdout
+            process.stdout.close()
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[psutil.Process]:
-    """A process that is called ollama and was started as `ollama serve`."""
-    program = tmp_path / "ollama"
-    shutil.copy(shutil.which("cat") or "/bin/cat", program)
-    os.mkfifo(tmp_path / "serve")  # which it waits to read
-    script = "import os, sys; os.execv(sys.argv[1], ['ollama', 'serve'])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(program)],
-        cwd=tmp_path,
-        env={"OLLAMA_NUM_PARALLEL": "6", "OLLAMA_MAX_LOADED_MODELS": "2", "SECRET": "x"},
-    )
-    yield psutil.Process(process.pid)
-    process.kill()
-    process.wait()
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    if sys.platform != "linux":
+        pytest.skip("starts a process by another name")
+    servers = Servers(tmp_path)
+    yield servers
+    servers.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="starts a process by another name")
-def test_the_servers_process_is_found_and_asked_once(server: psutil.Process) -> None:
+def there(port: int) -> Endpoint:
+    return Endpoint("http", "127.0.0.1", port)
+
+
+def test_the_servers_process_is_found_and_asked_once(servers: Servers) -> None:
     asked = 0
+    port, server = servers.start(OLLAMA_NUM_PARALLEL="6", OLLAMA_MAX_LOADED_MODELS="2")
 
-    def processes() -> Iterator[psutil.Process]:
+    def processes() -> list[psutil.Process]:
         nonlocal asked
         asked += 1
-        yield from psutil.process_iter()
+        return servers.processes()
 
     async def run() -> list[Any]:
-        await asyncio.to_thread(
-            wait_until, lambda: server.cmdline() == ["ollama", "serve"], "it has become another program"
-        )
-        found = ServerProcess(lambda: [p for p in processes() if p.pid == server.pid])
-        assert "SECRET" not in await found.settings()
-        collector = ServerCollector(Host(HOST.ollama, server=found))
+        found = ServerProcess(processes)
+        assert dict(await found.settings(there(port))) == {"OLLAMA_NUM_PARALLEL": "6", "OLLAMA_MAX_LOADED_MODELS": "2"}
+        collector = ServerCollector(Host(there(port), server=found))
         told = [await collector.collect(), await collector.collect()]
         server.kill()
         server.wait(10)
@@ -90,6 +137,74 @@ def test_the_servers_process_is_found_and_asked_once(server: psutil.Process) -> 
     settings = {"num_parallel": 6, "max_loaded_models": 2}
     assert asyncio.run(run()) == [settings, settings, {}]
     assert asked == 2
+
+
+def test_of_several_servers_it_is_the_one_that_listens_on_the_port(servers: Servers) -> None:
+    ports = {servers.start(OLLAMA_NUM_PARALLEL=str(number))[0]: number for number in (1, 2, 3)}
+
+    async def told(port: int, host: str = "127.0.0.1") -> object:
+        endpoint = Endpoint("http", host, port)
+        found = ServerProcess(servers.processes)
+        return dict(await ServerCollector(Host(endpoint, server=found)).collect())
+
+    for port, number in ports.items():
+        assert asyncio.run(told(port)) == {"num_parallel": number}
+    assert asyncio.run(told(free_port())) == {}
+    assert asyncio.run(told(next(iter(ports)), "192.0.2.1")) == {}  # that is another machine
+
+
+def seen(port: int | None, *, host: str | None = "", elsewhere: bool = False) -> Server:
+    """What the system shows of a server; None: it may not be read."""
+    settings = None if host is None else {"OLLAMA_HOST": host} if host else {}
+    return Server(psutil.Process(), settings, None if port is None else frozenset({port}), elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("servers", "chosen"),
+    [
+        ([seen(1), seen(11434), seen(2)], 1),
+        ([seen(1), seen(2)], None),
+        ([seen(1, host=":11434"), seen(11434, host=":1")], 1),  # where it listens is what counts
+        ([seen(None, host=":1"), seen(None), seen(None, host="0.0.0.0:2")], 1),  # the default port
+        ([seen(None, host="10.0.0.1:11434"), seen(None, host="http://x")], 0),
+        ([seen(None, host=""), seen(None, host=":11434")], None),  # either may be it
+        ([seen(11434, elsewhere=True)], 0),  # in a container
+        ([seen(11434, elsewhere=True), seen(11434, elsewhere=True)], None),
+        ([seen(11434, elsewhere=True), seen(11434)], 1),
+        ([seen(None, host=None)], 0),  # another user's
+        ([seen(None, host=None), seen(11434)], 1),
+        ([], None),
+    ],
+)
+def test_what_the_system_shows_of_servers_tells_which_is_the_one(servers: list[Server], chosen: int | None) -> None:
+    assert choose(servers, 11434) is (None if chosen is None else servers[chosen])
+
+
+def test_settings_are_read_again_with_the_first_answer_after_a_restart(servers: Servers) -> None:
+    port, server = servers.start(OLLAMA_NUM_PARALLEL="1")
+    now = 0.0
+    host = Host(there(port), server=ServerProcess(servers.processes, clock=lambda: now))
+    wanted = {name: COLLECTORS[name] for name in COLLECTORS if name in ("ollama", "server")}
+    report = Collection(host, wanted)
+
+    async def run() -> list[tuple[bool | None, int | None]]:
+        nonlocal now, server
+        told = []
+        for step in range(6):
+            if step in (1, 4):
+                server.kill()
+                server.wait(10)
+            if step == 3:
+                _, server = servers.start(port, OLLAMA_NUM_PARALLEL="2")
+            if step == 4:  # so soon that no report sees it down
+                _, server = servers.start(port, OLLAMA_NUM_PARALLEL="3")
+            made = await report()
+            told.append((made.ollama_ok, made.num_parallel))
+            now += 1
+        return told
+
+    expected = [(True, 1), (False, None), (False, None), (True, 2), (True, 3), (True, 3)]
+    assert asyncio.run(run()) == expected
 
 
 def test_processes_that_may_not_be_looked_at_are_passed_over() -> None:
@@ -105,13 +220,15 @@ def test_processes_that_may_not_be_looked_at_are_passed_over() -> None:
             raise psutil.NoSuchProcess(1)
 
     found = ServerProcess(lambda: [Foreign(), Gone()])  # type: ignore[list-item]
-    assert asyncio.run(found.settings()) == {}
+    assert asyncio.run(found.settings(HOST.ollama)) == {}
 
 
 def test_a_server_whose_environment_is_another_users_is_not_looked_for_again() -> None:
     asked = 0
 
     class Closed:
+        pid = -1
+
         def name(self) -> str:
             return "ollama"
 
@@ -119,6 +236,9 @@ def test_a_server_whose_environment_is_another_users_is_not_looked_for_again() -
             return ["/usr/bin/ollama", "serve"]
 
         def environ(self) -> dict[str, str]:
+            raise psutil.AccessDenied(1)
+
+        def net_connections(self, kind: str) -> list[object]:
             raise psutil.AccessDenied(1)
 
         def is_running(self) -> bool:
@@ -131,7 +251,7 @@ def test_a_server_whose_environment_is_another_users_is_not_looked_for_again() -
 
     async def run() -> None:
         found = ServerProcess(processes, clock=lambda: float(asked) * 1e6)
-        assert [await found.settings() for _ in range(3)] == [{}, {}, {}]
+        assert [await found.settings(HOST.ollama) for _ in range(3)] == [{}, {}, {}]
 
     asyncio.run(run())
     assert asked == 1
@@ -152,7 +272,7 @@ def test_a_server_that_is_not_there_is_looked_for_again_only_after_a_while() -> 
         looks = []
         for at in (0.0, 10.0, LOOK_AGAIN - 1, LOOK_AGAIN, LOOK_AGAIN + 1):
             now = at
-            await found.settings()
+            await found.settings(HOST.ollama)
             looks.append(asked)
         return looks
 
