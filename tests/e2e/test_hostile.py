@@ -93,10 +93,13 @@ def test_an_agent_that_is_the_balancer_itself_gets_nothing(tmp_path: Path, hosts
     with running_proxy(tmp_path) as proxy:
         proxy.register("itself", f"http://{host}:{proxy.port}")
         proxy.report("itself", models=["m"])
+        wait_until(lambda: "is the balancer itself" in proxy.agents()["itself"]["reason"], "it is found out", seconds=15)
+        assert "Agent itself" in proxy.log
         response = proxy.generate("m", headers={"X-Balancer-Agent": "itself"})
-        assert response.status_code in (502, 508)
-        assert "itself" in response.text
-        assert proxy.agents()["itself"]["stats"]["requests"] <= 2
+        assert response.status_code == 503
+        assert "agent 'itself' is unreachable: " in response.text
+        assert "name the host and port on which Ollama listens" in response.text
+        assert proxy.agents()["itself"]["stats"]["requests"] == 0
         assert proxy.agents()["itself"]["in_flight"] == 0
 
 

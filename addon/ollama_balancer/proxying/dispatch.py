@@ -341,7 +341,8 @@ class Dispatcher:
         if agent is None:
             return self.error(exchange.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
         if not agent.available:
-            return self.error(exchange.dialect, 503, f"agent {agent.name!r} is {agent.status}")
+            why = f": {agent.reason}" if agent.reason else ""
+            return self.error(exchange.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
         exchange.why = "named by the request"
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
