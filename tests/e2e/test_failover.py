@@ -182,7 +182,7 @@ def test_an_answer_of_known_length_that_breaks_off_is_a_clean_502(tmp_path: Path
                             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
                         )
                     elif b"version" in asked:
-                        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"version": "1"}')
+                        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"version": "1"}')
 
         thread = threading.Thread(target=cut, daemon=True)
         thread.start()

@@ -93,7 +93,8 @@ def test_an_agent_that_is_the_balancer_itself_gets_nothing(tmp_path: Path, hosts
     with running_proxy(tmp_path) as proxy:
         proxy.register("itself", f"http://{host}:{proxy.port}")
         proxy.report("itself", models=["m"])
-        wait_until(lambda: "is the balancer itself" in proxy.agents()["itself"]["reason"], "it is found out", seconds=15)
+        found_out = "is the balancer itself"
+        wait_until(lambda: found_out in proxy.agents()["itself"]["reason"], "it is found out", seconds=15)
         assert "Agent itself" in proxy.log
         response = proxy.generate("m", headers={"X-Balancer-Agent": "itself"})
         assert response.status_code == 503
