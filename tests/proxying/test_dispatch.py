@@ -270,7 +270,7 @@ def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> Non
     a, b = fleet(registry, "a", "b")
     registry.drain(a)
     registry.unreachable(b, "refused")
-    for pin, state in (("a", "draining"), ("b", "offline")):
+    for pin, state in (("a", "draining"), ("b", "offline: refused")):
         asked = Asked(registry, "/api/chat", pin=pin)
         assert asked.answer.status == 503
         assert "Retry-After" in asked.answer.headers
