@@ -364,7 +364,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         for model in MODELS:
             use = placement.use(model)
             holders = {a for a in self.everybody if a.eligible and a.holds(model) and model in (a.models or {})}
-            assert use.places == {agent: agent.slots_for(model, self.clock.now) for agent in holders}
+            assert use.places == {agent: agent.slots_for(model) for agent in holders}
             assert set(use.holders) == holders
             assert set(use.free) == {agent for agent in holders if model not in agent.full}
             assert use.slots == sum(use.places.values())

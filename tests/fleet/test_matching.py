@@ -215,3 +215,54 @@ def test_a_returning_agent_serves_those_who_wait_one_load_at_a_time(room: Room) 
     assert lease is not None
     lease.began()
     assert list(room.got) == ["m0", "other0"]
+
+
+def test_a_host_that_forgot_its_slots_while_it_loads_keeps_no_idle_one_from_being_used() -> None:
+    """It had a slot free for those that weighed it, and none for those that were to be sent: nobody got anything."""
+    clock = Clock()
+    registry = AgentRegistry(clock, mode="adaptive")
+    line = WaitingLine(clock)
+    matcher = Matcher(registry, line)
+    idle, frozen = fleet(registry, "idle", "frozen")
+    estimates = registry.learner.estimates
+    estimates.load.observe(frozen.id, "m:latest", 60.0)
+    estimates.decode.observe(frozen.id, "m:latest", 100.0)
+    estimates.decode.observe(idle.id, "m:latest", 1.0)
+
+    def pass_time(seconds: float) -> None:
+        clock.now += seconds
+        registry.reached(idle)
+        registry.reached(frozen)
+        registry.expire()
+        matcher.look()
+
+    registry.update_loaded(idle, entries("m"))
+    registry.update_loaded(frozen, entries("m"))
+    while frozen.slots_for("m:latest") > 1:
+        # It is seen to run one at once.
+        first, second = registry.take(frozen, "m:latest"), registry.take(frozen, "m:latest")
+        first.began()
+        pass_time(10)
+        first.release()
+        second.began()
+        second.release()
+    pass_time(3)
+    registry.update_loaded(frozen, entries())
+    loading = registry.take(frozen, "m:latest")
+    busy = []
+    while (agent := matcher.find(Demand("m:latest")).agent) is not None:
+        busy.append(registry.take(agent, "m:latest"))
+    got: list[Lease | None] = []
+    for _ in range(4):
+        matcher.join(M, "c", got.append)
+    registry.unreachable(frozen, "it answers late")
+    registry.reached(frozen)
+    registry.update_loaded(frozen, entries())
+    for _ in range(40):
+        pass_time(1)
+    got.clear()
+    for lease in busy:
+        assert lease.agent is idle
+        lease.release()
+    assert loading.agent is frozen
+    assert idle.running, "it is idle, and three wait"

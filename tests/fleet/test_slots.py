@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.fleet.agent import Agent, Outcome
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.slots import DOUBTS, REFUTED_SECONDS
-from tests.fleet.fakes import Clock, fleet
+from ollama_balancer.fleet.slots import DOUBTS, LONGEST_PAUSE
+from tests.fleet.fakes import Clock, entries, fleet
+from tests.fleet.slot_host import SlotHost, Traffic
 
 
 @pytest.fixture
@@ -67,11 +69,11 @@ def test_one_more_is_tried_again_when_the_host_may_have_changed(
     registry: AgentRegistry, agent: Agent, clock: Clock
 ) -> None:
     host = Host(registry, agent, clock, 1)
-    while agent.slots_for("m:latest", clock()) == 2:
+    while agent.slots_for("m:latest") == 2:
         host.step()
     assert len(host.sent) <= 2
     host.parallel = 3
-    clock.now += REFUTED_SECONDS
+    clock.now += LONGEST_PAUSE
     for _ in range(3000):
         host.step()
     assert agent.slots == 3
@@ -85,12 +87,21 @@ def test_requests_that_overtake_each_other_once_prove_nothing(registry: AgentReg
     second.release()
 
 
-def test_an_answer_in_one_piece_proves_an_overlap_when_it_ends(registry: AgentRegistry, agent: Agent) -> None:
-    for _ in range(2):
-        first, second = registry.take(agent, "m:latest"), registry.take(agent, "m:latest")
-        second.release()
-        first.release()
+def test_answers_in_one_piece_prove_an_overlap_when_one_overtakes_another(
+    registry: AgentRegistry, agent: Agent, clock: Clock
+) -> None:
+    registry.update_loaded(agent, entries("m"))
+    piece = Demand("m:latest", streams=False)
+    first = registry.take(agent, "m:latest", piece)
+    clock.now += 1
+    second = registry.take(agent, "m:latest", piece)
+    clock.now += 3
+    second.release()
+    assert agent.learners["m:latest"].proven == 1, "the end of the first may be on its way"
+    clock.now += 2
+    registry.expire()
     assert agent.learners["m:latest"].proven == 2
+    first.release()
 
 
 def test_failures_and_departures_prove_nothing(registry: AgentRegistry, agent: Agent, clock: Clock) -> None:
@@ -101,7 +112,7 @@ def test_failures_and_departures_prove_nothing(registry: AgentRegistry, agent: A
         registry.reached(agent)
         first.release(outcome)
         second.release(outcome)
-    assert agent.slots_for("m:latest", clock()) == 2
+    assert agent.slots_for("m:latest") == 2
 
 
 def test_what_was_learned_is_forgotten_when_the_host_goes_away(
@@ -117,3 +128,35 @@ def test_what_was_learned_is_forgotten_when_the_host_goes_away(
         lease.release(Outcome.FAILED)
     assert agent.running == {}
     assert not agent.loaders
+
+
+TRAFFIC = {
+    "as many as there is room for": Traffic(),
+    "now and then": Traffic(rate=0.1),
+    "short answers": Traffic(prefill=(0.01, 0.03), decode=(0.05, 0.3)),
+    "short answers over a bad network": Traffic(prefill=(0.01, 0.03), decode=(0.05, 0.3), jitter=0.01),
+    "a bad network": Traffic(jitter=0.05),
+    "long prompts": Traffic(prefill=(0.1, 20.0), decode=(1.0, 20.0)),
+    "some in one piece": Traffic(streamed=0.5),
+    "all in one piece": Traffic(streamed=0.0),
+    "some are cut": Traffic(cut=0.2),
+}
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 4])
+@pytest.mark.parametrize("kind", TRAFFIC)
+def test_what_is_learned_is_what_the_host_runs_and_the_others_wait_in_the_line(kind: str, parallel: int) -> None:
+    host = SlotHost(parallel, TRAFFIC[kind], seed=parallel)
+    host.run(900)
+    assert host.learned == parallel
+    host.watch()
+    host.run(300)
+    assert host.learned == parallel
+    assert host.above < 0.15, "trials are seldom"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_host_that_runs_four_is_known_to_after_a_few_dozen_requests(seed: int) -> None:
+    host = SlotHost(4, Traffic(rate=0.4), seed)
+    host.run(36)
+    assert host.learned == 4

@@ -370,12 +370,12 @@ class Agent:
         """Whether it has the model (a canonical name), or its models are not known yet."""
         return model is None or self.models is None or model in self.models
 
-    def slots_for(self, model: str, now: float) -> int:
+    def slots_for(self, model: str) -> int:
         """How many requests of the model it may run at once."""
         if self.fixed_slots:
             return self.fixed_slots
         learner = self.learners.get(model)
-        return learner.limit(now) if learner is not None else 2
+        return learner.limit if learner is not None else 2
 
     def slowness(self, model: str) -> float:
         """By which factor a request of the model takes longer there than alone, with all that runs there now."""

@@ -23,3 +23,5 @@ class Demand(NamedTuple):
     """Tokens that the answer has at most; 0 for an embedding."""
     route: str = ""
     """On which it comes, as `Route.path`."""
+    streams: bool = True
+    """Whether the answer is to stream: then its first byte tells when it began."""

@@ -141,9 +141,9 @@ class Forecast:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
         running = agent.running
         ours = running.get(model, 0)
-        slots = agent.fixed_slots or agent.slots_for(model, at.now)
+        slots = agent.fixed_slots or agent.slots_for(model)
         busy = len(running) if ours else len(running) + 1
-        full = self.full = ours >= slots or self.model in agent.full
+        full = self.full = model in agent.full
         slow = (1 + SLOWDOWN * (slots - 1 if full else ours)) * busy
         rates = agent.rates.get(model) or estimates.rates(agent.id, model)
         self.observations = rates.observations

@@ -40,7 +40,7 @@ class Learner:
         agent, model, estimates = lease.agent, lease.model, self.estimates
         if answer.context is not None:
             step = context_step(lease.model, lease.demand.runner, answer.context)
-            self.conversations.remember((step,), agent, agent.warm.get(model), agent.slots_for(model, now))
+            self.conversations.remember((step,), agent, agent.warm.get(model), agent.slots_for(model))
         timings = answer.timings
         count = timings.eval_count
         if count is None:

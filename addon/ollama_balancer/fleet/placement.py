@@ -99,7 +99,7 @@ class Placement:
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:
-            self.use(model).add(agent, agent.slots_for(model, now), free=model not in agent.full)
+            self.use(model).add(agent, agent.slots_for(model), free=model not in agent.full)
         agent.placed = present
 
     def refit(self, agent: Agent, model: str, slots: int) -> None:

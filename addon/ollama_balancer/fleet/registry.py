@@ -138,6 +138,8 @@ class AgentRegistry:
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
         self._next_expiry = math.inf
+        self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
+        """Those that may know more when an overlap has lasted."""
         self.changed_models: set[str] = set()
         """Models whose entries or online holders have changed since somebody merged them and cleared this."""
         self.generation = 0
@@ -730,7 +732,7 @@ class AgentRegistry:
                 learner = agent.learners[model] = SlotLearner()
             if learner is not None:
                 lease.learner = learner
-                learner.outstanding[lease] = None
+                learner.sent(lease)
         use = self.learner.placement.use(model)
         use.asked(lease.taken_at)
         use.changed(1, self.waiting(model), lease.taken_at)
@@ -774,7 +776,7 @@ class AgentRegistry:
         if lease.demand.tokens and not lease.known_tokens:
             warm.reads += 1
         if lease.demand.remember and not agent.removed:
-            slots = agent.slots_for(model, lease.began_at)
+            slots = agent.slots_for(model)
             self.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
         lease.slow = agent.slowness(model)
         agent.epoch += 1
@@ -784,9 +786,10 @@ class AgentRegistry:
             self.on_load(agent)
         learner = lease.learner
         if learner is not None:
-            proven = learner.proven
-            learner.began(lease)
-            if learner.proven != proven:
+            limit = learner.limit
+            learner.began(lease, lease.began_at)
+            self._watch_overlap(agent, model, learner)
+            if learner.limit != limit:
                 self._refit(agent, model)
                 self.on_room(agent, model)
         if agent.health.phase is not Phase.HEALTHY:
@@ -813,9 +816,12 @@ class AgentRegistry:
         self.learner.placement.use(model).changed(-1, self.waiting(model), self.clock())
         agent.epoch += 1
         if lease.learner is not None:
+            now = self.clock()
             if outcome is SUCCEEDED and lease.began_at is None:
-                lease.learner.began(lease)
-            lease.learner.ended(lease, self.clock(), whole=outcome is SUCCEEDED)
+                lease.learner.began(lease, now)
+                self._watch_overlap(agent, model, lease.learner)
+            # A load holds up all that have come after it.
+            lease.learner.ended(lease, now, whole=outcome is SUCCEEDED and not agent.loading)
         self._refit(agent, model)
         if agent.trial is lease:
             agent.trial = None
@@ -835,16 +841,35 @@ class AgentRegistry:
 
     def _refit(self, agent: Agent, model: str) -> None:
         """Have the pools know whether the agent has a slot of the model free."""
-        slots = agent.slots_for(model, self.clock())
+        slots = agent.slots_for(model)
         full = agent.running.get(model, 0) >= slots or (bool(self._busy) and (agent, model) in self._busy)
         changed = full is not (model in agent.full)
         if changed:
+            agent.epoch += 1
             (agent.full.add if full else agent.full.discard)(model)
             for pools in self._pools.values():
                 if (pool := pools.get(model)) is not None:
                     (pool.fill if full else pool.free)(agent)
         if changed or not agent.fixed_slots:
             self.learner.placement.refit(agent, model, slots)
+
+    def _watch_overlap(self, agent: Agent, model: str, learner: SlotLearner) -> None:
+        """Have it told when an overlap that it has seen has lasted."""
+        due = learner.due
+        if due < math.inf:
+            self._overlaps[learner] = agent, model
+            self._next_expiry = min(self._next_expiry, due)
+
+    def _expire_overlaps(self, now: float) -> None:
+        for learner, (agent, model) in list(self._overlaps.items()):
+            changed = learner.passed(now)
+            if learner.due == math.inf or agent.learners.get(model) is not learner:
+                del self._overlaps[learner]
+            if changed and agent.learners.get(model) is learner:
+                self._refit(agent, model)
+                if agent.health.phase is not Phase.HEALTHY:
+                    self._gate(agent)
+                self.on_room(agent, model)
 
     def _fix_slots(self, agent: Agent) -> None:
         """How many requests it runs at once may be known otherwise now."""
@@ -872,9 +897,7 @@ class AgentRegistry:
             case Phase.EJECTED:
                 closed = now < health.until or agent.trial is not None
             case Phase.RETURNING:
-                at_once = agent.fixed_slots or max(
-                    (learner.limit(now) for learner in agent.learners.values()), default=2
-                )
+                at_once = agent.fixed_slots or max((learner.limit for learner in agent.learners.values()), default=2)
                 closed = bool(agent.loaders) or sum(agent.running.values()) >= at_once
         if health.phase is not Phase.HEALTHY:
             self._unwell[agent] = None
@@ -930,6 +953,8 @@ class AgentRegistry:
             agent.said = status
         if was_online:
             agent.learners = {}
+            for model in agent.running:
+                self._refit(agent, model)
             for warm in agent.warm.values():
                 warm.gone = True
             agent.warm = {}
@@ -956,12 +981,14 @@ class AgentRegistry:
                 if agent.health.passed(now):
                     logger.info("Agent %s is healthy again.", agent.name)
                 self._gate(agent)
+            self._expire_overlaps(now)
         finally:
             next_report = next(iter(self._reports.values()), math.inf) + self._stale_after
             next_probe = next(iter(self._probes.values()), math.inf) + PROBE_GRACE
             next_turn = min((a.health.until for a in self._unwell if a.health.until > now), default=math.inf)
             next_refusal = min((*self._refused.values(), *self._busy.values()), default=math.inf)
-            self._next_expiry = min(next_report, next_probe, next_turn, next_refusal)
+            next_overlap = min((learner.due for learner in self._overlaps), default=math.inf)
+            self._next_expiry = min(next_report, next_probe, next_turn, next_refusal, next_overlap)
 
     def _expire_reports(self, now: float) -> None:
         while self._reports:

@@ -135,6 +135,8 @@ class Dispatcher:
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(body or b"")
             exchange.demand = read_prompt(route, exchange.slot_model, body or b"", asked.members)
+            if not exchange.streams:
+                exchange.demand = exchange.demand._replace(streams=False)
         if exchange.pin is not None:
             return self._pinned(exchange, route, exchange.pin)
         match route.kind:
