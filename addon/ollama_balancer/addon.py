@@ -56,7 +56,15 @@ from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
-from .proxying.layer import BUFFERED_ANSWER, PROXIED, BalancedHttpLayer, BalancedStream, FailedStream, Routing
+from .proxying.layer import (
+    BUFFERED_ANSWER,
+    PROXIED,
+    BalancedHttpLayer,
+    BalancedStream,
+    FailedStream,
+    Routing,
+    continue_later,
+)
 from .proxying.lean import LeanHooks
 from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
@@ -616,7 +624,11 @@ class Balancer:
         if _is_upload(flow, path):
             flow.response = None if caller.authorized else self._origin_refusal(flow)
             # Its body is passed on while it comes: it may be larger than the memory.
-            flow.request.stream = flow.response is None
+            if flow.response is None:
+                flow.request.stream = True
+                if flow.request.headers.get("expect", "").lower() == "100-continue":
+                    del flow.request.headers["expect"]
+                    flow.request.stream = continue_later
 
     async def request(self, flow: http.HTTPFlow) -> None:
         if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:

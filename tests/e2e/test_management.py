@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import random
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from http.client import HTTPResponse
@@ -169,6 +172,17 @@ def test_the_named_host_alone_is_managed_and_its_answer_is_untouched(fleet: Flee
     )
 
 
+def test_each_host_sees_its_own_address_as_host(fleet: Fleet) -> None:
+    assert fleet.post("/api/copy", {"source": "base", "destination": "hosted"}).status_code == 200
+    assert fleet.proxy.http.head(f"/api/blobs/{digest_of(b'hosted')}").status_code == 404
+    assert fleet.proxy.http.post(f"/api/blobs/{digest_of(b'hosted')}", content=b"hosted").status_code == 201
+    for host in fleet:
+        seen = {
+            r.path: dict(r.headers)["Host"] for r in host.requests if r.path.startswith(("/api/copy", "/api/blobs"))
+        }
+        assert set(seen.values()) == {host.url.removeprefix("http://")}
+
+
 def test_an_unload_goes_to_every_host_that_has_the_model(fleet: Fleet) -> None:
     for name in NAMES:
         assert fleet.post("/api/generate", {"model": "base", "prompt": "x", "stream": False}, agent=name).is_success
@@ -225,6 +239,122 @@ def test_the_client_creates_a_model_from_a_file(fleet: Fleet, tmp_path: Path) ->
     lines = stream_lines(fleet.proxy, "/api/create", {"model": "filed", "files": {"weights.gguf": digest}})
     assert lines[-1] == {"status": "success"}
     assert fleet.having("filed") == list(NAMES)
+
+
+def test_a_file_of_50_mb_is_made_once_and_known_again(fleet: Fleet, tmp_path: Path) -> None:
+    """As curl, ollama-python and the real client send it: without asking first whether it is there."""
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(random.Random(50).randbytes(50_000_000))
+    digest = digest_of(file.read_bytes())
+    with file.open("rb") as data:
+        first = fleet.proxy.http.post(f"/api/blobs/{digest}", content=data)
+    assert (first.status_code, first.content) == (201, b"")
+    for _ in range(2):
+        with file.open("rb") as data:
+            again = fleet.proxy.http.post(f"/api/blobs/{digest}", content=data)
+        assert (again.status_code, again.content) == (200, b"")
+        assert again.headers["X-Balancer-Agent"] == "one, two, three"
+        assert fleet.client.create_blob(file) == digest
+        created = fleet.client.create("again", files={"weights.gguf": digest})
+        assert created.status == "success"
+    asked = [[r.method for r in host.requests if r.path == f"/api/blobs/{digest}"] for host in fleet]
+    assert asked == [["HEAD", "POST", "HEAD", "HEAD", "HEAD", "HEAD"]] * 3
+    assert not [agent for agent in fleet.proxy.agents().values() if agent["in_flight"]]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl_sends_a_file_twice(fleet: Fleet, tmp_path: Path) -> None:
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(random.Random(51).randbytes(50_000_000))
+    url = f"{fleet.proxy.url}/api/blobs/{digest_of(file.read_bytes())}"
+    for headers in ([], ["-H", "Expect:"], ["-H", "Transfer-Encoding: chunked"]):
+        said = subprocess.run(
+            ["curl", "-s", "--noproxy", "*", "-w", "%{http_code}", *headers, "-X", "POST", "-T", str(file), url],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        assert said.stdout == (b"200" if headers else b"201")
+
+
+def test_only_hosts_that_lack_a_file_get_it(fleet: Fleet) -> None:
+    data = random.Random(3).randbytes(3_000_000)
+    path = f"/api/blobs/{digest_of(data)}"
+    for name in ("one", "three"):
+        assert fleet.proxy.http.post(path, content=data, headers={"X-Balancer-Agent": name}).status_code == 201
+    assert fleet.proxy.http.post(path, content=data).status_code == 201
+    sent = {host.name: [r.method for r in host.requests if r.path == path].count("POST") for host in fleet}
+    assert sent == {"one": 1, "two": 1, "three": 1}
+
+
+def test_a_client_that_waits_with_its_file_is_answered_where_all_have_it(fleet: Fleet) -> None:
+    data = b"waits" * 100_000
+    path = f"/api/blobs/{digest_of(data)}"
+    assert fleet.proxy.http.post(path, content=data).status_code == 201
+    for expect in ("", "Expect: 100-continue\r\n"):
+        with socket.create_connection(("127.0.0.1", fleet.proxy.port), timeout=30) as s:
+            s.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{expect}Content-Length: {len(data)}\r\n\r\n".encode())
+            answer = HTTPResponse(s, method="POST")
+            answer.begin()
+            assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    wait_until(lambda: "fan-out" not in fleet.proxy.introspect()["tasks"], "nothing is left")
+
+
+def test_a_client_that_waits_for_100_continue_gets_it_when_a_host_wants_its_file(fleet: Fleet) -> None:
+    data = b"continue" * 100_000
+    path = f"/api/blobs/{digest_of(data)}"
+    with socket.create_connection(("127.0.0.1", fleet.proxy.port), timeout=30) as s:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(data)}\r\n\r\n"
+        s.sendall(head.encode())
+        assert s.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        s.sendall(data)
+        answer = HTTPResponse(s, method="POST")
+        answer.begin()
+        assert answer.status == 201
+    assert [host.blobs[digest_of(data)] for host in fleet] == [len(data)] * 3
+
+
+@pytest.mark.parametrize("status", ["200 OK", "413 Request Entity Too Large"])
+def test_a_host_that_answers_while_the_file_is_still_coming_has_answered(
+    tmp_path: Path, hosts: Hosts, status: str
+) -> None:
+    """It closes at once: what is sent after that resets the connection."""
+
+    async def answers_early(reader: Any, writer: Any) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = b'{"version":"1"}' if b"version" in head else b'{"models":[]}'
+        if head.startswith(b"HEAD /api/blobs/"):
+            writer.write(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n")
+            return
+        if b"/api/blobs/" in head:
+            hosts_heard.append(head)
+            body = b'{"error":"too large for the proxy"}' if status.startswith("413") else b""
+            await reader.readexactly(100_000)
+            answer = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+            writer.write(answer % (status.encode(), len(body), body))
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    hosts_heard: list[bytes] = []
+    raw = RawHost(hosts, answers_early)
+    good = hosts.start("good")
+    data = random.Random(4).randbytes(20_000_000)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=good={good.url},raw={raw.url}") as proxy:
+        proxy.wait_online("good", "raw")
+        path = f"/api/blobs/{digest_of(data)}"
+        for agent in (None, "raw"):
+            headers = {"X-Balancer-Agent": agent} if agent else {}
+            answer = proxy.http.post(path, content=data, headers=headers)
+            if status.startswith("200"):
+                assert answer.status_code == (200 if agent else 201)
+            else:
+                assert answer.status_code == 413
+                assert "too large for the proxy" in answer.json()["error"]
+        assert good.blobs[digest_of(data)] == len(data)
+        assert all(f"Host: {raw.url.removeprefix('http://')}".encode() in head for head in hosts_heard)
+        wait_until(lambda: not any(agent["in_flight"] for agent in proxy.agents().values()), "all leases are back")
+        assert "fan-out" not in proxy.introspect()["tasks"]
+    raw.stop()
 
 
 def test_a_file_of_200_mb_passes_to_all_hosts_with_bounded_memory(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,44 @@ def test_a_large_blob_that_is_there_is_not_waited_for() -> None:
             await client.send("POST", BLOB_PATH, None, [("Host", "sim"), ("Content-Length", "20971520")])
             assert_like(await client.receive(), "blob_existing_no_body")
             assert await client.ended() == b""
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "head", [("Content-Length", "20971520"), ("Transfer-Encoding", "chunked")], ids=["known length", "chunked"]
+)
+def test_a_large_blob_that_is_there_is_answered_early_and_its_connection_is_reset(head: tuple[str, str]) -> None:
+    async def main() -> None:
+        async with running() as sim, connected(sim) as client:
+            await client.ask("POST", BLOB_PATH, BLOB)
+            await client.send("POST", BLOB_PATH, None, [("Host", "sim"), head])
+            piece = bytes(65536) if head[0] == "Content-Length" else b"10000\r\n" + bytes(65536) + b"\r\n"
+            client.writer.write(piece * 6)
+            assert_like(await client.receive(), "blob_existing_no_body")
+            reset = False
+            for _ in range(320):
+                with suppress(ConnectionError):
+                    client.writer.write(piece)
+                    await client.writer.drain()
+                    continue
+                reset = True
+            assert reset
+
+    asyncio.run(main())
+
+
+def test_a_blob_of_no_digest_and_one_that_is_there_are_answered_instead_of_100_continue() -> None:
+    async def main() -> None:
+        headers = [("Host", "sim"), ("Expect", "100-continue"), ("Content-Length", str(len(BLOB)))]
+        async with running() as sim:
+            await ask(sim, "POST", BLOB_PATH, BLOB)
+            async with connected(sim) as client:
+                await client.send("POST", BLOB_PATH, None, headers)
+                assert_like(await client.receive(), "blob_existing_no_body")
+            async with connected(sim) as client:
+                await client.send("POST", "/api/blobs/nonsense", None, headers)
+                assert (await client.receive()).status == 400
 
     asyncio.run(main())
 

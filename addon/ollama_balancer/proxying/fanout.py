@@ -39,6 +39,7 @@ from ..text import one_line
 from .exchange import FailureKind
 from .headers import NOT_FOR_CLIENTS
 from .outcomes import outcome_of
+from .uploading import Limits, UnreachableError, Upload, UploadError, upload
 from .watchdog import OFFLINE_SILENCE
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,17 @@ MAX_QUEUED = 64 * 1024 * 1024
 WRITE_TIMEOUT = 60.0
 """Seconds in which an agent must take some of the body; it would hold up the others."""
 
+PRESENCE_SECONDS = 5.0
+"""For a host to say whether it has a file; after that the file is sent."""
+
 MAX_WHOLE_ANSWER = 4 * 1024 * 1024
 
 AT_ONCE = 256
 """Agents that are asked at the same time, where a body is at hand: each needs a socket."""
 
 _FRAMING = (b"content-length", b"transfer-encoding")
+
+_OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Leg:
         self.given_up: str | None = None
         """Why its part was cut."""
         self.task: asyncio.Task[None] | None = None
+        self.takes = False
+        """Whether it takes the request's body."""
 
     @property
     def agent(self) -> Agent:
@@ -144,6 +152,16 @@ class FanOut:
         """Of the agents that are done."""
         return [leg.reply for leg in self.legs if leg.reply is not None]
 
+    @property
+    def over(self) -> bool:
+        """All agents have answered or failed, whether or not the request's body has come to its end."""
+        return self._finished
+
+    @property
+    def wanted(self) -> bool:
+        """An agent has asked for the request's body."""
+        return any(leg.takes for leg in self.legs)
+
     def give_up_silent(self, now: float) -> None:
         """Cut the parts of agents that are offline and have fallen silent. `now` is on the registry's clock."""
         waits_for_client = self._pieces.full()
@@ -177,13 +195,13 @@ class FanOut:
             self._paused = False
             self._read_client(True)
 
-    async def _upload(self, leg: Leg) -> AsyncIterator[bytes]:
+    async def _body_for(self, leg: Leg) -> AsyncIterator[bytes]:
         while True:
             while not leg.queue:
                 leg.more.clear()
                 await leg.more.wait()
             if leg.queued > MAX_QUEUED:
-                raise httpx.WriteError("it takes the body too slowly")
+                raise UploadError("it takes the body too slowly")
             chunk = leg.queue.popleft()
             leg.queued -= len(chunk)
             leg.heard_at = self._clock()
@@ -267,16 +285,13 @@ class FanOut:
     async def _ask(self, client: httpx.AsyncClient, leg: Leg) -> None:
         agent = leg.agent
         leg.task, leg.heard_at = asyncio.current_task(), self._clock()
-        request = httpx.Request(
-            self._request.method,
-            agent.address.url + self._request.path,
-            headers=[field for field in self._request.headers.fields if field[0].lower() != b"host"],
-            content=self._upload(leg) if self._uploads else self._body,
-        )
         try:
-            response = await client.send(request, stream=True)
-            async with contextlib.aclosing(response):
-                reply = await self._read(response, leg)
+            reply = await (self._upload_to(client, leg) if self._uploads else self._call(client, leg))
+        except UploadError as e:
+            if isinstance(e, UnreachableError):
+                self._unreachable(agent, f"cannot connect: {e}")
+            kind = FailureKind.CONNECT if isinstance(e, UnreachableError) else FailureKind.BROKEN
+            reply = Reply(agent.name, None, problem=str(e), failure=kind)
         except (httpx.HTTPError, httpx.InvalidURL) as e:
             reason = one_line(str(e)) or type(e).__name__
             if isinstance(e, httpx.ConnectTimeout):
@@ -302,6 +317,41 @@ class FanOut:
             outcome = Outcome.FAILED
         self._end(leg, reply, outcome)
 
+    async def _call(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+        """Send the request, whose body is at hand."""
+        request = httpx.Request(
+            self._request.method,
+            leg.agent.address.url + self._request.path,
+            headers=[(name, value) for name, value in self._request.headers.fields if name.lower() != b"host"],
+            content=self._body,
+        )
+        response = await client.send(request, stream=True)
+        async with contextlib.aclosing(response):
+            return await self._read(response, leg)
+
+    async def _upload_to(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+        """Send the file, unless the agent has it."""
+        agent, fields = leg.agent, self._request.headers.fields
+        if await self._has_it(client, agent):
+            return Reply(agent.name, 200, ((b"Date", _now()), (b"Content-Length", b"0")))
+        leg.takes = True
+        request = Upload(agent.address, self._request.method, self._request.path, fields, self._body_for(leg))
+        limits = Limits(self._timeouts.connect, WRITE_TIMEOUT, self._timeouts.response, MAX_WHOLE_ANSWER)
+        answer = await upload(request, limits)
+        return self._reply(agent, answer.status, answer.headers, answer.body)
+
+    async def _has_it(self, client: httpx.AsyncClient, agent: Agent) -> bool:
+        """Whether the agent has the file already, as the real server's own client asks before it sends one."""
+        fields = [(n, v) for n, v in self._request.headers.fields if n.lower() not in _OF_BODY]
+        try:
+            async with asyncio.timeout(PRESENCE_SECONDS):
+                answer = await client.head(agent.address.url + self._request.path, headers=fields)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise
+        except (httpx.HTTPError, TimeoutError):
+            return False
+        return answer.status_code == 200
+
     async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
         name, status = leg.agent.name, response.status_code
         headers = tuple(response.headers.raw)
@@ -315,8 +365,12 @@ class FanOut:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
         if 200 <= status < 300 and self._request.method != "HEAD":
             await self._refresh(leg.agent)
+        return self._reply(leg.agent, status, headers, body)
+
+    @staticmethod
+    def _reply(agent: Agent, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> Reply:
         problem = error_message(body) or f"status {status}" if status >= 400 and status != 404 else None
-        return Reply(name, status, headers, body, problem)
+        return Reply(agent.name, status, headers, body, problem)
 
     async def _read_progress(
         self, response: httpx.Response, leg: Leg, headers: tuple[tuple[bytes, bytes], ...]

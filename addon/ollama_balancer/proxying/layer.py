@@ -77,8 +77,16 @@ REFUSAL_SECONDS = 5.0
 IDLE_CONNECTIONS = 8
 """Connections to other agents that are kept for a client that goes on asking: it may be sent back to them."""
 
+UPLOAD_SECONDS = 0.05
+"""Between two looks at what the agents say to a body that is still to come."""
+
 STALE_SECONDS = 1.0
 """An idle connection that the agent had closed shows within a round trip of sending; later, the agent has failed."""
+
+
+def continue_later(chunk: bytes) -> bytes:
+    """The `stream` of a request whose client waits for 100-continue: it is sent when an agent asks for the body."""
+    return chunk
 
 
 class _TrailerDroppingReader(ChunkedReader):
@@ -243,6 +251,8 @@ class BalancedStream(HttpStream):
         if isinstance(event, events.Wakeup):
             if event.command is self.refusal_limit and self.server_state == self.state_consume_refusal:
                 yield from self.sort_refusal()
+            elif self.client_state == self.state_upload:
+                yield from self.look_at_upload()
         else:
             yield from super()._handle_event(event)
 
@@ -275,6 +285,7 @@ class BalancedStream(HttpStream):
             return
         if self.routing.fan_out is not None:
             self.client_state = self.state_upload
+            yield commands.RequestWakeup(UPLOAD_SECONDS)
             return
         if self.flow.response is None:
             self.flow.response = self.balanced_layer.internal_error(self.flow)
@@ -294,12 +305,31 @@ class BalancedStream(HttpStream):
             if not (yield from self.check_killed(True)):
                 yield from self.pass_on(self.routing.fan_out)
 
-    def pass_on(self, fan_out: FanOut) -> layer.CommandGenerator[None]:
-        """Give the client what several agents answer."""
+    def look_at_upload(self) -> layer.CommandGenerator[None]:
+        """The agents may have answered without the body, or ask for it of a client that waits for that."""
+        assert self.routing and self.routing.fan_out
+        fan_out = self.routing.fan_out
+        if fan_out.over:
+            self.client_state = self.state_done
+            yield from self.pass_on(fan_out, early=True)
+            self.client_state = self.state_errored  # what is left of the body is swallowed
+            return
+        if self.flow.request.stream is continue_later and fan_out.wanted:
+            self.flow.request.stream = True
+            proceed = http.Response.make(100)
+            proceed.headers.clear()
+            yield SendHttp(ResponseHeaders(self.stream_id, proceed), self.context.client)
+        yield commands.RequestWakeup(UPLOAD_SECONDS)
+
+    def pass_on(self, fan_out: FanOut, *, early: bool = False) -> layer.CommandGenerator[None]:
+        """Give the client what several agents answer; `early`: before its body has come to its end."""
         yield AdvanceHook(fan_out)
         if (yield from self.check_killed(True)):
             return
         self.flow.response = fan_out.response or self.balanced_layer.internal_error(self.flow)
+        if early and not self.flow.request.is_http2:
+            # A client that sends no more of its body must not send its next request in the place of it.
+            self.flow.response.headers["Connection"] = "close"
         if not fan_out.streamed:
             yield from self.answer()
             return

@@ -68,7 +68,10 @@ class Connection(asyncio.Protocol):
         self._head: h11.Request | None = None
         self._body = bytearray()
         self._upload: Upload | None = None
-        self._unread = False
+        self._unread = 0
+        """Bytes that have come of a body for which the host has no use."""
+        self._left_unread = False
+        """The rest of it is not read."""
         self._asked_to_continue = False
         self._request: Request | None = None
         self._advancing = False
@@ -93,7 +96,7 @@ class Connection(asyncio.Protocol):
         self._made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._discarding or self._unread:
+        if self._discarding or self._left_unread:
             return
         self._reader.receive_data(data)
         if self.busy:
@@ -165,7 +168,7 @@ class Connection(asyncio.Protocol):
             self._take_head(event)
         elif isinstance(event, h11.Data):
             if self._upload is not None:
-                self._upload.feed(bytes(event.data))
+                self._take_part(self._upload, bytes(event.data))
                 return
             self._body += event.data
             if len(self._body) > BODY_LIMIT:
@@ -181,15 +184,29 @@ class Connection(asyncio.Protocol):
         path = self._path(head)
         length = int(dict(head.headers).get(b"content-length", b"0"))
         self._upload = self._upload_of(head.method.decode(), path)
+        self._unread = 0
         if self._upload is not None:
-            if self._upload.present and length > UNREAD_LIMIT:
-                self._unread = True
-                self._request = replace(self._complete(head), keep_alive=False)
-                self._serve(self, self._request)
+            waits = self._reader.they_are_waiting_for_100_continue
+            if not self._upload.wanted and (waits or length > UNREAD_LIMIT):
+                self._leave_unread(head)
         elif length > BODY_LIMIT:
             self._refuse_body()
         elif self._reader.they_are_waiting_for_100_continue and not self._known(path):
             self._answer_and_close(not_found())
+
+    def _take_part(self, upload: Upload, data: bytes) -> None:
+        if upload.wanted:
+            upload.feed(data)
+            return
+        self._unread += len(data)
+        if self._unread > UNREAD_LIMIT and self._head is not None:
+            self._leave_unread(self._head)
+
+    def _leave_unread(self, head: h11.Request) -> None:
+        """Answer now: the body is of no use, and what is still to come of it is long."""
+        self._left_unread = True
+        self._request = replace(self._complete(head), keep_alive=False)
+        self._serve(self, self._request)
 
     @staticmethod
     def _path(head: h11.Request) -> str:
@@ -228,14 +245,15 @@ class Connection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, but read and drop the rest for a moment: a socket closed with unread data is reset.
+        """Close in a moment, as the real server: it reads no more, and what has come unread by then resets the client.
 
-        The client would lose the answer.
+        Who does not read while it sends may lose the answer.
         """
         self._discarding = self.ended_here = True
         if self._transport is not None:
             if self._transport.can_write_eof():
                 self._transport.write_eof()
+            self._transport.pause_reading()
             asyncio.get_running_loop().call_later(LINGER, self._transport.close)
 
     # ---- answering
@@ -311,7 +329,7 @@ class Connection(asyncio.Protocol):
         self._head, self._request, self.task = None, None, None
         self._body, self._upload = bytearray(), None
         self._asked_to_continue = False
-        if self._unread:
+        if self._left_unread:
             self._linger()
         elif not keep:
             self.close()

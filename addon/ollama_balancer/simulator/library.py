@@ -75,16 +75,17 @@ class Registry:
 class Upload:
     """A blob on its way in: only its hash and its size are kept."""
 
-    def __init__(self, *, present: bool) -> None:
+    def __init__(self, *, present: bool, wanted: bool) -> None:
         self.present = present
-        """The host has it already: nothing of it is read."""
+        """The host has it already."""
+        self.wanted = wanted
+        """Whether it is read at all."""
         self.size = 0
         self._hash = hashlib.sha256()
 
     def feed(self, data: bytes) -> None:
-        if not self.present:
-            self.size += len(data)
-            self._hash.update(data)
+        self.size += len(data)
+        self._hash.update(data)
 
     @property
     def digest(self) -> str:

@@ -58,7 +58,8 @@ class Management:
 
     def upload(self, digest: str) -> Upload:
         """Take in a blob."""
-        return Upload(present=self._library.has_blob(digest.replace("-", ":")))
+        present = self._library.has_blob(digest.replace("-", ":"))
+        return Upload(present=present, wanted=not present and DIGEST.fullmatch(digest) is not None)
 
     def blob(self, name: str, upload: Upload | None) -> Answer:
         """Answer an upload that is complete, or (`upload` None) whether there is such a blob."""
