@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.registry import PROBE_GRACE, AgentRegistry
-from ollama_balancer.ollama.merging import MAX_AGENTS_SHOWN, MergedFleet
+from ollama_balancer.ollama.merging import MergedFleet
+from ollama_balancer.ollama.running import MAX_AGENTS_SHOWN
 from tests.fleet.fakes import Clock, entries, fleet
 
 OLD, NEW = "2026-11-23T18:50:48.263151753Z", "2026-11-23T20:00:00.5+01:00"
@@ -87,18 +88,51 @@ def test_openai_models_are_made_from_the_same_entries(registry: AgentRegistry, m
     }
 
 
-def test_loaded_models_are_listed_for_each_agent_that_has_them_loaded(
+def test_a_model_loaded_on_several_agents_is_one_entry_that_adds_them_up(
     registry: AgentRegistry, merged: MergedFleet
 ) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_loaded(a, [model("x:latest", size_vram=5)])
-    registry.update_loaded(b, [model("x:latest", size_vram=6)])
-    assert [(entry["agent"], entry["name"], entry["size_vram"]) for entry in models(merged.running())] == [
-        ("a", "x:latest", 5),
-        ("b", "x:latest", 6),
-    ]
+    soon, late = "2026-01-01T10:00:00.123456789+01:00", "2026-01-01T09:30:00Z"
+    of_a = {"size": 5, "size_vram": 4, "context_length": 4096, "expires_at": soon}
+    of_b = {"size": 6, "size_vram": 6, "context_length": 8192, "expires_at": late}
+    registry.update_loaded(a, [model("x:latest", digest="1", **of_a), model("y", digest="2", expires_at="2026-01-02")])
+    registry.update_loaded(b, [model("x", digest="1", **of_b)])
+    y, x = models(merged.running())
+    assert (y["name"], y["agent"]) == ("y", "a")
+    assert "balancer" not in y
+    assert x == {
+        **model("x", digest="1").model_dump(),
+        "size": 11,
+        "size_vram": 10,
+        "context_length": 4096,
+        "expires_at": late,
+        "agent": "a, b",
+        "balancer": {"agents": [{"agent": "a", **of_a}, {"agent": "b", **of_b}]},
+    }
     registry.update_loaded(a, [])
-    assert [entry["agent"] for entry in models(merged.running())] == ["b"]
+    [x] = models(merged.running())
+    assert (x["agent"], x["size"], "balancer" in x) == ("b", 6, False)
+
+
+def test_builds_of_one_name_that_are_loaded_are_told_apart_by_their_digests(
+    registry: AgentRegistry, merged: MergedFleet
+) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_loaded(a, [model("x", digest="1")])
+    registry.update_loaded(b, [model("x", digest="2")])
+    assert [(entry["agent"], entry["digest"]) for entry in models(merged.running())] == [("a", "1"), ("b", "2")]
+
+
+def test_of_many_agents_with_a_model_loaded_some_are_named_and_no_figure_breaks_the_list(
+    registry: AgentRegistry, merged: MergedFleet
+) -> None:
+    for n, agent in enumerate(fleet(registry, *(f"a{n}" for n in range(MAX_AGENTS_SHOWN + 5)))):
+        odd: list[object] = [None, "1", True, [], 7]
+        registry.update_loaded(agent, [model("x", size=odd[n % 5], expires_at=odd[n % 5], context_length=odd[n % 5])])
+    [x] = models(merged.running())
+    assert x["agent"].endswith(", a19, and 5 more")
+    assert len(x["balancer"]["agents"]) == MAX_AGENTS_SHOWN
+    assert (x["size"], x["context_length"]) == (35, 7)
 
 
 def test_lists_follow_agents_that_come_and_go(registry: AgentRegistry, merged: MergedFleet, clock: Clock) -> None:

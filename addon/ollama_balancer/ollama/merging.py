@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..fleet.agent import Agent
 from ..fleet.registry import AgentRegistry
+from .running import MAX_AGENTS_SHOWN, RunningModels
+from .times import read_time
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
 ROOT = b"Ollama is running"
 
-MAX_AGENTS_SHOWN = 20
-"""Agents that are named for each of a model's digests; then comes how many more there are."""
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 _NUMBER = re.compile(r"\d+")
 
 
@@ -38,7 +36,7 @@ class MergedFleet:
         self._openai = _openai_list([])
         self._generation = -1
         self._running = _models([])
-        self._loaded: dict[Agent, tuple[list[ModelEntry], bytes]] = {}
+        self._loaded = RunningModels()
         self._version: bytes | None = None
 
     def tags(self) -> bytes:
@@ -52,7 +50,7 @@ class MergedFleet:
         return self._openai
 
     def running(self) -> bytes:
-        """GET /api/ps: the loaded models of every agent, each entry with its agent's name in `agent`."""
+        """GET /api/ps: an entry a loaded model. `agent` names who has it, `balancer.agents` what each says."""
         self._merge_states()
         return self._running
 
@@ -86,16 +84,7 @@ class MergedFleet:
             return
         self._generation = registry.generation
         agents = [agent for agent in registry if agent.online]
-        loaded: dict[Agent, tuple[list[ModelEntry], bytes]] = {}
-        for agent in agents:
-            if not agent.loaded:
-                continue
-            known = self._loaded.get(agent)
-            if known is None or known[0] is not agent.loaded:
-                known = (agent.loaded, b",".join(_json(entry, agent=agent.name) for entry in agent.loaded))
-            loaded[agent] = known
-        self._loaded = loaded
-        self._running = _models([fragment for _, fragment in loaded.values()])
+        self._running = _models(self._loaded.update(agents))
         versions = {agent.version for agent in agents if agent.version is not None}
         self._version = json.dumps({"version": min(versions, key=_version_key)}).encode() if versions else None
 
@@ -105,7 +94,7 @@ def _merge(agents: list[Agent], model: str) -> tuple[datetime, ModelEntry, bytes
     holders: dict[str, list[str]] = {}
     for agent in agents:
         entry = (agent.models or {})[model]
-        modified = _modified((entry.model_extra or {}).get("modified_at"))
+        modified = read_time((entry.model_extra or {}).get("modified_at"))
         if newest is None or modified > newest[0]:
             newest = (modified, entry)
         digest = (entry.model_extra or {}).get("digest")
@@ -142,19 +131,6 @@ def _json(entry: ModelEntry, **more: Any) -> bytes:
 
 def _compact(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-@lru_cache(maxsize=8192)
-def _modified_text(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return _EPOCH
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _modified(value: object) -> datetime:
-    return _modified_text(value) if isinstance(value, str) and len(value) <= 64 else _EPOCH
 
 
 @lru_cache(maxsize=1024)
