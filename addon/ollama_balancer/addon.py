@@ -724,6 +724,8 @@ class Balancer:
         exchange = self.router.begin(routing.flow)
         if not self._started:
             await self._start_up()
+        if self.router.memory.unsettled and path_of(routing.flow) == "/api/ps":
+            await self.router.memory.settle()
         await self.router.route(routing)
         self._show(routing.flow, exchange)
 
@@ -960,6 +962,8 @@ class Balancer:
                 agent.stats.learn_speed(canonical_name(exchange.model), speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
+            if exchange.unloads and response.status_code < 400:
+                self.router.unloaded(exchange)
 
 
 def _load_the_rest() -> None:

@@ -180,12 +180,19 @@ class Prober:
         """See at once what models an agent has, after something has changed there."""
         await self._list(agent, agent.address)
 
-    async def refresh_memory(self, agent: Agent) -> None:
-        """See at once what an agent has in memory."""
-        address = agent.address
+    async def refresh_memory(self, agent: Agent, *, unloading: str | None = None, last: bool = True) -> bool:
+        """See at once what an agent has in memory; False if it is still to unload that model (a canonical name).
+
+        Then what it says is stored only if this is the last look.
+        """
+        address, began = agent.address, self.registry.clock()
         entries = await self._running(address)
-        if entries is not None and agent.address == address and not agent.removed:
-            self.registry.update_loaded(agent, entries)
+        if entries is None or agent.address != address or agent.removed:
+            return True
+        if unloading is not None and any(canonical_name(entry.name) == unloading for entry in entries) and not last:
+            return False
+        self.registry.update_loaded(agent, entries, began)
+        return True
 
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the agent has in memory; None if it does not answer."""
@@ -199,6 +206,7 @@ class Prober:
             return None
 
     async def _list(self, agent: Agent, address: Address) -> None:
+        began = self.registry.clock()
         try:
             tags = Models.model_validate_json(await self._get(address, "/api/tags", INVENTORY_TIMEOUT))
             loaded = Models.model_validate_json(await self._get(address, "/api/ps", INVENTORY_TIMEOUT))
@@ -206,7 +214,7 @@ class Prober:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
         if agent.address == address:
-            self.registry.update_loaded(agent, loaded.models or [])
+            self.registry.update_loaded(agent, loaded.models or [], began)
             self.registry.update_models(agent, tags.models or [])
 
     async def _answers(self, address: Address) -> bool:

@@ -193,6 +193,44 @@ def test_an_unload_goes_to_every_host_that_has_the_model(fleet: Fleet) -> None:
     assert [entry.name for entry in fleet.client.ps().models if entry.model == "base:latest"] == []
 
 
+def test_what_is_loaded_and_unloaded_through_the_balancer_shows_at_once(fleet: Fleet) -> None:
+    """With the real client, and with nobody else to tell: no probe and no report comes between."""
+    client = fleet.client
+
+    def loaded() -> list[str | None]:
+        return [entry.model for entry in client.ps().models if entry.model == "only-two:latest"]
+
+    for _ in range(3):
+        assert client.generate("only-two", "").done_reason == "load"
+        assert loaded() == ["only-two:latest"]
+        assert client.generate("only-two", "", keep_alive=0).done_reason == "unload"
+        assert loaded() == []
+        for chunk in client.chat("only-two", [{"role": "user", "content": "x"}], stream=True):
+            if chunk.done:
+                break
+        assert loaded() == ["only-two:latest"]
+        assert client.chat("only-two", [{"role": "user", "content": "x"}], keep_alive="0s").done
+        assert loaded() == []
+        assert fleet.post("/api/generate", {"model": "only-two", "stream": False}, agent="two").is_success
+        assert loaded() == ["only-two:latest"]
+        assert fleet.post("/api/generate", {"model": "only-two", "keep_alive": 0}, agent="two").is_success
+        assert loaded() == []
+    assert fleet["two"].loaded == []
+
+
+def test_a_model_loaded_on_two_hosts_is_one_entry_and_is_stopped_by_its_name_on_both(fleet: Fleet) -> None:
+    for name in ("one", "two"):
+        assert fleet.post("/api/generate", {"model": "base", "stream": False}, agent=name).is_success
+    [entry] = [entry for entry in fleet.client.ps().models if entry.model == "base:latest"]
+    assert entry.name == entry.model == "base:latest"
+    [raw] = [each for each in fleet.proxy.http.get("/api/ps").json()["models"] if each["name"] == entry.name]
+    assert sorted(raw["agent"].split(", ")) == ["one", "two"]
+    assert raw["size"] == sum(each["size"] for each in raw["balancer"]["agents"])
+    assert fleet.client.generate(entry.name, "", keep_alive=0).done_reason == "unload"
+    assert not any("base:latest" in host.loaded for host in fleet)
+    assert "base:latest" not in [each.model for each in fleet.client.ps().models]
+
+
 def test_a_client_that_leaves_cancels_the_pull_on_all_hosts(fleet: Fleet) -> None:
     for host in fleet:
         host.timing = replace(QUICK, progress_pause=3600.0)

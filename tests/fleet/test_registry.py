@@ -140,6 +140,38 @@ def test_a_report_that_is_silent_on_models_leaves_them_as_they_were(registry: Ag
     assert (agent.model_names, agent.loaded, agent.version) == ([], [], "1")
 
 
+def test_a_report_that_was_made_before_a_look_does_not_undo_what_the_look_has_seen(
+    registry: AgentRegistry, clock: Clock
+) -> None:
+    [a] = fleet(registry, "a")
+    registry.update_metrics("a", report(at=0, loaded_models=[]))
+    clock.now += 10
+    registry.update_loaded(a, entries("m"), clock.now)
+    clock.now += 0.5
+    registry.update_metrics("a", report(at=9.9, loaded_models=[]))
+    assert a.loaded_names == ["m"]
+    clock.now += 10
+    registry.update_metrics("a", report(at=20.5, loaded_models=[]))
+    assert a.loaded_names == []
+    registry.unreachable(a, "refused")
+    registry.reached(a)
+    registry.update_metrics("a", report(at=20.6, loaded_models=entries("n")))
+    assert a.loaded_names == ["n"]
+
+
+def test_a_model_that_an_agent_unloads_is_gone_at_once_unless_it_runs(registry: AgentRegistry) -> None:
+    [a] = fleet(registry, "a")
+    registry.update_loaded(a, entries("m", "n"))
+    lease = registry.take(a, "m:latest")
+    lease.began()
+    registry.unloaded(a, "m:latest")
+    assert a.loaded_names == ["m", "n"]
+    lease.release()
+    registry.unloaded(a, "m:latest")
+    registry.unloaded(a, "unknown:latest")
+    assert (a.loaded_names, list(a.warm)) == (["n"], ["n:latest"])
+
+
 def test_a_late_report_is_dropped(registry: AgentRegistry, clock: Clock) -> None:
     [agent] = fleet(registry, "a")
     assert registry.update_metrics("a", report(30, at=10))

@@ -216,7 +216,7 @@ NOT_ZERO = [
 )
 def test_nothing_to_say_and_nothing_to_keep_is_to_unload(keep_alive: str, path: str, rest: str) -> None:
     body = f'{{"model": "tiny-a", "KEEP_ALIVE": {keep_alive}{rest}}}'.encode()
-    assert asked(body, path) == Asked("tiny-a", unloads=True)
+    assert asked(body, path) == Asked("tiny-a", unloads=True, unloads_after=True)
 
 
 @pytest.mark.parametrize("keep_alive", NOT_ZERO)
@@ -240,6 +240,22 @@ def test_what_is_kept_at_all_is_not_unloaded(keep_alive: str, path: str) -> None
 )
 def test_a_request_for_an_answer_does_not_unload(path: str, members: str) -> None:
     assert not asked(f'{{"model": "tiny-a", "keep_alive": 0, {members}}}'.encode(), path).unloads
+
+
+@pytest.mark.parametrize(
+    ("path", "unloads_after"),
+    [
+        ("/api/generate", True),
+        ("/api/chat", True),
+        ("/api/embed", True),
+        ("/api/embeddings", True),
+        ("/api/show", False),
+        ("/v1/chat/completions", False),
+    ],
+)
+def test_an_answer_after_which_the_model_is_not_kept_is_told(path: str, unloads_after: bool) -> None:
+    given = asked(b'{"model": "tiny-a", "keep_alive": "0s", "prompt": "x", "input": "x", "messages": [{}]}', path)
+    assert (given.unloads, given.unloads_after) == (False, unloads_after)
 
 
 # --- Recordings of a real server --------------------------------------------------------------------------------------

@@ -204,6 +204,7 @@ class Agent:
         "learners",
         "listed",
         "loaded",
+        "loaded_at",
         "loaded_names",
         "loaders",
         "loading",
@@ -250,6 +251,8 @@ class Agent:
         """The models it has, by canonical name; None: not known yet."""
         self.model_names: list[str] = []
         self.loaded: list[ModelEntry] = []
+        self.loaded_at = float("-inf")
+        """As of when that is known, on the registry's clock."""
         self.loaded_names: list[str] = []
         self.listed: dict[str, None] = {}
         """Their canonical names."""

@@ -325,7 +325,7 @@ class AgentRegistry:
         if now + self._stale_after < self._next_expiry:
             self._next_expiry = now + self._stale_after
         if metrics.loaded_models is not None:
-            self.update_loaded(agent, metrics.loaded_models, self._made_at(agent, metrics, now))
+            self.update_loaded(agent, metrics.loaded_models, self._made_at(agent, metrics, now) - LIST_SECONDS)
         if metrics.ollama_version is not None:
             self.update_version(agent, metrics.ollama_version)
         if metrics.models is not None:
@@ -386,9 +386,14 @@ class AgentRegistry:
     def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
         """Store which models the agent has in memory, as of then on the registry's clock, or now.
 
-        What an answer has proven since, or proves now, is in memory whatever an older list says.
+        A list that is older than what is known is dropped. What an answer has proven since, or proves now, is in memory
+        whatever an older list says.
         """
-        as_of = (self.clock() if as_of is None else as_of) - LIST_SECONDS
+        now = self.clock()
+        if as_of is not None and as_of < agent.loaded_at:
+            return
+        agent.loaded_at = now if as_of is None else as_of
+        as_of = min(agent.loaded_at, now - LIST_SECONDS)
         given, entries = entries, entries[:MAX_LOADED]
         if not agent.memory_known:
             agent.memory_known = True
@@ -418,6 +423,18 @@ class AgentRegistry:
                 old[name].gone = True
             agent.warm = new
             self._replace(agent)
+
+    def unloaded(self, agent: Agent, model: str) -> None:
+        """The agent has said that it takes the model (a canonical name) out of memory, when nothing more runs on it."""
+        if agent.removed or model in agent.running:
+            return
+        warm = agent.warm.get(model)
+        if warm is not None:
+            warm.gone = True
+            agent.warm = {name: other for name, other in agent.warm.items() if name != model}
+            self._replace(agent)
+        if model in agent.listed:
+            self.update_loaded(agent, [entry for entry in agent.loaded if canonical_name(entry.name) != model])
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
@@ -959,6 +976,7 @@ class AgentRegistry:
                 warm.gone = True
             agent.warm = {}
             agent.memory_known = False
+            agent.loaded_at = -math.inf
             self._replace(agent)
             self._came_or_went(agent)
             self._place(agent)

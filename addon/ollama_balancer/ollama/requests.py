@@ -44,12 +44,14 @@ class Asked:
     `model` is spelled as the caller spells it; None where none is named. `readable`: the body's first JSON value is an
     object that could be read, or the form could be; True as well where the route names no model in its body, which is
     then not looked at. Not all that is readable is valid, see `is_json`. `unloads`: nothing but that the model be
-    unloaded, from wherever it is loaded. `stream` is None where the request does not say.
+    unloaded, from wherever it is loaded; `unloads_after`: that, or that it be unloaded when the request is done.
+    `stream` is None where the request does not say.
     """
 
     model: str | None = None
     readable: bool = True
     unloads: bool = False
+    unloads_after: bool = False
     stream: bool | None = None
     members: Mapping[str, Span] = field(default_factory=dict, repr=False, compare=False)
     """Where in the body the values of the object's members are, by key in lower case."""
@@ -74,7 +76,14 @@ def read_request(route: Route, path: str, body: bytes | None, content_type: str 
         if model := text_of(body, members.get(key)):
             break
     stream = _STREAM.get(written(body, members.get("stream"), 5))
-    return Asked(model or None, unloads=_unloads(route, body, members), stream=stream, members=members)
+    unloads_after = _keeps_no_longer(route, body, members)
+    return Asked(
+        model or None,
+        unloads=unloads_after and _is_empty(route, body, members),
+        unloads_after=unloads_after,
+        stream=stream,
+        members=members,
+    )
 
 
 _N = ord("n")
@@ -98,15 +107,19 @@ def _last_members(body: bytes) -> dict[str, Span]:
     return found
 
 
-def _unloads(route: Route, body: bytes, members: dict[str, Span]) -> bool:
-    content = _EMPTY_MEANS_LOAD.get(route.path)
-    if content is None or "keep_alive" not in members:
+def _keeps_no_longer(route: Route, body: bytes, members: dict[str, Span]) -> bool:
+    if "keep_alive" not in members or not route.path.startswith("/api/") or not route.runs:
         return False
     keep_alive = written(body, members["keep_alive"], 1_024)
     if keep_alive.startswith(b'"'):
-        if not _ZERO_DURATION.fullmatch(text_of(keep_alive, (0, len(keep_alive))) or ""):
-            return False
-    elif not _ZERO.fullmatch(keep_alive):
+        return _ZERO_DURATION.fullmatch(text_of(keep_alive, (0, len(keep_alive))) or "") is not None
+    return _ZERO.fullmatch(keep_alive) is not None
+
+
+def _is_empty(route: Route, body: bytes, members: dict[str, Span]) -> bool:
+    """Whether it is of those that may come without a prompt, and does."""
+    content = _EMPTY_MEANS_LOAD.get(route.path)
+    if content is None:
         return False
     given = members.get(content)
     if given is None:

@@ -130,6 +130,7 @@ class Dispatcher:
         exchange.model = model
         if asked.members and self.explains():
             exchange.excerpt = last_turn(body or b"", asked.members)
+        exchange.unloads = asked.unloads_after
         if route.runs and model and not asked.unloads:
             exchange.slot_model = canonical_name(model)
             exchange.streams = route.streams if asked.stream is None else asked.stream

@@ -116,6 +116,8 @@ class Exchange:
     """In modes that weigh no request: the agent that was chosen, and the next ones."""
     streams: bool = False
     """Whether its answer is to stream."""
+    unloads: bool = False
+    """Whether its model is to be in memory no more when it is done."""
     body_bytes: int = 0
     spent: float = 0.0
     """Seconds that attempts have taken of the time for a first byte."""

@@ -34,6 +34,7 @@ from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import CORRECTIONS, Exchange, FailureKind, attach, exchange_of
 from .headers import AGENT_HEADER, header, refusal_for_client, request_to_agent
 from .layer import Failure, Routing
+from .memory_checks import MemoryChecks
 from .outcomes import outcome_of
 from .refusals import answer_to, most_useful, retry_after, why_refused
 from .watchdog import Watchdog
@@ -66,7 +67,8 @@ class Router:
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, _client_is_slow)
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
-        registry.on_load = self._has_loaded
+        self.memory = MemoryChecks(self._refresh_memory)
+        registry.on_load = self.memory.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
         self.tally = Tally()
@@ -301,10 +303,15 @@ class Router:
         if self.prober is not None:
             await self.prober.refresh(agent)
 
-    def _has_loaded(self, agent: Agent) -> None:
-        """Another model may have been pushed out, which no report tells for seconds."""
-        if self.prober is not None:
-            asyncio_utils.create_task(self.prober.refresh_memory(agent), name="memory check", keep_ref=True)
+    async def _refresh_memory(self, agent: Agent, unloading: str | None, last: bool) -> bool:
+        return self.prober is None or await self.prober.refresh_memory(agent, unloading=unloading, last=last)
+
+    def unloaded(self, exchange: Exchange) -> None:
+        """A request has been answered after which its model is to be in memory no more."""
+        model = canonical_name(exchange.model or "")
+        for agent in exchange.agents:
+            self.registry.unloaded(agent, model)
+            self.memory.unloads(agent, model)
 
     def look(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
