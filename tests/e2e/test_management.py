@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.client import HTTPResponse
 from pathlib import Path
@@ -242,6 +243,47 @@ def test_a_client_that_leaves_cancels_the_pull_on_all_hosts(fleet: Fleet) -> Non
     wait_until(lambda: all(host.requests[-1].outcome == "cancelled" for host in fleet), "the hosts hear of it")
     wait_until(lambda: "fan-out" not in fleet.proxy.introspect()["tasks"], "nothing is left")
     assert fleet.having("left") == []
+
+
+def test_what_is_managed_on_a_host_that_is_away_names_that_host(tmp_path: Path, hosts: Hosts) -> None:
+    here, away = hosts.start("here", "base", "both"), hosts.start("away", "both", "far")
+    agents = f"here={here.url},away={away.url}"
+    with running_proxy(tmp_path, "--set", f"balancer_agents={agents}") as proxy:
+        proxy.wait_online("here", "away")
+        client = ollama.Client(proxy.url, trust_env=False)
+        hosts.kill(away)
+        proxy.generate("far", headers={"X-Balancer-Agent": "away"})
+        wait_until(lambda: proxy.agents()["away"]["status"] == "offline", "it is offline")
+
+        def refusal(call: Callable[[], object]) -> str:
+            with pytest.raises(ollama.ResponseError) as caught:
+                call()
+            assert caught.value.status_code in (-1, 404 if "not found" in caught.value.error else 503)
+            return re.sub(r"\(cannot connect: .*\)(?= and)|(?<=here: )[^;]*", "...", caught.value.error)
+
+        offline, again = "away: it is offline ... and", "delete it again when it is back"
+        here.registry.unpullable.add("far")
+        assert refusal(lambda: client.delete("far")) == f"{offline} still has model 'far': {again}"
+        both = f"{offline} still has model 'both': {again} (done by 1 other agent)"
+        assert refusal(lambda: client.delete("both")) == both
+        assert [entry["name"] for entry in here.tag_entries()] == ["base:latest"]
+        assert refusal(lambda: client.copy("far", "near")) == f"{offline} has model 'far'"
+        made = f"here: ...; {offline} has model 'far'"
+        assert refusal(lambda: list(client.create("near", from_="far", stream=True))) == made
+        assert refusal(lambda: client.delete("nowhere")) == "model 'nowhere' not found"
+        assert client.copy("base", "both").status == "success"
+        assert client.copy("both", "third").status == "success"
+        hosts.kill(here)
+        proxy.generate("base", headers={"X-Balancer-Agent": "here"})
+        wait_until(lambda: proxy.agents()["here"]["status"] == "offline", "it is offline")
+        assert refusal(lambda: client.delete("far")) == f"{offline} still has model 'far': {again}"
+        hosts.restart(away)
+        proxy.wait_online("away")
+        proxy.control("POST", "/api/agents/away/drain")
+        assert refusal(lambda: client.delete("far")) == f"away: it is draining and still has model 'far': {again}"
+        proxy.control("POST", "/api/agents/away/resume")
+        assert client.delete("far").status == "success"
+        assert [entry["name"] for entry in away.tag_entries()] == ["both:latest"]
 
 
 # Files

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ollama_balancer.ollama.management import (
     MAX_LINE_BYTES,
+    Away,
     LineSplitter,
     Reply,
     combine,
@@ -57,6 +58,30 @@ def test_a_failure_that_all_have_alike_is_told_in_their_words() -> None:
     assert combine([BROKEN, BROKEN]).reply is BROKEN
     assert combine([BROKEN, Reply("b", 500, body=b"else", problem="else")]).message == "broken: disk full; b: else"
     assert combine([AWAY, AWAY]).message == "away: refused; away: refused"
+
+
+OFFLINE = Reply("off", 503, problem="it is offline and still has model 'm'")
+
+
+def test_without_an_agent_that_has_it_and_is_away_a_model_is_not_deleted() -> None:
+    must = Away((OFFLINE,), must=True)
+    for replies, said in (
+        ([GONE, GONE], "off: it is offline and still has model 'm'"),
+        ([done("a"), GONE], "off: it is offline and still has model 'm' (done by 1 other agent)"),
+        ([BROKEN], "broken: disk full; off: it is offline and still has model 'm'"),
+    ):
+        combined = combine(replies, away=must)
+        assert (combined.status, combined.message) == (500 if BROKEN in replies else 503, said)
+
+
+def test_an_agent_that_is_away_only_tells_why_none_could_do_what_the_others_can_do_alone() -> None:
+    away = Away((OFFLINE,))
+    assert combine([done("a"), GONE], away=away).status == 200
+    assert combine([GONE], away=away).status == 503
+    assert json.loads(last_line([done("a")], away)) == {"status": "success"}
+    assert json.loads(last_line([BROKEN], away)) == {
+        "error": "broken: disk full; off: it is offline and still has model 'm'"
+    }
 
 
 def test_of_many_failures_some_are_told() -> None:

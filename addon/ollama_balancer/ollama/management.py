@@ -51,7 +51,22 @@ class Combined:
     message: str | None = None
 
 
-def combine(replies: Sequence[Reply], *, by_all: bool = False) -> Combined:
+@dataclass(frozen=True)
+class Away:
+    """Agents that have what a request is about and could not be asked, as replies that say so.
+
+    `must`: it is not done without them, as a model is not deleted that comes back with its host. Else they only tell
+    why no agent could do it.
+    """
+
+    replies: tuple[Reply, ...] = ()
+    must: bool = False
+
+
+NOBODY_AWAY = Away()
+
+
+def combine(replies: Sequence[Reply], *, by_all: bool = False, away: Away = NOBODY_AWAY) -> Combined:
     """Success if an agent did it and none failed for another reason than not having the model; 404 if none has it.
 
     `by_all`: one that does not have it makes it a 404 (whether a blob is there: it must be everywhere).
@@ -59,6 +74,8 @@ def combine(replies: Sequence[Reply], *, by_all: bool = False) -> Combined:
     done = [reply for reply in replies if reply.done]
     lacking = [reply for reply in replies if reply.lacks_it]
     failed = [reply for reply in replies if not reply.done and not reply.lacks_it]
+    if away.must or not done:
+        failed += away.replies
     if failed:
         first = failed[0]
         alike = all((reply.status, reply.body) == (first.status, first.body) for reply in failed)
@@ -132,9 +149,9 @@ def line_of(agent: str, line: bytes, progress: dict[str, Any]) -> bytes:
     return _compact(progress | {"agent": agent})
 
 
-def last_line(replies: Sequence[Reply]) -> bytes:
+def last_line(replies: Sequence[Reply], away: Away = NOBODY_AWAY) -> bytes:
     """The end of several agents' progress: success, or an error that names who failed."""
-    combined = combine(replies)
+    combined = combine(replies, away=away)
     if combined.reply is not None and combined.reply.done:
         return _compact({"status": "success"})
     failed = [reply for reply in replies if not reply.done]

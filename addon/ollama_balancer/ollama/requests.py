@@ -86,6 +86,13 @@ def read_request(route: Route, path: str, body: bytes | None, content_type: str 
     )
 
 
+def needed_model(route: Route, body: bytes | None, asked: Asked) -> str | None:
+    """The model that a host has to have to manage it: what is deleted or copied, or another is made from."""
+    if route.path == "/api/create":
+        return text_of(body or b"", asked.members.get("from")) or None
+    return asked.model if route.path in ("/api/delete", "/api/copy") else None
+
+
 _N = ord("n")
 _STREAM = {b"true": True, b"false": False}
 _EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*+\]")

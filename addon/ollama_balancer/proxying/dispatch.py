@@ -17,10 +17,11 @@ from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import Blame, error_body, model_not_found
 from ..ollama.excerpts import last_turn
 from ..ollama.json_scanning import is_json
+from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.merging import ROOT, MergedFleet
 from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.prompts import read_prompt
-from ..ollama.requests import read_request
+from ..ollama.requests import needed_model, read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from ..ollama.suggestions import did_you_mean
 from .exchange import CORRECTIONS, Candidate, Exchange, FailureKind
@@ -69,6 +70,8 @@ class Everywhere:
     agents: tuple[Agent, ...]
     by_all: bool = False
     """Whether one that does not have it makes it a 404, though others do."""
+    away: Away = NOBODY_AWAY
+    """Who has what it is about and cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ class Dispatcher:
                     f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
                 )
             case Kind.EVERY:
-                return self._everywhere(exchange, tuple(agent for agent in registry if agent.available), route)
+                away = self._away(route, needed_model(route, body, asked))
+                return self._everywhere(exchange, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and model is not None:
             holders = tuple(agent for agent in registry.holders(canonical_name(model)) if agent.available)
             if len(holders) > 1:
@@ -332,11 +336,27 @@ class Dispatcher:
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))
 
-    def _everywhere(self, exchange: Exchange, agents: tuple[Agent, ...], route: Route) -> Everywhere | Answer:
+    def _everywhere(
+        self, exchange: Exchange, agents: tuple[Agent, ...], route: Route, away: Away = NOBODY_AWAY
+    ) -> Everywhere | Answer:
         if not agents:
-            return self._none_online(exchange.dialect)
+            who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in away.replies[:MOST_SHOWN])
+            return self.error(exchange.dialect, 503, who) if who else self._none_online(exchange.dialect)
         exchange.why = "concerns every host" if len(agents) > 1 else "the only host"
-        return Everywhere(agents, by_all="HEAD" in route.methods)
+        return Everywhere(agents, "HEAD" in route.methods, away)
+
+    def _away(self, route: Route, model: str | None) -> Away:
+        """The agents that have the model which is to be managed, and get no requests now."""
+        if model is None:
+            return NOBODY_AWAY
+        must = route.path == "/api/delete"
+        then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
+        replies = []
+        for agent in self.registry.holders(canonical_name(model)):
+            if not agent.available:
+                state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
+                replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
+        return Away(tuple(replies), must)
 
     def _pinned(self, exchange: Exchange, route: Route, name: str) -> Forward | Everywhere | Wait | Answer:
         registry = self.registry

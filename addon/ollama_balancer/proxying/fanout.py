@@ -24,6 +24,7 @@ from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
 from ..ollama.errors import error_body
 from ..ollama.management import (
+    Away,
     LineSplitter,
     Reply,
     combine,
@@ -36,6 +37,7 @@ from ..ollama.management import (
 )
 from ..ollama.routes import Dialect
 from ..text import one_line
+from .dispatch import RETRY_AFTER
 from .exchange import FailureKind
 from .headers import NOT_FOR_CLIENTS
 from .outcomes import outcome_of
@@ -112,6 +114,7 @@ class FanOut:
         body: bytes | None,
         uploads: bool,
         by_all: bool,
+        away: Away,
         timeouts: Timeouts,
         clock: Callable[[], float],
         refresh: Callable[[Agent], Awaitable[None]],
@@ -129,6 +132,9 @@ class FanOut:
         self._body = body
         self._uploads = uploads
         self._by_all = by_all
+        self._away = away
+        self._merges = len(leases) + len(away.replies) > 1
+        """Whether the answer is made of several; else it is the one agent's own."""
         self._timeouts = timeouts
         self._clock = clock
         self._refresh = refresh
@@ -264,8 +270,8 @@ class FanOut:
             ):
                 for leg in self.legs:
                     group.create_task(go(leg))
-            if self._head is not None and len(self.legs) > 1:
-                await self._pieces.put(last_line(self.replies))
+            if self._head is not None and self._merges:
+                await self._pieces.put(last_line(self.replies, self._away))
         finally:
             self._finish()
 
@@ -310,7 +316,7 @@ class FanOut:
         except Exception as e:
             logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
-        if reply.problem is not None and self._head is not None and len(self.legs) > 1 and reply.status != 200:
+        if reply.problem is not None and self._head is not None and self._merges and reply.status != 200:
             await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
         outcome = Outcome.FAILED if reply.status is None else outcome_of(reply.status)
         if reply.problem is not None and outcome is Outcome.SUCCEEDED:
@@ -392,7 +398,7 @@ class FanOut:
             if problem is None:
                 return None  # it had said that it succeeded
             problem = f"failed in the middle of its answer: {one_line(str(e)) or type(e).__name__}"
-            if len(self.legs) > 1:
+            if self._merges:
                 await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
         return problem
 
@@ -404,7 +410,7 @@ class FanOut:
             problem = None
         elif (error := line_error(progress)) is not None:
             problem = error
-        if len(self.legs) > 1:
+        if self._merges:
             line = line_of(leg.agent.name, line, progress) if line.strip() else b""
         if line:
             await self._pieces.put(line)
@@ -423,7 +429,7 @@ class FanOut:
         assert self._head
         self.streamed = True
         status, headers = self._head
-        if len(self.legs) > 1:
+        if self._merges:
             headers = ((b"Content-Type", b"application/x-ndjson"), (b"Date", _now()))
         fields = [*_without_framing(headers)]
         if self._request.http_version != "HTTP/1.0":
@@ -432,7 +438,7 @@ class FanOut:
 
     def _combined(self) -> http.Response:
         replies = self.replies
-        combined = combine(replies, by_all=self._by_all)
+        combined = combine(replies, by_all=self._by_all, away=self._away)
         if combined.reply is not None:
             fields = list(combined.reply.headers)
             body = combined.reply.body
@@ -444,6 +450,7 @@ class FanOut:
             (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Date", _now()),
             (b"Content-Length", b"%d" % len(body)),
+            *([(b"Retry-After", RETRY_AFTER.encode())] if combined.status == 503 else []),
         ]
         return self._response(combined.status, fields, b"" if self._request.method == "HEAD" else body)
 

@@ -290,6 +290,7 @@ class Router:
             body=request.raw_content,
             uploads=bool(request.stream),
             by_all=decision.by_all,
+            away=decision.away,
             timeouts=Timeouts(self.settings.connect_timeout, self.settings.response_timeout),
             clock=self.registry.clock,
             refresh=self._refresh,
