@@ -48,14 +48,14 @@ from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
 from .ollama import origins
 from .ollama.last_words import last_words
-from .ollama.names import canonical_name
 from .ollama.routes import find_route
 from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, escape_target, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
-from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header
+from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header, keep_alive
+from .proxying.host_header import host_problem
 from .proxying.layer import (
     BUFFERED_ANSWER,
     PROXIED,
@@ -616,6 +616,11 @@ class Balancer:
         caller = take_caller(flow, self.token, self._salt)
         self.router.arrived(flow, caller)
         path = path_of(flow)
+        problem = host_problem(flow.request)
+        if problem is not None:
+            flow.response = error_of(flow, 400, problem)
+            flow.response.headers["Connection"] = "close"
+            return
         flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._page_refusal(flow))
         if flow.response is not None:
             return
@@ -705,7 +710,8 @@ class Balancer:
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             response = http.Response.make(204, b"", dated(allowed))
             response.headers.pop("content-length", None)
-            response.headers["Access-Control-Allow-Headers"] = origins.ALLOWED_HEADERS
+            asked = header(request.headers, b"access-control-request-headers") or ""
+            response.headers["Access-Control-Allow-Headers"] = origins.allowed_headers(asked)
             response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
             response.headers["Access-Control-Max-Age"] = "43200"
             _allow_origin(response, origin)
@@ -809,6 +815,8 @@ class Balancer:
             and "access-control-allow-origin" not in response.headers
         ):
             _allow_origin(response, origin)
+        if flow.request.data.http_version == b"HTTP/1.0":
+            keep_alive(flow.request, response)
         if exchange is None or not exchange.begun:
             return
         exchange.stop_timer()
@@ -958,8 +966,8 @@ class Balancer:
                 self.registry.succeeded(lease)
                 self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
             agent = exchange.agent
-            if speed and agent is not None and exchange.model is not None:
-                agent.stats.learn_speed(canonical_name(exchange.model), speed)
+            if speed and agent is not None and exchange.model_name is not None:
+                agent.stats.learn_speed(exchange.model_name, speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
             if exchange.unloads and response.status_code < 400:

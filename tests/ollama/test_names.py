@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.names import canonical_name
+from ollama_balancer.ollama.names import canonical_name, local_name
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,22 @@ def test_spellings_that_the_server_takes_for_one_model_are_one_name(spelling: st
 def test_other_registries_namespaces_and_tags_are_other_models(spelling: str, name: str) -> None:
     assert canonical_name(spelling) == name
     assert canonical_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("Qwen3:8b:local", "qwen3:8b"),
+        ("qwen3:LOCAL", "qwen3:latest"),
+        ("library/qwen3: local ", "qwen3:latest"),
+        ("localhost:5000/me/qwen3:local", "localhost:5000/me/qwen3:latest"),
+        ("qwen3:cloud:local", "qwen3:cloud"),
+        ("qwen3", None),
+        ("qwen3:8b", None),
+        ("local", None),
+        (":local", None),
+        ("qwen3:local:8b", None),
+    ],
+)
+def test_local_behind_a_name_says_that_the_model_is_not_the_clouds(spelling: str, name: str | None) -> None:
+    assert local_name(spelling) == name

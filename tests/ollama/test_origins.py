@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.origins import allowed_host, allowed_origin, check_host_pattern, check_pattern, same_origin
+from ollama_balancer.ollama.origins import (
+    ALLOWED_HEADERS,
+    LONGEST_HEADER_NAME,
+    MOST_ASKED_HEADERS,
+    allowed_headers,
+    allowed_host,
+    allowed_origin,
+    check_host_pattern,
+    check_pattern,
+    same_origin,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +99,22 @@ def test_a_pattern_for_hosts_is_a_name_with_or_without_stars() -> None:
     for wrong in ("http://a", "a:80", "a b", "", "é"):
         with pytest.raises(ValueError, match="not a host's name"):
             check_host_pattern(wrong)
+
+
+def test_headers_that_a_page_asks_for_are_allowed_beside_ollamas() -> None:
+    assert allowed_headers("") == ALLOWED_HEADERS
+    assert allowed_headers("content-type, Authorization,") == ALLOWED_HEADERS
+    assert allowed_headers("x-api-key,anthropic-version,x-api-key") == f"{ALLOWED_HEADERS},x-api-key,anthropic-version"
+
+
+@pytest.mark.parametrize(
+    "asked", ["a b", "a\r\nSet-Cookie: x", "é", "x:y", '"x"', "<x>", ",,,", "x" * (LONGEST_HEADER_NAME + 1), "*\x00"]
+)
+def test_what_is_no_headers_name_is_not_told_back(asked: str) -> None:
+    assert allowed_headers(asked) == ALLOWED_HEADERS
+
+
+def test_of_many_headers_a_bounded_number_is_told_back() -> None:
+    many = ",".join(f"x-{number}" for number in range(100_000))
+    assert len(allowed_headers(many).split(",")) == len(ALLOWED_HEADERS.split(",")) + MOST_ASKED_HEADERS
+    assert allowed_headers("," * 100_000) == ALLOWED_HEADERS

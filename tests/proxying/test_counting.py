@@ -6,6 +6,7 @@ from ollama_balancer.fleet.agent import Outcome
 from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.management import Reply
+from ollama_balancer.ollama.names import canonical_name
 from ollama_balancer.ollama.routes import Dialect, find_route
 from ollama_balancer.ollama.watching import AnswerWatcher
 from ollama_balancer.proxying.callers import Caller
@@ -19,7 +20,9 @@ FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":100
 def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange]:
     registry = AgentRegistry(clock)
     fleet(registry, "a", "b")
-    return registry, Exchange(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+    exchange.model_name = None if model is None else canonical_name(model)
+    return registry, exchange
 
 
 @pytest.mark.parametrize("kind", [*FailureKind, *Blame])

@@ -522,3 +522,24 @@ def test_a_cloud_model_needs_no_agent_that_has_it(registry: AgentRegistry) -> No
     asked = Asked(registry, "/api/chat", b'{"model": "gpt-oss:120b-cloud"}')
     assert asked.agent is agent
     assert asked.exchange.model == "gpt-oss:120b-cloud"
+
+
+def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
+    _, b = fleet(registry, "other", "b")
+    registry.update_models(b, entries("qwen3:8b"))
+    for path in ("/api/chat", "/v1/chat/completions", "/api/show"):
+        asked = Asked(registry, path, b'{"model": "Qwen3:8b:local", "messages": []}')
+        assert asked.agent is b
+        assert (asked.exchange.model, asked.exchange.model_name) == ("Qwen3:8b:local", "qwen3:8b")
+    assert Asked(registry, "/v1/models/qwen3:8b:local", b"", method="GET").agent is b
+    assert Asked(registry, "/api/chat", b'{"model": "qwen3:local"}').json["error"] == (
+        "model 'qwen3:local' not found, did you mean 'qwen3:8b'?"
+    )
+
+
+def test_a_model_that_is_tagged_local_is_that_one(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_models(a, entries("mine:latest"))
+    registry.update_models(b, entries("mine:local"))
+    assert Asked(registry, "/api/chat", b'{"model": "mine:local"}').agent is b
+    assert Asked(registry, "/api/chat", b'{"model": "mine"}').agent is a

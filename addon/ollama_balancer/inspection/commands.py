@@ -16,7 +16,7 @@ from ..fleet.agent import Agent
 from ..fleet.policies import POLICIES
 from ..fleet.registry import AgentRegistry
 from ..fleet.waiting import WaitingLine
-from ..ollama.names import canonical_name
+from ..ollama.names import canonical_name, local_name
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
 from ..proxying.answers import path_of
@@ -169,7 +169,8 @@ class Commands:
         model = read_request(route, path, body, kind).model if route is not None else None
         if model is None:
             raise exceptions.CommandError(f"{path[:200]}: the request names no model to compare")
-        agents = [agent for agent in self.registry if agent.available and agent.may_have(canonical_name(model))]
+        names = {canonical_name(model), local_name(model) or canonical_name(model)}
+        agents = [agent for agent in self.registry if agent.available and any(map(agent.may_have, names))]
         if not agents:
             raise exceptions.CommandError(f"no agent that is online has model {model[:200]!r}")
         return agents

@@ -21,6 +21,15 @@ def canonical_name(name: str) -> str:
     return name
 
 
+def local_name(name: str) -> str | None:
+    """The canonical name that is meant where a request puts `:local` behind it; None where it does not.
+
+    By that a request says that it wants the host's own model, and not the one of that name in Ollama's cloud.
+    """
+    base, _, source = name.rpartition(":")
+    return canonical_name(base) if base and source.strip().lower() == "local" else None
+
+
 def is_cloud_model(name: str) -> bool:
     """Whether a host can serve the model without having it, from Ollama's cloud: `gpt-oss:120b-cloud`."""
     tag = canonical_name(name).rpartition(":")[2]

@@ -27,7 +27,17 @@ ALLOWED_HEADERS = (
     "X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
     "X-Stainless-Runtime-Version,X-Stainless-Timeout,X-Balancer-Agent"
 )
+MOST_ASKED_HEADERS = 64
+"""Names of headers in one preflight; browsers name those that the page sets."""
+
+LONGEST_HEADER_NAME = 64
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
 ALLOWED_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
+
+
+_ALWAYS_ALLOWED = frozenset(ALLOWED_HEADERS.lower().split(","))
 
 
 def same_origin(origin: str, host: str) -> bool:
@@ -76,6 +86,21 @@ def allowed_origin(origin: str, more: Iterable[str] = ()) -> bool:
     if parts.scheme in _APP_SCHEMES:
         return True
     return parts.scheme in ("http", "https") and host in _LOCAL_HOSTS
+
+
+def allowed_headers(asked: str) -> str:
+    """Which headers a page of an allowed origin may send: Ollama's, and those it asks for (its preflight's value).
+
+    Clients of other servers send their own: x-api-key, anthropic-version, traceparent. What is no header's name is left
+    out.
+    """
+    names = [name.strip() for name in asked.split(",", MOST_ASKED_HEADERS)[:MOST_ASKED_HEADERS]]
+    more = dict.fromkeys(
+        name
+        for name in names
+        if len(name) <= LONGEST_HEADER_NAME and name.lower() not in _ALWAYS_ALLOWED and _TOKEN.fullmatch(name)
+    )
+    return ",".join((ALLOWED_HEADERS, *more))
 
 
 def check_pattern(pattern: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from ..fleet.agent import Outcome
 from ..fleet.registry import AgentRegistry
 from ..fleet.tally import OTHER, Ended
-from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
 from .exchange import Exchange
@@ -22,7 +21,7 @@ CUT_OFF = "cancelled"
 def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
     """What there is to count of it."""
     agent = exchange.agent
-    model = canonical_name(exchange.model) if exchange.model else ""
+    model = exchange.model_name or ""
     watcher = exchange.watcher
     timings = watcher.answer.timings if watcher is not None else None
     streamed = watcher is not None and watcher.streamed

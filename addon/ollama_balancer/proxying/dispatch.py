@@ -19,7 +19,7 @@ from ..ollama.excerpts import last_turn
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.merging import ROOT, MergedFleet
-from ..ollama.names import canonical_name, is_cloud_model
+from ..ollama.names import canonical_name, is_cloud_model, local_name
 from ..ollama.prompts import read_prompt
 from ..ollama.requests import needed_model, read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
@@ -107,9 +107,19 @@ class Dispatcher:
         """Whether somebody may want to see what else could have been chosen."""
 
     def begin(
-        self, exchange: Exchange, method: str, target: str, body: bytes | None, content_type: str = ""
+        self,
+        exchange: Exchange,
+        method: str,
+        target: str,
+        body: bytes | None,
+        content_type: str = "",
+        *,
+        websocket: bool = False,
     ) -> Forward | Everywhere | Wait | Answer:
-        """The first decision on a request. `target` is its path and query; `body` is None where it is still to come."""
+        """The first decision on a request. `target` is its path and query; `body` is None where it is still to come.
+
+        `websocket`: it asks for a WebSocket.
+        """
         registry = self.registry
         path = target.partition("?")[0]
         route = exchange.route = find_route(path)
@@ -123,6 +133,10 @@ class Dispatcher:
                 exchange.dialect, 404, f"{path[:200]}: Ollama has no such path, and the balancer forwards nothing else"
             )
         if method not in route.methods:
+            if websocket:
+                # Codex tries one first and sends its request at once when it is told so.
+                answer = self.error(exchange.dialect, 426, f"there is no WebSocket at {path[:200]}: send a POST")
+                return replace(answer, headers={"Upgrade": "HTTP/1.1", "Connection": "Upgrade"})
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
             return replace(answer, headers={"Allow": ", ".join(route.methods)})
         exchange.mode = registry.mode
@@ -131,11 +145,12 @@ class Dispatcher:
         if model is not None and len(model) > MAX_MODEL_NAME:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
+        exchange.model_name = None if model is None else self._name_of(model)
         if asked.members and self.explains():
             exchange.excerpt = last_turn(body or b"", asked.members)
         exchange.unloads = asked.unloads_after
-        if route.runs and model and not asked.unloads:
-            exchange.slot_model = canonical_name(model)
+        if route.runs and exchange.model_name is not None and not asked.unloads:
+            exchange.slot_model = exchange.model_name
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(body or b"")
             exchange.demand = read_prompt(route, exchange.slot_model, body or b"", asked.members)
@@ -155,12 +170,19 @@ class Dispatcher:
             case Kind.EVERY:
                 away = self._away(route, needed_model(route, body, asked))
                 return self._everywhere(exchange, tuple(a for a in registry if a.available), route, away)
-        if asked.unloads and model is not None:
-            holders = tuple(agent for agent in registry.holders(canonical_name(model)) if agent.available)
+        if asked.unloads and exchange.model_name is not None:
+            holders = tuple(agent for agent in registry.holders(exchange.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(exchange, holders, route)
         # A form is no JSON to begin with.
         return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else body)
+
+    def _name_of(self, model: str) -> str:
+        """The canonical name of the model that a request names."""
+        name = canonical_name(model)
+        if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
+            return local_name(model) or name
+        return name
 
     def again(self, exchange: Exchange) -> Forward | Wait | Answer:
         """The decision after the last agent failed before its first byte; its failure is in the exchange."""
@@ -280,7 +302,7 @@ class Dispatcher:
     def _choose_without_slot(self, exchange: Exchange) -> Forward | None:
         """For a request that no model is run for: an agent that is busy with others will do as well."""
         registry = self.registry
-        model = canonical_name(exchange.model) if exchange.model else None
+        model = exchange.model_name
         tried: Collection[Agent] = exchange.tried
         avoided = registry.avoidance.for_route(exchange.route.path) if exchange.route is not None else ()
         if avoided and self._is_left(exchange, others := (*tried, *avoided)):
@@ -310,9 +332,9 @@ class Dispatcher:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
         registry = self.registry
         model = exchange.model
-        if len(registry) == 0 or model is None:
+        if len(registry) == 0 or model is None or exchange.model_name is None:
             return self._none_online(exchange.dialect)
-        if registry.has_model(canonical_name(model)):
+        if registry.has_model(exchange.model_name):
             return self.error(exchange.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
         if registry.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
@@ -320,9 +342,9 @@ class Dispatcher:
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
             )
         if is_cloud_model(model) or (body and not is_json(body)):
-            exchange.model = exchange.slot_model = exchange.demand = None
+            exchange.model_name = exchange.slot_model = exchange.demand = None
             forward = self._choose_without_slot(exchange)
-            exchange.model = model
+            exchange.model_name = self._name_of(model)
             if forward is not None:
                 return forward
         path = exchange.route.path if exchange.route else ""

@@ -78,6 +78,8 @@ class Exchange:
     """As the client spells it."""
     excerpt: str = ""
     """The beginning of what the user said last, where somebody may look at flows."""
+    model_name: str | None = None
+    """The canonical name by which agents have it."""
     pin: str | None = None
     mode: str = ""
     why: str = ""

@@ -92,6 +92,12 @@ def by_name(headers: http.Headers) -> dict[bytes, bytes]:
     return found
 
 
+def asks_for_websocket(request: http.Request) -> bool:
+    """Whether an HTTP/1.1 request wants its connection to become a WebSocket."""
+    wanted = header(request.headers, b"upgrade")
+    return wanted is not None and "websocket" in wanted.lower() and request.http_version == "HTTP/1.1"
+
+
 def for_client(headers: http.Headers, attempts: int, agents: str, *, own: bool) -> None:
     """Say in an answer's head how many agents were tried and, unless that is empty, which have answered.
 
@@ -126,6 +132,14 @@ def _make_inert(fields: list[tuple[bytes, bytes]]) -> None:
         if name.lower() == b"content-type" and value.partition(b";")[0].strip().lower() not in ANSWER_TYPES:
             fields[at] = name, _OPAQUE_TYPE
     fields += _INERT
+
+
+def keep_alive(request: http.Request, response: http.Response) -> None:
+    """Tell a client of HTTP/1.0 that its connection goes on, where it does: it would wait for the end otherwise."""
+    if response.data.http_version != b"HTTP/1.0" and "content-length" in response.headers:
+        asked = (header(request.headers, b"connection") or "").lower()
+        if asked == "keep-alive":
+            response.headers["Connection"] = asked
 
 
 def request_to_agent(

@@ -52,6 +52,7 @@ from .callers import Fields
 from .exchange import exchange_of
 from .head_limits import check_chunk_line
 from .headers import request_to_agent
+from .host_header import set_destination
 from .refusals import blame_of, for_caller
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class BalancedStream(HttpStream):
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         if event.request.authority and event.request.http_version.startswith("HTTP/1"):
             vars(event.request)[PROXIED] = True
+        set_destination(event.request, self.context.client)
         yield from super().state_wait_for_request_headers(event)
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:

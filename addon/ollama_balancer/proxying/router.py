@@ -32,7 +32,7 @@ from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import CORRECTIONS, Exchange, FailureKind, attach, exchange_of
-from .headers import AGENT_HEADER, header, refusal_for_client, request_to_agent
+from .headers import AGENT_HEADER, asks_for_websocket, header, refusal_for_client, request_to_agent
 from .layer import Failure, Routing
 from .memory_checks import MemoryChecks
 from .outcomes import outcome_of
@@ -134,6 +134,7 @@ class Router:
                 request.path,
                 request.raw_content,
                 header(request.headers, b"content-type") or "",
+                websocket=request.method == "GET" and asks_for_websocket(request),
             )
         return self._account(exchange, routing)
 
@@ -246,8 +247,8 @@ class Router:
                 registry.busy(agent, lease.model, busy_seconds)
             case Blame.HOST_REFUSES:
                 self._refused(agent, exchange, reason)
-            case Blame.LACKS_MODEL if model is not None:
-                self._correct(agent, model)
+            case Blame.LACKS_MODEL if exchange.model_name is not None:
+                self._correct(agent, exchange.model_name)
             case Blame.LACKS_ROUTE if route is not None:
                 logger.info("Agent %s does not have %s: it gets no such requests for a while.", agent.name, route.path)
                 registry.avoidance.lacks_route(agent, route.path)
@@ -276,7 +277,7 @@ class Router:
     def _correct(self, agent: Agent, model: str) -> None:
         """The agent says that it lacks the model: it is not asked for it again until it lists it."""
         logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
-        self.registry.forget_model(agent, canonical_name(model))
+        self.registry.forget_model(agent, model)
         asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
 
     def _fan_out(self, decision: Everywhere, exchange: Exchange, flow: http.HTTPFlow) -> FanOut:

@@ -27,8 +27,10 @@ class Library:
         self._put(model, time.time_ns())
 
     def find(self, spelling: str) -> SimulatedModel | None:
-        """The model that a caller means, if there is one."""
+        """The model that a caller means, if there is one. `:local` behind its name says that it is not the cloud's."""
         key = model_key(spelling)
+        if key is not None and key not in self.by_key and spelling.lower().endswith(":local"):
+            key = model_key(spelling[: -len(":local")])
         return self.by_key.get(key) if key is not None else None
 
     def remove(self, model: SimulatedModel) -> None:
