@@ -31,6 +31,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_lean": True,
     "balancer_origins": [],
     "balancer_hosts": [],
+    "balancer_allow_from": [],
     "stream_large_bodies": None,
 }
 
@@ -62,6 +63,7 @@ def test_the_defaults_are_accepted() -> None:
         lean=True,
         origins=(),
         hosts=(),
+        allow_from=(),
     )
 
 
@@ -195,3 +197,21 @@ def test_origins_may_be_several_in_one_entry_and_are_compared_without_case() -> 
 def test_what_is_no_origin_is_refused_with_what_is_accepted(entry: str) -> None:
     with pytest.raises(ValueError, match=r"balancer_origins: .* it takes scheme://host"):
         read(balancer_origins=[entry])
+
+
+def test_networks_that_may_connect_may_be_several_in_one_entry() -> None:
+    entries = ["203.0.113.7, 198.51.100.9/24", "2001:db8::1"]
+    assert [str(network) for network in read(balancer_allow_from=entries).allow_from] == [
+        "203.0.113.7/32",
+        "198.51.100.0/24",
+        "2001:db8::1/128",
+    ]
+    assert [str(network) for network in read(balancer_allow_from=["*"]).allow_from] == ["0.0.0.0/0", "::/0"]
+
+
+@pytest.mark.parametrize(
+    "entry", ["office", "1.2.3", "1.2.3.4/33", "1.2.3.4-1.2.3.9", "fe80::1%eth0/64", "http://1.2.3.4", "**"]
+)
+def test_what_is_no_network_is_refused_with_what_is_accepted(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"balancer_allow_from: .* it takes addresses and networks"):
+        read(balancer_allow_from=["10.0.0.0/8", entry])

@@ -46,11 +46,12 @@ from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
+from .networks import ClientNetworks
 from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.routes import find_route
 from .proxying import patches, relay, selector
-from .proxying.answers import dated, error_of, escape_target, path_of
+from .proxying.answers import dated, error_of, escape_target, last_of, path_of
 from .proxying.callers import take_caller
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
@@ -113,6 +114,11 @@ TELLING_SECONDS = 0.1
 """How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
 
+NOT_ALLOWED = (
+    "this public address may not use the balancer; whoever runs it can allow it with the option balancer_allow_from"
+)
+
+
 def _timed(hook: Callable[[Balancer, http.HTTPFlow], None]) -> Callable[[Balancer, http.HTTPFlow], None]:
     """Count what the hook takes."""
 
@@ -163,7 +169,10 @@ class Balancer:
         self._fleet_counted = 0
         """The registry's revision when the tally was last told which agents there are."""
         self.memory: Memory | None = None
-        self.flows = FlowList()
+        self.networks = ClientNetworks(self.registry.clock)
+        self.strangers: set[str] = set()
+        """The ids of connections whose requests are refused, for where they come from."""
+        self.flows = FlowList(self.strangers)
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
         self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
@@ -235,6 +244,8 @@ class Balancer:
         self.router.dispatcher.line.size = settings.queue_size
         if self.lean is not None:
             self.lean.on = settings.lean
+        self.networks.allowed = settings.allow_from
+        self._look_at_clients()
         self.flows.keep = settings.keep_flows
         self.flows.show_control = settings.show_control
         self.flows.attach()  # here, as the first calls come before all addons run
@@ -247,6 +258,9 @@ class Balancer:
         # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
         if "onboarding" in ctx.options and ctx.options.onboarding:
             ctx.options.update(onboarding=False)
+        # mitmproxy would close the connection of a public address without a word.
+        if "block_global" in ctx.options and ctx.options.block_global:
+            ctx.options.update(block_global=False)
         # mitmproxy closes a connection that is silent for that long, which a waiting client is.
         silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
         if ctx.options.tcp_timeout <= silence:
@@ -536,6 +550,19 @@ class Balancer:
         handler = self._handler_of(client)
         if handler is not None:
             handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
+        self._look_at(client)
+
+    def _look_at(self, client: Client) -> None:
+        """May it come in?"""
+        if client.peername and not self.networks.allow(client.peername[0]):
+            self.strangers.add(client.id)
+
+    def _look_at_clients(self) -> None:
+        """The same of all that are connected."""
+        self.strangers.clear()
+        proxyserver = ctx.master.addons.get("proxyserver")
+        for handler in proxyserver.connections.values() if proxyserver is not None else ():
+            self._look_at(handler.client)
 
     async def next_request(self, client: Client) -> None:
         """A client sends requests ahead: others have a turn before the next, and it takes what it was answered."""
@@ -565,6 +592,7 @@ class Balancer:
 
     def client_disconnected(self, client: Client) -> None:
         """Whatever the client still had running is over, should no other hook have said so."""
+        self.strangers.discard(client.id)
         for exchange in [each for each in self.router.live if each.caller.client_id == client.id]:
             self._cancel(exchange)
 
@@ -617,14 +645,13 @@ class Balancer:
         self.router.arrived(flow, caller)
         path = path_of(flow)
         problem = host_problem(flow.request)
-        if problem is not None:
-            flow.response = error_of(flow, 400, problem)
-            flow.response.headers["Connection"] = "close"
-            return
-        flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._page_refusal(flow))
-        if flow.response is not None:
-            return
-        if is_control_path(path):
+        if flow.client_conn.id in self.strangers and not flow.is_replay:
+            flow.response = last_of(flow, error_of(flow, 403, NOT_ALLOWED))
+        elif problem is not None:
+            flow.response = last_of(flow, error_of(flow, 400, problem))
+        else:
+            flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._page_refusal(flow))
+        if flow.response is not None or is_control_path(path):
             return
         if _is_upload(flow, path):
             flow.response = None if caller.authorized else self._origin_refusal(flow)

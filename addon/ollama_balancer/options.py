@@ -17,6 +17,7 @@ from agent_reporter.limits import NAME_PATTERN
 from .credentials import check as check_token
 from .fleet.agent import Address
 from .fleet.policies import DEFAULT_POLICY, POLICIES
+from .networks import Network, read_network
 from .ollama.origins import check_host_pattern, check_pattern
 
 PREFIX = "balancer_"
@@ -56,6 +57,7 @@ class Settings:
     """Patterns for `ollama.origins.allowed_origin`."""
     hosts: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_host`."""
+    allow_from: tuple[Network, ...]
 
 
 def add_options(loader: Loader) -> None:
@@ -160,6 +162,13 @@ def add_options(loader: Loader) -> None:
         [],
         "Origins of web pages that may call, beside those that Ollama allows by default (localhost and apps), each as "
         "https://host:port; * stands for anything.",
+    )
+    loader.add_option(
+        "balancer_allow_from",
+        Sequence[str],
+        [],
+        "Networks and addresses that may connect, beside those that are not public (loopback, private, link-local) and "
+        "the networks of this machine's own interfaces; * stands for any. Takes the place of block_global.",
     )
 
     loader.add_option(
@@ -272,6 +281,7 @@ def read(options: object) -> Settings:
         lean=bool(get("balancer_lean")),
         origins=_patterns("balancer_origins", get("balancer_origins"), check_pattern),
         hosts=_patterns("balancer_hosts", get("balancer_hosts"), check_host_pattern),
+        allow_from=_networks(get("balancer_allow_from")),
     )
 
 
@@ -292,6 +302,17 @@ def _patterns(name: str, entries: object, check: Callable[[str], str]) -> tuple[
         return tuple(check(entry) for entry in _split(entries if isinstance(entries, Sequence) else ()))
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
+
+
+def _networks(entries: object) -> tuple[Network, ...]:
+    try:
+        return tuple(
+            network
+            for entry in _split(entries if isinstance(entries, Sequence) else ())
+            for network in read_network(entry)
+        )
+    except ValueError as e:
+        raise ValueError(f"balancer_allow_from: {e}") from e
 
 
 def _split(entries: Sequence[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ mitmproxy keeps every flow until a person clears the list. A balancer runs for w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mitmproxy import ctx, http
@@ -24,10 +24,14 @@ _HOOKS = ("requestheaders", "request", "responseheaders", "response", "error")
 
 
 class FlowList:
-    """`keep` is the number of finished flows that stay; 0: all of them."""
+    """`keep` is the number of finished flows that stay; 0: all of them.
 
-    def __init__(self) -> None:
+    `strangers` are the ids of connections whose requests are refused, whatever they are: they are not shown.
+    """
+
+    def __init__(self, strangers: Collection[str] = ()) -> None:
         self.keep = 0
+        self._strangers = strangers
         self.show_control = False
         self._finished: dict[str, int] = {}
         """The bytes of finished flows by id, the one first that was finished first."""
@@ -48,6 +52,8 @@ class FlowList:
         return lambda flow: None if self.hides(flow) else hook(flow)
 
     def hides(self, flow: http.HTTPFlow) -> bool:
+        if flow.client_conn.id in self._strangers:
+            return True
         return not self.show_control and is_control_path(path_of(flow))
 
     def begun(self, flow: http.HTTPFlow) -> None:

@@ -41,5 +41,12 @@ def answer_of(flow: http.HTTPFlow, answer: Answer) -> http.Response:
     return response
 
 
+def last_of(flow: http.HTTPFlow, response: http.Response) -> http.Response:
+    """With this answer the client's connection ends, where HTTP has a header that says so."""
+    if flow.request.http_version.startswith("HTTP/1."):
+        response.headers["Connection"] = "close"
+    return response
+
+
 def dated(headers: Mapping[str, str]) -> dict[str, str]:
     return dict(headers) | {"Date": formatdate(usegmt=True)}

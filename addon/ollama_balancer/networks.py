@@ -1,0 +1,128 @@
+"""From which addresses clients may connect.
+
+The machine itself and what cannot come from the internet may: loopback, private, shared and link-local addresses, and
+the networks of the machine's own interfaces, which in a data centre are public. Others need `balancer_allow_from`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+ANY = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+
+REFRESH_SECONDS = 10.0
+"""Between two looks at the machine's interfaces, however many strangers come."""
+
+MOST_NAMED = 1_000
+"""Addresses whose refusal was logged that are remembered."""
+
+MOST_LINES = 20
+"""Of them that are logged within `LINES_SECONDS`."""
+
+LINES_SECONDS = 60.0
+
+
+def read_network(entry: str) -> tuple[Network, ...]:
+    """What an entry of `balancer_allow_from` stands for. ValueError: nothing."""
+    if entry == "*":
+        return ANY
+    try:
+        network = ipaddress.ip_network(entry, strict=False)
+        if "%" in entry:  # a scope means something on one machine only
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{entry[:80]!r} is no network; it takes addresses and networks such as 203.0.113.7 or 2001:db8::/32, or *"
+        ) from None
+    return (network,)
+
+
+def plain_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address without its scope; one of IPv4 that is written as one of IPv6 as itself. None: it is none."""
+    try:
+        plain = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return (plain.ipv4_mapped or plain) if isinstance(plain, ipaddress.IPv6Address) else plain
+
+
+def own_networks() -> list[Network]:
+    """The networks of the machine's interfaces, and its own addresses."""
+    import psutil  # takes long to load, and only strangers need it
+
+    return [network for cards in psutil.net_if_addrs().values() for network in _networks(cards)]
+
+
+def _networks(cards: Iterable[Any]) -> Iterator[Network]:
+    for card in cards:
+        address = plain_address(card.address)
+        if address is None:  # of the hardware
+            continue
+        width = 0
+        if card.netmask and (mask := plain_address(card.netmask)) is not None and mask.version == address.version:
+            width = int(mask).bit_count()
+        # Without a mask, and with one that takes in everybody, the address stands for itself.
+        yield ipaddress.ip_network(f"{address}/{width or address.max_prefixlen}", strict=False)
+
+
+class ClientNetworks:
+    """`allowed` is what the option adds. `own` tells the machine's networks, `clock` monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float], own: Callable[[], Iterable[Network]] = own_networks) -> None:
+        self.allowed: tuple[Network, ...] = ()
+        self._clock = clock
+        self._read_own = own
+        self._own: tuple[Network, ...] = ()
+        self._own_until = float("-inf")
+        self._named: dict[str, None] = {}
+        self._lines = 0
+        self._lines_until = float("-inf")
+
+    def allow(self, address: str) -> bool:
+        """Whether a client of that address may come in. Of one that may not, the log says so once."""
+        plain = plain_address(address)
+        if plain is None:
+            return False
+        if not plain.is_global or any(plain in network for network in self.allowed):
+            return True
+        if any(plain in network for network in self._own_networks()):
+            return True
+        self._name(str(plain))
+        return False
+
+    def _own_networks(self) -> tuple[Network, ...]:
+        now = self._clock()
+        if now >= self._own_until:
+            self._own_until = now + REFRESH_SECONDS
+            try:
+                self._own = tuple(self._read_own())
+            except OSError as e:
+                logger.warning("The networks of this machine's interfaces cannot be read: %s.", e.strerror or e)
+        return self._own
+
+    def _name(self, address: str) -> None:
+        now = self._clock()
+        if now >= self._lines_until:
+            self._lines_until = now + LINES_SECONDS
+            self._lines = 0
+        if address in self._named or self._lines > MOST_LINES:
+            return
+        self._lines += 1
+        if self._lines > MOST_LINES:
+            logger.warning("More public addresses are refused; for a minute they are not named.")
+            return
+        self._named[address] = None
+        if len(self._named) > MOST_NAMED:
+            del self._named[next(iter(self._named))]
+        logger.warning(
+            "Requests from %s are refused, as it is a public address: --set balancer_allow_from=%s lets it in.",
+            address,
+            address,
+        )
