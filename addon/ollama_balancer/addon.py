@@ -32,7 +32,7 @@ from mitmproxy.utils import asyncio_utils
 from agent_reporter.addresses import is_loopback
 from agent_reporter.limits import MAX_BODY_BYTES
 
-from . import credentials, options
+from . import credentials, descriptors, options
 from .api.health import health
 from .api.paths import HEALTH, is_control_path
 from .api.serving import serve
@@ -53,6 +53,7 @@ from .ollama.routes import find_route
 from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, escape_target, last_of, path_of
 from .proxying.callers import take_caller
+from .proxying.connections import Connections
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.exchange import Exchange, detach, exchange_of
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header, keep_alive
@@ -174,6 +175,10 @@ class Balancer:
         """The ids of connections whose requests are refused, for where they come from."""
         self.flows = FlowList(self.strangers)
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
+        self.connections = Connections(clock, descriptors.most_clients(descriptors.MOST_USEFUL))
+        self._full_at = float("-inf")
+        """When it was last said that there are too many connections."""
+        self._quiet_accept: descriptors.QuietAccept | None = None
         self._salt = secrets.token_bytes(16)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -284,6 +289,7 @@ class Balancer:
             show_comments()
         if self._tasks:
             return  # the script was loaded again: everything goes on
+        self._limit_connections()
         self._log_start()
         self._start(self._begin(Path(ctx.options.confdir).expanduser(), self.settings.demo), "start")
         self._start(self._watch(), "watchdog")
@@ -338,6 +344,9 @@ class Balancer:
                 self.lean.on = False
             replay_as_before()
             patches.restore()
+            if self._quiet_accept is not None:
+                self._quiet_accept.restore()
+                self._quiet_accept = None
             selector.remove(asyncio.get_running_loop())
             self._count_rest()
             if self.memory is not None:
@@ -545,10 +554,24 @@ class Balancer:
         """What serves the client's connection. None: it has none, as in a replay."""
         return ctx.master.addons.get("proxyserver").connections.get(client.id)  # type: ignore[no-any-return]
 
+    def _limit_connections(self) -> None:
+        """Have as many descriptors as there may be, and keep some of them for other things than clients."""
+        limit = descriptors.raise_limit()
+        self.connections.most = descriptors.most_clients(limit)
+        logger.info("Open files: %d, which allows %d clients at once.", limit, self.connections.most)
+        if self._quiet_accept is None:
+            self._quiet_accept = descriptors.QuietAccept(asyncio.get_running_loop())
+
     def client_connected(self, client: Client) -> None:
         """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
         handler = self._handler_of(client)
         if handler is not None:
+            comes_in, leaves = self.connections.add(client.id, str(client.peername[0]) if client.peername else "")
+            if leaves is not None:
+                abort_client(leaves)
+            if not comes_in:
+                self._refuse_client(client, handler)
+                return
             handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
         self._look_at(client)
 
@@ -563,6 +586,23 @@ class Balancer:
         proxyserver = ctx.master.addons.get("proxyserver")
         for handler in proxyserver.connections.values() if proxyserver is not None else ():
             self._look_at(handler.client)
+
+    def _refuse_client(self, client: Client, handler: ProxyConnectionHandler) -> None:
+        most, now = self.connections.most, self.registry.clock()
+        client.error = f"too many connections ({most} at once; the limit of open files allows no more)"
+        writer = handler.transports[client].writer
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.write(patches.refusal(503, client.error))
+        if now - self._full_at >= descriptors.LOG_SECONDS:
+            self._full_at = now
+            logger.warning(
+                "Connections are refused: %d clients are connected, or three quarters of that from one address, and "
+                "all have requests running. A higher limit of open files (ulimit -n, LimitNOFILE=) allows more.",
+                most,
+            )
+
+    def head_begun(self, client: Client) -> None:
+        self.connections.head_begun(client.id)
 
     async def next_request(self, client: Client) -> None:
         """A client sends requests ahead: others have a turn before the next, and it takes what it was answered."""
@@ -592,6 +632,7 @@ class Balancer:
 
     def client_disconnected(self, client: Client) -> None:
         """Whatever the client still had running is over, should no other hook have said so."""
+        self.connections.discard(client.id)
         self.strangers.discard(client.id)
         for exchange in [each for each in self.router.live if each.caller.client_id == client.id]:
             self._cancel(exchange)
@@ -640,6 +681,7 @@ class Balancer:
         if not flow.live:
             return  # it was read from a file
         self.flows.begun(flow)
+        self.connections.begun(flow.client_conn.id)
         escape_target(flow.request)
         caller = take_caller(flow, self.token, self._salt)
         self.router.arrived(flow, caller)
@@ -819,6 +861,9 @@ class Balancer:
             try:
                 self._count_rest()
                 self.router.look()
+                for client in self.connections.overdue():
+                    self.connections.discard(client)
+                    abort_client(client)
                 self.recent.sample(self.registry)
                 if self._fleet_counted != self.registry.revision:
                     self._fleet_counted = self.registry.revision
@@ -908,6 +953,7 @@ class Balancer:
         exchange = detach(flow)
         if exchange is None:
             return
+        self.connections.ended(flow.client_conn.id)
         response = flow.response
         if exchange.begun and response is not None:
             watcher = exchange.watcher
@@ -930,6 +976,7 @@ class Balancer:
         exchange = detach(flow)
         if exchange is None:
             return
+        self.connections.ended(flow.client_conn.id)
         if exchange.begun:
             self._end_in_error(flow, exchange)
         elif not is_control_path(path := path_of(flow)):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent_reporter.http import CallError, ConnectError, LateError, call
 from agent_reporter.wire import ModelEntry
 
+from .descriptors import is_ours
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import AgentRegistry
 from .ollama.names import canonical_name
@@ -151,7 +152,10 @@ class Prober:
         try:
             version = Version.model_validate_json(await self._get(address, "/api/version", ALIVE_TIMEOUT)).version
         except ConnectError as e:
-            if agent.address == address:
+            if is_ours(e):
+                if agent.online:
+                    self.registry.reached(agent)  # nothing is known of it; it is not to blame for that
+            elif agent.address == address:
                 self.registry.unreachable(agent, explain(address, e))
             return True
         except (CallError, ValueError) as e:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..fleet.agent import Agent, Status
+from ..fleet.agent import Agent, Outcome, Status
 from ..fleet.leases import Lease
 from ..fleet.matching import Matcher
 from ..fleet.policies.adaptive import in_words
@@ -24,6 +24,7 @@ from ..ollama.prompts import read_prompt
 from ..ollama.requests import needed_model, read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from ..ollama.suggestions import did_you_mean
+from ..text import one_line
 from .exchange import CORRECTIONS, Candidate, Exchange, FailureKind
 
 RETRY_AFTER = "5"
@@ -263,6 +264,13 @@ class Dispatcher:
         if exchange.retries_spent:
             tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
         return self.error(exchange.dialect, 502, f"no agent could answer ({tried})")
+
+    def own_trouble(self, exchange: Exchange, reason: str) -> Answer:
+        """The answer where the balancer could not even try; the agent that was to have it is not to blame."""
+        if exchange.lease is not None:
+            exchange.lease.release(Outcome.CANCELLED)
+            exchange.lease = None
+        return self.error(exchange.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
 
     def error(self, dialect: Dialect, status: int, message: str) -> Answer:
         headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}

@@ -20,6 +20,7 @@ import httpx
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
+from ..descriptors import is_ours
 from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
 from ..ollama.errors import error_body
@@ -302,7 +303,7 @@ class FanOut:
             reason = one_line(str(e)) or type(e).__name__
             if isinstance(e, httpx.ConnectTimeout):
                 reason = f"not reached within {self._timeouts.connect:g} s"
-            if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+            if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout) and not is_ours(e):
                 self._unreachable(agent, f"cannot connect: {reason}")
             kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
             if isinstance(e, httpx.TimeoutException):

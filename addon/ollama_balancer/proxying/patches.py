@@ -38,12 +38,21 @@ class NextRequestHook(commands.StartHook):
     blocking = True
 
 
+@dataclass
+class HeadBegunHook(commands.StartHook):
+    """A part of a request's head has come, and not all of it."""
+
+    client: Client
+
+
 def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> bytes:
     """An answer, head and all, after which the connection is closed."""
     body = error_body(dialect, status, one_line(message, 300))
+    later = b"Retry-After: 5\r\n" if status == 503 else b""
     return (
-        b"HTTP/1.1 %d %s\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (status, status_codes.RESPONSES.get(status, "").encode(), len(body), body)
+        b"HTTP/1.1 %d %s\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n%s"
+        b"Content-Length: %d\r\n\r\n%s"
+        % (status, status_codes.RESPONSES.get(status, "").encode(), later, len(body), body)
     )
 
 
@@ -68,6 +77,8 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
         return
     try:
         yield from _read_request_of_mitmproxy(self, event)
+        if self.buf and self.state == self.read_headers and not self.buf.ahead:
+            yield HeadBegunHook(self.conn)
     except HeadError as e:
         path = e.line.split(b" ", 2)[1:2]
         dialect = dialect_of(path[0].partition(b"?")[0].decode("utf-8", "replace")) if path else Dialect.OLLAMA

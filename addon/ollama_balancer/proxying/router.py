@@ -17,6 +17,7 @@ from mitmproxy import ctx, http
 from mitmproxy.flow import Error
 from mitmproxy.utils import asyncio_utils
 
+from ..descriptors import is_ours
 from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
 from ..fleet.registry import AgentRegistry
@@ -196,6 +197,8 @@ class Router:
     def _account(self, exchange: Exchange, routing: Routing) -> Forward | Wait | Answer:
         failure = routing.failure
         assert failure
+        if not failure.connected and is_ours(failure.reason):
+            return self.dispatcher.own_trouble(exchange, failure.reason)
         agent = exchange.agent
         if failure.blame is not None and failure.refusal is not None:
             status = failure.refusal.status_code

@@ -1,0 +1,83 @@
+"""With few open files to be had, clients that have nothing to say keep nobody out, and no host is blamed."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.harness import ADDON, Hosts, running_proxy, wait_until
+from tests.e2e.test_line import has_address
+
+LIMIT = 200
+
+
+def limited_addon(folder: Path, soft: int, hard: int) -> Path:
+    """The balancer, in a process that may have so many open files."""
+    script = folder / "limited.py"
+    script.write_text(
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+        f"sys.path.insert(0, {str(ADDON.parent)!r})\n"
+        "from balancer import addons\n"
+    )
+    return script
+
+
+def test_idle_connections_take_neither_the_hosts_nor_the_apis_descriptors(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    addon = limited_addon(tmp_path, LIMIT, LIMIT)
+    with (
+        running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", addon=addon) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        proxy.wait_online("one")
+        assert "Open files: 200, which allows 68 clients at once." in proxy.log
+        for _ in range(LIMIT + 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
+        for _ in range(5):
+            response = proxy.generate()
+            assert response.status_code == 200, response.text
+            assert proxy.agents()["one"]["status"] == "online"
+        assert proxy.introspect()["clients"] <= 68
+        assert "Too many open files" not in proxy.log
+        assert "Traceback" not in proxy.log
+
+
+@pytest.mark.skipif(not has_address("127.0.0.2"), reason="this machine has one address only")
+def test_clients_that_all_have_requests_running_are_told_that_there_are_too_many(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    addon = limited_addon(tmp_path, LIMIT, LIMIT)
+    body = b'{"model":"llama3.2","prompt":"x"}'
+    request = b"POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with (
+        running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", addon=addon) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        proxy.wait_online("one")
+        proxy.http.close()
+        proxy.http = httpx.Client(base_url=proxy.url, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+        host.faults.hang = True
+        busy = [stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30)) for _ in range(51)]
+        for client in busy:
+            client.sendall(request)
+        wait_until(lambda: proxy.introspect()["callers"] == 51, "all requests are there")
+        late = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
+        answer = late.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"too many connections" in answer
+        assert proxy.agents()["one"]["status"] == "online", "other addresses have room"
+        host.faults.hang = False
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1024:
+        pytest.skip("this process may have few files itself")
+    with running_proxy(tmp_path, addon=limited_addon(tmp_path, 256, 1024)) as proxy:
+        assert "Open files: 1024, which allows 448 clients at once." in proxy.log
+        assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)[0] == 1024
