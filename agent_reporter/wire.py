@@ -6,9 +6,9 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from .limits import NAME_PATTERN
+from .limits import MAX_MODELS, MAX_VALUES, NAME_PATTERN
 
 Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -31,6 +31,9 @@ class ModelEntry(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+Models = Annotated[list[ModelEntry], Field(max_length=MAX_MODELS), FailFast()]
 
 
 class GpuMetrics(BaseModel):
@@ -77,8 +80,8 @@ class AgentMetrics(BaseModel):
     ] = None
     """Milliseconds."""
     timestamp: Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
-    models: Annotated[list[ModelEntry], Field(max_length=10_000)] | None = None
-    loaded_models: Annotated[list[ModelEntry], Field(max_length=10_000)] | None = None
+    models: Models | None = None
+    loaded_models: Models | None = None
     gpus: Annotated[list[GpuMetrics], Field(max_length=64)] | None = None
     ollama_version: ShortText | None = None
     num_parallel: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
@@ -115,6 +118,14 @@ class AgentRegistration(BaseModel):
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     instance: Annotated[str, Field(max_length=64)] | None = None
     """Made up anew at each start of a reporter, so that two of one name are told apart."""
+
+
+def check_size(body: bytes) -> bytes:
+    """The same body. ValueError: it has so many values that to read it would hold up everything else."""
+    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if values > MAX_VALUES:
+        raise ValueError(f"it has {values} values, which is more than {MAX_VALUES}")
+    return body
 
 
 def describe(errors: list[Any]) -> str:

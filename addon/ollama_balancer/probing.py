@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agent_reporter import wire
 from agent_reporter.http import CallError, ConnectError, LateError, call
-from agent_reporter.wire import ModelEntry
+from agent_reporter.wire import ModelEntry, check_size
 
 from .descriptors import is_ours
 from .fleet.agent import Address, Agent, Source
@@ -36,7 +37,9 @@ FIRST_TRIES = 4
 """How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
 
 INVENTORY_TIMEOUT = 5.0
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Of a list: a host that has MAX_MODELS lists them in that."""
+
 AT_ONCE = 256
 LOCAL = Address("127.0.0.1", 11434)
 
@@ -48,7 +51,12 @@ class Version(BaseModel):
 class Models(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    models: list[ModelEntry] | None = Field(default=None, max_length=10_000)
+    models: wire.Models | None = None
+
+
+def _models(body: bytes) -> list[ModelEntry]:
+    """What a list says. ValueError: it is none, or a larger one than is read."""
+    return Models.model_validate_json(check_size(body)).models or []
 
 
 class StatusError(ValueError):
@@ -205,21 +213,21 @@ class Prober:
 
     async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:
-            return Models.model_validate_json(await self._get(address, "/api/ps", ALIVE_TIMEOUT)).models or []
+            return _models(await self._get(address, "/api/ps", ALIVE_TIMEOUT))
         except (CallError, ValueError):
             return None
 
     async def _list(self, agent: Agent, address: Address) -> None:
         began = self.registry.clock()
         try:
-            tags = Models.model_validate_json(await self._get(address, "/api/tags", INVENTORY_TIMEOUT))
-            loaded = Models.model_validate_json(await self._get(address, "/api/ps", INVENTORY_TIMEOUT))
+            models = _models(await self._get(address, "/api/tags", INVENTORY_TIMEOUT))
+            loaded = _models(await self._get(address, "/api/ps", INVENTORY_TIMEOUT))
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
         if agent.address == address:
-            self.registry.update_loaded(agent, loaded.models or [], began)
-            self.registry.update_models(agent, tags.models or [])
+            self.registry.update_loaded(agent, loaded, began)
+            self.registry.update_models(agent, models)
 
     async def _answers(self, address: Address) -> bool:
         try:

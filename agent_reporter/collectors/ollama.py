@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..http import CallError, call, parse_json
+from ..limits import MAX_MODELS
 from ..states import StateLog
 from ..wire import ModelEntry
 from .base import Fields, Host
@@ -19,7 +20,7 @@ CALL_TIMEOUT = 2.0
 ANSWER_LIMIT = 4 * 1024 * 1024
 """Bytes of an answer that are read at most."""
 
-MODELS_LIMIT = 10_000
+MODELS_LIMIT = MAX_MODELS
 """Entries of a list that are kept at most: what a balancer accepts."""
 
 

@@ -22,6 +22,7 @@ from agent_reporter.collectors.connections import (
 from agent_reporter.collectors.cpu import CpuCollector, busy_percent
 from agent_reporter.collectors.memory import MemoryCollector, used_percent
 from agent_reporter.collectors.ollama import OllamaCollector, parse_models, parse_version
+from agent_reporter.limits import MAX_MODELS
 from agent_reporter.wire import AgentMetrics
 
 from .stubs import StubOllama, free_port, wait_until
@@ -218,7 +219,7 @@ class TestReadingOllamasAnswers:
         assert parse_models({"models": []}) == parse_models({"models": None}) == []
 
     def test_more_models_than_a_report_may_hold_are_cut(self) -> None:
-        assert len(parse_models({"models": [{"name": "a"}] * 20_000})) == 10_000
+        assert len(parse_models({"models": [{"name": "a"}] * 20_000})) == MAX_MODELS
 
     @pytest.mark.parametrize("answer", [None, [], "x", {"models": {}}, {"models": "x"}])
     def test_an_answer_without_a_list_is_refused(self, answer: object) -> None:

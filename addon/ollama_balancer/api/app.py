@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
-from agent_reporter.wire import AgentMetrics, AgentRegistration, describe
+from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, describe
 
 from ..fleet.agent import Address, Agent, Source
 from ..fleet.history import History
@@ -125,7 +125,7 @@ class ControlApi:
     async def register(self, request: Request) -> Response:
         _authorize(request)
         try:
-            registration = AgentRegistration.model_validate_json(await request.body())
+            registration = AgentRegistration.model_validate_json(_checked(await request.body()))
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
         try:
@@ -168,7 +168,7 @@ class ControlApi:
         _authorize(request)
         agent = self._found(request)
         try:
-            metrics = AgentMetrics.model_validate_json(await request.body())
+            metrics = AgentMetrics.model_validate_json(_checked(await request.body()))
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
         self.registry.update_metrics(agent.id, metrics)
@@ -179,7 +179,7 @@ class ControlApi:
         agent = self._found(request)
         body = await request.body()
         try:
-            wish = DrainRequest.model_validate_json(body) if body.strip() else DrainRequest()
+            wish = DrainRequest.model_validate_json(_checked(body)) if body.strip() else DrainRequest()
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
         self.registry.drain(agent, until_registration=wish.until == "registration")
@@ -222,6 +222,13 @@ class ControlApi:
         elif error.status_code == 404 and detail == "Not Found":
             detail = f"{path[:200]}: the control API has no such path"
         return JSONResponse({"error": detail}, error.status_code, headers)
+
+
+def _checked(body: bytes) -> bytes:
+    try:
+        return check_size(body)
+    except ValueError as e:
+        raise HTTPException(400, f"body: {e}") from e
 
 
 def _authorize(request: Request) -> None:

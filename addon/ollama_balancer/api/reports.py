@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import ValidationError
-
-from agent_reporter.wire import AgentMetrics
+from agent_reporter.wire import AgentMetrics, check_size
 
 from ..fleet.agent import Agent
 from ..fleet.registry import AgentRegistry
@@ -23,8 +21,8 @@ def take_report(registry: AgentRegistry, path: str, body: bytes) -> Agent | None
     if not agent:
         return None
     try:
-        metrics = AgentMetrics.model_validate_json(body)
-    except ValidationError:
+        metrics = AgentMetrics.model_validate_json(check_size(body))
+    except ValueError:
         return None
     registry.update_metrics(agent.id, metrics)
     return agent

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from pydantic_core import from_json
 
+from .json_scanning import is_light
 from .shapes import TERMINAL, TOO_LARGE, Event, read_event
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""A larger event is passed over: at worst, reading one takes 40 ms a MiB, and 30 times its size in memory.
+"""A larger event is passed over, and so is one of more than MAX_VALUES values: to build them takes long.
 
 The last event of /api/generate carries the context, some 7 bytes a token: a million tokens fit.
 """
@@ -65,6 +67,8 @@ class EventParser:
 
     def _feed_lines(self, chunk: bytes) -> list[Event]:
         """Lines end with a line feed here."""
+        if b"\n\n\n" in chunk:
+            chunk = _BLANK_LINES.sub(b"\n\n", chunk)  # more than one says no more than one
         events: list[Event] = []
         line = self._line
         start = 0
@@ -106,6 +110,9 @@ class EventParser:
 
 _GOES_ON = b'"done":false}\n'
 """How all events of Ollama's own API end but the last. In valid JSON that is a member of the outermost object."""
+
+
+_BLANK_LINES = re.compile(rb"\n{3,}+")
 
 
 class NdjsonParser(EventParser):
@@ -193,9 +200,17 @@ def event_parser(content_type: str) -> EventParser | None:
     return NdjsonParser() if "ndjson" in content_type else None
 
 
+_BEGINNINGS = (b"{", b" ", b"\t", b"\r", b"\n")
+"""How a line can begin that is an object."""
+
+
 def _read(data: bytes) -> Event | None:
+    if data[:1] not in _BEGINNINGS:
+        return TERMINAL if data.startswith(b"[DONE]") else None
+    if not is_light(data):
+        return TOO_LARGE
     try:
         value = from_json(data, cache_strings="keys")
     except ValueError:
-        return TERMINAL if data.startswith(b"[DONE]") else None
+        return None
     return read_event(value) if isinstance(value, dict) else None

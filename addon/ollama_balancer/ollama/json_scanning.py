@@ -24,8 +24,17 @@ chat. A body with more than this is not read, as that would hold up every other 
 MAX_TEXT = 65_536
 """Bytes of a string that are decoded: no model has a longer name."""
 
-MAX_STRICT = 1 << 20
-"""Bytes of a body that is checked strictly."""
+MAX_STRICT = 1 << 16
+"""Bytes of a body that is checked strictly: an object for each three bytes takes half a second a MiB."""
+
+MAX_BLANKS = 65_535
+"""Bytes of blanks in one place, and digits of a number: what is longer is not read, as a match holds up everything."""
+
+MAX_VALUES = 150_000
+"""Values of a JSON text that is built: more take longer than others' streams may be held up."""
+
+LIGHT = 65_536
+"""Bytes of a JSON text that has no more values than that in any case that matters."""
 
 Span = tuple[int, int]
 """Where a value begins and ends in the body."""
@@ -38,11 +47,14 @@ _MARKS = (b'"', b"[", b"]", b"{", b"}")
 _ESCAPED_QUOTES = re.compile(rb'(?:[^"]{0,512}+(?<=[^\\]\\)"){0,256}+')
 _SHORT_STRING = rb'"[^"]{0,512}+(?:(?<=[^\\]\\)"[^"]{0,512}+){0,32}+(?<!\\)"'
 _SKIP = re.compile(rb'[^][{}"]{0,128}+(?:' + _SHORT_STRING + rb'[^][{}"]{0,64}+){0,4}+')
-_START = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+(\}?+)")
-_COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
-_A_SCALAR = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|false|null"
+_BLANKS = rb"[ \t\r\n]{0,65535}+"
+_START = re.compile(_BLANKS + rb"\{" + _BLANKS + rb"(\}?+)")
+_COLON = re.compile(_BLANKS + rb":" + _BLANKS)
+_A_SCALAR = (
+    rb"-?(?:0|[1-9][0-9]{0,65535}+)(?:\.[0-9]{1,65535}+)?+(?:[eE][-+]?[0-9]{1,65535}+)?+(?![0-9])|true|false|null"
+)
 _SCALAR = re.compile(_A_SCALAR)
-_COMMA = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+")
+_COMMA = re.compile(_BLANKS + rb"," + _BLANKS)
 # A member with a short key and, if its value is short and no object or array, with the value and what comes after it.
 _MEMBER = re.compile(
     rb'"([^"\\]{0,32}+)"'
@@ -51,10 +63,12 @@ _MEMBER = re.compile(
     + _A_SCALAR
     + rb")(?:("
     + _COMMA.pattern
-    + rb")|[ \t\r\n]*+(?=\})))?+"
+    + rb")|"
+    + _BLANKS
+    + rb"(?=\})))?+"
 )
-_BLANK = re.compile(rb"[ \t\r\n]*+")
-_END = re.compile(rb"[ \t\r\n]*+\}")
+_BLANK = re.compile(_BLANKS)
+_END = re.compile(_BLANKS + rb"\}")
 
 
 class UnreadableError(ValueError):
@@ -208,6 +222,14 @@ class Scanner:
                 found = self.body.find(_MARKS[number], at)
                 marks[number] = found if found >= 0 else len(self.body)
         return min(marks)
+
+
+def is_light(text: bytes) -> bool:
+    """Whether to build the values of a JSON text takes no longer than others may be held up; False is no judgement of
+    what it says."""
+    if len(text) <= LIGHT:
+        return True
+    return text.count(b",") + text.count(b"[") + text.count(b"{") <= MAX_VALUES
 
 
 def _folded(key: bytes) -> str:

@@ -38,6 +38,14 @@ STRIDE = 1_024
 MAX_HASHED = 65_536
 """Bytes of a message that are hashed, of a larger one at its beginning and its end."""
 
+MAX_HASHED_OF_ALL = 4 * 1024 * 1024
+"""Bytes of all messages that are hashed so; of those after them no more than FEW_HASHED each."""
+
+FEW_HASHED = 1_024
+
+MAX_TEXT_BYTES = 8 * 1024 * 1024
+"""Bytes of a prompt that is one text in which beginnings are looked for: more than any context holds."""
+
 MAX_OPTIONS = 16_384
 """Bytes of the options that are read."""
 
@@ -143,24 +151,29 @@ def _steps(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[St
             return
     elif body[span[0]] == ord('"'):
         # The last of them is not whole, and differs as soon as the text goes on.
-        parts = [(at, at + STRIDE) for at in range(span[0] + 1, span[1] - STRIDE, STRIDE)]
+        parts = [
+            (at, at + STRIDE) for at in range(span[0] + 1, min(span[1], span[0] + MAX_TEXT_BYTES) - STRIDE, STRIDE)
+        ]
     else:
         return
     wanted = len(parts) - MAX_STEPS + 1
+    left = MAX_HASHED_OF_ALL
     for number, part in enumerate(parts):
-        hashed.update(_essence(body, part) + b"\0")
+        essence = _essence(body, part, MAX_HASHED if left > 0 else FEW_HASHED)
+        hashed.update(essence + b"\0")
+        left -= len(essence)
         tokens += _tokens(body, part)
         if number == 0 or number >= wanted:
             yield hashed.digest(), tokens
 
 
-def _essence(body: bytes, span: Span) -> bytes:
+def _essence(body: bytes, span: Span, most: int = MAX_HASHED) -> bytes:
     """What distinguishes that part of the body."""
     start, end = span
-    if end - start <= MAX_HASHED:
+    if end - start <= most:
         text = body[start:end]
     else:
-        half = MAX_HASHED // 2
+        half = most // 2
         text = b"%d %b%b" % (end - start, body[start : start + half], body[end - half : end])
     return _CACHE_CONTROL.sub(b"", text) if b'"cache_control"' in text else text
 

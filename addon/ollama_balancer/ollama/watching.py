@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from .answers import Answer
 from .events import Unended, event_parser
+from .json_scanning import is_light
 from .keeping import KeptBody
 from .shapes import read_answer
 
@@ -91,8 +92,11 @@ class AnswerWatcher:
     def _read_whole(self) -> Answer:
         answer, kept = self.answer, self.kept
         if not answer.events and "json" in self.content_type and kept.bytes_seen <= READ_BYTES:
+            body = kept.joined()
+            if not is_light(body):
+                return answer
             try:
-                value = from_json(kept.joined(), cache_strings="keys")
+                value = from_json(body, cache_strings="keys")
             except ValueError:
                 return answer
             if isinstance(value, dict):
