@@ -20,10 +20,11 @@ from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
-from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, event_parser
+from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, NdjsonParser, SseParser, event_parser
+from ollama_balancer.ollama.json_scanning import MAX_VALUES
 from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
-from ollama_balancer.ollama.shapes import MAX_TOOL_CALLS, TOO_LARGE, Event, Timings, read_answer, read_event
+from ollama_balancer.ollama.shapes import MAX_TOOL_CALLS, TOO_LARGE, Context, Event, Timings, read_answer, read_event
 from ollama_balancer.ollama.watching import READ_BYTES, AnswerWatcher, Verdict
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
@@ -1055,3 +1056,48 @@ def test_a_final_event_with_the_context_of_a_long_conversation_is_read(chunk: in
     body = b'{"done":false}\n' + final
     watcher = watch(NDJSON, *(body[at : at + chunk] for at in range(0, len(body), chunk)))
     assert watcher.verdict() == Verdict(True, None, 4, 1.0)
+
+
+def test_a_context_that_is_not_built_says_what_one_says_that_is() -> None:
+    def final(numbers: int) -> Event:
+        context = b",".join(b"%d" % (n * 7) for n in range(numbers))
+        (event,) = NdjsonParser().feed(b'{"done":true,"context":[' + context + b'],"eval_count":4}\n')
+        return event
+
+    few, many = final(1000), final(MAX_VALUES + 10)
+    assert few.context == Context(1000, (*[b"%d" % (n * 7) for n in [*range(32), *range(968, 1000)]],))
+    assert many.context is not None
+    assert many.context.tokens == MAX_VALUES + 10
+    assert many.context.ends[:32] == few.context.ends[:32]
+    assert many.context.ends[-1] == b"%d" % ((MAX_VALUES + 9) * 7)
+    assert many.timings == few.timings
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"1,", b'{"a":1},', b'"",'])
+def test_an_event_of_too_many_values_is_not_built(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    monkeypatch.setattr(events, "from_json", lambda data, **_: built.append(len(data)))
+    many = b'{"x":[' + unit * (MAX_VALUES + 1) + b"1]}\n"
+    assert NdjsonParser().feed(many) == [TOO_LARGE]
+    assert SseParser().feed(b"data: " + many + b"\n") == [TOO_LARGE]
+    assert built == []
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("parser", [SseParser, NdjsonParser])
+def test_blank_lines_without_an_end_are_no_work(
+    parser: type[EventParser], blank: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bytes] = []
+    read = parser()
+    monkeypatch.setattr(read, "_end_line", ended.append)
+    for _ in range(10):
+        assert read.feed(blank * 20_000) == []
+    assert len(ended) <= 30
+    assert read.pending <= 20_000 * len(blank) * 10
+
+
+def test_lines_that_are_no_object_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "from_json", lambda data, **_: pytest.fail(f"{data!r} is read"))
+    for line in (b"1", b"[]", b'"x"', b":", b"null", b"nonsense"):
+        assert NdjsonParser().feed(line + b"\n") == []

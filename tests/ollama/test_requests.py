@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.json_scanning import MAX_STRICT, is_json
+from ollama_balancer.ollama import json_scanning
+from ollama_balancer.ollama.json_scanning import MAX_STRICT, MAX_STRICT_VALUES, is_json
 from ollama_balancer.ollama.requests import Asked, read_request
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, find_route
 
@@ -625,3 +626,22 @@ def test_a_malformed_form_names_no_model_and_is_no_error(body: bytes, content_ty
 def test_no_form_is_an_error(pieces: list[bytes], content_type: str) -> None:
     form(b"".join(pieces), content_type)
     form(b"".join(pieces), "multipart/form-data" + content_type)
+
+
+def test_a_body_of_many_small_values_is_not_built_to_check_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_scanning, "_STRICT", None)
+    for unit in (b"{},", b"[],", b"1,", b'"",'):
+        assert is_json(b"[" + unit * (2 * MAX_STRICT_VALUES) + b"1]")
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\n"])
+def test_blanks_and_digits_without_an_end_are_not_matched_to_their_end(blank: bytes) -> None:
+    for body in (
+        b'{"model":"m"' + blank * 10_000_000 + b"}",
+        b'{"x":1' + blank * 10_000_000 + b',"model":"m"}',
+        b'{"x":' + b"1" * 10_000_000 + b',"model":"m"}',
+        b'{"x":0.' + b"1" * 10_000_000 + b',"model":"m"}',
+    ):
+        assert not asked(body).readable
+    assert asked(b'{"x":1' + blank * 1_000_000 + b',"model":"m"}').model == "m"
+    assert asked(b'{"x":' + b"1" * 1_000_000 + b',"model":"m"}').model == "m"

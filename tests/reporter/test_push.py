@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent_reporter.http import Answer, CallError
-from agent_reporter.limits import MAX_BODY_BYTES
+from agent_reporter.limits import MAX_BODY_BYTES, MAX_MODELS
 from agent_reporter.push import Reporter, backoff, encode
 from agent_reporter.wire import AgentMetrics, ModelEntry
 
@@ -413,7 +413,7 @@ class TestEncoding:
         assert json.loads(sent)["models"][1999] == {"name": "model-1999"}
 
     def test_names_too_long_for_a_balancer_are_left_out(self) -> None:
-        models = [ModelEntry(name="x" * 512)] * 10_000
+        models = [ModelEntry(name="x" * 512)] * MAX_MODELS
         sent = AgentMetrics.model_validate_json(encode(metrics(models=models, loaded_models=models[:1])))
         assert sent.models is None
         assert sent.loaded_models == models[:1]

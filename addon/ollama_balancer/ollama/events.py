@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from .json_scanning import is_light
-from .shapes import TERMINAL, TOO_LARGE, Event, read_event
+from .shapes import CONTEXT_ENDS, TERMINAL, TOO_LARGE, Context, Event, read_event
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """A larger event is passed over, and so is one of more than MAX_VALUES values: to build them takes long.
@@ -67,7 +67,7 @@ class EventParser:
 
     def _feed_lines(self, chunk: bytes) -> list[Event]:
         """Lines end with a line feed here."""
-        if b"\n\n\n" in chunk:
+        if b"\n\n\n" in chunk or b"\n\r\n\r\n" in chunk:
             chunk = _BLANK_LINES.sub(b"\n\n", chunk)  # more than one says no more than one
         events: list[Event] = []
         line = self._line
@@ -112,7 +112,7 @@ _GOES_ON = b'"done":false}\n'
 """How all events of Ollama's own API end but the last. In valid JSON that is a member of the outermost object."""
 
 
-_BLANK_LINES = re.compile(rb"\n{3,}+")
+_BLANK_LINES = re.compile(rb"(?:\r?\n){3,}+")
 
 
 class NdjsonParser(EventParser):
@@ -207,10 +207,30 @@ _BEGINNINGS = (b"{", b" ", b"\t", b"\r", b"\n")
 def _read(data: bytes) -> Event | None:
     if data[:1] not in _BEGINNINGS:
         return TERMINAL if data.startswith(b"[DONE]") else None
+    context = None
     if not is_light(data):
-        return TOO_LARGE
+        data, context = _without_context(data)
+        if not is_light(data):
+            return TOO_LARGE
     try:
         value = from_json(data, cache_strings="keys")
     except ValueError:
         return None
-    return read_event(value) if isinstance(value, dict) else None
+    event = read_event(value) if isinstance(value, dict) else None
+    return event if event is None or context is None else event._replace(context=context)
+
+
+_CONTEXT = b'"context":['
+
+
+def _without_context(data: bytes) -> tuple[bytes, Context | None]:
+    """An event without the numbers of its context, which may be a million and need not be built; and what they say."""
+    start = data.find(_CONTEXT) + len(_CONTEXT)
+    end = data.find(b"]", start)
+    numbers = data[start:end]
+    if start < len(_CONTEXT) or end < 0 or numbers.translate(None, b"0123456789, "):
+        return data, None
+    window = 24 * CONTEXT_ENDS
+    ends = numbers[:window].split(b",")[:CONTEXT_ENDS] + numbers[-window:].split(b",")[-CONTEXT_ENDS:]
+    known = Context(numbers.count(b",") + 1, tuple([number.strip() for number in ends]))
+    return data[:start] + data[end:], known

@@ -24,10 +24,13 @@ chat. A body with more than this is not read, as that would hold up every other 
 MAX_TEXT = 65_536
 """Bytes of a string that are decoded: no model has a longer name."""
 
-MAX_STRICT = 1 << 16
-"""Bytes of a body that is checked strictly: an object for each three bytes takes half a second a MiB."""
+MAX_STRICT = 1 << 20
+"""Bytes of a body that is checked strictly."""
 
-MAX_BLANKS = 65_535
+MAX_STRICT_VALUES = 30_000
+"""Values of such a body: a MiB of empty objects takes half a second."""
+
+MAX_BLANKS = 4_194_304
 """Bytes of blanks in one place, and digits of a number: what is longer is not read, as a match holds up everything."""
 
 MAX_VALUES = 150_000
@@ -47,11 +50,19 @@ _MARKS = (b'"', b"[", b"]", b"{", b"}")
 _ESCAPED_QUOTES = re.compile(rb'(?:[^"]{0,512}+(?<=[^\\]\\)"){0,256}+')
 _SHORT_STRING = rb'"[^"]{0,512}+(?:(?<=[^\\]\\)"[^"]{0,512}+){0,32}+(?<!\\)"'
 _SKIP = re.compile(rb'[^][{}"]{0,128}+(?:' + _SHORT_STRING + rb'[^][{}"]{0,64}+){0,4}+')
-_BLANKS = rb"[ \t\r\n]{0,65535}+"
+_BLANKS = rb"[ \t\r\n]{0,%d}+" % MAX_BLANKS
+_DIGITS = rb"{1,%d}+" % MAX_BLANKS
 _START = re.compile(_BLANKS + rb"\{" + _BLANKS + rb"(\}?+)")
 _COLON = re.compile(_BLANKS + rb":" + _BLANKS)
 _A_SCALAR = (
-    rb"-?(?:0|[1-9][0-9]{0,65535}+)(?:\.[0-9]{1,65535}+)?+(?:[eE][-+]?[0-9]{1,65535}+)?+(?![0-9])|true|false|null"
+    rb"-?(?:0|[1-9](?:[0-9]"
+    + _DIGITS
+    + rb")?+)(?:\.[0-9]"
+    + _DIGITS
+    + rb")?+(?:[eE][-+]?[0-9]"
+    + _DIGITS
+    + rb")?+(?![0-9])"
+    rb"|true|false|null"
 )
 _SCALAR = re.compile(_A_SCALAR)
 _COMMA = re.compile(_BLANKS + rb"," + _BLANKS)
@@ -224,12 +235,12 @@ class Scanner:
         return min(marks)
 
 
-def is_light(text: bytes) -> bool:
+def is_light(text: bytes, most: int = MAX_VALUES) -> bool:
     """Whether to build the values of a JSON text takes no longer than others may be held up; False is no judgement of
     what it says."""
     if len(text) <= LIGHT:
         return True
-    return text.count(b",") + text.count(b"[") + text.count(b"{") <= MAX_VALUES
+    return text.count(b",") + text.count(b"[") + text.count(b"{") <= most
 
 
 def _folded(key: bytes) -> str:
@@ -280,14 +291,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
+_OPENINGS = re.compile(rb"[\[ \t\r\n]*+")
+
 # Numbers stay as they are written: Python refuses to make one of thousands of digits.
 _STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_int=str, parse_float=str)
 
 
 def is_json(body: bytes) -> bool:
-    """Whether the body's first JSON value is valid as Go reads it; supposed of bodies longer than MAX_STRICT."""
+    """Whether the body's first JSON value is valid as Go reads it; supposed of bodies too large to be checked."""
     if len(body) > MAX_STRICT:
         return True
+    if not is_light(body, MAX_STRICT_VALUES):
+        return len(_OPENINGS.match(body)[0].translate(None, b" \t\r\n")) <= MAX_DEPTH  # type: ignore[index]
     text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
         _STRICT.raw_decode(text)
