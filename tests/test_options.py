@@ -8,6 +8,7 @@ import pytest
 from ollama_balancer import options
 from ollama_balancer.fleet.agent import Address
 from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.memory_budget import machine_memory
 
 DEFAULTS: dict[str, object] = {
     "balancer_mode": "metrics",
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_origins": [],
     "balancer_hosts": [],
     "balancer_allow_from": [],
+    "balancer_memory": "512m",
     "stream_large_bodies": None,
 }
 
@@ -64,6 +66,7 @@ def test_the_defaults_are_accepted() -> None:
         origins=(),
         hosts=(),
         allow_from=(),
+        memory=512 * 1024**2,
     )
 
 
@@ -215,3 +218,19 @@ def test_networks_that_may_connect_may_be_several_in_one_entry() -> None:
 def test_what_is_no_network_is_refused_with_what_is_accepted(entry: str) -> None:
     with pytest.raises(ValueError, match=r"balancer_allow_from: .* it takes addresses and networks"):
         read(balancer_allow_from=["10.0.0.0/8", entry])
+
+
+@pytest.mark.parametrize(("value", "size"), [("1m", 1024**2), (" 4G ", 4 * 1024**3), ("1t", 1024**4)])
+def test_the_memory_is_a_size(value: str, size: int) -> None:
+    assert read(balancer_memory=value).memory == size
+
+
+def test_a_quarter_of_the_machines_memory_is_taken_by_default() -> None:
+    assert read(balancer_memory="").memory == max(machine_memory() // 4, 1024**2)
+
+
+@pytest.mark.parametrize("value", ["0", "1023k", "2t", "-1", "much", "25%", "x" * 1000])
+def test_no_other_memory_is_accepted(value: str) -> None:
+    with pytest.raises(ValueError, match=r"balancer_memory.*such as 512m or 4g") as refused:
+        read(balancer_memory=value)
+    assert len(str(refused.value)) < 200

@@ -46,6 +46,7 @@ from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
+from .memory_budget import PART, MemoryBudget, machine_memory
 from .networks import ClientNetworks
 from .ollama import origins
 from .ollama.last_words import last_words
@@ -55,6 +56,7 @@ from .proxying.answers import dated, error_of, escape_target, last_of, path_of
 from .proxying.callers import take_caller
 from .proxying.connections import Connections
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
+from .proxying.dispatch import RETRY_AFTER
 from .proxying.exchange import Exchange, detach, exchange_of
 from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header, keep_alive
 from .proxying.host_header import host_problem
@@ -173,7 +175,10 @@ class Balancer:
         self.networks = ClientNetworks(self.registry.clock)
         self.strangers: set[str] = set()
         """The ids of connections whose requests are refused, for where they come from."""
-        self.flows = FlowList(self.strangers)
+        self.budget = MemoryBudget(machine_memory() // PART)
+        self.flows = FlowList(self.budget, self.strangers)
+        self._layers: dict[str, list[BalancedHttpLayer]] = {}
+        """By the client's id."""
         self.addons = [Commands(self.registry, self.router.dispatcher.line)]
         self.connections = Connections(clock, descriptors.most_clients(descriptors.MOST_USEFUL))
         self._full_at = float("-inf")
@@ -251,6 +256,7 @@ class Balancer:
             self.lean.on = settings.lean
         self.networks.allowed = settings.allow_from
         self._look_at_clients()
+        self.budget.limit = settings.memory
         self.flows.keep = settings.keep_flows
         self.flows.show_control = settings.show_control
         self.flows.attach()  # here, as the first calls come before all addons run
@@ -537,18 +543,23 @@ class Balancer:
             parent.child_layer = ours  # type: ignore[attr-defined]
 
     def _http_layer(self, context: Context, mode: HTTPMode) -> BalancedHttpLayer:
-        return BalancedHttpLayer(
+        layer = BalancedHttpLayer(
             context,
             mode,
             body_limit=_body_limit,
             body_too_large=lambda flow, limit: error_of(flow, 413, f"the body has more than {limit} bytes"),
             via=self.via,
+            budget=self.budget,
+            no_memory=_no_memory,
             internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
             relay=self._relay,
             # A replay's handler does more than to run the hooks.
             run_hook=self.lean.run if self.lean and self._handler_of(context.client) else _run_none,
             client_gone=self._client_gone,
         )
+        if self._handler_of(context.client) is not None:
+            self._layers.setdefault(context.client.id, []).append(layer)
+        return layer
 
     def _handler_of(self, client: Client) -> ProxyConnectionHandler | None:
         """What serves the client's connection. None: it has none, as in a replay."""
@@ -634,6 +645,8 @@ class Balancer:
         """Whatever the client still had running is over, should no other hook have said so."""
         self.connections.discard(client.id)
         self.strangers.discard(client.id)
+        for layer in self._layers.pop(client.id, ()):
+            layer.let_go()
         for exchange in [each for each in self.router.live if each.caller.client_id == client.id]:
             self._cancel(exchange)
 
@@ -904,8 +917,13 @@ class Balancer:
         told = by_name(response.headers)
         # Of a compressed answer nothing can be said.
         kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
+        if exchange.held is None:
+            exchange.held = self.budget.hold()
         watcher = exchange.watcher = _watcher()(
-            kind.decode("latin-1"), self.settings.body_limit if self.settings else 0, skims=True
+            kind.decode("latin-1"),
+            self.settings.body_limit if self.settings else 0,
+            skims=True,
+            room=exchange.held.grow,
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
@@ -1138,6 +1156,12 @@ def _is_authorized(flow: http.HTTPFlow) -> bool:
 def _is_upload(flow: http.HTTPFlow, path: str) -> bool:
     route = find_route(path)
     return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
+
+
+def _no_memory(flow: http.HTTPFlow) -> http.Response:
+    response = error_of(flow, 503, "the balancer holds as much of other requests as it may (balancer_memory)")
+    response.headers["Retry-After"] = RETRY_AFTER
+    return response
 
 
 def _body_limit(flow: http.HTTPFlow) -> int:

@@ -17,12 +17,15 @@ from agent_reporter.limits import NAME_PATTERN
 from .credentials import check as check_token
 from .fleet.agent import Address
 from .fleet.policies import DEFAULT_POLICY, POLICIES
+from .memory_budget import PART, machine_memory
 from .networks import Network, read_network
 from .ollama.origins import check_host_pattern, check_pattern
 
 PREFIX = "balancer_"
 
 MAX_BODY_LIMIT = 1024**3
+
+LEAST_MEMORY, MOST_MEMORY = 1024**2, 1024**4
 
 MODE_ENVIRONMENT = "LOAD_BALANCER_MODE"
 
@@ -58,6 +61,8 @@ class Settings:
     hosts: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_host`."""
     allow_from: tuple[Network, ...]
+    memory: int
+    """Bytes that bodies and kept answers may take together."""
 
 
 def add_options(loader: Loader) -> None:
@@ -135,6 +140,13 @@ def add_options(loader: Loader) -> None:
         bool,
         False,
         "Whether the balancer's own calls (reports, the control API, the dashboard) are shown and saved as flows.",
+    )
+    loader.add_option(
+        "balancer_memory",
+        str,
+        "",
+        "How much memory bodies of requests and kept answers may take together, such as 512m or 4g; beyond it requests "
+        "with a body get 503. Default: a quarter of the machine's.",
     )
     loader.add_option(
         "balancer_announce",
@@ -282,6 +294,7 @@ def read(options: object) -> Settings:
         origins=_patterns("balancer_origins", get("balancer_origins"), check_pattern),
         hosts=_patterns("balancer_hosts", get("balancer_hosts"), check_host_pattern),
         allow_from=_networks(get("balancer_allow_from")),
+        memory=_memory(get("balancer_memory")),
     )
 
 
@@ -293,6 +306,21 @@ def _size(name: str, value: object) -> int:
     if size is None or not 0 <= size <= MAX_BODY_LIMIT:
         raise ValueError(
             f"{name}: {str(value)[:40]!r} is not accepted; it takes a size from 0 to 1g, such as 500k or 4m"
+        )
+    return size
+
+
+def _memory(value: object) -> int:
+    text = str(value).strip().lower()
+    if not text:
+        return max(machine_memory() // PART, LEAST_MEMORY)
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = None
+    if size is None or not LEAST_MEMORY <= size <= MOST_MEMORY:
+        raise ValueError(
+            f"balancer_memory: {text[:40]!r} is not accepted; it takes a size from 1m to 1t, such as 512m or 4g"
         )
     return size
 

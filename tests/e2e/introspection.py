@@ -32,6 +32,7 @@ class Introspection:
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
                 "kept_exchanges": _exchanges() - 1,
+                "memory": this.budget.used,
                 "relayed": this.tally.relayed,
                 "receivers": len(getattr(selector, "receivers", ())),
             }

@@ -120,3 +120,64 @@ def test_a_host_whose_head_is_too_large_is_replaced(tmp_path: Path, hosts: Hosts
         assert "Traceback" not in proxy.log
         assert len(proxy.log) < 100_000
     bad.stop()
+
+
+def begun(proxy: Proxy, path: str, size: int) -> socket.socket:
+    """A request of which the body comes up to its last byte."""
+    body = b'{"model":"llama3.2","prompt":"' + b"x" * (size - 32) + b'"}'
+    s = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
+    s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)))
+    s.sendall(body[:-1])
+    return s
+
+
+def test_bodies_together_take_no_more_memory_than_they_may(tmp_path: Path, hosts: Hosts) -> None:
+    options = ("--set", f"balancer_agents=one={hosts.start('one').url}", "--set", "balancer_memory=8m")
+    with running_proxy(tmp_path, *options) as proxy:
+        proxy.wait_online("one")
+        three = [begun(proxy, "/api/generate", 2_500_000) for _ in range(3)]
+        wait_until(lambda: proxy.introspect()["memory"] >= 7_500_000, "the bodies are there")
+        late = begun(proxy, "/v1/messages", 1_500_000)
+        answer = late.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"retry-after: " in answer.lower()
+        assert "balancer_memory" in error_of(answer)
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "error", "in the caller's protocol"
+        late.close()
+        assert proxy.generate().status_code == 200, "what is small has room"
+        three[0].sendall(b"}")
+        assert three[0].recv(65536).startswith(b"HTTP/1.1 200 OK")
+        for client in three:
+            client.close()
+        wait_until(lambda: proxy.introspect()["memory"] == 0, "all is given back, whether it was answered or aborted")
+        assert proxy.introspect()["exchanges"] == 0
+
+
+def test_answers_are_passed_on_where_there_is_no_memory_to_hold_or_keep_them(tmp_path: Path, hosts: Hosts) -> None:
+    text = b'{"response":"' + b"x" * 3_000_000 + b'","done":true}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            await reader.readexactly(int(lengths[0][15:]) if lengths else 0)
+            body = (
+                text if head.startswith(b"POST") else TAGS if b"/api/tags" in head else b'{"models":[],"version":"1"}'
+            )
+            kind = b"application/json"
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind, len(body), body)
+            )
+            await writer.drain()
+
+    host = RawHost(hosts, serve)
+    options = ("--set", f"balancer_agents=one={host.url}", "--set", "balancer_memory=1m")
+    with running_proxy(tmp_path, *options) as proxy:
+        proxy.wait_online("one")
+        for _ in range(3):
+            response = proxy.generate("m")
+            assert response.status_code == 200
+            assert response.content == text
+        wait_until(lambda: proxy.introspect()["memory"] == 0, "all is given back")
+        assert proxy.agents()["one"]["stats"]["succeeded"] == 3
+    host.stop()

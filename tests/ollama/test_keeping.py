@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.keeping import KeptBody
+from ollama_balancer.ollama.keeping import STEP, KeptBody
 
 
 def kept(limit: int, *chunks: bytes) -> KeptBody:
@@ -32,3 +33,32 @@ def test_it_may_be_asked_in_between() -> None:
     body.feed(b"6789")
     assert body.ends() == (b"0123", b"6789")
     assert body.left_out == 2
+
+
+@pytest.mark.parametrize("chunk", [100, 5000, 300_000])
+def test_where_there_is_no_room_no_more_is_kept_than_there_was_room_for(chunk: int) -> None:
+    room = 500_000
+    asked: list[int] = []
+
+    def may_hold(size: int) -> bool:
+        asked.append(size)
+        return size <= room
+
+    body = bytes(range(256)) * 40_000
+    kept = KeptBody(8_000_000, may_hold)
+    for at in range(0, len(body), chunk):
+        kept.feed(body[at : at + chunk])
+    head, tail = kept.ends()
+    assert len(head) + len(tail) <= room + chunk + STEP
+    assert body.startswith(head)
+    assert body.endswith(tail)
+    assert len(head) + len(tail) + kept.left_out == len(body)
+    assert len(asked) <= room // STEP + 4, "it is asked in steps, not for each chunk"
+
+
+def test_where_there_is_room_all_is_kept_as_ever() -> None:
+    body = bytes(range(256)) * 4000
+    kept = KeptBody(2_000_000, lambda size: True)
+    for at in range(0, len(body), 1000):
+        kept.feed(body[at : at + 1000])
+    assert kept.joined() == body

@@ -12,6 +12,7 @@ from mitmproxy import ctx, http
 from mitmproxy.hooks import UpdateHook
 
 from ..api.paths import is_control_path
+from ..memory_budget import MemoryBudget
 from ..proxying.answers import path_of
 
 MOST_BYTES = 512 * 1024 * 1024
@@ -24,12 +25,14 @@ _HOOKS = ("requestheaders", "request", "responseheaders", "response", "error")
 
 
 class FlowList:
-    """`keep` is the number of finished flows that stay; 0: all of them.
+    """`keep` is the number of finished flows that stay; 0: all of them. What they hold counts in the `budget`.
 
     `strangers` are the ids of connections whose requests are refused, whatever they are: they are not shown.
     """
 
-    def __init__(self, strangers: Collection[str] = ()) -> None:
+    def __init__(self, budget: MemoryBudget | None = None, strangers: Collection[str] = ()) -> None:
+        self._budget = budget or MemoryBudget(MOST_BYTES)
+        self._budget.on_short = self.make_room
         self.keep = 0
         self._strangers = strangers
         self.show_control = False
@@ -58,7 +61,19 @@ class FlowList:
 
     def begun(self, flow: http.HTTPFlow) -> None:
         """The flow is new, or is sent again."""
-        self._bytes -= self._finished.pop(flow.id, 0)
+        self._count(-self._finished.pop(flow.id, 0))
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._budget.used += size
+
+    def make_room(self, missing: int) -> None:
+        """Have the oldest go until so many bytes are given back."""
+        view, wanted = self._view, self._bytes - missing
+        for _ in range(len(self._finished)):
+            if view is None or self._bytes <= wanted:
+                break
+            self._drop_first(view)
 
     def changed(self, flow: http.HTTPFlow) -> None:
         """Have it shown anew, where that does not happen by itself."""
@@ -73,9 +88,9 @@ class FlowList:
         self.begun(flow)
         size = len(flow.request.raw_content or b"") + len((flow.response and flow.response.raw_content) or b"")
         self._finished[flow.id] = size
-        self._bytes += size
+        self._count(size)
         for _ in range(len(self._finished) - 1):
-            if len(self._finished) <= self.keep and self._bytes <= MOST_BYTES:
+            if len(self._finished) <= self.keep and self._bytes <= min(MOST_BYTES, self._budget.limit // 2):
                 break
             self._drop_first(view)
 
@@ -86,7 +101,7 @@ class FlowList:
         if flow is not None and (flow.live or flow.intercepted):
             self._finished[flow_id] = size  # a person holds its answer
             return
-        self._bytes -= size
+        self._count(-size)
         if flow is not None:
             view.remove([flow])
 

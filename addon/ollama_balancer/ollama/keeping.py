@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+STEP = 64 * 1024
+"""Bytes between two questions whether there is room."""
+
 
 class KeptBody:
-    """Fed with the chunks of one body. It holds at most one and a half times `limit` bytes."""
+    """Fed with the chunks of one body. It holds at most one and a half times `limit` bytes.
 
-    def __init__(self, limit: int) -> None:
+    `room` is asked whether so many bytes may be held in all. Where they may not, no more of the beginning is kept than
+    there is, and little of the end.
+    """
+
+    def __init__(self, limit: int, room: Callable[[int], bool] | None = None) -> None:
         self.bytes_seen = 0
+        self._room = room
+        self._next = STEP
+        """Bytes of the beginning for which there is room."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
         self._head = bytearray()
@@ -22,13 +34,26 @@ class KeptBody:
         if self.bytes_seen <= self._head_limit:
             recent = self._recent
             recent.append(chunk)
-            if len(recent) >= 256:
+            if len(recent) >= 256 or (self.bytes_seen > self._next and len(recent) > 1):
                 self._settle()
+                self._ask_for_room()
         elif chunk:
             self._settle()
+            if not self._tail and not self._before:
+                self._ask_for_room(3 * self._tail_limit // 2)
             room = self._head_limit - len(self._head)
             self._head += chunk[:room]
             self._add_to_tail(chunk[room:] if room else chunk)
+
+    def _ask_for_room(self, tail: int = 0) -> None:
+        size = len(self._head)
+        if self._room is None or (size < self._next and not tail):
+            return
+        if self._room(size + (tail or STEP)):
+            self._next = size + STEP
+            return
+        self._head_limit = size
+        self._tail_limit = min(self._tail_limit, STEP // 4)
 
     def _add_to_tail(self, chunk: bytes) -> None:
         limit = self._tail_limit

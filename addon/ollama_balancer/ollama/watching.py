@@ -5,6 +5,7 @@ Success means that the terminal event was seen: a runner that crashes still ends
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pydantic_core import from_json
@@ -40,14 +41,21 @@ class AnswerWatcher:
     """Fed with the chunks of one answer's body, in order. `keep` is how many bytes of a stream are kept.
 
     `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked. With `skims`
-    only how the answer goes and ends is told, not its text.
+    only how the answer goes and ends is told, not its text. `room` is `KeptBody`'s.
     """
 
-    def __init__(self, content_type: str, keep: int = READ_BYTES, *, skims: bool = False) -> None:
+    def __init__(
+        self,
+        content_type: str,
+        keep: int = READ_BYTES,
+        *,
+        skims: bool = False,
+        room: Callable[[int], bool] | None = None,
+    ) -> None:
         self.content_type = content_type
         self.answer = Answer()
         self._parser = event_parser(content_type)
-        self.kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES))
+        self.kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES), room)
         self._skims = skims
 
     @property

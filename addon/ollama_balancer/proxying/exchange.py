@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mitmproxy import http
 
     from ..fleet.waiting import Share, Waiter
+    from ..memory_budget import Held
     from ..ollama.management import Reply
     from ..ollama.watching import AnswerWatcher
     from .deadlines import Deadlines
@@ -132,6 +133,8 @@ class Exchange:
     """Done when the wait in the line is over, for whatever reason."""
     leave_line: Callable[[Waiter], object] | None = None
     routing: Routing | None = None
+    held: Held | None = None
+    """The memory that its kept answer takes."""
     patience: float = 0.0
     """Until then the agent's silence says nothing."""
     ask_after: float = 0.0
@@ -247,6 +250,8 @@ class Exchange:
         self.problem = problem
         self.total = self.clock() - self.started
         self.leave()
+        if self.held is not None:
+            self.held.release()
         if self.lease is not None:
             self.lease.release(outcome, self.clock() - self.taken)
         if self.fan_out is not None:

@@ -57,6 +57,7 @@ from .refusals import blame_of, for_caller
 
 if TYPE_CHECKING:
     from ..fleet.agent import Address
+    from ..memory_budget import Held, MemoryBudget
     from ..ollama.routes import Route
     from .fanout import FanOut
     from .relay import Relay
@@ -218,6 +219,9 @@ class BalancedStream(HttpStream):
     sent_at = 0.0
     relay: Relay | None = None
     """Takes the answer past this layer."""
+    held: Held | None = None
+    """The memory that its request's body takes."""
+    held_answer: Held | None = None
     may_relay = True
     """Whether it is of use to ask for that after the next chunk."""
 
@@ -236,6 +240,8 @@ class BalancedStream(HttpStream):
                 command = commands_of_event.send(reply)
             except StopIteration:
                 return
+            if type(command) is DropStream:
+                self.let_go()
             if isinstance(command, commands.StartHook) and balanced_layer.run_at_once(command):
                 reply = None
             else:
@@ -268,16 +274,29 @@ class BalancedStream(HttpStream):
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, RequestData):
             limit = self.balanced_layer.body_limit(self.flow)
-            if len(self.request_body_buf) + len(event.data) > limit:
-                self.request_body_buf.clear()
+            size = len(self.request_body_buf) + len(event.data)
+            if self.held is None:
+                self.held = self.balanced_layer.budget.hold()
+            if size > limit or not self.held.grow(size):
+                self.let_go()
                 self.client_state = self.state_done
-                self.flow.response = self.flow.response or self.balanced_layer.body_too_large(self.flow, limit)
+                if self.flow.response is None:
+                    above = size > limit
+                    layer = self.balanced_layer
+                    self.flow.response = layer.body_too_large(self.flow, limit) if above else layer.no_memory(self.flow)
                 yield from self.answer()
                 self.client_state = self.state_errored  # what is left of the body is swallowed
                 return
         yield from super().state_consume_request_body(event)
         if isinstance(event, RequestEndOfMessage):
             self.sent_at = time.monotonic()
+
+    def let_go(self) -> None:
+        """Nothing of its bodies is of use any more."""
+        self.request_body_buf.clear()
+        for held in (self.held, self.held_answer):
+            if held is not None:
+                held.release()
 
     def start_request_stream(self) -> layer.CommandGenerator[None]:
         """The body is for several agents and too large to keep: it goes to them while it comes."""
@@ -435,13 +454,19 @@ class BalancedStream(HttpStream):
             exchange.heard()
         yield from super().state_consume_response_body(event)
         still_holding = self.server_state == self.state_consume_response_body
-        if still_holding and isinstance(event, ResponseData) and len(self.response_body_buf) > BUFFERED_ANSWER:
+        if still_holding and isinstance(event, ResponseData) and not self.may_hold(len(self.response_body_buf)):
             # More than is worth to be held: what is there goes out, and the rest as it comes.
             held = bytes(self.response_body_buf)
             self.response_body_buf.clear()
             yield LongAnswerHook(self.flow)
             yield from self.start_response_stream()
             yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
+
+    def may_hold(self, size: int) -> bool:
+        """Whether so much of an answer may be held."""
+        if self.held_answer is None:
+            self.held_answer = self.balanced_layer.budget.hold()
+        return size <= BUFFERED_ANSWER and self.held_answer.grow(size)
 
     def state_stream_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from super().state_stream_response_body(event)
@@ -573,11 +598,12 @@ class BalancedStream(HttpStream):
 class BalancedHttpLayer(HttpLayer):
     """One client connection.
 
-    `body_limit` gives the most bytes a request's body may have, `body_too_large` and `internal_error` the answers
-    that the layer gives by itself, `via` this balancer's own name in the Via header. `relay` is asked after a chunk of
-    a streamed answer to take the rest past the layer; it says whether it is to be asked again. `run_hook` may run a
-    hook at once; it says whether the hook is over, otherwise the hook goes mitmproxy's way. `client_gone` hears at once
-    that a client has left or has reset a request, also while the request waits for a hook or a connection.
+    `body_limit` gives the most bytes a request's body may have, `budget` what all bodies may take; `body_too_large`,
+    `no_memory` and `internal_error` are the answers that the layer gives by itself, `via` is this balancer's own name
+    in the Via header. `relay` is asked after a chunk of a streamed answer to take the rest past the layer; it says
+    whether it is to be asked again. `run_hook` may run a hook at once; it says whether the hook is over, otherwise the
+    hook goes mitmproxy's way. `client_gone` hears at once that a client has left or has reset a request, also while the
+    request waits for a hook or a connection.
     """
 
     def __init__(
@@ -587,6 +613,8 @@ class BalancedHttpLayer(HttpLayer):
         *,
         body_limit: Callable[[http.HTTPFlow], int],
         body_too_large: Callable[[http.HTTPFlow, int], http.Response],
+        budget: MemoryBudget,
+        no_memory: Callable[[http.HTTPFlow], http.Response],
         internal_error: Callable[[http.HTTPFlow], http.Response],
         via: str,
         relay: Callable[[BalancedStream], bool],
@@ -596,6 +624,8 @@ class BalancedHttpLayer(HttpLayer):
         super().__init__(context, mode)
         self.body_limit = body_limit
         self.body_too_large = body_too_large
+        self.budget = budget
+        self.no_memory = no_memory
         self.internal_error = internal_error
         self.via = via
         self.relay = relay
@@ -625,6 +655,13 @@ class BalancedHttpLayer(HttpLayer):
         if self.streaming is not None:
             stream, self.streaming = self.streaming, None
             stream.may_relay = self.relay(stream)
+
+    def let_go(self) -> None:
+        """The client is gone, and so is what it had sent."""
+        for stream in list(self.streams.values()):
+            if isinstance(stream, BalancedStream):
+                stream.let_go()
+                stream.response_body_buf.clear()
 
     def run_at_once(self, hook: commands.StartHook) -> bool:
         """Run the hook, where what follows cannot come back to a connection in the midst of its own event.
