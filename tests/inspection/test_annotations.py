@@ -123,17 +123,17 @@ def test_a_mark_that_a_person_has_set_stays(mark: str) -> None:
 
 def test_what_was_asked_and_by_whom_is_told() -> None:
     exchange = served(Clock(), "application/x-ndjson", excerpt="Why is the sky blue?")
-    exchange.client = "10.0.0.7"
+    exchange.caller.name = "10.0.0.7"
     assert comment(exchange) == (
         "→ gpu-1 · tiny-a · “Why is the sky blue?” · 10.0.0.7 · metrics: score 30 · 81 tok/s · TTFT 200 ms"
     )
-    waiting = Exchange("client", Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello")
+    waiting = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello")
     assert comment(waiting) == "waits for a free agent · tiny-a · “Hello”"
 
 
 def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
     registry = AgentRegistry(Clock())
-    exchange = Exchange("client", Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
     [agent] = fleet(registry, "a")
     exchange.take(registry.take(agent))
     exchange.status = 400
