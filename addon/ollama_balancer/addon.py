@@ -915,15 +915,13 @@ class Balancer:
         if exchange.lease is not None and response.status_code < 400:
             exchange.lease.began()
         told = by_name(response.headers)
-        # Of a compressed answer nothing can be said.
-        kind = b"" if b"content-encoding" in told else told.get(b"content-type", b"").lower()
         if exchange.held is None:
             exchange.held = self.budget.hold()
         watcher = exchange.watcher = _watcher()(
-            kind.decode("latin-1"),
+            told.get(b"content-type", b"").lower().decode("latin-1"),
+            told.get(b"content-encoding", b"").strip().lower().decode("latin-1"),
             self.settings.body_limit if self.settings else 0,
-            skims=True,
-            room=exchange.held.grow,
+            exchange.held.grow,
         )
         if exchange.fan_out is not None:
             streams = exchange.fan_out.streamed
@@ -977,7 +975,7 @@ class Balancer:
             watcher = exchange.watcher
             if watcher is not None and exchange.outcome is None:
                 if response.stream:
-                    response.raw_content = _stored(watcher)
+                    _store(response, watcher)
                 elif not watcher.answer.events:
                     watcher.feed(response.raw_content or b"")
                 self._judge(exchange, watcher, response)
@@ -1008,7 +1006,7 @@ class Balancer:
         gone = not flow.client_conn.connected or message == Error.KILLED_MESSAGE
         exchange.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
         if exchange.watcher is not None and flow.response is not None:
-            flow.response.raw_content = _stored(exchange.watcher)
+            _store(flow.response, exchange.watcher)
         self._annotate(flow, exchange)
 
     def stream_failed(self, failed: FailedStream) -> None:
@@ -1031,8 +1029,10 @@ class Balancer:
             self.registry.failed(exchange.lease, message)
         exchange.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
-            failed.last_words = last_words(exchange.dialect, watcher.content_type, watcher.unended, message)
-            watcher.feed(failed.last_words)
+            words = last_words(exchange.dialect, watcher.content_type, watcher.unended, message)
+            # Where a compressed stream cannot go on with them, the client's connection is cut.
+            failed.last_words = watcher.ending(words) or b""
+            watcher.feed_own(words)
 
     def _judge(self, exchange: Exchange, watcher: AnswerWatcher, response: http.Response) -> None:
         """Was it a success?"""
@@ -1074,11 +1074,11 @@ def _load_the_rest() -> None:
 
 
 @functools.cache
-def _watcher() -> type[AnswerWatcher]:
+def _watcher() -> Callable[[str, str, int, Callable[[int], bool] | None], AnswerWatcher]:
     """Loaded when the first answer comes; to import it each time takes long, too."""
-    from .ollama.watching import AnswerWatcher
+    from .ollama.watching import watcher_of
 
-    return AnswerWatcher
+    return watcher_of
 
 
 def _run_none(hook: StartHook) -> bool:
@@ -1121,8 +1121,14 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
             if error == NO_TERMINAL and "content-length" not in response.headers:
                 exchange.problem = error
                 words = last_words(exchange.dialect, watcher.content_type, unended, error)
-                watcher.feed(words)
-                return words
+                ending = watcher.ending(words)
+                watcher.feed_own(words)
+                if ending is None:
+                    # The compressed stream has ended: only a connection that is cut tells the client.
+                    if exchange.flow is not None and exchange.flow.killable:
+                        exchange.flow.kill()
+                    return b""
+                return ending
         return b""
 
     return passed
@@ -1142,9 +1148,11 @@ def _let_go(flow: http.HTTPFlow, exchange: Exchange) -> None:
         flow.response.stream = True
 
 
-def _stored(watcher: AnswerWatcher) -> bytes:
-    """What the flow shows of an answer that was passed on."""
-    return shortened(*watcher.kept.ends(), watcher.kept.left_out)
+def _store(response: http.Response, watcher: AnswerWatcher) -> None:
+    """Have the flow show what was passed on, unpacked."""
+    response.raw_content = shortened(*watcher.kept.ends(), watcher.kept.left_out)
+    if watcher.packed:
+        response.headers.pop("content-encoding", None)
 
 
 def _is_authorized(flow: http.HTTPFlow) -> bool:

@@ -20,9 +20,11 @@ from ollama_balancer.proxying.dispatch import (
     Dispatcher,
     Everywhere,
     Forward,
+    Wait,
 )
 from ollama_balancer.proxying.exchange import Exchange, FailureKind
 from tests.fleet.fakes import Clock, address, entries, fleet, report
+from tests.packing import packed
 
 CHAT = b'{"model": "m", "messages": []}'
 
@@ -48,10 +50,11 @@ class Asked:
         *,
         method: str = "POST",
         pin: str | None = None,
+        encoding: str = "",
     ) -> None:
         self.dispatcher = Dispatcher(registry)
         self.exchange = Exchange(Caller("client"), dialect_of(path), registry.clock, pin=pin)
-        self.decision = self.dispatcher.begin(self.exchange, method, path, body)
+        self.decision = self.dispatcher.begin(self.exchange, method, path, body, encoding=encoding)
 
     @property
     def agent(self) -> Agent:
@@ -543,3 +546,36 @@ def test_a_model_that_is_tagged_local_is_that_one(registry: AgentRegistry) -> No
     registry.update_models(b, entries("mine:local"))
     assert Asked(registry, "/api/chat", b'{"model": "mine:local"}').agent is b
     assert Asked(registry, "/api/chat", b'{"model": "mine"}').agent is a
+
+
+def test_a_compressed_request_takes_a_slot_of_its_model_and_waits_for_one(registry: AgentRegistry) -> None:
+    registry.slots = 1
+    [agent] = fleet(registry, "a")
+    body = packed("zstd", b'{"model": "m", "input": "hi"}')
+    first = Asked(registry, "/v1/responses", body, encoding="zstd")
+    assert first.agent is agent
+    assert (first.exchange.slot_model, first.exchange.body_bytes) == ("m:latest", 29)
+    assert isinstance(Asked(registry, "/v1/responses", body, encoding="zstd").decision, Wait)
+    first.exchange.end(Outcome.SUCCEEDED)
+    assert Asked(registry, "/v1/responses", body, encoding="zstd").agent is agent
+
+
+@pytest.mark.parametrize("pin", [None, "a"])
+@pytest.mark.parametrize(
+    ("path", "body", "encoding"),
+    [
+        ("/api/chat", b'{"x":[' + b"[]," * 60_000 + b'[]],"model":"m"}', ""),
+        ("/v1/chat/completions", packed("gzip", CHAT), "gzip"),
+        ("/api/generate", packed("zstd", CHAT), "zstd"),
+        ("/v1/audio/transcriptions", CHAT, ""),
+    ],
+)
+def test_what_cannot_be_read_gets_past_no_queue(
+    registry: AgentRegistry, path: str, body: bytes, encoding: str, pin: str | None
+) -> None:
+    registry.slots = 1
+    fleet(registry, "a")
+    asked = Asked(registry, path, body, encoding=encoding, pin=pin)
+    assert asked.answer.status == 400
+    assert ("type" in str(asked.json["error"])) == path.startswith("/v1/")
+    assert registry.in_flight == 0

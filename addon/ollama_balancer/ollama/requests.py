@@ -30,7 +30,6 @@ _MODEL_KEYS = {
 }
 """The keys that name the model, by path: the first that is not empty counts. Kind.MODEL's other routes have `model`."""
 
-_TRANSCRIPTIONS = "/v1/audio/transcriptions"
 _EMPTY_MEANS_LOAD = {"/api/generate": "prompt", "/api/chat": "messages"}
 _KEPT_OVER_NULL = ("model", "name", "source", "prompt")
 """Strings in the server's structs: null leaves them as they are. The other keys' fields are pointers and lists, which
@@ -59,7 +58,7 @@ class Asked:
 
 def read_request(route: Route, path: str, body: bytes | None, content_type: str = "") -> Asked:
     """What a request asks for. `path` is without its query. Whatever the body is, nothing is raised."""
-    if route.path == _TRANSCRIPTIONS:
+    if route.is_form:
         return _read_form(body or b"", content_type)
     if route.kind is Kind.MODEL and route.path.endswith("{}"):
         return Asked(well_formed(last_part(route, path)) or None)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote, unquote
 
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
 
 class Kind(Enum):
     """Which agents a route concerns."""
@@ -43,6 +45,13 @@ class Route:
     """The agent runs the model for it, which takes one of its slots."""
     streams: bool = False
     """Its answer streams unless the request says otherwise."""
+    unpacks: bool = False
+    """The server reads a body that is compressed with zstd, as Codex sends it; none of another encoding."""
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the body is a form, and no JSON."""
+        return self.path == TRANSCRIPTIONS
 
 
 GET, POST, DELETE = ("GET",), ("POST",), ("DELETE",)
@@ -58,12 +67,12 @@ ROUTES = (
     Route(POST, "/api/embed", Kind.MODEL, runs=True),
     Route(POST, "/api/embeddings", Kind.MODEL, runs=True),
     Route(POST, "/api/show", Kind.MODEL),
-    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI, runs=True),
-    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI, runs=True),
-    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI, runs=True),
-    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES, runs=True),
-    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC, runs=True),
-    Route(POST, "/v1/audio/transcriptions", Kind.MODEL, Dialect.OPENAI, runs=True),
+    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
+    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
+    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
+    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES, runs=True, unpacks=True),
+    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC, runs=True, unpacks=True),
+    Route(POST, TRANSCRIPTIONS, Kind.MODEL, Dialect.OPENAI, runs=True),
     Route(GET, "/v1/models/{}", Kind.MODEL, Dialect.OPENAI),
     Route(HEAD_GET, "/api/tags", Kind.MERGED),
     Route(GET, "/api/ps", Kind.MERGED),

@@ -15,9 +15,13 @@ from .events import Unended, event_parser
 from .json_scanning import is_light
 from .keeping import KeptBody
 from .shapes import read_answer
+from .unpacking import LEAST_LIMIT, MOST_GROWTH, UnpackingError, unpacker_for
 
 READ_BYTES = 4 * 1024 * 1024
 """A larger answer that is no stream is not read."""
+
+MOST_UNPACKED = 1024 * 1024
+"""Bytes into which a piece of a compressed stream may unpack; of one with more the rest is not read."""
 
 NO_TERMINAL = "the stream ended without its terminal event"
 
@@ -64,6 +68,11 @@ class AnswerWatcher:
         return self._parser is not None
 
     @property
+    def packed(self) -> bool:
+        """Whether what is kept of the body is unpacked, which the body is not."""
+        return False
+
+    @property
     def terminal_seen(self) -> bool:
         return self.answer.terminal
 
@@ -81,6 +90,14 @@ class AnswerWatcher:
             return
         for event in self._parser.feed(chunk):
             self.answer.add(event)
+
+    def feed_own(self, words: bytes) -> None:
+        """What the balancer itself has put behind the body, as a client reads it."""
+        self.feed(words)
+
+    def ending(self, words: bytes) -> bytes | None:
+        """The bytes that go on with the body so that a client reads these words, then the end; None: there are none."""
+        return words
 
     def verdict(self) -> Verdict:
         """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
@@ -110,3 +127,55 @@ class AnswerWatcher:
             if isinstance(value, dict):
                 answer.add(read_answer(value))
         return answer
+
+
+class PackedWatcher(AnswerWatcher):
+    """The same for a compressed body. What cannot be unpacked is not judged: it may be whole."""
+
+    def __init__(
+        self,
+        encoding: str,
+        content_type: str,
+        keep: int = READ_BYTES,
+        *,
+        skims: bool = False,
+        room: Callable[[int], bool] | None = None,
+    ) -> None:
+        super().__init__(content_type, keep, skims=skims, room=room)
+        self._unpacker = unpacker_for(encoding)
+        self._unreadable = self._unpacker is None
+        self._most = MOST_UNPACKED if self.streamed else READ_BYTES
+
+    @property
+    def packed(self) -> bool:
+        return self._unpacker is not None
+
+    def feed(self, chunk: bytes) -> None:
+        if self._unpacker is None:
+            self.kept.feed(chunk)
+        elif not self._unreadable:
+            most = min(max(LEAST_LIMIT, MOST_GROWTH * len(chunk)), self._most)
+            try:
+                text = self._unpacker.feed(chunk, most)
+            except UnpackingError:
+                self._unreadable = True
+            else:
+                super().feed(text)
+
+    def feed_own(self, words: bytes) -> None:
+        super().feed(words)
+
+    def ending(self, words: bytes) -> bytes | None:
+        return None if self._unpacker is None or self._unreadable else self._unpacker.ending(words)
+
+    def verdict(self) -> Verdict:
+        return Verdict(True) if self._unreadable else super().verdict()
+
+
+def watcher_of(
+    content_type: str, encoding: str, keep: int, room: Callable[[int], bool] | None = None
+) -> AnswerWatcher:
+    """Watches an answer with these headers, of which only how it goes and ends is told; `encoding` may be empty."""
+    if encoding in ("", "identity"):
+        return AnswerWatcher(content_type, keep, skims=True, room=room)
+    return PackedWatcher(encoding, content_type, keep, skims=True, room=room)

@@ -25,6 +25,7 @@ from ..ollama.requests import needed_model, read_request
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
+from .bodies import RefusedBodyError, check_readable, content_of, model_in_query
 from .exchange import CORRECTIONS, Candidate, Exchange, FailureKind
 
 RETRY_AFTER = "5"
@@ -115,11 +116,12 @@ class Dispatcher:
         body: bytes | None,
         content_type: str = "",
         *,
+        encoding: str = "",
         websocket: bool = False,
     ) -> Forward | Everywhere | Wait | Answer:
         """The first decision on a request. `target` is its path and query; `body` is None where it is still to come.
 
-        `websocket`: it asks for a WebSocket.
+        `encoding` is the body's first Content-Encoding. `websocket`: it asks for a WebSocket.
         """
         registry = self.registry
         path = target.partition("?")[0]
@@ -141,20 +143,27 @@ class Dispatcher:
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
             return replace(answer, headers={"Allow": ", ".join(route.methods)})
         exchange.mode = registry.mode
-        asked = read_request(route, path, body, content_type)
+        try:
+            content = content_of(route, body, encoding)
+            asked = read_request(route, path, content, content_type)
+            check_readable(route, asked, content, content_type, packed=bool(encoding))
+        except RefusedBodyError as e:
+            return self.error(exchange.dialect, e.status, e.message)
         model = asked.model
+        if route.is_form and "?" in target:
+            model = model_in_query(target, model)
         if model is not None and len(model) > MAX_MODEL_NAME:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
         exchange.model_name = None if model is None else self._name_of(model)
         if asked.members and self.explains():
-            exchange.excerpt = last_turn(body or b"", asked.members)
+            exchange.excerpt = last_turn(content or b"", asked.members)
         exchange.unloads = asked.unloads_after
         if route.runs and exchange.model_name is not None and not asked.unloads:
             exchange.slot_model = exchange.model_name
             exchange.streams = route.streams if asked.stream is None else asked.stream
-            exchange.body_bytes = len(body or b"")
-            exchange.demand = read_prompt(route, exchange.slot_model, body or b"", asked.members)
+            exchange.body_bytes = len(content or b"")
+            exchange.demand = read_prompt(route, exchange.slot_model, content or b"", asked.members)
             if not exchange.streams:
                 exchange.demand = exchange.demand._replace(streams=False)
         if exchange.pin is not None:
@@ -176,7 +185,7 @@ class Dispatcher:
             if len(holders) > 1:
                 return self._everywhere(exchange, holders, route)
         # A form is no JSON to begin with.
-        return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else body)
+        return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else content)
 
     def _name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""

@@ -361,6 +361,9 @@ class FanOut:
 
     async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
         name, status = leg.agent.name, response.status_code
+        packed = response.headers.get("content-encoding", "identity").lower() != "identity"
+        if packed and self._request.method != "HEAD":
+            return Reply(name, None, problem="its answer is compressed, which it was asked not to be")
         headers = tuple(response.headers.raw)
         if status == 200 and "ndjson" in response.headers.get("content-type", ""):
             return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))

@@ -77,6 +77,14 @@ def header(headers: http.Headers, name: bytes) -> str | None:
     return b", ".join(found).decode("utf-8", "surrogateescape") if found else None
 
 
+def first_header(headers: http.Headers, name: bytes) -> str | None:
+    """The same of the first header of that name alone."""
+    for written, value in headers.fields:
+        if len(written) == len(name) and written.lower() == name:
+            return value.decode("utf-8", "surrogateescape")
+    return None
+
+
 def by_name(headers: http.Headers) -> dict[bytes, bytes]:
     """The same for all of them: their values, as they came, by name in lower case."""
     found: dict[bytes, bytes] = {}

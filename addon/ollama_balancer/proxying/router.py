@@ -33,7 +33,7 @@ from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
 from .exchange import CORRECTIONS, Exchange, FailureKind, attach, exchange_of
-from .headers import AGENT_HEADER, asks_for_websocket, header, refusal_for_client, request_to_agent
+from .headers import AGENT_HEADER, asks_for_websocket, first_header, header, refusal_for_client, request_to_agent
 from .layer import Failure, Routing
 from .memory_checks import MemoryChecks
 from .outcomes import outcome_of
@@ -135,6 +135,7 @@ class Router:
                 request.path,
                 request.raw_content,
                 header(request.headers, b"content-type") or "",
+                encoding=first_header(request.headers, b"content-encoding") or "",
                 websocket=request.method == "GET" and asks_for_websocket(request),
             )
         return self._account(exchange, routing)
@@ -288,9 +289,11 @@ class Router:
 
         assert self.settings
         request = flow.request
+        asked = request_to_agent(request, self.via, exchange.caller.credentials)
+        asked.headers["Accept-Encoding"] = "identity"  # their answers are read and made into one
         return FanOut(
             [self.registry.take(agent) for agent in decision.agents],
-            request_to_agent(request, self.via, exchange.caller.credentials),
+            asked,
             body=request.raw_content,
             uploads=bool(request.stream),
             by_all=decision.by_all,

@@ -19,7 +19,7 @@ from .jobs import JOBS
 from .library import Library, Registry, Upload
 from .management import Management
 from .models import SimulatedModel, with_tag
-from .requests import RefusedError, named_model, read_object, shown_model
+from .requests import RefusedError, named_model, read_object, sent_body, shown_model
 from .routes import BLOB, CONSTANT, MANAGEMENT, V1_MODEL, find, resolve
 from .timing import Scheduler, Timing
 
@@ -293,7 +293,7 @@ class SimulatedOllama:
         try:
             route, name = resolve(request.method, request.path, request.target.partition("?")[2])
             if inference:
-                parsed = read_object(route, request.body)
+                parsed = read_object(route, sent_body(route, request.headers, request.body))
                 record.model = named_model(parsed)
                 job = JOBS[route](parsed, self._library.by_key)
                 self._spawn(connection, self._tracked(self._inference.serve(connection, job), connection, record))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .models import ModelKey, SimulatedModel, model_key
+from .models import ModelKey, SimulatedModel, asked_key, model_key
 
 
 class Library:
@@ -27,10 +27,8 @@ class Library:
         self._put(model, time.time_ns())
 
     def find(self, spelling: str) -> SimulatedModel | None:
-        """The model that a caller means, if there is one. `:local` behind its name says that it is not the cloud's."""
-        key = model_key(spelling)
-        if key is not None and key not in self.by_key and spelling.lower().endswith(":local"):
-            key = model_key(spelling[: -len(":local")])
+        """The model that a caller means, if there is one."""
+        key = asked_key(spelling)
         return self.by_key.get(key) if key is not None else None
 
     def remove(self, model: SimulatedModel) -> None:

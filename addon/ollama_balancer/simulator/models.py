@@ -86,6 +86,12 @@ def model_key(spelling: str) -> ModelKey | None:
     return key if all(NAME_PART.fullmatch(part) for part in key) else None
 
 
+def asked_key(spelling: str) -> ModelKey | None:
+    """The same of what a caller asks for: `:local` behind a name says that it is not the model of Ollama's cloud."""
+    base, _, source = spelling.rpartition(":")
+    return model_key(base if source.strip().lower() == "local" else spelling)
+
+
 def with_tag(spelling: str) -> str:
     """The spelling as the server's errors quote it where they add the tag."""
     return spelling if ":" in spelling.rsplit("/", 1)[-1] else f"{spelling}:latest"

@@ -2,15 +2,25 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from .answers import Answer, api_error, error_of
-from .models import ModelKey, SimulatedModel, model_key, with_tag
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from .models import ModelKey, SimulatedModel, asked_key, model_key, with_tag
 
 Models = Mapping[ModelKey, SimulatedModel]
 Parsed = dict[str, Any]
 
+UNPACKING = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
+"""The routes that read bodies compressed with zstd."""
+MOST_UNPACKED = 20 * 1024 * 1024
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 FOREVER = 9.2e9  # what keep_alive -1 becomes: Go's longest duration, 292 years
@@ -53,6 +63,23 @@ class RefusedError(Exception):
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
         self.answer = answer
+
+
+def sent_body(path: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
+    """A body as it is read, which some routes unpack. Raises RefusedError."""
+    encoding = next((value for name, value in headers if name.lower() == "content-encoding"), "")
+    if path not in UNPACKING or encoding != "zstd":
+        return body
+    try:
+        reader = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23})
+        unpacked = reader.decompress(body, MOST_UNPACKED + 1)
+    except zstd.ZstdError as error:
+        raise RefusedError(api_error(400, str(error), unread=True)) from None
+    if len(unpacked) > MOST_UNPACKED:
+        raise RefusedError(api_error(400, "http: request body too large", unread=True))
+    if not reader.eof:
+        raise RefusedError(api_error(400, "unexpected EOF", unread=True))
+    return unpacked
 
 
 def read_object(path: str, body: bytes) -> Parsed:
@@ -140,7 +167,7 @@ def managed_name(parsed: Parsed) -> str:
 def shown_model(parsed: Parsed, models: Models) -> SimulatedModel:
     """The model a show request means. Raises RefusedError."""
     spelling = managed_name(parsed)
-    key = model_key(spelling)
+    key = asked_key(spelling)
     if key is None or key not in models:
         raise RefusedError(api_error(404, f"model '{with_tag(spelling)}' not found"))
     return models[key]

@@ -1,0 +1,85 @@
+"""What a request's body says to the server, and what is to be done with one that says nothing.
+
+A body that the balancer cannot read would go past the queue and the slots. So, where a model is run, it is refused,
+unless no server can read it either: then a host may say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+from ..ollama.json_scanning import is_json
+from ..ollama.requests import Asked
+from ..ollama.routes import Route
+from ..ollama.unpacking import TooLargeError, UnpackingError, unpacked
+
+MOST_UNPACKED = 20 * 1024 * 1024
+"""Bytes into which a body may unpack: the server's own limit (`maxDecompressedBodySize`)."""
+
+MOST_FIELDS = 100
+"""Of a query."""
+
+_ESCAPES = {7: "a", 8: "b", 9: "t", 10: "n", 11: "v", 12: "f", 13: "r"}
+
+
+class RefusedBodyError(Exception):
+    """`status` and `message` of the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
+    """What the server reads. `encoding` is the first Content-Encoding, as it is written. RefusedBodyError: nothing."""
+    if not route.unpacks or encoding != "zstd" or body is None:
+        return body
+    try:
+        if len(body) > MOST_UNPACKED:
+            raise TooLargeError
+        return unpacked(body, encoding, MOST_UNPACKED)
+    except TooLargeError:
+        raise RefusedBodyError(413, f"the body unpacks into more than {MOST_UNPACKED} bytes") from None
+    except UnpackingError as e:
+        raise RefusedBodyError(400, f"failed to decompress request body: {e}") from None
+
+
+def check_readable(route: Route, asked: Asked, content: bytes | None, content_type: str, *, packed: bool) -> None:
+    """RefusedBodyError: the request might run a model, and nobody knows which. `packed`: it has a Content-Encoding.
+
+    The words are those of the server.
+    """
+    if asked.readable or not route.runs or content is None:
+        return
+    if route.is_form:
+        is_form = "multipart/form-data" in content_type.lower()
+        why = "malformed MIME" if is_form else "request Content-Type isn't multipart/form-data"
+        raise RefusedBodyError(400, f"failed to parse multipart form: {why}")
+    begins = content.lstrip(b" \t\r\n")[:1]
+    if begins == b"{" and is_json(content):
+        raise RefusedBodyError(400, "the body has too many parts, or parts in one another, to be read")
+    if packed and begins:
+        raise RefusedBodyError(400, f"invalid character {_quoted(begins[0])} looking for beginning of value")
+
+
+def model_in_query(target: str, model: str | None) -> str | None:
+    """The model of a form, as the server takes it: what the query says goes before what the form says."""
+    try:
+        fields = parse_qsl(target.partition("?")[2], keep_blank_values=True, max_num_fields=MOST_FIELDS)
+    except ValueError:
+        return model
+    named = next((value for name, value in fields if name == "model"), model)
+    return named or None
+
+
+def _quoted(byte: int) -> str:
+    """A character as Go's messages show it."""
+    if byte in _ESCAPES:
+        return f"'\\{_ESCAPES[byte]}'"
+    character = chr(byte)
+    if character in "'\\":
+        return f"'\\{character}'"
+    if character.isprintable():
+        return f"'{character}'"
+    return f"'\\x{byte:02x}'" if byte < 0x80 else f"'\\u{byte:04x}'"
