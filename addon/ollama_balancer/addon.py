@@ -1129,6 +1129,8 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
                         exchange.flow.kill()
                     return b""
                 return ending
+            if watcher.packed and error is None and "content-length" not in response.headers:
+                return watcher.missing
         return b""
 
     return passed

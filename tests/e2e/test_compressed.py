@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from mitmproxy import http, io
 
 from tests.e2e.harness import Hosts, Proxy, RawHost, running_proxy, wait_until
 from tests.packing import BITS, ENCODINGS, Packer, header_of, packed
@@ -164,6 +165,22 @@ def test_a_compressed_stream_that_breaks_off_ends_with_the_error_event_in_it(
     counted(proxy, before, "failed")
 
 
+@pytest.mark.parametrize("encoding", BITS)
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_compressed_stream_that_lacks_its_end_after_the_terminal_event_gets_it(
+    proxy: Proxy, host: PackingHost, encoding: str, ends: bool
+) -> None:
+    host.answers(encoding, NDJSON, TOKEN, FINAL, finishes=False)
+    host.ends = ends
+    before = stats(proxy)
+    with proxy.http.stream("POST", "/api/generate", json=ASKED) as response:
+        body = b"".join(response.iter_raw())
+    reader = zlib.decompressobj(BITS[encoding])
+    assert reader.decompress(body) == TOKEN + FINAL
+    assert reader.eof
+    counted(proxy, before, "succeeded")
+
+
 @pytest.mark.parametrize("encoding", ["br", "zstd"])
 @pytest.mark.parametrize("ends", [True, False])
 def test_where_no_error_event_can_go_into_a_compressed_stream_its_client_is_cut_off(
@@ -194,6 +211,23 @@ def test_the_client_of_a_compressed_stream_that_ends_without_its_terminal_event_
         for _ in response.iter_raw():
             pass
     counted(proxy, before, "failed")
+
+
+def test_the_flow_holds_a_compressed_stream_as_it_reads(tmp_path: Path, host: PackingHost, hosts: Hosts) -> None:
+    raw = RawHost(hosts, host.serve)
+    saved = tmp_path / "saved.flows"
+    with running_proxy(tmp_path, "--set", f"balancer_agents=a={raw.url}", "-w", str(saved)) as proxy:
+        proxy.wait_online("a")
+        host.answers("br", NDJSON, TOKEN, FINAL)
+        with proxy.http.stream("POST", "/api/generate", json=ASKED) as response:
+            for _ in response.iter_raw():
+                pass
+    raw.stop()
+    with saved.open("rb") as file:
+        [flow] = [each for each in io.FlowReader(file).stream() if isinstance(each, http.HTTPFlow)]
+    assert flow.response is not None
+    assert flow.response.content == TOKEN + FINAL
+    assert "content-encoding" not in flow.response.headers
 
 
 def test_a_bomb_is_passed_on_and_takes_little_time_and_memory(proxy: Proxy, host: PackingHost) -> None:

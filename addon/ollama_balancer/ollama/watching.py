@@ -99,6 +99,11 @@ class AnswerWatcher:
         """The bytes that go on with the body so that a client reads these words, then the end; None: there are none."""
         return words
 
+    @property
+    def missing(self) -> bytes:
+        """What the body lacks to be whole though the answer is, where that can be told."""
+        return b""
+
     def verdict(self) -> Verdict:
         """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
         answer = self.answer
@@ -167,6 +172,12 @@ class PackedWatcher(AnswerWatcher):
 
     def ending(self, words: bytes) -> bytes | None:
         return None if self._unpacker is None or self._unreadable else self._unpacker.ending(words)
+
+    @property
+    def missing(self) -> bytes:
+        if self._unpacker is None or self._unreadable or self._unpacker.ended:
+            return b""
+        return self._unpacker.ending(b"") or b""
 
     def verdict(self) -> Verdict:
         return Verdict(True) if self._unreadable else super().verdict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -13,6 +12,7 @@ from pydantic_core import from_json
 
 from ..ollama.errors import Blame, classify, error_body, message_of
 from ..ollama.routes import Route, dialect_of
+from ..ollama.unpacking import UnpackingError, unpacker_for
 from .answers import dated, path_of
 from .dispatch import JSON_TYPE, RETRY_AFTER
 from .exchange import Attempt
@@ -158,9 +158,9 @@ def _unpacked(response: http.Response, body: bytes) -> bytes:
     encoding = header(response.headers, b"content-encoding")
     if encoding is None or not body:
         return body
-    if encoding.strip().lower() in ("gzip", "x-gzip", "deflate"):
-        try:
-            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_UNPACKED)
-        except zlib.error:
-            pass
-    return _UNREADABLE
+    unpacker = unpacker_for(encoding)
+    try:
+        text = unpacker.feed(body, MAX_UNPACKED) if unpacker is not None else b""
+    except UnpackingError:
+        text = b""
+    return text or _UNREADABLE
