@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mitmproxy import exceptions
+from mitmproxy.addons.block import Block
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons, tflow, tutils
 
@@ -54,6 +56,7 @@ def test_the_mode_can_be_changed_live_and_is_logged(
         ("balancer_mode", "least_requests", "fastest"),
         ("balancer_stale_after", 60, 0),
         ("balancer_retries", 1, -1),
+        ("balancer_allow_from", ["8.8.8.8"], ["office"]),
         ("balancer_agents", ["a=http://10.0.0.1"], ["a=https://10.0.0.1"]),
         ("balancer_token", "another-token", "short"),
         ("stream_large_bodies", None, "1m"),
@@ -234,3 +237,22 @@ def test_what_takes_long_to_load_is_not_loaded_with_the_addon(tmp_path: Path) ->
     script = LOAD.format(confdir=str(tmp_path), addon=str(Path(__file__).parents[1] / "addon"))
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout == "\n"
+
+
+def test_the_decision_on_public_addresses_is_the_balancers_and_follows_the_option(tmp_path: Path) -> None:
+    balancer, proxyserver = Balancer(), Proxyserver()
+    with taddons.context(Block(), proxyserver, balancer) as running:
+        assert running.options.block_global
+        running.configure(balancer, confdir=str(tmp_path), balancer_token=TOKEN)
+        assert not running.options.block_global
+        client = tflow.tclient_conn()
+        client.peername = ("8.8.8.8", 1)
+        proxyserver.connections[client.id] = SimpleNamespace(client=client)  # type: ignore[assignment]
+        balancer.client_connected(client)
+        assert balancer.strangers == {client.id}
+        running.configure(balancer, balancer_allow_from=["8.8.8.0/24"])
+        assert balancer.strangers == set()
+        running.configure(balancer, balancer_allow_from=[])
+        assert balancer.strangers == {client.id}
+        balancer.client_disconnected(client)
+        assert balancer.strangers == set()

@@ -230,7 +230,7 @@ def test_the_flow_holds_a_compressed_stream_as_it_reads(tmp_path: Path, host: Pa
     assert "content-encoding" not in flow.response.headers
 
 
-def test_a_bomb_is_passed_on_and_takes_little_time_and_memory(proxy: Proxy, host: PackingHost) -> None:
+def test_a_bomb_is_passed_on_as_it_came(proxy: Proxy, host: PackingHost) -> None:
     host.answers("gzip", NDJSON, TOKEN, bytes(200_000_000), FINAL)
     before = stats(proxy)
     with proxy.http.stream("POST", "/api/generate", json=ASKED) as response:

@@ -120,6 +120,17 @@ def test_a_request_that_a_websocket_is_no_alternative_for_is_served(proxy: Proxy
     assert proxy.http.get("/api/version", headers=WEBSOCKET).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/show", "/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_a_model_may_be_named_with_local(proxy: Proxy, path: str) -> None:
+    asked = {"model": "llama3.2:local", "messages": [{"role": "user", "content": "x"}], "input": "x", "max_tokens": 5}
+    answer = proxy.http.post(path, json=asked | {"stream": False})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Balancer-Agent"] == "a"
+    nobody = proxy.http.post(path, json=asked | {"model": "nope:local"})
+    assert nobody.status_code == 404
+    assert "model 'nope:local' not found" in nobody.text
+
+
 def test_a_preflight_may_ask_for_the_headers_of_other_clients(proxy: Proxy) -> None:
     preflight = {
         "Origin": "http://localhost:3000",

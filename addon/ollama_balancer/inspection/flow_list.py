@@ -21,7 +21,7 @@ MOST_BYTES = 512 * 1024 * 1024
 _SHOWING = ("view", "dumper", "save", "savehar", "intercept")
 """mitmproxy's addons that show, save or hold flows. A flow that nobody sees must not be held."""
 
-_HOOKS = ("requestheaders", "request", "responseheaders", "response", "error")
+_HOOKS = ("requestheaders", "request", "responseheaders", "response", "error", "http_connect_error")
 
 
 class FlowList:

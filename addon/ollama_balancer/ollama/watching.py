@@ -183,9 +183,7 @@ class PackedWatcher(AnswerWatcher):
         return Verdict(True) if self._unreadable else super().verdict()
 
 
-def watcher_of(
-    content_type: str, encoding: str, keep: int, room: Callable[[int], bool] | None = None
-) -> AnswerWatcher:
+def watcher_of(content_type: str, encoding: str, keep: int, room: Callable[[int], bool] | None = None) -> AnswerWatcher:
     """Watches an answer with these headers, of which only how it goes and ends is told; `encoding` may be empty."""
     if encoding in ("", "identity"):
         return AnswerWatcher(content_type, keep, skims=True, room=room)
