@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import re
 import shlex
 import shutil
 import subprocess
@@ -306,3 +307,16 @@ def test_a_flow_keeps_the_address_that_its_client_asked_and_can_be_sent_there_ag
             answer = subprocess.run([*command, "-s", "-m", "30"], capture_output=True, check=True)
             assert b'"done":true' in answer.stdout
             assert len(web.flows("generate")) == 4
+
+
+def test_in_a_terminal_each_request_is_told_with_its_client_its_agent_and_the_address_that_was_asked(
+    tmp_path: Path, hosts: Hosts
+) -> None:
+    with running_proxy(tmp_path, *agents(one=hosts.start("one").url)) as proxy:
+        proxy.wait_online("one")
+        ask(proxy)
+        proxy.generate(model="nobody-has-it")
+        address = re.escape(f"{proxy.url}/api/generate")
+        client = r"127\.0\.0\.1:\d+"
+        wait_until(lambda: re.search(f"{client} → one: POST {address}", proxy.log), "the answer of an agent")
+        wait_until(lambda: re.search(f"{client}: POST {address}", proxy.log), "the balancer's own")

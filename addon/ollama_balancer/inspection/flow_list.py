@@ -9,11 +9,14 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from mitmproxy import ctx, http
+from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
 
 from ..api.paths import is_control_path
 from ..memory_budget import MemoryBudget
 from ..proxying.answers import path_of
+from ..proxying.headers import AGENT_HEADER, header
+from ..text import one_line
 
 MOST_BYTES = 512 * 1024 * 1024
 """Of the bodies of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
@@ -21,7 +24,23 @@ MOST_BYTES = 512 * 1024 * 1024
 _SHOWING = ("view", "dumper", "save", "savehar", "intercept")
 """mitmproxy's addons that show, save or hold flows. A flow that nobody sees must not be held."""
 
+_AGENT = AGENT_HEADER.lower().encode()
+
 _HOOKS = ("requestheaders", "request", "responseheaders", "response", "error", "http_connect_error")
+
+
+def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
+    """What mitmdump's line of a request begins with: the client, and the agent that answered.
+
+    The address after it is the one that the client asked.
+    """
+
+    def client_and_agent(flow: Flow) -> str:
+        response = flow.response if isinstance(flow, http.HTTPFlow) else None
+        agent = header(response.headers, _AGENT) if response is not None else None
+        return f"{client_of(flow)} → {one_line(agent)}" if agent else client_of(flow)
+
+    return client_and_agent
 
 
 class FlowList:
@@ -50,6 +69,8 @@ class FlowList:
                 for hook in _HOOKS:
                     if hasattr(addon, hook):
                         setattr(addon, hook, self._unless_hidden(getattr(addon, hook)))
+                if name == "dumper" and hasattr(addon, "_fmt_client"):
+                    addon._fmt_client = _with_agent(addon._fmt_client)
 
     def _unless_hidden(self, hook: Callable[[http.HTTPFlow], Any]) -> Callable[[http.HTTPFlow], Any]:
         return lambda flow: None if self.hides(flow) else hook(flow)
