@@ -25,7 +25,9 @@ MOST_TURNS = 64
 _CONTENTS = ("messages", "prompt", "input")
 """The members that hold what the user says, by the routes' protocols; a request has one of them."""
 
-_STEPS = 20_000
+_STEPS = 8_000
+"""Of the scanner, which is a few milliseconds: of a chat with thousands of messages no turn is told."""
+
 _QUOTE, _LIST, _OBJECT = ord('"'), ord("["), ord("{")
 
 
