@@ -93,7 +93,7 @@ class Fleet:
                     "name": gpu,
                     "utilization": round(min(100, work * 90 + chance.uniform(2, 9))),
                     "memory_used": int(min(memory * 0.97, size / len(gpus)) * 2**30),
-                    "memory_total": memory * 2**30,
+                    "memory_total": int(memory * 2**30),
                 }
                 for gpu, memory in gpus
             ],

@@ -82,6 +82,12 @@ def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hos
             thread.join()
         seen(browser, lambda: text_of(browser, "#decisions").count("succeeded") == 3, "the requests, without a reload")
         assert "adaptive: " in text_of(browser, "#decisions")
+        assert proxy.http.post("/api/chat", json={"model": "llama3.2", "messages": 5}).status_code == 400
+        assert proxy.http.get("/api/tags").status_code == 200
+        seen(browser, lambda: "rejected 400" in text_of(browser, "#decisions"), "what the caller did wrong")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#decisions tr")) == 4, "a list is no row"
+        totals = "Since the start 5: 4 succeeded, 1 rejected"
+        seen(browser, lambda: text_of(browser, "#totals") == totals, "all that ended")
         assert secret not in browser.page_source + proxy.http.get("/dashboard/data").text
         assert row(browser, "gpu-b").count(HOSTILE) == 2, "the model's and the GPU's name, as text"
         assert browser.find_elements(By.CSS_SELECTOR, "#agents img") == []

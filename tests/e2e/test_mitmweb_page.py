@@ -75,6 +75,7 @@ def test_prompts_appear_by_themselves_with_where_they_went_and_a_click_shows_all
         assert "⚠" in shown[1]
         assert "→ balancer · nobody-has-it · “hi” · 127.0.0.1" in shown[1]
         assert "rejected with 404: model 'nobody-has-it' not found" in shown[1]
+        assert browser.find_element(By.CSS_SELECTOR, ".flow-table td.col-timestamp").size["width"] >= 200
         comment = browser.find_element(By.CSS_SELECTOR, ".flow-table td.col-comment")
         assert comment.size["width"] > 500, "there is room to read it"
 

@@ -13,7 +13,7 @@ from tornado.web import OutputTransform
 
 COLUMNS = ["icon", "timestamp", "path", "comment", "status", "size", "time"]
 
-STYLE = b"<style>.flow-table .col-comment{width:55%}</style></head>"
+STYLE = b"<style>.flow-table .col-comment{width:55%}.flow-table .col-timestamp{width:200px}</style></head>"
 
 
 class WideComments(OutputTransform):

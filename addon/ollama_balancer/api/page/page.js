@@ -165,19 +165,12 @@ function tile(name, value, note = "", look = "") {
   setClass(made, look);
 }
 
-/** How the requests ended that did not simply succeed. */
-function ended(totals) {
-  const others = ["failed", "refused", "rejected", "cancelled"].filter((outcome) => totals[outcome]);
-  return others.map((outcome) => `${grouped.format(totals[outcome])} ${outcome}`).join(", ") || "since the start";
-}
-
 function showTiles(data) {
-  const { figures, line, states, totals } = data;
+  const { figures, line, states } = data;
   const all = Object.values(states).reduce((a, b) => a + b, 0);
   const away = all - states.online;
   const others = Object.entries(states).filter(([state, count]) => count && state !== "online").map(([state, count]) => `${count} ${state}`);
   tile("Requests/s", figure(figures.requests_per_second), "last minute");
-  tile("Requests", grouped.format(totals.requests), ended(totals));
   tile("In flight", grouped.format(data.in_flight), "now");
   tile("Waiting", grouped.format(line.length), line.length ? `oldest ${seconds(line.oldest)}` : "now", line.length ? "warns" : "");
   tile("Tokens/s", figure(figures.tokens_per_second), "last minute");
@@ -376,6 +369,13 @@ function makeDecision(decision) {
   return row;
 }
 
+/** How all requests have ended. */
+function showTotals({ requests, in_flight, ...ended }) {
+  const counts = Object.entries({ ...ended, "in flight": in_flight }).filter(([, count]) => count);
+  const said = counts.map(([outcome, count]) => `${grouped.format(count)} ${outcome}`).join(", ");
+  setText(byId("totals"), `Since the start ${grouped.format(requests)}${said && ": "}${said}`);
+}
+
 function showDecisions(decisions) {
   const body = byId("decisions");
   const keys = decisions.map((decision) => `${decision.id} ${decision.at}`);
@@ -401,6 +401,7 @@ function show(data) {
   showTiles(data);
   showAgents(data);
   showLine(data.line);
+  showTotals(data.totals);
   showDecisions(data.decisions);
 }
 
