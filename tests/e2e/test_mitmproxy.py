@@ -22,7 +22,7 @@ def test_mitmweb_shows_the_streamed_answer_and_why_and_takes_a_new_mode_live(tmp
         proxy.wait_online("one", "two")
         answer = proxy.http.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})
         [flow] = web.flows("/api/generate")
-        told = r"→ (one|two) · llama3\.2 · “hi” · 127\.0\.0\.1 · adaptive: .* · \d+ tok/s · TTFT \d+ ms"
+        told = r"→ (one|two) · llama3\.2 · “hi” · 127\.0\.0\.1 · \d+ tok/s · TTFT \d+ ms · adaptive: .*"
         assert re.fullmatch(told, flow["comment"])
         assert flow["marked"] == ""
         assert web.content(flow["id"]) == answer.content

@@ -95,7 +95,7 @@ def test_the_streamed_text_and_the_decision_are_in_the_flow(tmp_path: Path, host
     (flow,) = balanced_flows(saved)
     assert flow.response
     assert flow.response.content == b"".join(CHUNKS)
-    assert flow.comment.startswith("→ raw · m · “x” · 127.0.0.1 · adaptive: ")
+    assert flow.comment.startswith("→ raw · m · “x” · 127.0.0.1 · 2000 tok/s · TTFT ")
     assert "\n" not in flow.comment
     record = flow.metadata["balancer"]
     json.dumps(record)

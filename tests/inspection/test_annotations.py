@@ -52,12 +52,12 @@ def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: A
 
 def test_a_stream_is_told_by_agent_model_reason_speed_and_time_to_first_token() -> None:
     exchange = served(Clock(), "application/x-ndjson")
-    assert comment(exchange) == "→ gpu-1 · tiny-a · metrics: score 30 · 81 tok/s · TTFT 200 ms"
+    assert comment(exchange) == "→ gpu-1 · tiny-a · 81 tok/s · TTFT 200 ms · metrics: score 30"
 
 
 def test_an_answer_in_one_piece_is_told_by_the_time_that_it_took() -> None:
     exchange = served(Clock(), "application/json", first_byte=10.0)
-    assert comment(exchange) == "→ gpu-1 · tiny-a · metrics: score 30 · 81 tok/s · in 12.0 s"
+    assert comment(exchange) == "→ gpu-1 · tiny-a · 81 tok/s · in 12.0 s · metrics: score 30"
 
 
 def test_a_request_in_the_line_is_told_to_wait() -> None:
@@ -125,7 +125,7 @@ def test_what_was_asked_and_by_whom_is_told() -> None:
     exchange = served(Clock(), "application/x-ndjson", excerpt="Why is the sky blue?")
     exchange.caller.name = "10.0.0.7"
     assert comment(exchange) == (
-        "→ gpu-1 · tiny-a · “Why is the sky blue?” · 10.0.0.7 · metrics: score 30 · 81 tok/s · TTFT 200 ms"
+        "→ gpu-1 · tiny-a · “Why is the sky blue?” · 10.0.0.7 · 81 tok/s · TTFT 200 ms · metrics: score 30"
     )
     waiting = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello")
     assert comment(waiting) == "waits for a free agent · tiny-a · “Hello”"

@@ -69,7 +69,7 @@ def marker(exchange: Exchange) -> str:
 
 
 def comment(exchange: Exchange) -> str:
-    """One line: agent, model, prompt, client, mode and why, speed, time to first token, attempts, problem."""
+    """One line: agent, model, prompt, client, speed, time to first token, mode and why, attempts, problem."""
     asked = [one_line(exchange.model)] if exchange.model else []
     if exchange.excerpt:
         asked.append(f"“{exchange.excerpt}”")
@@ -79,8 +79,6 @@ def comment(exchange: Exchange) -> str:
         return " · ".join(["waits for a free agent", *asked])
     nobody = "balancer" if exchange.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
     parts = [f"→ {names_of(exchange.agents) or nobody}", *asked]
-    if exchange.why:
-        parts.append(f"{exchange.mode}: {exchange.why}")
     if exchange.tokens_per_second is not None:
         parts.append(f"{exchange.tokens_per_second:.0f} tok/s")
     first = exchange.seconds_to_first_byte
@@ -89,6 +87,8 @@ def comment(exchange: Exchange) -> str:
             parts.append(f"TTFT {_time(first)}")
         elif exchange.total is not None:
             parts.append(f"in {_time(exchange.total)}")
+    if exchange.why:
+        parts.append(f"{exchange.mode}: {exchange.why}")
     if exchange.fan_out is not None and exchange.failures:
         failed = "; ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
         parts.append(one_line(f"{len(exchange.failures)} of {exchange.attempts} could not ({failed})"))
