@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mitmproxy import http
 
 from ..fleet.agent import Agent, Outcome
+from ..proxying.callers import UNKNOWN
 from ..proxying.exchange import Exchange
 from ..text import one_line
 from .marks import set_mark
@@ -73,7 +74,7 @@ def comment(exchange: Exchange) -> str:
     asked = [one_line(exchange.model)] if exchange.model else []
     if exchange.excerpt:
         asked.append(f"“{exchange.excerpt}”")
-    if exchange.client:
+    if exchange.client != UNKNOWN:
         asked.append(one_line(exchange.client, 60))
     if exchange.waiting_since is not None:
         return " · ".join(["waits for a free agent", *asked])

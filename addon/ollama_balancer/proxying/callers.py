@@ -68,12 +68,16 @@ def share_of(address: str, key: str) -> Share:
     return (group, address) if shared else (group, key)
 
 
+UNKNOWN = "unknown"
+"""The name of a client that has no address."""
+
+
 @dataclass(eq=False, slots=True)
 class Caller:
     """`name` tells clients apart for people: by a hash of the API key that says nothing about it, else by address."""
 
     client_id: str
-    name: str = "unknown"
+    name: str = UNKNOWN
     share: Share | None = None
     """Whose turns its requests use in the line."""
     authorized: bool = False
@@ -85,7 +89,7 @@ class Caller:
 def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     """Read who sends the request, and take what they present out of the flow."""
     peer = flow.client_conn.peername
-    who = str(peer[0]) if peer else "unknown"
+    who = str(peer[0]) if peer else UNKNOWN
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
         flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
     headers = flow.request.headers
