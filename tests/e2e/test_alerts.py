@@ -70,7 +70,7 @@ def test_an_agent_is_up_only_while_it_gets_requests_and_a_drain_on_purpose_is_no
         wait_until(lambda: up(proxy) == {"one": 1, "two": 1, "gone": 0}, "one that was never there is not up")
         assert raised(down, scrape(proxy)) == {"gone"}
 
-        one.faults.status = 503
+        one.faults.status = 502
         for _ in range(3):
             proxy.generate(headers={"X-Balancer-Agent": "one"})
         assert proxy.agents()["one"]["status"] == "ejected"

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 from ollama_balancer.simulator import Timing
-from tests.e2e.harness import ROOT, Hosts, Proxy, free_port, running_proxy, wait_until
+from tests.e2e.harness import ROOT, Hosts, Proxy, running_proxy, wait_until
 
 MONITORING = ROOT / "addon" / "ollama_balancer" / "monitoring"
 ENDLESS = Timing(load=0, prefill_rate=1e6, decode_rate=50, output_tokens=1_000_000)
@@ -39,6 +39,14 @@ def requests(series: Series) -> dict[tuple[str, str, str, str], float]:
     return told
 
 
+def take_in_one_that_breaks_off(proxy: Proxy, hosts: Hosts) -> None:
+    """A host that answers probes, and no prompt."""
+    dead = hosts.start("dead")
+    dead.faults.reset_before_head = True
+    proxy.register("dead", dead.url)
+    proxy.wait_online("dead")
+
+
 def test_the_counts_are_those_of_the_traffic_and_no_client_can_make_up_labels(tmp_path: Path, hosts: Hosts) -> None:
     one, slow = hosts.start("one"), hosts.start("slow", "endless", timing=ENDLESS)
     arguments = ("--set", f"balancer_agents=one={one.url},slow={slow.url}", "--set", "balancer_mode=roundrobin")
@@ -50,13 +58,8 @@ def test_the_counts_are_those_of_the_traffic_and_no_client_can_make_up_labels(tm
             assert (answer.headers.get("content-encoding") == "gzip") is compressed or len(answer.content) < 8192
         for _ in range(3):
             proxy.generate()
-        proxy.register("dead", f"http://127.0.0.1:{free_port()}")
-
-        def tried_again() -> bool:
-            proxy.report("dead", models=["llama3.2"])  # a probe may have found meanwhile that nobody is there
-            return proxy.generate().headers["X-Balancer-Attempts"] == "2"
-
-        wait_until(tried_again, "one that is tried again")
+        take_in_one_that_breaks_off(proxy, hosts)
+        wait_until(lambda: proxy.generate().headers["X-Balancer-Attempts"] == "2", "one that is tried again")
         endless = {"model": "endless", "messages": [{"role": "user", "content": "x"}]}
         with proxy.http.stream("POST", "/api/chat", json=endless) as response:
             lines = response.iter_lines()
@@ -74,10 +77,10 @@ def test_the_counts_are_those_of_the_traffic_and_no_client_can_make_up_labels(tm
             ("", "other", "/api/generate", "rejected"): 20,
             ("", "", "other", "rejected"): 20,
         }
-        assert series["failed_attempts_total", frozenset({("agent", "dead"), ("reason", "connect")})] == 1
+        assert series["failed_attempts_total", frozenset({("agent", "dead"), ("reason", "broken")})] == 1
         assert series["cancels_total", frozenset({("reason", "client")})] == 1
         assert series["own_seconds_total", frozenset()] > 0
-        assert series["agents", frozenset({("state", "online")})] == 2
+        assert series["agents", frozenset({("state", "online")})] == 3
 
         proxy.control("DELETE", "/api/agents/dead")
         gone = {name: value for (name, labels), value in scrape(proxy).items() if ("agent", "dead") in labels}
@@ -85,7 +88,7 @@ def test_the_counts_are_those_of_the_traffic_and_no_client_can_make_up_labels(tm
         assert proxy.http.post("/metrics").status_code == 405
 
 
-def test_the_dashboard_and_the_rules_ask_for_what_there_is(tmp_path: Path) -> None:
+def test_the_dashboard_and_the_rules_ask_for_what_there_is(tmp_path: Path, hosts: Hosts) -> None:
     board = json.loads((MONITORING / "grafana-dashboard.json").read_text())
     rules = YAML(typ="safe").load((MONITORING / "alert-rules.yaml").read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
@@ -94,13 +97,8 @@ def test_the_dashboard_and_the_rules_ask_for_what_there_is(tmp_path: Path) -> No
         proxy.wait_online("demo-1", "demo-2", "demo-3")
         proxy.report("demo-1", gpus=[{"name": "RTX", "memory_used": 1, "memory_total": 2}])
         proxy.http.post("/api/generate", json={"model": "llama3.2", "prompt": "hi"})
-        proxy.register("dead", f"http://127.0.0.1:{free_port()}")
-
-        def fails() -> bool:
-            proxy.report("dead", models=["llama3.2"])
-            return proxy.generate(headers={"X-Balancer-Agent": "dead"}).status_code == 502
-
-        wait_until(fails, "an attempt in vain")
+        take_in_one_that_breaks_off(proxy, hosts)
+        assert proxy.generate(headers={"X-Balancer-Agent": "dead"}).status_code == 502
         text = proxy.http.get("/metrics").text
     known = set(re.findall(r"^(ollama_balancer_\w+?)(?:\{| )", text, re.MULTILINE))
     known |= set(re.findall(r"^# TYPE (\w+) counter", text, re.MULTILINE))
