@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import h11
 import pydantic_core
 
+from .connecting import connect
+
 LONGEST_HEAD = 64 * 1024
 """Bytes of an answer's head, or of one chunk's, that are read at most."""
 
@@ -90,13 +92,13 @@ async def call(
     try:
         async with asyncio.timeout(timeout):
             try:
+                host = parts.hostname or ""
+                made = await connect(host, parts.port or (443 if tls else 80))
+                # TLS is begun here, too: who does not get through that is not reached.
                 reader, writer = await asyncio.open_connection(
-                    parts.hostname,
-                    parts.port or (443 if tls else 80),
-                    ssl=_tls() if tls else None,
-                    all_errors=True,
+                    sock=made, ssl=_tls() if tls else None, server_hostname=host if tls else None
                 )
-            except (OSError, ExceptionGroup) as error:
+            except OSError as error:
                 raise ConnectError(_reason(error)) from error
             connected = True
             try:
@@ -149,8 +151,6 @@ def parse_json(body: bytes) -> Any:
 
 def _reason(error: BaseException) -> str:
     """Why it failed, in the operating system's words where it has some."""
-    if isinstance(error, BaseExceptionGroup):  # one for each of the host's addresses
-        return _reason(error.exceptions[0])
     if isinstance(error, h11.RemoteProtocolError):
         return f"its answer is no HTTP: {error}"
     if isinstance(error, ConnectionRefusedError):

@@ -306,6 +306,21 @@ class Hosts:
         self.loop.close()
 
 
+@contextlib.contextmanager
+def silent_listener(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """Drops each attempt to connect, as a host does that is switched off: its backlog is full. Gives its port."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        full.bind((address, port))
+        full.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
 class RawHost:
     """A host that does to each connection what the test says: for wire behaviour that no Ollama shows."""
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ollama_balancer.simulator import SimulatedOllama
-from tests.e2e.harness import Hosts, Proxy, free_port, running_proxy, wait_until
+from tests.e2e.harness import Hosts, Proxy, free_port, running_proxy, silent_listener, wait_until
 
 
 @contextmanager
@@ -67,31 +67,20 @@ def test_an_unreachable_host_costs_the_connect_timeout_once(tmp_path: Path, host
     good, gone = hosts.start("good"), hosts.start("gone")
     agents = f"balancer_agents=gone={gone.url},good={good.url}"
     options = ("--set", agents, "--set", "balancer_connect_timeout=1", "--set", "balancer_mode=metrics")
-    with running_proxy(tmp_path, *options) as proxy, socket.socket() as full:
+    with running_proxy(tmp_path, *options) as proxy:
         proxy.wait_online("good", "gone")
         proxy.report("gone", cpu=1, models=["llama3.2"], loaded_models=[])  # from here on it is not probed
         proxy.report("good", cpu=60)
         hosts.kill(gone)
-        # A listener whose backlog is full drops the SYN, as a host does that is switched off.
-        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        full.bind(("127.0.0.1", gone.port))
-        full.listen(0)
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", gone.port))
-            fillers.append(filler)
-        response = proxy.generate()
-        assert response.status_code == 200
-        assert response.headers["X-Balancer-Attempts"] == "2"
-        assert "not reached within 1 s" in proxy.log
-        shown = proxy.agents()["gone"]
-        assert shown["status"] == "unreachable"
-        assert f"open TCP port {gone.port}" in shown["reason"]
-        assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
-        for filler in fillers:
-            filler.close()
+        with silent_listener(port=gone.port):
+            response = proxy.generate()
+            assert response.status_code == 200
+            assert response.headers["X-Balancer-Attempts"] == "2"
+            assert "not reached within 1 s" in proxy.log
+            shown = proxy.agents()["gone"]
+            assert shown["status"] == "unreachable"
+            assert f"open TCP port {gone.port}" in shown["reason"]
+            assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
 
 
 def test_when_all_fail_the_client_learns_what_was_tried(tmp_path: Path, hosts: Hosts) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import ErrorCode, ResponseProtocolError, _http1, _http2
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.utils import human
+
+from agent_reporter.connecting import connect, is_address
 
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
@@ -153,6 +156,22 @@ async def _handle_connection(self: Any, connection: Connection) -> None:
         raise
 
 
+async def _open_connection(
+    host: str, port: int, *, local_addr: tuple[str, int] | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """`asyncio.open_connection`, which tries the next address of a name where one does not answer."""
+    if local_addr is not None or is_address(host):
+        return await asyncio.open_connection(host, port, local_addr=local_addr)
+    return await asyncio.open_connection(sock=await connect(host, port))
+
+
+def _asyncio_with(**replaced: Any) -> types.ModuleType:
+    """What a module gets to see as asyncio: with some of it replaced, and nobody else concerned."""
+    module = types.ModuleType("asyncio", asyncio.__doc__)
+    module.__dict__.update(asyncio.__dict__ | replaced)
+    return module
+
+
 _handle_connection_of_mitmproxy: Any = server.ConnectionHandler.handle_connection
 _read_request_of_mitmproxy: Any = _http1.Http1Server.read_headers
 _read_answer_of_mitmproxy: Any = _http1.Http1Client.read_headers
@@ -162,6 +181,7 @@ _parse_h2_of_mitmproxy: Any = _http2.parse_h2_request_headers
 
 _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (server.ConnectionHandler, "handle_connection", _handle_connection),
+    (server, "asyncio", _asyncio_with(open_connection=_open_connection)),
     (_http1, "ReceiveBuffer", LimitedBuffer),
     (_http1.Http1Server, "read_headers", _read_request),
     (_http1.Http1Client, "read_headers", _read_answer),
