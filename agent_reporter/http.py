@@ -45,6 +45,8 @@ class Answer(NamedTuple):
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Their names are in lower case."""
+    peer: str = ""
+    """The IP address that answered."""
 
     def header(self, name: bytes) -> str | None:
         """The first of that name."""
@@ -107,7 +109,8 @@ async def call(
                 writer.write(peer.send(request) or b"")
                 writer.write(b"" if content is None else peer.send(h11.Data(content)) or b"")
                 writer.write(peer.send(h11.EndOfMessage()) or b"")
-                return await _read_answer(reader, peer, limit)
+                answer = await _read_answer(reader, peer, limit)
+                return answer._replace(peer=str((writer.get_extra_info("peername") or ("",))[0]))
             finally:
                 writer.transport.abort()
     except CallError:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent_reporter import wire
-from agent_reporter.http import CallError, ConnectError, LateError, call
+from agent_reporter.http import Answer, CallError, ConnectError, LateError, call
 from agent_reporter.wire import ModelEntry, check_size
 
 from .descriptors import is_ours
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import AgentRegistry
+from .locating import Locator
 from .ollama.names import canonical_name
 from .reaching import cannot_connect
 
@@ -98,6 +99,7 @@ class Prober:
         self.first_round = asyncio.Event()
         self._wakes = (asyncio.Event(), asyncio.Event())
         self._has_begun = False
+        self._locator = Locator(registry)
 
     def wake(self) -> None:
         """Begin the next rounds now."""
@@ -158,7 +160,8 @@ class Prober:
         """
         address = agent.address
         try:
-            version = Version.model_validate_json(await self._get(address, "/api/version", ALIVE_TIMEOUT)).version
+            answer = await self._get(address, "/api/version", ALIVE_TIMEOUT)
+            version = Version.model_validate_json(answer.body).version
         except ConnectError as e:
             if is_ours(e):
                 if agent.online:
@@ -178,6 +181,7 @@ class Prober:
             self.registry.silent(agent, explain(address, e))
             return not late
         await self._list(agent, address)
+        await self._locator.locate(agent, address, answer.peer)
         if agent.address == address:
             self.registry.update_version(agent, version)
             self.registry.reached(agent)
@@ -213,15 +217,15 @@ class Prober:
 
     async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:
-            return _models(await self._get(address, "/api/ps", ALIVE_TIMEOUT))
+            return _models((await self._get(address, "/api/ps", ALIVE_TIMEOUT)).body)
         except (CallError, ValueError):
             return None
 
     async def _list(self, agent: Agent, address: Address) -> None:
         began = self.registry.clock()
         try:
-            models = _models(await self._get(address, "/api/tags", INVENTORY_TIMEOUT))
-            loaded = _models(await self._get(address, "/api/ps", INVENTORY_TIMEOUT))
+            models = _models((await self._get(address, "/api/tags", INVENTORY_TIMEOUT)).body)
+            loaded = _models((await self._get(address, "/api/ps", INVENTORY_TIMEOUT)).body)
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
@@ -231,15 +235,15 @@ class Prober:
 
     async def _answers(self, address: Address) -> bool:
         try:
-            Version.model_validate_json(await self._get(address, "/api/version", ALIVE_TIMEOUT))
+            Version.model_validate_json((await self._get(address, "/api/version", ALIVE_TIMEOUT)).body)
         except (CallError, ValueError):
             return False
         return True
 
-    async def _get(self, address: Address, path: str, seconds: float) -> bytes:
-        """The body of a 200 answer; ValueError for another status, CallError else."""
+    async def _get(self, address: Address, path: str, seconds: float) -> Answer:
+        """A 200 answer; ValueError for another status, CallError else."""
         headers = {"Via": self.via, "User-Agent": "ollama-balancer"}
         answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
         if answer.status != 200:
             raise StatusError(path, answer.status)
-        return answer.body
+        return answer

@@ -531,6 +531,7 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
         "source": "registered",
         "status": "online",
         "reason": None,
+        "alias_of": None,
         "strikes": 0,
         "models": ["m"],
         "loaded_models": ["m"],
@@ -632,3 +633,96 @@ def test_an_agent_that_was_never_there_is_told_once(
         registry.unreachable(agent, "cannot connect: refused")
     assert caplog.text.count("Agent gone (10.0.0.1:11434) is not there: cannot connect: refused.") == 1
     assert agent.describe(clock())["reason"] == "cannot connect: refused"
+
+
+# One host under several names
+
+
+def one_host(registry: AgentRegistry, *names: str) -> list[Agent]:
+    """Agents of those names that are one host."""
+    agents = fleet(registry, *names)
+    for agent in agents:
+        registry.located(agent, ("10.0.0.1", 11434))
+    return agents
+
+
+def chosen(registry: AgentRegistry) -> set[Agent | None]:
+    return {registry.select("m:latest") for _ in range(4)}
+
+
+def test_a_host_of_two_names_has_one_set_of_slots_and_is_named_once_in_the_log(
+    registry: AgentRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.slots = 1
+    a, b = one_host(registry, "a", "b")
+    assert chosen(registry) == {a}
+    registry.take(a, "m:latest")
+    assert chosen(registry) == {None}
+    assert not registry.could_serve("m:latest", [a])
+    assert (b.status, b.reason) == (
+        Status.ONLINE,
+        "the same host as a (10.0.0.1:11434), which gets its requests: remove one of the two",
+    )
+    assert (a.describe(0)["alias_of"], b.describe(0)["alias_of"]) == (None, "a")
+    for agent in (a, b):
+        registry.located(agent, ("10.0.0.1", 11434))
+        registry.update_metrics(agent.name, report())
+    assert [record.getMessage() for record in caplog.records] == [
+        "Agents a (10.0.0.1:11434) and b (10.0.0.2:11434) are one host: only a gets requests, with one set of slots. "
+        "Remove the others."
+    ]
+
+
+def test_the_name_that_reports_stands_for_the_host_once_nothing_runs_there(registry: AgentRegistry) -> None:
+    a, b = one_host(registry, "a", "b")
+    lease = registry.take(a, "m:latest")
+    registry.update_metrics("b", report(num_parallel=1))
+    assert chosen(registry) == {a}  # b would run the same number beside it
+    lease.release(Outcome.SUCCEEDED)
+    registry.update_metrics("b", report(at=1, num_parallel=1))
+    assert chosen(registry) == {b}
+
+
+def test_the_other_name_serves_while_the_first_is_not_online_or_gone(registry: AgentRegistry) -> None:
+    a, b = one_host(registry, "a", "b")
+    registry.unreachable(a, "refused")
+    assert chosen(registry) == {b}
+    registry.reached(a)
+    registry.expire()
+    assert len(chosen(registry)) == 1
+    registry.remove(a)
+    assert chosen(registry) == {b}
+    assert b.alias_of is None
+
+
+def test_a_host_that_a_person_drains_gets_nothing_by_its_other_name(registry: AgentRegistry) -> None:
+    a, b = one_host(registry, "a", "b")
+    for name in (a, b):
+        registry.drain(name)
+        assert chosen(registry) == {None}
+        assert (a.draining, b.draining) == (True, True)
+        registry.resume(a)
+        assert chosen(registry) == {a}
+
+
+def test_a_reporter_that_ends_leaves_the_host_to_its_other_name(registry: AgentRegistry) -> None:
+    a, b = one_host(registry, "a", "b")
+    registry.update_metrics("b", report())
+    assert chosen(registry) == {b}
+    registry.drain(b, until_registration=True)
+    assert chosen(registry) == {a}
+    registry.register("b", b.address)
+    assert chosen(registry) == {b}
+
+
+def test_a_host_that_moves_or_turns_out_to_be_another_stands_for_itself(registry: AgentRegistry) -> None:
+    a, b, c = one_host(registry, "a", "b", "c")
+    assert (b.alias_of, c.alias_of) == (a, a)
+    registry.located(c, ("10.0.0.9", 11434))
+    assert c.alias_of is None
+    registry.register("b", address(7))
+    registry.reached(b)
+    assert (a.alias_of, b.alias_of, c.alias_of) == (None, None, None)
+    assert chosen(registry) == {a, b, c}
+    registry.located(a, ("10.0.0.9", 11434))
+    assert c.alias_of is a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -184,6 +185,7 @@ class Agent:
 
     __slots__ = (
         "address",
+        "alias_of",
         "base_rank",
         "boards",
         "clock_lead",
@@ -197,6 +199,7 @@ class Agent:
         "full",
         "health",
         "heard_at",
+        "host_key",
         "hot",
         "id",
         "in_flight",
@@ -243,6 +246,10 @@ class Agent:
         self.name = name
         self.address = address
         self.source = source
+        self.host_key: Hashable | None = None
+        """Where its host listens, as far as is known: equal for two agents that are one host."""
+        self.alias_of: Agent | None = None
+        """The agent that stands for the host that both are: that one gets its requests."""
         self.instance: str | None = None
         """Of the reporter that registered it last."""
         self.number = number
@@ -345,16 +352,21 @@ class Agent:
     @property
     def available(self) -> bool:
         """Online and to be used, though perhaps not at this moment: it may be ejected, or have all its slots taken."""
-        return self.online and not (self.draining or self.removed or self.refusal)
+        return self.online and self.alias_of is None and not (self.draining or self.removed or self.refusal)
 
     @property
     def eligible(self) -> bool:
         """May get new requests now, of a model it has a slot for."""
-        return self.online and not (self.draining or self.removed or self.closed or self.refusal)
+        return self.online and self.alias_of is None and not (
+            self.draining or self.removed or self.closed or self.refusal
+        )
 
     @property
     def reason(self) -> str | None:
         """Why it is not simply online."""
+        if self.alias_of is not None and self.status is Status.ONLINE:
+            other = self.alias_of
+            return f"the same host as {other.name} ({other.address}), which gets its requests: remove one of the two"
         match self.status:
             case Status.OFFLINE:
                 return self.offline_reason
@@ -426,6 +438,7 @@ class Agent:
             "source": self.source,
             "status": self.status,
             "reason": self.reason,
+            "alias_of": self.alias_of.name if self.alias_of is not None else None,
             "strikes": self.health.strikes,
             "models": list(self.model_names),
             "loaded_models": [m.name for m in self.loaded],

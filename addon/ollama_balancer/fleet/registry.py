@@ -20,7 +20,7 @@ import random
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from agent_reporter.limits import NAME_PATTERN
@@ -37,6 +37,7 @@ from .leases import SUCCEEDED, Lease, SlotLease
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.adaptive import Adaptive, Choice
 from .pool import Pool
+from .same_host import SameHost
 from .sharing import SharedParts
 from .slots import SlotLearner
 
@@ -113,6 +114,7 @@ class AgentRegistry:
         self._pools: dict[str, dict[str | None, Pool]] = {name: {} for name in POLICIES}
         self._holders: dict[str, dict[Agent, None]] = {}
         self._shared = SharedParts()
+        self._hosts = SameHost()
         self._unknown: dict[Agent, None] = {}
         """Those whose models are not known yet."""
         self.avoidance = Avoidance(clock)
@@ -202,8 +204,10 @@ class AgentRegistry:
                 agent.address = address
                 self._lose(agent, "moved to a new address")
                 agent.reachable, agent.unreached, agent.silent_since = not self._must_reach, "", None
+                self.located(agent, None)
             if agent.draining_until_registration:
-                self.resume(agent)
+                self._resume(agent)
+                self._regroup(self._hosts.settle(agent))
             return agent, False
         agent = Agent(name, address, source, self._next_number)
         self._next_number += 1
@@ -237,6 +241,7 @@ class AgentRegistry:
         """Take an agent out of the fleet. Its running requests finish."""
         if agent.removed:
             return
+        self.located(agent, None)
         agent.removed = True
         self.revision += 1
         self._agents.pop(agent.id, None)
@@ -255,7 +260,14 @@ class AgentRegistry:
         self._place(agent)
 
     def drain(self, agent: Agent, *, until_registration: bool = False) -> None:
-        """Send it no new requests; those that run finish."""
+        """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not its
+        reporter that ends.
+        """
+        for each in [agent] if until_registration else self._hosts.of(agent):
+            self._drain(each, until_registration=until_registration)
+        self._regroup(self._hosts.settle(agent))
+
+    def _drain(self, agent: Agent, *, until_registration: bool) -> None:
         if not agent.draining:
             logger.info("Agent %s is draining: no new requests, %d in flight.", agent.name, agent.in_flight)
             agent.draining = True
@@ -266,6 +278,12 @@ class AgentRegistry:
         self._place(agent)
 
     def resume(self, agent: Agent) -> None:
+        """Send it requests again, and its host's other names."""
+        for each in self._hosts.of(agent):
+            self._resume(each)
+        self._regroup(self._hosts.settle(agent))
+
+    def _resume(self, agent: Agent) -> None:
         if agent.draining:
             logger.info("Agent %s is resumed.", agent.name)
             self.revision += 1
@@ -336,6 +354,8 @@ class AgentRegistry:
             self._find(agent, "reports", reported=True)
             if not agent.reachable:
                 self.on_unproven(agent)
+        if agent.host_key is not None:
+            self._regroup(self._hosts.settle(agent))
         for pool in agent.pools:
             pool.changed(agent)
         return True
@@ -448,6 +468,26 @@ class AgentRegistry:
     def models(self) -> list[str]:
         """The canonical names of all models that any agent has, in whatever state."""
         return list(self._holders)
+
+    def located(self, agent: Agent, key: Hashable | None) -> None:
+        """Where the agent's host listens: two that have an equal key are one host. None: it is not known."""
+        if agent.removed:
+            return
+        known = agent.host_key
+        self._regroup(self._hosts.move(agent, key))
+        together = self._hosts.of(agent)
+        if key != known and len(together) > 1:
+            logger.warning(
+                "Agents %s are one host: only %s gets requests, with one set of slots. Remove the others.",
+                " and ".join(f"{each.name} ({each.address})" for each in together[:8]),
+                (agent.alias_of or agent).name,
+            )
+
+    def _regroup(self, changed: Iterable[Agent]) -> None:
+        """These are aliases now, or are no longer."""
+        for agent in changed:
+            self._came_or_went(agent)
+            self._place(agent)
 
     def reached(self, agent: Agent) -> None:
         """The agent answered a probe, or a request."""
@@ -899,8 +939,9 @@ class AgentRegistry:
 
     def _can_spare_one(self) -> bool:
         """Whether at most half of the agents that are online would be ejected with one more."""
-        ejected = sum(agent.online and agent.health.phase is Phase.EJECTED for agent in self._unwell)
-        return 2 * (ejected + 1) <= sum(agent.online for agent in self._agents.values())
+        hosts = [agent for agent in self._agents.values() if agent.online and agent.alias_of is None]
+        ejected = sum(agent.health.phase is Phase.EJECTED for agent in self._unwell if agent.online)
+        return 2 * (ejected + 1) <= len(hosts)
 
     def _gate(self, agent: Agent) -> None:
         """Close or open an agent, as its health allows at this moment."""
@@ -948,6 +989,7 @@ class AgentRegistry:
                 agent.health.came_back(self.clock())
                 self._gate(agent)
             agent.was_online = True
+            self._regroup(self._hosts.settle(agent))
         self._place(agent)
 
     def _lose(self, agent: Agent, reason: str, *, found_nobody: bool = False) -> None:
@@ -980,6 +1022,7 @@ class AgentRegistry:
             self._replace(agent)
             self._came_or_went(agent)
             self._place(agent)
+            self._regroup(self._hosts.settle(agent))
 
     def _came_or_went(self, agent: Agent) -> None:
         self.generation += 1

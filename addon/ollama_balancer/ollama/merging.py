@@ -66,7 +66,9 @@ class MergedFleet:
         if not changed:
             return
         for model in changed:
-            merged = _merge([agent for agent in registry.holders(model) if agent.online], model)
+            merged = _merge(
+                [agent for agent in registry.holders(model) if agent.online and agent.alias_of is None], model
+            )
             if merged is None:
                 self._merged.pop(model, None)
             else:
@@ -83,7 +85,7 @@ class MergedFleet:
         if self._generation == registry.generation:
             return
         self._generation = registry.generation
-        agents = [agent for agent in registry if agent.online]
+        agents = [agent for agent in registry if agent.online and agent.alias_of is None]
         self._running = _models(self._loaded.update(agents))
         versions = {agent.version for agent in agents if agent.version is not None}
         self._version = json.dumps({"version": min(versions, key=_version_key)}).encode() if versions else None

@@ -402,6 +402,7 @@ class Dispatcher:
         agent = registry.get(name)
         if agent is None:
             return self.error(exchange.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
+        agent = agent.alias_of or agent
         if not agent.available:
             why = f": {agent.reason}" if agent.reason else ""
             return self.error(exchange.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")

@@ -1,0 +1,68 @@
+"""Two agents are one host where their names and addresses lead to one server, and only there."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import pytest
+
+from agent_reporter.collectors.reach import facing
+from ollama_balancer.fleet.agent import Address
+from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.locating import key_here, listening_at
+from ollama_balancer.probing import Prober
+from tests.e2e.harness import free_port
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone")
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    body = b'{"version": "0.33.0", "models": []}'
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    writer.close()
+
+
+def aliases(listening: Sequence[str], hosts: Sequence[str]) -> list[str | None]:
+    """Of agents at these hosts, one port each, the host that each is an alias of; servers listen at those addresses."""
+    port = free_port()
+
+    async def run() -> list[str | None]:
+        registry = AgentRegistry(must_reach=True)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        async with AsyncExitStack() as stack:
+            for address in listening:
+                await stack.enter_async_context(await asyncio.start_server(serve, address, port, reuse_address=True))
+            agents = [registry.register(f"a{n}", Address(host, port))[0] for n, host in enumerate(hosts)]
+            for _ in range(2):
+                for agent in agents:
+                    await prober.probe(agent)
+                    assert agent.online
+        return [agent.alias_of.address.host if agent.alias_of else None for agent in agents]
+
+    return asyncio.run(run())
+
+
+def test_one_address_under_two_names_is_one_host() -> None:
+    assert aliases(["127.0.0.1"], ["127.0.0.1", "localhost", "127.1"]) == [None, "127.0.0.1", "127.0.0.1"]
+
+
+def test_a_server_that_listens_everywhere_is_one_host_by_each_of_the_machines_addresses() -> None:
+    try:
+        own = facing("192.0.2.1")
+    except OSError:
+        own = "127.0.0.3"
+    assert aliases(["0.0.0.0"], ["127.0.0.1", own, "127.0.0.2"]) == [None, "127.0.0.1", "127.0.0.1"]
+
+
+def test_servers_that_listen_at_addresses_of_their_own_are_hosts_of_their_own() -> None:
+    assert aliases(["127.0.0.1", "127.0.0.2"], ["127.0.0.1", "127.0.0.2"]) == [None, None]
+
+
+def test_a_socket_for_one_address_takes_what_one_for_all_does_not() -> None:
+    assert key_here("127.0.0.1", 1, {"127.0.0.1"}) != key_here("10.0.0.1", 1, {"127.0.0.1"})
+    assert key_here("10.0.0.2", 1, {"127.0.0.1"}) == key_here("10.0.0.1", 1, {"127.0.0.1"})
+    assert listening_at(free_port()) == frozenset()
