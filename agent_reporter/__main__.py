@@ -43,7 +43,7 @@ def main() -> None:
 
 async def _run(options: Options) -> int:
     balancers = [balancer.host for balancer in options.balancers]
-    host = Host(ollama=options.ollama, balancers=balancers)
+    host = Host(ollama=options.ollama, balancers=balancers, advertised=options.advertise is not None)
     if options.print:
         report = await Collection(host)()
         print(report.model_dump_json(indent=2, exclude_none=True, exclude_defaults=True))

@@ -21,6 +21,8 @@ class Host:
     """The host's own Ollama."""
     balancers: Sequence[str] = ()
     """Host names or addresses of the balancers; there may be more of them later."""
+    advertised: bool = False
+    """Whether balancers were told another address than the one that reports come from."""
     server: ServerProcess = field(default_factory=ServerProcess)
     """The Ollama server's process, which several collectors ask about."""
 

@@ -1,4 +1,8 @@
-"""Whether a balancer that is elsewhere can reach the host's Ollama: by default it listens on loopback only."""
+"""Whether balancers can reach the host's Ollama: by default it listens on loopback only.
+
+A balancer takes the address that the reports come from. That is loopback where its own address, as the reporter has it,
+is; from this very host, too, it is another one where the balancer is named by the host's name or address.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from ..addresses import is_loopback, own_ips, resolve
+from ..addresses import is_loopback, resolve
 from ..states import StateLog
 from .base import Fields, Host
 
@@ -28,7 +32,7 @@ class ReachCollector:
 
     def __init__(self, host: Host, platform: str = sys.platform) -> None:
         self._port = host.ollama.port
-        self._loopback = is_loopback(host.ollama.host) or host.ollama.host == "localhost"
+        self._loopback = not host.advertised and (is_loopback(host.ollama.host) or host.ollama.host == "localhost")
         self._balancers = host.balancers
         self._remedy = REMEDIES.get(platform, REMEDIES["linux"])
         self._state = StateLog("reached")
@@ -37,12 +41,12 @@ class ReachCollector:
         for name in self._balancers if self._loopback else ():
             with contextlib.suppress(OSError):
                 ips = await resolve(name)
-                away = [ip for ip in ips if not is_loopback(ip) and ip not in own_ips()]
+                away = [ip for ip in ips if not is_loopback(ip)]
                 if away and await on_loopback_only(self._port, facing(away[0])):
                     self._state.say(
                         "loopback",
                         logging.WARNING,
-                        f"Ollama listens on this machine only: the balancer at {name} cannot reach it; {self._remedy}",
+                        f"Ollama listens on loopback only: the balancer at {name} cannot reach it; {self._remedy}",
                     )
                     return {}
         self._state.say("reached", logging.INFO, "Ollama listens where the balancer can reach it")

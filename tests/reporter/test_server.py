@@ -299,29 +299,33 @@ def test_a_server_on_loopback_only_is_told_from_one_that_listens_everywhere_and_
     assert not asyncio.run(on_loopback_only(gone, own))
 
 
-def test_it_is_said_once_with_what_to_do_and_only_where_a_balancer_is_elsewhere(
+def test_it_is_said_once_with_what_to_do_and_only_where_a_balancer_does_not_call_loopback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own_address()
+    own = own_address()
 
     async def resolve(name: str) -> frozenset[str]:
-        return frozenset({"192.0.2.7" if name == "balancer.test" else "127.0.0.1"})
+        return frozenset({{"balancer.test": "192.0.2.7", "this-host": own}.get(name, "127.0.0.1")})
 
     monkeypatch.setattr(reach_module, "resolve", resolve)
     caplog.set_level(logging.INFO)
 
-    async def run(balancer: str, address: str) -> None:
+    async def run(balancer: str, address: str, *, advertised: bool = False) -> None:
         with listener(address) as server:
             endpoint = Endpoint("http", "127.0.0.1", server.getsockname()[1])
-            collector = ReachCollector(Host(endpoint, (balancer,)), "linux")
+            collector = ReachCollector(Host(endpoint, (balancer,), advertised), "linux")
             for _ in range(2):
                 assert await collector.collect() == {}
 
     asyncio.run(run("localhost", "127.0.0.1"))
     asyncio.run(run("balancer.test", "0.0.0.0"))
+    asyncio.run(run("balancer.test", "127.0.0.1", advertised=True))
     assert caplog.records == []
-    asyncio.run(run("balancer.test", "127.0.0.1"))
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "balancer.test" in record.getMessage()
-    assert 'Environment="OLLAMA_HOST=0.0.0.0"' in record.getMessage()
+    # From this host as well, where the balancer is named by an address of it that is not loopback.
+    for name in ("balancer.test", "this-host"):
+        asyncio.run(run(name, "127.0.0.1"))
+        [record] = caplog.records
+        assert record.levelno == logging.WARNING
+        assert name in record.getMessage()
+        assert 'Environment="OLLAMA_HOST=0.0.0.0"' in record.getMessage()
+        caplog.clear()
