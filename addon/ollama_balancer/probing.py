@@ -100,6 +100,8 @@ class Prober:
         self._wakes = (asyncio.Event(), asyncio.Event())
         self._has_begun = False
         self._locator = Locator(registry)
+        self._asked: set[tuple[Agent, Address]] = set()
+        """Who is asked at this moment."""
 
     def wake(self) -> None:
         """Begin the next rounds now."""
@@ -158,7 +160,14 @@ class Prober:
 
         What it answers is not trusted: sizes and types are checked, a bad answer is no answer.
         """
-        address = agent.address
+        asked = (agent, agent.address)
+        self._asked.add(asked)
+        try:
+            return await self._ask(agent, agent.address)
+        finally:
+            self._asked.discard(asked)
+
+    async def _ask(self, agent: Agent, address: Address) -> bool:
         try:
             answer = await self._get(address, "/api/version", ALIVE_TIMEOUT)
             version = Version.model_validate_json(answer.body).version
@@ -188,8 +197,8 @@ class Prober:
         return True
 
     async def look_at(self, agent: Agent) -> None:
-        """Ask one agent now, that is new or has moved, if the rounds have begun; else they will."""
-        if self._has_begun:
+        """Ask one agent now, that is new, has moved or begins to report, if the rounds have begun; else they will."""
+        if self._has_begun and (agent, agent.address) not in self._asked:
             await self.probe(agent)
 
     async def refresh(self, agent: Agent) -> None:

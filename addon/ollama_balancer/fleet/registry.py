@@ -241,8 +241,8 @@ class AgentRegistry:
         """Take an agent out of the fleet. Its running requests finish."""
         if agent.removed:
             return
-        self.located(agent, None)
         agent.removed = True
+        self._regroup(self._hosts.move(agent, None))
         self.revision += 1
         self._agents.pop(agent.id, None)
         self._names.pop(agent.name, None)

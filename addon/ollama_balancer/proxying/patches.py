@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +163,11 @@ async def _open_connection(
     """`asyncio.open_connection`, which tries the next address of a name where one does not answer."""
     if local_addr is not None or is_address(host):
         return await asyncio.open_connection(host, port, local_addr=local_addr)
-    return await asyncio.open_connection(sock=await connect(host, port))
+    try:
+        connected = await connect(host, port)
+    except socket.gaierror as e:
+        raise OSError(f"host {host} not found") from e
+    return await asyncio.open_connection(sock=connected)
 
 
 def _asyncio_with(**replaced: Any) -> types.ModuleType:
