@@ -92,14 +92,8 @@ class SameHostMachine(RuleBasedStateMachine):
             assert all(other.alias_of is first for other in host if other is not first)
             assert first.online or not any(other.online for other in host)
             assert [other for other in host if other.eligible] in ([first], [])
-            assert (
-                len(host) == 1
-                or first.draining is False
-                or all(
-                    other.draining or not other.online or first.in_flight or not first.draining_until_registration
-                    for other in host
-                )
-            )
+            if first.draining_until_registration:
+                assert all(other.draining_until_registration or not other.online for other in host)
         chosen = self.registry.select(M)
         serving = [agent for agent in agents if agent.eligible and M not in agent.full]
         assert (chosen in serving) if serving else chosen is None
