@@ -26,7 +26,7 @@ import httpx
 
 from benches.proxy import ADDON, HERE, Side, cpu_seconds, machine, spread, start_mitmdump
 from tests.e2e.browser import CHROMIUM, chromium
-from tests.e2e.harness import Hosts
+from tests.e2e.harness import Hosts, free_port
 
 MODELS = (
     "llama3.2:latest",
@@ -129,8 +129,13 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
+def address(number: int) -> str:
+    """Of that host: a socket of its own, or all would be one host."""
+    return f"127.1.{number // 250}.{number % 250 + 1}"
+
+
 class Fleet:
-    """Agents of one host that listens at all addresses of this machine: 127.0.0.0/8 has many."""
+    """Agents of one server that listens at many addresses of this machine, one for each: 127.0.0.0/8 has many."""
 
     def __init__(self, port: int, token: str, host_port: int, count: int) -> None:
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
@@ -138,8 +143,7 @@ class Fleet:
         self._chance = random.Random(5)
         self.names = [f"host-{number:04}" for number in range(count)]
         for number, name in enumerate(self.names):
-            url = f"http://127.1.{number // 250}.{number % 250 + 1}:{host_port}"
-            self._post("/api/agents", {"name": name, "url": url})
+            self._post("/api/agents", {"name": name, "url": f"http://{address(number)}:{host_port}"})
             self.report(name)
         for number in range(60):
             model = MODELS[number % len(MODELS)]
@@ -155,12 +159,13 @@ class Fleet:
 @contextmanager
 def running(count: int) -> Iterator[tuple[Side, Fleet]]:
     hosts, token = Hosts(), secrets.token_urlsafe(24)
-    server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
+    host_port = free_port()
+    server = hosts.run(asyncio.start_server(serve, [address(number) for number in range(count)], host_port))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-dashboard-")))
         arguments = ("-s", str(ADDON), "-s", str(HERE / "filled_curves.py"), "--set", "balancer_stale_after=86400")
         side = start_mitmdump(stack, folder, "balancer", *arguments, token=token, asked="/api/balancer")
-        fleet = Fleet(side.port, token, server.sockets[0].getsockname()[1], count)
+        fleet = Fleet(side.port, token, host_port, count)
         time.sleep(16)  # until the curves have begun and the last probe is over
         data = fleet.http.get("/dashboard/data").json()
         assert data["found"] == count, data["found"]

@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from agent_reporter import http, push, wire
+from benches.dashboard import address, serve
 from benches.proxy import (
     CHUNKS_PER_SECOND,
     HERE,
@@ -40,6 +41,7 @@ from benches.proxy import (
     start_mitmdump,
     start_upstream,
 )
+from tests.e2e.harness import Hosts, free_port
 
 AGENTS = 1000
 INTERVAL = 10.0
@@ -156,7 +158,7 @@ def report(chance: random.Random) -> bytes:
 
 
 class Fleet:
-    """The reporters of all agents. Nobody listens where they say that their hosts are."""
+    """The reporters of all agents. One server listens where they say that their hosts are."""
 
     def __init__(self, port: int, token: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -168,9 +170,9 @@ class Fleet:
         self.next = 0
         """The agent whose turn it is."""
 
-    async def join(self) -> None:
+    async def join(self, host_port: int) -> None:
         for number in range(AGENTS):
-            url = f"http://127.1.{number // 250}.{number % 250 + 1}:11434"
+            url = f"http://{address(number)}:{host_port}"
             body = json.dumps({"name": f"host-{number:04}", "url": url}).encode()
             answer = await self._call("/api/agents", body)
             if answer.status != 201:
@@ -267,7 +269,11 @@ def measure(folder: Path, rounds: int, seconds: float) -> dict[tuple[bool, str],
         side = start_balancer(stack, folder, "balancer", ports, token=token)
         check(side)
         fleet = Fleet(side.port, token)
-        asyncio.run(fleet.join())
+        hosts, host_port = Hosts(), free_port()
+        stack.callback(hosts.stop)
+        server = hosts.run(asyncio.start_server(serve, [address(number) for number in range(AGENTS)], host_port))
+        stack.callback(hosts.loop.call_soon_threadsafe, server.close)
+        asyncio.run(fleet.join(host_port))
         script = ("-s", str(HERE / "no_content.py"), "--mode", "reverse:http://127.0.0.1:1")
         lazy = ("--set", "connection_strategy=lazy")
         bare = start_mitmdump(stack, folder, "mitmdump", *script, *lazy, token="", status=204)

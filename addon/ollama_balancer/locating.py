@@ -21,10 +21,14 @@ HERE = "this machine"
 
 
 class Locator:
+    """Finds out where the agents' hosts listen, and tells the registry."""
+
     def __init__(self, registry: AgentRegistry) -> None:
         self._registry = registry
         self._here: dict[int, dict[Agent, str]] = {}
         """Agents on this machine, by port, and at which of its addresses they were reached."""
+        self._listening: dict[int, frozenset[str]] = {}
+        """At which addresses alone this machine was last seen to listen, by port."""
         self._own: frozenset[str] | None = None
 
     async def locate(self, agent: Agent, address: Address, peer: str) -> None:
@@ -36,18 +40,22 @@ class Locator:
             self._registry.located(agent, (ip, port))
             return
         neighbours = self._here.setdefault(port, {})
-        for other in list(neighbours):
-            if other.removed or other.address.port != port:
-                del neighbours[other]
         if neighbours.get(agent) == ip and agent.host_key is not None:
             return
         neighbours[agent] = ip
-        if len(set(neighbours.values())) == 1:
+        known = self._listening.get(port)
+        if known is None and all(each == ip for each in neighbours.values()):
             self._registry.located(agent, (ip, port))
             return
-        listening = await asyncio.to_thread(listening_at, port)
+        if known is not None and ip in known:
+            self._registry.located(agent, key_here(ip, port, known))
+            return
+        listening = self._listening[port] = await asyncio.to_thread(listening_at, port)
         for each, where in list(neighbours.items()):
-            self._registry.located(each, key_here(where, port, listening))
+            if each.removed or each.address.port != port:
+                del neighbours[each]
+            else:
+                self._registry.located(each, key_here(where, port, listening))
 
     async def _is_here(self, ip: str) -> bool:
         if is_loopback(ip):

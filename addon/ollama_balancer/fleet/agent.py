@@ -357,9 +357,9 @@ class Agent:
     @property
     def eligible(self) -> bool:
         """May get new requests now, of a model it has a slot for."""
-        return self.online and self.alias_of is None and not (
-            self.draining or self.removed or self.closed or self.refusal
-        )
+        if not self.probed and not (self.reported_alive and self.reachable):
+            return False
+        return not (self.draining or self.removed or self.closed or self.refusal or self.alias_of is not None)
 
     @property
     def reason(self) -> str | None:
