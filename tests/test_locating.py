@@ -66,3 +66,23 @@ def test_a_socket_for_one_address_takes_what_one_for_all_does_not() -> None:
     assert key_here("127.0.0.1", 1, {"127.0.0.1"}) != key_here("10.0.0.1", 1, {"127.0.0.1"})
     assert key_here("10.0.0.2", 1, {"127.0.0.1"}) == key_here("10.0.0.1", 1, {"127.0.0.1"})
     assert listening_at(free_port()) == frozenset()
+
+
+def test_names_that_are_left_when_another_goes_are_one_host_still() -> None:
+    async def run() -> None:
+        registry = AgentRegistry(must_reach=True)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        async with await asyncio.start_server(serve, "0.0.0.0", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            hosts = {"a": "127.0.0.1", "b": "localhost", "c": "127.0.0.2"}
+            a, b, c = [registry.register(name, Address(host, port))[0] for name, host in hosts.items()]
+            for agent in (a, b, c):
+                await prober.probe(agent)
+            assert (a.alias_of, b.alias_of, c.alias_of) == (None, a, a)
+            registry.remove(c)
+            registry.unreachable(a, "refused")
+            await prober.probe(a)
+            assert a.online
+            assert (a.alias_of, b.alias_of) == (b, None) or (a.alias_of, b.alias_of) == (None, a)
+
+    asyncio.run(run())

@@ -20,6 +20,10 @@ EVERYWHERE = ("0.0.0.0", "::")
 HERE = "this machine"
 
 
+LOOK_AGAIN = 10.0
+"""Seconds until it is looked again where this machine listens, which takes milliseconds."""
+
+
 class Locator:
     """Finds out where the agents' hosts listen, and tells the registry."""
 
@@ -27,8 +31,8 @@ class Locator:
         self._registry = registry
         self._here: dict[int, dict[Agent, str]] = {}
         """Agents on this machine, by port, and at which of its addresses they were reached."""
-        self._listening: dict[int, frozenset[str]] = {}
-        """At which addresses alone this machine was last seen to listen, by port."""
+        self._listening: dict[int, tuple[float, frozenset[str]]] = {}
+        """At which addresses alone this machine was last seen to listen, by port, and when."""
         self._own: frozenset[str] | None = None
 
     async def locate(self, agent: Agent, address: Address, peer: str) -> None:
@@ -40,22 +44,23 @@ class Locator:
             self._registry.located(agent, (ip, port))
             return
         neighbours = self._here.setdefault(port, {})
-        if neighbours.get(agent) == ip and agent.host_key is not None:
+        if neighbours.get(agent) == ip and agent.host_key is not None and agent.online:
             return
         neighbours[agent] = ip
-        known = self._listening.get(port)
-        if known is None and all(each == ip for each in neighbours.values()):
-            self._registry.located(agent, (ip, port))
+        for other in [each for each in neighbours if each.removed or each.address.port != port]:
+            del neighbours[other]
+        if all(each == ip for each in neighbours.values()):
+            for each in list(neighbours):
+                self._registry.located(each, (ip, port))
             return
-        if known is not None and ip in known:
-            self._registry.located(agent, key_here(ip, port, known))
+        seen_at, listening = self._listening.get(port, (0.0, frozenset[str]()))
+        if ip in listening and self._registry.clock() - seen_at < LOOK_AGAIN:
+            self._registry.located(agent, key_here(ip, port, listening))
             return
-        listening = self._listening[port] = await asyncio.to_thread(listening_at, port)
+        listening = await asyncio.to_thread(listening_at, port)
+        self._listening[port] = (self._registry.clock(), listening)
         for each, where in list(neighbours.items()):
-            if each.removed or each.address.port != port:
-                del neighbours[each]
-            else:
-                self._registry.located(each, key_here(where, port, listening))
+            self._registry.located(each, key_here(where, port, listening))
 
     async def _is_here(self, ip: str) -> bool:
         if is_loopback(ip):
