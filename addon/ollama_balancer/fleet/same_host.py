@@ -64,4 +64,9 @@ class SameHost:
 
 
 def _rank(agent: Agent) -> tuple[bool, bool, bool, int]:
-    return (not agent.online or bool(agent.refusal), agent.draining_until_registration, agent.metrics is None, agent.number)
+    return (
+        not agent.online or bool(agent.refusal),
+        agent.draining_until_registration,
+        agent.metrics is None,
+        agent.number,
+    )
