@@ -21,12 +21,13 @@ from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.merging import ROOT, MergedFleet
 from ..ollama.names import canonical_name, is_cloud_model, local_name
 from ..ollama.prompts import read_prompt
-from ..ollama.requests import needed_model, read_request
+from ..ollama.requests import needed_model
 from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
-from .bodies import RefusedBodyError, check_readable, content_of, model_in_query
+from .bodies import RefusedBodyError, model_in_query
 from .exchange import CORRECTIONS, Candidate, Exchange, FailureKind
+from .reading import Reading, read_body
 
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
@@ -118,10 +119,12 @@ class Dispatcher:
         *,
         encoding: str = "",
         websocket: bool = False,
+        reading: Reading | RefusedBodyError | None = None,
     ) -> Forward | Everywhere | Wait | Answer:
         """The first decision on a request. `target` is its path and query; `body` is None where it is still to come.
 
-        `encoding` is the body's first Content-Encoding. `websocket`: it asks for a WebSocket.
+        `encoding` is the body's first Content-Encoding. `websocket`: it asks for a WebSocket. `reading` is what the
+        body says, where it has been read already.
         """
         registry = self.registry
         path = target.partition("?")[0]
@@ -143,19 +146,17 @@ class Dispatcher:
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
             return replace(answer, headers={"Allow": ", ".join(route.methods)})
         exchange.mode = registry.mode
-        try:
-            content = content_of(route, body, encoding)
-            asked = read_request(route, path, content, content_type)
-            check_readable(route, asked, content, content_type, packed=bool(encoding))
-        except RefusedBodyError as e:
-            return self.error(exchange.dialect, e.status, e.message)
+        read = reading or read_body(route, path, body, content_type, encoding, self.name_of)
+        if isinstance(read, RefusedBodyError):
+            return self.error(exchange.dialect, read.status, read.message)
+        content, asked, demand = read
         model = asked.model
         if route.is_form and "?" in target:
             model = model_in_query(target, model)
         if model is not None and len(model) > MAX_MODEL_NAME:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
-        exchange.model_name = None if model is None else self._name_of(model)
+        exchange.model_name = None if model is None else self.name_of(model)
         if asked.members and self.explains():
             exchange.excerpt = last_turn(content or b"", asked.members)
         exchange.unloads = asked.unloads_after
@@ -163,7 +164,9 @@ class Dispatcher:
             exchange.slot_model = exchange.model_name
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(content or b"")
-            exchange.demand = read_prompt(route, exchange.slot_model, content or b"", asked.members)
+            if demand is None or demand.model != exchange.slot_model:
+                demand = read_prompt(route, exchange.slot_model, content or b"", asked.members)
+            exchange.demand = demand
             if not exchange.streams:
                 exchange.demand = exchange.demand._replace(streams=False)
         if exchange.pin is not None:
@@ -187,7 +190,7 @@ class Dispatcher:
         # A form is no JSON to begin with.
         return self._choose(exchange) or self._nobody(exchange, None if "form-data" in content_type else content)
 
-    def _name_of(self, model: str) -> str:
+    def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
         name = canonical_name(model)
         if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
@@ -361,7 +364,7 @@ class Dispatcher:
         if is_cloud_model(model) or (body and not is_json(body)):
             exchange.model_name = exchange.slot_model = exchange.demand = None
             forward = self._choose_without_slot(exchange)
-            exchange.model_name = self._name_of(model)
+            exchange.model_name = self.name_of(model)
             if forward is not None:
                 return forward
         path = exchange.route.path if exchange.route else ""

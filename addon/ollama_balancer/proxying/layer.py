@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from ..fleet.agent import Address
     from ..memory_budget import Held, MemoryBudget
     from ..ollama.routes import Route
+    from .bodies import RefusedBodyError
     from .fanout import FanOut
+    from .reading import Reading
     from .relay import Relay
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
@@ -154,6 +156,8 @@ class Routing:
     credentials: Fields = ()
     """What the agent gets beside the headers of the flow."""
     route: Route | None = None
+    reading: Reading | RefusedBodyError | None = None
+    """What its body asks for, where it was read before the decision."""
     expired: bool = False
     """The time for a first byte has run out: no attempt more."""
     given_up: str | None = None

@@ -29,6 +29,7 @@ from ..ollama.routes import Kind, dialect_of
 from ..reaching import cannot_connect
 from ..text import one_line
 from .answers import answer_of, path_of
+from .bodies import RefusedBodyError
 from .callers import Caller
 from .deadlines import Deadlines
 from .dispatch import Answer, Dispatcher, Everywhere, Forward, Wait
@@ -37,6 +38,7 @@ from .headers import AGENT_HEADER, asks_for_websocket, first_header, header, ref
 from .layer import Failure, Routing
 from .memory_checks import MemoryChecks
 from .outcomes import outcome_of
+from .reading import Reading, read_large
 from .refusals import answer_to, most_useful, retry_after, why_refused
 from .watchdog import Watchdog
 
@@ -106,8 +108,10 @@ class Router:
 
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
-        began = time.perf_counter()
         exchange = self.begin(routing.flow)
+        if routing.failure is None:
+            routing.reading = await self._read(routing.flow.request)
+        began = time.perf_counter()
         decision = self._decide(exchange, routing)
         while isinstance(decision, Wait):
             exchange.stop_timer()
@@ -120,6 +124,16 @@ class Router:
         if decision is not None:
             self._carry_out(decision, exchange, routing)
         self.tally.own_seconds += time.perf_counter() - began
+
+    async def _read(self, request: http.Request) -> Reading | RefusedBodyError | None:
+        """What a large body says; None: it is none, and is read when it is needed."""
+        return await read_large(
+            request.path,
+            request.raw_content,
+            header(request.headers, b"content-type") or "",
+            first_header(request.headers, b"content-encoding") or "",
+            self.dispatcher.name_of,
+        )
 
     def _decide(self, exchange: Exchange, routing: Routing) -> Forward | Everywhere | Wait | Answer | None:
         """What is to be done with the request now; None: nothing, as nobody wants its answer."""
@@ -137,6 +151,7 @@ class Router:
                 header(request.headers, b"content-type") or "",
                 encoding=first_header(request.headers, b"content-encoding") or "",
                 websocket=request.method == "GET" and asks_for_websocket(request),
+                reading=routing.reading,
             )
         return self._account(exchange, routing)
 
