@@ -92,6 +92,9 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 128 * 1024 * 1024
 """Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
 
+MAX_CONTROL_PATH = 4 * 1024
+"""Bytes of the path and query of a control call."""
+
 REFUSED_BODY = 64 * 1024
 """Bytes taken of the body of a request that has been refused before it came."""
 
@@ -735,6 +738,9 @@ class Balancer:
         """Answer a call of the balancer's own API."""
         if not flow.request.data.method.isalpha():
             flow.response = error_of(flow, 405, "this is not a method of HTTP that is known here")
+            return
+        if len(flow.request.data.path) > MAX_CONTROL_PATH:
+            flow.response = error_of(flow, 414, f"a path of the control API has at most {MAX_CONTROL_PATH} bytes")
             return
         self._count_rest()
         authorized = _is_authorized(flow)

@@ -17,6 +17,10 @@ The last event of /api/generate carries the context, some 7 bytes a token: a mil
 """
 
 
+SHORTEST = 12
+"""Bytes of an event that may tell anything, such as {"error":""}: a shorter one is not read."""
+
+
 class Unended(NamedTuple):
     """What a stream has sent since its last event's end."""
 
@@ -205,7 +209,7 @@ _BEGINNINGS = (b"{", b" ", b"\t", b"\r", b"\n")
 
 
 def _read(data: bytes) -> Event | None:
-    if data[:1] not in _BEGINNINGS:
+    if len(data) < SHORTEST or data[:1] not in _BEGINNINGS:
         return TERMINAL if data.startswith(b"[DONE]") else None
     context = None
     if not is_light(data):

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import h11
-from h11._readers import ChunkedReader
 from mitmproxy import flow, http
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
@@ -48,9 +46,9 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from ..ollama.errors import Blame
 from . import interim
+from .body_buffers import BodyBuffer, CoalescingReader
 from .callers import Fields
 from .exchange import exchange_of
-from .head_limits import check_chunk_line
 from .headers import request_to_agent
 from .host_header import set_destination
 from .refusals import blame_of, for_caller
@@ -93,19 +91,10 @@ def continue_later(chunk: bytes) -> bytes:
     return chunk
 
 
-class _TrailerDroppingReader(ChunkedReader):
-    def __call__(self, buffer: Any) -> Any:
-        event = super().__call__(buffer)
-        if event is None and not self._reading_trailer:
-            check_chunk_line(len(buffer))
-        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
-
-
 def _make_body_reader(expected_size: int | None) -> Any:
-    return _TrailerDroppingReader() if expected_size is None else _mitmproxys_body_reader(expected_size)
+    return CoalescingReader() if expected_size is None else _mitmproxys_body_reader(expected_size)
 
 
-# mitmproxy raises NotImplementedError at trailers, which leaves the client without an end; HTTP allows to drop them.
 _mitmproxys_body_reader = _http1.make_body_reader
 _http1.make_body_reader = _make_body_reader
 interim.skip_answers()
@@ -228,6 +217,10 @@ class BalancedStream(HttpStream):
     held_answer: Held | None = None
     may_relay = True
     """Whether it is of use to ask for that after the next chunk."""
+
+    def __init__(self, context: Context, stream_id: int) -> None:
+        super().__init__(context, stream_id)
+        self.request_body_buf = BodyBuffer()  # type: ignore[assignment]
 
     @functools.cached_property
     def balanced_layer(self) -> BalancedHttpLayer:

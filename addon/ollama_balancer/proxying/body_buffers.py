@@ -1,0 +1,85 @@
+"""Bodies as they come in: put together without a copy, and without work for each of many small chunks."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
+
+from .head_limits import check_chunk_line
+
+MOST_AT_ONCE = 256 * 1024
+"""Bytes of small chunks that are put together."""
+
+_LINE_END = b"\r\n"
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,4})\r\n")
+
+
+class BodyBuffer:
+    """In the place of mitmproxy's buffer, whose bytes are copied at the end: a body of 100 MiB takes 0.3 s for that.
+
+    `BytesIO` writes into what `getvalue` returns.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+
+    def __iadd__(self, data: bytes) -> BodyBuffer:
+        self._bytes.write(data)
+        return self
+
+    def __len__(self) -> int:
+        return self._bytes.tell()
+
+    def __bool__(self) -> bool:
+        return self._bytes.tell() > 0
+
+    def __bytes__(self) -> bytes:
+        return self._bytes.getvalue()
+
+    def clear(self) -> None:
+        self._bytes = io.BytesIO()
+
+
+class CoalescingReader(ChunkedReader):
+    """h11's reader of chunked bodies, except that it takes the chunks that have come whole all together.
+
+    h11 takes 10 microseconds for each of them, and mitmproxy's layers take ten times that. Trailers are dropped:
+    mitmproxy raises NotImplementedError at them, which leaves the client without an end.
+    """
+
+    def __call__(self, buffer: ReceiveBuffer) -> Any:
+        if self._bytes_to_discard == _LINE_END and buffer._data[:2] == _LINE_END:
+            buffer._extract(2)
+            self._bytes_to_discard = b""
+        if not self._bytes_in_chunk and not self._bytes_to_discard and not self._reading_trailer:
+            payload = _take_whole_chunks(buffer)
+            if payload:
+                return h11.Data(data=payload)
+        event = super().__call__(buffer)
+        if event is None and not self._reading_trailer:
+            check_chunk_line(len(buffer))
+        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
+
+
+def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
+    """The payloads of all plain chunks that the buffer begins with, at most MOST_AT_ONCE bytes; b"": there are none."""
+    data = buffer._data
+    payloads: list[bytes] = []
+    at, end, left = 0, len(data), MOST_AT_ONCE
+    while left > 0 and (size_line := _SIZE.match(data, at)) is not None:
+        size, start = int(size_line[1], 16), size_line.end()
+        stop = start + size
+        if not size or stop + 2 > end or data[stop : stop + 2] != _LINE_END:
+            break  # the last one, one that is not whole, or one that is malformed: that is h11's to say
+        payloads.append(bytes(data[start:stop]))
+        at = stop + 2
+        left -= size
+    if not payloads:
+        return b""
+    buffer._extract(at)
+    return payloads[0] if len(payloads) == 1 else b"".join(payloads)
