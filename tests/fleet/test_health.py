@@ -234,6 +234,24 @@ def test_none_is_the_least_bad_while_one_that_is_well_is_only_busy(registry: Age
     assert registry.select("m:latest") is b
 
 
+def test_one_whose_load_seems_stuck_keeps_none_of_the_ejected_from_being_tried(
+    registry: AgentRegistry, clock: Clock
+) -> None:
+    registry.slots = 1
+    frozen, ejected = fleet(registry, "frozen", "ejected")
+    for agent in (frozen, ejected):
+        registry.update_loaded(agent, entries())
+    registry.learner.estimates.load.observe(frozen.id, "m:latest", 2.0)
+    load = registry.take(frozen, "m:latest")
+    fail(registry, ejected, 3)
+    clock.now += 3
+    assert registry.least_bad("m:latest") is None
+    clock.now += 2
+    assert registry.least_bad("m:latest") is ejected
+    load.began()
+    assert registry.least_bad("m:latest") is None, "it serves"
+
+
 def test_each_change_is_logged_once_with_its_reason(
     registry: AgentRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -195,6 +195,28 @@ def test_when_the_last_that_is_well_goes_the_least_bad_is_tried(room: Room) -> N
     assert room.agent_of("2") is a, "never refused while something might serve"
 
 
+def test_a_request_that_ends_while_its_options_are_loaded_leaves_open_with_which_the_model_is_in_memory() -> None:
+    """The host has loaded it anew by then; those that go on waiting for these options need no load there."""
+    room = Room("a", "b")
+    a, b = room.agents
+    room.registry.mode = "adaptive"
+    room.registry.learner.estimates.load.observe(a.id, "m:latest", 200.0)
+    for agent in (a, b):
+        room.registry.update_loaded(agent, entries("m"))
+    first = room.registry.take(a, "m:latest", Demand("m:latest", "num_ctx=8192"))
+    first.began()
+    first.release()
+    busy = room.registry.take(b, "m:latest", Demand("m:latest"))
+    busy.began()
+    given_up = room.registry.take(a, "m:latest", Demand("m:latest"))
+    assert given_up.loading
+    room.wait("1")
+    room.clock.now += 5
+    room.registry.update_loaded(a, entries("m"))
+    given_up.release(Outcome.CANCELLED)
+    assert room.agent_of("1") is a
+
+
 def test_a_returning_agent_serves_those_who_wait_one_load_at_a_time(room: Room) -> None:
     a, b = room.agents
     for agent in (a, b):

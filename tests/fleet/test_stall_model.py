@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from ollama_balancer.fleet.agent import Agent, Outcome
 from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.fleet.health import Phase
 from ollama_balancer.fleet.leases import SlotLease
 from ollama_balancer.fleet.matching import HEADS, Matcher
 from ollama_balancer.fleet.policies import POLICIES
@@ -318,11 +319,6 @@ class StallMachine(RuleBasedStateMachine):
         for _ in range(round(seconds / STEP)):
             self.step()
 
-    @rule()
-    def wait_until_the_refuted_is_tried_again(self) -> None:
-        for _ in range(1300):
-            self.step()
-
     def step(self) -> None:
         self.clock.now += STEP
         self.steps += 1
@@ -401,10 +397,21 @@ class StallMachine(RuleBasedStateMachine):
             assert agent.in_flight == sum(ours.values())
             assert sum(agent.loaders.values()) == loads[agent]
             assert agent.loading.keys() <= agent.loaders.keys()
-            trial = agent.trial
-            assert trial is None or any(call.lease is trial for call in self.calls)
+            assert agent.trial is None or any(call.lease is agent.trial for call in self.calls)
+            match agent.health.phase:
+                case Phase.HEALTHY:
+                    closed = False
+                case Phase.EJECTED:
+                    closed = self.clock.now < agent.health.until or agent.trial is not None
+                case Phase.RETURNING:
+                    at_once = agent.fixed_slots or max((each.limit for each in agent.learners.values()), default=2)
+                    closed = bool(agent.loaders) or agent.in_flight >= at_once
+            assert agent.closed is closed, f"{agent.name} is {agent.health}"
             full = {model for model, n in ours.items() if n >= agent.slots_for(model)}
             assert agent.full == full, f"{agent.name} runs {ours}, and full is {agent.full}"
+        for model, pool in self.registry._pools[self.registry.mode].items():
+            assert set(pool.members) == {agent for agent in self.hosts if self.registry._belongs(agent, model)}
+            assert pool._full == {agent for agent in pool.members if model in agent.full}
 
     def teardown(self) -> None:
         """When all hosts are well, everything is served."""

@@ -30,7 +30,7 @@ from ..ollama.names import canonical_name
 from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
 from .avoidance import Avoidance
 from .demand import Demand
-from .forecast import Option, Situation
+from .forecast import LONGEST_LOAD, Option, Situation
 from .health import RETURNING, Phase
 from .learning import Learner
 from .leases import SUCCEEDED, Lease, SlotLease
@@ -681,13 +681,15 @@ class AgentRegistry:
     def least_bad(self, model: str, exclude: Collection[Agent] = ()) -> Agent | None:
         """Where all that could serve the model are ejected: the one to be tried next, if none is tried at this moment.
 
-        None as well where one is there that is not ejected, and is only busy.
+        None as well where one is there that is not ejected, and is only busy: but not with a load that seems stuck.
         """
         best: Agent | None = None
         for agent in self._candidates(model):
             if not agent.available or agent in exclude:
                 continue
             if agent.health.phase is not Phase.EJECTED:
+                if model in agent.full and self._loads_too_long(agent, model):
+                    continue
                 return None
             if (
                 agent.trial is None
@@ -696,6 +698,12 @@ class AgentRegistry:
             ):
                 best = agent
         return best
+
+    def _loads_too_long(self, agent: Agent, model: str) -> bool:
+        """Whether the agent has begun to load the model so long ago that it is not known when that will be over."""
+        since = agent.loading.get(model)
+        usual = self.learner.estimates.load.value(agent.id, model)
+        return since is not None and self.clock() - since >= LONGEST_LOAD * usual
 
     def could_serve(self, model: str, exclude: Collection[Agent] = ()) -> bool:
         """Whether there is an agent that may serve the model when its turn comes: it may be busy or ejected now."""
@@ -862,6 +870,10 @@ class AgentRegistry:
             del agent.running[model]
         if lease.loading:
             self._loads_no_more(lease)
+            warm = agent.warm.get(model)
+            if warm is not None and warm.runner not in (None, lease.demand.runner):
+                # It may have been loaded anew before the request ended: nothing but an answer tells.
+                warm.runner = None
             if model in agent.loading:
                 # The load was this request's, or another's that was behind it: that begins anew.
                 if model in agent.loaders:
