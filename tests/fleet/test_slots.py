@@ -79,6 +79,39 @@ def test_one_more_is_tried_again_when_the_host_may_have_changed(
     assert agent.slots == 3
 
 
+def test_a_host_that_runs_fewer_than_before_is_found_out() -> None:
+    host = SlotHost(4, Traffic(), seed=1)
+    host.run(100)
+    assert host.learned == 4
+    host.parallel = 2
+    host.run(300)
+    assert host.learned == 2
+
+
+def test_an_end_that_is_seen_after_the_next_answer_has_begun_proves_nothing(
+    registry: AgentRegistry, agent: Agent, clock: Clock
+) -> None:
+    registry.update_loaded(agent, entries("m"))
+    running = registry.take(agent, "m:latest")
+    running.began()
+    for _ in range(20):
+        clock.now += 3
+        registry.reached(agent)
+        registry.expire()
+        following = registry.take(agent, "m:latest") if registry.has_room(agent, "m:latest") else None
+        clock.now += 3
+        if following is not None:
+            following.began()
+        clock.now += 0.05
+        running.release()
+        if following is None:
+            following = registry.take(agent, "m:latest")
+            following.began()
+        running = following
+    assert agent.slots == 1
+    running.release()
+
+
 def test_requests_that_overtake_each_other_once_prove_nothing(registry: AgentRegistry, agent: Agent) -> None:
     first, second = registry.take(agent, "m:latest"), registry.take(agent, "m:latest")
     second.began()

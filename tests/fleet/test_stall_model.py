@@ -431,6 +431,6 @@ class StallMachine(RuleBasedStateMachine):
 
 
 StallMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=25, stateful_step_count=30, database=None
+    derandomize=True, deadline=None, max_examples=20, stateful_step_count=30, database=None
 )
 TestNoRequestWaitsWhileAHostIsIdle = StallMachine.TestCase

@@ -933,7 +933,7 @@ class AgentRegistry:
         for learner, (agent, model) in list(self._overlaps.items()):
             changed = learner.passed(now)
             if learner.due == math.inf or agent.learners.get(model) is not learner:
-                del self._overlaps[learner]
+                self._overlaps.pop(learner, None)
             if changed and agent.learners.get(model) is learner:
                 self._refit(agent, model)
                 if agent.health.phase is not Phase.HEALTHY:
