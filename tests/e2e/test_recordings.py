@@ -116,10 +116,13 @@ class Received:
 
 @dataclass
 class RecordedHost:
-    """Answers the balancer's own questions for its models, and everything else with `answer`."""
+    """Answers the balancer's own questions for its models and version, and everything else with `answer`."""
 
     answer: bytes = b""
     tags: bytes = b""
+    loaded: bytes = b""
+    lacks: str = ""
+    """Which request is answered that there is no such thing: the balancer asks so before it sends a file."""
     received: list[Received] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -129,8 +132,11 @@ class RecordedHost:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             body = await self._body(reader, headers)
             if headers.get("user-agent") == "ollama-balancer":
-                answer = self.tags if "/api/tags" in line else b'{"models":[]}'
+                own = {"/api/tags": self.tags, "/api/ps": self.loaded}
+                answer = own.get(line.split()[1], b'{"version":"0.33.0-rc2"}')
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            elif self.lacks and line.startswith(self.lacks):
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             else:
                 self.received.append(Received(line, headers, body))
                 writer.write(self.answer)
@@ -219,6 +225,8 @@ def arrange(scene: Scene, recording: dict[str, Any]) -> None:
     loaded = json.loads(response["body"]["text"])["models"] if path == "/api/ps" else []
     scene.host.answer = answer_of(response)
     scene.host.tags = json.dumps({"models": listed}).encode()
+    scene.host.loaded = json.dumps({"models": loaded}).encode()
+    scene.host.lacks = "HEAD /api/blobs/" if request.get("method", "POST") == "POST" else ""
     scene.host.received.clear()
     reported = scene.proxy.control(
         "POST",
@@ -286,6 +294,8 @@ def check_request(received: Received, request: dict[str, Any]) -> None:
     path = request["path"].removeprefix("http://localhost:11434")
     assert received.line == f"{request.get('method', 'POST')} {path} {request.get('version', 'HTTP/1.1')}"
     assert received.headers["host"].startswith("127.0.0.1:")
+    if "/api/blobs/" in path:  # the balancer's own: a file has a connection to itself
+        assert received.headers.pop("connection", "close") == "close"
     assert not {"origin", "connection", "expect", "trailer"} & received.headers.keys()
     if request.get("body") and request["body"].get("len", 0) < 1_000_000:
         assert received.body == body_of(request.get("body"))
