@@ -79,6 +79,22 @@ def test_who_gives_no_answer_from_the_start_is_named_with_the_first_probe(
     assert reason in line
 
 
+def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
+    async def test() -> tuple[Agent, dict[str, str]]:
+        registry = AgentRegistry(lambda: 1000.0, must_reach=True)
+        async with server(http("401 Unauthorized", "<html>")) as where:
+            agent, _ = registry.register("a", where, Source.REGISTERED)
+            registry.update_metrics("a", report())
+            await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
+            assert registry.select() is None
+            return agent, told_to_reporter(agent)
+
+    agent, told = asyncio.run(test())
+    assert agent.status is Status.UNAUTHORIZED
+    assert "does not let the balancer in: GET /api/version is answered with status 401" in (agent.reason or "")
+    assert told == {"X-Balancer-Reachable": f"no; {agent.reason}"}
+
+
 def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
     async def test(host: str) -> str:
         registry = AgentRegistry(lambda: 1000.0, must_reach=True)

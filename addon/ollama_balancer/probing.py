@@ -77,6 +77,8 @@ def explain(address: Address, error: Exception) -> str:
             return f"{address} takes connections and does not answer GET /api/version ({error}); restart Ollama there"
         case StatusError(status=508):
             what = "is the balancer itself, or leads back to it"
+        case StatusError(status=401 | 403):
+            return f"{address}, or a proxy in front of it, does not let the balancer in: {error}"
         case StatusError():
             what = f"is no Ollama, or not well: {error}"
         case ValidationError():
@@ -187,7 +189,10 @@ class Prober:
             if late and agent.online and self.registry.clock() - agent.heard_at <= HEARD_SECONDS:
                 self.registry.reached(agent)
                 return True
-            self.registry.silent(agent, explain(address, e))
+            reason = explain(address, e)
+            self.registry.silent(agent, reason)
+            if isinstance(e, StatusError) and e.status in (401, 403):
+                self.registry.refuses(agent, reason)
             return not late
         await self._list(agent, address)
         await self._locator.locate(agent, address, answer.peer)

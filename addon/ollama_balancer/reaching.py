@@ -34,7 +34,7 @@ def cannot_connect(address: Address, why: str) -> str:
 
 def told_to_reporter(agent: Agent) -> dict[str, str]:
     """The headers of the answer to a report: empty where all is well, or nothing is known yet."""
-    if not agent.unreached or agent.status is not Status.UNREACHABLE:
+    if not agent.unreached or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):
         return {}
     plain = "".join(c if " " <= c <= "~" else "?" for c in agent.unreached[:LONGEST_REASON])
     return {REACHABLE_HEADER: f"no; {plain}"}
