@@ -46,6 +46,7 @@ from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
+from .listening import first_steps, reach
 from .memory_budget import PART, MemoryBudget, machine_memory
 from .networks import ClientNetworks
 from .ollama import origins
@@ -465,22 +466,8 @@ class Balancer:
 
     def _log_start(self) -> None:
         assert self.token and self.settings
-        url = f"http://{get_local_ip() or 'THIS-HOST'}:{self._port() or 8080}"
-        logger.info("Clients: set OLLAMA_HOST=%s, or use it as the base URL.", url)
-        if self.token.file is not None:
-            logger.info(
-                "On each Ollama host, with a copy of %s from here, run: ollama-agent-reporter --balancer %s "
-                "--token-file %s",
-                self.token.file,
-                url,
-                credentials.FILE_NAME,
-            )
-        else:
-            logger.info(
-                "On each Ollama host, with $%s set to the balancer's token, run: ollama-agent-reporter --balancer %s",
-                credentials.ENVIRONMENT,
-                url,
-            )
+        for line in first_steps(reach(self._listening(), get_local_ip()), self.token):
+            logger.info("%s", line)
         if self._nothing_configured():
             logger.info(
                 "No agent is configured: an Ollama on this machine is taken in if it answers; other hosts come with "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.harness import Hosts, refused_start, running_proxy
@@ -99,6 +101,20 @@ def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_pa
     with running_proxy(tmp_path) as proxy:
         assert proxy.generate().headers["X-Balancer-Agent"] == "local"
         assert proxy.agents()["local"]["source"] == "local"
+
+
+def test_the_log_offers_clients_only_an_address_that_they_can_reach(tmp_path: Path) -> None:
+    offer = re.compile(r"Clients.*: set OLLAMA_HOST=(\S+), or use it")
+    with running_proxy(tmp_path, "--set", "balancer_demo=0") as proxy:
+        assert offer.findall(proxy.log) == [proxy.url]
+        assert "Clients on this machine: " in proxy.log
+        assert "mitmproxy listens on this machine only" in proxy.log
+    with running_proxy(tmp_path, "--listen-host", "0.0.0.0") as proxy:
+        [url] = offer.findall(proxy.log)
+        assert url != proxy.url
+        assert "this machine only" not in proxy.log
+        if "THIS-HOST" not in url:
+            assert httpx.get(f"{url}/health", trust_env=False).status_code in (200, 503)
 
 
 def test_a_token_file_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
