@@ -52,6 +52,7 @@ from .networks import ClientNetworks
 from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.routes import find_route
+from .ollama.shapes import FEWEST_TOKENS
 from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, escape_target, last_of, path_of
 from .proxying.callers import take_caller
@@ -1131,10 +1132,10 @@ def _passing_on(exchange: Exchange, watcher: AnswerWatcher, response: http.Respo
 
 def _speed(exchange: Exchange, watcher: AnswerWatcher, verdict: Verdict) -> float | None:
     """Tokens a second, as the host tells; where it does not, by when they came."""
-    if verdict.tokens_per_second is not None or not watcher.streamed or exchange.first_byte is None:
+    if verdict.decode_seconds is not None or not watcher.streamed or exchange.first_byte is None:
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, exchange.clock() - exchange.first_byte
-    return (tokens - 1) / seconds if seconds >= TELLING_SECONDS else None
+    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= TELLING_SECONDS else None
 
 
 def _let_go(flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -222,6 +222,8 @@ class Prober:
         if unloading is not None and any(canonical_name(entry.name) == unloading for entry in entries) and not last:
             return False
         self.registry.update_loaded(agent, entries, began)
+        if unloading is not None and unloading not in agent.listed:
+            self.registry.unloaded(agent, unloading)
         return True
 
     async def loaded(self, agent: Agent) -> set[str] | None:

@@ -37,7 +37,7 @@ PATIENCE = 30.0
 always: tuple[str, ...] = ()
 """Arguments for every proxy; a fixture sets them."""
 
-QUICK = Timing(load=0.01, prefill_rate=1e6, decode_rate=1000, output_tokens=8, num_parallel=8, max_loaded=4)
+QUICK = Timing(load=0.01, prefill_rate=1e6, decode_rate=1000, output_tokens=24, num_parallel=8, max_loaded=4)
 
 
 def mitmproxy_tool(name: str) -> str:

@@ -164,7 +164,7 @@ def comparison(web: Web, number: int) -> list[list[str]]:
 
 
 def test_answers_of_all_agents_that_have_the_model_are_compared(tmp_path: Path, hosts: Hosts) -> None:
-    short = Timing(load=0, prefill_rate=1e6, decode_rate=1000, output_tokens=4, num_parallel=8)
+    short = Timing(load=0, prefill_rate=1e6, decode_rate=1000, output_tokens=16, num_parallel=8)
     urls = {
         "one": hosts.start("one").url,
         "two": hosts.start("two", timing=short).url,

@@ -206,9 +206,7 @@ def test_what_is_loaded_and_unloaded_through_the_balancer_shows_at_once(fleet: F
         assert loaded() == ["only-two:latest"]
         assert client.generate("only-two", "", keep_alive=0).done_reason == "unload"
         assert loaded() == []
-        for chunk in client.chat("only-two", [{"role": "user", "content": "x"}], stream=True):
-            if chunk.done:
-                break
+        assert [chunk.done for chunk in client.chat("only-two", [{"role": "user", "content": "x"}], stream=True)][-1]
         assert loaded() == ["only-two:latest"]
         assert client.chat("only-two", [{"role": "user", "content": "x"}], keep_alive="0s").done
         assert loaded() == []

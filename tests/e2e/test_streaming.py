@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,12 +14,12 @@ from mitmproxy import http
 from mitmproxy.io import FlowReader
 
 from ollama_balancer.simulator import Timing
-from tests.e2e.harness import PATIENCE, Hosts, RawHost, running_proxy, wait_until
+from tests.e2e.harness import PATIENCE, QUICK, Hosts, RawHost, running_proxy, wait_until
 
 CHUNKS = [
     b'{"model":"m","created_at":"2026-01-01T00:00:00Z","response":"Hel","done":false}\n',
     b'{"model":"m","created_at":"2026-01-01T00:00:00Z","response":"lo","done":false}\n',
-    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","response":"","done":true,"eval_count":2,"eval_duration":1000000}\n',
+    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","response":"","done":true,"eval_count":20,"eval_duration":10000000}\n',
 ]
 
 
@@ -199,3 +200,29 @@ def test_a_client_that_goes_on_asking_keeps_few_connections_to_agents(tmp_path: 
             assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
         assert 1 <= proxy.introspect()["servers"] <= 9
         assert {agent["stats"]["succeeded"] for agent in proxy.agents().values()} == {3}
+
+
+def test_answers_of_few_tokens_are_left_out_of_the_speeds_that_are_shown(tmp_path: Path, hosts: Hosts) -> None:
+    """One token takes a microsecond, by the server's figures, which was a million tokens per second."""
+    host = hosts.start(timing=replace(QUICK, output_tokens=40))
+    saved = tmp_path / "flows"
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", "-w", str(saved)) as proxy:
+        proxy.wait_online("one")
+        for path in ("/api/generate", "/v1/completions"):
+            for stream in (False, True):
+                body = {"model": "llama3.2", "prompt": "x", "stream": stream, "max_tokens": 1}
+                assert proxy.http.post(path, json=body | {"options": {"num_predict": 1}}).status_code == 200
+        for count in (1, 9):
+            proxy.generate(options={"num_predict": count})
+        wait_until(lambda: proxy.agents()["one"]["stats"]["succeeded"] == 6, "they are counted")
+        assert proxy.agents()["one"]["stats"]["tokens_per_second"] == {}
+        assert proxy.http.get("/api/agents/one").json()["learned"].get("llama3.2:latest", {}).get("decode") in (
+            None,
+            {"value": 20.0, "observations": 0},
+        )
+        proxy.generate(options={"num_predict": 30})
+        wait_until(lambda: proxy.agents()["one"]["stats"]["tokens_per_second"], "it is shown")
+        speed = proxy.agents()["one"]["stats"]["tokens_per_second"]["llama3.2:latest"]
+        assert 0 < speed <= 1000
+    comments = [flow.comment for flow in balanced_flows(saved)]
+    assert ["tok/s" in comment for comment in comments] == [False] * 6 + [True]

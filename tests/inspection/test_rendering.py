@@ -73,7 +73,7 @@ calls get_weather:
 == Figures ==
 load    0.26 s
 prompt  206 tokens in 4.9 ms, 42,101.0 tokens/s
-answer  2 tokens in 1.5 ms, 1,354.1 tokens/s
+answer  2 tokens in 1.5 ms
 host    0.27 s in all
 first   0.31 s after the request came
 total   1.20 s after the request came"""

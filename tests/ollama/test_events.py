@@ -24,7 +24,16 @@ from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, NdjsonPa
 from ollama_balancer.ollama.json_scanning import MAX_VALUES
 from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
-from ollama_balancer.ollama.shapes import MAX_TOOL_CALLS, TOO_LARGE, Context, Event, Timings, read_answer, read_event
+from ollama_balancer.ollama.shapes import (
+    FEWEST_TOKENS,
+    MAX_TOOL_CALLS,
+    TOO_LARGE,
+    Context,
+    Event,
+    Timings,
+    read_answer,
+    read_event,
+)
 from ollama_balancer.ollama.watching import READ_BYTES, AnswerWatcher, Verdict
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
@@ -291,21 +300,33 @@ def test_a_stream_that_breaks_off_anywhere_before_its_terminal_event_is_not_whol
 
 
 def test_tokens_per_second_come_from_the_final_event() -> None:
+    timings = {"eval_count": 20, "eval_duration": 100_000_000}
+    verdict = watch(NDJSON, json.dumps({"done": True} | timings).encode()).verdict()
+    assert verdict.tokens_per_second == pytest.approx(200)
+
+
+def test_an_answer_of_few_tokens_tells_no_speed() -> None:
+    """The first token counts as time of the prompt: one alone took a microsecond."""
     verdict = watch(*recording("chat_stream.ndjson")).verdict()
-    assert verdict.tokens_per_second == pytest.approx(6 / 0.002203)
+    assert verdict.output_tokens == 6
+    assert verdict.decode_seconds == pytest.approx(0.002203)
+    assert verdict.tokens_per_second is None
+    for count, nanoseconds in ((1, 1000), (FEWEST_TOKENS - 1, 100_000_000)):
+        final = {"done": True, "eval_count": count, "eval_duration": nanoseconds}
+        assert watch(NDJSON, json.dumps(final).encode()).verdict().tokens_per_second is None
 
 
 @pytest.mark.parametrize(
     "timings",
     [
         {},
-        {"eval_count": 5},
-        {"eval_count": 5, "eval_duration": 0},
+        {"eval_count": 50},
+        {"eval_count": 50, "eval_duration": 0},
         {"eval_count": True, "eval_duration": "x"},
-        {"eval_count": -5, "eval_duration": 10},
-        {"eval_count": 5, "eval_duration": 2**53},
+        {"eval_count": -50, "eval_duration": 10},
+        {"eval_count": 50, "eval_duration": 2**53},
         {"eval_count": 10**400, "eval_duration": 10},
-        {"eval_count": 5.5, "eval_duration": 1e9},
+        {"eval_count": 50.5, "eval_duration": 1e9},
         {"eval_count": float("nan"), "eval_duration": float("inf")},
     ],
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..ollama.answers import Answer
 from ..ollama.prompts import context_step
-from ..ollama.shapes import Timings
+from ..ollama.shapes import FEWEST_TOKENS, Timings
 from .conversations import Conversations
 from .estimates import Estimates
 from .placement import Placement
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .agent import Agent
     from .leases import SlotLease
 
-FEW_TOKENS = 4
-"""An answer or a prompt of fewer tokens says nothing about the pace."""
+FEWEST_READ = 32
+"""A prompt of fewer tokens says nothing about the pace."""
 
 SHORTEST_LOAD = 0.2
 """Seconds: what took less was no load."""
@@ -55,7 +55,7 @@ class Learner:
             elif not lease.cold:
                 # The whole came at once: what is left of the time when the prompt was read.
                 seconds = began - lease.taken_at - self._reading(lease)
-        if tokens and seconds is not None and seconds > 0 and tokens >= FEW_TOKENS:
+        if tokens and seconds is not None and seconds > 0 and tokens >= FEWEST_TOKENS:
             estimates.changed(model, estimates.decode.observe(agent.id, model, tokens / seconds * slow))
         limit = lease.demand.output_limit
         if count and (not limit or count < limit):
@@ -68,7 +68,7 @@ class Learner:
             prompt, reading = timings.prompt_eval_count, timings.prompt_eval_duration
             if reading is None and silent is not None and not lease.cold:
                 prompt, reading = lease.demand.tokens, silent
-            if prompt and reading and prompt >= 8 * FEW_TOKENS:
+            if prompt and reading and prompt >= FEWEST_READ:
                 estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
         rates = estimates.shown(agent.id, model)
         if rates is not None:

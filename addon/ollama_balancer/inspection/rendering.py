@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from ..ollama.answers import MAX_TEXT, Answer
 from ..ollama.events import event_parser
-from ..ollama.shapes import Timings
+from ..ollama.shapes import Timings, speed_of
 from ..ollama.watching import NO_TERMINAL, AnswerWatcher
 from ..text import one_line
 from .conversation import MOST_TEXT, Prompt, Turn, read_prompt, shown, without_base64
@@ -295,8 +295,9 @@ def _figures(timings: Timings, record: object) -> list[str]:
         ("answer", timings.eval_count, timings.eval_duration),
     ):
         if tokens is not None:
-            pace = f" in {_time(seconds)}, {tokens / seconds:,.1f} tokens/s" if seconds else ""
-            lines.append(f"{name}  {tokens:,} tokens{pace}")
+            took = f" in {_time(seconds)}" if seconds else ""
+            pace = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens, seconds)) is not None else ""
+            lines.append(f"{name}  {tokens:,} tokens{took}{pace}")
     if timings.total_duration is not None:
         lines.append(f"host    {_time(timings.total_duration)} in all")
     speed = _number(told.get("tokens_per_second"))

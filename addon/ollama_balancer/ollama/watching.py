@@ -14,7 +14,7 @@ from .answers import Answer
 from .events import Unended, event_parser
 from .json_scanning import is_light
 from .keeping import KeptBody
-from .shapes import read_answer
+from .shapes import read_answer, speed_of
 from .unpacking import LEAST_LIMIT, MOST_GROWTH, UnpackingError, unpacker_for
 
 READ_BYTES = 4 * 1024 * 1024
@@ -36,9 +36,7 @@ class Verdict(NamedTuple):
 
     @property
     def tokens_per_second(self) -> float | None:
-        if not self.output_tokens or not self.decode_seconds:
-            return None
-        return self.output_tokens / self.decode_seconds
+        return speed_of(self.output_tokens, self.decode_seconds)
 
 
 class AnswerWatcher:

@@ -10,6 +10,9 @@ from .jobs import EmbedJob, TextJob
 from .shapes import Embedded, Piece, Statistics
 from .timing import Scheduler
 
+ONE_TOKEN = 1e-6
+"""Seconds that the real server tells for an answer of one token: its time counts as the prompt's."""
+
 
 class Inference:
     """Serves jobs on one host. Each call returns whether the request succeeded; a client's disconnect cancels it."""
@@ -90,7 +93,7 @@ class Inference:
                     prompt_count=prompt_count,
                     prompt=prefill,
                     output_count=sent,
-                    output=scheduler.clock() - decoding,
+                    output=scheduler.clock() - decoding if sent != 1 else ONE_TOKEN,
                 )
                 if job.stream:
                     connection.end(*job.shape.end(statistics))
