@@ -14,8 +14,9 @@ from .collect import Collection
 from .collectors import Host
 from .discovery import Discovery
 from .options import Options, Token, own_token_file, parse_options, read_token_file
-from .push import Reporter
+from .push import Collect, Reporter
 from .states import log
+from .wire import AgentMetrics
 
 DISCOVER_SECONDS = 5.0
 """For which --once looks for balancers."""
@@ -44,10 +45,12 @@ def main() -> None:
 async def _run(options: Options) -> int:
     balancers = [balancer.host for balancer in options.balancers]
     host = Host(ollama=options.ollama, balancers=balancers, advertised=options.advertise is not None)
+    collect: Collect = Collection(host)
     if options.print:
-        report = await Collection(host)()
-        print(report.model_dump_json(indent=2, exclude_none=True, exclude_defaults=True))
-        return 0
+        collect = _printing(collect)
+        if not options.once:
+            await collect()
+            return 0
     try:
         token = options.token or await _own_token(options)
     except ValueError as error:
@@ -60,7 +63,7 @@ async def _run(options: Options) -> int:
         advertise=options.advertise,
         port=options.ollama.port,
         interval=options.interval,
-        collect=Collection(host),
+        collect=collect,
     )
 
     def found(url: str) -> None:
@@ -83,6 +86,17 @@ async def _run(options: Options) -> int:
         if discovery is not None:
             discovery.cancel()
             await asyncio.gather(discovery, return_exceptions=True)
+
+
+def _printing(collect: Collect) -> Collect:
+    """The same reports, each printed as JSON as well."""
+
+    async def printed() -> AgentMetrics:
+        report = await collect()
+        print(report.model_dump_json(indent=2, exclude_none=True, exclude_defaults=True), flush=True)
+        return report
+
+    return printed
 
 
 async def _own_token(options: Options) -> Token:

@@ -62,9 +62,12 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         raise ValueError(f"unknown option: {', '.join(names)}" if names else "this takes options only; see --help")
     if given.yes and not given.install:
         raise ValueError("--yes goes with --install only")
+    if given.print and (given.install or given.uninstall):
+        raise ValueError("--print goes with --once or alone")
+    alone = given.print and not given.once
     return Options(
         balancers=_balancers(given.balancer, environ, discover=given.discover),
-        token=None if given.print or given.uninstall else find_token(given.token, given.token_file, environ),
+        token=None if alone or given.uninstall else find_token(given.token, given.token_file, environ),
         name=_name(given.name),
         ollama=_ollama(given.ollama, environ),
         advertise=_named("--advertise", _advertised, given.advertise) if given.advertise else None,
@@ -148,9 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         "and the port of --ollama)",
     )
     add("--interval", metavar="S", default="10", help="seconds between reports (10)")
+    add(
+        "--print",
+        action="store_true",
+        help="print one report as JSON and exit; needs no balancer. With --once: print what is reported",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="register, report once to each balancer, exit")
-    mode.add_argument("--print", action="store_true", help="print one report as JSON and exit; needs no balancer")
     mode.add_argument(
         "--install",
         action="store_true",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from ollama_balancer.fleet import registry as registry_module
@@ -435,6 +437,32 @@ def test_a_drain_outlasts_reports_and_probes(registry: AgentRegistry) -> None:
     assert status_of(agent) == "unreachable"
     registry.reached(agent)
     assert status_of(agent) == "draining"
+
+
+def test_the_log_says_of_a_drained_agent_that_comes_back_that_it_is_still_draining(
+    registry: AgentRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    a, b = fleet(registry, "a", "b")
+    registry.drain(a)
+    registry.drain(b, until_registration=True)
+    for agent in (a, b):
+        registry.unreachable(agent, "refused")
+    caplog.clear()
+    registry.reached(a)
+    registry.update_metrics("b", report())
+    registry.unreachable(a, "refused")
+    registry.resume(a)
+    registry.reached(a)
+    registry.resume(b)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Agent a ({a.address}) answers and is still draining: it gets no new requests until it is resumed.",
+        f"Agent b ({b.address}) reports and is still draining: it gets no new requests until its reporter registers.",
+        f"Agent a ({a.address}) is offline: refused.",
+        "Agent a is resumed, though it is offline.",
+        f"Agent a ({a.address}) is online: it answers.",
+        "Agent b is resumed.",
+    ]
 
 
 def test_registration_ends_a_drain_that_was_meant_to_last_until_then(registry: AgentRegistry) -> None:

@@ -137,6 +137,21 @@ def test_print_writes_one_report_as_json_and_needs_no_balancer_and_no_token(tmp_
     assert [model.name for model in report.loaded_models or []] == ["tiny:latest"]
 
 
+def test_once_and_print_together_report_and_show_what_was_reported(tmp_path: Path) -> None:
+    with StubBalancer() as balancer, StubOllama() as ollama:
+        arguments = ["--once", "--print", "--name", "host-1", *at(balancer), "--ollama", ollama.url]
+        with program(arguments, tmp_path, **GIVEN) as reporter:
+            assert reporter.wait() == 0
+        assert balancer.reports == [AgentMetrics.model_validate(json.loads(reporter.out))]
+        assert "reported to" in reporter.err
+        with program(["--once", "--print", *at(balancer)], tmp_path) as reporter:
+            assert reporter.wait() == 2
+        assert "no token" in reporter.err
+    with program(["--once", "--print", "--balancer", f"127.0.0.1:{free_port()}"], tmp_path, **GIVEN) as reporter:
+        assert reporter.wait() == 1
+    assert "cpu_usage" in json.loads(reporter.out)
+
+
 def test_a_dead_ollama_is_reported_as_such_and_said_once(tmp_path: Path) -> None:
     arguments = [*FAST, "--ollama", f"127.0.0.1:{free_port()}"]
     with StubBalancer() as balancer, program([*arguments, *at(balancer)], tmp_path, **GIVEN) as reporter:
@@ -174,6 +189,7 @@ def test_the_token_that_a_balancer_of_this_host_keeps_is_used(tmp_path: Path) ->
         (["--once"], "no token ("),
         (["--interval", "never"], "error: --interval must be a number of seconds"),
         (["--balancer", "ftp://x"], "error: --balancer must begin with http:// or https://"),
+        (["--print", "--install"], "error: --print goes with --once or alone"),
         (["--tokne", TOKEN], "error: unknown option: --tokne"),
         (["--token", f"{TOKEN} {TOKEN}"], "error: --token: the token must be printable ASCII"),
     ],

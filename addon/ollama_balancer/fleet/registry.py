@@ -285,7 +285,7 @@ class AgentRegistry:
 
     def _resume(self, agent: Agent) -> None:
         if agent.draining:
-            logger.info("Agent %s is resumed.", agent.name)
+            logger.info("Agent %s is resumed%s.", agent.name, "" if agent.online else ", though it is offline")
             self.revision += 1
         agent.draining = agent.draining_until_registration = False
         self._place(agent)
@@ -995,7 +995,12 @@ class AgentRegistry:
         agent.probed = agent.probed or probed
         if not was_online and agent.online:
             agent.said = Status.ONLINE
-            logger.info("Agent %s (%s) is online: it %s.", agent.name, agent.address, how)
+            if agent.draining:
+                until = "its reporter registers" if agent.draining_until_registration else "it is resumed"
+                words = f"{how} and is still draining: it gets no new requests until {until}"
+            else:
+                words = f"is online: it {how}"
+            logger.info("Agent %s (%s) %s.", agent.name, agent.address, words)
             self._came_or_went(agent)
             if agent.was_online and agent.health.phase is not Phase.EJECTED:
                 agent.health.came_back(self.clock())
