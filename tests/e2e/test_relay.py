@@ -98,8 +98,13 @@ class DrivenHost(RawHost):
 class Client:
     """One connection of a client, byte for byte; closed when it is left."""
 
-    def __init__(self, proxy: Proxy) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
+    def __init__(self, proxy: Proxy, *, window: int = 0) -> None:
+        """`window`: bytes that the system takes for the client at most, about; 0: as many as it likes."""
+        self.socket = socket.socket()
+        self.socket.settimeout(PATIENCE)
+        if window:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        self.socket.connect(("127.0.0.1", proxy.port))
         self.got = b""
 
     def __enter__(self) -> Self:
@@ -316,22 +321,24 @@ def test_slow_clients_hold_their_agent_up_and_the_memory_stays_small(proxy: Prox
 def test_two_hundred_streams_to_clients_that_hardly_read_take_little_memory(tmp_path: Path, host: DrivenHost) -> None:
     options = ["--set", f"balancer_agents=raw={host.url}", "--set", "balancer_slots=200"]
     options += ["--set", "balancer_body_limit=0"]  # else 4 MiB of each are kept for its flow
-    one = chunk(line("x" * 2000))
+    many = chunk(line("x" * 2000)) * 200
 
     async def flood(writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         while True:
-            writer.write(one)
+            writer.write(many)
             await writer.drain()
 
     with running_proxy(tmp_path, *options) as proxy, ExitStack() as stack:
         proxy.wait_online("raw")
         process = psutil.Process(proxy.process.pid)
-        clients = [stack.enter_context(Client(proxy)) for _ in range(200)]
+        # The system's own buffers are small, so that it takes seconds and not minutes until they are full.
+        clients = [stack.enter_context(Client(proxy, window=16_384)) for _ in range(200)]
         writers = [client.begin(host) for client in clients]
         before = process.memory_info().rss
         flooding = [asyncio.run_coroutine_threadsafe(flood(writer), host.owner.loop) for writer in writers]
         for _ in range(5):
-            wait_until(lambda: proxy.introspect()["tasks"].get("slow client") == 200, "all are held up")
+            wait_until(lambda: proxy.introspect()["tasks"].get("slow client") == 200, "all are held up", 4 * PATIENCE)
             assert process.memory_info().rss - before < 200 * 250_000
             for client in clients:
                 assert len(client.socket.recv(1000)) == 1000
