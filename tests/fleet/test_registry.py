@@ -450,14 +450,14 @@ def test_the_log_says_of_a_drained_agent_that_comes_back_that_it_is_still_draini
         registry.unreachable(agent, "refused")
     caplog.clear()
     registry.reached(a)
-    registry.update_metrics("b", report())
+    registry.reached(b)
     registry.unreachable(a, "refused")
     registry.resume(a)
     registry.reached(a)
     registry.resume(b)
     assert [record.getMessage() for record in caplog.records] == [
         f"Agent a ({a.address}) answers and is still draining: it gets no new requests until it is resumed.",
-        f"Agent b ({b.address}) reports and is still draining: it gets no new requests until its reporter registers.",
+        f"Agent b ({b.address}) answers and is still draining: it gets no new requests until its reporter registers.",
         f"Agent a ({a.address}) is offline: refused.",
         "Agent a is resumed, though it is offline.",
         f"Agent a ({a.address}) is online: it answers.",
