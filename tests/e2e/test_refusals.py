@@ -181,7 +181,7 @@ def test_looking_a_model_up_on_an_old_host_does_not_delete_it(tmp_path: Path, ho
             proxy.wait_online("old")
             response = proxy.http.get("/v1/models/llama3.2")
             assert response.status_code == 404
-            assert "does not have /v1/models/{}" in response.json()["error"]["message"]
+            assert "does not have /v1/models/llama3.2 (status 404)" in response.json()["error"]["message"]
             assert proxy.agents()["old"]["models"] == ["llama3.2:latest"]
             assert [model["name"] for model in proxy.http.get("/api/tags").json()["models"]] == ["llama3.2:latest"]
     finally:
@@ -272,6 +272,83 @@ def test_a_page_of_a_proxy_reaches_no_client(tmp_path: Path, hosts: Hosts) -> No
             claude.messages.create(model="llama3.2", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
         assert isinstance(caught.value.body, dict)
         assert caught.value.body["error"]["type"] == "api_error"
+
+
+def test_a_page_that_a_host_answers_to_a_call_about_models_reaches_no_client(tmp_path: Path, hosts: Hosts) -> None:
+    with fleet_of(tmp_path, hosts, "one", "two") as (proxy, started):
+        for status, body in ((502, {"model": "new"}), (413, {"source": "llama3.2", "destination": "new"})):
+            for host in started:
+                host.faults.answer = page(status)
+            path = "/api/pull" if status == 502 else "/api/copy"
+            for headers in ({}, {"X-Balancer-Agent": "two"}):
+                response = proxy.http.post(path, json=body, headers=headers)
+                assert response.status_code == status
+                assert f"status {status}" in response.json()["error"]
+
+
+LONG = 300_000
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_long_or_slow_answer_that_is_the_callers_fault_comes_whole(tmp_path: Path, hosts: Hosts, slow: bool) -> None:
+    body = json.dumps({"error": "the prompt is not good: " + "x" * LONG}).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"POST"):
+                told = b'{"version":"0.33.0","models":[{"name":"m"}]}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
+                continue
+            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+            kind = b"Content-Type: application/json"
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)))
+            writer.write(body[:1000])
+            await writer.drain()
+            if slow:
+                await asyncio.sleep(0.5)
+            writer.write(body[1000:])
+
+    script = tmp_path / "hasty.py"
+    script.write_text("from ollama_balancer.proxying import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
+    raw = RawHost(hosts, serve)
+    try:
+        with running_proxy(tmp_path, "--set", f"balancer_agents=raw={raw.url}", "-s", str(script)) as proxy:
+            proxy.wait_online("raw")
+            for _ in range(2):
+                response = proxy.generate("m")
+                assert (response.status_code, response.content) == (400, body)
+            assert proxy.agents()["raw"]["strikes"] == 0
+            wait_until(lambda: proxy.agents()["raw"]["in_flight"] == 0, "nothing is left")
+    finally:
+        raw.stop()
+
+
+def test_a_host_whose_refusal_does_not_end_is_replaced(tmp_path: Path, hosts: Hosts) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"POST"):
+                told = b'{"version":"0.33.0","models":[{"name":"llama3.2"}]}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
+                continue
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000\r\n\r\nto be continued")
+
+    good = hosts.start("good")
+    script = tmp_path / "hasty.py"
+    script.write_text("from ollama_balancer.proxying import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
+    raw = RawHost(hosts, serve)
+    agents = f"balancer_agents=raw={raw.url},good={good.url}"
+    try:
+        with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=metrics", "-s", str(script)) as proxy:
+            proxy.wait_online("raw", "good")
+            proxy.report("raw", cpu=1)
+            proxy.report("good", cpu=60)
+            assert went(proxy.generate()) == ("good", "2")
+            alone = proxy.generate(headers={"X-Balancer-Agent": "raw"})
+            assert (alone.status_code, alone.json()["error"]) == (502, "no agent could answer (raw: status 502)")
+    finally:
+        raw.stop()
 
 
 # Models that cannot be loaded

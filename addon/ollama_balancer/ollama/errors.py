@@ -200,6 +200,14 @@ def message_of(body: bytes) -> str | None:
     return message
 
 
+def is_object(body: bytes, *, whole: bool = True) -> bool:
+    """Whether a body is a JSON object, or not `whole`: the beginning of one. A page of a proxy is none."""
+    try:
+        return isinstance(from_json(body, allow_partial="off" if whole else "trailing-strings"), dict)
+    except ValueError:
+        return False
+
+
 def classify(status: int, body: bytes, route: Route | None = None, *, asks_to_retry: bool = False) -> Blame:
     """Whom an answer that is no success blames.
 

@@ -23,7 +23,7 @@ from mitmproxy.utils import asyncio_utils
 from ..descriptors import is_ours
 from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
-from ..ollama.errors import error_body
+from ..ollama.errors import error_body, is_object
 from ..ollama.management import (
     Away,
     LineSplitter,
@@ -443,20 +443,23 @@ class FanOut:
     def _combined(self) -> http.Response:
         replies = self.replies
         combined = combine(replies, by_all=self._by_all, away=self._away)
-        if combined.reply is not None:
-            fields = list(combined.reply.headers)
-            body = combined.reply.body
+        reply, head = combined.reply, self._request.method == "HEAD"
+        if reply is not None and (head or combined.status < 400 or is_object(reply.body)):
+            fields = list(reply.headers)
+            body = reply.body
             if self._request.http_version == "HTTP/1.0":
                 fields = [*_without_framing(fields), (b"Content-Length", b"%d" % len(body))]
             return self._response(combined.status, fields, body)
-        body = error_body(Dialect.OLLAMA, combined.status, combined.message or "")
+        # What is no JSON is a page of a proxy, or what an older version says of a route that it does not have.
+        message = f"{reply.agent}: status {reply.status}" if reply is not None else combined.message or ""
+        body = error_body(Dialect.OLLAMA, combined.status, message)
         fields = [
             (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Date", _now()),
             (b"Content-Length", b"%d" % len(body)),
             *([(b"Retry-After", RETRY_AFTER.encode())] if combined.status == 503 else []),
         ]
-        return self._response(combined.status, fields, b"" if self._request.method == "HEAD" else body)
+        return self._response(combined.status, fields, b"" if head else body)
 
     @staticmethod
     def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> http.Response:

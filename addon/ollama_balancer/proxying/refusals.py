@@ -8,9 +8,8 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from mitmproxy import http
-from pydantic_core import from_json
 
-from ..ollama.errors import Blame, classify, error_body, message_of
+from ..ollama.errors import Blame, classify, error_body, is_object
 from ..ollama.routes import Route, dialect_of
 from ..ollama.unpacking import UnpackingError, unpacker_for
 from .answers import dated, path_of
@@ -100,7 +99,7 @@ def answer_to(flow: http.HTTPFlow, attempt: Attempt, message: str) -> http.Respo
     refusal = attempt.refusal
     assert refusal
     body = refusal.raw_content or b""
-    if flow.request.method == "HEAD" or _is_object(_unpacked(refusal, body), whole=True):
+    if flow.request.method == "HEAD" or is_object(_unpacked(refusal, body)):
         response = refusal.copy()
         response.headers.pop("transfer-encoding", None)
         if flow.request.method != "HEAD":
@@ -117,7 +116,7 @@ def answer_to(flow: http.HTTPFlow, attempt: Attempt, message: str) -> http.Respo
 
 def for_caller(flow: http.HTTPFlow, response: http.Response, body: bytes) -> http.Response | None:
     """An answer that is the caller's fault, in the caller's protocol; None: it is already."""
-    if flow.request.method == "HEAD" or _is_object(_unpacked(response, body)):
+    if flow.request.method == "HEAD" or is_object(_unpacked(response, body), whole=False):
         return None
     status = response.status_code
     error = _error(flow, status, f"{status} {_phrase(status)}")
@@ -142,15 +141,6 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "error"
-
-
-def _is_object(body: bytes, *, whole: bool = False) -> bool:
-    if message_of(body) is not None and not whole:
-        return True
-    try:
-        return isinstance(from_json(body, allow_partial="off" if whole else "trailing-strings"), dict)
-    except ValueError:
-        return False
 
 
 def _unpacked(response: http.Response, body: bytes) -> bytes:

@@ -218,7 +218,7 @@ class Router:
         agent = exchange.agent
         if failure.blame is not None and failure.refusal is not None:
             status = failure.refusal.status_code
-            reason = why_refused(failure.blame, status, exchange.route.path if exchange.route is not None else "")
+            reason = why_refused(failure.blame, status, path_of(routing.flow)[:200])
             self._blame(exchange, failure.blame, reason, retry_after(failure.refusal))
             exchange.fail_attempt(reason, failure.blame, failure.refusal)
         else:
