@@ -6,12 +6,12 @@ import pytest
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.fleet.agent import Agent, Outcome, Status
-from ollama_balancer.fleet.avoidance import MOST, SECONDS, Avoidance
+from ollama_balancer.fleet.avoidance import FAILING_SECONDS, MOST, REFUSED_SECONDS, SECONDS, Avoidance
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.leases import Lease
 from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.policies import POLICIES
-from ollama_balancer.fleet.registry import REFUSED_SECONDS, AgentRegistry
+from ollama_balancer.fleet.registry import AgentRegistry
 from ollama_balancer.fleet.waiting import Place, WaitingLine
 from tests.fleet.fakes import Clock, fleet
 
@@ -115,6 +115,38 @@ def test_others_get_such_requests_and_wait_for_each_other_before_they_go_there(
     # With nobody else, it is asked all the same.
     registry.drain(b)
     assert found(matcher, LARGE) == {a}
+
+
+@pytest.mark.parametrize("mode", POLICIES)
+def test_a_failing_agent_that_cannot_be_spared_is_asked_once_in_a_while(
+    clock: Clock, registry: AgentRegistry, mode: str
+) -> None:
+    registry.mode = mode
+    matcher = Matcher(registry, WaitingLine(registry.clock))
+    a, b, c = fleet(registry, "a", "b", "c")
+
+    def fail(agent: Agent) -> None:
+        lease = registry.take(agent, M)
+        registry.failed(lease, "reset")
+        lease.release(Outcome.FAILED)
+
+    for agent in (a, a, a, b, b):
+        fail(agent)
+    assert found(matcher, Demand(M)) == {b, c}
+    fail(b)
+    assert (a.status, b.status) == (Status.EJECTED, Status.ONLINE)
+    assert found(matcher, Demand(M)) == {c}
+    registry.drain(a)
+    clock.now += FAILING_SECONDS
+    for agent in (b, c):
+        registry.reached(agent)
+    assert b in found(matcher, Demand(M))
+    fail(b)
+    assert found(matcher, Demand(M)) == {c}
+    lease = registry.take(b, M)
+    registry.succeeded(lease)
+    lease.release()
+    assert found(matcher, Demand(M)) == {b, c}
 
 
 @pytest.mark.parametrize("mode", POLICIES)

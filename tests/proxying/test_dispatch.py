@@ -347,7 +347,7 @@ def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: Age
         clock.now += 0.01
         more, answer = attempts_of(dispatcher, registry, Blame.HOST_CANNOT)
         attempts += more
-    assert attempts == 500 + 100
+    assert attempts == 500 + 100 + 30
     assert "the fleet's retries are spent" in json.loads(answer.body)["error"]
     assert registry.in_flight == 0
     clock.now += 10
@@ -356,7 +356,7 @@ def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: Age
     assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 3
 
 
-@pytest.mark.parametrize("kind", [Blame.LACKS_ROUTE, FailureKind.CONNECT])
+@pytest.mark.parametrize("kind", [Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT])
 def test_an_attempt_that_no_host_has_worked_on_costs_no_retry(
     registry: AgentRegistry, kind: Blame | FailureKind
 ) -> None:
@@ -367,6 +367,26 @@ def test_an_attempt_that_no_host_has_worked_on_costs_no_retry(
         assert attempts == 3
         assert "retries are spent" not in json.loads(answer.body)["error"]
     assert attempts_of(dispatcher, registry, Blame.HOST_BUSY)[0] == 3
+
+
+def test_what_a_host_that_has_died_had_running_goes_elsewhere_whatever_the_budget(registry: AgentRegistry) -> None:
+    agents = fleet(registry, "a", "b", "c", "d")
+    registry.slots = 100
+    dispatcher = Dispatcher(registry)
+    exchanges = []
+    for _ in range(400):
+        exchange = Exchange("client", Dialect.OLLAMA, registry.clock)
+        assert isinstance(dispatcher.begin(exchange, "POST", "/api/chat", CHAT), Forward)
+        exchanges.append(exchange)
+    while dispatcher.retry_budget.spend():
+        pass
+    died = [exchange for exchange in exchanges if exchange.agent is agents[0]]
+    assert len(died) == 100
+    registry.slots = 200
+    registry.unreachable(agents[0], "connection refused")
+    for exchange in died:
+        exchange.fail_attempt("connection reset", FailureKind.BROKEN)
+        assert isinstance(dispatcher.again(exchange), Forward)
 
 
 def test_a_request_without_anybody_left_spends_no_retry(registry: AgentRegistry) -> None:

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 SECONDS = 300.0
 """How long an agent is avoided: its memory, its files or its version may be others by then."""
 
+REFUSED_SECONDS = 30.0
+"""The same for one that did not let a request in."""
+
+FAILING_SECONDS = 10.0
+"""The same for one that fails everything and that the fleet cannot spare, so that it is not ejected."""
+
 MOST = 1_000
 """Kinds of requests for which agents are avoided: clients choose the options."""
+
+_ANY = None
+"""All kinds of requests."""
 
 
 class _Shown(NamedTuple):
@@ -47,10 +56,19 @@ class Avoidance:
         """The agent does not have the route, as `Route.path`."""
         self._note(route, agent, None)
 
+    def refuses(self, agent: Agent, route: str) -> None:
+        """The agent did not let a caller in, whose credentials may be at fault."""
+        self._note(route, agent, None, REFUSED_SECONDS)
+
+    def fails(self, agent: Agent) -> None:
+        """The agent fails, and is not ejected: failing fast, it would be the first to get each request."""
+        self._note(_ANY, agent, None, FAILING_SECONDS)
+
     def served(self, agent: Agent, model: str, runner: str) -> None:
         """The agent has served the model with those options."""
         if self._kinds:
             self._drop((model, runner), agent)
+            self._drop(_ANY, agent)
 
     def forget(self, agent: Agent) -> None:
         """The agent has gone, or has come back: nothing is known of it."""
@@ -61,21 +79,21 @@ class Avoidance:
         """Who is not to be asked for that, as long as there are others."""
         if not self._kinds:
             return ()
-        unable = self._of((demand.model, demand.runner), demand.model)
-        lacking = self._of(demand.route, None)
-        return unable | lacking if unable and lacking else unable or lacking
+        return (
+            self._of((demand.model, demand.runner), demand.model) | self._of(demand.route, None) | self._of(_ANY, None)
+        )
 
     def for_route(self, route: str) -> Collection[Agent]:
         """Who is not to be asked on that route, as long as there are others."""
-        return self._of(route, None) if self._kinds else ()
+        return self._of(route, None) | self._of(_ANY, None) if self._kinds else ()
 
-    def _note(self, kind: Hashable, agent: Agent, model: str | None) -> None:
+    def _note(self, kind: Hashable, agent: Agent, model: str | None, seconds: float = SECONDS) -> None:
         agents = self._kinds.get(kind)
         if agents is None:
             if len(self._kinds) >= MOST:
                 del self._kinds[next(iter(self._kinds))]
             agents = self._kinds[kind] = {}
-        agents[agent] = _Shown(self._clock() + SECONDS, agent.version, _digest(agent, model))
+        agents[agent] = _Shown(self._clock() + seconds, agent.version, _digest(agent, model))
 
     def _of(self, kind: Hashable, model: str | None) -> set[Agent]:
         agents = self._kinds.get(kind)

@@ -28,10 +28,10 @@ from agent_reporter.limits import NAME_PATTERN
 from ..ollama.answers import Answer
 from ..ollama.names import canonical_name
 from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
-from .avoidance import Avoidance
+from .avoidance import REFUSED_SECONDS, Avoidance
 from .demand import Demand
 from .forecast import LONGEST_LOAD, Option, Situation
-from .health import RETURNING, Phase
+from .health import RETURNING, STRIKES, Phase
 from .learning import Learner
 from .leases import SUCCEEDED, Lease, SlotLease
 from .policies import DEFAULT_POLICY, POLICIES, Policy
@@ -48,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_GRACE = 13.0
 """Seconds for which a probe's answer holds: two missed probes, and a silent agent is offline within 15 s."""
-
-REFUSED_SECONDS = 30.0
-"""For which an agent that does not let the balancer in is not used."""
 
 MAX_POOLS = 256
 """Pools (one a model) kept at once for each policy; the one not asked for longest makes room."""
@@ -560,6 +557,10 @@ class AgentRegistry:
             agent.stats.ejections += 1
             self._gate(agent)
             self._place(agent)
+        elif agent.health.phase is Phase.RETURNING or (
+            agent.health.phase is Phase.HEALTHY and agent.health.strikes >= STRIKES
+        ):
+            self.avoidance.fails(agent)
 
     def answered(self, lease: Lease, answer: Answer, *, streamed: bool) -> None:
         """The answer of a request, which still holds its lease, is whole: learn from it."""

@@ -1,8 +1,8 @@
 """How many requests may be sent to another agent after one has failed them.
 
 Failover multiplies the load: where every agent is overloaded, each request would be run, and refused, by three of them.
-So the retries of the whole fleet are bounded by a share of its requests; a few are free, for a fleet that has little to
-do. Pure: the clock is handed in.
+So the retries of the whole fleet are bounded by a share of its requests, and a few beside that, for a fleet that has
+little to do: as in Finagle's RetryBudget. Pure: the clock is handed in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SHARE = 0.2
 """Retries for each request of the window."""
 
 PER_SECOND = 3.0
-"""Retries for each second of the window that are free, whatever the requests."""
+"""Retries for each second of the window, whatever the requests."""
 
 WINDOW = 10
 """Seconds that are looked back on."""
@@ -39,7 +39,7 @@ class RetryBudget:
     def limit(self) -> float:
         """How many retries the window may have."""
         self._expire(int(self._clock()))
-        return max(SHARE * self._requests, PER_SECOND * WINDOW)
+        return SHARE * self._requests + PER_SECOND * WINDOW
 
     def count(self) -> None:
         """A request is sent for the first time."""

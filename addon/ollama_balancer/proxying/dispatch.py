@@ -38,7 +38,7 @@ MAX_CORRECTIONS = 16
 MAX_LOADS = 2
 """How many agents try to load a model for one request: each pushes out what it has loaded."""
 
-UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, FailureKind.CONNECT})
+UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
 """Failures after which another agent is no retry: the first has done no work."""
 
 JSON_TYPE = "application/json; charset=utf-8"
@@ -217,8 +217,8 @@ class Dispatcher:
                 return False
         if not self._is_left(exchange, tried):
             return False
-        if exchange.failures and exchange.failures[-1].kind in UNSENT:
-            return True
+        if exchange.failures[-1].kind in UNSENT or not tried[-1].eligible:
+            return True  # nothing was done; or it fails no others now, and who had been sent there must not suffer
         exchange.retries_spent = not self.retry_budget.spend()
         return not exchange.retries_spent
 

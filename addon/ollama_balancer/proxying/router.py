@@ -277,6 +277,8 @@ class Router:
     def _refused(self, agent: Agent, exchange: Exchange, reason: str) -> None:
         """Not let in: for a while the agent is not used, unless only this caller's credentials were not good enough."""
         if exchange.caller.credentials:
+            if exchange.route is not None:
+                self.registry.avoidance.refuses(agent, exchange.route.path)
             if self.prober is not None:
                 asyncio_utils.create_task(self.prober.probe(agent), name="access check", keep_ref=True)
             return
