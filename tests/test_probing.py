@@ -61,3 +61,40 @@ def test_who_answers_late_but_is_heard_stays_online(
             assert agent.status is status
 
     asyncio.run(test())
+
+
+def test_who_does_not_let_a_probe_in_is_unauthorized_until_it_does() -> None:
+    status = b"200 OK"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"version":"0.33.0","models":[]}' if status.startswith(b"200") else b"<html>"
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async def test() -> None:
+        nonlocal status
+        now = 1000.0
+        registry = AgentRegistry(lambda: now)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            agent, _ = registry.register("a", Address(*server.sockets[0].getsockname()[:2]), Source.STATIC)
+            for status, shown in (
+                (b"401 Unauthorized", Status.UNAUTHORIZED),
+                (b"200 OK", Status.ONLINE),
+                (b"403 Forbidden", Status.UNAUTHORIZED),
+                (b"200 OK", Status.ONLINE),
+            ):
+                for _ in range(8):  # 40 seconds of rounds
+                    await prober.probe(agent)
+                    now += 5.0
+                    registry.expire()
+                assert agent.status is shown
+                assert agent.available is (shown is Status.ONLINE)
+                if shown is Status.UNAUTHORIZED:
+                    assert agent.reason is not None
+                    assert status.decode()[:3] in agent.reason
+
+    asyncio.run(test())

@@ -18,8 +18,9 @@ from agent_reporter.wire import ModelEntry, check_size
 
 from .descriptors import is_ours
 from .fleet.agent import Address, Agent, Source
-from .fleet.registry import AgentRegistry
+from .fleet.registry import PROBE_GRACE, AgentRegistry
 from .locating import Locator
+from .ollama.errors import not_let_in
 from .ollama.names import canonical_name
 from .reaching import cannot_connect
 
@@ -185,6 +186,9 @@ class Prober:
             if agent.address != address:
                 return False
             late = isinstance(e, LateError)
+            if isinstance(e, StatusError) and e.status in (401, 403):
+                self.registry.refuses(agent, not_let_in(e.status), PROBE_GRACE)
+                return True
             # On a machine that is busy with its answers, these tell that it is still there.
             if late and agent.online and self.registry.clock() - agent.heard_at <= HEARD_SECONDS:
                 self.registry.reached(agent)

@@ -375,7 +375,7 @@ def test_what_a_host_that_has_died_had_running_goes_elsewhere_whatever_the_budge
     dispatcher = Dispatcher(registry)
     exchanges = []
     for _ in range(400):
-        exchange = Exchange("client", Dialect.OLLAMA, registry.clock)
+        exchange = Exchange(Caller("client"), Dialect.OLLAMA, registry.clock)
         assert isinstance(dispatcher.begin(exchange, "POST", "/api/chat", CHAT), Forward)
         exchanges.append(exchange)
     while dispatcher.retry_budget.spend():

@@ -513,16 +513,17 @@ class AgentRegistry:
         if not agent.online or (not agent.probed and now - agent.silent_since >= PROBE_GRACE):
             self._lose(agent, reason, found_nobody=True)
 
-    def refuses(self, agent: Agent, reason: str) -> None:
-        """The agent, or a proxy in front of it, does not let the balancer in: it is not used for `REFUSED_SECONDS`."""
+    def refuses(self, agent: Agent, reason: str, seconds: float = REFUSED_SECONDS) -> None:
+        """The agent, or a proxy in front of it, does not let the balancer in: it is not used for so long."""
         if agent.removed:
             return
         if agent.refusal is None:
             logger.warning(
-                "Agent %s (%s) is not used for %g s: %s.", agent.name, agent.address, REFUSED_SECONDS, reason
+                "Agent %s (%s) is unauthorized, and not used for %g s: %s.", agent.name, agent.address, seconds, reason
             )
         agent.refusal = reason
-        until = self._refused[agent] = self.clock() + REFUSED_SECONDS
+        until = self.clock() + seconds
+        until = self._refused[agent] = max(until, self._refused.get(agent, until))
         self._next_expiry = min(self._next_expiry, until)
         self._place(agent)
 
@@ -1010,11 +1011,12 @@ class AgentRegistry:
             self._regroup(self._hosts.settle(agent))
         self._place(agent)
 
-    def _lose(self, agent: Agent, reason: str, *, found_nobody: bool = False) -> None:
-        """It is not online: the balancer found nobody at its address, or its reports say no more that it is alive."""
+    def _lose(self, agent: Agent, reason: str, *, found_nobody: bool = False, refused: bool = False) -> None:
+        """It is not online: the balancer found nobody there, or was not let in, or its reports say no more that it lives."""
         was_online = agent.online
-        agent.refusal = None
-        self._refused.pop(agent, None)
+        if not refused:
+            agent.refusal = None
+            self._refused.pop(agent, None)
         self.avoidance.forget(agent)
         agent.probed = False
         self._probes.pop(agent, None)
@@ -1105,7 +1107,9 @@ class AgentRegistry:
             agent.probed = False
             if not agent.online:
                 agent.probed = True
-                if agent.unreached:
+                if agent.refusal is not None:
+                    self._lose(agent, agent.refusal, refused=True)
+                elif agent.unreached:
                     self._lose(agent, f"no answer to probes: {agent.unreached}", found_nobody=True)
                 else:
                     self._lose(agent, "no answer to probes")

@@ -58,6 +58,15 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
     return (b"event: error\n" if named else b"") + b"data: " + _compact(event) + b"\n\n"
 
 
+def not_let_in(status: int) -> str:
+    """What a 401 or 403 of a host means, and what is to be done."""
+    if status == 403:  # the server's check of the Host header, where it listens on loopback
+        return (
+            "does not let the balancer in (status 403): set OLLAMA_HOST=0.0.0.0 there, or look at the proxy before it"
+        )
+    return f"does not let the balancer in (status {status}): a proxy there wants credentials"
+
+
 def model_not_found(model: str, path: str) -> str:
     """What the server says on that route of a model that it does not have."""
     if path in _EMBEDDING_PATHS:

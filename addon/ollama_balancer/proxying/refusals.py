@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from mitmproxy import http
 
-from ..ollama.errors import Blame, classify, error_body, is_object
+from ..ollama.errors import Blame, classify, error_body, is_object, not_let_in
 from ..ollama.routes import Route, dialect_of
 from ..ollama.unpacking import UnpackingError, unpacker_for
 from .answers import dated, path_of
@@ -56,10 +56,8 @@ def why_refused(blame: Blame, status: int, path: str) -> str:
             return f"cannot run the model (status {status})"
         case Blame.HOST_BUSY:
             return f"is busy (status {status})"
-        case Blame.HOST_REFUSES if status == 403:
-            return "does not let the balancer in (status 403): set OLLAMA_HOST=0.0.0.0 there, or look at its proxy"
         case Blame.HOST_REFUSES:
-            return f"does not let the balancer in (status {status}): a proxy there wants credentials"
+            return not_let_in(status)
         case _:
             return f"status {status}"
 
