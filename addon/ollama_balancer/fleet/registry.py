@@ -1012,7 +1012,7 @@ class AgentRegistry:
         self._place(agent)
 
     def _lose(self, agent: Agent, reason: str, *, found_nobody: bool = False, refused: bool = False) -> None:
-        """It is not online: the balancer found nobody there or was not let in, or reports say no more that it is alive."""
+        """It is not online: nobody was found there, or nobody was let in, or reports say no more that it is alive."""
         was_online = agent.online
         if not refused:
             agent.refusal = None
