@@ -283,7 +283,8 @@ def test_a_flow_keeps_the_address_that_its_client_asked_and_can_be_sent_there_ag
     tmp_path: Path, hosts: Hosts
 ) -> None:
     host = hosts.start("one")
-    with running_mitmweb(tmp_path, *agents(one=host.url)) as (proxy, web):
+    arguments = (*agents(one=host.url), "--set", "balancer_hosts=ollama.example")
+    with running_mitmweb(tmp_path, *arguments) as (proxy, web):
         proxy.wait_online("one")
         for headers in ({}, {"Host": "ollama.example:80"}):
             ask(proxy, **headers)
