@@ -58,8 +58,8 @@ def test_it_shows_what_goes_on_until_it_is_interrupted(tmp_path: Path, hosts: Ho
 
 
 def test_into_a_pipe_it_prints_once(tmp_path: Path, hosts: Hosts) -> None:
-    one = hosts.start("one")
-    with running_proxy(tmp_path, "--set", f"balancer_agents=gpu-1={one.url},gpu-2={one.url}") as proxy:
+    one, two = hosts.start("one"), hosts.start("two")
+    with running_proxy(tmp_path, "--set", f"balancer_agents=gpu-1={one.url},gpu-2={two.url}") as proxy:
         proxy.wait_online("gpu-1", "gpu-2")
         command = [*PROGRAM, "--balancer", proxy.url.removeprefix("http://"), "--filter", "gpu-2"]
         told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
