@@ -190,7 +190,7 @@ ENDLESS = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r
     [
         pytest.param(b"HTTP/1.1 503 Busy\r\nContent-Length: 400000\r\n\r\n" + b"x" * 400_000, id="long"),
         pytest.param(ENDLESS + b"1\r\nx\r\n", id="never-ending"),
-        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n" + WHOLE, id="informational"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200 + WHOLE, id="informational"),
         pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", id="upgrade"),
         pytest.param(b"SSH-2.0-OpenSSH\r\n\r\n", id="garbage"),
         pytest.param(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", id="malformed"),
