@@ -5,8 +5,8 @@ next one on the host has begun, so an overlap counts only if it lasts. A host ru
 out; so an answer in one piece, whose beginning is not seen, has been under way since before a later request's began.
 
 Now and then one more is sent than is known to run: a trial. Each that succeeds is followed by the next at once. It is
-over when the newest request still waits while older ones end, again and again, or when nothing came of it; the next
-one comes after a pause, which doubles each time.
+over when the newest request still waits when an older one ends, or when nothing came of it; the next one comes after a
+pause, which doubles each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .leases import SlotLease
 
 DOUBTS = 2
-"""Times in a row that the newest request was seen waiting when an older one ended, until that is believed."""
+"""Times in a row that the newest request was seen waiting when an older one ended, until fewer run than was known.
+
+Once is enough to end a trial: it costs no more than waiting until the next one."""
 
 CONFIRMATIONS = 2
 """Overlaps that are seen until one more is known to run; a long one counts for two."""
@@ -26,7 +28,7 @@ CONFIRMATIONS = 2
 TRIES = 5
 """Answers for each slot, ended while one more was there than is known to run, until a trial has come to nothing."""
 
-FIRST_PAUSE = 10.0
+FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 600.0
 """Seconds between two trials. The host's settings may change."""
 
@@ -221,7 +223,7 @@ class SlotLearner:
             return
         self._seen = 0
         self._doubts += 1
-        if self._doubts >= DOUBTS:
+        if self._doubts >= DOUBTS or not known:
             if known:
                 self.proven = max(1, at_once - 1)
             self._pause_trials(now)
