@@ -40,11 +40,13 @@ def pair(
     script = tmp_path / "impatient.py"
     script.write_text(IMPATIENT if impatient else "")
     agents = f"balancer_agents=bad={bad.url},good={good.url}"
-    options = ("--set", agents, "--set", "balancer_connect_timeout=1", "--set", "balancer_mode=metrics")
+    more = ("balancer_connect_timeout=1", "balancer_mode=metrics", "balancer_stale_after=600")
+    options = ("--set", agents, *(word for each in more for word in ("--set", each)))
     with running_proxy(tmp_path, "-s", str(script), *options) as proxy:
         proxy.wait_online("bad", "good")
-        proxy.report("bad", cpu=1)
-        proxy.report("good", cpu=60)
+        # With what is in memory, so that they are not probed, which on a busy machine would be late too often.
+        proxy.report("bad", cpu=1, loaded_models=[])
+        proxy.report("good", cpu=60, loaded_models=[])
         yield proxy, bad, good
 
 
