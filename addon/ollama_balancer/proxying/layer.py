@@ -327,12 +327,14 @@ class BalancedStream(HttpStream):
         """The agents may have answered without the body, or ask for it of a client that waits for that."""
         assert self.routing and self.routing.fan_out
         fan_out = self.routing.fan_out
-        if fan_out.over:
+        # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
+        early = fan_out.over and not self.flow.request.is_http2
+        if early:
             self.client_state = self.state_done
             yield from self.pass_on(fan_out, early=True)
             self.client_state = self.state_errored  # what is left of the body is swallowed
             return
-        if self.flow.request.stream is continue_later and fan_out.wanted:
+        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.over):
             self.flow.request.stream = True
             proceed = http.Response.make(100)
             proceed.headers.clear()
@@ -345,7 +347,7 @@ class BalancedStream(HttpStream):
         if (yield from self.check_killed(True)):
             return
         self.flow.response = fan_out.response or self.balanced_layer.internal_error(self.flow)
-        if early and not self.flow.request.is_http2:
+        if early:
             # A client that sends no more of its body must not send its next request in the place of it.
             self.flow.response.headers["Connection"] = "close"
         if not fan_out.streamed:
