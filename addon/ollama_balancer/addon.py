@@ -75,6 +75,7 @@ from .proxying.lean import LeanHooks
 from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router, abort_client, drain_client
+from .steady_clock import SteadyClock
 from .stopping import Stopper
 from .text import one_line
 
@@ -147,7 +148,8 @@ class Balancer:
 
     name = "ollama-balancer"
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        clock = clock or SteadyClock()
         self.registry = AgentRegistry(clock, must_reach=True)
         self.registry.on_unproven = self._probe
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
@@ -367,8 +369,11 @@ class Balancer:
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
         interrupt = () if hasattr(ctx.master, "prompt_for_exit") else (signal.SIGINT,)
+        # Whoever has started it with nohup wants it to go on.
+        hang_ups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+        heard = [number for number in hang_ups if signal.getsignal(number) is not signal.SIG_IGN]
         self.stopper.listen(
-            signal.SIGTERM, *interrupt, timeout=lambda: self.settings.stop_timeout if self.settings else 0
+            signal.SIGTERM, *heard, *interrupt, timeout=lambda: self.settings.stop_timeout if self.settings else 0
         )
 
     def _unfinished(self) -> int:

@@ -55,7 +55,7 @@ def streaming(
         yield proxy, Stream(proxy)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_running_stream_is_finished_and_nothing_new_is_taken(
     tmp_path: Path, hosts: Hosts, number: signal.Signals
 ) -> None:
@@ -266,3 +266,16 @@ def test_a_disk_that_takes_nothing_for_a_while_is_tried_again(tmp_path: Path, ho
     assert proxy.log.count("cannot be kept") == 1
     assert [agent["name"] for agent in json.loads(state.read_text())["agents"]] == ["one", "two"]
     assert list(tmp_path.glob(f"{STATE}*")) == [state]
+
+
+def test_nothing_is_offline_or_stale_because_the_balancer_itself_was_stopped(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    options = ("--set", f"balancer_agents=one={host.url}", "--set", "balancer_stale_after=4")
+    with running_proxy(tmp_path, *options) as proxy:
+        proxy.wait_online("one")
+        proxy.report("one")
+        proxy.process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(5)  # longer than the report counts
+        proxy.process.send_signal(signal.SIGCONT)
+        assert not proxy.agents()["one"]["stale"]
+        assert "offline" not in proxy.log
