@@ -37,7 +37,7 @@ def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: A
     registry = AgentRegistry(clock)
     [agent] = fleet(registry, "gpu-1")
     exchange = Exchange(
-        Caller("client", ""), Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields
+        Caller("client"), Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields
     )
     exchange.take(registry.take(agent))
     clock.now += first_byte
@@ -61,14 +61,14 @@ def test_an_answer_in_one_piece_is_told_by_the_time_that_it_took() -> None:
 
 
 def test_a_request_in_the_line_is_told_to_wait() -> None:
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0)
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0)
     assert comment(exchange) == "waits for a free agent · tiny-a"
 
 
 def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     registry = AgentRegistry(Clock())
     a, b = fleet(registry, "a", "b")
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock())
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock())
     exchange.take(registry.take(a))
     exchange.fail_attempt("refused")
     exchange.take(registry.take(b))
@@ -89,7 +89,7 @@ def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     ],
 )
 def test_what_went_wrong_is_marked_and_nothing_else(outcome: Outcome, mark: str, begin: str) -> None:
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock())
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock())
     exchange.end(outcome, None if outcome is Outcome.SUCCEEDED else "no agent is online")
     flow = tflow.tflow()
     annotate(flow, exchange)
@@ -127,15 +127,13 @@ def test_what_was_asked_and_by_whom_is_told() -> None:
     assert comment(exchange) == (
         "→ gpu-1 · tiny-a · “Why is the sky blue?” · 10.0.0.7 · 81 tok/s · TTFT 200 ms · metrics: score 30"
     )
-    waiting = Exchange(
-        Caller("client", ""), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello"
-    )
+    waiting = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello")
     assert comment(waiting) == "waits for a free agent · tiny-a · “Hello”"
 
 
 def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
     registry = AgentRegistry(Clock())
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
     [agent] = fleet(registry, "a")
     exchange.take(registry.take(agent))
     exchange.status = 400
@@ -153,7 +151,7 @@ def test_the_markers_are_known_to_mitmproxy() -> None:
 def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, reason: str, problem: str) -> None:
     registry = AgentRegistry(Clock())
     [agent] = fleet(registry, "a")
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock(), model=model, mode="metrics", why="score 30")
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model=model, mode="metrics", why="score 30")
     exchange.take(registry.take(agent))
     exchange.fail_attempt(reason)
     exchange.end(Outcome.FAILED, problem)
@@ -163,7 +161,7 @@ def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, rea
 
 
 def test_a_long_name_from_outside_is_cut() -> None:
-    exchange = Exchange(Caller("client", ""), Dialect.OLLAMA, Clock(), model="x\n\x1b[31m\u202e" + "y" * 100_000)
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="x\n\x1b[31m\u202e" + "y" * 100_000)
     line = comment(exchange)
     assert line.startswith("→ no agent · x  [31m y")
     assert line.endswith("…")
