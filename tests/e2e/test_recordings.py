@@ -13,13 +13,14 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ollama_balancer.ollama.routes import Dialect, Kind, dialect_of, find_route
-from tests.e2e.harness import PATIENCE, Hosts, Proxy, RawHost, report, running_proxy
+from tests.e2e.harness import PATIENCE, Hosts, Proxy, RawHost, report, running_proxy, wait_until
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
@@ -228,12 +229,16 @@ def arrange(scene: Scene, recording: dict[str, Any]) -> None:
     scene.host.loaded = json.dumps({"models": loaded}).encode()
     scene.host.lacks = "HEAD /api/blobs/" if request.get("method", "POST") == "POST" else ""
     scene.host.received.clear()
-    reported = scene.proxy.control(
-        "POST",
-        "/api/agents/recorded/metrics",
-        report(ollama_version="0.33.0-rc2", loaded_models=loaded) | {"models": listed},
-    )
-    assert reported.status_code == 204, reported.text
+    metrics = report(ollama_version="0.33.0-rc2", loaded_models=loaded) | {"models": listed}
+
+    def is_known() -> bool:
+        # A list that may be older than the last answer of the host is not taken.
+        metrics["timestamp"] = datetime.now(UTC).isoformat()
+        reported = scene.proxy.control("POST", "/api/agents/recorded/metrics", metrics)
+        assert reported.status_code == 204, reported.text
+        return scene.proxy.agents()["recorded"]["loaded_models"] == [entry["name"] for entry in loaded]
+
+    wait_until(is_known, "what is loaded is known")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in DIFFERENT])
