@@ -236,7 +236,8 @@ def arrange(scene: Scene, recording: dict[str, Any]) -> None:
         metrics["timestamp"] = datetime.now(UTC).isoformat()
         reported = scene.proxy.control("POST", "/api/agents/recorded/metrics", metrics)
         assert reported.status_code == 204, reported.text
-        return scene.proxy.agents()["recorded"]["loaded_models"] == [entry["name"] for entry in loaded]
+        known: list[str] = scene.proxy.agents()["recorded"]["loaded_models"]
+        return known == [entry["name"] for entry in loaded]
 
     wait_until(is_known, "what is loaded is known")
 
