@@ -513,8 +513,9 @@ class AgentRegistry:
         if not agent.online or (not agent.probed and now - agent.silent_since >= PROBE_GRACE):
             self._lose(agent, reason, found_nobody=True)
 
-    def refuses(self, agent: Agent, reason: str, seconds: float = REFUSED_SECONDS) -> None:
+    def refuses(self, agent: Agent, reason: str, seconds: float | None = None) -> None:
         """The agent, or a proxy in front of it, does not let the balancer in: it is not used for so long."""
+        seconds = REFUSED_SECONDS if seconds is None else seconds
         if agent.removed:
             return
         if agent.refusal is None:
