@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
-from ollama_balancer.fleet.agent import Agent, Source, agent_id
+from ollama_balancer.fleet.agent import Address, Agent, Source, agent_id
 from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.history import History
 from ollama_balancer.fleet.recent import Recent
@@ -27,7 +28,7 @@ METRICS: dict[str, Any] = {
     "cpu_usage": 10,
     "memory_usage": 20,
     "active_requests": 1,
-    "timestamp": "2026-01-31T12:00:00Z",
+    "timestamp": "2025-02-28T12:00:00Z",
 }
 
 CHANGING_CALLS = [
@@ -132,11 +133,65 @@ def test_a_second_host_of_a_name_is_refused_as_long_as_the_first_one_reports(api
     assert refused.status_code == 409
     assert "another host reports as gpu (http://10.0.0.8:11434): give this one a name of its own" in refused.text
     assert api.call("GET", "/api/agents/gpu").json()["url"] == "http://10.0.0.8:11434"
-    # The same reporter with a new address, a new one at the same address, and a program that says nothing of itself.
+    # The same reporter with a new address, and a new one at the same address.
     assert api.call("POST", "/api/agents", second, caller=near).status_code == 200
-    assert api.call("POST", "/api/agents", {"name": "gpu", "instance": "three"}, caller=near).status_code == 200
-    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=far).status_code == 200
-    assert api.call("POST", "/api/agents", second, caller=near).status_code == 200
+    third = {"name": "gpu", "instance": "three"}
+    assert api.call("POST", "/api/agents", third, caller=near).status_code == 200
+    # That one holds the name no more than a program that says nothing of itself.
+    for other in (third, {"name": "gpu"}, {"name": "gpu", "url": "http://evil.example"}):
+        assert api.call("POST", "/api/agents", other, caller=far).status_code == 409
+    assert api.call("GET", "/api/agents/gpu").json()["url"] == "http://10.0.0.7:11434"
+    assert api.call("POST", "/api/agents", second, caller=far).status_code == 200
+
+
+def test_an_agent_that_was_registered_without_an_instance_moves_when_it_is_silent(api: Api) -> None:
+    near, far = ("10.0.0.7", 40000), ("10.0.0.8", 40000)
+    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=near).status_code == 201
+    assert api.call("POST", "/api/agents/gpu/metrics", METRICS).status_code == 204
+    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=near).status_code == 200
+    refused = api.call("POST", "/api/agents", {"name": "gpu"}, caller=far)
+    assert refused.status_code == 409
+    assert "30.0 s after the last report" in refused.text
+    api.clock.now += 31
+    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=far).json()["url"] == "http://10.0.0.8:11434"
+
+
+@pytest.mark.parametrize("source", [Source.STATIC, Source.DEMO, Source.LOCAL])
+def test_a_registration_does_not_move_an_agent_that_is_configured(api: Api, source: Source) -> None:
+    agent, _ = api.registry.register("static", Address("10.0.0.1", 11434), source)
+    refused = api.call("POST", "/api/agents", {"name": "static", "url": "http://evil"})
+    assert refused.status_code == 409
+    assert "--advertise http://10.0.0.1:11434" in refused.text
+    assert api.call("POST", "/api/agents", {"name": "static"}).status_code == 409
+    assert agent.address.url == "http://10.0.0.1:11434"
+    same = api.call("POST", "/api/agents", {"name": "static", "url": "http://10.0.0.1:11434", "instance": "one"})
+    assert same.status_code == 200
+    assert agent.source is source
+
+
+def test_the_reporter_of_a_host_that_is_configured_by_its_name_is_let_in(api: Api) -> None:
+    agent, _ = api.registry.register("gpu", Address("gpu.lan", 11434), Source.STATIC)
+    api.registry.located(agent, ("10.0.0.7", 11434))
+    answer = api.call("POST", "/api/agents", {"name": "gpu"}, caller=("10.0.0.7", 40000))
+    assert (answer.status_code, answer.json()["url"]) == (200, "http://gpu.lan:11434")
+    assert api.call("POST", "/api/agents", {"name": "gpu"}, caller=("10.0.0.8", 40000)).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("time", "ahead"), [("9999-12-31T23:59:59Z", "251661513538 s"), ("2025-03-01T01:02:02+01:00", "61 s")]
+)
+def test_a_report_of_the_future_is_refused_with_the_difference(api: Api, time: str, ahead: str) -> None:
+    api.control.wall = datetime(2025, 3, 1, 0, 1, 1, tzinfo=UTC).timestamp
+    fleet(api.registry, "a")
+    refused = api.call("POST", "/api/agents/a/metrics", METRICS | {"timestamp": time})
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith(f"timestamp: {ahead} ahead of the balancer's clock")
+    for fine in ("2025-03-01T00:01:01Z", "2025-03-01T00:02:01Z"):
+        assert api.call("POST", "/api/agents/a/metrics", METRICS | {"timestamp": fine}).status_code == 204
+    agent = api.registry.get("a")
+    assert agent
+    assert agent.metrics
+    assert agent.metrics.timestamp == datetime(2025, 3, 1, 0, 2, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("how", ["silent", "stopped"])

@@ -11,6 +11,8 @@ from ollama_balancer.fleet.agent import Address, Agent
 from ollama_balancer.fleet.registry import AgentRegistry
 from tests.e2e.harness import report
 
+FUTURE = json.dumps({**report(), "timestamp": "9999-12-31T23:59:59Z"}).encode()
+
 
 @pytest.fixture
 def registry() -> AgentRegistry:
@@ -46,7 +48,7 @@ def test_what_is_no_report_of_a_known_agent_is_left(registry: AgentRegistry, age
     assert agent.metrics is None
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", json.dumps(report(cpu=101)).encode()])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", json.dumps(report(cpu=101)).encode(), FUTURE])
 def test_a_report_that_is_wrong_is_left(registry: AgentRegistry, agent: Agent, body: bytes) -> None:
     assert not take_report(registry, "/api/agents/gpu-1/metrics", body)
     assert agent.metrics is None

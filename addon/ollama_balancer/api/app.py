@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,6 +28,7 @@ from . import history as history_api
 from .health import by_state, health
 from .paths import AUTHORIZED, HEALTH, HISTORY
 from .prometheus import Exposition
+from .reports import time_problem
 
 
 class DrainRequest(BaseModel):
@@ -43,7 +45,8 @@ class ControlApi:
     them.
 
     `on_change` is told of an agent that came or moved, so that it is probed at once. `ending` tells whether the program
-    is about to end, and takes no more requests. `in_flight` counts the requests that agents have now.
+    is about to end, and takes no more requests. `in_flight` counts the requests that agents have now. `wall` gives
+    the time of day, in seconds since 1970.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ControlApi:
         on_change: Callable[[Agent], None],
         ending: Callable[[], bool] = lambda: False,
         in_flight: Callable[[], int] | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -67,6 +71,7 @@ class ControlApi:
         board = dashboard.Dashboard(registry, line, recent, self._totals)
         self.exposition = Exposition(registry, line, tally, self._totals)
         self.ending = ending
+        self.wall = wall
         self.app = Starlette(
             routes=[
                 Route(HEALTH, self.health),
@@ -137,32 +142,42 @@ class ControlApi:
                 raise ValueError("left out, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
-        self._refuse_namesake(registration, address)
+        known = self.registry.get(registration.name)
+        if known is not None:
+            address = self._settled(known, registration, address)
+        takes_over = known is None or not _is_held(known, registration)
         try:
             agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
-        agent.instance = registration.instance
+        if takes_over:
+            agent.instance = registration.instance
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
-    def _refuse_namesake(self, registration: AgentRegistration, address: Address) -> None:
-        """Two hosts of one name would take the agent from each other with every report."""
-        agent = self.registry.get(registration.name)
-        if (
-            agent is not None
-            and agent.address != address
-            and agent.fresh
-            and not agent.draining_until_registration
-            and None not in (agent.instance, registration.instance)
-            and agent.instance != registration.instance
-        ):
+    def _settled(self, agent: Agent, registration: AgentRegistration, address: Address) -> Address:
+        """Where a known agent is to be found from now on. A token alone does not lead its requests elsewhere."""
+        if agent.address == address:
+            return address
+        if agent.source is not Source.REGISTERED:
+            if agent.host_key == (address.host, address.port):
+                return agent.address  # the same host, as it is configured
+            whose = "balancer_agents has it" if agent.source is Source.STATIC else "the balancer itself has it"
+            raise HTTPException(
+                409,
+                f"{agent.name} is at {agent.address.url}, where {whose}: a registration cannot move it. If it is the "
+                f"same host, register it with that url (--advertise {agent.address.url}); if it is another one, give "
+                "it a name of its own with --name",
+            )
+        if _is_held(agent, registration):
+            # Two hosts of one name would take the agent from each other with every report.
             raise HTTPException(
                 409,
                 f"another host reports as {agent.name} ({agent.address.url}): give this one a name of its own with "
                 f"--name. If it is the same host with a new address, it is accepted {self.registry.stale_after} s "
-                "after the last report from the old one",
+                "after the last report from the old one, or at once with the instance that registered it",
             )
+        return address
 
     async def metrics(self, request: Request) -> Response:
         _authorize(request)
@@ -171,6 +186,8 @@ class ControlApi:
             metrics = AgentMetrics.model_validate_json(_checked(await request.body()))
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
+        if problem := time_problem(metrics, self.wall()):
+            raise HTTPException(400, problem)
         self.registry.update_metrics(agent.id, metrics)
         return Response(status_code=204, headers=told_to_reporter(agent))
 
@@ -239,6 +256,15 @@ def _authorize(request: Request) -> None:
             "start where the token is kept",
             {"WWW-Authenticate": "Bearer"},
         )
+
+
+def _is_held(agent: Agent, registration: AgentRegistration) -> bool:
+    """Whether another reporter than the one that registers holds the name: it reports, and has not said goodbye."""
+    return (
+        agent.fresh
+        and not agent.draining_until_registration
+        and (registration.instance is None or agent.instance != registration.instance)
+    )
 
 
 def _plain(host: str) -> str:
