@@ -75,13 +75,13 @@ class Http2Client:
         self.socket.sendall(self.connection.data_to_send())
 
     def wait_for_body(self) -> None:
-        while not any(isinstance(event, h2.events.DataReceived) for event in self._receive()):
+        while not any(isinstance(event, h2.events.DataReceived) for event in self.events()):
             pass
 
     def status(self) -> str:
         """The status of the answer to the last request."""
         while True:
-            for event in self._receive():
+            for event in self.events():
                 if isinstance(event, h2.events.ResponseReceived) and event.stream_id == self.stream:
                     return dict(event.headers)[b":status"].decode()
 
@@ -92,7 +92,8 @@ class Http2Client:
     def close(self) -> None:
         self.socket.close()
 
-    def _receive(self) -> list[h2.events.Event]:
+    def events(self) -> list[h2.events.Event]:
+        """What has come next, which is acknowledged but for data."""
         data = self.socket.recv(65536)
         assert data, "the proxy has closed the connection"
         events = self.connection.receive_data(data)

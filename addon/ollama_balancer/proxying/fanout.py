@@ -142,6 +142,8 @@ class FanOut:
         self._unreachable = unreachable
         self._read_client = read_client
         self._drain_client = drain_client
+        self.room: Callable[[], Awaitable[None]] | None = None
+        """Waits until a client that speaks HTTP/2 has let most of what was sent to it through its windows."""
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] | None = None
         self._head_known = asyncio.Event()
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=256)
@@ -227,6 +229,8 @@ class FanOut:
             self.response = self._streamed_head() if self._head is not None else self._combined()
             return
         await self._drain_client()
+        if self.room is not None:
+            await self.room()
         chunk = await self._pieces.get()
         pieces = [chunk]
         while chunk and not self._pieces.empty():

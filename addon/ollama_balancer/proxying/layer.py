@@ -43,6 +43,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._base import StreamId
 from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.layers.http._http2 import Http2Server
 
 from ..ollama.errors import Blame
 from . import interim
@@ -51,6 +52,7 @@ from .callers import Fields
 from .exchange import exchange_of
 from .headers import request_to_agent
 from .host_header import set_destination
+from .http2 import BoundedH2Connection, HeldUp
 from .refusals import blame_of, for_caller
 
 if TYPE_CHECKING:
@@ -358,6 +360,9 @@ class BalancedStream(HttpStream):
         if (yield from self.check_killed(True)):
             return
         yield from self.start_response_stream()
+        held_up = self.balanced_layer.held_up
+        if held_up is not None:
+            fan_out.room = functools.partial(held_up.connection.room, self.stream_id)
         while True:
             fan_out.chunk = b""
             yield AdvanceHook(fan_out)
@@ -469,8 +474,11 @@ class BalancedStream(HttpStream):
 
     def state_stream_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from super().state_stream_response_body(event)
-        if self.may_relay and isinstance(event, ResponseData):
-            self.balanced_layer.streaming = self
+        if isinstance(event, ResponseData):
+            if self.may_relay:
+                self.balanced_layer.streaming = self
+            if self.balanced_layer.held_up is not None:
+                self.balanced_layer.held_up.look(self.stream_id, self.context.server)
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Read the agent's refusal: whose fault is it? The client can have it if no other agent serves."""
@@ -638,6 +646,8 @@ class BalancedHttpLayer(HttpLayer):
         """The connection whose events are being handled."""
         self.used: set[Connection] = set()
         """Connections to agents that have carried a request."""
+        self.held_up: HeldUp | None = None
+        """Of a client that speaks HTTP/2."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         self._from_agent = False
@@ -661,6 +671,8 @@ class BalancedHttpLayer(HttpLayer):
             if isinstance(stream, BalancedStream):
                 stream.let_go()
                 stream.response_body_buf.clear()
+        if self.held_up is not None:
+            self.held_up.connection.let_go()
 
     def run_at_once(self, hook: commands.StartHook) -> bool:
         """Run the hook, where what follows cannot come back to a connection in the midst of its own event.
@@ -696,6 +708,11 @@ class BalancedHttpLayer(HttpLayer):
             self._sender = outer
 
     def make_stream(self, stream_id: StreamId) -> layer.CommandGenerator[None]:
+        client = self.connections[self.context.client]
+        if self.held_up is None and isinstance(client, Http2Server):
+            connection = client.h2_conn
+            if isinstance(connection, BoundedH2Connection):
+                self.held_up = HeldUp(self.context.client.id, connection)
         self.streams[stream_id] = BalancedStream(self.context.fork(), stream_id)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 

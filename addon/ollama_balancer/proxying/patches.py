@@ -26,6 +26,7 @@ from agent_reporter.connecting import connect, is_address
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line
+from . import http2
 from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check_authority, check_request
 
 SWALLOWED = 32 * 1024 * 1024
@@ -186,6 +187,7 @@ _parse_h2_of_mitmproxy: Any = _http2.parse_h2_request_headers
 
 _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (server.ConnectionHandler, "handle_connection", _handle_connection),
+    (server.ConnectionHandler, "drain_writers", http2.drain_writers),
     (server, "asyncio", _asyncio_with(open_connection=_open_connection)),
     (_http1, "ReceiveBuffer", LimitedBuffer),
     (_http1.Http1Server, "read_headers", _read_request),
@@ -193,6 +195,8 @@ _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (_http1, "make_error_response", refusal),
     (http1, "read_request_head", _read_request_head),
     (http1, "read_response_head", _read_response_head),
+    (_http2, "BufferedH2Connection", http2.BoundedH2Connection),
+    (_http2.Http2Connection, "handle_h2_event", http2.handle_event),
     (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
 ]
 

@@ -28,6 +28,7 @@ from ..ollama.names import canonical_name, is_cloud_model
 from ..ollama.routes import Kind, dialect_of
 from ..reaching import cannot_connect
 from ..text import one_line
+from . import http2
 from .answers import answer_of, path_of
 from .bodies import RefusedBodyError
 from .callers import Caller
@@ -411,7 +412,10 @@ async def drain_client(client_id: str) -> None:
 
 def _client_is_slow(exchange: Exchange) -> bool:
     """Whether there is something that the client has yet to take."""
-    writer = _client_writer(exchange.caller.client_id)
+    client_id, flow = exchange.caller.client_id, exchange.flow
+    if flow is not None and http2.holds_up(client_id, flow.server_conn):
+        return True
+    writer = _client_writer(client_id)
     return isinstance(writer, asyncio.StreamWriter) and writer.transport.get_write_buffer_size() > 0
 
 

@@ -1,0 +1,252 @@
+"""What HTTP/2 clients may have held for them, and how many frames they may send that ask for nothing.
+
+mitmproxy keeps what a client's windows have no room for, as much as comes. Here a host is read no further while more
+than a little waits for the client, as over HTTP/1.1, where the client's socket does that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import server
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import _http2
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
+
+MOST_HELD = 64 * 1024
+"""Bytes that wait for one stream's client; beyond them the host is read no further."""
+
+ROOM = MOST_HELD // 2
+"""Bytes down to which the client has to take them before the host is read again."""
+
+PIECE_OVERHEAD = 128
+"""Bytes that each held piece takes beside its own."""
+
+READ_AT_ONCE = 4 * 1024
+"""Bytes of frames that are parsed before it is looked what they are."""
+
+BURST = 1000.0
+"""Units that a connection's frames may cost at once."""
+
+PER_SECOND = 500.0
+"""Units that are added each second."""
+
+RESET_COST = 5.0
+"""Of a stream that is reset: a request has been begun for it."""
+
+SMALL_COST = 0.1
+"""Of a frame of which an honest client may send one for each that it gets, or a few bytes of a body."""
+
+SMALL_DATA = 256
+"""Bytes of a body's frame; in one with fewer, the work is in the frame."""
+
+
+class FloodError(h2.exceptions.ProtocolError):
+    """More frames than any honest client sends."""
+
+
+def cost_of(event: h2.events.Event) -> float:
+    """What a frame costs the connection that sends it; nothing, if there are other limits for it."""
+    match event:
+        case h2.events.StreamReset():
+            return RESET_COST
+        case h2.events.WindowUpdated():
+            return SMALL_COST
+        case h2.events.DataReceived():
+            if event.data or event.stream_ended:
+                return SMALL_COST if len(event.data or b"") < SMALL_DATA else 0.0
+            return 1.0
+        case h2.events.RequestReceived() | h2.events.TrailersReceived() | h2.events.StreamEnded():
+            return 0.0
+    return 1.0  # settings, pings, priorities, and all that is unknown
+
+
+class Allowance:
+    """Units that are spent and come back with time. Seconds are those of `clock`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left = BURST
+        self._at = clock()
+
+    def spend(self, units: float) -> bool:
+        """Whether there were as many left."""
+        now = self._clock()
+        self._left = min(BURST, self._left + (now - self._at) * PER_SECOND) - units
+        self._at = now
+        return self._left >= 0
+
+
+class HeldPieces(deque[SendH2Data]):
+    """What waits for the client of one stream; `size` is how much memory that takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def append(self, piece: SendH2Data, /) -> None:
+        self.size += len(piece.data) + PIECE_OVERHEAD
+        super().append(piece)
+
+    def appendleft(self, piece: SendH2Data, /) -> None:
+        self.size += len(piece.data) + PIECE_OVERHEAD
+        super().appendleft(piece)
+
+    def popleft(self) -> SendH2Data:
+        piece = super().popleft()
+        self.size -= len(piece.data) + PIECE_OVERHEAD
+        return piece
+
+
+class BoundedH2Connection(BufferedH2Connection):
+    """mitmproxy's, which tells when a stream has room again, and refuses floods of a client."""
+
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.stream_buffers = defaultdict(HeldPieces)
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._allowance = Allowance()
+
+    def held(self, stream_id: int) -> int:
+        """Bytes that wait for a window of that stream."""
+        pieces = self.stream_buffers.get(stream_id)
+        return pieces.size if isinstance(pieces, HeldPieces) else 0
+
+    async def room(self, stream_id: int) -> None:
+        """Wait until little is held for that stream, or it is no more."""
+        while self.held(stream_id) > ROOM:
+            future = self._waiting.get(stream_id)
+            if future is None:
+                future = self._waiting[stream_id] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(future)
+
+    def receive_data(self, data: Any) -> list[h2.events.Event]:
+        """What has come, without the updates of windows, which are seen to once for all."""
+        found: list[h2.events.Event] = []
+        try:
+            for start in range(0, len(data), READ_AT_ONCE):
+                events = super(BufferedH2Connection, self).receive_data(data[start : start + READ_AT_ONCE])
+                if not self.config.client_side and not self._allowance.spend(sum(map(cost_of, events))):
+                    raise FloodError("too many frames that ask for nothing, or take back what was asked for")
+                found += events
+            return self._take_updates(found)
+        finally:
+            self._wake()
+
+    def _take_updates(self, events: list[h2.events.Event]) -> list[h2.events.Event]:
+        rest: list[h2.events.Event] = []
+        updated: dict[int, None] = {}
+        for event in events:
+            match event:
+                case h2.events.WindowUpdated():
+                    updated[event.stream_id or 0] = None
+                    continue
+                case h2.events.RemoteSettingsChanged():
+                    if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+                        updated[0] = None
+                case h2.events.StreamReset():
+                    self._drop(event.stream_id)
+                case h2.events.ConnectionTerminated():
+                    self.stream_buffers.clear()
+                    self.stream_trailers.clear()
+            rest.append(event)
+        if 0 in updated:
+            self.connection_window_updated()
+        else:
+            for stream_id in updated:
+                self.stream_window_updated(stream_id)
+        return rest
+
+    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
+        self._drop(stream_id)
+        super().reset_stream(stream_id, error_code)
+        self._wake()
+
+    def let_go(self) -> None:
+        """The client is gone."""
+        self.stream_buffers.clear()
+        self.stream_trailers.clear()
+        self._wake()
+
+    def _drop(self, stream_id: int) -> None:
+        self.stream_buffers.pop(stream_id, None)
+        self.stream_trailers.pop(stream_id, None)
+
+    def _wake(self) -> None:
+        for stream_id in [each for each in self._waiting if self.held(each) <= ROOM]:
+            future = self._waiting.pop(stream_id)
+            if not future.done():
+                future.set_result(None)
+
+
+class HeldUp:
+    """The hosts whose answers wait for the client of one connection."""
+
+    def __init__(self, client_id: str, connection: BoundedH2Connection) -> None:
+        self.connection = connection
+        self._streams: dict[Connection, int] = {}
+        _of_clients[client_id] = self
+
+    def look(self, stream_id: int, host: Connection) -> None:
+        """A piece of that stream's answer, which comes from that host, has been passed on."""
+        if self.connection.held(stream_id) > MOST_HELD:
+            self._streams[host] = stream_id
+
+    def __contains__(self, host: Connection) -> bool:
+        return host in self._streams
+
+    async def wait(self, handler: Any) -> None:
+        """Called by the task that reads a connection: if that is such a host's, wait until there is room."""
+        task = asyncio.current_task()
+        for host, stream_id in list(self._streams.items()):
+            io = handler.transports.get(host)
+            if io is None:
+                self._streams.pop(host, None)
+            elif io.handler is task:
+                try:
+                    await self.connection.room(stream_id)
+                finally:
+                    self._streams.pop(host, None)
+
+
+_of_clients: WeakValueDictionary[str, HeldUp] = WeakValueDictionary()
+
+
+def holds_up(client_id: str, host: Connection | None) -> bool:
+    """Whether that host's answer waits for the windows of that client."""
+    held_up = _of_clients.get(client_id)
+    return held_up is not None and host is not None and host in held_up
+
+
+_drain_writers_of_mitmproxy: Any = server.ConnectionHandler.drain_writers
+_handle_event_of_mitmproxy: Any = _http2.Http2Connection.handle_h2_event
+
+
+async def drain_writers(self: Any) -> None:
+    """`ConnectionHandler.drain_writers`, which waits for the windows of HTTP/2 as well."""
+    await _drain_writers_of_mitmproxy(self)
+    if _of_clients:
+        held_up = _of_clients.get(self.client.id)
+        if held_up is not None:
+            await held_up.wait(self)
+
+
+def handle_event(self: Any, event: Any) -> CommandGenerator[bool]:
+    """`Http2Connection.handle_h2_event`, which asks the sender of a flood to calm down, and closes."""
+    if isinstance(event, FloodError):
+        yield from self.protocol_error(f"HTTP/2: {event}", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        return True
+    is_over: bool = yield from _handle_event_of_mitmproxy(self, event)
+    return is_over
