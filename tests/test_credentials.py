@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -107,3 +108,41 @@ def test_a_token_matches_itself_only_and_does_not_show_itself() -> None:
     for other in ("", "some-toke", "some-token ", "some-tokeñ", "\udcff"):
         assert not token.matches(other)
     assert "some-token" not in repr(token)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_file_that_others_may_read_is_closed_to_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    path = tmp_path / credentials.FILE_NAME
+    path.write_text("some-token-1\n")
+    path.chmod(mode)
+    assert credentials.load("", str(tmp_path)).value == "some-token-1"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert f"could be read by other users (mode 0{mode:o})" in caplog.text
+    assert "some-token-1" not in caplog.text
+    caplog.clear()
+    credentials.load("", str(tmp_path))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("aim", ["there", "gone"])
+def test_a_link_to_a_token_is_not_followed(tmp_path: Path, aim: str) -> None:
+    (tmp_path / "there").write_text("some-token-1\n")
+    (tmp_path / credentials.FILE_NAME).symlink_to(tmp_path / aim)
+    with pytest.raises(OSError, match="it is a symbolic link, which is not followed"):
+        credentials.load("", str(tmp_path))
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / credentials.FILE_NAME)
+    with pytest.raises(OSError, match="it is no file"):
+        credentials.load("", str(tmp_path))
+
+
+@pytest.mark.parametrize("around", [b"%b", b'"%b"', b"x%b", b"%bx", b"\xff%b\x00", b"a" * 100_000 + b"%b"])
+def test_a_token_is_found_wherever_it_is(around: bytes) -> None:
+    for value in ("some-token", "aaaaaaaa", "aabaabaab"):
+        token = credentials.Token(value)
+        assert token.is_in(around.replace(b"%b", value.encode()))
+        assert not token.is_in(around.replace(b"%b", value[:-1].encode() + b"!").replace(b"a" * 100_000, b""))

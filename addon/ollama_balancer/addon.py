@@ -46,6 +46,7 @@ from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
+from .inspection.saved_files import make_stream_private
 from .listening import first_steps, reach
 from .memory_budget import PART, MemoryBudget, machine_memory
 from .networks import ClientNetworks
@@ -55,7 +56,7 @@ from .ollama.routes import find_route
 from .ollama.shapes import FEWEST_TOKENS
 from .proxying import patches, relay, selector
 from .proxying.answers import dated, error_of, escape_target, last_of, path_of
-from .proxying.callers import take_caller
+from .proxying.callers import share_of, take_caller
 from .proxying.connections import Connections
 from .proxying.counting import KILLED, decision_of, ended, is_row, unrouted
 from .proxying.dispatch import RETRY_AFTER
@@ -75,9 +76,10 @@ from .proxying.lean import LeanHooks
 from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router, abort_client, drain_client
+from .proxying.wrong_tokens import WrongTokens
 from .steady_clock import SteadyClock
 from .stopping import Stopper
-from .text import one_line
+from .text import one_line, without_bytes
 
 # What takes long to load, and is not needed to answer the first request, is imported where it is used.
 if TYPE_CHECKING:
@@ -192,6 +194,7 @@ class Balancer:
         """When it was last said that there are too many connections."""
         self._quiet_accept: descriptors.QuietAccept | None = None
         self._salt = secrets.token_bytes(16)
+        self.wrong_tokens = WrongTokens(clock)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._announcing: asyncio.Task[None] | None = None
@@ -292,6 +295,7 @@ class Balancer:
             return
         self._running = True
         self._log_mode()
+        make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
         self._listen_for_the_end()
         self.flows.attach()
         if self.lean is not None:
@@ -701,11 +705,13 @@ class Balancer:
         elif problem is not None:
             flow.response = last_of(flow, error_of(flow, 400, problem))
         else:
-            flow.response = self._loop_refusal(flow) or (None if caller.authorized else self._page_refusal(flow))
+            flow.response = self._loop_refusal(flow)
+            if flow.response is None and not caller.authorized:
+                flow.response = self._slowed(flow, self._page_refusal(flow))
         if flow.response is not None or is_control_path(path):
             return
         if _is_upload(flow, path):
-            flow.response = None if caller.authorized else self._origin_refusal(flow)
+            flow.response = None if caller.authorized else self._slowed(flow, self._origin_refusal(flow))
             # Its body is passed on while it comes: it may be larger than the memory.
             if flow.response is None:
                 flow.request.stream = True
@@ -725,7 +731,22 @@ class Balancer:
         """Answer what nobody is to get: the requests of pages of other origins."""
         # Who sends it again is no web page.
         trusted = flow.is_replay is not None or _is_authorized(flow)
-        flow.response = None if trusted else self._origin_refusal(flow)
+        flow.response = None if trusted else self._slowed(flow, self._origin_refusal(flow))
+
+    def _slowed(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
+        """The refusal of what the balancer's token would allow. Who presents a wrong one too often is not told so."""
+        exchange = exchange_of(flow)
+        if refusal is None or exchange is None or not exchange.caller.has_wrong_token:
+            return refusal
+        peer = flow.client_conn.peername
+        seconds = self.wrong_tokens.another(share_of(str(peer[0]) if peer else "", "")[0])
+        if seconds is None:
+            return refusal
+        slowed = error_of(
+            flow, 429, "too many wrong tokens came from this address: the balancer's log says where its token is kept"
+        )
+        slowed.headers["Retry-After"] = str(seconds)
+        return slowed
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         """Answer a call of the balancer's own API."""
@@ -755,6 +776,8 @@ class Balancer:
             flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", headers, b"", None, now, now)
         else:
             await serve(self._control_api().app, flow, authorized=authorized)
+            if flow.response is not None and flow.response.status_code == 401:
+                flow.response = self._slowed(flow, flow.response)
 
     def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """What a request gets that only a web page with bad intentions sends."""
@@ -1085,10 +1108,9 @@ def _run_none(hook: StartHook) -> bool:
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:
-    """mitmproxy logs what it has of a head that breaks off, credentials and all."""
-    known = "Client closed connection before completing request headers"
-    if isinstance(record.msg, str) and record.msg.startswith(known):
-        record.msg, record.args = f"{known}.", ()
+    """mitmproxy logs what it has of a head that is malformed or breaks off, credentials and all."""
+    if isinstance(record.msg, str):
+        record.msg = without_bytes(record.msg)
     return True
 
 

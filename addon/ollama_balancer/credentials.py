@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hmac
+import logging
 import os
 import secrets
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from .files import open_own
+
+logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "OLLAMA_BALANCER_TOKEN"
 FILE_NAME = "ollama-balancer-token"
@@ -28,6 +35,29 @@ class Token:
     def matches(self, presented: str) -> bool:
         """Compare in constant time."""
         return hmac.compare_digest(self.value.encode(), presented.encode("utf-8", "surrogateescape"))
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether the token is anywhere in there.
+
+        How long that takes tells nothing of use: it is looked for by a random half of what its characters are, which is
+        another one in each process, and compared in constant time where that fits.
+        """
+        table, blurred, token = self._blurred
+        seen = data.translate(table)
+        at = seen.find(blurred)
+        while at >= 0:
+            if hmac.compare_digest(token, data[at : at + len(token)]):
+                return True
+            at = seen.find(blurred, at + 1)
+        return False
+
+    @functools.cached_property
+    def _blurred(self) -> tuple[bytes, bytes, bytes]:
+        """What each byte is made, one of two, what that makes of the token, and the token."""
+        halves = [0] * 128 + [1] * 128
+        secrets.SystemRandom().shuffle(halves)
+        table, token = bytes(halves), self.value.encode()
+        return table, token.translate(table), token
 
 
 def check(value: str) -> str:
@@ -52,10 +82,31 @@ def load(option: str, confdir: str) -> Token:
     path = Path(confdir).expanduser() / FILE_NAME
     if not path.exists():
         _create(path)
+    text = _read(path)
     try:
-        return Token(check(path.read_text("utf-8", "replace")), path)
+        return Token(check(text), path)
     except ValueError as e:
         raise ValueError(f"balancer_token: {path} holds no usable token: {e}; delete it to have a new one made") from e
+
+
+def _read(path: Path) -> str:
+    """The file's text. Others are kept from reading it, should they have been able to."""
+    with open_own(path) as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if os.name == "posix" and mode & 0o077:
+            try:
+                os.fchmod(file.fileno(), 0o600)
+                mended = "it is readable by its owner alone now"
+            except OSError as e:
+                mended = f"that cannot be changed ({e.strerror or e}): do so with chmod 600"
+            logger.warning(
+                "%s could be read by other users (mode %04o); %s. If others use this machine, delete the file and "
+                "start again to have a new token made.",
+                path,
+                mode,
+                mended,
+            )
+        return file.read(4 * MAX_LENGTH).decode("utf-8", "replace")
 
 
 def _create(path: Path) -> None:

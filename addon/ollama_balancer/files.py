@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files of the balancer's own folder: there whole or not at all, and no links to others."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace(path: Path, text: str) -> None:
@@ -24,4 +27,26 @@ def replace(path: Path, text: str) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        raise
+
+
+def open_own(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open a file to read it, or to add to it (made if need be, with mode 0600). Raises OSError, also if `path` is a
+    symbolic link or no file: through a link, somebody else would choose what is read or written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if append else os.O_RDONLY
+    # Without O_NONBLOCK a named pipe would be waited for.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags, 0o600)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.EMLINK):
+            raise OSError(e.errno, "it is a symbolic link, which is not followed", str(path)) from e
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return os.fdopen(handle, "ab" if append else "rb")
+    except BaseException:
+        os.close(handle)
         raise

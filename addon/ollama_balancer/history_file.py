@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .files import replace
+from .files import open_own, replace
 from .fleet.history import FEWEST_FIELDS, FIELDS, MINUTES, History
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class HistoryFile:
     def read(self) -> list[Line]:
         """The minutes in the file, the oldest first. What cannot be read is left out, and that is logged."""
         try:
-            with self.path.open("rb") as file:
+            with open_own(self.path) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - MAX_BYTES))
                 texts = file.read(MAX_BYTES).splitlines(keepends=True)
@@ -93,8 +93,7 @@ class HistoryFile:
                 if self._lines > 2 * MINUTES:
                     self._shorten()
                 text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
-                handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                with os.fdopen(handle, "ab") as file:
+                with open_own(self.path, append=True) as file:
                     torn, self._torn = self._torn, True
                     file.write(b"\n" * torn + text)
                     file.flush()

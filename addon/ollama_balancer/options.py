@@ -20,6 +20,7 @@ from .fleet.policies import DEFAULT_POLICY, POLICIES
 from .memory_budget import PART, machine_memory
 from .networks import Network, read_network
 from .ollama.origins import check_host_pattern, check_pattern
+from .text import without_password
 
 PREFIX = "balancer_"
 
@@ -231,13 +232,16 @@ def _cut_off(options: OptManager, ours: Sequence[str]) -> list[str]:
             static_agents([word])
         except ValueError:
             continue
-        return [f"balancer_agents: {word[:200]!r} stands outside of the option; {advice}"]
+        return [f"balancer_agents: {without_password(word)[:200]!r} stands outside of the option; {advice}"]
     for name in ours:
         value = getattr(options, name)
         if stray and not isinstance(value, str) and isinstance(value, Sequence):
             last = str(value[-1]) if value else ""
             if last.rstrip().endswith(","):
-                return [f"{name}: {stray[0][:200]!r} stands outside of the option, after a comma; {advice}"]
+                return [
+                    f"{name}: {without_password(stray[0])[:200]!r} stands outside of the option, "
+                    f"after a comma; {advice}"
+                ]
     return []
 
 
@@ -356,7 +360,7 @@ def static_agents(entries: Sequence[str]) -> tuple[tuple[str, Address], ...]:
     for entry in _split(entries):
         match = _STATIC.fullmatch(entry)
         if match is None:
-            raise ValueError(f"balancer_agents: {entry[:100]!r} is not an agent; {accepts}")
+            raise ValueError(f"balancer_agents: {without_password(entry)[:100]!r} is not an agent; {accepts}")
         try:
             address = Address.parse(match["url"])
         except ValueError as e:
@@ -364,7 +368,8 @@ def static_agents(entries: Sequence[str]) -> tuple[tuple[str, Address], ...]:
         name = match["name"] or str(address)
         if not re.fullmatch(NAME_PATTERN, name):
             raise ValueError(
-                f"balancer_agents: {name[:80]!r} is not a name: letters, digits and . _ : [ ] -, at most 64"
+                f"balancer_agents: {without_password(name)[:80]!r} is not a name: "
+                "letters, digits and . _ : [ ] -, at most 64"
             )
         if name in agents:
             raise ValueError(f"balancer_agents: there are two agents called {name!r}; {accepts}")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .files import replace
+from .files import open_own, replace
 from .fleet.agent import Address, Agent, Source
 from .fleet.registry import MAX_AGENTS, AgentRegistry
 
@@ -77,7 +77,7 @@ class StateFile:
     def restore(self, registry: AgentRegistry) -> int:
         """Take in the agents of the file that are not known otherwise; how many. A damaged file is set aside."""
         try:
-            with self.path.open("rb") as file:
+            with open_own(self.path) as file:
                 content = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return 0

@@ -31,6 +31,9 @@ def take(flow: http.HTTPFlow, salt: bytes = b"salt") -> Caller:
         "CF-Access-Client-Secret",
         "X-Goog-Api-Key",
         "x-password",
+        "X-Auth",
+        "X-Access-Key",
+        "Ocp-Apim-Subscription-Key",
     ],
 )
 def test_credentials_leave_the_flow_and_reach_the_agent_as_they_were(name: str) -> None:
@@ -57,6 +60,12 @@ def test_cookies_and_what_is_for_a_proxy_go_no_further(name: str) -> None:
         ((b"authorization", b"the-balancers-token"), False),
         ((b"x-api-key", b"the-balancers-token"), False),
         ((b"proxy-authorization", b"Bearer the-balancers-token"), False),
+        ((b"Authorization", b'Bearer "the-balancers-token"'), False),
+        ((b"Authorization", b"Bearerthe-balancers-token"), False),
+        ((b"authorization", b"Basic dXNlcjp0aGUtYmFsYW5jZXJzLXRva2Vu"), False),
+        ((b"X-Note", b"x=the-balancers-token;"), False),
+        ((b"user-agent", b"the-balancers-token"), False),
+        ((b"the-balancers-token", b"1"), False),
     ],
 )
 def test_the_balancers_token_goes_to_no_agent_whether_it_is_presented_well_or_not(
@@ -123,3 +132,33 @@ def test_no_name_or_value_of_bytes_is_an_error() -> None:
     caller = take(flow)
     assert len(caller.credentials) == 2
     assert caller.name.startswith("key ")
+
+
+def test_a_target_that_a_person_has_set_in_the_flow_is_the_one_that_is_sent() -> None:
+    flow = flow_with()
+    flow.request.path = "/api/chat?api_key=planted"
+    caller = take(flow)
+    assert flow.request.path == "/api/chat?api_key=***"
+    assert request_to_agent(flow.request, target=caller.target).path == "/api/chat?api_key=planted"
+    flow.request.path = "/api/chat?api_key=edited"
+    assert request_to_agent(flow.request, target=caller.target).path == "/api/chat?api_key=edited"
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ((b"authorization", b"Bearer another-token"), True),
+        ((b"authorization", b"Bearer the-balancers-token"), False),
+        ((b"x-api-key", b"another-token"), False),
+        ((b"accept-language", b"en"), False),
+    ],
+)
+def test_a_token_that_is_not_the_balancers_is_a_wrong_one(field: tuple[bytes, bytes], wrong: bool) -> None:
+    assert take(flow_with(field)).has_wrong_token is wrong
+
+
+@pytest.mark.parametrize("name", ["X-Author", "Authority", "Idempotency-Key", "User-Agent", "X-Request-Id"])
+def test_other_headers_stay_in_the_flow(name: str) -> None:
+    flow = flow_with((name.encode(), b"value"))
+    assert take(flow).credentials == ()
+    assert flow.request.headers[name] == "value"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
 
+from ..text import without_password
 from .health import Health, Phase
 from .slots import SlotLearner
 
@@ -81,14 +82,17 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read `http://host[:port]`; the port defaults to Ollama's. Anything else is a ValueError that says why."""
-        shown = url if len(url) <= 100 else url[:100] + "…"
+        shown = without_password(url)
+        if len(shown) > 100:
+            shown = shown[:100] + "…"
         if any(ord(c) <= 32 or ord(c) > 126 for c in url):
             raise ValueError(f"{shown!r} has blanks, control or non-ASCII characters: write http://host:port")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as e:
-            raise ValueError(f"{shown!r} is no URL ({e}): write http://host:port") from e
+            why = f" ({e})" if shown == url else ""
+            raise ValueError(f"{shown!r} is no URL{why}: write http://host:port") from None
         if parts.scheme != "http":
             raise ValueError(f"{shown!r} does not begin with http://: write http://host:port")
         if not host or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:

@@ -7,6 +7,7 @@ balancer's address, and a host of the fleet has no business with them.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import ipaddress
@@ -17,12 +18,17 @@ from mitmproxy import http
 
 from ..credentials import Token
 from ..fleet.waiting import Share
+from .masking import mask_target
 
 type Fields = tuple[tuple[bytes, bytes], ...]
+type Target = tuple[bytes, bytes]
 
-_SECRET = re.compile(rb"authorization|api-?key|token|secret|passw|credential|cookie", re.IGNORECASE)
+_SECRET = re.compile(
+    rb"auth(?!or(?!iz))|(?:api|access|subscription|functions|account|master|private)[-_]?key|token|secret|passw|credential|"
+    rb"cookie|signature",
+    re.IGNORECASE,
+)
 _NOT_FOR_AGENTS = re.compile(rb"cookie|proxy-", re.IGNORECASE)
-_TOKEN_HEADERS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization"))
 _KEYS = (b"authorization", b"x-api-key")
 
 
@@ -84,6 +90,13 @@ class Caller:
     """Whether the balancer's token was presented."""
     credentials: Fields = field(default=(), repr=False)
     """The headers that the agent is to get beside those of the flow."""
+    target: Target | None = field(default=None, repr=False)
+    """The path and query of the flow, in which secrets are masked, and those that the agent is to get."""
+
+    @property
+    def has_wrong_token(self) -> bool:
+        """Whether a token was presented as the balancer's is, which is another."""
+        return not self.authorized and any(name.lower() == b"authorization" for name, _ in self.credentials)
 
 
 def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
@@ -92,21 +105,42 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     who = str(peer[0]) if peer else UNKNOWN
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
         flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
-    headers = flow.request.headers
+    request = flow.request
+    target = None
+    if b"?" in request.data.path or token.is_in(request.data.path):
+        shown, given = mask_target(request.data.path, token)
+        request.data.path, target = shown, (shown, given) if given is not None else None
+    headers = request.headers
     names = b"\n".join([name for name, _ in headers.fields])
-    if not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
-        return Caller(flow.client_conn.id, who, share_of(who, ""))
+    own = token.is_in(names) or token.is_in(b"\n".join([value for _, value in headers.fields]))
+    if not own and not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
+        return Caller(flow.client_conn.id, who, share_of(who, ""), target=target)
     kept, secret, authorized = [], [], False
     for name, value in headers.fields:
-        if not _SECRET.search(name):
+        if own and (token.is_in(name) or token.is_in(value)):
+            words = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
+            authorized |= (
+                name.lower() == b"authorization"
+                and len(words) == 2
+                and words[0].lower() == "bearer"
+                and token.matches(words[1])
+            )
+        elif not _SECRET.search(name):
             kept.append((name, value))
-            continue
-        words = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
-        if name.lower() in _TOKEN_HEADERS and any(map(token.matches, words)):
-            authorized |= name.lower() == b"authorization" and len(words) == 2 and words[0].lower() == "bearer"
-        elif not _NOT_FOR_AGENTS.search(name):
+        elif not (_NOT_FOR_AGENTS.search(name) or _is_basic_with(token, value)):
             secret.append((name, value))
     headers.fields = tuple(kept)
     keys = [value for known in _KEYS for name, value in secret if name.lower() == known]
     key = f"key {hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()}" if keys else ""
-    return Caller(flow.client_conn.id, key or who, share_of(who, key), authorized, tuple(secret))
+    return Caller(flow.client_conn.id, key or who, share_of(who, key), authorized, tuple(secret), target)
+
+
+def _is_basic_with(token: Token, value: bytes) -> bool:
+    """Whether it is a name and password, as a URL may have them, one of which is the token."""
+    scheme, _, coded = value[:LONGEST_TOKEN_FIELD].partition(b" ")
+    if scheme.lower() != b"basic":
+        return False
+    try:
+        return token.is_in(base64.b64decode(coded.strip() + b"=="))
+    except ValueError:
+        return False

@@ -30,6 +30,8 @@ MAX_CHUNK_LINE = 4 * 1024
 
 VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
 
+_VERSION = re.compile(rb"HTTP/[0-9]{1,3}(\.[0-9]{1,3})?")
+
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 """Control characters but the tab; a terminal obeys those from U+0080 on, too."""
 
@@ -113,7 +115,8 @@ def check_request(lines: list[bytes]) -> None:
     """
     version = lines[0].rpartition(b" ")[2]
     if version.startswith(b"HTTP/") and version not in VERSIONS:
-        raise HeadError(505, f"{_shown(version)} is not a version of HTTP that is spoken here", lines[0][:1024])
+        shown = _shown(version) if _VERSION.fullmatch(version) else "this"
+        raise HeadError(505, f"{shown} is not a version of HTTP that is spoken here", lines[0][:1024])
     _check_bytes(lines)
 
 

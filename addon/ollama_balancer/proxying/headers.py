@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mitmproxy import http
 
-from .callers import Fields
+from .callers import Fields, Target
 
 if TYPE_CHECKING:
     from ..fleet.agent import Address
@@ -151,7 +151,11 @@ def keep_alive(request: http.Request, response: http.Response) -> None:
 
 
 def request_to_agent(
-    request: http.Request, via: str | None = None, credentials: Fields = (), address: Address | None = None
+    request: http.Request,
+    via: str | None = None,
+    credentials: Fields = (),
+    address: Address | None = None,
+    target: Target | None = None,
 ) -> http.Request:
     """A request without a body, whose head is that which the agent at that address gets.
 
@@ -160,6 +164,8 @@ def request_to_agent(
     Hop-by-hop headers and what is meant for the balancer are gone; the length is that of the body at hand, whatever
     the client called it. `via` names this balancer, so that it knows its own requests should they come back to it.
     `credentials` are the client's headers that the flow does not hold; where it has one of that name, a person set it.
+    `target`: a path and query in which secrets are masked, and what the agent gets in their place. A person may have
+    set another one since.
     """
     data = request.data
     unwanted = _NOT_FOR_AGENTS if request.stream else _NOT_FOR_AGENTS_WITH_BODY
@@ -185,6 +191,8 @@ def request_to_agent(
     head = http.Request.__new__(http.Request)
     head.data = type(data).__new__(type(data))
     vars(head.data).update(vars(data), headers=headers, content=None, trailers=None)
+    if target is not None and data.path == target[0]:
+        head.data.path = target[1]
     if address is not None:
         vars(head.data).update(scheme=b"http", authority=b"", host=address.host, port=address.port)
     return head

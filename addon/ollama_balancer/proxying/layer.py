@@ -48,7 +48,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Server
 from ..ollama.errors import Blame
 from . import interim
 from .body_buffers import BodyBuffer, CoalescingReader
-from .callers import Fields
+from .callers import Fields, Target
 from .exchange import exchange_of
 from .headers import request_to_agent
 from .host_header import set_destination
@@ -146,6 +146,8 @@ class Routing:
     """Set by the addon for a request that several agents get; then it has the answer."""
     credentials: Fields = ()
     """What the agent gets beside the headers of the flow."""
+    target: Target | None = None
+    """The path and query of the flow, in which secrets are masked, and those that the agent gets."""
     route: Route | None = None
     reading: Reading | RefusedBodyError | None = None
     """What its body asks for, where it was read before the decision."""
@@ -699,7 +701,7 @@ class BalancedHttpLayer(HttpLayer):
             if routing is None:
                 head = request_to_agent(event.request, self.via)
             else:
-                head = request_to_agent(event.request, self.via, routing.credentials, routing.address)
+                head = request_to_agent(event.request, self.via, routing.credentials, routing.address, routing.target)
             event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:

@@ -6,10 +6,12 @@ Tested with mitmproxy 12.2 and 12.3.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
+import functools
 import socket
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +19,17 @@ from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.net.http import http1, status_codes
 from mitmproxy.proxy import commands, events, server
 from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers import http as layers_http
 from mitmproxy.proxy.layers.http import ErrorCode, ResponseProtocolError, _http1, _http2
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.utils import human
 
 from agent_reporter.connecting import connect, is_address
 
+from ..inspection import saved_files
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
-from ..text import one_line
+from ..text import one_line, without_bytes
 from . import http2
 from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check_authority, check_request
 
@@ -114,6 +118,20 @@ def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
         yield ReceiveHttp(ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR))
 
 
+def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose ValueErrors do not have in them what a client sent: it may be a secret."""
+
+    @functools.wraps(function)
+    def discreet(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as e:
+            raise ValueError(without_bytes(str(e))) from None
+
+    return discreet
+
+
+@_discreet
 def _read_request_head(lines: list[bytes]) -> Any:
     check_authority(lines)
     check_request(lines)
@@ -128,6 +146,7 @@ def _read_response_head(lines: list[bytes]) -> Any:
     return response
 
 
+@_discreet
 def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
         if len(value) > MAX_HOST and name in (b":authority", b"host"):
@@ -197,7 +216,10 @@ _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (http1, "read_response_head", _read_response_head),
     (_http2, "BufferedH2Connection", http2.BoundedH2Connection),
     (_http2.Http2Connection, "handle_h2_event", http2.handle_event),
+    (http1, "expected_http_body_size", _discreet(http1.expected_http_body_size)),
+    (layers_http, "validate_headers", _discreet(layers_http.validate_headers)),
     (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
+    *saved_files.REPLACEMENTS,
 ]
 
 _originals: list[tuple[Any, str, Any]] = []
@@ -207,7 +229,7 @@ def apply() -> None:
     """Put them in place; without effect where they are."""
     if not _originals:
         for owner, name, replacement in _REPLACEMENTS:
-            _originals.append((owner, name, getattr(owner, name)))
+            _originals.append((owner, name, getattr(owner, name, getattr(builtins, name, None))))
             setattr(owner, name, replacement)
 
 

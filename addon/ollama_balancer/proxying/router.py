@@ -287,7 +287,7 @@ class Router:
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         routing.address = forward.agent.address
-        routing.credentials = exchange.caller.credentials
+        routing.credentials, routing.target = exchange.caller.credentials, exchange.caller.target
         assert self.settings
         exchange.routing = routing
         exchange.start_timer(self.settings.response_timeout, self.deadlines)
@@ -307,7 +307,7 @@ class Router:
 
         assert self.settings
         request = flow.request
-        asked = request_to_agent(request, self.via, exchange.caller.credentials)
+        asked = request_to_agent(request, self.via, exchange.caller.credentials, target=exchange.caller.target)
         asked.headers["Accept-Encoding"] = "identity"  # their answers are read and made into one
         return FanOut(
             [self.registry.take(agent) for agent in decision.agents],

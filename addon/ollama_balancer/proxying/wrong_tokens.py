@@ -1,0 +1,42 @@
+"""Slows those that try tokens, by address. The right one is let in all the same."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+MOST_WRONG = 10
+"""Wrong tokens that an address may present in WINDOW seconds."""
+
+WINDOW = 60.0
+
+MOST_ADDRESSES = 4096
+"""Addresses that are remembered; the one that began first makes room."""
+
+
+class WrongTokens:
+    """Counts wrong tokens by address. Seconds are those of `clock`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        """Since when, and how many. In the order of the beginnings."""
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def another(self, address: str) -> int | None:
+        """Another one came from there. None: it may be told that it is wrong; else seconds until the next one may."""
+        now = self._clock()
+        for other, (since, _) in list(self._counts.items())[:2]:
+            if since + WINDOW <= now:
+                del self._counts[other]
+        if address in self._counts and self._counts[address][0] + WINDOW <= now:
+            del self._counts[address]
+        since, count = self._counts.get(address, (now, 0))
+        if count >= MOST_WRONG:
+            return max(1, round(since + WINDOW - now))
+        if address not in self._counts and len(self._counts) >= MOST_ADDRESSES:
+            self._counts.popitem(last=False)
+        self._counts[address] = since, count + 1
+        return None
