@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from .limits import DEFAULT_OLLAMA_PORT
+from .resolving import look_up
 
 RESOLVE_TIMEOUT = 2.0
 """Seconds a look-up of a host name may take."""
@@ -97,11 +98,8 @@ def is_loopback(ip: str) -> bool:
 
 async def resolve(host: str) -> frozenset[str]:
     """The IP addresses of a host, in `plain_ip`'s spelling. Raises OSError (TimeoutError included)."""
-    try:
-        async with asyncio.timeout(RESOLVE_TIMEOUT):
-            found = await asyncio.get_running_loop().getaddrinfo(host, None)
-    except UnicodeError as error:
-        raise OSError("not a host name") from error
+    async with asyncio.timeout(RESOLVE_TIMEOUT):
+        found = await look_up(host, 0)
     return frozenset(plain_ip(str(sockaddr[0])) for *_, sockaddr in found)
 
 

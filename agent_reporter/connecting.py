@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from .resolving import Info, doubt, look_up
+
 DELAY = 0.25
 """Seconds until the next address is tried beside one that has not answered: what RFC 8305 recommends."""
 
@@ -23,9 +25,6 @@ MOST_ADDRESSES = 8
 
 MOST_NAMES = 1024
 """Whose last address is remembered."""
-
-type Info = tuple[int, int, int, str, Any]
-"""As `getaddrinfo` gives it: family, type, protocol, canonical name, address."""
 
 _answered: OrderedDict[tuple[str, int], Any] = OrderedDict()
 """Which address of a name answered last."""
@@ -48,11 +47,7 @@ async def addresses_of(host: str, port: int) -> list[Info]:
     if is_address(host) and "%" not in host:  # without a look-up, for which a thread is taken
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
-    try:
-        found: list[Any] = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
-        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
-    infos = interleaved(dict.fromkeys(found))[:MOST_ADDRESSES]
+    infos = interleaved(await look_up(host, port))[:MOST_ADDRESSES]
     last = _answered.get((host, port))
     return sorted(infos, key=lambda info: info[4] != last)
 
@@ -70,7 +65,21 @@ def interleaved(infos: Iterable[Info]) -> list[Info]:
 
 async def connect(host: str, port: int) -> socket.socket:
     """A connected socket, which does not block. Raises OSError: why nobody was reached."""
-    return await first_of(host, port, await addresses_of(host, port))
+    infos = await addresses_of(host, port)
+    try:
+        return await first_of(host, port, infos)
+    except BaseException:  # a time-out as well
+        doubt(host, port)
+        raise
+
+
+async def address_that_answers(host: str, port: int) -> str:
+    """The IP address of a host, for those who connect by themselves and try one only. Raises OSError."""
+    infos = await addresses_of(host, port)
+    if len(infos) == 1:
+        return str(infos[0][4][0])
+    with await connect(host, port) as connected:
+        return str(connected.getpeername()[0])
 
 
 async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket:

@@ -20,6 +20,8 @@ import httpx
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
+from agent_reporter.connecting import address_that_answers, is_address
+
 from ..descriptors import is_ours
 from ..fleet.agent import Agent, Outcome
 from ..fleet.leases import Lease
@@ -67,6 +69,23 @@ AT_ONCE = 256
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's, which looks names up as all else here does."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        if not is_address(url.host):
+            try:
+                async with asyncio.timeout(request.extensions["timeout"]["connect"]):
+                    ip = await address_that_answers(url.host, url.port or 80)
+            except TimeoutError as error:
+                raise httpx.ConnectTimeout("", request=request) from error
+            except OSError as error:
+                raise httpx.ConnectError(str(error), request=request) from error
+            request.url = url.copy_with(host=ip)
+        return await super().handle_async_request(request)
 
 
 @dataclass(frozen=True)
@@ -270,7 +289,9 @@ class FanOut:
         try:
             # No proxy of the environment's: the agents are ours. No certificates to load: they speak http.
             async with (
-                httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False, verify=False) as client,  # noqa: S501
+                httpx.AsyncClient(
+                    timeout=timeout, transport=_Transport(limits=limits, verify=False, trust_env=False)
+                ) as client,
                 asyncio.TaskGroup() as group,
             ):
                 for leg in self.legs:

@@ -8,12 +8,13 @@ transports drop what has arrived unread when a write fails.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import h11
+
+from agent_reporter.connecting import connect
 
 from ..fleet.agent import Address
 
@@ -91,29 +92,16 @@ async def upload(request: Upload, limits: Limits) -> Answer:
 
 
 async def _connect(address: Address, seconds: float) -> socket.socket:
-    """Connect to the first of the host's addresses that answers; each gets its share of the time."""
-    loop = asyncio.get_running_loop()
-    reason = f"not reached within {seconds:g} s"
-    with contextlib.suppress(TimeoutError):
+    """Connect to the first of the host's addresses that answers."""
+    try:
         async with asyncio.timeout(seconds):
-            try:
-                found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                raise UnreachableError(error.strerror or "host not found") from error
-            for family, kind, protocol, _, sockaddr in found:
-                sock = socket.socket(family, kind, protocol)
-                try:
-                    sock.setblocking(False)
-                    async with asyncio.timeout(seconds / len(found)):
-                        await loop.sock_connect(sock, sockaddr)
-                    return sock
-                except OSError as error:  # a timeout is one as well
-                    sock.close()
-                    reason = error.strerror or reason
-                except BaseException:
-                    sock.close()
-                    raise
-    raise UnreachableError(reason)
+            return await connect(address.host, address.port)
+    except TimeoutError:
+        raise UnreachableError(f"not reached within {seconds:g} s") from None
+    except socket.gaierror as error:
+        raise UnreachableError(error.strerror or "host not found") from error
+    except OSError as error:
+        raise UnreachableError(error.strerror or str(error) or type(error).__name__) from error
 
 
 async def _send(sock: socket.socket, peer: h11.Connection, request: Upload, seconds: float) -> None:
