@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ from .ollama import origins
 from .ollama.last_words import last_words
 from .ollama.routes import find_route
 from .ollama.shapes import FEWEST_TOKENS
-from .proxying import patches, relay, selector
+from .proxying import patches, relay, selector, unread
 from .proxying.answers import dated, error_of, escape_target, last_of, path_of
 from .proxying.callers import share_of, take_caller
 from .proxying.connections import Connections
@@ -195,6 +195,7 @@ class Balancer:
         self._quiet_accept: descriptors.QuietAccept | None = None
         self._salt = secrets.token_bytes(16)
         self.wrong_tokens = WrongTokens(clock)
+        self.unread = unread.Unread(clock)
         self._connect_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._announcing: asyncio.Task[None] | None = None
@@ -656,7 +657,7 @@ class Balancer:
         if exchange is not None:
             self._cancel(exchange)
 
-    def _cancel(self, exchange: Exchange) -> None:
+    def _cancel(self, exchange: Exchange, why: str | None = None) -> None:
         """Nobody takes the answer any more. An answer of which the client has all but the end of the body is whole."""
         flow, watcher = exchange.flow, exchange.watcher
         if exchange.outcome is not None or flow is None:
@@ -664,7 +665,7 @@ class Balancer:
         if watcher is not None and watcher.terminal_seen and flow.response is not None:
             self._judge(exchange, watcher, flow.response)
         else:
-            exchange.end(Outcome.CANCELLED)
+            exchange.end(Outcome.CANCELLED, why)
         self._show(flow, exchange)
 
     def _stop_connect_timer(self, server_id: str) -> None:
@@ -899,12 +900,37 @@ class Balancer:
                 for client in self.connections.overdue():
                     self.connections.discard(client)
                     abort_client(client)
+                if self.unread.due:
+                    self._cut_unread()
                 self.recent.sample(self.registry)
                 if self._fleet_counted != self.registry.revision:
                     self._fleet_counted = self.registry.revision
                     self.tally.fold_removed({agent.name for agent in self.registry})
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")
+
+    def _cut_unread(self) -> None:
+        """Cut the clients that do not take their answers, and free what these have taken."""
+        handlers = ctx.master.addons.get("proxyserver").connections
+        waiting: list[tuple[tuple[str, int], Hashable]] = []
+        for client_id, handler in handlers.items():
+            io = handler.transports.get(handler.client)
+            if io is not None and (amount := unread.unsent(io.writer)) is not None:
+                waiting.append(((client_id, 0), amount))
+        for client_id, layers in self._layers.items():
+            waiting += [((client_id, stream), size) for layer in layers for stream, size in layer.held()]
+        for client_id, stream in self.unread.look(waiting):
+            why = f"the client has taken nothing of its answer for {unread.SEND_SECONDS:g} s"
+            flows = [flow for layer in self._layers.get(client_id, ()) for flow in layer.flows(stream)]
+            exchanges = [exchange for flow in flows if (exchange := exchange_of(flow)) is not None]
+            running = [exchange for exchange in exchanges if exchange.outcome is None]
+            logger.info("%s: %s, so that it is cut.", self.connections.address_of(client_id), why)
+            for exchange in running:
+                self._cancel(exchange, why)
+            if stream and running:
+                self.router.cut(running[0])  # the client's other streams go on
+            else:
+                abort_client(client_id)
 
     # Answers
 

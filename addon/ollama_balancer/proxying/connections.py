@@ -56,6 +56,9 @@ class Connections:
         self._heads[client] = self._clock() + HEAD_SECONDS
         return True, leaves
 
+    def address_of(self, client: str) -> str:
+        return self._addresses.get(client, "a client")
+
     def begun(self, client: str) -> None:
         """The head of its request is there."""
         if client in self._addresses:

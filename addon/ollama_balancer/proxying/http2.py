@@ -124,6 +124,10 @@ class BoundedH2Connection(BufferedH2Connection):
         pieces = self.stream_buffers.get(stream_id)
         return pieces.size if isinstance(pieces, HeldPieces) else 0
 
+    def all_held(self) -> list[tuple[int, int]]:
+        """The streams for which something waits, and how much that is."""
+        return [(each, pieces.size) for each, pieces in self.stream_buffers.items() if isinstance(pieces, HeldPieces)]
+
     async def room(self, stream_id: int) -> None:
         """Wait until little is held for that stream, or it is no more."""
         while self.held(stream_id) > ROOM:

@@ -676,6 +676,15 @@ class BalancedHttpLayer(HttpLayer):
         if self.held_up is not None:
             self.held_up.connection.let_go()
 
+    def held(self) -> list[tuple[int, int]]:
+        """The streams of HTTP/2 for whose windows something waits, and how many bytes."""
+        return self.held_up.connection.all_held() if self.held_up is not None else []
+
+    def flows(self, stream_id: int) -> list[http.HTTPFlow]:
+        """The request of that stream; of all, if it is 0."""
+        streams = [stream for each, stream in self.streams.items() if stream_id in (0, each)]
+        return [stream.flow for stream in streams if isinstance(stream, HttpStream) and hasattr(stream, "flow")]
+
     def run_at_once(self, hook: commands.StartHook) -> bool:
         """Run the hook, where what follows cannot come back to a connection in the midst of its own event.
 

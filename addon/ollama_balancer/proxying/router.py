@@ -352,7 +352,12 @@ class Router:
 
     def _drop(self, exchange: Exchange) -> None:
         """Nobody wants its answer any more."""
-        if exchange.end(Outcome.CANCELLED, "killed") and exchange.routing is not None:
+        if exchange.end(Outcome.CANCELLED, "killed"):
+            self.cut(exchange)
+
+    def cut(self, exchange: Exchange) -> None:
+        """Close the connection on which its answer comes."""
+        if exchange.routing is not None:
             self._cut(exchange.routing)
 
     async def _loaded(self, agent: Agent) -> set[str] | None:
