@@ -187,6 +187,8 @@ class StallMachine(RuleBasedStateMachine):
                 ollama_ok=True,
             ),
         )
+        if self.registry.wants_probe(agent):
+            self.registry.reached(agent)
 
     # What happens
 
@@ -370,11 +372,12 @@ class StallMachine(RuleBasedStateMachine):
             if call.waiter not in heads or call.waiter is None:
                 call.idle_since.clear()
                 continue
+            avoided = self.registry.avoidance.for_demand(call.demand)
             for agent, host in self.hosts.items():
                 model = call.demand.model
                 able = agent.eligible and agent not in call.tried and model in (agent.models or {})
                 warm = agent.warm.get(model)
-                idle = able and not agent.running
+                idle = able and not agent.running and agent not in avoided
                 ready = warm is not None and warm.runner in (None, call.demand.runner)
                 assert not (idle and ready), f"{agent.name} is idle and has {model} in memory, {self.about(call)}"
                 if idle:

@@ -305,6 +305,8 @@ class Simulation:
                 ollama_ok=True,
             ),
         )
+        if self.registry.wants_probe(agent):
+            self.registry.reached(agent)
 
     def _trouble(self, agent: Agent) -> None:
         """The host dies for a while, or is slow for a while."""
