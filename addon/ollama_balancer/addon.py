@@ -77,6 +77,8 @@ from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
 from .proxying.router import Router, abort_client, drain_client
 from .proxying.wrong_tokens import WrongTokens
+            return
+from .proxying.router import Router, abort_client, drain_agent, drain_client
 from .steady_clock import SteadyClock
 from .stopping import Stopper
 from .text import one_line, without_bytes
@@ -885,6 +887,10 @@ class Balancer:
                 assert self.prober
                 await self.prober.first_round.wait()
         self._started = True
+
+    async def sending(self, flow: http.HTTPFlow) -> None:
+        """A piece of a large request has been sent."""
+        await drain_agent(flow)
 
     async def advance(self, fan_out: FanOut) -> None:
         """The next part of several agents' answer."""

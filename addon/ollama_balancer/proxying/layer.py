@@ -69,6 +69,9 @@ FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMes
 PROXIED = "balancer_proxied"
 """Set on a request whose client uses the balancer as its HTTP proxy: it names the whole URL, as no page can."""
 
+BODY_PIECE = 256 * 1024
+"""Bytes of a request's body that are given to its agent's connection at once."""
+
 BUFFERED_ANSWER = 4 * 1024 * 1024
 """An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
 
@@ -164,6 +167,14 @@ class RouteRequestHook(commands.StartHook):
     """The request is complete (or its body is to be streamed) and about to be sent: to which agent?"""
 
     routing: Routing
+    blocking = True
+
+
+@dataclass
+class SendingHook(commands.StartHook):
+    """A piece of a large request has been sent: the next one follows when the agent has taken most of it."""
+
+    flow: http.HTTPFlow
     blocking = True
 
 
@@ -376,6 +387,12 @@ class BalancedStream(HttpStream):
         yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
+        """Have an agent get the request; False: mitmproxy, which calls this, has nothing to send."""
+        if (yield from self.reach_agent()):
+            yield from self.send_request()
+        return False
+
+    def reach_agent(self) -> layer.CommandGenerator[bool]:
         """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
         if self.routing is None:
             self.routing = Routing(self.flow)
@@ -419,8 +436,17 @@ class BalancedStream(HttpStream):
         request, server = self.flow.request, self.context.server
         content = request.raw_content
         yield SendHttp(RequestHeaders(self.stream_id, request, not content), server)
-        if content:
-            yield SendHttp(RequestData(self.stream_id, content), server)
+        for at in range(0, len(content or b""), BODY_PIECE):
+            if at:
+                # All at once would keep everybody else waiting. What comes meanwhile is dealt with after it.
+                yield SendingHook(self.flow)
+                if (yield from self.check_killed(True)):
+                    yield from self.balanced_layer.abandon(server)
+                    return
+                if server not in self.balanced_layer.connections:
+                    return
+            assert content is not None
+            yield SendHttp(RequestData(self.stream_id, content[at : at + BODY_PIECE]), server)
         yield SendHttp(RequestEndOfMessage(self.stream_id), server)
         self.sent_at = time.monotonic()
 
@@ -532,8 +558,7 @@ class BalancedStream(HttpStream):
         self.flow.response = None
         self.server_state = self.state_wait_for_response_headers
         self.routing.failure = failure
-        if (yield from self.make_server_connection()):
-            yield from self.send_request()
+        yield from self.make_server_connection()
 
     def handle_protocol_error(
         self, event: RequestProtocolError | ResponseProtocolError
@@ -766,5 +791,6 @@ __all__ = [
     "LongAnswerHook",
     "RouteRequestHook",
     "Routing",
+    "SendingHook",
     "StreamFailedHook",
 ]

@@ -415,6 +415,16 @@ async def drain_client(client_id: str) -> None:
             await writer.drain()
 
 
+async def drain_agent(flow: http.HTTPFlow) -> None:
+    """Wait until the agent has taken most of what was sent to it, and in any case until others have had a turn."""
+    await asyncio.sleep(0)
+    handler = ctx.master.addons.get("proxyserver").connections.get(flow.client_conn.id)
+    io = handler.transports.get(flow.server_conn) if handler is not None else None
+    if io is not None and io.writer is not None:
+        with contextlib.suppress(OSError):
+            await io.writer.drain()
+
+
 def _client_is_slow(exchange: Exchange) -> bool:
     """Whether there is something that the client has yet to take."""
     client_id, flow = exchange.caller.client_id, exchange.flow

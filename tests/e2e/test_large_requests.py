@@ -1,0 +1,114 @@
+"""A large request goes to its host piece by piece, whatever becomes of either side meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tests.e2e.clients import Http1Client
+from tests.e2e.harness import PATIENCE, Hosts, RawHost, running_proxy, wait_until
+from tests.e2e.scripted import DONE, NDJSON, chunked
+
+SIZE = 20 * 1024 * 1024
+BODY = {"model": "m", "prompt": "x" * SIZE}
+
+
+def host_that(
+    hosts: Hosts, receive: Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
+) -> RawHost:
+    """A host that is well, and takes prompts as the test says; it is given the length of the body."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET"):
+                text = b'{"version":"1.0"}' if b"/api/version" in head else b'{"models":[{"name":"m"}]}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+                continue
+            lines = head.lower().split(b"\r\n")
+            await receive(reader, writer, next(int(line[15:]) for line in lines if line.startswith(b"content-length:")))
+
+    return RawHost(hosts, serve)
+
+
+def test_it_arrives_as_it_was_sent(tmp_path: Path, hosts: Hosts) -> None:
+    digests: list[str] = []
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        digests.append(hashlib.sha256(await reader.readexactly(length)).hexdigest())
+        writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
+
+    host = host_that(hosts, receive)
+    content = json.dumps(BODY).encode()
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
+        proxy.wait_online("one")
+        for _ in range(2):
+            assert proxy.http.post("/api/generate", content=content).content == DONE
+    host.stop()
+    assert digests == [hashlib.sha256(content).hexdigest()] * 2
+
+
+def test_a_host_that_answers_before_it_has_read_all_is_heard(tmp_path: Path, hosts: Hosts) -> None:
+    refusal = b'{"error":"the prompt is too long"}'
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(1000)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(refusal), refusal))
+        await reader.readexactly(length - 1000)
+
+    host = host_that(hosts, receive)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
+        proxy.wait_online("one")
+        for _ in range(2):
+            answer = proxy.http.post("/api/generate", json=BODY)
+            assert (answer.status_code, answer.content) == (400, refusal)
+    host.stop()
+
+
+def test_a_host_that_goes_away_in_the_middle_is_replaced(tmp_path: Path, hosts: Hosts) -> None:
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(1000)
+        writer.transport.abort()
+
+    async def receive_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
+
+    bad, good = host_that(hosts, receive), host_that(hosts, receive_all)
+    agents = f"balancer_agents=bad={bad.url},good={good.url}"
+    with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=roundrobin") as proxy:
+        proxy.wait_online("bad", "good")
+        for _ in range(2):
+            answer = proxy.http.post("/api/generate", json=BODY)
+            assert (answer.status_code, answer.headers["X-Balancer-Agent"]) == (200, "good")
+    bad.stop()
+    good.stop()
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(tmp_path: Path, hosts: Hosts) -> None:
+    begun, go_on, cut = threading.Event(), threading.Event(), threading.Event()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        begun.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)  # meanwhile no more is read than fits into buffers
+        try:
+            await reader.readexactly(length)
+        except asyncio.IncompleteReadError:
+            cut.set()
+
+    host = host_that(hosts, receive)
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
+        proxy.wait_online("one")
+        client = Http1Client(proxy)
+        client.send("/api/generate", BODY)
+        wait_until(begun.is_set, "the host has a part of it")
+        client.leave()
+        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "it is over")
+        assert proxy.introspect()["in_flight"] == {"one": 0}
+        go_on.set()
+        wait_until(cut.is_set, "the host sees that the rest does not come")
+    host.stop()
