@@ -65,7 +65,7 @@ from .proxying.headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client
 from .proxying.host_header import host_problem
 from .proxying.layer import (
     BUFFERED_ANSWER,
-    PROXIED,
+    NAMED_HOST,
     BalancedHttpLayer,
     BalancedStream,
     FailedStream,
@@ -75,10 +75,8 @@ from .proxying.layer import (
 from .proxying.lean import LeanHooks
 from .proxying.outcomes import outcome_of
 from .proxying.replaying import replay_as_before, replay_through
-from .proxying.router import Router, abort_client, drain_client
-from .proxying.wrong_tokens import WrongTokens
-            return
 from .proxying.router import Router, abort_client, drain_agent, drain_client
+from .proxying.wrong_tokens import WrongTokens
 from .steady_clock import SteadyClock
 from .stopping import Stopper
 from .text import one_line, without_bytes
@@ -702,7 +700,7 @@ class Balancer:
         caller = take_caller(flow, self.token, self._salt)
         self.router.arrived(flow, caller)
         path = path_of(flow)
-        problem = host_problem(flow.request)
+        problem = None if flow.is_replay else host_problem(flow.request)
         if flow.client_conn.id in self.strangers and not flow.is_replay:
             flow.response = last_of(flow, error_of(flow, 403, NOT_ALLOWED))
         elif problem is not None:
@@ -788,12 +786,12 @@ class Balancer:
         if header(request.headers, b"service-worker") is not None:
             return error_of(flow, 403, "the balancer serves no service workers")
         local = flow.client_conn.sockname
-        if flow.is_replay or local is None or not is_loopback(local[0]) or PROXIED in vars(request):
+        host: str | None = vars(request).get(NAMED_HOST)
+        if flow.is_replay or local is None or not is_loopback(local[0]) or host is None:
             return None
-        host = (header(request.headers, b"host") or request.authority) if request.data.headers else request.authority
-        if origins.allowed_host(host or "", self.settings.hosts if self.settings else ()):
+        if origins.allowed_host(host, self.settings.hosts if self.settings else ()):
             return None
-        name = one_line(host or "", 80)
+        name = one_line(host, 80)
         return error_of(
             flow,
             403,

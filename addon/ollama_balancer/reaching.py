@@ -34,7 +34,8 @@ def cannot_connect(address: Address, why: str) -> str:
 
 def told_to_reporter(agent: Agent) -> dict[str, str]:
     """The headers of the answer to a report: empty where all is well, or nothing is known yet."""
-    if not agent.unreached or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):
+    reason = agent.refusal if agent.status is Status.UNAUTHORIZED else agent.unreached
+    if not reason or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):
         return {}
-    plain = "".join(c if " " <= c <= "~" else "?" for c in agent.unreached[:LONGEST_REASON])
+    plain = "".join(c if " " <= c <= "~" else "?" for c in reason[:LONGEST_REASON])
     return {REACHABLE_HEADER: f"no; {plain}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,61 @@ class Client:
 
     def leave(self) -> None:
         self.socket.close()
+
+
+class DeafHost:
+    """A host that answers what the balancer asks of it, until `deafen`; then it drops every attempt to connect."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self._fillers: list[socket.socket] = []
+        self._deaf = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self.socket.settimeout(0.05)
+        while not self._deaf.is_set():
+            with suppress(OSError), self.socket.accept()[0] as connection:
+                connection.settimeout(PATIENCE)
+                head = connection.recv(65536)
+                text = (
+                    b'{"version":"1.0"}'
+                    if b"/api/version" in head
+                    else b'{"models":[{"name":"llama3.2"},{"name":"m"}]}'
+                )
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+                )
+
+    def deafen(self) -> None:
+        self._deaf.set()
+        self._thread.join()
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(self.socket.getsockname())
+            self._fillers.append(filler)
+
+    def close(self) -> None:
+        for each in (*self._fillers, self.socket):
+            each.close()
+
+
+@contextmanager
+def deaf_agent(proxy: Proxy, name: str) -> Iterator[DeafHost]:
+    """An agent that the balancer thinks is online, and cannot connect to."""
+    host = DeafHost()
+    try:
+        proxy.register(name, host.url)
+        proxy.wait_online(name)
+        proxy.report(name, models=["llama3.2", "m"])
+        host.deafen()
+        yield host
+        proxy.control("DELETE", f"/api/agents/{name}")
+    finally:
+        host.close()
 
 
 @contextmanager
@@ -68,14 +124,11 @@ def leave(proxy: Proxy, host: SimulatedOllama, hosts: Hosts, phase: str, *, stre
     The proxy has one slot an agent, and knows `host` as "one".
     """
     if phase == "connecting":
-        with deaf_address() as url:
-            proxy.register("deaf", url)
-            proxy.report("deaf", models=["llama3.2"])
+        with deaf_agent(proxy, "deaf"):
             client = Client(proxy, stream=stream, pin="deaf")
             wait_until(lambda: in_flight(proxy, "deaf") == 1, "the balancer connects")
             seconds = _seconds(client, lambda: in_flight(proxy, "deaf") == 0)
             wait_until(lambda: proxy.introspect()["timers"] == 0, "no attempt is left")
-            proxy.control("DELETE", "/api/agents/deaf")
             return seconds
     if phase == "waiting":
         host.faults.hang = True

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.clients import Http1Client, Http2Client, LeavingClient
 from tests.e2e.harness import Hosts, Proxy, running_proxy, wait_until
-from tests.e2e.leaving import deaf_address
+from tests.e2e.leaving import deaf_address, deaf_agent
 from tests.e2e.scripted import JSON, NDJSON, TEXT, ScriptedHost, chunked
 
 ANSWERS = {
@@ -122,16 +122,13 @@ def test_leaving_the_queue(scene: Scene, client: LeavingClient) -> None:
 
 def test_leaving_while_the_balancer_connects(scene: Scene, client: LeavingClient) -> None:
     proxy, _ = scene
-    with deaf_address() as url:
-        proxy.register("deaf", url)
-        proxy.report("deaf", models=["m"])
+    with deaf_agent(proxy, "deaf"):
         client.send("/api/generate", BODY, pin="deaf")
         wait_until(lambda: proxy.introspect()["timers"] == 1, "the balancer connects")
         client.leave()
         wait_until(lambda: proxy.agents()["deaf"]["in_flight"] == 0, "its lease is given back")
         assert proxy.agents()["deaf"]["stats"]["cancelled"] == 1
         assert proxy.agents()["deaf"]["stats"]["failed"] == 0
-        proxy.control("DELETE", "/api/agents/deaf")
     client.close()
     check_nothing_is_left(proxy)
     wait_until(lambda: proxy.introspect()["timers"] == 0, "no attempt is left")

@@ -20,7 +20,14 @@ from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
-from ollama_balancer.ollama.events import MAX_EVENT_BYTES, EventParser, NdjsonParser, SseParser, event_parser
+from ollama_balancer.ollama.events import (
+    MAX_EVENT_BYTES,
+    SHORTEST,
+    EventParser,
+    NdjsonParser,
+    SseParser,
+    event_parser,
+)
 from ollama_balancer.ollama.json_scanning import MAX_VALUES
 from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
@@ -717,6 +724,8 @@ def plainly_read(content_type: str, body: bytes) -> list[Event]:
     for text in texts:
         if text.startswith(b"[DONE]"):
             read.append(Event(terminal=True))
+            continue
+        if len(text) < SHORTEST:
             continue
         try:
             value = json.loads(text)

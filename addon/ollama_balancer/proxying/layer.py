@@ -50,7 +50,7 @@ from . import interim
 from .body_buffers import BodyBuffer, CoalescingReader
 from .callers import Fields, Target
 from .exchange import exchange_of
-from .headers import request_to_agent
+from .headers import header, request_to_agent
 from .host_header import set_destination
 from .http2 import BoundedH2Connection, HeldUp
 from .refusals import blame_of, for_caller
@@ -66,8 +66,9 @@ if TYPE_CHECKING:
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
-PROXIED = "balancer_proxied"
-"""Set on a request whose client uses the balancer as its HTTP proxy: it names the whole URL, as no page can."""
+NAMED_HOST = "balancer_named_host"
+"""Holds, on a request, the host that its client has named, whatever mitmproxy makes of it; None where the client uses
+the balancer as its HTTP proxy and names the whole URL, as no page can."""
 
 BODY_PIECE = 256 * 1024
 """Bytes of a request's body that are given to its agent's connection at once."""
@@ -278,8 +279,9 @@ class BalancedStream(HttpStream):
     # The request
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
-        if event.request.authority and event.request.http_version.startswith("HTTP/1"):
-            vars(event.request)[PROXIED] = True
+        request = event.request
+        proxied = request.authority and request.data.http_version.startswith(b"HTTP/1")
+        vars(request)[NAMED_HOST] = None if proxied else header(request.headers, b"host") or request.authority
         set_destination(event.request, self.context.client)
         yield from super().state_wait_for_request_headers(event)
 
