@@ -44,6 +44,7 @@ from .fleet.tally import Ended
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
 from .inspection.contentview import OllamaContentview
+from .inspection.decoding import bound_views
 from .inspection.flow_list import FlowList
 from .inspection.keeping import shortened
 from .inspection.saved_files import make_stream_private
@@ -237,6 +238,7 @@ class Balancer:
         logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
         if OllamaContentview.name not in contentviews.registry:
             contentviews.add(OllamaContentview)
+        bound_views()
         if self.lean is None:
             self.lean = LeanHooks(loader.master.addons, loader.master.options, (Balancer, Commands))
         patches.apply()

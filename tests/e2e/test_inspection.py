@@ -9,13 +9,15 @@ import shlex
 import shutil
 import subprocess
 import threading
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
 from ollama_balancer.simulator import Timing
-from tests.e2e.harness import PATIENCE, QUICK, Hosts, Proxy, running_proxy, wait_until
+from tests.e2e.harness import PATIENCE, QUICK, Hosts, Proxy, running_proxy, stream_lines, wait_until
+from tests.e2e.test_http2_limits import resident
 from tests.e2e.web import Web, running_mitmweb
 
 ENDLESS = Timing(load=0, prefill_rate=1e6, decode_rate=50, output_tokens=1_000_000)
@@ -322,3 +324,26 @@ def test_in_a_terminal_each_request_is_told_with_its_client_its_agent_and_the_ad
         client = r"127\.0\.0\.1:\d+"
         wait_until(lambda: re.search(f"{client} → one: POST {address}", proxy.log), "the answer of an agent")
         wait_until(lambda: re.search(f"{client}: POST {address}", proxy.log), "the balancer's own")
+
+
+def test_a_small_request_that_unpacks_into_much_is_not_unpacked_to_be_seen(tmp_path: Path, hosts: Hosts) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join([packer.compress(bytes(1 << 20)) for _ in range(400)]) + packer.flush()
+    host = hosts.start("one", timing=Timing(load=0, prefill_rate=1e6, decode_rate=50, output_tokens=400))
+    with running_mitmweb(tmp_path, *agents(one=host.url)) as (proxy, web):
+        proxy.wait_online("one")
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        assert proxy.http.post("/api/generate", content=bomb, headers=headers).status_code >= 400
+        flow = wait_until(lambda: web.flows("/api/generate"), "the flow is there")[0]
+        seen: queue.Queue[bytes] = queue.Queue()
+        body = {"model": "llama3.2", "prompt": "x", "options": {"num_predict": 400}}
+        victim = threading.Thread(target=stream_lines, args=(proxy, "/api/generate", body, seen))
+        victim.start()
+        seen.get(timeout=PATIENCE)
+        before = resident(proxy)
+        for view in ("auto", "raw", "json", "ollama"):
+            assert len(web.view(flow["id"], "request", view)["text"]) < 2_000_000
+        assert web.content(flow["id"], "request") == bomb
+        assert web.http.get("/flows", params={"filter": "~b hello"}).status_code == 200
+        assert resident(proxy) - before < 64 << 20
+        victim.join(PATIENCE)

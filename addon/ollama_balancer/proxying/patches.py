@@ -26,7 +26,7 @@ from mitmproxy.utils import human
 
 from agent_reporter.connecting import connect, is_address
 
-from ..inspection import saved_files
+from ..inspection import decoding, saved_files
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line, without_bytes
@@ -219,6 +219,7 @@ _REPLACEMENTS: list[tuple[Any, str, Any]] = [
     (http1, "expected_http_body_size", _discreet(http1.expected_http_body_size)),
     (layers_http, "validate_headers", _discreet(layers_http.validate_headers)),
     (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
+    *decoding.REPLACEMENTS,
     *saved_files.REPLACEMENTS,
 ]
 
