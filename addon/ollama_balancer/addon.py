@@ -332,7 +332,10 @@ class Balancer:
             self._start(self.memory.keep_agents(), "state file")
             self._start(self.memory.keep_history(), "history file")
             self.prober = self.router.prober = Prober(
-                self.registry, take_in_local=self._nothing_configured, via=self.via
+                self.registry,
+                take_in_local=self._nothing_configured,
+                via=self.via,
+                at_once=descriptors.most_probes(descriptors.raise_limit()),
             )
             self._start(self.prober.run(), "agent prober")
             if demo:

@@ -49,10 +49,19 @@ def raise_limit() -> int:
     return wanted if soft == resource.RLIM_INFINITY or soft < wanted else min(soft, MOST_USEFUL)
 
 
+def reserved(limit: int) -> int:
+    """How many of so many descriptors are kept for other things than clients."""
+    return max(FEWEST_RESERVED, min(MOST_RESERVED, limit // 8))
+
+
 def most_clients(limit: int) -> int:
     """How many clients may be connected with so many descriptors."""
-    reserved = max(FEWEST_RESERVED, min(MOST_RESERVED, limit // 8))
-    return max(8, (limit - reserved) // 2)
+    return max(8, (limit - reserved(limit)) // 2)
+
+
+def most_probes(limit: int) -> int:
+    """How many hosts that answer may be asked at once: all lanes of the probes together have most of the reserve."""
+    return reserved(limit) // 4
 
 
 def is_ours(error: BaseException | str | None) -> bool:

@@ -1,14 +1,18 @@
 """Asks the agents that have no reporter, or whose reporter is silent, whether they are there and what they have.
 
-Those that are online and those that are not have rounds of their own: thousands that are dead, each of which takes the
-whole of a time-out, keep no probe of a live one waiting.
+Each is asked on its own schedule, and there are lanes: for those that answer, for those that do not, each of which
+takes the whole of a time-out, and for those that have just come. So thousands that are silent keep no probe of a living
+one waiting, and take no more connections than their lane has. Who stays silent is asked less often.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +31,16 @@ from .reaching import cannot_connect
 logger = logging.getLogger(__name__)
 
 INTERVAL = 5.0
-"""Seconds between two rounds."""
+"""Seconds from one probe of an agent to the next."""
+
+LONGEST_INTERVAL = 6
+"""Times as long for who stays silent: it takes a connection and a time-out each time."""
+
+PATIENT_TRIES = 4
+"""Probes in vain after which an agent is asked less often, twice as long each time."""
+
+LOOKS_IN_INTERVAL = 10
+"""How often it is seen who is due."""
 
 ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
@@ -43,6 +56,8 @@ MAX_ANSWER_BYTES = 1024 * 1024
 """Of a list: a host that has MAX_MODELS lists them in that."""
 
 AT_ONCE = 256
+"""Agents that are asked at the same time, of those that answer; those that are silent, and new ones, have a quarter."""
+
 LOCAL = Address("127.0.0.1", 11434)
 
 
@@ -89,74 +104,134 @@ def explain(address: Address, error: Exception) -> str:
     return f"{address} {what}; name the host and port on which Ollama listens"
 
 
+@dataclass(eq=False, slots=True)
+class Turn:
+    """When an agent is asked next."""
+
+    at: float
+    misses: int = 0
+    """Probes that it has let run out of time, one after the other."""
+    asked: bool = False
+    began: float = float("-inf")
+    """When it was asked last."""
+
+
 class Prober:
-    """Probes in rounds. `via` names the balancer, which does not answer itself.
+    """Probes each agent in its turn. `via` names the balancer, which does not answer itself.
+
+    `at_once` is how many probes may run in the lane of those that answer, and as many more while all are asked at the
+    start.
 
     `first_round` is set when the agents known at the start have been asked; several times where none answered in time.
     """
 
-    def __init__(self, registry: AgentRegistry, *, take_in_local: Callable[[], bool], via: str) -> None:
+    def __init__(
+        self, registry: AgentRegistry, *, take_in_local: Callable[[], bool], via: str, at_once: int | None = None
+    ) -> None:
         self.registry = registry
         self.via = via
         self.take_in_local = take_in_local
         self.first_round = asyncio.Event()
-        self._wakes = (asyncio.Event(), asyncio.Event())
+        self._wake = asyncio.Event()
         self._has_begun = False
         self._locator = Locator(registry)
         self._asked: set[tuple[Agent, Address]] = set()
         """Who is asked at this moment."""
+        self._turns: dict[Agent, Turn] = {}
+        at_once = AT_ONCE if at_once is None else min(at_once, AT_ONCE)
+        self._first = asyncio.Semaphore(max(1, at_once))
+        self._living = asyncio.Semaphore(max(1, at_once))
+        self._silent = asyncio.Semaphore(max(1, at_once // 4))
+        self._new = asyncio.Semaphore(max(1, at_once // 4))
 
     def wake(self) -> None:
-        """Begin the next rounds now."""
-        for event in self._wakes:
-            event.set()
+        """Ask all now."""
+        for turn in self._turns.values():
+            turn.at, turn.misses = float("-inf"), 0
+        self._wake.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
         self._has_begun = True
         async with asyncio.TaskGroup() as group:
-            for online, wake in zip((True, False), self._wakes, strict=True):
-                group.create_task(self._keep_asking(online, wake))
+            group.create_task(self._first_rounds())
+            group.create_task(self._keep_asking(group))
 
-    async def _keep_asking(self, online: bool, wake: asyncio.Event) -> None:
-        tries = FIRST_TRIES
-        while True:
-            wake.clear()
-            answered = True
-            try:
-                answered = await self.round(online)
-            except Exception:
-                logger.exception("A round of probes failed; the next one is in %g s.", INTERVAL)
-            if not online:
-                tries -= 1
-                if tries > 0 and not answered and not self.registry.any_online:
-                    continue  # a host that was too slow once must not fail the first requests
-                self.first_round.set()
-            try:
-                async with asyncio.timeout(INTERVAL):
-                    await wake.wait()
-            except TimeoutError:
-                pass
+    async def _first_rounds(self) -> None:
+        for _ in range(FIRST_TRIES):
+            if await self._ask_all() or self.registry.any_online:
+                break  # else: a host that was too slow once must not fail the first requests
+        self.first_round.set()
 
-    async def round(self, online: bool) -> bool:
-        """Ask those that are to be asked, of those that are online or of the others; False if one did not answer in
-        time.
-        """
-        if not online and self.take_in_local() and len(self.registry) == 0 and await self._answers(LOCAL):
-            self.registry.register("local", LOCAL, Source.LOCAL)
-            logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
-        at_once = asyncio.Semaphore(AT_ONCE)
-
-        async def probe(agent: Agent) -> bool:
-            async with at_once:
-                return await self.probe(agent)
-
+    async def _ask_all(self) -> bool:
+        """Ask those that are not online; False if one did not answer in time."""
+        await self._take_in_local()
         probes = []
         async with asyncio.TaskGroup() as group:
-            for agent in [a for a in self.registry if a.online is online and self.registry.wants_probe(a)]:
-                probes.append(group.create_task(probe(agent)))
+            for agent in [a for a in self.registry if not a.online and self.registry.wants_probe(a)]:
+                probes.append(group.create_task(self._take_turn(agent, self._turn_of(agent), self._first)))
                 await asyncio.sleep(0)  # a thousand that are begun at once would hold up everybody's streams
         return all(task.result() for task in probes)
+
+    async def _take_in_local(self) -> None:
+        if self.take_in_local() and len(self.registry) == 0 and await self._answers(LOCAL):
+            self.registry.register("local", LOCAL, Source.LOCAL)
+            logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
+
+    async def _keep_asking(self, group: asyncio.TaskGroup) -> None:
+        local = self.registry.clock() + INTERVAL
+        while True:
+            self._wake.clear()
+            try:
+                now = self.registry.clock()
+                if now >= local:
+                    local = now + INTERVAL
+                    await self._take_in_local()
+                await self._ask_those_due(group)
+            except Exception:
+                logger.exception("Probes failed; the next ones are in %g s.", INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL / LOOKS_IN_INTERVAL):
+                    await self._wake.wait()
+
+    async def _ask_those_due(self, group: asyncio.TaskGroup) -> None:
+        now = self.registry.clock()
+        for agent in [agent for agent in self._turns if agent.removed]:
+            del self._turns[agent]
+        for agent in list(self.registry):
+            turn = self._turns.get(agent)
+            if turn is not None and (turn.asked or now < turn.at):
+                continue
+            if not self.registry.wants_probe(agent) or not (agent.online or self.first_round.is_set()):
+                continue
+            lane = self._living if agent.online and agent.silent_since is None else self._silent
+            group.create_task(self._take_turn(agent, self._turn_of(agent), lane))
+            await asyncio.sleep(0)  # as above
+
+    def _turn_of(self, agent: Agent) -> Turn:
+        """Its turn, which begins now: it is not due while it waits for its lane."""
+        turn = self._turns.get(agent)
+        if turn is None:
+            turn = self._turns[agent] = Turn(0.0)
+        turn.asked = True
+        return turn
+
+    async def _take_turn(self, agent: Agent, turn: Turn, lane: AbstractAsyncContextManager[None]) -> bool:
+        """Ask an agent and say when it is asked next; False if it did not answer in time."""
+        answered = True
+        try:
+            async with lane:
+                turn.began = self.registry.clock()
+                if not agent.removed:
+                    answered = await self.probe(agent)
+        except Exception:
+            logger.exception("Agent %s cannot be probed; the next try is in %g s.", agent.name, INTERVAL)
+        finally:
+            turn.misses = 0 if answered or agent.online else turn.misses + 1
+            longer = min(LONGEST_INTERVAL, 2 ** max(0, turn.misses - PATIENT_TRIES))
+            turn.at = turn.began + INTERVAL * longer
+            turn.asked = False
+        return answered
 
     async def probe(self, agent: Agent) -> bool:
         """Ask one agent; False if it did not answer in time.
@@ -198,6 +273,8 @@ class Prober:
             if isinstance(e, StatusError) and e.status in (401, 403):
                 self.registry.refuses(agent, reason)
             return not late
+        if agent.address == address and agent.online:
+            self.registry.reached(agent)  # it is there, however long its lists take
         await self._list(agent, address)
         await self._locator.locate(agent, address, answer.peer)
         if agent.address == address:
@@ -207,8 +284,16 @@ class Prober:
 
     async def look_at(self, agent: Agent) -> None:
         """Ask one agent now, that is new, has moved or begins to report, if the rounds have begun; else they will."""
-        if self._has_begun and (agent, agent.address) not in self._asked:
-            await self.probe(agent)
+        if not self._has_begun:
+            return
+        since = self.registry.clock()
+        async with self._new:
+            turn = self._turns.get(agent)
+            if turn is not None:
+                turn.misses = 0
+            already = turn is not None and turn.began >= since and not turn.asked
+            if not (agent.removed or already or (agent, agent.address) in self._asked):
+                await self._take_turn(agent, self._turn_of(agent), contextlib.nullcontext())
 
     async def refresh(self, agent: Agent) -> None:
         """See at once what models an agent has, after something has changed there."""
