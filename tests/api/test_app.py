@@ -11,6 +11,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from ollama_balancer.api import history
 from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
 from ollama_balancer.fleet.agent import Address, Agent, Source, agent_id
@@ -573,6 +574,52 @@ class TestHistory:
         ]
         [older, _] = api.call("GET", "/api/history?minutes=1440&agent=a&model=m:latest").json()["minutes"]
         assert [row["agent"] for row in older["rows"]] == ["a"]
+
+    @pytest.mark.parametrize("choice", ["", "&model=m:latest"])
+    def test_a_whole_day_of_a_large_fleet_comes_in_pages(self, choice: str) -> None:
+        api = Api()
+        for _ in range(24):
+            for number in range(1000):
+                api.history.add(self.over(f"agent-{number}", "m:latest"))
+            api.wall += 3600
+        api.history.add(self.over("last", "m:latest"))
+        path: str | None = f"/api/history?minutes=1440{choice}"
+        times, sizes, rows = [], [], 0
+        while path is not None:
+            answer = api.call("GET", path)
+            assert answer.status_code == 200, answer.text
+            sizes.append(len(answer.content))
+            page = answer.json()
+            times += [minute["at"] for minute in page["minutes"]]
+            rows += sum(len(minute["rows"]) for minute in page["minutes"])
+            path = page["next"]
+        assert len(sizes) == 5
+        assert max(sizes) < 1_500_000
+        assert times == sorted(set(times))
+        assert rows == 23 * 1000 + 1
+
+    def test_a_minute_of_more_rows_than_a_page_is_told_whole_and_the_next_page_goes_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(history, "ROWS_IN_PAGE", 2)
+        api = Api()
+        for count in (3, 1, 1, 5):
+            for number in range(count):
+                api.history.add(self.over(f"agent-{number}", "m:latest"))
+            api.wall += 60
+        path: str | None = "/api/history"
+        pages = []
+        while path is not None:
+            page = api.call("GET", path).json()
+            pages.append([len(minute["rows"]) for minute in page["minutes"]])
+            path = page["next"]
+        assert pages == [[3], [1, 1], [5]]
+
+    @pytest.mark.parametrize("after", ["0", "x", "", "2023-11-14", "2023-11-14T25:13:00Z", "9" * 400])
+    def test_a_page_that_begins_nowhere_is_refused(self, after: str) -> None:
+        answer = Api().call("GET", f"/api/history?after={after}")
+        assert answer.status_code == 400
+        assert "after: " in answer.json()["error"]
 
     @pytest.mark.parametrize("minutes", ["0", "1441", "-1", "x", "", "1.5", "9" * 400])
     def test_a_time_that_is_not_kept_is_refused(self, minutes: str) -> None:

@@ -1,4 +1,4 @@
-"""GET /api/history: what went through in each minute, by agent and model."""
+"""GET /api/history: what went through in each minute, by agent and model, in pages: `next` is where the next one is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..fleet.history import FIELDS, MINUTES, History
+from .paths import HISTORY
 
 DEFAULT = 60
 """Minutes."""
@@ -19,27 +21,41 @@ DEFAULT = 60
 ROWS_AT_ONCE = 2_000
 """Read before others get their turn."""
 
+ROWS_IN_PAGE = 5_000
+"""Of an answer, some 1 MB: a client that does not read it must not have many times as much kept for it. A minute is
+told whole."""
+
+_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
 
 def endpoint(history: History) -> Any:
     """What Starlette calls."""
 
     async def answer(request: Request) -> Response:
-        minutes = _minutes(request.query_params.get("minutes", str(DEFAULT)))
-        agent, model = request.query_params.get("agent"), request.query_params.get("model")
-        told = []
-        since_pause = 0
+        asked = request.query_params
+        minutes, after = _minutes(asked.get("minutes", str(DEFAULT))), _after(asked.get("after"))
+        agent, model = asked.get("agent"), asked.get("model")
+        told: list[dict[str, Any]] = []
+        following = None
+        told_rows = since_pause = 0
         for number, minute in list(history.last(minutes)):
+            if number <= after:
+                continue
             rows = [
                 {"agent": key[0] or None, "model": key[1] or None, **_figures(values)}
                 for key, values in minute.rows.items()
                 if agent in (None, key[0]) and model in (None, key[1])
             ]
+            told_rows += len(rows)
+            if told and told_rows > ROWS_IN_PAGE:
+                following = _address(request, told[-1]["at"])
+                break
             told.append({"at": _time(number), "rows": rows})
             since_pause += len(minute.rows)
             if since_pause > ROWS_AT_ONCE:
                 since_pause = 0
                 await asyncio.sleep(0)
-        body = await asyncio.to_thread(json.dumps, {"minutes": told}, separators=(",", ":"))
+        body = await asyncio.to_thread(json.dumps, {"minutes": told, "next": following}, separators=(",", ":"))
         return Response(body, media_type="application/json")
 
     return answer
@@ -51,6 +67,24 @@ def _minutes(text: str) -> int:
     return int(text)
 
 
+def _after(text: str | None) -> int:
+    """The number of a minute, whose time is as the answer has it; None: before all."""
+    if text is None:
+        return 0
+    try:
+        return int(datetime.strptime(text, _FORMAT).replace(tzinfo=UTC).timestamp() // 60)
+    except ValueError:
+        raise HTTPException(
+            400, f"after: {text[:40]!r} is not accepted; it takes a minute's time: {_time(0)}"
+        ) from None
+
+
+def _address(request: Request, after: str) -> str:
+    """Where the next page is."""
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name != "after"]
+    return f"{HISTORY}?{urlencode([*rest, ('after', after)], safe=':')}"
+
+
 def _figures(values: Any) -> dict[str, float]:
     return {
         name: round(value, 3) if name in ("seconds", "waited", "first_token_seconds") else int(value)
@@ -59,4 +93,4 @@ def _figures(values: Any) -> dict[str, float]:
 
 
 def _time(minute: int) -> str:
-    return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(minute * 60, UTC).strftime(_FORMAT)
