@@ -6,9 +6,12 @@ import pytest
 
 from agent_reporter.wire import AgentMetrics
 from ollama_balancer.fleet.agent import Agent, Outcome, Status
+from ollama_balancer.fleet.demand import Demand
 from ollama_balancer.fleet.health import FIRST_EJECTION, LONGEST_EJECTION, RETURNING, STRIKES, Health, Phase
 from ollama_balancer.fleet.leases import Lease
+from ollama_balancer.fleet.matching import Matcher
 from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.fleet.waiting import WaitingLine
 from tests.fleet.fakes import Clock, entries, fleet, report
 
 
@@ -250,6 +253,23 @@ def test_one_whose_load_seems_stuck_keeps_none_of_the_ejected_from_being_tried(
     assert registry.least_bad("m:latest") is ejected
     load.began()
     assert registry.least_bad("m:latest") is None, "it serves"
+
+
+def test_one_whose_load_seems_stuck_keeps_nobody_waiting_who_could_go_to_an_avoided_agent(
+    registry: AgentRegistry, clock: Clock
+) -> None:
+    registry.slots = 1
+    frozen, avoided = fleet(registry, "frozen", "avoided")
+    registry.update_loaded(frozen, entries())
+    registry.learner.estimates.load.observe(frozen.id, "m:latest", 2.0)
+    matcher = Matcher(registry, WaitingLine(clock))
+    demand = Demand("m:latest")
+    registry.avoidance.cannot_load(avoided, demand.model, demand.runner)
+    registry.take(frozen, "m:latest")
+    clock.now += 3
+    assert matcher.find(demand).agent is None, "the other may be ready at any moment"
+    clock.now += 2
+    assert matcher.find(demand).agent is avoided
 
 
 def test_each_change_is_logged_once_with_its_reason(

@@ -47,7 +47,7 @@ class Matcher:
             return Choice(only if only not in tried and registry.has_room(only, model) else None)
         exclude = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
         avoided = registry.avoidance.for_demand(demand)
-        if avoided and registry.could_serve(model, others := (*exclude, *avoided)):
+        if avoided and registry.serves_soon(model, others := (*exclude, *avoided)):
             exclude = others
         if ahead is None:
             ahead = self.line.count(model)

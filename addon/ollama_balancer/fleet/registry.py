@@ -712,6 +712,15 @@ class AgentRegistry:
         """Whether there is an agent that may serve the model when its turn comes: it may be busy or ejected now."""
         return any(agent.available and agent not in exclude for agent in self._candidates(model))
 
+    def serves_soon(self, model: str, exclude: Collection[Agent] = ()) -> bool:
+        """As `could_serve`, without the agents that are full and whose load of the model seems stuck."""
+        return any(
+            agent.available
+            and agent not in exclude
+            and not (model in agent.full and self._loads_too_long(agent, model))
+            for agent in self._candidates(model)
+        )
+
     def _candidates(self, model: str) -> Iterator[Agent]:
         yield from self._holders.get(model, ())
         yield from self._unknown
