@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 MOST_WRONG = 10
 """Wrong tokens that an address may present in WINDOW seconds."""
@@ -28,7 +29,7 @@ class WrongTokens:
     def another(self, address: str) -> int | None:
         """Another one came from there. None: it may be told that it is wrong; else seconds until the next one may."""
         now = self._clock()
-        for other, (since, _) in list(self._counts.items())[:2]:
+        for other, (since, _) in list(islice(self._counts.items(), 2)):
             if since + WINDOW <= now:
                 del self._counts[other]
         if address in self._counts and self._counts[address][0] + WINDOW <= now:
