@@ -38,7 +38,11 @@ def chunked(*payloads: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(payload), payload) for payload in payloads) + end
 
 
-CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
+ANY_SIZES = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
+ONE_SIZE = st.integers(1, 15).flatmap(
+    lambda size: st.lists(st.binary(min_size=size, max_size=size), min_size=6, max_size=30)
+)
+CHUNKS = st.one_of(ANY_SIZES, st.tuples(ONE_SIZE, ANY_SIZES).map(lambda both: [*both[0], *both[1]]))
 ENDS = st.sampled_from(
     [
         b"0\r\n\r\n",
