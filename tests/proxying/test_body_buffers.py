@@ -34,8 +34,8 @@ def read(reader: ChunkedReader, data: bytes, piece: int) -> tuple[bytes, str, in
     return payload, "unfinished", pieces
 
 
-def chunked(*payloads: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    return b"".join(b"%x\r\n%s\r\n" % (len(payload), payload) for payload in payloads) + end
+def chunked(*payloads: bytes, end: bytes = b"0\r\n\r\n", written: bytes = b"%x") -> bytes:
+    return b"".join((written % len(payload)) + b"\r\n%s\r\n" % payload for payload in payloads) + end
 
 
 ANY_SIZES = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
@@ -56,10 +56,10 @@ ENDS = st.sampled_from(
 )
 
 
-@given(CHUNKS, ENDS, st.integers(1, 50))
-@settings(max_examples=300, deadline=None)
-def test_the_same_comes_out_as_chunk_by_chunk(payloads: list[bytes], end: bytes, piece: int) -> None:
-    data = chunked(*payloads, end=end)
+@given(CHUNKS, ENDS, st.integers(1, 50), st.sampled_from([b"%x", b"%X", b"0%X"]))
+@settings(max_examples=500, deadline=None)
+def test_the_same_comes_out_as_chunk_by_chunk(payloads: list[bytes], end: bytes, piece: int, written: bytes) -> None:
+    data = chunked(*payloads, end=end, written=written)
     ours, theirs = read(CoalescingReader(), data, piece), read(ChunkedReader(), data, piece)
     assert ours[:2] == theirs[:2]
     assert ours[2] <= theirs[2]

@@ -85,7 +85,7 @@ def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
         stop = start + size
         if not size or stop + 2 > end or data[stop : stop + 2] != _LINE_END:
             break  # the last one, one that is not whole, or one that is malformed: that is h11's to say
-        if size < 16:
+        if start - at == 3:  # one digit
             at, payload = _take_tiny_chunks(data, at, size)
             payloads.append(payload)
             left -= len(payload)
