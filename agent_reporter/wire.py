@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .limits import MAX_MODELS, MAX_VALUES, NAME_PATTERN
 
@@ -33,7 +33,7 @@ class ModelEntry(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=512)]
 
 
-Models = Annotated[list[ModelEntry], Field(max_length=MAX_MODELS), FailFast()]
+Models = Annotated[list[ModelEntry], Field(max_length=MAX_MODELS, fail_fast=True)]
 
 
 class GpuMetrics(BaseModel):
