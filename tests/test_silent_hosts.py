@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,19 +101,28 @@ def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch
                 reached(agent)
 
             monkeypatch.setattr(registry, "reached", note)
+            naps, slept = 0, 0.0
+
+            async def nap() -> None:
+                nonlocal naps, slept
+                began = time.monotonic()
+                await asyncio.sleep(0.05)
+                naps, slept = naps + 1, slept + time.monotonic() - began
+
             running = asyncio.create_task(prober.run())
             try:
                 async with asyncio.timeout(60):
-                    while not all(agent.online for agent in live) or not prober.first_round.is_set():  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
+                    while not all(agent.online for agent in live) or not prober.first_round.is_set():
+                        await nap()
                     for _ in range(80):
-                        await asyncio.sleep(0.05)
+                        await nap()
                         registry.expire()
                         assert all(agent.online for agent in live)
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
-            assert longest < PROBE_GRACE / 2, "not held up by the silent ones"
+            # What a busy machine makes of 50 ms it makes of everything else.
+            assert longest < PROBE_GRACE / 2 * slept / (0.05 * naps), "not held up by the silent ones"
             assert not any(agent.online for agent in dead)
             assert Machine.most <= 64 + 64 + 2 * 16
             misses = [prober._turns[agent].misses for agent in dead]
