@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.e2e.browser import chromium, console_errors, needs_chromium
-from tests.e2e.harness import TOKEN, Hosts, Proxy, running_proxy, wait_until
+from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
 pytestmark = needs_chromium
 
@@ -268,6 +268,18 @@ def test_agents_are_sorted_by_what_is_asked_for_and_those_alike_by_name(tmp_path
         assert order("memory") == "bcdae"
         assert order("gpu") == "cabde"
         assert order("in_flight") == "abcde"
+
+
+def test_why_a_host_gets_nothing_is_shown(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    agents = f"balancer_agents=one={host.url},again={host.url},far=http://127.0.0.1:{free_port()}"
+    with running_proxy(tmp_path, "--set", agents) as proxy, chromium(tmp_path / "profile") as browser:
+        proxy.report("far")
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "unreachable" in row(browser, "far"), "that it cannot be reached")
+        assert "connection refused" in row(browser, "far")
+        seen(browser, lambda: "same host" in row(browser, "again").lower(), "that it is a host under another name")
+        assert console_errors(browser) == []
 
 
 def test_a_query_of_any_kind_is_answered(tmp_path: Path) -> None:

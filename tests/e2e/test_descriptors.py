@@ -81,3 +81,56 @@ def test_the_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
     with running_proxy(tmp_path, addon=limited_addon(tmp_path, 256, 1024)) as proxy:
         assert "Open files: 1024, which allows 448 clients at once." in proxy.log
         assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)[0] == 1024
+
+
+EXHAUSTING = """
+import os
+from mitmproxy import http
+
+
+class Exhausting:
+    held = []
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        if flow.request.path == "/exhaust":
+            try:
+                while True:
+                    self.held.append(os.dup(0))
+            except OSError:
+                pass
+        elif flow.request.path == "/release":
+            while self.held:
+                os.close(self.held.pop())
+        else:
+            return
+        flow.response = http.Response.make(204)
+
+
+addons = [Exhausting()]
+"""
+
+
+def test_no_host_is_blamed_where_this_machine_has_no_descriptor_left(tmp_path: Path, hosts: Hosts) -> None:
+    host = hosts.start("one")
+    script = tmp_path / "exhausting.py"
+    script.write_text(EXHAUSTING)
+    addon = limited_addon(tmp_path, LIMIT, LIMIT)
+    options = ("--set", f"balancer_agents=one={host.url}", "-s", str(script))
+    with running_proxy(tmp_path, *options, addon=addon) as proxy:
+        proxy.wait_online("one")
+        copy = {"source": "llama3.2", "destination": "other"}
+        assert proxy.http.post("/api/copy", json=copy).status_code == 200  # by this, all that it needs is loaded
+        assert proxy.http.get("/exhaust").status_code == 204
+        for path in ("/api/generate", "/api/show"):
+            answer = proxy.http.post(path, json={"model": "llama3.2", "prompt": "x"})
+            assert answer.status_code == 503
+            assert "Retry-After" in answer.headers
+            assert "the balancer can open no connection: [Errno 24] Too many open files" in answer.json()["error"]
+        answer = proxy.http.post("/api/copy", json=copy)
+        assert answer.json()["error"] == "one: the balancer can open no connection"
+        agent = proxy.agents()["one"]
+        assert (agent["status"], agent["strikes"], agent["in_flight"]) == ("online", 0, 0)
+        assert proxy.http.get("/release").status_code == 204
+        assert proxy.generate().status_code == 200
+        assert ") is offline" not in proxy.log
+        assert "Traceback" not in proxy.log

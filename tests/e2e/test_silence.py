@@ -86,6 +86,26 @@ def test_what_runs_on_a_host_that_goes_offline_ends_with_an_error(
         wait_until(lambda: silent.left == len(ANSWERS), "the balancer has closed its connections")
 
 
+def test_a_pull_on_two_hosts_goes_on_without_the_one_that_goes_offline(
+    tmp_path: Path, hosts: Hosts, silent: ScriptedHost
+) -> None:
+    good = hosts.start("good", "m")
+    agents = f"balancer_agents=gone={silent.url},good={good.url}"
+    with running_proxy(tmp_path, "--set", agents) as proxy, ThreadPoolExecutor() as pool:
+        proxy.wait_online("gone", "good")
+        proxy.report("gone")
+        answer = pool.submit(lambda: proxy.http.post("/api/pull", json={"model": "m"}))
+        wait_until(lambda: silent.asked == ["/api/pull"], "it runs")
+        silent.well.clear()
+        proxy.report("gone", ollama_ok=False)
+        lines = [json.loads(line) for line in answer.result().content.splitlines()]
+        assert {"status": "done", "agent": "good"} in lines
+        assert lines[-1]["error"].startswith("gone: it went offline")
+        assert "done by 1 other agent" in lines[-1]["error"]
+        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        assert {agent["in_flight"] for agent in proxy.agents().values()} == {0}
+
+
 @pytest.mark.usefixtures("either_way")
 def test_a_runner_that_freezes_behind_a_healthy_server_is_found_out(
     tmp_path: Path, hosts: Hosts, silent: ScriptedHost

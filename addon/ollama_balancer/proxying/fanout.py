@@ -328,7 +328,9 @@ class FanOut:
             reason = one_line(str(e)) or type(e).__name__
             if isinstance(e, httpx.ConnectTimeout):
                 reason = f"not reached within {self._timeouts.connect:g} s"
-            if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout) and not is_ours(e):
+            if is_ours(e):
+                reason = "the balancer can open no connection"
+            elif isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
                 self._unreachable(agent, f"cannot connect: {reason}")
             kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
             if isinstance(e, httpx.TimeoutException):
