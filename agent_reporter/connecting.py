@@ -94,12 +94,14 @@ async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket
     won: list[tuple[socket.socket, Info]] = []
 
     async def attempt(info: Info) -> None:
-        made = socket.socket(*info[:3])
+        made: socket.socket | None = None
         try:
+            made = socket.socket(*info[:3])
             made.setblocking(False)
             await loop.sock_connect(made, info[4])
         except BaseException as error:
-            made.close()
+            if made is not None:
+                made.close()
             if not isinstance(error, OSError):
                 raise
             failures.append(error)

@@ -128,6 +128,8 @@ def test_no_host_is_blamed_where_this_machine_has_no_descriptor_left(tmp_path: P
             assert "the balancer can open no connection: [Errno 24] Too many open files" in answer.json()["error"]
         answer = proxy.http.post("/api/copy", json=copy)
         assert answer.json()["error"] == "one: the balancer can open no connection"
+        answer = proxy.http.post(f"/api/blobs/sha256:{'0' * 64}", content=b"x")
+        assert answer.json()["error"] == "one: the balancer can open no connection"
         agent = proxy.agents()["one"]
         assert (agent["status"], agent["strikes"], agent["in_flight"]) == ("online", 0, 0)
         assert proxy.http.get("/release").status_code == 204

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,8 @@ from agent_reporter.connecting import addresses_of, connect, first_of, interleav
 from agent_reporter.http import call
 from agent_reporter.resolving import Info
 from tests.e2e.harness import free_port, silent_listener
+
+resource = pytest.importorskip("resource")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone")
 
@@ -178,3 +182,24 @@ def test_a_call_reaches_a_host_whose_first_address_is_dead(monkeypatch: pytest.M
                 return (await call("GET", f"http://{NAME}:{port}/", timeout=30, limit=100)).body
 
     assert asyncio.run(run()) == b"ok"
+
+
+def test_that_there_is_no_descriptor_left_is_said_as_it_is(alive: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+
+    async def test() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        with pytest.raises(OSError, match="Too many open files") as failed:
+            await first_of(NAME, alive, [info("127.0.0.1", alive), info("127.0.0.2", alive)])
+        assert failed.value.errno == errno.EMFILE
+
+    try:
+        asyncio.run(test())
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -66,6 +66,8 @@ MAX_WHOLE_ANSWER = 4 * 1024 * 1024
 AT_ONCE = 256
 """Agents that are asked at the same time, where a body is at hand: each needs a socket."""
 
+NO_CONNECTION = "the balancer can open no connection"
+
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
@@ -320,16 +322,17 @@ class FanOut:
         try:
             reply = await (self._upload_to(client, leg) if self._uploads else self._call(client, leg))
         except UploadError as e:
-            if isinstance(e, UnreachableError):
+            reason = NO_CONNECTION if is_ours(e) else str(e)
+            if isinstance(e, UnreachableError) and not is_ours(e):
                 self._unreachable(agent, f"cannot connect: {e}")
             kind = FailureKind.CONNECT if isinstance(e, UnreachableError) else FailureKind.BROKEN
-            reply = Reply(agent.name, None, problem=str(e), failure=kind)
+            reply = Reply(agent.name, None, problem=reason, failure=kind)
         except (httpx.HTTPError, httpx.InvalidURL) as e:
             reason = one_line(str(e)) or type(e).__name__
             if isinstance(e, httpx.ConnectTimeout):
                 reason = f"not reached within {self._timeouts.connect:g} s"
             if is_ours(e):
-                reason = "the balancer can open no connection"
+                reason = NO_CONNECTION
             elif isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
                 self._unreachable(agent, f"cannot connect: {reason}")
             kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
