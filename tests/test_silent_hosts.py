@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -77,6 +76,11 @@ def fleet(registry: AgentRegistry, live: int, silent: int, kind: str = "silent")
     return registered[1], registered[0]
 
 
+def asked(agents: list[Agent]) -> list[int]:
+    """How often each was asked whether it is there."""
+    return [Machine.asked[f"/{agent.name}.test/api/version"] for agent in agents]
+
+
 @pytest.mark.parametrize("silent", [900, 1500])
 def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
     """Probes are made, and given up, ten times as often as usual."""
@@ -88,41 +92,20 @@ def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test", at_once=64)
         async with machine(monkeypatch):
             live, dead = fleet(registry, 100, silent)
-            last = dict.fromkeys(live, 0.0)
-            reached = registry.reached
-            longest = 0.0
-
-            def note(agent: Agent) -> None:
-                nonlocal longest
-                now = registry.clock()
-                if last[agent]:
-                    longest = max(longest, now - last[agent])
-                last[agent] = now
-                reached(agent)
-
-            monkeypatch.setattr(registry, "reached", note)
-            naps, slept = 0, 0.0
-
-            async def nap() -> None:
-                nonlocal naps, slept
-                began = time.monotonic()
-                await asyncio.sleep(0.05)
-                naps, slept = naps + 1, slept + time.monotonic() - began
-
             running = asyncio.create_task(prober.run())
             try:
                 async with asyncio.timeout(60):
-                    while not all(agent.online for agent in live) or not prober.first_round.is_set():
-                        await nap()
-                    for _ in range(80):
-                        await nap()
+                    while not all(agent.online for agent in live) or not prober.first_round.is_set():  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                    before, others = asked(live), sum(asked(dead))
+                    while min(now - then for now, then in zip(asked(live), before, strict=True)) < 4:
+                        await asyncio.sleep(0.05)
                         registry.expire()
                         assert all(agent.online for agent in live)
+                    assert sum(asked(dead)) - others < silent, "the living wait for no round of the silent"
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
-            # What a busy machine makes of 50 ms it makes of everything else.
-            assert longest < PROBE_GRACE / 2 * slept / (0.05 * naps), "not held up by the silent ones"
             assert not any(agent.online for agent in dead)
             assert Machine.most <= 64 + 64 + 2 * 16
             misses = [prober._turns[agent].misses for agent in dead]
@@ -135,6 +118,7 @@ def test_a_host_that_is_slow_to_list_what_it_has_stays_online_and_holds_up_nobod
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probing, "INVENTORY_TIMEOUT", 0.3)
+    monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 30.0)
 
     async def test() -> None:
         now = 1000.0
@@ -146,8 +130,9 @@ def test_a_host_that_is_slow_to_list_what_it_has_stays_online_and_holds_up_nobod
             assert slow.status is Status.ONLINE
             now += PROBE_GRACE - 1
             asking = asyncio.create_task(prober.probe(slow))
-            while Machine.asked["/slow-lists-0.test/api/tags"] < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while Machine.asked["/slow-lists-0.test/api/tags"] < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
             now += 2
             registry.expire()
             assert slow.status is Status.ONLINE
@@ -166,8 +151,10 @@ def test_thousands_of_first_looks_take_few_connections(monkeypatch: pytest.Monke
         async with machine(monkeypatch):
             [live], silent = fleet(registry, 1, 4000)
             looks = [asyncio.create_task(prober.look_at(agent)) for agent in silent]
-            while len(Machine.asked) < 100:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while len(Machine.asked) < 100:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 30.0)
             assert await prober.probe(live)
             assert Machine.most <= 16 + 1 + 16  # those that are being closed count, too
             for look in looks:
@@ -195,7 +182,7 @@ def test_who_stays_silent_is_asked_less_often_until_it_answers(monkeypatch: pyte
             await prober._take_turn(agent, turn, prober._silent)
             waits.append(turn.at - now)
             now = turn.at
-        assert waits == [5, 5, 5, 5, 10, 20, 30, 30]
+        assert waits == [5, 5, 5, 5, 10, 10, 10, 10]
         answers = True
         turn = prober._turn_of(agent)
         await prober._take_turn(agent, turn, prober._silent)

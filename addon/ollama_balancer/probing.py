@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 INTERVAL = 5.0
 """Seconds from one probe of an agent to the next."""
 
-LONGEST_INTERVAL = 6
-"""Times as long for who stays silent: it takes a connection and a time-out each time."""
+LONGEST_INTERVAL = 2
+"""Times as long for who stays silent: it takes a connection and a time-out each time. Who is back is seen in 15 s."""
 
 PATIENT_TRIES = 4
 """Probes in vain after which an agent is asked less often, twice as long each time."""
@@ -93,8 +93,6 @@ def explain(address: Address, error: Exception) -> str:
             return f"{address} takes connections and does not answer GET /api/version ({error}); restart Ollama there"
         case StatusError(status=508):
             what = "is the balancer itself, or leads back to it"
-        case StatusError(status=401 | 403):
-            return f"{address}, or a proxy in front of it, does not let the balancer in: {error}"
         case StatusError():
             what = f"is no Ollama, or not well: {error}"
         case ValidationError():
@@ -253,6 +251,8 @@ class Prober:
             if is_ours(e):
                 if agent.online:
                     self.registry.reached(agent)  # nothing is known of it; it is not to blame for that
+                elif agent.address == address:
+                    self.registry.silent(agent, explain(address, e))
             elif agent.address == address:
                 self.registry.unreachable(agent, explain(address, e))
             return True
@@ -270,8 +270,6 @@ class Prober:
                 return True
             reason = explain(address, e)
             self.registry.silent(agent, reason)
-            if isinstance(e, StatusError) and e.status in (401, 403):
-                self.registry.refuses(agent, reason)
             return not late
         if agent.address == address and agent.online:
             self.registry.reached(agent)  # it is there, however long its lists take

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ollama_balancer.simulator import SimulatedOllama, Timing
-from tests.e2e.harness import PATIENCE, Hosts, Proxy, wait_until
+from tests.e2e.harness import PATIENCE, Hosts, Proxy, silent_listener, wait_until
 
 PHASES = ("waiting", "connecting", "loading", "prefill", "decoding")
 
@@ -94,18 +94,8 @@ def deaf_agent(proxy: Proxy, name: str) -> Iterator[DeafHost]:
 @contextmanager
 def deaf_address() -> Iterator[str]:
     """The URL of a listener that drops every attempt to connect, as a host does that is switched off."""
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-            fillers.append(filler)
-        yield f"http://127.0.0.1:{full.getsockname()[1]}"
-        for filler in fillers:
-            filler.close()
+    with silent_listener() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def in_flight(proxy: Proxy, name: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import ADDON, Hosts, running_proxy, wait_until
+from tests.e2e.harness import ADDON, PATIENCE, Hosts, running_proxy, wait_until
 from tests.e2e.test_line import has_address
 
 LIMIT = 200
@@ -60,7 +60,9 @@ def test_clients_that_all_have_requests_running_are_told_that_there_are_too_many
     ):
         proxy.wait_online("one")
         proxy.http.close()
-        proxy.http = httpx.Client(base_url=proxy.url, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+        proxy.http = httpx.Client(
+            base_url=proxy.url, transport=httpx.HTTPTransport(local_address="127.0.0.2"), timeout=PATIENCE
+        )
         host.faults.hang = True
         busy = [stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30)) for _ in range(51)]
         for client in busy:

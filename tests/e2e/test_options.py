@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import Hosts, refused_start, running_proxy
+from tests.e2e.harness import PATIENCE, Hosts, refused_start, running_proxy
 
 
 @pytest.mark.parametrize("mode", ["roundrobin", "metrics", "least_requests", "adaptive"])
@@ -114,7 +114,7 @@ def test_the_log_offers_clients_only_an_address_that_they_can_reach(tmp_path: Pa
         assert url != proxy.url
         assert "this machine only" not in proxy.log
         if "THIS-HOST" not in url:
-            assert httpx.get(f"{url}/health", trust_env=False).status_code in (200, 503)
+            assert httpx.get(f"{url}/health", trust_env=False, timeout=PATIENCE).status_code in (200, 503)
 
 
 def test_a_token_file_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def test_a_static_agent_and_its_reporter_have_one_set_of_slots_and_a_warning(tmp
                 asked = [pool.submit(proxy.generate, headers=dict(pin)) for pin in pins]
                 while not all(each.done() for each in asked):
                     most = max(most, host.in_flight)
+                    time.sleep(0.002)
                 answers = [each.result() for each in asked]
             assert [answer.headers["X-Balancer-Agent"] for answer in answers] == ["reported"] * 4
             assert most == 1

@@ -72,9 +72,11 @@ def test_a_stream_of_http2_that_is_not_taken_is_cut_and_the_others_go_on(
         fast.most = 1
         waiting = proxy.http.post("/api/generate", json={"model": "m", "prompt": "x"})
         assert waiting.text.endswith('"done":true}\n')
+        wait_until(lambda: "so that it is cut." in proxy.log, "it is cut")
+        client.send("/api/generate", {"model": "nobody-has-it", "prompt": "x"})
+        assert client.status() == "404", "the connection's other streams go on"
         wait_until(lambda: proxy.agents()["fast"]["in_flight"] == 0, "all are over")
         client.close()
-        assert "so that it is cut." in proxy.log
 
 
 def test_an_answer_of_the_control_api_that_is_not_taken_is_cut(tmp_path: Path, hosts: Hosts, fast: FastHost) -> None:

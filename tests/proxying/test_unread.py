@@ -50,13 +50,15 @@ async def _slowly_taken() -> None:
         assert unsent(writer) is None
         writer.write(b"x" * 64 * 1024 * 1024)
         before = None
-        while before is None or before != unsent(writer):  # until the system takes no more
-            before = unsent(writer)
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            while before is None or before != unsent(writer):  # until the system takes no more
+                before = unsent(writer)
+                await asyncio.sleep(0.1)
         client.transport.resume_reading()  # type: ignore[attr-defined]
         # The system may hold so much that what waits here stays the same, though the client takes some.
         await reader.readexactly(1024 * 1024 if sys.platform == "linux" else 32 * 1024 * 1024)
-        while before == unsent(writer):  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while before == unsent(writer):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
         writer.transport.abort()
         client.transport.abort()
