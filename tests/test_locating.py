@@ -12,7 +12,7 @@ import pytest
 from agent_reporter.collectors.reach import facing
 from ollama_balancer.fleet.agent import Address
 from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.locating import key_here, listening_at
+from ollama_balancer.locating import Locator, key_here, listening_at
 from ollama_balancer.probing import Prober
 from tests.e2e.harness import free_port
 
@@ -66,6 +66,26 @@ def test_a_socket_for_one_address_takes_what_one_for_all_does_not() -> None:
     assert key_here("127.0.0.1", 1, {"127.0.0.1"}) != key_here("10.0.0.1", 1, {"127.0.0.1"})
     assert key_here("10.0.0.2", 1, {"127.0.0.1"}) == key_here("10.0.0.1", 1, {"127.0.0.1"})
     assert listening_at(free_port()) == frozenset()
+
+
+def test_an_agent_that_has_moved_away_is_no_host_of_this_machine_any_more() -> None:
+    async def run() -> None:
+        registry = AgentRegistry(must_reach=True)
+        locator = Locator(registry)
+        moved, local = Address("127.0.0.1", 11434), Address("203.0.113.9", 11434)
+        gpu, _ = registry.register("gpu", moved)
+        await locator.locate(gpu, moved, "127.0.0.1")
+        registry.register("gpu", local)
+        other, _ = registry.register("other", moved)
+        await locator.locate(other, moved, "127.0.0.1")  # before the one that moved is reached
+        assert gpu.host_key != other.host_key
+        await locator.locate(gpu, local, "203.0.113.9")
+        await locator.locate(other, moved, "127.0.0.1")
+        for agent in (gpu, other):
+            registry.reached(agent)
+        assert (gpu.alias_of, other.alias_of) == (None, None)
+
+    asyncio.run(run())
 
 
 def test_names_that_are_left_when_another_goes_are_one_host_still() -> None:

@@ -29,8 +29,8 @@ class Locator:
 
     def __init__(self, registry: AgentRegistry) -> None:
         self._registry = registry
-        self._here: dict[int, dict[Agent, str]] = {}
-        """Agents on this machine, by port, and at which of its addresses they were reached."""
+        self._here: dict[int, dict[Agent, tuple[str, Address]]] = {}
+        """Agents on this machine, by port: at which of its addresses they were reached, and what theirs was then."""
         self._listening: dict[int, tuple[float, frozenset[str]]] = {}
         """At which addresses alone this machine was last seen to listen, by port, and when."""
         self._own: frozenset[str] | None = None
@@ -41,15 +41,16 @@ class Locator:
         if agent.address != address or agent.removed or not ip:
             return
         if not await self._is_here(ip):
+            self._here.get(port, {}).pop(agent, None)
             self._registry.located(agent, (ip, port))
             return
         neighbours = self._here.setdefault(port, {})
-        if neighbours.get(agent) == ip and agent.host_key is not None and agent.online:
+        if neighbours.get(agent) == (ip, address) and agent.host_key is not None and agent.online:
             return
-        neighbours[agent] = ip
-        for other in [each for each in neighbours if each.removed or each.address.port != port]:
+        neighbours[agent] = ip, address
+        for other in [each for each, (_, at) in neighbours.items() if each.removed or each.address != at]:
             del neighbours[other]
-        if all(each == ip for each in neighbours.values()):
+        if all(where == ip for where, _ in neighbours.values()):
             for each in list(neighbours):
                 self._registry.located(each, (ip, port))
             return
@@ -59,7 +60,7 @@ class Locator:
             return
         listening = await asyncio.to_thread(listening_at, port)
         self._listening[port] = (self._registry.clock(), listening)
-        for each, where in list(neighbours.items()):
+        for each, (where, _) in list(neighbours.items()):
             self._registry.located(each, key_here(where, port, listening))
 
     async def _is_here(self, ip: str) -> bool:

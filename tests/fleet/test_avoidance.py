@@ -95,6 +95,22 @@ def test_what_clients_make_up_is_not_remembered_for_ever(registry: AgentRegistry
     assert of(registry.avoidance, Demand(M, "num_ctx=0")) == set()
 
 
+def test_nothing_is_kept_of_an_agent_that_was_removed_nor_of_what_is_over(
+    clock: Clock, registry: AgentRegistry
+) -> None:
+    a, b = fleet(registry, "a", "b")
+    avoidance = registry.avoidance
+    avoidance.cannot_load(a, M, "x")
+    registry.remove(a)
+    avoidance.cannot_load(a, M, "y")
+    assert len(avoidance) == 0
+    for number in range(3):
+        avoidance.cannot_load(b, M, str(number))
+    clock.now += SECONDS
+    avoidance.cannot_load(b, M, "new")
+    assert len(avoidance) == 1
+
+
 @pytest.mark.parametrize("mode", POLICIES)
 def test_others_get_such_requests_and_wait_for_each_other_before_they_go_there(
     registry: AgentRegistry, mode: str

@@ -168,6 +168,22 @@ def test_at_most_half_of_the_online_agents_are_ejected(registry: AgentRegistry) 
     assert lone.status is Status.ONLINE
 
 
+def test_agents_that_get_nothing_anyway_count_neither_as_ejected_nor_as_those_that_are_left(
+    registry: AgentRegistry,
+) -> None:
+    stands, alias, b, c, drained = fleet(registry, "stands", "alias", "b", "c", "drained")
+    registry.located(stands, "one host")
+    registry.drain(drained)
+    fail(registry, alias, 3)
+    assert alias.status is Status.EJECTED
+    registry.located(alias, "one host")
+    assert alias.alias_of is stands
+    fail(registry, c, 3)
+    assert c.status is Status.EJECTED, "two of three are left"
+    fail(registry, b, 3)
+    assert b.status is Status.ONLINE, "one of three is left, and the drained one does not help"
+
+
 def test_a_returning_agent_gets_what_it_runs_at_once_and_one_load_at_a_time(
     registry: AgentRegistry, clock: Clock
 ) -> None:

@@ -359,6 +359,28 @@ def test_probes_without_an_answer_give_an_offline_agent_its_reason(registry: Age
     assert agent.reason == "no answer to probes: GET /api/version is answered with status 500"
 
 
+def test_probes_that_were_late_count_together_only_while_nothing_gets_through(clock: Clock) -> None:
+    registry = AgentRegistry(clock, must_reach=True)
+    (agent,) = fleet(registry, "a")
+    registry.update_metrics("a", report())
+    registry.reached(agent)
+    clock.now += PROBE_GRACE - 1
+    registry.update_metrics("a", report())
+    clock.now += 2
+    registry.expire()
+    registry.silent(agent, "late")
+    for _ in range(20):
+        clock.now += 10
+        registry.update_metrics("a", report())
+        lease = registry.take(agent, "m:latest")
+        lease.began()
+        lease.release()
+    clock.now += 20
+    registry.update_metrics("a", report())
+    registry.silent(agent, "late again")
+    assert agent.online
+
+
 def test_each_change_of_what_is_reached_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     registry = AgentRegistry(clock, must_reach=True)

@@ -7,7 +7,7 @@ Where all that could serve are avoided, none is: the caller gets the server's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -75,25 +75,30 @@ class Avoidance:
         for kind in list(self._kinds):
             self._drop(kind, agent)
 
-    def for_demand(self, demand: Demand) -> Collection[Agent]:
+    def for_demand(self, demand: Demand) -> set[Agent]:
         """Who is not to be asked for that, as long as there are others."""
         if not self._kinds:
-            return ()
+            return set()
         return (
             self._of((demand.model, demand.runner), demand.model) | self._of(demand.route, None) | self._of(_ANY, None)
         )
 
-    def for_route(self, route: str) -> Collection[Agent]:
+    def for_route(self, route: str) -> set[Agent]:
         """Who is not to be asked on that route, as long as there are others."""
-        return self._of(route, None) | self._of(_ANY, None) if self._kinds else ()
+        return self._of(route, None) | self._of(_ANY, None) if self._kinds else set()
 
     def _note(self, kind: Hashable, agent: Agent, model: str | None, seconds: float = SECONDS) -> None:
-        agents = self._kinds.get(kind)
+        if agent.removed:
+            return
+        now, agents = self._clock(), self._kinds.get(kind)
         if agents is None:
-            if len(self._kinds) >= MOST:
-                del self._kinds[next(iter(self._kinds))]
+            while self._kinds:
+                oldest = next(iter(self._kinds))
+                if len(self._kinds) < MOST and any(now < shown.until for shown in self._kinds[oldest].values()):
+                    break
+                del self._kinds[oldest]
             agents = self._kinds[kind] = {}
-        agents[agent] = _Shown(self._clock() + seconds, agent.version, _digest(agent, model))
+        agents[agent] = _Shown(now + seconds, agent.version, _digest(agent, model))
 
     def _of(self, kind: Hashable, model: str | None) -> set[Agent]:
         agents = self._kinds.get(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from .agent import Agent
 from .demand import Demand
@@ -45,9 +45,9 @@ class Matcher:
         registry, model = self.registry, demand.model
         if only is not None:
             return Choice(only if only not in tried and registry.has_room(only, model) else None)
-        exclude = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
+        exclude: Collection[Agent] = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
         avoided = registry.avoidance.for_demand(demand)
-        if avoided and registry.serves_soon(model, others := (*exclude, *avoided)):
+        if avoided and registry.serves_soon(model, others := {*exclude, *avoided}):
             exclude = others
         if ahead is None:
             ahead = self.line.count(model)

@@ -166,11 +166,6 @@ class AgentRegistry:
     def in_flight(self) -> int:
         return sum(agent.in_flight for agent in self._agents.values())
 
-    @property
-    def next_change(self) -> float:
-        """When, on the registry's clock, something is due to change by itself: see `expire`."""
-        return self._next_expiry
-
     def counts(self) -> Counter[Status]:
         """How many agents are in which state."""
         self.expire()
@@ -833,7 +828,7 @@ class AgentRegistry:
 
     def _began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
-        if not agent.reachable:
+        if not agent.reachable or agent.silent_since is not None:
             self.reached(agent)
         lease.began_at = self.clock()
         loaded = False
@@ -962,10 +957,10 @@ class AgentRegistry:
             self.on_room(agent, model)
 
     def _can_spare_one(self) -> bool:
-        """Whether at most half of the agents that are online would be ejected with one more."""
-        hosts = [agent for agent in self._agents.values() if agent.online and agent.alias_of is None]
-        ejected = sum(agent.health.phase is Phase.EJECTED for agent in self._unwell if agent.online)
-        return 2 * (ejected + 1) <= len(hosts)
+        """Whether at most half of the agents that may be used would be ejected with one more."""
+        usable = sum(agent.available for agent in self._agents.values())
+        ejected = sum(agent.available and agent.health.phase is Phase.EJECTED for agent in self._unwell)
+        return 2 * (ejected + 1) <= usable
 
     def _gate(self, agent: Agent) -> None:
         """Close or open an agent, as its health allows at this moment."""
