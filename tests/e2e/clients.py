@@ -66,9 +66,9 @@ class Http2Client:
         self.connection.initiate_connection()
         self.stream = 0
 
-    def send(self, path: str, body: object, *, whole: bool = True, pin: str = "") -> None:
+    def send(self, path: str, body: object, *, whole: bool = True, pin: str = "", scheme: str = "https") -> None:
         self.stream = self.connection.get_next_available_stream_id()
-        head = [(":method", "POST"), (":path", path), (":scheme", "https"), (":authority", "x")]
+        head = [(":method", "POST"), (":path", path), (":scheme", scheme), (":authority", "x")]
         self.connection.send_headers(self.stream, head + ([("x-balancer-agent", pin)] if pin else []))
         data = json.dumps(body).encode()
         self.connection.send_data(self.stream, data if whole else data[:-1], end_stream=whole)

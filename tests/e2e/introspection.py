@@ -32,6 +32,8 @@ class Introspection:
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
                 "timers": len(this._connect_timers),
                 "kept_exchanges": _exchanges() - 1,
+                "kept_streams": sum(len(layer.streams) for layers in this._layers.values() for layer in layers) - 1,
+                "wakeups": sum(len(handler.wakeup_timer) for handler in connections.values()),
                 "memory": this.budget.used,
                 "relayed": this.tally.relayed,
                 "receivers": len(getattr(selector, "receivers", ())),

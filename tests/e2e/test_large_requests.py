@@ -7,10 +7,11 @@ import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e.clients import Http1Client
-from tests.e2e.harness import PATIENCE, Hosts, RawHost, running_proxy, wait_until
+from tests.e2e.harness import PATIENCE, Hosts, RawHost, report, running_proxy, wait_until
 from tests.e2e.scripted import DONE, NDJSON, chunked
 
 SIZE = 20 * 1024 * 1024
@@ -85,6 +86,33 @@ def test_a_host_that_goes_away_in_the_middle_is_replaced(tmp_path: Path, hosts: 
         for _ in range(2):
             answer = proxy.http.post("/api/generate", json=BODY)
             assert (answer.status_code, answer.headers["X-Balancer-Agent"]) == (200, "good")
+    bad.stop()
+    good.stop()
+
+
+def test_a_host_that_takes_no_more_of_it_is_replaced_and_nothing_is_left(tmp_path: Path, hosts: Hosts) -> None:
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await asyncio.Event().wait()  # no more is read than fits into buffers
+
+    async def receive_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
+
+    bad, good = host_that(hosts, receive), host_that(hosts, receive_all)
+    agents = f"balancer_agents=bad={bad.url},good={good.url}"
+    options = ("--set", "balancer_mode=roundrobin", "--set", "balancer_response_timeout=600")
+    with running_proxy(tmp_path, "--set", agents, *options) as proxy:
+        proxy.wait_online("bad", "good")
+        proxy.report("bad", models=["m"])
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(proxy.http.post, "/api/generate", json=BODY) for _ in range(2)]
+            wait_until(lambda: proxy.agents()["bad"]["in_flight"] == 1, "the host has a part of it")
+            wait_until(lambda: any(each.done() for each in asked), "the other is served")
+            proxy.control("POST", "/api/agents/bad/metrics", report(ollama_ok=False))
+            for each in asked:
+                assert each.result().headers["X-Balancer-Agent"] == "good"
+        assert proxy.agents()["bad"]["in_flight"] == 0
+        wait_until(lambda: proxy.introspect()["kept_exchanges"] == 0, "nothing is left")
     bad.stop()
     good.stop()
 

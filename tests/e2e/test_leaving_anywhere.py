@@ -145,6 +145,29 @@ def test_leaving_in_the_middle_of_the_own_body(scene: Scene, client: LeavingClie
     assert stats(proxy)["failed"] == failed
 
 
+def test_nothing_is_left_of_an_http2_upload_that_was_reset(scene: Scene) -> None:
+    proxy = scene.proxy
+    client = Http2Client(proxy)
+    client.send("/api/blobs/sha256:" + "0" * 64, BODY, whole=False)
+    wait_until(lambda: proxy.introspect()["kept_exchanges"] == 1, "its head is there")
+    client.leave()
+    check_nothing_is_left(proxy)
+    wait_until(lambda: proxy.introspect()["wakeups"] == 0, "nobody looks after it")
+    assert proxy.introspect()["kept_streams"] == 0
+    client.close()
+
+
+def test_nothing_is_left_of_http2_requests_that_are_refused_or_killed(scene: Scene) -> None:
+    proxy = scene.proxy
+    client = Http2Client(proxy)
+    for _ in range(20):
+        client.send("/api/generate", BODY, scheme="foo")
+    client.send("/api/generate", {"model": "nobody-has-it"})
+    assert client.status() == "404"
+    assert proxy.introspect()["kept_streams"] == 0
+    client.close()
+
+
 def test_an_http2_connection_goes_on_after_a_reset(scene: Scene) -> None:
     client = Http2Client(scene.proxy)
     for path in ("/v1/chat/completions", "/api/generate"):

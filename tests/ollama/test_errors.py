@@ -13,6 +13,7 @@ from ollama_balancer.ollama.errors import (
     error_body,
     error_event,
     error_object,
+    is_object,
     message_of,
     model_not_found,
 )
@@ -283,3 +284,9 @@ def test_what_a_real_server_said_when_its_runner_was_killed() -> None:
         Blame.HOST_CANNOT
     )
     assert classify(500, b'{"error":"llama-server process has terminated: signal: killed"}') is Blame.CANNOT_LOAD
+
+
+def test_an_answer_of_too_many_values_says_nothing() -> None:
+    heavy = b'{"error":"model runner has unexpectedly stopped","x":[' + b"[]," * 1_000_000 + b"[]]}"
+    assert message_of(heavy) is None
+    assert not is_object(heavy)

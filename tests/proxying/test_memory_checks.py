@@ -78,3 +78,21 @@ def test_a_host_is_asked_until_it_has_unloaded_the_model_and_believed_in_the_end
             assert [last for _, last in host.asked] == [n == len(UNLOAD_DELAYS) for n in range(1, looks + 1)]
 
     asyncio.run(main())
+
+
+def test_a_model_that_many_requests_unload_is_looked_after_once() -> None:
+    async def main() -> None:
+        host = Host()
+        host.lists.set()
+        host.lists_still = 1
+        checks = MemoryChecks(host.refresh, host.sleep)
+        for _ in range(100):
+            checks.unloads(host.agent, "m:latest")
+        assert len(asyncio.all_tasks()) == 2
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        assert host.asked == [("m:latest", False)] * 2
+        checks.unloads(host.agent, "m:latest")
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        assert len(host.asked) > 2, "the next time it is looked after again"
+
+    asyncio.run(main())

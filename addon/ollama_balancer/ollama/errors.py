@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from .json_scanning import is_light
 from .routes import Dialect, Kind, Route
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
@@ -192,6 +193,8 @@ def message_of(body: bytes) -> str | None:
     The server passes on its runner's errors as the text of its own: then what the runner said. `body` may be cut.
     """
     message: str | None = None
+    if not is_light(body):
+        return None
     for _ in range(MAX_NESTED):
         try:
             value = from_json(body, allow_partial="trailing-strings")
@@ -211,6 +214,8 @@ def message_of(body: bytes) -> str | None:
 
 def is_object(body: bytes, *, whole: bool = True) -> bool:
     """Whether a body is a JSON object, or not `whole`: the beginning of one. A page of a proxy is none."""
+    if not is_light(body):
+        return False
     try:
         return isinstance(from_json(body, allow_partial="off" if whole else "trailing-strings"), dict)
     except ValueError:

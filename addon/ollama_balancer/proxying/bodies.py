@@ -13,6 +13,9 @@ from ..ollama.requests import Asked
 from ..ollama.routes import Route
 from ..ollama.unpacking import TooLargeError, UnpackingError, unpacked
 
+ZSTD = "zstd"
+"""The one Content-Encoding of requests that the server reads."""
+
 MOST_UNPACKED = 20 * 1024 * 1024
 """Bytes into which a body may unpack: the server's own limit (`maxDecompressedBodySize`)."""
 
@@ -33,7 +36,7 @@ class RefusedBodyError(Exception):
 
 def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
     """What the server reads. `encoding` is the first Content-Encoding, as it is written. RefusedBodyError: nothing."""
-    if not route.unpacks or encoding != "zstd" or body is None:
+    if not route.unpacks or encoding != ZSTD or body is None:
         return body
     try:
         if len(body) > MOST_UNPACKED:

@@ -15,7 +15,6 @@ from ..fleet.registry import AgentRegistry
 from ..fleet.retry_budget import RetryBudget
 from ..fleet.waiting import LineFullError, Place, WaitingLine
 from ..ollama.errors import Blame, error_body, model_not_found
-from ..ollama.excerpts import last_turn
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.merging import ROOT, MergedFleet
@@ -146,10 +145,10 @@ class Dispatcher:
             answer = self.error(exchange.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
             return replace(answer, headers={"Allow": ", ".join(route.methods)})
         exchange.mode = registry.mode
-        read = reading or read_body(route, path, body, content_type, encoding, self.name_of)
+        read = reading or read_body(route, path, body, content_type, encoding, self.name_of, watched=self.explains())
         if isinstance(read, RefusedBodyError):
             return self.error(exchange.dialect, read.status, read.message)
-        content, asked, demand = read
+        content, asked, demand, exchange.excerpt = read
         model = asked.model
         if route.is_form and "?" in target:
             model = model_in_query(target, model)
@@ -157,8 +156,6 @@ class Dispatcher:
             return self.error(exchange.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
         exchange.model = model
         exchange.model_name = None if model is None else self.name_of(model)
-        if asked.members and self.explains():
-            exchange.excerpt = last_turn(content or b"", asked.members)
         exchange.unloads = asked.unloads_after
         if route.runs and exchange.model_name is not None and not asked.unloads:
             exchange.slot_model = exchange.model_name
@@ -213,7 +210,7 @@ class Dispatcher:
         tried = exchange.tried
         if exchange.count(Blame.CANNOT_LOAD):
             avoided = self.registry.avoidance.for_demand(exchange.demand) if exchange.demand is not None else ()
-            if exchange.count(Blame.CANNOT_LOAD) >= MAX_LOADS or not self._is_left(exchange, (*tried, *avoided)):
+            if exchange.count(Blame.CANNOT_LOAD) >= MAX_LOADS or not self._is_left(exchange, {*tried, *avoided}):
                 return False
         if not self._is_left(exchange, tried):
             return False
@@ -325,7 +322,7 @@ class Dispatcher:
         model = exchange.model_name
         tried: Collection[Agent] = exchange.tried
         avoided = registry.avoidance.for_route(exchange.route.path) if exchange.route is not None else ()
-        if avoided and self._is_left(exchange, others := (*tried, *avoided)):
+        if avoided and self._is_left(exchange, others := {*tried, *avoided}):
             tried = others
         agent = registry.select(model, tried)
         if agent is not None:

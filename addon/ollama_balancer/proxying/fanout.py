@@ -397,7 +397,7 @@ class FanOut:
         headers = tuple(response.headers.raw)
         if status == 200 and "ndjson" in response.headers.get("content-type", ""):
             return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
-        body = b""
+        body = bytearray()
         async for chunk in response.aiter_raw():
             leg.heard_at = self._clock()
             body += chunk
@@ -405,7 +405,7 @@ class FanOut:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
         if 200 <= status < 300 and self._request.method != "HEAD":
             await self._refresh(leg.agent)
-        return self._reply(leg.agent, status, headers, body)
+        return self._reply(leg.agent, status, headers, bytes(body))
 
     @staticmethod
     def _reply(agent: Agent, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> Reply:

@@ -59,9 +59,7 @@ if TYPE_CHECKING:
     from ..fleet.agent import Address
     from ..memory_budget import Held, MemoryBudget
     from ..ollama.routes import Route
-    from .bodies import RefusedBodyError
     from .fanout import FanOut
-    from .reading import Reading
     from .relay import Relay
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
@@ -153,8 +151,6 @@ class Routing:
     target: Target | None = None
     """The path and query of the flow, in which secrets are masked, and those that the agent gets."""
     route: Route | None = None
-    reading: Reading | RefusedBodyError | None = None
-    """What its body asks for, where it was read before the decision."""
     expired: bool = False
     """The time for a first byte has run out: no attempt more."""
     given_up: str | None = None
@@ -260,6 +256,18 @@ class BalancedStream(HttpStream):
             else:
                 reply = yield command
 
+    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
+        killed = yield from super().check_killed(emit_error_hook)
+        if killed:
+            yield DropStream(self.stream_id)  # over HTTP/2 the connection goes on, and would keep it
+        return killed
+
+    def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
+        invalid = yield from super().check_invalid(request)
+        if invalid:
+            yield DropStream(self.stream_id)
+        return invalid
+
     def leave(self) -> None:
         """The client wants no more of this request."""
         if self.relay is not None:
@@ -302,8 +310,6 @@ class BalancedStream(HttpStream):
                 self.client_state = self.state_errored  # what is left of the body is swallowed
                 return
         yield from super().state_consume_request_body(event)
-        if isinstance(event, RequestEndOfMessage):
-            self.sent_at = time.monotonic()
 
     def let_go(self) -> None:
         """Nothing of its bodies is of use any more."""
@@ -343,6 +349,8 @@ class BalancedStream(HttpStream):
     def look_at_upload(self) -> layer.CommandGenerator[None]:
         """The agents may have answered without the body, or ask for it of a client that waits for that."""
         assert self.routing and self.routing.fan_out
+        if not self.flow.live:
+            return  # it was reset meanwhile
         fan_out = self.routing.fan_out
         # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
         early = fan_out.over and not self.flow.request.is_http2
@@ -435,6 +443,7 @@ class BalancedStream(HttpStream):
 
     def send_request(self) -> layer.CommandGenerator[None]:
         """Send the whole request, which is at hand, to the agent now connected."""
+        self.sent_at = time.monotonic()
         request, server = self.flow.request, self.context.server
         content = request.raw_content
         yield SendHttp(RequestHeaders(self.stream_id, request, not content), server)
@@ -450,7 +459,6 @@ class BalancedStream(HttpStream):
             assert content is not None
             yield SendHttp(RequestData(self.stream_id, content[at : at + BODY_PIECE]), server)
         yield SendHttp(RequestEndOfMessage(self.stream_id), server)
-        self.sent_at = time.monotonic()
 
     # The answer
 
@@ -583,10 +591,10 @@ class BalancedStream(HttpStream):
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):
                     return
-                if err is None:
+                if err is None and not self.routing.expired and self.routing.given_up is None:
                     yield from self.send_request()
                     return
-                yield from self.try_next(Failure(err, connected=False, retriable=True))
+                yield from self.try_next(Failure(err or "timeout", connected=err is None, retriable=True))
                 return
             yield from self.try_next(Failure(event.message, connected=True, retriable=True))
         elif self.server_state == self.state_consume_response_body:

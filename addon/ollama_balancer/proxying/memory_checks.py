@@ -32,6 +32,8 @@ class MemoryChecks:
         self._refresh = refresh
         self._sleep = sleep
         self._loads: dict[Agent, asyncio.Task[None]] = {}
+        self._unloads: set[tuple[Agent, str]] = set()
+        """Hosts that are being watched until a model is gone there."""
         self._changed: set[Agent] = set()
         """Hosts on which something has changed since they were asked last."""
 
@@ -47,6 +49,9 @@ class MemoryChecks:
 
     def unloads(self, agent: Agent, model: str) -> None:
         """It has answered that it unloads the model (a canonical name)."""
+        if (agent, model) in self._unloads:
+            return
+        self._unloads.add((agent, model))
         asyncio_utils.create_task(self._follow(agent, model), name="memory check", keep_ref=True)
 
     async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
@@ -64,7 +69,10 @@ class MemoryChecks:
             del self._loads[agent]
 
     async def _follow(self, agent: Agent, model: str) -> None:
-        for delay in UNLOAD_DELAYS:
-            await self._sleep(delay)
-            if await self._refresh(agent, model, delay == UNLOAD_DELAYS[-1]):
-                return
+        try:
+            for delay in UNLOAD_DELAYS:
+                await self._sleep(delay)
+                if await self._refresh(agent, model, delay == UNLOAD_DELAYS[-1]):
+                    return
+        finally:
+            self._unloads.discard((agent, model))

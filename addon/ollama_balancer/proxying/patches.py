@@ -158,8 +158,10 @@ async def _handle_connection(self: Any, connection: Connection) -> None:
     """`ConnectionHandler.handle_connection`, which forgets the connection where it is cancelled at a bad moment.
 
     That is while what came waits for the layers to be done with something else: then neither would the socket be
-    closed, nor would the layers hear of the end.
+    closed, nor would the layers hear of the end. What a host has not taken by the end is dropped: to close the
+    connection would wait for a host that takes nothing.
     """
+    ended = self.transports.get(connection)
     try:
         await _handle_connection_of_mitmproxy(self, connection)
     except asyncio.CancelledError:
@@ -175,6 +177,9 @@ async def _handle_connection(self: Any, connection: Connection) -> None:
             if io.writer is not None:
                 io.writer.close()
         raise
+    finally:
+        if connection is not self.client and ended is not None and isinstance(ended.writer, asyncio.StreamWriter):
+            ended.writer.transport.abort()
 
 
 async def _open_connection(

@@ -110,10 +110,10 @@ class Router:
     async def route(self, routing: Routing) -> None:
         """Choose an agent, or answer. The request may wait here for its turn."""
         exchange = self.begin(routing.flow)
-        if routing.failure is None:
-            routing.reading = await self._read(routing.flow.request)
+        reading = await self._read(routing.flow.request) if routing.failure is None else None
         began = time.perf_counter()
-        decision = self._decide(exchange, routing)
+        decision = self._decide(exchange, routing, reading)
+        del reading  # while the request waits, nothing holds its body unpacked
         while isinstance(decision, Wait):
             exchange.stop_timer()
             self.tally.own_seconds += time.perf_counter() - began
@@ -134,9 +134,12 @@ class Router:
             header(request.headers, b"content-type") or "",
             first_header(request.headers, b"content-encoding") or "",
             self.dispatcher.name_of,
+            watched=self.dispatcher.explains(),
         )
 
-    def _decide(self, exchange: Exchange, routing: Routing) -> Forward | Everywhere | Wait | Answer | None:
+    def _decide(
+        self, exchange: Exchange, routing: Routing, reading: Reading | RefusedBodyError | None
+    ) -> Forward | Everywhere | Wait | Answer | None:
         """What is to be done with the request now; None: nothing, as nobody wants its answer."""
         if exchange.outcome is not None:
             return None
@@ -152,7 +155,7 @@ class Router:
                 header(request.headers, b"content-type") or "",
                 encoding=first_header(request.headers, b"content-encoding") or "",
                 websocket=request.method == "GET" and asks_for_websocket(request),
-                reading=routing.reading,
+                reading=reading,
             )
         return self._account(exchange, routing)
 

@@ -123,7 +123,7 @@ async def _send(sock: socket.socket, peer: h11.Connection, request: Upload, seco
 async def _read(sock: socket.socket, peer: h11.Connection, limit: int) -> Answer:
     """Read the answer; what comes before it (1xx) is no answer."""
     loop = asyncio.get_running_loop()
-    answer = Answer()
+    answer, body = Answer(), bytearray()
     while True:
         match event := peer.next_event():
             case h11.NEED_DATA:
@@ -131,10 +131,11 @@ async def _read(sock: socket.socket, peer: h11.Connection, limit: int) -> Answer
             case h11.Response():
                 answer.status, answer.headers = event.status_code, tuple(event.headers.raw_items())
             case h11.Data():
-                answer.body += event.data
-                if len(answer.body) > limit:
+                body += event.data
+                if len(body) > limit:
                     raise UploadError(f"it answers with more than {limit} bytes")
             case h11.EndOfMessage():
+                answer.body = bytes(body)
                 return answer
             case h11.ConnectionClosed():
                 raise UploadError("it closed the connection without an answer")
