@@ -1,8 +1,8 @@
 """How long one request, answer or report holds up a stream beside it: python -m benches.stalls [NAME ...]
 
 A real mitmdump, and in processes of their own a host that sends a line each 10 ms without an end, and the client that
-reads it. While that runs each input below is sent; told is the longest time between two lines of the stream, less the
-10 ms. What the machine does by itself is the row `nothing`.
+reads it. While that runs each input below is sent; the table shows the longest time between two lines of the stream,
+less the 10 ms. What the machine does by itself is the row `nothing`.
 """
 
 from __future__ import annotations
@@ -172,6 +172,9 @@ INPUTS: dict[str, Callable[[], bytes]] = {
     "body of numbers, 100 MiB": _chat(_many(b"1,", 100 * MIB)),
     "body of short strings, 100 MiB": _chat(_many(b'"a",', 100 * MIB)),
     "body of escapes, 100 MiB": _chat(b'"' + b'\\"' * (50 * MIB) + b'"'),
+    "message of escapes, 100 MiB": lambda: _post(
+        "/api/chat", b'{"model":"m","messages":[{"role":"user","content":"' + b'\\"' * (50 * MIB) + b'"}]}'
+    ),
     "body of blanks, 100 MiB": _chat(b" " * (100 * MIB) + b"1"),
     "body of one text, 100 MiB": _chat(b'"' + b"x" * (100 * MIB) + b'"'),
     "deep body": _chat(b"[" * 9_000 + b"]" * 9_000),

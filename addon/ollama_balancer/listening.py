@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from agent_reporter import addresses
 
 from . import credentials
 
@@ -56,7 +57,4 @@ def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost" or addresses.is_loopback(host)

@@ -86,7 +86,7 @@ class Exposition:
         )
         yield _counter(
             "rejections",
-            "Requests rejected, as they are themselves at fault.",
+            "Requests answered with a 4xx because of the request itself, by status.",
             ("status",),
             (((str(status),), n) for status, n in tally.rejections.items()),
         )

@@ -61,7 +61,7 @@ def check_readable(route: Route, asked: Asked, content: bytes | None, content_ty
         raise RefusedBodyError(400, f"failed to parse multipart form: {why}")
     begins = content.lstrip(b" \t\r\n")[:1]
     if begins == b"{" and is_json(content):
-        raise RefusedBodyError(400, "the body has too many parts, or parts in one another, to be read")
+        raise RefusedBodyError(400, "the body has too many values, or is nested too deeply, to be read")
     if packed and begins:
         raise RefusedBodyError(400, f"invalid character {_quoted(begins[0])} looking for beginning of value")
 
