@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..fleet.history import FIELDS, MINUTES, History
+from ..core.history import FIELDS, MINUTES, History
 from .paths import HISTORY
 
 DEFAULT = 60
