@@ -18,7 +18,7 @@ from agent_reporter.limits import NAME_PATTERN
 from ..core.agent import Outcome
 from ..core.policies import POLICIES
 from ..gateway.router import MAX_MODEL_NAME
-from ..mitm.answers import path_of
+from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_step, read_prompt
