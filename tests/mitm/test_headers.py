@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy import http
 
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.mitm.headers import by_name, for_client, header, request_to_agent
 
 

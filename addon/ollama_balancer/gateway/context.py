@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.agent import Agent, Outcome
+from ..core.decision import Option
 from ..core.demand import Demand
 from ..core.leases import Lease
-from ..core.scoring.agent_estimate import Option
 from ..ollama.errors import Blame, classify, classify_message
 from ..ollama.routes import Dialect, Route
 from ..text import one_line

@@ -27,6 +27,7 @@ from .context import CORRECTIONS, Candidate, Exchange, FailureKind
 from .merging import ROOT, MergedFleet
 from .reading import Reading, read_body
 from .retry_budget import RetryBudget
+from .translation import demand_of
 
 RETRY_AFTER = "5"
 """Seconds: by then every agent that was away has been probed again."""
@@ -162,7 +163,8 @@ class Dispatcher:
             exchange.streams = route.streams if asked.stream is None else asked.stream
             exchange.body_bytes = len(content or b"")
             if demand is None or demand.model != exchange.slot_model:
-                demand = read_prompt(route, exchange.slot_model, content or b"", asked.members)
+                prompt = read_prompt(route, exchange.slot_model, content or b"", asked.members)
+                demand = demand_of(exchange.slot_model, route.path, prompt)
             exchange.demand = demand
             if not exchange.streams:
                 exchange.demand = exchange.demand._replace(streams=False)

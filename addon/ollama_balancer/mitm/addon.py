@@ -34,7 +34,8 @@ from agent_reporter.limits import MAX_BODY_BYTES
 
 from ..api.health import health
 from ..api.paths import HEALTH, is_control_path
-from ..core.agent import Address, Agent, Outcome, Source
+from ..core.address import Address
+from ..core.agent import Agent, Outcome, Source
 from ..core.history import History
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
@@ -50,9 +51,11 @@ from ..gateway.memory_budget import PART, MemoryBudget, machine_memory
 from ..gateway.networks import ClientNetworks
 from ..gateway.outcomes import outcome_of
 from ..gateway.router import RETRY_AFTER
+from ..gateway.translation import observation_of
 from ..gateway.wrong_tokens import WrongTokens
 from ..ollama import origins
 from ..ollama.error_trailers import last_words
+from ..ollama.names import canonical_name
 from ..ollama.routes import find_route
 from ..ollama.shapes import FEWEST_TOKENS
 from ..storage import token as credentials
@@ -147,7 +150,7 @@ class Balancer:
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         clock = clock or SteadyClock()
-        self.registry = AgentRegistry(clock, must_reach=True)
+        self.registry = AgentRegistry(clock, must_reach=True, canonical_name=canonical_name)
         self.registry.on_unproven = self._probe
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
@@ -1107,7 +1110,9 @@ class Balancer:
         try:
             if lease is not None:
                 self.registry.succeeded(lease)
-                self.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
+                if exchange.demand is not None:
+                    answer = observation_of(watcher.answer, exchange.demand, streamed=watcher.streamed)
+                    self.registry.answered(lease, answer)
             agent = exchange.agent
             if speed and agent is not None and exchange.model_name is not None:
                 agent.stats.learn_speed(exchange.model_name, speed)

@@ -13,7 +13,8 @@ from mitmproxy import http
 from ..gateway.callers import Fields, Target
 
 if TYPE_CHECKING:
-    from ..core.agent import Address
+    from ..core.address import Address
+
 
 AGENT_HEADER = "X-Balancer-Agent"
 ATTEMPTS_HEADER = "X-Balancer-Attempts"

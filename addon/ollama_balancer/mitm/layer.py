@@ -56,7 +56,7 @@ from .host_header import set_destination
 from .http2 import BoundedH2Connection, HeldUp
 
 if TYPE_CHECKING:
-    from ..core.agent import Address
+    from ..core.address import Address
     from ..gateway.fanout import FanOut
     from ..gateway.memory_budget import Held, MemoryBudget
     from ..ollama.routes import Route
