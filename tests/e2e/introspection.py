@@ -24,7 +24,6 @@ class Introspection:
             addon, this = the_addon(), the_addon().balancer
             connections = ctx.master.addons.get("proxyserver").connections
             selector = getattr(asyncio.get_running_loop(), "_selector", None)
-            layers = [layer for of_client in addon.connections.layers.values() for layer in of_client]
             value = {
                 "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),

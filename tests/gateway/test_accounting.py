@@ -13,13 +13,13 @@ from ollama_balancer.ollama.management import Reply
 from ollama_balancer.ollama.names import canonical_name
 from ollama_balancer.ollama.routes import Dialect, find_route
 from ollama_balancer.ollama.watching import AnswerWatcher
-from tests.core.fakes import Clock, fleet
+from tests.core.fakes import Clock, fleet, new_registry
 
 FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'
 
 
 def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, RequestContext]:
-    registry = AgentRegistry(clock)
+    registry = new_registry(clock)
     fleet(registry, "a", "b")
     context = RequestContext(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
     context.model_name = None if model is None else canonical_name(model)

@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 
 from ollama_balancer.core.agent import Outcome
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.timeouts import Deadlines
 from ollama_balancer.ollama.routes import Dialect
-from tests.core.fakes import Clock, entries, fleet, report
+from tests.core.fakes import Clock, entries, fleet, new_registry, report
 from tests.gateway.timers import Timers
 
 
@@ -17,7 +16,7 @@ def context(clock: Clock | None = None) -> RequestContext:
 
 
 def test_a_request_ends_once_and_gives_its_lease_back_once() -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     ours = context()
     ours.take(registry.take(agent))
@@ -34,7 +33,7 @@ def test_a_request_without_an_agent_can_end() -> None:
 
 
 def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_next() -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
     ours = context()
     ours.take(registry.take(a))
@@ -72,7 +71,7 @@ def test_the_time_for_a_first_byte_is_that_of_all_attempts_and_ends_with_the_req
 
 def test_the_record_of_a_request_is_json() -> None:
     clock = Clock()
-    registry = AgentRegistry(clock)
+    registry = new_registry(clock)
     a, b = fleet(registry, "a", "b")
     ours = context(clock)
     ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
@@ -114,7 +113,7 @@ def test_the_record_of_a_request_that_has_just_begun_is_json() -> None:
 
 
 def test_a_record_tells_what_is_known_of_the_agents_room() -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     ours = context()
     ours.take(registry.take(agent))

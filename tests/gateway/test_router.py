@@ -25,7 +25,7 @@ from ollama_balancer.gateway.router import (
 )
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of
-from tests.core.fakes import Clock, address, entries, fleet, report
+from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 from tests.packing import packed
 
 CHAT = b'{"model": "m", "messages": []}'
@@ -38,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock)
+    return new_registry(clock)
 
 
 class Asked:

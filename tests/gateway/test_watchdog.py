@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from ollama_balancer.core.agent import Agent, Outcome
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.timeouts import OFFLINE_SILENCE
@@ -17,7 +16,7 @@ from ollama_balancer.gateway.watchdog import (
     Watchdog,
 )
 from ollama_balancer.ollama.routes import Dialect, find_route
-from tests.core.fakes import Clock, entries, fleet
+from tests.core.fakes import Clock, entries, fleet, new_registry
 
 M = "m:latest"
 
@@ -27,7 +26,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.registry = AgentRegistry(self.clock)
+        self.registry = new_registry(self.clock)
         self.agent: Agent = fleet(self.registry, "a")[0]
         self.in_memory: set[str] | None = {M}
         self.given_up: list[tuple[RequestContext, str]] = []

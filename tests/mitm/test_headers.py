@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy import http
 
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.gateway import headers as heads
 from ollama_balancer.gateway.headers import by_name
 from ollama_balancer.gateway.messages import header

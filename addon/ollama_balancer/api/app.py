@@ -16,7 +16,8 @@ from starlette.routing import Route
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
 from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, describe
 
-from ..core.agent import Address, Agent, Source
+from ..core.address import Address
+from ..core.agent import Agent, Source
 from ..core.history import History
 from ..core.queue import WaitingLine
 from ..core.recent import Recent

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..core.agent import Address, Agent, Outcome
+from ..core.address import Address
+from ..core.agent import Agent, Outcome
+from ..core.decision import Option
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.queue import Share, Waiter
-from ..core.scoring.agent_estimate import Option
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line

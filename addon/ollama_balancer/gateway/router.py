@@ -29,6 +29,7 @@ from .merging import ROOT, MergedFleet
 from .messages import JSON_TYPE, RETRY_AFTER, ClientRequest, Response, date
 from .reading import Reading, read_body
 from .retry_budget import RetryBudget
+from .translation import demand_of
 
 MAX_CORRECTIONS = 16
 """How many agents that turn out not to have a model, or a route, are passed over for one request."""
@@ -157,7 +158,8 @@ class Router:
             context.streams = route.streams if asked.stream is None else asked.stream
             context.body_bytes = len(content or b"")
             if demand is None or demand.model != context.slot_model:
-                demand = read_prompt(route, context.slot_model, content or b"", asked.members)
+                prompt = read_prompt(route, context.slot_model, content or b"", asked.members)
+                demand = demand_of(context.slot_model, route.path, prompt)
             context.demand = demand
             if not context.streams:
                 context.demand = context.demand._replace(streams=False)

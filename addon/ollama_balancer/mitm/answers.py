@@ -18,6 +18,7 @@ from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
 from ..gateway.messages import header
 from ..gateway.outcomes import outcome_of
+from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import last_words
 from ..ollama.shapes import FEWEST_TOKENS
@@ -229,7 +230,9 @@ class Answers:
         try:
             if lease is not None:
                 self.balancer.registry.succeeded(lease)
-                self.balancer.registry.answered(lease, watcher.answer, streamed=watcher.streamed)
+                if context.demand is not None:
+                    answer = observation_of(watcher.answer, context.demand, streamed=watcher.streamed)
+                    self.balancer.registry.answered(lease, answer)
             agent = context.agent
             if speed and agent is not None and context.model_name is not None:
                 agent.stats.learn_speed(context.model_name, speed)

@@ -20,6 +20,7 @@ from ..gateway.memory_budget import PART, MemoryBudget, machine_memory
 from ..gateway.networks import ClientNetworks
 from ..gateway.tasks import run_in_background
 from ..ollama import origins
+from ..ollama.names import canonical_name
 from ..storage.token import Token
 from . import transports
 from .adapter import FlowAdapter
@@ -56,7 +57,7 @@ class Balancer:
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.settings: Settings | None = None
         self.token: Token | None = None
-        self.registry = AgentRegistry(self.clock, must_reach=True)
+        self.registry = AgentRegistry(self.clock, must_reach=True, canonical_name=canonical_name)
         self.registry.on_unproven = self.look_at
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.gateway = Gateway(self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Container
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
-from ..core.agent import Address, Agent, Source
+from ..core.address import Address
+from ..core.agent import Agent, Source
 from ..gateway.timeouts import Timeouts
 from ..storage import token as tokens
 from . import options

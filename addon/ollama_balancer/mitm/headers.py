@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from ..core.agent import Address
+from ..core.address import Address
 from ..gateway.callers import Target
 from ..gateway.headers import AGENT_HEADER, ATTEMPTS_HEADER, for_agent
 from ..gateway.messages import AgentRequest, ClientRequest, Fields, header

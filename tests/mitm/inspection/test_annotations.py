@@ -10,7 +10,6 @@ from mitmproxy.test import tflow
 from mitmproxy.utils import emoji
 
 from ollama_balancer.core.agent import Outcome
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.mitm.inspection.annotations import (
@@ -29,12 +28,12 @@ from ollama_balancer.mitm.inspection.annotations import (
 )
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.watching import AnswerWatcher
-from tests.core.fakes import Clock, fleet
+from tests.core.fakes import Clock, fleet, new_registry
 
 
 def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: Any) -> RequestContext:
     """A request that gpu-1 began to answer after so many seconds, in two seconds more."""
-    registry = AgentRegistry(clock)
+    registry = new_registry(clock)
     [agent] = fleet(registry, "gpu-1")
     context = RequestContext(
         Caller("client"), Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields
@@ -66,7 +65,7 @@ def test_a_request_in_the_line_is_told_to_wait() -> None:
 
 
 def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock())
     context.take(registry.take(a))
@@ -134,7 +133,7 @@ def test_what_was_asked_and_by_whom_is_told() -> None:
 
 
 def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
     [agent] = fleet(registry, "a")
     context.take(registry.take(agent))
@@ -151,7 +150,7 @@ def test_the_markers_are_known_to_mitmproxy() -> None:
 @settings(derandomize=True, deadline=None)
 @given(st.text(), st.text(), st.text())
 def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, reason: str, problem: str) -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock(), model=model, mode="metrics", why="score 30")
     context.take(registry.take(agent))
