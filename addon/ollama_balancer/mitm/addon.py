@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import contentviews, ctx, exceptions, http
+from mitmproxy import ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client
 from mitmproxy.flow import Error
@@ -56,9 +56,10 @@ from ..ollama.error_trailers import last_words
 from ..ollama.routes import find_route
 from ..ollama.shapes import FEWEST_TOKENS
 from ..storage import token as credentials
-from ..text import one_line, without_bytes
-from . import options, patches
+from ..text import one_line
+from . import compat, options, patches
 from .answers import dated, error_of, escape_target, last_of, path_of
+from .compat.names import Use
 from .fastpath import relay, selector
 from .fastpath.hooks import LeanHooks
 from .flow_list import FlowList
@@ -66,8 +67,6 @@ from .headers import AGENT_HEADER, ATTEMPTS_HEADER, by_name, for_client, header,
 from .host_header import host_problem
 from .inspection.annotations import annotate, names_of
 from .inspection.commands import Commands
-from .inspection.contentview import OllamaContentview
-from .inspection.decoding import bound_views
 from .inspection.keeping import shortened
 from .inspection.saved_files import make_stream_private
 from .layer import BUFFERED_ANSWER, NAMED_HOST, BalancedHttpLayer, BalancedStream, FailedStream, Routing, continue_later
@@ -201,6 +200,9 @@ class Balancer:
         """Whether the fleet has been asked once."""
         self._reported_mode = ""
         self.lean: LeanHooks | None = None
+        self.lost: compat.Lost | None = None
+        """What does not work with what is installed. None: nothing does, or it is not loaded."""
+        self._overrides = options.Overrides()
 
     def _control_api(self) -> ControlApi:
         # No property: mitmproxy looks at all that an addon has for commands when it loads it.
@@ -229,16 +231,22 @@ class Balancer:
         # They would log each probe, headers and all, which mitmweb keeps whatever the level.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
-        if OllamaContentview.name not in contentviews.registry:
-            contentviews.add(OllamaContentview)
-        bound_views()
-        if self.lean is None:
+        try:
+            lost = patches.apply()
+        except compat.IncompatibleError as e:
+            logger.error("%s", e)  # mitmproxy ends itself on an error that is logged at the start
+            self.lost = None
+            return
+        if lost != self.lost and lost.uses:
+            logger.warning("%s", lost)
+        self.lost = lost
+        if self.lean is None and Use.HOOKS not in lost:
             self.lean = LeanHooks(loader.master.addons, loader.master.options, (Balancer, Commands))
-        patches.apply()
         replay_through(self._http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def configure(self, updated: set[str]) -> None:
+        if self.lost is None:
+            return
         try:
             settings = options.read(ctx.options)
             self._check_static_agents(settings)
@@ -271,18 +279,15 @@ class Balancer:
             self._log_mode()
             self._announce()
         # The agent is chosen when the request is there; an early connection would be one to nowhere.
-        if ctx.options.connection_strategy != "lazy":
-            ctx.options.update(connection_strategy="lazy")
+        self._overrides.set(ctx.options, "connection_strategy", "lazy")
         # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
-        if "onboarding" in ctx.options and ctx.options.onboarding:
-            ctx.options.update(onboarding=False)
+        self._overrides.set(ctx.options, "onboarding", False)
         # mitmproxy would close the connection of a public address without a word.
-        if "block_global" in ctx.options and ctx.options.block_global:
-            ctx.options.update(block_global=False)
+        self._overrides.set(ctx.options, "block_global", False)
         # mitmproxy closes a connection that is silent for that long, which a waiting client is.
         silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
         if ctx.options.tcp_timeout <= silence:
-            ctx.options.update(tcp_timeout=silence + 60)
+            self._overrides.set(ctx.options, "tcp_timeout", silence + 60)
 
     def running(self) -> None:
         misplaced = options.misplaced(ctx.options)
@@ -357,18 +362,28 @@ class Balancer:
             if self._announcing is not None:
                 self._announcing.cancel()
             self.stopper.let_go()
-            if self.lean is not None:
-                self.lean.on = False
-            replay_as_before()
-            patches.restore()
+            self._restore_mitmproxy()
             if self._quiet_accept is not None:
                 self._quiet_accept.restore()
                 self._quiet_accept = None
-            selector.remove(asyncio.get_running_loop())
             self._count_rest()
             if self.memory is not None:
                 self.memory.save()
                 self.memory = None
+
+    def _restore_mitmproxy(self) -> None:
+        """Leave mitmproxy as it was before `load`, for connections that begin from now on."""
+        if self.lean is not None:
+            self.lean.on = False
+        replay_as_before()
+        self.flows.detach()
+        patches.restore()
+        selector.remove(asyncio.get_running_loop())
+        if not ctx.master.should_exit.is_set():
+            from .inspection.web_page import hide_comments
+
+            hide_comments()
+            self._overrides.restore(ctx.options)
 
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
@@ -575,6 +590,9 @@ class Balancer:
 
     def client_connected(self, client: Client) -> None:
         """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
+        if self.settings is None:
+            client.error = "the balancer could not be set up, as the log says"  # mitmproxy closes the connection
+            return
         handler = self._handler_of(client)
         if handler is not None:
             comes_in, leaves = self.connections.add(client.id, str(client.peername[0]) if client.peername else "")
@@ -991,6 +1009,8 @@ class Balancer:
         if (
             self.settings is None
             or not self.settings.relay
+            or self.lost is None
+            or Use.RELAY in self.lost
             or handler is None
             or exchange is None
             or exchange.pass_on is None
@@ -1135,13 +1155,6 @@ def _watcher() -> Callable[[str, str, int, Callable[[int], bool] | None], Answer
 
 def _run_none(hook: StartHook) -> bool:
     return False
-
-
-def _without_bytes(record: logging.LogRecord) -> bool:
-    """mitmproxy logs what it has of a head that is malformed or breaks off, credentials and all."""
-    if isinstance(record.msg, str):
-        record.msg = without_bytes(record.msg)
-    return True
 
 
 def _hearing(exchange: Exchange, handler: ProxyConnectionHandler) -> Callable[[], None]:
