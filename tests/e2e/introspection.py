@@ -36,6 +36,7 @@ class Introspection:
                 "wakeups": sum(len(handler.wakeup_timer) for handler in connections.values()),
                 "memory": this.budget.used,
                 "relayed": this.tally.relayed,
+                "hooks": this.lean is not None and this.lean.on,
                 "receivers": len(getattr(selector, "receivers", ())),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})

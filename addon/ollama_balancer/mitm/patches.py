@@ -68,6 +68,9 @@ def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> byt
 
 def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
     """`Http1Server.read_headers`, with limits, and without recursion where requests come before their answers."""
+    if not isinstance(self.buf, LimitedBuffer):  # the connection is older than the patches
+        before, self.buf = self.buf, LimitedBuffer()
+        self.buf += bytes(before)
     if isinstance(event, events.Wakeup):
         if not self.buf.ahead:
             return
