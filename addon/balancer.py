@@ -15,5 +15,9 @@ except ModuleNotFoundError as e:
         f". Install what the balancer needs into mitmproxy's environment: {sys.executable} -m pip install -e {root}"
     )
     raise
+except (ImportError, AttributeError) as e:
+    from ollama_balancer.mitm import versions
+
+    raise ImportError(f"{e}. The balancer works with {versions.tested()}; this is {versions.installed()}.") from e
 
 addons = [the_addon()]

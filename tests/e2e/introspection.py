@@ -39,6 +39,7 @@ class Introspection:
                 "wakeups": sum(len(handler.wakeup_timer) for handler in connections.values()),
                 "memory": this.budget.used,
                 "relayed": this.gateway.tally.relayed,
+                "hooks": this.hooks is not None and this.hooks.on,
                 "receivers": len(getattr(selector, "receivers", ())),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})

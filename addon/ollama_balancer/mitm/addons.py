@@ -34,8 +34,8 @@ class BalancerAddon:
         self.control_api = ControlApi(balancer, self.requests, startup)
         self.commands = Commands(balancer.registry, balancer.gateway.router.line)
         self.addons = [
-            self.configuration,
             self.lifecycle,
+            self.configuration,
             self.connections,
             self.requests,
             self.control_api,

@@ -24,6 +24,7 @@ from ..ollama.error_trailers import last_words
 from ..ollama.shapes import FEWEST_TOKENS
 from ..text import one_line
 from .balancer import Balancer, timed
+from .compat.names import Use
 from .fastpath import relay
 from .flows import context_of, detach, flow_of, path_of
 from .headers import allow_origin, keep_alive
@@ -114,6 +115,8 @@ class Answers:
         if (
             self.balancer.settings is None
             or not self.balancer.settings.relay
+            or self.balancer.lost is None
+            or Use.RELAY in self.balancer.lost
             or handler is None
             or context is None
             or context.pass_on is None

@@ -24,6 +24,7 @@ from ..ollama.names import canonical_name
 from ..storage.token import Token
 from . import transports
 from .adapter import FlowAdapter
+from .compat import Lost
 from .fastpath.hooks import LeanHooks
 from .flow_list import FlowList
 from .inspection.annotations import annotate
@@ -71,6 +72,8 @@ class Balancer:
         self.flows = FlowList(self.budget, self.strangers)
         self.hooks: LeanHooks | None = None
         """mitmproxy's hooks by the short way; None before the addon is loaded."""
+        self.lost: Lost | None = None
+        """What does not work with what is installed. None: nothing does, or it is not loaded."""
         self.prober: Prober | None = None
         self.running = False
         """Whether mitmproxy runs with the addon loaded."""

@@ -30,6 +30,7 @@ class Configuration:
         self.announcement = announcement
         self.static: dict[str, Address] = {}
         """The agents of the option, as they were taken in."""
+        self.overrides = options.Overrides()
         self._logged_mode = ""
 
     def load(self, loader: Loader) -> None:
@@ -39,6 +40,8 @@ class Configuration:
 
     def configure(self, updated: set[str]) -> None:
         balancer = self.balancer
+        if balancer.lost is None:
+            return
         try:
             settings = options.read(ctx.options)
             self._check_static_agents(settings)
@@ -56,7 +59,7 @@ class Configuration:
         if balancer.running:
             self.log_mode()
             self.announcement.update(balancer.token, wanted=settings.announce)
-        _set_mitmproxys_own(settings)
+        self._override(settings)
 
     def _apply(self, settings: options.Settings) -> None:
         balancer, gateway, registry = self.balancer, self.balancer.gateway, self.balancer.registry
@@ -75,6 +78,19 @@ class Configuration:
         balancer.flows.keep = settings.keep_flows
         balancer.flows.show_control = settings.show_control
         balancer.flows.attach()  # here, as the first calls come before all addons run
+
+    def _override(self, settings: options.Settings) -> None:
+        """Set mitmproxy's own options as the balancer needs them."""
+        # The agent is chosen when the request is there; an early connection would be one to nowhere.
+        self.overrides.set(ctx.options, "connection_strategy", "lazy")
+        # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
+        self.overrides.set(ctx.options, "onboarding", False)
+        # mitmproxy would close the connection of a public address without a word.
+        self.overrides.set(ctx.options, "block_global", False)
+        # mitmproxy closes a connection that is silent for that long, which a waiting client is.
+        silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
+        if ctx.options.tcp_timeout <= silence:
+            self.overrides.set(ctx.options, "tcp_timeout", silence + 60)
 
     def log_mode(self) -> None:
         mode = self.balancer.registry.mode
@@ -135,19 +151,3 @@ def _load_token(settings: options.Settings) -> tokens.Token:
             f"balancer_token: the token cannot be kept in {where} ({e.strerror or e}); make that folder writable "
             f"or set ${tokens.ENVIRONMENT}"
         ) from e
-
-
-def _set_mitmproxys_own(settings: options.Settings) -> None:
-    # The agent is chosen when the request is there; an early connection would be one to nowhere.
-    if ctx.options.connection_strategy != "lazy":
-        ctx.options.update(connection_strategy="lazy")
-    # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
-    if "onboarding" in ctx.options and ctx.options.onboarding:
-        ctx.options.update(onboarding=False)
-    # mitmproxy would close the connection of a public address without a word.
-    if "block_global" in ctx.options and ctx.options.block_global:
-        ctx.options.update(block_global=False)
-    # mitmproxy closes a connection that is silent for that long, which a waiting client is.
-    silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
-    if ctx.options.tcp_timeout <= silence:
-        ctx.options.update(tcp_timeout=silence + 60)

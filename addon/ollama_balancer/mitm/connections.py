@@ -126,6 +126,9 @@ class Connections:
 
     def client_connected(self, client: Client) -> None:
         """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
+        if self.balancer.settings is None:
+            client.error = "the balancer could not be set up, as the log says"  # mitmproxy closes the connection
+            return
         handler = handler_of(client)
         if handler is not None:
             comes_in, leaves = self.limits.add(client.id, str(client.peername[0]) if client.peername else "")

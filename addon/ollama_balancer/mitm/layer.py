@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mitmproxy import flow, http
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -21,9 +21,10 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
     DropStream,
     GetHttpConnection,
+    Http1Server,
+    Http2Server,
     HttpErrorHook,
     HttpEvent,
-    HttpLayer,
     HTTPMode,
     HttpRequestHook,
     HttpResponseHeadersHook,
@@ -39,19 +40,16 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
     ResponseTrailers,
     SendHttp,
-    _http1,
+    StreamId,
 )
-from mitmproxy.proxy.layers.http._base import StreamId
-from mitmproxy.proxy.layers.http._http1 import Http1Server
-from mitmproxy.proxy.layers.http._http2 import Http2Server
 
 from ..gateway.attempts import Failure
 from ..gateway.context import RequestContext
 from ..gateway.messages import Response, header
 from ..gateway.refusals import blame_of, for_caller
 from ..ollama.errors import Blame
-from . import interim
-from .body_buffers import BodyBuffer, CoalescingReader
+from .body_buffers import BodyBuffer
+from .compat.mitmproxy_names import HttpLayerBase, HttpStreamBase
 from .flows import context_of, from_mitmproxy, to_mitmproxy
 from .headers import request_to_agent
 from .host_header import set_destination
@@ -93,27 +91,6 @@ STALE_SECONDS = 1.0
 def continue_later(chunk: bytes) -> bytes:
     """The `stream` of a request whose client waits for 100-continue: it is sent when an agent asks for the body."""
     return chunk
-
-
-def _make_body_reader(expected_size: int | None) -> Any:
-    return CoalescingReader() if expected_size is None else _mitmproxys_body_reader(expected_size)
-
-
-_mitmproxys_body_reader = _http1.make_body_reader
-_http1.make_body_reader = _make_body_reader
-interim.skip_answers()
-
-
-def _kill(this: flow.Flow) -> None:
-    _mitmproxys_kill(this)
-    if this._resume_event is not None:
-        this._resume_event.set()
-
-
-# mitmproxy lets the client of a held flow that is killed wait, https://github.com/mitmproxy/mitmproxy/issues/8045
-_mitmproxys_kill: Callable[[flow.Flow], None] = flow.Flow.kill
-_Flow: Any = flow.Flow
-_Flow.kill = _kill
 
 
 @dataclass
@@ -173,7 +150,7 @@ class FailedStream:
     last_words: bytes = b""
 
 
-class BalancedStream(HttpStream):
+class BalancedStream(HttpStreamBase):
     """One request and its answer."""
 
     ours: RequestContext | None = None
@@ -201,7 +178,7 @@ class BalancedStream(HttpStream):
         assert isinstance(parent, BalancedHttpLayer)
         return parent
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         commands_of_event = self._handle(event)
         balanced_layer = self.balanced_layer
         reply = None
@@ -243,7 +220,7 @@ class BalancedStream(HttpStream):
             elif self.client_state == self.state_upload:
                 yield from self.look_at_upload()
         else:
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
 
     # The request
 
@@ -602,7 +579,7 @@ class BalancedStream(HttpStream):
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
 
-class BalancedHttpLayer(HttpLayer):
+class BalancedHttpLayer(HttpLayerBase):
     """One client connection.
 
     `body_limit` gives the most bytes a request's body may have, `budget` what all bodies may take; `body_too_large`,
@@ -649,18 +626,18 @@ class BalancedHttpLayer(HttpLayer):
         self.held_up: HeldUp | None = None
         """Of a client that speaks HTTP/2."""
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         self._from_agent = False
         if isinstance(event, events.ConnectionEvent):
             connection = event.connection
             self._from_agent = connection is not self.context.client
             if connection not in self.connections and connection is not self.context.server:
                 return
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
             if isinstance(event, events.ConnectionClosed) and connection is not self.context.client:
                 self._forget(connection)
         else:
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
         if self.streaming is not None:
             stream, self.streaming = self.streaming, None
             stream.may_relay = self.relay(stream)

@@ -8,20 +8,18 @@ import logging
 import signal
 from pathlib import Path
 
-from mitmproxy import contentviews, ctx
+from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 from mitmproxy.net.local_ip import get_local_ip
 
-from ..text import without_bytes
-from . import options, patches
+from . import compat, options, patches
 from .announcement import Announcement
 from .balancer import Balancer
+from .compat.names import Use
 from .configuration import Configuration
 from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import LeanHooks
-from .inspection.contentview import OllamaContentview
-from .inspection.decoding import bound_views
 from .inspection.saved_files import make_stream_private
 from .listening import first_steps, listening, reach
 from .replay import replay_as_before, replay_through
@@ -57,13 +55,18 @@ class Lifecycle:
         # They would log each probe, headers and all, which mitmweb keeps whatever the level.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mitmproxy.proxy.server").addFilter(_without_bytes)
-        if OllamaContentview.name not in contentviews.registry:
-            contentviews.add(OllamaContentview)
-        bound_views()
-        if self.balancer.hooks is None:
-            self.balancer.hooks = LeanHooks(loader.master.addons, loader.master.options, self.own)
-        patches.apply()
+        balancer = self.balancer
+        try:
+            lost = patches.apply()
+        except compat.IncompatibleError as e:
+            logger.error("%s", e)  # mitmproxy ends itself on an error that is logged at the start
+            balancer.lost = None
+            return
+        if lost != balancer.lost and lost.uses:
+            logger.warning("%s", lost)
+        balancer.lost = lost
+        if balancer.hooks is None and Use.HOOKS not in lost:
+            balancer.hooks = LeanHooks(loader.master.addons, loader.master.options, self.own)
         replay_through(self.connections.http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def running(self) -> None:
@@ -105,14 +108,24 @@ class Lifecycle:
             return
         self.announcement.stop()
         balancer.stopper.let_go()
-        if balancer.hooks is not None:
-            balancer.hooks.on = False
-        replay_as_before()
-        patches.restore()
+        self._restore_mitmproxy()
         self.connections.stop()
-        selector.remove(asyncio.get_running_loop())
         balancer.accounting.count()
         self.startup.stop()
+
+    def _restore_mitmproxy(self) -> None:
+        """Leave mitmproxy as it was before `load`, for connections that begin from now on."""
+        if self.balancer.hooks is not None:
+            self.balancer.hooks.on = False
+        replay_as_before()
+        self.balancer.flows.detach()
+        patches.restore()
+        selector.remove(asyncio.get_running_loop())
+        if not ctx.master.should_exit.is_set():
+            from .inspection.web_page import hide_comments
+
+            hide_comments()
+            self.configuration.overrides.restore(ctx.options)
 
     def _listen_for_the_end(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
@@ -148,10 +161,3 @@ class Lifecycle:
                 self.connections.look()
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")
-
-
-def _without_bytes(record: logging.LogRecord) -> bool:
-    """mitmproxy logs what it has of a head that is malformed or breaks off, credentials and all."""
-    if isinstance(record.msg, str):
-        record.msg = without_bytes(record.msg)
-    return True
