@@ -1,4 +1,4 @@
-"""Takes the README's pictures anew, of a small fleet at work: `python -m benches.screenshots [mitmweb] [dashboard]`.
+"""Takes the documentation's pictures, of small fleets at work: `python -m benches.screenshots [PART ...]`.
 
 Needs Chromium and its driver (Debian: chromium, chromium-driver, fonts-noto-color-emoji).
 """
@@ -16,19 +16,15 @@ from typing import Any
 import httpx
 from selenium.webdriver.common.by import By
 
-from benches.screenshots import dashboard
-from ollama_balancer.simulator import SimulatedOllama, Timing
+from benches.screenshots import dashboard, terminal
+from benches.screenshots.fleet import HOSTS
+from ollama_balancer.simulator import SimulatedOllama
 from tests.e2e.browser import chromium
 from tests.e2e.harness import Hosts, Proxy, wait_until
 from tests.e2e.web import PASSWORD, Web, running_mitmweb
 
 FOLDER = Path(__file__).parent
 
-HOSTS: dict[str, tuple[tuple[str, ...], Timing]] = {
-    "gpu-1": (("llama3.2", "qwen3"), Timing(load=1.5, decode_rate=90, prefill_rate=2000, num_parallel=2)),
-    "gpu-2": (("llama3.2", "gemma3"), Timing(load=2.0, decode_rate=60, prefill_rate=1500, num_parallel=2)),
-    "gpu-3": (("qwen3", "gemma3"), Timing(load=3.0, decode_rate=35, prefill_rate=800)),
-}
 PROMPTS = (
     "Why is the sky blue?",
     "Summarise this meeting in three sentences.",
@@ -92,12 +88,14 @@ def take_mitmweb() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benches.screenshots", description="Takes the README's pictures.")
-    parser.add_argument("parts", nargs="*", metavar="part", help="mitmweb or dashboard; both if none is named")
-    parts = parser.parse_args().parts or ["mitmweb", "dashboard"]
-    takers = {"mitmweb": take_mitmweb, "dashboard": dashboard.take}
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.screenshots", description="Takes the documentation's pictures."
+    )
+    takers = {"mitmweb": take_mitmweb, "dashboard": dashboard.take, "terminal": terminal.take}
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(takers)}; all if none is named")
+    parts = parser.parse_args().parts or list(takers)
     if unknown := [part for part in parts if part not in takers]:
-        parser.error(f"{unknown[0]}: there are mitmweb and dashboard")
+        parser.error(f"{unknown[0]}: there are {', '.join(takers)}")
     for part in parts:
         takers[part]()
 
