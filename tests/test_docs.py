@@ -106,6 +106,20 @@ def test_every_page_is_linked() -> None:
     assert [name_of(page) for page in PAGES if page != README and page not in linked] == []
 
 
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "addon" / "README.md"], ids=name_of)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = [text for text in inline_code(page) if re.fullmatch(r"[\w./]+(?:/|\.\w+)", text)]
+    assert named
+    folders = (ROOT, ROOT / "addon", ROOT / "addon" / "ollama_balancer")
+    assert [name for name in named if not any((folder / name).exists() for folder in folders)] == []
+
+
+def test_every_room_is_described() -> None:
+    rooms = {code(row[0])[0] for row in table(ROOT / "addon" / "README.md", "room")}
+    package = ROOT / "addon" / "ollama_balancer"
+    assert {f"{folder.name}/" for folder in package.iterdir() if folder.is_dir() and folder.name[0] != "_"} <= rooms
+
+
 def test_every_option_is_documented_with_its_default() -> None:
     rows = table(DOCS / "options.md", "option", "default")
     assert [code(row[0]) for row in rows] == [[name] for name in dict.fromkeys(code(row[0])[0] for row in rows)]

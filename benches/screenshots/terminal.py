@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -121,7 +120,7 @@ def take() -> None:
         with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["agents"]["online"] == len(HOSTS), "the agents are online")
             work(client, hosts)
-        top = [sys.executable, "-m", "ollama_balancer.top", "--balancer", url, "--once"]
+        top = [mitmproxy_tool("ollama-balancer-top"), "--balancer", url, "--once"]
         fleet = subprocess.run(top, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
         terminal.stop()
         text = prompt(*shown) + as_html(terminal.text.partition("Shutting down")[0].rstrip())
