@@ -34,13 +34,13 @@ PROMPTS = (
 )
 
 
-def ask(proxy: Proxy, model: str, prompt: str, path: str = "/api/chat") -> None:
+def ask(proxy: Proxy, model: str, prompt: str, path: str = "/api/chat") -> httpx.Response:
     body: dict[str, Any] = {"model": model, "stream": True, "max_tokens": 200}
     body["messages"] = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": prompt}]
-    httpx.post(proxy.url + path, json=body, timeout=120, trust_env=False)
+    return httpx.post(proxy.url + path, json=body, timeout=120, trust_env=False)
 
 
-def work(proxy: Proxy, failing: SimulatedOllama) -> None:
+def work(proxy: Proxy, hosts: dict[str, SimulatedOllama]) -> None:
     """Half a minute of a small team's prompts, one of them to a host that fails."""
     chance = random.Random(7)
     askers = []
@@ -51,6 +51,7 @@ def work(proxy: Proxy, failing: SimulatedOllama) -> None:
         asker.start()
         askers.append(asker)
         time.sleep(chance.uniform(0.1, 1.0))
+    failing = hosts[ask(proxy, "gemma3", PROMPTS[0]).headers["X-Balancer-Agent"]]
     failing.faults.reset_before_head = True
     for _ in range(2):
         ask(proxy, "gemma3", PROMPTS[0])
@@ -61,11 +62,12 @@ def work(proxy: Proxy, failing: SimulatedOllama) -> None:
 
 
 def mitmweb(web: Web, proxy: Proxy, hosts: Hosts, profile: Path) -> None:
-    with chromium(profile, 1500, 960) as browser:
+    with chromium(profile, 1500, 900) as browser:
         browser.get(f"{web.url}/?token={PASSWORD}")
-        work(proxy, hosts.all[-1])
+        work(proxy, dict(zip(HOSTS, hosts.all, strict=True)))
         time.sleep(1)
         browser.save_screenshot(str(FOLDER / "mitmweb.png"))
+        browser.set_window_size(1500, 960)
         rows = browser.find_elements(By.CSS_SELECTOR, ".flow-table td.col-comment")
         next(row for row in rows if "then gpu" in row.text and "llama3.2" in row.text).click()
         time.sleep(0.5)
