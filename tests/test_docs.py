@@ -116,7 +116,8 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 def test_every_room_is_described() -> None:
     rooms = {code(row[0])[0] for row in table(ROOT / "addon" / "README.md", "room")}
     package = ROOT / "addon" / "ollama_balancer"
-    assert {f"{folder.name}/" for folder in package.iterdir() if folder.is_dir() and folder.name[0] != "_"} <= rooms
+    files = (file.relative_to(package) for file in package.rglob("*") if file.suffix != ".pyc" and file.is_file())
+    assert {f"{file.parts[0]}/" for file in files if len(file.parts) > 1} <= rooms
 
 
 def test_every_option_is_documented_with_its_default() -> None:
