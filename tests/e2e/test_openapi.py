@@ -41,7 +41,7 @@ def test_the_control_api_keeps_to_its_document(tmp_path: Path, hosts: Hosts) -> 
             check=False,
         )
         assert run.returncode == 0, run.stdout + run.stderr
-        assert f"Tested: {calls}\n" in run.stdout, run.stdout
+        assert f"Tested: {calls - 1}\n" in run.stdout, run.stdout  # it does not try that which gives it the document
         assert "Traceback" not in proxy.log
         assert proxy.register("gpu-1", host.url)
         proxy.wait_online("gpu-1")
