@@ -47,7 +47,7 @@ def main() -> int:
     if given.what != "readers":
         with tempfile.TemporaryDirectory() as folder:
             try:
-                print(run(Path(folder), given.seed, given.cases, seconds, given.first))
+                print(run(Path(folder), seed=given.seed, cases=given.cases, seconds=seconds, first=given.first))
             except AssertionError as e:
                 print(e)
                 well = False

@@ -23,9 +23,9 @@ from tests.e2e.harness import TOKEN, Hosts, Proxy, running_proxy, wait_until
 from tests.fuzz.cases import Case, case, kept, shown
 
 BATCH = 48
-AT_ONCE = 12
-HOSTS = 6
-QUIET = 0.1
+AT_ONCE = 16
+HOSTS = 8
+QUIET = 0.25
 """Seconds without a byte after which a client leaves."""
 LONGEST = 2.0
 WARM_UP = 4
@@ -243,10 +243,10 @@ def check_end(proxy: Proxy) -> None:
 
 
 @contextlib.contextmanager
-def _proxy(folder: Path, hosts: Hosts) -> Iterator[Proxy]:
+def _proxy(folder: Path, hosts: Hosts, *arguments: str) -> Iterator[Proxy]:
     good = hosts.start("good")
     folder.mkdir()
-    with running_proxy(folder, "--set", f"balancer_agents=good={good.url}") as proxy:
+    with running_proxy(folder, "--set", f"balancer_agents=good={good.url}", *arguments) as proxy:
         proxy.wait_online("good")
         yield proxy
 
@@ -292,30 +292,35 @@ class Run:
         )
 
 
-def _alone(folder: Path, hosts: Hosts, batch: Iterable[Case]) -> list[Case]:
+def _alone(folder: Path, hosts: Hosts, batch: Iterable[Case], *arguments: str) -> list[Case]:
     """Those of the batch that break a proxy of their own."""
     guilty = []
     for number, each in enumerate(batch):
         try:
-            with _proxy(folder / f"alone-{number}", hosts) as proxy:
+            with _proxy(folder / f"alone-{number}", hosts, *arguments) as proxy:
                 asyncio.run(Run(proxy).send([each]))
         except (BrokenError, ExceptionGroup, AssertionError):
             guilty.append(each)
     return guilty
 
 
-def run(folder: Path, seed: int, cases: int | None = None, seconds: float | None = None, first: int = 0) -> str:
-    """Send that many cases, or for that long; what was done. AssertionError, with the input, where something broke."""
+def run(
+    folder: Path, *arguments: str, seed: int, cases: int | None = None, seconds: float | None = None, first: int = 0
+) -> str:
+    """Send that many cases, or for that long; what was done. AssertionError, with the input, where something broke.
+
+    `arguments` are mitmdump's.
+    """
     numbers = count(first) if cases is None else range(first, first + cases)
     made = chain(kept(), (case(seed, number) for number in numbers))
     hosts = Hosts()
     try:
-        with _proxy(folder / "proxy", hosts) as proxy:
+        with _proxy(folder / "proxy", hosts, *arguments) as proxy:
             this = Run(proxy, None if seconds is None else time.monotonic() + seconds)
             try:
                 return asyncio.run(this.send(made))
             except (BrokenError, ExceptionGroup, AssertionError) as e:
-                guilty = _alone(folder, hosts, this.batch)
+                guilty = _alone(folder, hosts, this.batch, *arguments)
                 inputs = "\n\n".join(shown(each) for each in guilty or this.batch)
                 again = f"python -m tests.fuzz proxy --seed {seed} --first {this.batch[0].name} --cases {BATCH}"
                 reasons = e.exceptions if isinstance(e, ExceptionGroup) else [e]
