@@ -38,6 +38,16 @@ FRAMES = (
     b"\x00\x00\x05\x02\x00\x00\x00\x00\x01\x00\x00\x00\x01\x10", b"\xff\xff\xff\x00\x00\x00\x00\x00\x01",
 )  # fmt: skip
 
+ODD_FIELDS = (
+    None, (b"x-a", b"\x80"), (b"connection", b"close"), (b"transfer-encoding", b"chunked"), (b"content-length", b"5"),
+    (b"content-length", b"-1"), (b":authority", b"evil.example"), (b"host", b"evil.example"), (b":path", b"/api/tags"),
+    (b"te", b"gzip"), (b"cookie", b"a=b"), (b"x-balancer-agent", b"nobody"), (b"content-encoding", b"zstd"),
+    (b":method", b"CONNECT"), (b"expect", b"100-continue"), (b"upgrade", b"websocket"), (b":status", b"200"),
+)  # fmt: skip
+"""None: one of tokens."""
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
 LISTS = [
     b'{"models":[{"name":"tiny-a:latest","model":"tiny-a:latest","size":1,"digest":"ab","details":{"family":"x"}}]}',
     b'{"models":[{"name":"m","model":"m","size_vram":5,"expires_at":"2026-01-01T00:00:00Z","context_length":4096}]}',
@@ -77,8 +87,9 @@ def _http2(chance: random.Random) -> bytes:
             name, _, value = field.partition(b": ")
             if name.lower() not in (b"host", b"connection", b"transfer-encoding", b"expect"):
                 headers.append((name.lower(), value))
-        if chance.random() < 0.5:
-            headers.insert(chance.randrange(len(headers) + 1), (chance.choice(TOKENS), chance.choice(TOKENS)))
+        if chance.random() < 0.3:
+            odd = chance.choice(ODD_FIELDS)
+            headers.insert(chance.randrange(len(headers) + 1), odd or (chance.choice(TOKENS), chance.choice(TOKENS)))
         stream = connection.get_next_available_stream_id()
         connection.send_headers(stream, headers, end_stream=not body)
         if body:
@@ -86,6 +97,14 @@ def _http2(chance: random.Random) -> bytes:
         if chance.random() < 0.2:
             connection.reset_stream(stream)
     return bytes(connection.data_to_send())
+
+
+def _frames(data: bytes) -> list[int]:
+    """Where the frames of a connection begin, and where the last one ends."""
+    begins = [len(_PREFACE)]
+    while begins[-1] < len(data):
+        begins.append(begins[-1] + 9 + int.from_bytes(data[begins[-1] : begins[-1] + 3]))
+    return begins
 
 
 def _framed(body: bytes, chance: random.Random) -> bytes:
@@ -109,11 +128,15 @@ def _data(side: str, chance: random.Random) -> bytes:
             return data + (chance.choice(REQUESTS) if chance.random() < 0.1 else b"")
         case "http2":
             data = _http2(chance)
-            if chance.random() < 0.3:
-                return data
-            at = chance.randint(24, len(data))
-            edited = mutate(data[at:], chance, 2) if chance.random() < 0.5 else chance.choice(FRAMES) + data[at:]
-            return data[:at] + edited
+            match chance.randrange(3):
+                case 0:
+                    at = chance.randint(len(_PREFACE), len(data))
+                    return data[:at] + mutate(data[at:], chance, 2)
+                case 1:
+                    at = chance.choice(_frames(data))
+                    return data[:at] + chance.choice(FRAMES) + data[at:]
+                case _:
+                    return data
         case "host":
             answer = chance.choice(ANSWERS)
             if chance.random() < 0.3:  # the body alone, as heads take most edits otherwise

@@ -10,7 +10,7 @@ from tests.fuzz import cases
 from tests.fuzz.cases import SIDES, case, kept, shown
 from tests.fuzz.proxy import run
 
-CASES = 400
+CASES = 320
 
 
 def test_a_real_mitmdump_outlives_whatever_clients_and_hosts_send(tmp_path: Path) -> None:
