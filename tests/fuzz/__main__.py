@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from hypothesis import settings
@@ -28,7 +29,8 @@ def fuzz_readers(seed: int, seconds: float) -> bool:
                 target.run(settings(LIMITS, max_examples=target.examples), seed + round_)
                 tried += target.examples
             except Exception as e:
-                print(f"{name}: {e!r}", *getattr(e, "__notes__", ()), sep="\n")
+                for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
+                    traceback.print_exception(each, limit=-2, chain=False)
                 del left[name]
     return False
 
