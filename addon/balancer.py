@@ -8,7 +8,7 @@ if importlib.util.find_spec("agent_reporter") is None:
     sys.path.append(str(Path(__file__).resolve().parent.parent))  # not installed: the checkout has it
 
 try:
-    from ollama_balancer.addon import balancer
+    from ollama_balancer.mitm.addon import balancer
 except ModuleNotFoundError as e:
     root = Path(__file__).resolve().parent.parent
     e.msg += (

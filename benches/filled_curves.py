@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from ollama_balancer.fleet import recent
+from ollama_balancer.core import recent
 
 Curve = recent.Curve
 

@@ -14,10 +14,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.fleet.demand import Demand
-from ollama_balancer.fleet.leases import Lease
-from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.core.agent import Address
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.ollama.answers import Answer
 from ollama_balancer.ollama.shapes import Event, Timings
 

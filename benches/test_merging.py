@@ -15,9 +15,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.ollama.merging import MergedFleet
+from ollama_balancer.core.agent import Address
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.gateway.merging import MergedFleet
 
 SIZES = (10, 100, 1_000, 10_000)
 EVERYWHERE = [f"everywhere-{n}:7b" for n in range(8)]

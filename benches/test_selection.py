@@ -15,9 +15,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.fleet.agent import Address, Agent
-from ollama_balancer.fleet.leases import Lease
-from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.core.agent import Address, Agent
+from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.registry import AgentRegistry
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 OPEN_LEASES = 500

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.fleet.matching import Matcher
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.waiting import Place, Waiter, WaitingLine
-from tests.fleet.fakes import entries
+from ollama_balancer.core.agent import Address
+from ollama_balancer.core.queue import Place, Waiter, WaitingLine
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.scheduler import Matcher
+from tests.core.fakes import entries
 
 WAITING = 10_000
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from mitmproxy import contentviews, flowfilter
 from mitmproxy.test import taddons, tflow, tutils
 
-from ollama_balancer.inspection.contentview import OllamaContentview
-from ollama_balancer.proxying import patches
+from ollama_balancer.mitm import patches
+from ollama_balancer.mitm.inspection.contentview import OllamaContentview
 
 MIB = 1 << 20
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from agent_reporter.limits import MAX_BODY_BYTES, MAX_MODELS, MAX_VALUES
 from agent_reporter.wire import AgentMetrics, check_size
 from ollama_balancer.api.reports import take_report
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.probing import MAX_ANSWER_BYTES, Models
+from ollama_balancer.core.agent import Address
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.hosts.prober import MAX_ANSWER_BYTES, Models
 from tests.e2e.harness import report
 
 ENTRY = {

@@ -1,7 +1,8 @@
-"""ollama-balancer: mitmproxy as a load balancer for Ollama.
+"""A load balancer for a fleet of Ollama hosts, as a plugin for mitmproxy.
 
-`addon` translates mitmproxy's hooks, `fleet` decides, `proxying` connects and retries, `ollama` knows the protocol,
-`api` answers the control calls, `inspection` writes what people see, `simulator` is an Ollama host to try it on.
+`core` decides which agent gets which request, `ollama` knows the protocol, `storage` keeps what outlives the process,
+`gateway` takes a request from its arrival to its end, `hosts` reaches the hosts by itself, `api` serves the control API
+and the dashboard, `mitm` is the adapter to mitmproxy, `cli` has the commands.
 """
 
 __version__ = "0.1.0"

@@ -25,7 +25,7 @@ import psutil
 
 from benches.fleet_simulation.workload import Shape
 from benches.proxy import machine, spread, started
-from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.core.policies import POLICIES
 
 from . import sides
 from .chats import bodies

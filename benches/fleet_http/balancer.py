@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from ollama_balancer import addon, probing
+from ollama_balancer.hosts import prober as probing
+from ollama_balancer.mitm import addon
 
 SCALE = float(os.environ["FLEET_HTTP_SCALE"])
 

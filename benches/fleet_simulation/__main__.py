@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benches.proxy import machine
-from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.simulation import Result, Simulation
 
 from .chart import Point, svg

@@ -14,16 +14,16 @@ from starlette.types import Receive, Scope, Send
 from ollama_balancer.api import history
 from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
-from ollama_balancer.fleet.agent import Address, Agent, Source, agent_id
-from ollama_balancer.fleet.demand import Demand
-from ollama_balancer.fleet.history import History
-from ollama_balancer.fleet.recent import Recent
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.tally import Ended, Tally
-from ollama_balancer.fleet.waiting import WaitingLine
+from ollama_balancer.core.agent import Address, Agent, Source, agent_id
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.history import History
+from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.recent import Recent
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.stats import Ended, Tally
 from ollama_balancer.ollama.answers import Answer
 from ollama_balancer.ollama.shapes import Event, Timings
-from tests.fleet.fakes import Clock, address, entries, fleet, report
+from tests.core.fakes import Clock, address, entries, fleet, report
 
 METRICS: dict[str, Any] = {
     "cpu_usage": 10,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +17,13 @@ from pydantic import BaseModel
 from agent_reporter.wire import URL_PATTERN, CollectorOutcome, GpuMetrics
 from ollama_balancer.api.calls import CALLS, Call, answers_of
 from ollama_balancer.api.paths import OPENAPI, PATHS, is_control_path
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.fleet.demand import Demand
-from ollama_balancer.fleet.tally import Ended
+from ollama_balancer.core.agent import Address
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.stats import Ended
 from ollama_balancer.ollama.answers import Answer
 from ollama_balancer.ollama.shapes import Event, Timings
 from tests.api.test_app import Api
-from tests.fleet.fakes import entries, fleet, report
+from tests.core.fakes import entries, fleet, report
 
 FULL_REPORT = report(
     models=entries("m"),
@@ -64,6 +66,8 @@ def test_the_document_is_one_of_openapi_3_1(api: Api) -> None:
     value = document(api)
     assert value["openapi"].startswith("3.1.")
     OpenAPIV31SpecValidator(value).validate()
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert value["info"]["version"] == project["version"]
 
 
 def test_the_document_has_every_call_and_who_may_make_it(api: Api) -> None:

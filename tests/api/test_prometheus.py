@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_balancer.api.prometheus import PREFIX, Exposition
-from ollama_balancer.fleet.registry import AgentRegistry
-from ollama_balancer.fleet.tally import Ended, Tally
-from ollama_balancer.fleet.waiting import WaitingLine
-from tests.fleet.fakes import Clock, fleet, report
+from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.stats import Ended, Tally
+from tests.core.fakes import Clock, fleet, report
 
 GPU: dict[str, Any] = {
     "name": 'RTX "4090"\\\n',

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ollama_balancer.api.reports import take_report
-from ollama_balancer.fleet.agent import Address, Agent
-from ollama_balancer.fleet.registry import AgentRegistry
+from ollama_balancer.core.agent import Address, Agent
+from ollama_balancer.core.registry import AgentRegistry
 from tests.e2e.harness import report
 
 FUTURE = json.dumps({**report(), "timestamp": "9999-12-31T23:59:59Z"}).encode()

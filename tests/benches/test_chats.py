@@ -3,7 +3,7 @@
 import json
 
 from benches.fleet_http.chats import Truth, bodies
-from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.core.demand import Demand
 from ollama_balancer.lab.hosts import Model
 from ollama_balancer.lab.workload import Request
 from ollama_balancer.ollama.prompts import read_prompt

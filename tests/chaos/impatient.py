@@ -1,8 +1,9 @@
 """A second addon: the balancer's times made short, so that a minute shows what takes an hour."""
 
-from ollama_balancer import addon, probing
-from ollama_balancer.fleet import health, registry
-from ollama_balancer.proxying import watchdog
+from ollama_balancer.core import health, registry
+from ollama_balancer.gateway import watchdog
+from ollama_balancer.hosts import prober as probing
+from ollama_balancer.mitm import addon
 
 addon.WATCH_SECONDS = 0.1
 watchdog.SILENCE = 1.0

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.core.policies import POLICIES
 from tests.chaos.clients import Asked, BrokenAnswerError, draw, judge
 from tests.chaos.fleet import Chaos, Host
 from tests.e2e.harness import Proxy, running_proxy

@@ -8,8 +8,8 @@ from collections import Counter
 
 from mitmproxy import ctx, http
 
-from ollama_balancer.addon import balancer
-from ollama_balancer.proxying.exchange import Exchange
+from ollama_balancer.gateway.context import Exchange
+from ollama_balancer.mitm.addon import balancer
 
 
 def _exchanges() -> int:

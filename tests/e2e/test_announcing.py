@@ -12,7 +12,7 @@ from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
 from agent_reporter.announcement import SERVICE, prove
 from agent_reporter.collectors.network import outward
-from ollama_balancer.announcing import addresses_of
+from ollama_balancer.hosts.announcing import addresses_of
 from tests.e2e.harness import TOKEN, Hosts, running_proxy, wait_until
 from tests.reporter.stubs import StubBalancer, program
 

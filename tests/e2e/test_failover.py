@@ -193,7 +193,7 @@ def test_nobody_online_is_told_at_once_with_retry_after(tmp_path: Path) -> None:
 
 
 RAISING = """
-from ollama_balancer.addon import balancer
+from ollama_balancer.mitm.addon import balancer
 
 real = balancer().router.dispatcher.begin
 

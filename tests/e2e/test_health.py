@@ -17,8 +17,8 @@ from tests.e2e.harness import QUICK, Hosts, Proxy, running_proxy, wait_until
 
 IMPATIENT = """
 from ollama_balancer import addon, probing
-from ollama_balancer.fleet import health, registry
-from ollama_balancer.proxying import watchdog
+from ollama_balancer.core import health, registry
+from ollama_balancer.mitm import watchdog
 
 addon.WATCH_SECONDS = 0.05
 watchdog.SILENCE = 0.5

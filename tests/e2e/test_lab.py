@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama
 from tests.e2e.harness import PATIENCE, QUICK, Hosts, environment, running_proxy
 

@@ -183,7 +183,7 @@ def test_an_http2_connection_goes_on_after_a_reset(scene: Scene) -> None:
 
 REPLAYING = """
 from mitmproxy import ctx, http
-from ollama_balancer.addon import balancer
+from ollama_balancer.mitm.addon import balancer
 
 
 class Replaying:

@@ -205,7 +205,7 @@ def test_an_agent_that_comes_takes_over_who_waits(tmp_path: Path, hosts: Hosts) 
 
 KILLING = """
 from mitmproxy import http
-from ollama_balancer.addon import balancer
+from ollama_balancer.mitm.addon import balancer
 
 
 class Killing:

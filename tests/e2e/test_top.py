@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.top import ENTER, LEAVE
+from ollama_balancer.cli.top import ENTER, LEAVE
 from tests.e2e.harness import Hosts, environment, free_port, running_proxy, wait_until
 
-PROGRAM = [sys.executable, "-m", "ollama_balancer.top"]
+PROGRAM = [sys.executable, "-m", "ollama_balancer.cli.top"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -10,15 +10,15 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from hypothesis import strategies as st
 
+from ollama_balancer.gateway.bodies import RefusedBodyError
+from ollama_balancer.gateway.reading import Reading, read_body
+from ollama_balancer.mitm.body_buffers import CoalescingReader
+from ollama_balancer.mitm.fastpath.relay import LARGEST_CHUNK, ChunkSplitter
+from ollama_balancer.mitm.head_limits import MAX_CHUNK_LINE, LimitedBuffer
 from ollama_balancer.ollama import json_scanning
 from ollama_balancer.ollama.json_scanning import Scanner, UnreadableError, is_json
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES
-from ollama_balancer.proxying.bodies import RefusedBodyError
-from ollama_balancer.proxying.body_buffers import CoalescingReader
-from ollama_balancer.proxying.head_limits import MAX_CHUNK_LINE, LimitedBuffer
-from ollama_balancer.proxying.reading import Reading, read_body
-from ollama_balancer.proxying.relay import LARGEST_CHUNK, ChunkSplitter
 from tests.fuzz.corpus import cut
 from tests.packing import packed
 

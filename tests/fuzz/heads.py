@@ -10,10 +10,10 @@ import h11
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.validate import validate_headers
 
-from ollama_balancer.fleet.agent import Address
-from ollama_balancer.proxying import patches
-from ollama_balancer.proxying.head_limits import MAX_FIELDS, MAX_HEAD, LimitedBuffer
-from ollama_balancer.proxying.headers import ANSWER_TYPES, NOT_FOR_CLIENTS, for_client, request_to_agent
+from ollama_balancer.core.agent import Address
+from ollama_balancer.mitm import patches
+from ollama_balancer.mitm.head_limits import MAX_FIELDS, MAX_HEAD, LimitedBuffer
+from ollama_balancer.mitm.headers import ANSWER_TYPES, NOT_FOR_CLIENTS, for_client, request_to_agent
 from tests.fuzz.corpus import cut
 
 

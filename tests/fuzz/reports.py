@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from agent_reporter.limits import MAX_VALUES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
-from ollama_balancer import options
-from ollama_balancer.fleet.agent import Address
+from ollama_balancer.core.agent import Address
+from ollama_balancer.mitm import options
 from tests.api.test_app import METRICS, Api
-from tests.fleet.fakes import fleet
+from tests.core.fakes import fleet
 
 REPORTS = [
     json.dumps(

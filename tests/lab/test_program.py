@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.fleet.policies import POLICIES
+from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.__main__ import experiment, main
 from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.notes import Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.fleet.estimates import LOAD
+from ollama_balancer.core.scoring.estimates import LOAD
 from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.hosts import Spec
 from ollama_balancer.lab.rates import KEEP_ALIVE, LearnedFleet, learn

@@ -20,16 +20,9 @@ from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
-from ollama_balancer.ollama.events import (
-    MAX_EVENT_BYTES,
-    SHORTEST,
-    EventParser,
-    NdjsonParser,
-    SseParser,
-    event_parser,
-)
+from ollama_balancer.ollama.error_trailers import last_words
+from ollama_balancer.ollama.events import MAX_EVENT_BYTES, SHORTEST, EventParser, NdjsonParser, SseParser, event_parser
 from ollama_balancer.ollama.json_scanning import MAX_VALUES
-from ollama_balancer.ollama.last_words import last_words
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.shapes import (
     FEWEST_TOKENS,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.fleet.demand import Demand
+from ollama_balancer.core.demand import Demand
 from ollama_balancer.ollama.prompts import IMAGE_TOKENS, MAX_STEPS, MAX_TOKENS, context_step, read_prompt
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, find_route

@@ -15,13 +15,13 @@ from starlette.routing import Route
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
 from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, describe
 
-from ..fleet.agent import Address, Agent, Source
-from ..fleet.history import History
-from ..fleet.recent import Recent
-from ..fleet.registry import AgentRegistry
-from ..fleet.tally import Tally
-from ..fleet.waiting import WaitingLine
-from ..reaching import told_to_reporter
+from ..core.agent import Address, Agent, Source
+from ..core.history import History
+from ..core.queue import WaitingLine
+from ..core.recent import Recent
+from ..core.registry import AgentRegistry
+from ..core.stats import Tally
+from ..gateway.reachability import told_to_reporter
 from . import dashboard
 from . import history as history_api
 from .calls import CALLS, JSON, Call

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from agent_reporter.limits import MAX_BODY_BYTES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 
-from ..fleet.history import MINUTES
-from ..reaching import REACHABLE_HEADER
+from ..core.history import MINUTES
+from ..gateway.reachability import REACHABLE_HEADER
 from . import models
 from .paths import AGENTS, BALANCER, HEALTH, HISTORY, METRICS, OPENAPI
 

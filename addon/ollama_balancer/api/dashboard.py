@@ -11,10 +11,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..fleet.agent import Agent, Status
-from ..fleet.recent import Recent
-from ..fleet.registry import AgentRegistry
-from ..fleet.waiting import WaitingLine
+from ..core.agent import Agent, Status
+from ..core.queue import WaitingLine
+from ..core.recent import Recent
+from ..core.registry import AgentRegistry
 
 FOLDER = Path(__file__).parent / "page"
 

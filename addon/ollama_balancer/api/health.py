@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..fleet.agent import Status
-from ..fleet.registry import AgentRegistry
+from ..core.agent import Status
+from ..core.registry import AgentRegistry
 
 
 def health(registry: AgentRegistry, *, ending: bool) -> tuple[int, dict[str, Any]]:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from agent_reporter.wire import Timestamp
 
-from ..fleet.history import FIELDS, MINUTES, History
+from ..core.history import FIELDS, MINUTES, History
 from .paths import HISTORY
 
 DEFAULT = 60

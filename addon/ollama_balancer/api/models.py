@@ -12,8 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 
-from ..fleet.agent import Source, Status
-from ..fleet.policies import POLICIES
+from ..core.agent import Source, Status
+from ..core.policies import POLICIES
 
 Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from ..fleet.agent import Agent, Status
-from ..fleet.registry import AgentRegistry
-from ..fleet.tally import Histogram, Tally
-from ..fleet.waiting import WaitingLine
+from ..core.agent import Agent, Status
+from ..core.queue import WaitingLine
+from ..core.registry import AgentRegistry
+from ..core.stats import Histogram, Tally
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

@@ -7,8 +7,8 @@ import time
 
 from agent_reporter.wire import AgentMetrics, check_size
 
-from ..fleet.agent import Agent
-from ..fleet.registry import AgentRegistry
+from ..core.agent import Agent
+from ..core.registry import AgentRegistry
 
 _PATH = re.compile(r"/api/agents/([A-Za-z0-9._:\[\]-]+)/metrics")
 

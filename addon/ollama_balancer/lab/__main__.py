@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..fleet.policies import POLICIES
+from ..core.policies import POLICIES
 from ..text import one_line
 
 if TYPE_CHECKING:

@@ -15,16 +15,16 @@ from mitmproxy.io import FlowReader
 
 from agent_reporter.limits import NAME_PATTERN
 
-from ..fleet.agent import Outcome
-from ..fleet.policies import POLICIES
-from ..inspection.annotations import METADATA_KEY
+from ..core.agent import Outcome
+from ..core.policies import POLICIES
+from ..gateway.router import MAX_MODEL_NAME
+from ..mitm.answers import path_of
+from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_step, read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
 from ..ollama.watching import AnswerWatcher
-from ..proxying.answers import path_of
-from ..proxying.dispatch import MAX_MODEL_NAME
 from ..text import one_line
 from .recording import Recorded, Recording
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
-from ..fleet.agent import Agent
-from ..fleet.estimates import Estimates, Figure
+from ..core.agent import Agent
+from ..core.scoring.estimates import Estimates, Figure
 from .hosts import Model, Rates, Spec
 from .recording import Recorded, Recording
 from .retelling import Retelling

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..fleet.agent import Address, Agent, Source
-from ..fleet.conversations import Conversations
-from ..fleet.demand import Demand, Step
-from ..fleet.learning import SHORTEST_LOAD
+from ..core.agent import Address, Agent, Source
+from ..core.demand import Demand, Step
+from ..core.scoring.learning import SHORTEST_LOAD
+from ..core.scoring.prefix_cache import Conversations
 from ..ollama.shapes import Timings
 
 MOST_TOKENS = 2_000_000

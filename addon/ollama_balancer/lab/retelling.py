@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from agent_reporter.wire import ModelEntry
 
-from ..fleet.agent import Address, Agent, Outcome
-from ..fleet.leases import Lease, SlotLease
-from ..fleet.registry import AgentRegistry
+from ..core.agent import Address, Agent, Outcome
+from ..core.leases import Lease, SlotLease
+from ..core.registry import AgentRegistry
 from ..ollama.answers import Answer
 from .engine import Engine
 from .recording import Recorded

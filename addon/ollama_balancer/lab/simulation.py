@@ -10,12 +10,12 @@ from functools import partial
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
 
-from ..fleet.agent import Address, Agent, Outcome
-from ..fleet.demand import Demand
-from ..fleet.leases import Lease
-from ..fleet.matching import Matcher
-from ..fleet.registry import AgentRegistry
-from ..fleet.waiting import LineFullError, Place, Waiter, WaitingLine
+from ..core.agent import Address, Agent, Outcome
+from ..core.demand import Demand
+from ..core.leases import Lease
+from ..core.queue import LineFullError, Place, Waiter, WaitingLine
+from ..core.registry import AgentRegistry
+from ..core.scheduler import Matcher
 from ..ollama.answers import Answer
 from ..ollama.shapes import Event as AnswerEvent
 from ..ollama.shapes import Timings

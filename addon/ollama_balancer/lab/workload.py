@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..fleet.demand import Demand
+from ..core.demand import Demand
 from .hosts import Model, Spec
 
 

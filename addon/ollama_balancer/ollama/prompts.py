@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from ..fleet.demand import Demand, Step
+from ..core.demand import Demand, Step
 from .json_scanning import Scanner, Span, UnreadableError, written
 from .routes import Route
 from .shapes import CONTEXT_ENDS, Context

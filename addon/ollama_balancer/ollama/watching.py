@@ -11,9 +11,9 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from .answers import Answer
+from .body_capture import KeptBody
 from .events import Unended, event_parser
 from .json_scanning import is_light
-from .keeping import KeptBody
 from .shapes import read_answer, speed_of
 from .unpacking import LEAST_LIMIT, MOST_GROWTH, UnpackingError, unpacker_for
 

@@ -1,0 +1,208 @@
+"""The fleet in a terminal, refreshed: `ollama-balancer-top`, or `python -m ollama_balancer.cli.top`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from ..api.dashboard import SORTS
+from ..tables import NONE, in_columns
+from ..text import one_line
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+TIMEOUT = 5.0
+"""Seconds that an answer may take."""
+
+MOST_BYTES = 4 * 1024 * 1024
+"""Of an answer."""
+
+ENTER = "\x1b[?1049h\x1b[?25l"
+"""The other screen, without a cursor."""
+LEAVE = "\x1b[?25h\x1b[?1049l"
+HOME = "\x1b[H"
+REST_OF_LINE = "\x1b[K"
+REST_OF_SCREEN = "\x1b[J"
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
+
+HEAD = ["agent", "status", "running", "cpu", "memory", "gpu", "vram", "tok/s", "report", "in memory"]
+
+MOST_DECISIONS = 5
+
+GIB = 1024**3
+
+SHORT_REASON = 40
+"""Characters of a reason that stand in a row; of some agents whose reason is longer, all of it stands below."""
+
+MOST_REASONS = 3
+
+
+def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
+    """The lines for a terminal of that size; `data` is the answer of /dashboard/data."""
+    figures, states, line = data["figures"], data["states"], data["line"]
+    fleet = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "no agent"
+    summary = (
+        f"{figures['requests_per_second']:.1f} requests/s, {figures['tokens_per_second']:.0f} tokens/s, "
+        f"{data['in_flight']} in flight, {line['length']} waiting"
+        + (f" (the first for {line['oldest']:.0f} s)" if line["oldest"] is not None else "")
+        + f", TTFT p95 {_seconds(figures['ttft_p95'])}, {figures['failures']:.1f} % failed"
+    )
+    totals = data["totals"]
+    ended = ", ".join(f"{count} {outcome}" for outcome, count in totals.items() if count and outcome != "requests")
+    since_start = f"{totals['requests']} requests since the start" + (f": {ended}".replace("_", " ") if ended else "")
+    top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, since_start, ""]
+    decisions = [_decision(each) for each in data["decisions"][:MOST_DECISIONS]]
+    bottom = ["", "last requests", *decisions] if decisions and height >= 16 else []
+    if height >= 16:
+        bottom = [*_reasons(data["agents"], width - 1), *bottom]
+    room = max(1, height - len(top) - len(bottom) - 2)
+    agents = data["agents"][:room]
+    table = in_columns([HEAD, *map(_row, agents)]).splitlines()
+    more = data["found"] - len(agents)
+    rest = [f"and {more} more (--sort, --filter, --page)"] if more > 0 else []
+    return [one_line(each, width - 1) if len(each) >= width else each for each in [*top, *table, *rest, *bottom]]
+
+
+def _row(agent: Mapping[str, Any]) -> list[str]:
+    gpus = agent["gpus"]
+    busy = [gpu["busy"] for gpu in gpus if gpu["busy"] is not None]
+    used = [(gpu["used"], gpu["total"]) for gpu in gpus if gpu["used"] is not None and gpu["total"]]
+    slots = f"/{agent['slots']}" if agent["slots"] else ""
+    speeds = ", ".join(f"{speed:.0f}" for speed in agent["speeds"].values())
+    age = agent["report_age"]
+    cells = [
+        agent["name"],
+        agent["status"] + (f" ({one_line(agent['reason'], SHORT_REASON)})" if agent["reason"] else ""),
+        f"{agent['in_flight']}{slots}",
+        _percent(agent["cpu"]),
+        _percent(agent["memory"]),
+        _percent(max(busy, default=None)),
+        _memory(used),
+        speeds or NONE,
+        NONE if age is None else f"{age:.0f} s",
+        ", ".join(agent["loaded"]) or NONE,
+    ]
+    return [one_line(str(cell), 60) for cell in cells]
+
+
+def _memory(gpus: Sequence[tuple[float, float]]) -> str:
+    """Of what is used and there on each, in bytes."""
+    if not gpus:
+        return NONE
+    used, total = (sum(column) for column in zip(*gpus, strict=True))
+    return f"{_percent(100 * used / total)} of {total / GIB:.0f} GiB"
+
+
+def _reasons(agents: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """What to do about some agents that cannot be used, in full: a row has no room for it."""
+    told = [agent for agent in agents if len(agent["reason"] or "") > SHORT_REASON and agent["status"] != "online"]
+    lines = []
+    for agent in told[:MOST_REASONS]:
+        lines += textwrap.wrap(one_line(f"{agent['name']}: {agent['reason']}", 600), max(width, 20))
+    return ["", *lines] if lines else []
+
+
+def _decision(each: Mapping[str, Any]) -> str:
+    where = f"{each['model'] or NONE} → {each['agent'] or NONE}"
+    outcome = f"{each['outcome']} {each['status']}" if each["outcome"] == "rejected" else each["outcome"]
+    return one_line(f"{each['age']:5.0f} s ago  {outcome:12}  {where}  {each['why']}", 400)
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.0f} %"
+
+
+def _seconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f} s"
+
+
+def fetch(client: httpx.Client, query: Mapping[str, str]) -> dict[str, Any]:
+    """What the balancer tells. Raises ValueError with a line that says what is wrong."""
+    body = bytearray()
+    try:
+        with client.stream("GET", "/dashboard/data", params=query) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise ValueError("its answer is too long: is it a balancer?")
+    except httpx.HTTPError as e:
+        raise ValueError(f"it does not answer ({e or type(e).__name__})") from e
+    if response.status_code != 200:
+        raise ValueError(f"it answers with status {response.status_code}: is it a balancer?")
+    try:
+        told = json.loads(body)
+    except ValueError as e:
+        raise ValueError("it answers with no JSON: is it a balancer?") from e
+    if not isinstance(told, dict) or "figures" not in told:
+        raise ValueError("it tells of no fleet: is it a balancer?")
+    return told
+
+
+def show(
+    client: httpx.Client,
+    query: Mapping[str, str],
+    interval: float,
+    write: Callable[[str], object],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Draw the screen again and again, until interrupted; a balancer that is away is waited for."""
+    write(ENTER)
+    try:
+        while True:
+            size = shutil.get_terminal_size()
+            try:
+                lines = screen(fetch(client, query), size.columns, size.lines)
+            except ValueError as e:
+                lines = [one_line(f"{client.base_url}: {e}; trying again", size.columns - 1)]
+            first, *others = lines[: size.lines - 1]
+            drawn = [f"{BOLD}{first}{PLAIN}", *others]
+            write(HOME + "".join(f"{line}{REST_OF_LINE}\r\n" for line in drawn) + REST_OF_SCREEN)
+            sleep(interval)
+    finally:
+        write(LEAVE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="ollama-balancer-top", description="Shows the fleet of a balancer, refreshed, until Ctrl-C."
+    )
+    add = parser.add_argument
+    add("--balancer", metavar="URL", default=DEFAULT_URL, help=f"the balancer ({DEFAULT_URL})")
+    add("--sort", choices=SORTS, default="name", help="what the rows are ordered by (name)")
+    add("--filter", metavar="TEXT", default="", help="only agents with that in their name, state or models")
+    add("--page", type=int, default=1, help="of a hundred agents each (1)")
+    add("--interval", metavar="S", type=float, default=2.0, help="seconds between two looks (2)")
+    add("--once", action="store_true", help="print it once; so it does where the output is no terminal")
+    given = parser.parse_args(arguments)
+    if not 0.1 <= given.interval <= 3600:
+        parser.error("--interval takes a number of seconds from 0.1 to 3600")
+    url = given.balancer if "://" in given.balancer else f"http://{given.balancer}"
+    query = {"sort": given.sort, "filter": given.filter, "page": str(given.page), "size": "100"}
+    try:
+        client = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)
+    except (httpx.InvalidURL, ValueError) as e:
+        parser.error(f"--balancer: {e}")
+    with client:
+        if given.once or not sys.stdout.isatty():
+            try:
+                told = fetch(client, query)
+            except ValueError as e:
+                sys.exit(f"ollama-balancer-top: {url}: {e}")
+            print("\n".join(screen(told, 1000, 1000)))
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            show(client, query, given.interval, functools.partial(print, end="", flush=True))
+
+
+if __name__ == "__main__":
+    main()

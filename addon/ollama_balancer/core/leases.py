@@ -1,0 +1,115 @@
+"""Requests in flight, as handles that count once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .agent import Agent, Outcome
+from .concurrency import SlotLearner
+from .demand import Demand
+
+if TYPE_CHECKING:
+    from .registry import AgentRegistry
+    from .scoring.agent_estimate import Option
+
+SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTED
+
+
+class Lease:
+    """A request in flight on an agent: a handle that counts once. This one takes no slot: no model is run for it."""
+
+    __slots__ = ("agent", "released")
+
+    model: str | None = None
+    """The canonical name of the model that is run for the request."""
+    loading: bool = False
+    """Whether the agent has to load the model for it, and has not begun to answer."""
+
+    options: tuple[Option, ...] = ()
+    """How the agents were weighed for it, the best first, by a mode that does."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.released = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.agent.name}, {'released' if self.released else 'held'})"
+
+    def release(self, outcome: Outcome | None = SUCCEEDED, seconds: float = 0.0) -> bool:
+        """End the request; False (and no effect) if it has ended before.
+
+        `seconds` is how long it took, for the statistics of the succeeded. Without an outcome it is not counted: the
+        agent was not the right one to ask.
+        """
+        if self.released:
+            return False
+        self.released = True
+        agent = self.agent
+        agent.in_flight -= 1
+        for board in agent.boards:
+            board.update(agent)
+        stats = agent.stats
+        if outcome is SUCCEEDED:
+            stats.succeeded += 1
+            stats.response_seconds += seconds
+        elif outcome is FAILED:
+            stats.failed += 1
+        elif outcome is REJECTED:
+            stats.rejected += 1
+        elif outcome is not None:
+            stats.cancelled += 1
+        return True
+
+    def began(self) -> None:
+        """The first byte of its answer is there."""
+
+
+class SlotLease(Lease):
+    """A request that takes one of the agent's slots for its model. Times are seconds of the registry's clock."""
+
+    __slots__ = (
+        "began_at",
+        "cold",
+        "demand",
+        "known_tokens",
+        "learner",
+        "loading",
+        "model",
+        "options",
+        "registry",
+        "slow",
+        "sole",
+        "taken_at",
+    )
+
+    model: str
+
+    def __init__(self, agent: Agent, registry: AgentRegistry, demand: Demand, options: tuple[Option, ...] = ()) -> None:
+        super().__init__(agent)
+        self.options = options
+        self.registry = registry
+        self.demand = demand
+        self.model = demand.model
+        self.loading = False
+        self.cold = False
+        """Whether the agent had the model to load when the request was sent there."""
+        self.sole = False
+        """Whether the agent had nothing else to do then."""
+        self.known_tokens = 0
+        """Of the prompt, those that the agent had read before."""
+        self.slow = 1.0
+        """By which factor what else ran there slowed it, when its answer began."""
+        self.learner: SlotLearner | None = None
+        self.taken_at = registry.clock()
+        self.began_at: float | None = None
+        """When its answer began."""
+
+    def release(self, outcome: Outcome | None = SUCCEEDED, seconds: float = 0.0) -> bool:
+        if not super().release(outcome, seconds):
+            return False
+        self.registry._give_back(self, outcome)
+        return True
+
+    def began(self) -> None:
+        if self.began_at is None and not self.released:
+            self.registry._began(self)

@@ -1,0 +1,203 @@
+"""How fast which agent serves which model, learned from what it has done.
+
+Rates and times differ by factors and not by sums, so that averages are of logarithms. Where an agent has not served a
+model yet, the figure is what other agents take for that model, times how much faster or slower this agent has shown
+itself to be with others; where nothing at all is known, a prior.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..agent import Rates
+
+NEWEST = 0.2
+"""The weight of the newest observation, once there are some."""
+
+_FEW = round(1 / NEWEST) - 1
+
+NEWS = math.log(1.1)
+"""By which factor an average has to change until that is worth computing anew."""
+
+OUTLIER = math.log(4.0)
+"""By which factor one observation may differ from what is known already: one that is further off is cut to that."""
+
+MAX_MODELS = 1000
+"""Models for which figures are kept, in all and of one agent; more are not learned."""
+
+
+MAX_OUTPUT = 131_072
+"""Tokens of an answer; one that claims more is taken to have that many."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and on how many observations of this agent with this model it rests: 0 is a guess."""
+
+    value: float
+    observations: int
+
+    def describe(self) -> dict[str, float]:
+        return {"value": round(self.value, 3), "observations": self.observations}
+
+
+class Average:
+    """A moving average of logarithms; the first observations have equal weights."""
+
+    __slots__ = ("_told", "log", "observations", "value")
+
+    def __init__(self) -> None:
+        self.log = 0.0
+        self.observations = 0
+        self.value = 1.0
+        self._told = math.inf
+
+    def observe(self, log: float) -> bool:
+        """Whether it has become so much another that who has computed with it should do so again."""
+        if self.observations:
+            weight = 1 / (self.observations + 1) if self.observations < _FEW else NEWEST
+            step = log - self.log
+            self.log += weight * (-OUTLIER if step < -OUTLIER else OUTLIER if step > OUTLIER else step)
+        else:
+            self.log = log
+        self.observations += 1
+        self.value = math.exp(self.log)
+        if abs(self.log - self._told) < NEWS:
+            return False
+        self._told = self.log
+        return True
+
+
+class Figure:
+    """One kind of figure (tokens per second, or seconds) over all agents and models, within bounds.
+
+    Agents are named by their ids and models by their canonical names.
+    """
+
+    def __init__(self, prior: float, lowest: float, highest: float) -> None:
+        self._prior = prior
+        self._lowest, self._highest = lowest, highest
+        self._models: dict[str, Average] = {}
+        """Of each model, what it takes on an agent of middling speed."""
+        self._agents: dict[str, Average] = {}
+        """Of each agent, by how much it differs from that, whatever the model."""
+        self._pairs: dict[str, dict[str, Average]] = {}
+
+    def observe(self, agent: str, model: str, value: float) -> bool:
+        """Take in what an agent has shown; what is no positive number says nothing.
+
+        Whether what is known of the model on other agents has changed by it.
+        """
+        if not 0 < value < math.inf:
+            return False
+        value = max(self._lowest, min(self._highest, value))
+        pairs, factor = self._pairs.get(agent), self._agents.get(agent)
+        if pairs is None or factor is None:
+            pairs, factor = self._pairs.setdefault(agent, {}), self._agents.setdefault(agent, Average())
+        pair, typical = pairs.get(model), self._models.get(model)
+        if pair is None or typical is None:
+            if (pair is None and len(pairs) >= MAX_MODELS) or (typical is None and len(self._models) >= MAX_MODELS):
+                return False
+            pair, typical = pairs.setdefault(model, Average()), self._models.setdefault(model, Average())
+        log = math.log(value)
+        difference = factor.log if factor.observations else 0.0
+        if typical.observations:
+            factor.observe(log - typical.log)
+        pair.observe(log)
+        return typical.observe(log - difference)
+
+    def value(self, agent: str, model: str) -> float:
+        """What that agent takes for that model."""
+        return self.known(agent, model)[0]
+
+    def known(self, agent: str, model: str) -> tuple[float, int]:
+        """What that agent takes for that model, and how many observations of the two there were."""
+        pairs = self._pairs.get(agent)
+        pair = pairs.get(model) if pairs is not None else None
+        if pair is not None:
+            return pair.value, pair.observations
+        typical = self._models.get(model)
+        factor = self._agents.get(agent)
+        value = typical.value if typical is not None else self._prior
+        if factor is not None:
+            value *= factor.value
+        return max(self._lowest, min(self._highest, value)), 0
+
+    def of(self, agent: str, model: str) -> Estimate:
+        return Estimate(*self.known(agent, model))
+
+    def models(self, agent: str) -> list[str]:
+        """The models that the agent has shown a figure for."""
+        return list(self._pairs.get(agent, ()))
+
+    def forget(self, agent: str) -> None:
+        """The agent is gone, or is another machine now."""
+        self._pairs.pop(agent, None)
+        self._agents.pop(agent, None)
+
+
+DECODE, PREFILL, LOAD, OUTPUT = 20.0, 800.0, 15.0, 200.0
+"""The priors, those of a middling GPU and a middling model: tokens per second, the same, seconds, tokens."""
+
+
+class Estimates:
+    """What is learned of a fleet."""
+
+    def __init__(self) -> None:
+        self.decode = Figure(DECODE, 0.01, 1e5)
+        """Tokens per second of one request alone."""
+        self.prefill = Figure(PREFILL, 0.1, 1e6)
+        """Tokens of a prompt per second."""
+        self.load = Figure(LOAD, 0.1, 3600.0)
+        """Seconds."""
+        self._generations: dict[str, int] = {}
+        self._output: dict[str, Average] = {}
+
+    def rates(self, agent: str, model: str) -> Rates:
+        decode, observations = self.decode.known(agent, model)
+        return Rates(decode, self.prefill.value(agent, model), observations)
+
+    def shown(self, agent: str, model: str) -> Rates | None:
+        """How fast the agent reads and answers with the model, once it has shown both."""
+        decode, observations = self.decode.known(agent, model)
+        prefill, reads = self.prefill.known(agent, model)
+        return Rates(decode, prefill, observations) if observations and reads else None
+
+    def observe_output(self, model: str, tokens: int) -> None:
+        """An answer had that many tokens."""
+        if tokens > 0 and (model in self._output or len(self._output) < MAX_MODELS):
+            average = self._output.setdefault(model, Average())
+            self.changed(model, average.observe(math.log(min(tokens, MAX_OUTPUT))))
+
+    def generation(self, model: str) -> int:
+        """Another number after what is known of the model on all agents has changed."""
+        return self._generations.get(model, 0)
+
+    def changed(self, model: str, news: bool) -> None:
+        if news:
+            self._generations[model] = self._generations.get(model, 0) + 1
+
+    def output(self, model: str) -> float:
+        """Tokens of an answer of that model."""
+        average = self._output.get(model)
+        return OUTPUT if average is None else average.value
+
+    def output_of(self, model: str) -> Estimate:
+        average = self._output.get(model)
+        return Estimate(self.output(model), 0 if average is None else average.observations)
+
+    def describe(self, agent: str) -> dict[str, dict[str, Any]]:
+        """By model, what is known of those that the agent has served, and on how many observations it rests."""
+        figures = {"decode": self.decode, "prefill": self.prefill, "load": self.load}
+        models = dict.fromkeys(model for figure in figures.values() for model in figure.models(agent))
+        return {
+            model: {name: figure.of(agent, model).describe() for name, figure in figures.items()}
+            | {"output": self.output_of(model).describe()}
+            for model in models
+        }
+
+    def forget(self, agent: str) -> None:
+        for figure in (self.decode, self.prefill, self.load):
+            figure.forget(agent)

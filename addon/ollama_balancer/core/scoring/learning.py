@@ -1,0 +1,91 @@
+"""What is learned from the answers that pass: how fast agents are, what is asked for, and who knows which prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...ollama.answers import Answer
+from ...ollama.prompts import context_step
+from ...ollama.shapes import FEWEST_TOKENS, Timings
+from .estimates import Estimates
+from .placement import Placement
+from .prefix_cache import Conversations
+
+if TYPE_CHECKING:
+    from ..agent import Agent
+    from ..leases import SlotLease
+
+FEWEST_READ = 32
+"""A prompt of fewer tokens says nothing about the pace."""
+
+SHORTEST_LOAD = 0.2
+"""Seconds: what took less was no load."""
+
+
+class Learner:
+    """Everything is told to it by the registry."""
+
+    def __init__(self) -> None:
+        self.estimates = Estimates()
+        self.conversations = Conversations()
+        self.placement = Placement()
+
+    def forget(self, agent: Agent) -> None:
+        """The agent is gone."""
+        self.estimates.forget(agent.id)
+        self.conversations.forget(agent)
+
+    def answered(self, lease: SlotLease, answer: Answer, now: float, streamed: bool) -> None:
+        """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
+        agent, model, estimates = lease.agent, lease.model, self.estimates
+        if answer.context is not None:
+            step = context_step(lease.model, lease.demand.runner, answer.context)
+            self.conversations.remember((step,), agent, agent.warm.get(model), agent.slots_for(model))
+        timings = answer.timings
+        count = timings.eval_count
+        if count is None:
+            count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None
+        slow_end = agent.slowness(model)
+        slow = (lease.slow + slow_end) / 2
+        began = lease.began_at
+        tokens, seconds = count, timings.eval_duration
+        if tokens and seconds is None and began is not None:
+            if streamed:
+                tokens, seconds = tokens - 1, now - began
+            elif not lease.cold:
+                # The whole came at once: what is left of the time when the prompt was read.
+                seconds = began - lease.taken_at - self._reading(lease)
+        if tokens and seconds is not None and seconds > 0 and tokens >= FEWEST_TOKENS:
+            estimates.changed(model, estimates.decode.observe(agent.id, model, tokens / seconds * slow))
+        limit = lease.demand.output_limit
+        if count and (not limit or count < limit):
+            estimates.observe_output(model, count)
+        silent = None if began is None or not streamed else began - lease.taken_at
+        load = self._load(lease, timings, silent)
+        if load is not None:
+            estimates.changed(model, estimates.load.observe(agent.id, model, load))
+        if not lease.known_tokens:
+            prompt, reading = timings.prompt_eval_count, timings.prompt_eval_duration
+            if reading is None and silent is not None and not lease.cold:
+                prompt, reading = lease.demand.tokens, silent
+            if prompt and reading and prompt >= FEWEST_READ:
+                estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
+        rates = estimates.shown(agent.id, model)
+        if rates is not None:
+            agent.rates[model] = rates
+
+    def _reading(self, lease: SlotLease) -> float:
+        """Seconds that reading its prompt is thought to have taken."""
+        unread = max(0, lease.demand.tokens - lease.known_tokens)
+        return unread / self.estimates.prefill.value(lease.agent.id, lease.model) * lease.slow
+
+    def _load(self, lease: SlotLease, timings: Timings, silent: float | None) -> float | None:
+        """Seconds that the agent took to load the model for it; None if it did not, or was busy with others."""
+        if not lease.sole:
+            return None
+        load = timings.load_duration
+        if load is None:
+            if not lease.cold or silent is None:
+                return None
+            load = silent - self._reading(lease)
+        return load if load >= SHORTEST_LOAD else None

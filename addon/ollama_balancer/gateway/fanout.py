@@ -1,0 +1,510 @@
+"""One request sent to several agents at once, and their answers made into one.
+
+Two shapes: answers that come whole are combined when all are there; lines of progress (pull, create) are passed on as
+they come, each with its agent's name. The agents' part runs in tasks of its own; the layer asks for the answer piece
+by piece with `advance`. A request's body either is at hand or is fed while it comes, and then the slowest agent sets
+the pace: reading from the client stops while one has more than `HIGH_WATER` bytes to take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+
+import httpx
+from mitmproxy import http
+from mitmproxy.utils import asyncio_utils
+
+from agent_reporter.connecting import address_that_answers, is_address
+
+from ..core.agent import Agent, Outcome
+from ..core.leases import Lease
+from ..mitm.headers import NOT_FOR_CLIENTS
+from ..ollama.errors import error_body, is_object
+from ..ollama.management import (
+    Away,
+    LineSplitter,
+    Reply,
+    combine,
+    error_message,
+    is_success,
+    last_line,
+    line_error,
+    line_of,
+    read_line,
+)
+from ..ollama.routes import Dialect
+from ..text import one_line
+from .context import FailureKind
+from .descriptors import is_ours
+from .outcomes import outcome_of
+from .router import RETRY_AFTER
+from .uploading import Limits, UnreachableError, Upload, UploadError, upload
+from .watchdog import OFFLINE_SILENCE
+
+logger = logging.getLogger(__name__)
+
+HIGH_WATER = 1024 * 1024
+LOW_WATER = 256 * 1024
+
+MAX_QUEUED = 64 * 1024 * 1024
+"""Bytes that wait for one agent at most, should the client not be stoppable; then the agent is given up."""
+
+WRITE_TIMEOUT = 60.0
+"""Seconds in which an agent must take some of the body; it would hold up the others."""
+
+PRESENCE_SECONDS = 5.0
+"""For a host to say whether it has a file; after that the file is sent."""
+
+MAX_WHOLE_ANSWER = 4 * 1024 * 1024
+
+AT_ONCE = 256
+"""Agents that are asked at the same time, where a body is at hand: each needs a socket."""
+
+NO_CONNECTION = "the balancer can open no connection"
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+_OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's, which looks names up as all else here does."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        if not is_address(url.host):
+            try:
+                async with asyncio.timeout(request.extensions["timeout"]["connect"]):
+                    ip = await address_that_answers(url.host, url.port or 80)
+            except TimeoutError as error:
+                raise httpx.ConnectTimeout("", request=request) from error
+            except OSError as error:
+                raise httpx.ConnectError(str(error), request=request) from error
+            request.url = url.copy_with(host=ip)
+        return await super().handle_async_request(request)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float
+    response: float
+
+
+class Leg:
+    """One agent's part."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.reply: Reply | None = None
+        self.queue: deque[bytes] = deque()
+        self.queued = 0
+        self.more = asyncio.Event()
+        self.heard_at = float("-inf")
+        """When the agent last took or sent something, from the moment it is asked."""
+        self.given_up: str | None = None
+        """Why its part was cut."""
+        self.task: asyncio.Task[None] | None = None
+        self.takes = False
+        """Whether it takes the request's body."""
+
+    @property
+    def agent(self) -> Agent:
+        return self.lease.agent
+
+
+class FanOut:
+    """`request` is what each agent gets (its host is left out), `uploads` says that its body is fed.
+
+    `refresh` brings the inventory of an agent up to date after it has done something, `unreachable` hears of an agent
+    that could not be connected to, `read_client` turns reading from the client off and on, and `drain_client` waits
+    until the client has taken what was sent to it.
+    """
+
+    def __init__(
+        self,
+        leases: Sequence[Lease],
+        request: http.Request,
+        *,
+        body: bytes | None,
+        uploads: bool,
+        by_all: bool,
+        away: Away,
+        timeouts: Timeouts,
+        clock: Callable[[], float],
+        refresh: Callable[[Agent], Awaitable[None]],
+        unreachable: Callable[[Agent, str], None],
+        read_client: Callable[[bool], None],
+        drain_client: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.legs = [Leg(lease) for lease in leases]
+        self.response: http.Response | None = None
+        """The answer's head, and its body where it does not stream; None until it is known."""
+        self.streamed = False
+        self.chunk = b""
+        """The piece that the last `advance` brought; empty at the end."""
+        self._request = request
+        self._body = body
+        self._uploads = uploads
+        self._by_all = by_all
+        self._away = away
+        self._merges = len(leases) + len(away.replies) > 1
+        """Whether the answer is made of several; else it is the one agent's own."""
+        self._timeouts = timeouts
+        self._clock = clock
+        self._refresh = refresh
+        self._unreachable = unreachable
+        self._read_client = read_client
+        self._drain_client = drain_client
+        self.room: Callable[[], Awaitable[None]] | None = None
+        """Waits until a client that speaks HTTP/2 has let most of what was sent to it through its windows."""
+        self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] | None = None
+        self._head_known = asyncio.Event()
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=256)
+        self._paused = False
+        self._finished = False
+        self._started = clock()
+        self._task = asyncio_utils.create_task(self._run(), name="fan-out", keep_ref=True)
+
+    def __repr__(self) -> str:
+        open_legs = sum(leg.reply is None for leg in self.legs)
+        return f"FanOut({self._request.method} {self._request.path}: {open_legs} of {len(self.legs)} agents to come)"
+
+    @property
+    def replies(self) -> list[Reply]:
+        """Of the agents that are done."""
+        return [leg.reply for leg in self.legs if leg.reply is not None]
+
+    @property
+    def over(self) -> bool:
+        """All agents have answered or failed, whether or not the request's body has come to its end."""
+        return self._finished
+
+    @property
+    def wanted(self) -> bool:
+        """An agent has asked for the request's body."""
+        return any(leg.takes for leg in self.legs)
+
+    def give_up_silent(self, now: float) -> None:
+        """Cut the parts of agents that are offline and have fallen silent. `now` is on the registry's clock."""
+        waits_for_client = self._pieces.full()
+        for leg in self.legs:
+            if leg.task is None or leg.reply is not None or leg.given_up is not None:
+                continue
+            if waits_for_client:
+                leg.heard_at = now
+            elif not leg.agent.online and now - leg.heard_at >= OFFLINE_SILENCE:
+                leg.given_up = f"it went offline: {leg.agent.offline_reason}"
+                leg.task.cancel()
+
+    # The request's body
+
+    def feed(self, chunk: bytes) -> None:
+        """More of the body; empty: that was all."""
+        for leg in self.legs:
+            if leg.reply is None and leg.queued <= MAX_QUEUED:  # more is not stored: that agent is given up
+                leg.queue.append(chunk)
+                leg.queued += len(chunk)
+                leg.more.set()
+        if self._backlog() > HIGH_WATER:
+            self._paused = True
+            self._read_client(False)
+
+    def _backlog(self) -> int:
+        return max((leg.queued for leg in self.legs if leg.reply is None), default=0)
+
+    def _go_on_reading(self) -> None:
+        if self._paused and self._backlog() <= LOW_WATER:
+            self._paused = False
+            self._read_client(True)
+
+    async def _body_for(self, leg: Leg) -> AsyncIterator[bytes]:
+        while True:
+            while not leg.queue:
+                leg.more.clear()
+                await leg.more.wait()
+            if leg.queued > MAX_QUEUED:
+                raise UploadError("it takes the body too slowly")
+            chunk = leg.queue.popleft()
+            leg.queued -= len(chunk)
+            leg.heard_at = self._clock()
+            self._go_on_reading()
+            if not chunk:
+                return
+            yield chunk
+
+    # The answer
+
+    async def advance(self) -> None:
+        """Wait for the head, which sets `response`; after that for the next piece, which sets `chunk`."""
+        self.chunk = b""
+        if self.response is None:
+            await self._head_known.wait()
+            self.response = self._streamed_head() if self._head is not None else self._combined()
+            return
+        await self._drain_client()
+        if self.room is not None:
+            await self.room()
+        chunk = await self._pieces.get()
+        pieces = [chunk]
+        while chunk and not self._pieces.empty():
+            if not (chunk := self._pieces.get_nowait()):
+                self._pieces.put_nowait(b"")
+            pieces.append(chunk)
+        self.chunk = b"".join(pieces)
+
+    def cancel(self) -> None:
+        """End what still runs. No effect when all is done."""
+        self._task.cancel()
+        self._finish()
+
+    async def whole(self) -> http.Response:
+        """The whole answer at once, whichever its shape."""
+        await self.advance()
+        assert self.response
+        parts: list[bytes] = []
+        while self.streamed:
+            await self.advance()
+            if not self.chunk:
+                self.response.headers.pop("transfer-encoding", None)
+                self.response.content = b"".join(parts)
+                break
+            parts.append(self.chunk)
+        return self.response
+
+    async def _run(self) -> None:
+        at_once = asyncio.Semaphore(len(self.legs) if self._uploads else AT_ONCE)
+        timeout = httpx.Timeout(self._timeouts.response, connect=self._timeouts.connect, write=WRITE_TIMEOUT, pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+
+        async def go(leg: Leg) -> None:
+            async with at_once:
+                await self._ask(client, leg)
+
+        try:
+            # No proxy of the environment's: the agents are ours. No certificates to load: they speak http.
+            async with (
+                httpx.AsyncClient(
+                    timeout=timeout, transport=_Transport(limits=limits, verify=False, trust_env=False)
+                ) as client,
+                asyncio.TaskGroup() as group,
+            ):
+                for leg in self.legs:
+                    group.create_task(go(leg))
+            if self._head is not None and self._merges:
+                await self._pieces.put(last_line(self.replies, self._away))
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more comes. What has not ended by itself was cancelled."""
+        if self._finished:
+            return
+        self._finished = True
+        for leg in self.legs:
+            if leg.reply is None:
+                self._end(leg, Reply(leg.agent.name, None, problem="cancelled"), Outcome.CANCELLED)
+        while self._pieces.full():
+            self._pieces.get_nowait()
+        self._pieces.put_nowait(b"")
+        self._head_known.set()
+
+    async def _ask(self, client: httpx.AsyncClient, leg: Leg) -> None:
+        agent = leg.agent
+        leg.task, leg.heard_at = asyncio.current_task(), self._clock()
+        try:
+            reply = await (self._upload_to(client, leg) if self._uploads else self._call(client, leg))
+        except UploadError as e:
+            reason = NO_CONNECTION if is_ours(e) else str(e)
+            if isinstance(e, UnreachableError) and not is_ours(e):
+                self._unreachable(agent, f"cannot connect: {e}")
+            kind = FailureKind.CONNECT if isinstance(e, UnreachableError) else FailureKind.BROKEN
+            reply = Reply(agent.name, None, problem=reason, failure=kind)
+        except (httpx.HTTPError, httpx.InvalidURL) as e:
+            reason = one_line(str(e)) or type(e).__name__
+            if isinstance(e, httpx.ConnectTimeout):
+                reason = f"not reached within {self._timeouts.connect:g} s"
+            if is_ours(e):
+                reason = NO_CONNECTION
+            elif isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+                self._unreachable(agent, f"cannot connect: {reason}")
+            kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
+            if isinstance(e, httpx.TimeoutException):
+                kind = FailureKind.TIMEOUT
+            reply = Reply(agent.name, None, problem=reason, failure=kind)
+        except asyncio.CancelledError:
+            if leg.given_up is None or leg.task is None:
+                raise
+            leg.task.uncancel()
+            reply = Reply(agent.name, None, problem=leg.given_up, failure=FailureKind.TIMEOUT)
+        except Exception as e:
+            logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
+            reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
+        if reply.problem is not None and self._head is not None and self._merges and reply.status != 200:
+            await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
+        outcome = Outcome.FAILED if reply.status is None else outcome_of(reply.status)
+        if reply.problem is not None and outcome is Outcome.SUCCEEDED:
+            outcome = Outcome.FAILED
+        self._end(leg, reply, outcome)
+
+    async def _call(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+        """Send the request, whose body is at hand."""
+        request = httpx.Request(
+            self._request.method,
+            leg.agent.address.url + self._request.path,
+            headers=[(name, value) for name, value in self._request.headers.fields if name.lower() != b"host"],
+            content=self._body,
+        )
+        response = await client.send(request, stream=True)
+        async with contextlib.aclosing(response):
+            return await self._read(response, leg)
+
+    async def _upload_to(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+        """Send the file, unless the agent has it."""
+        agent, fields = leg.agent, self._request.headers.fields
+        if await self._has_it(client, agent):
+            return Reply(agent.name, 200, ((b"Date", _now()), (b"Content-Length", b"0")))
+        leg.takes = True
+        request = Upload(agent.address, self._request.method, self._request.path, fields, self._body_for(leg))
+        limits = Limits(self._timeouts.connect, WRITE_TIMEOUT, self._timeouts.response, MAX_WHOLE_ANSWER)
+        answer = await upload(request, limits)
+        return self._reply(agent, answer.status, answer.headers, answer.body)
+
+    async def _has_it(self, client: httpx.AsyncClient, agent: Agent) -> bool:
+        """Whether the agent has the file already, as the real server's own client asks before it sends one."""
+        fields = [(n, v) for n, v in self._request.headers.fields if n.lower() not in _OF_BODY]
+        try:
+            async with asyncio.timeout(PRESENCE_SECONDS):
+                answer = await client.head(agent.address.url + self._request.path, headers=fields)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise
+        except (httpx.HTTPError, TimeoutError):
+            return False
+        return answer.status_code == 200
+
+    async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
+        name, status = leg.agent.name, response.status_code
+        packed = response.headers.get("content-encoding", "identity").lower() != "identity"
+        if packed and self._request.method != "HEAD":
+            return Reply(name, None, problem="its answer is compressed, which it was asked not to be")
+        headers = tuple(response.headers.raw)
+        if status == 200 and "ndjson" in response.headers.get("content-type", ""):
+            return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            leg.heard_at = self._clock()
+            body += chunk
+            if len(body) > MAX_WHOLE_ANSWER:
+                return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
+        if 200 <= status < 300 and self._request.method != "HEAD":
+            await self._refresh(leg.agent)
+        return self._reply(leg.agent, status, headers, bytes(body))
+
+    @staticmethod
+    def _reply(agent: Agent, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> Reply:
+        problem = error_message(body) or f"status {status}" if status >= 400 and status != 404 else None
+        return Reply(agent.name, status, headers, body, problem)
+
+    async def _read_progress(
+        self, response: httpx.Response, leg: Leg, headers: tuple[tuple[bytes, bytes], ...]
+    ) -> str | None:
+        """Pass the lines on; returns what went wrong."""
+        if self._head is None:
+            self._head = (response.status_code, headers)
+            self._head_known.set()
+        lines = LineSplitter()
+        problem: str | None = "the stream ended without its terminal event"
+        try:
+            async for chunk in response.aiter_raw():
+                leg.heard_at = self._clock()
+                for line in lines.feed(chunk):
+                    problem = await self._pass_on(leg, line, problem)
+            if rest := lines.rest():
+                problem = await self._pass_on(leg, rest, problem)
+        except httpx.HTTPError as e:
+            if problem is None:
+                return None  # it had said that it succeeded
+            problem = f"failed in the middle of its answer: {one_line(str(e)) or type(e).__name__}"
+            if self._merges:
+                await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
+        return problem
+
+    async def _pass_on(self, leg: Leg, line: bytes, problem: str | None) -> str | None:
+        progress = read_line(line)
+        if is_success(progress):
+            # Whoever sees the success may ask at once for the list of models.
+            await self._refresh(leg.agent)
+            problem = None
+        elif (error := line_error(progress)) is not None:
+            problem = error
+        if self._merges:
+            line = line_of(leg.agent.name, line, progress) if line.strip() else b""
+        if line:
+            await self._pieces.put(line)
+        return problem
+
+    def _end(self, leg: Leg, reply: Reply, outcome: Outcome) -> None:
+        leg.reply = reply
+        leg.queue.clear()
+        leg.queued = 0
+        leg.lease.release(outcome, self._clock() - self._started)
+        self._go_on_reading()
+
+    # Heads
+
+    def _streamed_head(self) -> http.Response:
+        assert self._head
+        self.streamed = True
+        status, headers = self._head
+        if self._merges:
+            headers = ((b"Content-Type", b"application/x-ndjson"), (b"Date", _now()))
+        fields = [*_without_framing(headers)]
+        if self._request.http_version != "HTTP/1.0":
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        return self._response(status, fields, b"")
+
+    def _combined(self) -> http.Response:
+        replies = self.replies
+        combined = combine(replies, by_all=self._by_all, away=self._away)
+        reply, head = combined.reply, self._request.method == "HEAD"
+        if reply is not None and (head or combined.status < 400 or is_object(reply.body)):
+            fields = list(reply.headers)
+            body = reply.body
+            if self._request.http_version == "HTTP/1.0":
+                fields = [*_without_framing(fields), (b"Content-Length", b"%d" % len(body))]
+            return self._response(combined.status, fields, body)
+        # What is no JSON is a page of a proxy, or what an older version says of a route that it does not have.
+        message = f"{reply.agent}: status {reply.status}" if reply is not None else combined.message or ""
+        body = error_body(Dialect.OLLAMA, combined.status, message)
+        fields = [
+            (b"Content-Type", b"application/json; charset=utf-8"),
+            (b"Date", _now()),
+            (b"Content-Length", b"%d" % len(body)),
+            *([(b"Retry-After", RETRY_AFTER.encode())] if combined.status == 503 else []),
+        ]
+        return self._response(combined.status, fields, b"" if head else body)
+
+    @staticmethod
+    def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> http.Response:
+        response = http.Response.make(status)
+        kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in NOT_FOR_CLIENTS]
+        response.headers = http.Headers(kept)
+        response.raw_content = body
+        return response
+
+
+def _without_framing(
+    fields: Sequence[tuple[bytes, bytes]],
+) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in fields if name.lower() not in _FRAMING]
+
+
+def _now() -> bytes:
+    return formatdate(usegmt=True).encode()

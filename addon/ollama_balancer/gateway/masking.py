@@ -1,0 +1,47 @@
+"""Secrets in a request's target: flows and logs do not show the values of query parameters such as `api_key`."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from ..storage.token import Token
+
+MASK = b"***"
+
+_SECRET = re.compile(
+    rb"auth(?!or(?!iz))|(?:api|access|subscription|account|master|private)[-_.]?key|^key$|token(?!s)|secret|passw|^pwd$|"
+    rb"credential|cookie|^sig$|signature",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(rb"([?&;])([^=&;]*)=([^&;]*)")
+
+
+def mask_target(target: bytes, token: Token) -> tuple[bytes, bytes | None]:
+    """A path and query as they may be shown, and as the agent is to get them; None: the same.
+
+    The balancer's own token is in neither.
+    """
+    given = target
+    if token.is_in(target) or (b"%" in target and token.is_in(unquote_to_bytes(target))):
+        given = _without(target, token)
+    if b"?" not in given:
+        return given, None
+    path, mark, query = given.partition(b"?")
+    shown = path + _PARAMETER.sub(_masked, mark + query)
+    return shown, None if shown == given else given
+
+
+def _masked(found: re.Match[bytes]) -> bytes:
+    separator, name, value = found.groups()
+    plain = unquote_to_bytes(name) if b"%" in name else name
+    return separator + name + b"=" + MASK if value and _SECRET.search(plain) else found[0]
+
+
+def _without(target: bytes, token: Token) -> bytes:
+    """With a mask in the place of each part of the target that has the token in it."""
+    parts = re.split(rb"([/?&;=#])", target)
+    masked = [MASK if token.is_in(part) or token.is_in(unquote_to_bytes(part)) else part for part in parts]
+    result = b"".join(masked)
+    # A token may have a separator in it.
+    return b"/" + MASK if token.is_in(result) or token.is_in(unquote_to_bytes(result)) else result

@@ -1,0 +1,142 @@
+"""The answers that concern the whole fleet, made from what is known of the agents and kept until that changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ..core.agent import Agent
+from ..core.registry import AgentRegistry
+from ..ollama.times import read_time
+from .running import MAX_AGENTS_SHOWN, RunningModels
+
+if TYPE_CHECKING:
+    from agent_reporter.wire import ModelEntry
+
+ROOT = b"Ollama is running"
+
+_NUMBER = re.compile(r"\d+")
+
+
+class MergedFleet:
+    """The merged lists of one fleet. Each is bytes of JSON, as a single server with all the models would send it.
+
+    Asking costs microseconds while nothing has changed; a change costs a step for each agent that has the model.
+    """
+
+    def __init__(self, registry: AgentRegistry) -> None:
+        self._registry = registry
+        registry.changed_models.update(registry.models())
+        self._merged: dict[str, tuple[datetime, ModelEntry, bytes]] = {}
+        """By canonical name: when the shown entry was modified, the entry, and its JSON."""
+        self._tags = _models([])
+        self._openai = _openai_list([])
+        self._generation = -1
+        self._running = _models([])
+        self._loaded = RunningModels()
+        self._version: bytes | None = None
+
+    def tags(self) -> bytes:
+        """GET /api/tags: one entry a model, the newest where agents differ; `balancer` then says who has what."""
+        self._merge_models()
+        return self._tags
+
+    def openai_models(self) -> bytes:
+        """GET /v1/models."""
+        self._merge_models()
+        return self._openai
+
+    def running(self) -> bytes:
+        """GET /api/ps: an entry a loaded model. `agent` names who has it, `balancer.agents` what each says."""
+        self._merge_states()
+        return self._running
+
+    def version(self) -> bytes | None:
+        """GET /api/version: the lowest in the fleet, so that clients use what all agents can; None: none is known."""
+        self._merge_states()
+        return self._version
+
+    def _merge_models(self) -> None:
+        registry = self._registry
+        registry.expire()
+        changed = registry.changed_models
+        if not changed:
+            return
+        for model in changed:
+            merged = _merge(
+                [agent for agent in registry.holders(model) if agent.online and agent.alias_of is None], model
+            )
+            if merged is None:
+                self._merged.pop(model, None)
+            else:
+                self._merged[model] = merged
+        changed.clear()
+        # As the server: the newest first, in whole seconds, then by name.
+        entries = sorted(self._merged.values(), key=lambda merged: (-int(merged[0].timestamp()), merged[1].name))
+        self._tags = _models([entry[2] for entry in entries])
+        self._openai = _openai_list([(entry.name, modified) for modified, entry, _ in entries])
+
+    def _merge_states(self) -> None:
+        registry = self._registry
+        registry.expire()
+        if self._generation == registry.generation:
+            return
+        self._generation = registry.generation
+        agents = [agent for agent in registry if agent.online and agent.alias_of is None]
+        self._running = _models(self._loaded.update(agents))
+        versions = {agent.version for agent in agents if agent.version is not None}
+        self._version = json.dumps({"version": min(versions, key=_version_key)}).encode() if versions else None
+
+
+def _merge(agents: list[Agent], model: str) -> tuple[datetime, ModelEntry, bytes] | None:
+    newest: tuple[datetime, ModelEntry] | None = None
+    holders: dict[str, list[str]] = {}
+    for agent in agents:
+        entry = (agent.models or {})[model]
+        modified = read_time((entry.model_extra or {}).get("modified_at"))
+        if newest is None or modified > newest[0]:
+            newest = (modified, entry)
+        digest = (entry.model_extra or {}).get("digest")
+        if isinstance(digest, str) and digest:
+            holders.setdefault(digest, []).append(agent.name)
+    if newest is None:
+        return None
+    modified, entry = newest
+    if len(holders) < 2:
+        return modified, entry, _json(entry)
+    return modified, entry, _json(entry, balancer={"digests": {d: _names(names) for d, names in holders.items()}})
+
+
+def _names(names: list[str]) -> list[str]:
+    more = len(names) - MAX_AGENTS_SHOWN
+    return [*names[:MAX_AGENTS_SHOWN], f"and {more} more"] if more > 0 else names
+
+
+def _models(entries: list[bytes]) -> bytes:
+    return b'{"models":[' + b",".join(entries) + b"]}"
+
+
+def _openai_list(models: list[tuple[str, datetime]]) -> bytes:
+    data = [
+        {"id": name, "object": "model", "created": max(0, int(modified.timestamp())), "owned_by": "library"}
+        for name, modified in models
+    ]
+    return _compact({"object": "list", "data": data})
+
+
+def _json(entry: ModelEntry, **more: Any) -> bytes:
+    return _compact(entry.model_dump(mode="json") | more)
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+@lru_cache(maxsize=1024)
+def _version_key(version: str) -> tuple[list[int], bool, str]:
+    """Orders versions: 0.9.0 < 0.33.0-rc2 < 0.33.0."""
+    release, dash, pre = version.partition("-")
+    return [int(number) for number in _NUMBER.findall(release)[:8]], not dash, pre

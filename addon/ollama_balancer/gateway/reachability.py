@@ -1,0 +1,41 @@
+"""Why a host is not reached, in words that say what to do: for the log, the dashboard and the host's own reporter."""
+
+from __future__ import annotations
+
+import errno
+
+from ..core.agent import Address, Agent, Status
+
+REACHABLE_HEADER = "X-Balancer-Reachable"
+"""Of the answer to a report, where the balancer does not get through to the host: `no; REASON`."""
+
+LONGEST_REASON = 400
+"""Characters of a reason in a header."""
+
+
+def cannot_connect(address: Address, why: str) -> str:
+    """That no connection could be made, and what is to be done; `why` is what the system or a time-out says."""
+    if "refused" in why or f"[Errno {errno.ECONNREFUSED}]" in why:
+        if address.host in ("localhost", "::1") or address.host.startswith("127."):
+            what = "check that Ollama runs there, on that port"
+        else:
+            what = (
+                "start Ollama there with OLLAMA_HOST=0.0.0.0 (by default it listens on loopback only), or name the "
+                "port that it has"
+            )
+    elif "within" in why:
+        what = f"open TCP port {address.port} there to the balancer if a firewall drops it, and check the address"
+    elif "not found" in why:
+        what = "the balancer cannot look that name up: use an IP address (--advertise http://IP:PORT)"
+    else:
+        what = "check the address, and the firewalls on the way"
+    return f"cannot connect: {why} at {address}; {what}"
+
+
+def told_to_reporter(agent: Agent) -> dict[str, str]:
+    """The headers of the answer to a report: empty where all is well, or nothing is known yet."""
+    reason = agent.refusal if agent.status is Status.UNAUTHORIZED else agent.unreached
+    if not reason or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):
+        return {}
+    plain = "".join(c if " " <= c <= "~" else "?" for c in reason[:LONGEST_REASON])
+    return {REACHABLE_HEADER: f"no; {plain}"}

@@ -1,0 +1,87 @@
+"""Reads what a request asks for: at once, or in a thread where the body is so large that others would wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from ..core.demand import Demand
+from ..ollama.excerpts import last_turn
+from ..ollama.prompts import read_prompt
+from ..ollama.requests import Asked, read_request
+from ..ollama.routes import Route, find_route
+from .bodies import ZSTD, RefusedBodyError, check_readable, content_of
+
+LARGE = 64 * 1024
+"""Bytes of a body that is read in a thread. A smaller one takes 25 ms at the worst, a usual one far less than the way
+to the thread and back."""
+
+THREADS = 2
+
+
+class Reading(NamedTuple):
+    """What a body asks for."""
+
+    content: bytes | None
+    """As the server reads it: unpacked."""
+    asked: Asked
+    demand: Demand | None
+    """What it demands of an agent, where a model is run for it."""
+    excerpt: str
+    """The beginning of what the user said last, for people; empty where nobody may look."""
+
+
+NameOf = Callable[[str], str]
+"""The canonical name of a model as a request names it."""
+
+
+def read_body(
+    route: Route,
+    path: str,
+    body: bytes | None,
+    content_type: str,
+    encoding: str,
+    name_of: NameOf,
+    *,
+    watched: bool = True,
+) -> Reading | RefusedBodyError:
+    """`path` is without its query, `encoding` the first Content-Encoding, `watched` whether somebody may look at it.
+
+    Whatever the body is, nothing is raised.
+    """
+    try:
+        content = content_of(route, body, encoding)
+        asked = read_request(route, path, content, content_type)
+        check_readable(route, asked, content, content_type, packed=bool(encoding))
+    except RefusedBodyError as e:
+        return e
+    excerpt = last_turn(content or b"", asked.members) if watched and asked.members else ""
+    if not (route.runs and asked.model) or asked.unloads:
+        return Reading(content, asked, None, excerpt)
+    return Reading(content, asked, read_prompt(route, name_of(asked.model), content or b"", asked.members), excerpt)
+
+
+async def read_large(
+    target: str, body: bytes | None, content_type: str, encoding: str, name_of: NameOf, *, watched: bool = True
+) -> Reading | RefusedBodyError | None:
+    """The same for a large body, and one that may unpack into one, while others go on; None for any other. `target` is
+    its path and query.
+    """
+    if body is None or (len(body) <= LARGE and encoding != ZSTD):
+        return None
+    path = target.partition("?")[0]
+    route = find_route(path)
+    if route is None or (len(body) <= LARGE and not route.unpacks):
+        return None
+    loop = asyncio.get_running_loop()
+    read = functools.partial(read_body, watched=watched)
+    return await loop.run_in_executor(_threads(), read, route, path, body, content_type, encoding, name_of)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Not the loop's own, in which names are looked up."""
+    return ThreadPoolExecutor(THREADS, "body reader")

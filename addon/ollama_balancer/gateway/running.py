@@ -1,0 +1,122 @@
+"""The models that the agents have in memory, as one server would list them: an entry a model, however many have it.
+
+A server never lists a name twice, and clients act on the name alone: they show it, and unload it by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..core.agent import Agent
+from ..ollama.names import canonical_name
+from ..ollama.times import read_time
+
+if TYPE_CHECKING:
+    from agent_reporter.wire import ModelEntry
+
+MAX_AGENTS_SHOWN = 20
+"""Agents that are named for each model; then comes how many more there are."""
+
+_SHOWN_OF_EACH = ("size", "size_vram", "context_length", "expires_at")
+
+type _Key = tuple[str, str]
+"""Canonical name and digest: agents may have different builds under one name."""
+
+
+class _Held(NamedTuple):
+    """What one agent says of a model, with its figures read. Zero: it says no usable one."""
+
+    entry: ModelEntry
+    expires: datetime
+    size: int
+    size_vram: int
+    context_length: int
+
+
+class RunningModels:
+    """Costs a step for each agent, and one more for each that has a model whose entry has changed anywhere."""
+
+    def __init__(self) -> None:
+        self._known: dict[Agent, list[ModelEntry]] = {}
+        self._holders: dict[_Key, dict[Agent, _Held]] = {}
+        self._merged: dict[_Key, tuple[datetime, bytes]] = {}
+
+    def update(self, agents: Iterable[Agent]) -> list[bytes]:
+        """The entries as JSON, those that stay in memory longest first, as the server. `agents` are the online ones."""
+        changed: set[_Key] = set()
+        loaded = {agent: agent.loaded for agent in agents if agent.loaded}
+        for agent in self._known.keys() - loaded.keys():
+            self._drop(agent, changed)
+        for agent, entries in loaded.items():
+            if self._known.get(agent) is not entries:
+                self._drop(agent, changed)
+                for entry in entries:
+                    key = _key(entry)
+                    self._holders.setdefault(key, {})[agent] = _held(entry)
+                    changed.add(key)
+        self._known = loaded
+        for key in changed:
+            if key in self._holders:
+                self._merged[key] = _merge(self._holders[key])
+            else:
+                self._merged.pop(key, None)
+        by_name = [self._merged[key] for key in sorted(self._merged)]
+        return [json for _, json in sorted(by_name, key=lambda merged: merged[0], reverse=True)]
+
+    def _drop(self, agent: Agent, changed: set[_Key]) -> None:
+        for entry in self._known.get(agent, ()):
+            key = _key(entry)
+            holders = self._holders.get(key)
+            if holders is not None:
+                changed.add(key)
+                holders.pop(agent, None)
+                if not holders:
+                    del self._holders[key]
+
+
+def _merge(holders: dict[Agent, _Held]) -> tuple[datetime, bytes]:
+    """The entry of the agent that keeps the model longest, with the sizes of all; `balancer` has what each one says."""
+    longest = max(holders.values(), key=lambda held: held.expires)
+    value = longest.entry.model_dump(mode="json")
+    if len(holders) == 1:
+        return longest.expires, _compact(value | {"agent": next(iter(holders)).name})
+    if size := sum([held.size for held in holders.values()]):
+        value["size"] = size
+        value["size_vram"] = sum([held.size_vram for held in holders.values()])
+    if contexts := [held.context_length for held in holders.values() if held.context_length]:
+        value["context_length"] = min(contexts)
+    shown = list(islice(holders.items(), MAX_AGENTS_SHOWN))
+    names = [agent.name for agent, _ in shown]
+    if len(holders) > len(shown):
+        names.append(f"and {len(holders) - len(shown)} more")
+    value["agent"] = ", ".join(names)
+    value["balancer"] = {"agents": [_shown(agent, held.entry) for agent, held in shown]}
+    return longest.expires, _compact(value)
+
+
+def _shown(agent: Agent, entry: ModelEntry) -> dict[str, Any]:
+    said = entry.model_dump(mode="json")
+    return {"agent": agent.name} | {name: said[name] for name in _SHOWN_OF_EACH if name in said}
+
+
+def _held(entry: ModelEntry) -> _Held:
+    said = entry.model_extra or {}
+    size, vram, context = (_count(said.get(name)) for name in ("size", "size_vram", "context_length"))
+    return _Held(entry, read_time(said.get("expires_at")), size, vram, context)
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def _key(entry: ModelEntry) -> _Key:
+    digest = (entry.model_extra or {}).get("digest")
+    return canonical_name(entry.name), digest if isinstance(digest, str) else ""
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

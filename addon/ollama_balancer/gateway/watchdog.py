@@ -1,0 +1,142 @@
+"""Finds the agents that have fallen silent with requests of theirs, before an answer begins and in its middle.
+
+Before the first byte of an answer nothing is heard of it: it may wait for its turn on the host, the model may be
+loading, the prompt may be long. So silence alone says nothing. What does: the agent is offline; or it is online and
+says that the model is in memory, and no request of its has got anywhere for longer than reading the prompt may take.
+A request that has its agent load a model is left alone as long as the agent lives: to drop it would abort the load.
+
+In the middle of an answer silence is normal for a while (a tool call or thinking that the host buffers), but not from
+a host that is offline, nor for longer than `idle_seconds`: then the host, or the runner behind a healthy API, is stuck.
+Requests for no model, such as a pull, may be silent for as long as for a first byte: a host that verifies a large
+download says nothing meanwhile. While it is the client that does not take what came, the agent's silence means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from ..core.agent import Agent
+from .context import Exchange
+
+SILENCE = 30.0
+"""Seconds without any progress after which an agent that has the model in memory is suspected."""
+
+WORST_PREFILL = 40.0
+"""Bytes of a prompt that the slowest of hosts read in a second: some ten tokens."""
+
+UNSTREAMED_PATIENCE = 10.0
+"""Times as long while a request is there whose answer comes in one piece: the agent may be busy with that."""
+
+LOOK_AGAIN = 5.0
+"""Seconds until an agent is asked again about the same request."""
+
+OFFLINE_SILENCE = 5.0
+"""Seconds for which a part of an answer tells that its agent is there, whatever else says that it is offline."""
+
+
+class Watchdog:
+    """Looks at the requests that have no byte yet. Seconds are those of `clock`.
+
+    `loaded` asks an agent for the canonical names of its models in memory, None if it does not answer; `give_up` ends
+    an attempt, with the reason; `client_is_slow` tells whether the client has yet to take what has come for it.
+    """
+
+    idle_seconds = 120.0
+    """How long an answer of a model that has begun may be silent (balancer_stream_idle_timeout)."""
+    response_seconds = 600.0
+    """How long a first byte may take (balancer_response_timeout)."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        loaded: Callable[[Agent], Awaitable[set[str] | None]],
+        give_up: Callable[[Exchange, str], None],
+        client_is_slow: Callable[[Exchange], bool] = lambda exchange: False,
+    ) -> None:
+        self._clock = clock
+        self._loaded = loaded
+        self._give_up = give_up
+        self._client_is_slow = client_is_slow
+
+    def look(self, exchanges: Iterable[Exchange]) -> list[Exchange]:
+        """Give up what will not be answered, or not to its end; returns the suspicious requests, for `judge`."""
+        now = self._clock()
+        waiting = []
+        for exchange in exchanges:
+            if exchange.outcome is not None:
+                continue
+            if exchange.fan_out is not None:
+                exchange.fan_out.give_up_silent(now)
+            elif exchange.lease is None or exchange.lease.released:
+                continue
+            elif exchange.first_byte is not None:
+                self._look_at_answer(exchange, now)
+            elif exchange.lease.model is not None:
+                waiting.append(exchange)
+            elif not exchange.lease.agent.online:
+                self._give_up(exchange, f"it went offline: {exchange.lease.agent.offline_reason}")
+        in_one_piece = {e.agent for e in waiting if not e.streams}
+        suspicious = []
+        for exchange in waiting:
+            agent = exchange.agent
+            assert agent is not None
+            if not agent.online and not exchange.seen_loading:
+                self._give_up(exchange, f"it went offline: {agent.offline_reason}")
+                continue
+            limit = SILENCE + exchange.body_bytes / WORST_PREFILL
+            if agent in in_one_piece:
+                limit *= UNSTREAMED_PATIENCE
+            if now >= exchange.ask_after and now - max(exchange.patience, agent.heard_at) >= limit:
+                suspicious.append(exchange)
+        return suspicious
+
+    def _look_at_answer(self, exchange: Exchange, now: float) -> None:
+        """Give up an answer that has begun, if no more is to be expected of it."""
+        assert exchange.lease is not None
+        agent, route = exchange.lease.agent, exchange.route
+        silent = now - exchange.heard_at
+        limit = self.idle_seconds
+        if route is None or not route.runs:
+            limit = max(limit, self.response_seconds)
+        if silent < min(limit, OFFLINE_SILENCE):
+            return
+        if self._client_is_slow(exchange):
+            exchange.heard_at = now
+        elif not agent.online and silent >= OFFLINE_SILENCE:
+            self._give_up(exchange, f"it went offline: {agent.offline_reason}")
+        elif silent >= limit:
+            self._give_up(exchange, f"silent for {silent:.0f} s")
+
+    async def judge(self, exchange: Exchange) -> None:
+        """Ask the agent of a suspicious request whether it has the model in memory; if so, it is stuck."""
+        agent, lease = exchange.agent, exchange.lease
+        if agent is None or lease is None or lease.model is None:
+            return
+        silent = self._clock() - max(exchange.patience, agent.heard_at)
+        exchange.ask_after = self._clock() + LOOK_AGAIN
+        names = await self._loaded(agent)
+        if exchange.lease is not lease or not _unanswered(exchange):
+            return
+        if names is None:
+            if exchange.seen_loading and agent.online:
+                return  # a load may keep a host so busy that it answers late
+            self._give_up(exchange, f"silent for {silent:.0f} s, and does not say what it has in memory")
+        elif lease.model not in names:
+            # Loading, or waiting to: patience begins anew when it is seen in memory.
+            exchange.seen_loading = True
+        elif exchange.seen_loading:
+            exchange.seen_loading = False
+            exchange.patience = self._clock()
+        else:
+            self._give_up(exchange, f"silent for {silent:.0f} s with the model in memory")
+
+
+def _unanswered(exchange: Exchange) -> bool:
+    lease = exchange.lease
+    return (
+        lease is not None
+        and not lease.released
+        and lease.model is not None
+        and exchange.first_byte is None
+        and exchange.outcome is None
+    )

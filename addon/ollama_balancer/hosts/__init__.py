@@ -1,0 +1,1 @@
+"""The hosts of the fleet as the balancer reaches them by itself: probes, announcements, the demo."""

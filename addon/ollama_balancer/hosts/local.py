@@ -1,0 +1,86 @@
+"""Which agents are one host: those whose names and addresses lead to one server.
+
+Elsewhere that is one IP address and port. A server of this machine may be reached by each of the machine's addresses,
+unless another one listens there: then it is the socket that takes the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Hashable
+
+import psutil
+
+from agent_reporter.addresses import is_loopback, own_ips, plain_ip
+
+from ..core.agent import Address, Agent
+from ..core.registry import AgentRegistry
+
+EVERYWHERE = ("0.0.0.0", "::")
+HERE = "this machine"
+
+
+LOOK_AGAIN = 10.0
+"""Seconds until it is looked again where this machine listens, which takes milliseconds."""
+
+
+class Locator:
+    """Finds out where the agents' hosts listen, and tells the registry."""
+
+    def __init__(self, registry: AgentRegistry) -> None:
+        self._registry = registry
+        self._here: dict[int, dict[Agent, tuple[str, Address]]] = {}
+        """Agents on this machine, by port: at which of its addresses they were reached, and what theirs was then."""
+        self._listening: dict[int, tuple[float, frozenset[str]]] = {}
+        """At which addresses alone this machine was last seen to listen, by port, and when."""
+        self._own: frozenset[str] | None = None
+
+    async def locate(self, agent: Agent, address: Address, peer: str) -> None:
+        """The agent was reached at that IP address."""
+        ip, port = plain_ip(peer), address.port
+        if agent.address != address or agent.removed or not ip:
+            return
+        if not await self._is_here(ip):
+            self._here.get(port, {}).pop(agent, None)
+            self._registry.located(agent, (ip, port))
+            return
+        neighbours = self._here.setdefault(port, {})
+        if neighbours.get(agent) == (ip, address) and agent.host_key is not None and agent.online:
+            return
+        neighbours[agent] = ip, address
+        for other in [each for each, (_, at) in neighbours.items() if each.removed or each.address != at]:
+            del neighbours[other]
+        if all(where == ip for where, _ in neighbours.values()):
+            for each in list(neighbours):
+                self._registry.located(each, (ip, port))
+            return
+        seen_at, listening = self._listening.get(port, (0.0, frozenset[str]()))
+        if ip in listening and self._registry.clock() - seen_at < LOOK_AGAIN:
+            self._registry.located(agent, key_here(ip, port, listening))
+            return
+        listening = await asyncio.to_thread(listening_at, port)
+        self._listening[port] = (self._registry.clock(), listening)
+        for each, (where, _) in list(neighbours.items()):
+            self._registry.located(each, key_here(where, port, listening))
+
+    async def _is_here(self, ip: str) -> bool:
+        if is_loopback(ip):
+            return True
+        if self._own is None:
+            self._own = await asyncio.to_thread(own_ips)
+        return ip in self._own
+
+
+def key_here(ip: str, port: int, listening: Collection[str]) -> Hashable:
+    """Where a server of this machine listens that is reached at that address, if these are listened at."""
+    return (ip, port) if ip in listening else (HERE, port)
+
+
+def listening_at(port: int) -> frozenset[str]:
+    """The addresses of this machine at which somebody listens for that port alone; empty where that is not shown."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return frozenset()
+    found = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port}
+    return frozenset(plain_ip(ip) for ip in found if ip not in EVERYWHERE)

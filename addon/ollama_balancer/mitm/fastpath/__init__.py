@@ -1,0 +1,1 @@
+"""What is fast and private to mitmproxy and asyncio; each part can be off."""

@@ -1,0 +1,238 @@
+"""What people can tell the balancer from mitmproxy's console and mitmweb's command bar."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import mitmproxy.types
+from mitmproxy import command, ctx, exceptions, flow, http
+from mitmproxy.log import ALERT
+
+from ...api.paths import is_control_path
+from ...core.agent import Agent
+from ...core.policies import POLICIES
+from ...core.queue import WaitingLine
+from ...core.registry import AgentRegistry
+from ...ollama.names import canonical_name, local_name
+from ...ollama.requests import read_request
+from ...ollama.routes import find_route
+from ...tables import Run, Table, comparison_table, fleet_table, in_columns, queue_table
+from ..answers import path_of
+from ..headers import AGENT_HEADER
+from ..replay import send_again
+from .annotations import COMPARED, COMPARISON_KEY, METADATA_KEY
+from .copies import ReplayedCopies, copy_of
+from .marks import PersonsMarks, set_mark
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 1_000
+"""Requests that one command sends."""
+
+
+def define[F: Callable[..., Any]](path: str) -> Callable[[F], F]:
+    """mitmproxy's decorator for a command, with its type."""
+    decorator: Callable[[F], F] = command.command(path)
+    return decorator
+
+
+class Offered(list[str]):
+    """Names that are offered for completion. Another is taken as well, so that the command says what is wrong."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def choice[F: Callable[..., Any]](name: str, of: str) -> Callable[[F], F]:
+    """That argument is completed with what the command `of` returns."""
+    decorator: Callable[[F], F] = command.argument(name, type=mitmproxy.types.Choice(of))
+    return decorator
+
+
+class Commands:
+    """An addon of its own, so that all of them are found in one place."""
+
+    name = "ollama-balancer-commands"
+
+    def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
+        self.registry = registry
+        self.line = line
+        self.marks = PersonsMarks()
+        self.copies = ReplayedCopies()
+
+    def running(self) -> None:
+        self.marks.install()
+        self.copies.install()
+
+    def done(self) -> None:
+        self.marks.remove()
+        self.copies.remove()
+
+    @define("balancer.agents")
+    def agents(self) -> mitmproxy.types.Data:
+        """Show the fleet: each agent's state, load, models in memory and speed."""
+        return _shown(fleet_table(self.registry, self.registry.clock()))
+
+    @define("balancer.queue")
+    def queue(self) -> mitmproxy.types.Data:
+        """Show how many requests wait for an agent, by model and by client."""
+        return _shown(queue_table(self.line.describe()))
+
+    @define("balancer.mode")
+    @choice("mode", of="balancer.modes")
+    def mode(self, mode: str = "") -> str:
+        """Show how agents are chosen, or change it: balancer.mode roundrobin."""
+        if mode:
+            try:
+                ctx.options.update(balancer_mode=mode)
+            except exceptions.OptionsError as e:
+                raise exceptions.CommandError(str(e)) from e
+        return self.registry.mode
+
+    @define("balancer.modes")
+    def modes(self) -> Sequence[str]:
+        """The ways of choosing an agent."""
+        return Offered(POLICIES)
+
+    @define("balancer.names")
+    def names(self) -> Sequence[str]:
+        """The names of all agents."""
+        return Offered(agent.name for agent in self.registry)
+
+    @define("balancer.drain")
+    @choice("agent", of="balancer.names")
+    def drain(self, agent: str) -> None:
+        """Send an agent no new requests; those that run there finish."""
+        found = self._find(agent)
+        self.registry.drain(found)
+        logger.log(ALERT, "Agent %s drains: %d requests still run there.", found.name, found.in_flight)
+
+    @define("balancer.resume")
+    @choice("agent", of="balancer.names")
+    def resume(self, agent: str) -> None:
+        """Send a drained agent requests again."""
+        found = self._find(agent)
+        self.registry.resume(found)
+        logger.log(ALERT, "Agent %s is %s.", found.name, found.status)
+
+    @define("balancer.replay")
+    @choice("agent", of="balancer.names")
+    def replay(self, flows: Sequence[flow.Flow], agent: str) -> None:
+        """Send copies of these flows' requests to an agent: balancer.replay @focus gpu-1."""
+        found = self._find(agent)
+        prompts = _prompts(flows)
+        for prompt in prompts:
+            _send_copy(prompt, found)
+        logger.log(ALERT, "Sent to %s: %d of %d flows.", found.name, len(prompts), len(flows))
+
+    @define("balancer.compare")
+    def compare(self, flows: Sequence[flow.Flow]) -> None:
+        """Send copies of these flows' requests to every agent that has the model: balancer.compare '~marked'."""
+        plan = [(prompt, self._able(prompt)) for prompt in _prompts(flows)]
+        if sum(len(agents) for _, agents in plan) > MOST_AT_ONCE:
+            raise exceptions.CommandError(f"that makes more than {MOST_AT_ONCE} requests: compare fewer flows")
+        for prompt, agents in plan:
+            group = secrets.token_hex(3)
+            for agent in agents:
+                _send_copy(prompt, agent, group)
+            logger.log(
+                ALERT,
+                "Comparison %s is sent to %s. When the answers are there: balancer.comparison '~comment %s'",
+                group,
+                ", ".join(agent.name for agent in agents),
+                group,
+            )
+
+    @define("balancer.comparison")
+    def comparison(self, flows: Sequence[flow.Flow]) -> mitmproxy.types.Data:
+        """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
+        runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
+        if not runs:
+            raise exceptions.CommandError("none of these flows is a request that went through the balancer")
+        return _shown(comparison_table(runs))
+
+    def _find(self, name: str) -> Agent:
+        agent = self.registry.get(name)
+        if agent is None:
+            names = ", ".join(self.names()) or "none"
+            raise exceptions.CommandError(f"no agent is called {name[:80]!r}; there are: {names[:500]}")
+        return agent
+
+    def _able(self, prompt: http.HTTPFlow) -> list[Agent]:
+        """The agents that can be sent this request."""
+        path = path_of(prompt)
+        route = find_route(path)
+        body, kind = prompt.request.raw_content or b"", prompt.request.headers.get("content-type", "")
+        model = read_request(route, path, body, kind).model if route is not None else None
+        if model is None:
+            raise exceptions.CommandError(f"{path[:200]}: the request names no model to compare")
+        names = {canonical_name(model), local_name(model) or canonical_name(model)}
+        agents = [agent for agent in self.registry if agent.available and any(map(agent.may_have, names))]
+        if not agents:
+            raise exceptions.CommandError(f"no agent that is online has model {model[:200]!r}")
+        return agents
+
+
+def _prompts(flows: Sequence[flow.Flow]) -> list[http.HTTPFlow]:
+    """Those flows that can be sent again."""
+    prompts = [
+        each
+        for each in flows
+        if isinstance(each, http.HTTPFlow)
+        and each.request.raw_content is not None
+        and not is_control_path(path_of(each))
+        and each.websocket is None
+    ]
+    if not prompts:
+        raise exceptions.CommandError("none of these flows is a request to Ollama that can be sent again")
+    if len(prompts) > MOST_AT_ONCE:
+        raise exceptions.CommandError(f"these are more than {MOST_AT_ONCE} flows")
+    return prompts
+
+
+def _send_copy(prompt: http.HTTPFlow, agent: Agent, group: str | None = None) -> None:
+    copy = copy_of(prompt)
+    if group is not None:
+        copy.metadata[COMPARISON_KEY] = group
+        set_mark(copy, COMPARED)
+    copy.request.headers[AGENT_HEADER] = agent.name
+    send_again(copy)
+
+
+def _run(each: http.HTTPFlow) -> Run | None:
+    """The flow as a run, if it is one. Its metadata may come from a file: anything may be in it."""
+    record, group = each.metadata.get(METADATA_KEY), each.metadata.get(COMPARISON_KEY)
+    if not isinstance(record, dict):
+        return None
+    response = each.response
+    from ...ollama.watching import AnswerWatcher
+
+    watcher = AnswerWatcher(response.headers.get("content-type", "").lower() if response is not None else "")
+    watcher.feed((response.content if response is not None else None) or b"")
+    verdict = watcher.verdict()
+    problem = record.get("problem") or ("not finished yet" if record.get("outcome") is None else verdict.error)
+    return Run(
+        group=group if isinstance(group, str) else "",
+        agent=str(record.get("agent")),
+        model=str(record.get("model")),
+        first_byte=_number(record.get("first_byte_ms")) if watcher.streamed else None,
+        total=_number(record.get("total_ms")),
+        tokens_per_second=_number(record.get("tokens_per_second")),
+        tokens=verdict.output_tokens,
+        text=watcher.answer.text or watcher.answer.thinking,
+        problem=None if problem is None else str(problem),
+    )
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _shown(table: Table) -> mitmproxy.types.Data:
+    """In the console a table opens by itself; mitmweb's command bar has one line for it, its event log more."""
+    if hasattr(ctx.master, "web_url"):
+        logger.info("%s", "\n" + in_columns(table))
+    return cast(mitmproxy.types.Data, table)

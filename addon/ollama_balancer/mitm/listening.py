@@ -1,0 +1,60 @@
+"""Under which address the balancer can be reached, for the log's first lines: none that leads nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from agent_reporter import addresses
+
+from ..storage import token as credentials
+
+EVERYWHERE = ("", "0.0.0.0", "::")
+"""Hosts that mean all addresses of the machine."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    url: str
+    local: bool
+    """Whether only this machine can use it."""
+
+
+def reach(listening: Iterable[tuple[str, int]], local_ip: str | None) -> Reach | None:
+    """Of where mitmproxy listens; None: nowhere. `local_ip` is this machine's address for others, if it has one."""
+    found = [(host, port) for host, port in listening if port]
+    for host, port in found:
+        if host in EVERYWHERE:
+            return Reach(f"http://{local_ip or 'THIS-HOST'}:{port}", local=False)
+    found.sort(key=lambda address: _is_loopback(address[0]))
+    if not found:
+        return None
+    host, port = found[0]
+    return Reach(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", _is_loopback(host))
+
+
+def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
+    """What to do next, for clients and for the hosts."""
+    if at is None:
+        return ["mitmproxy listens on no port, so nobody can reach the balancer: start it without --no-server."]
+    report = f"ollama-agent-reporter --balancer {at.url}"
+    given = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+    if at.local:
+        token_file = f" --token-file {token.file}" if token.file is not None else f" {given}"
+        return [
+            f"Clients on this machine: set OLLAMA_HOST={at.url}, or use it as the base URL.",
+            f"This machine's own Ollama reports with: {report}{token_file}",
+            "mitmproxy listens on this machine only: clients and reporters on other machines cannot reach it. With "
+            "--listen-host 0.0.0.0 it listens on all addresses.",
+        ]
+    if token.file is not None:
+        given = f"with a copy of {token.file} from here"
+        report += f" --token-file {credentials.FILE_NAME}"
+    return [
+        f"Clients: set OLLAMA_HOST={at.url}, or use it as the base URL.",
+        f"On each Ollama host, {given}, run: {report}",
+    ]
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or addresses.is_loopback(host)

@@ -1,0 +1,246 @@
+"""What is changed in mitmproxy itself, where it has no hook: put in place by `apply`, taken back by `restore`.
+
+Tested with mitmproxy 12.2 and 12.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import functools
+import socket
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mitmproxy.connection import Client, Connection, ConnectionState
+from mitmproxy.net.http import http1, status_codes
+from mitmproxy.proxy import commands, events, server
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers import http as layers_http
+from mitmproxy.proxy.layers.http import ErrorCode, ResponseProtocolError, _http1, _http2
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.utils import human
+
+from agent_reporter.connecting import connect, is_address
+
+from ..ollama.errors import error_body
+from ..ollama.routes import Dialect, dialect_of
+from ..text import one_line, without_bytes
+from . import http2
+from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check_authority, check_request
+from .inspection import decoding, saved_files
+
+SWALLOWED = 32 * 1024 * 1024
+"""Bytes of a refused request that are read and dropped, so that the client can read why."""
+
+SWALLOWING_SECONDS = 1.0
+
+
+@dataclass
+class NextRequestHook(commands.StartHook):
+    """A client has sent another request before the last one was answered: it is read when the hook is over."""
+
+    client: Client
+    blocking = True
+
+
+@dataclass
+class HeadBegunHook(commands.StartHook):
+    """A part of a request's head has come, and not all of it."""
+
+    client: Client
+
+
+def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> bytes:
+    """An answer, head and all, after which the connection is closed."""
+    body = error_body(dialect, status, one_line(message, 300))
+    later = b"Retry-After: 5\r\n" if status == 503 else b""
+    return (
+        b"HTTP/1.1 %d %s\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n%s"
+        b"Content-Length: %d\r\n\r\n%s"
+        % (status, status_codes.RESPONSES.get(status, "").encode(), later, len(body), body)
+    )
+
+
+def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
+    """`Http1Server.read_headers`, with limits, and without recursion where requests come before their answers."""
+    if isinstance(event, events.Wakeup):
+        if not self.buf.ahead:
+            return
+        self.buf.ahead = False
+        yield NextRequestHook(self.conn)
+        if self.conn.state is ConnectionState.CLOSED:
+            return
+        event = events.DataReceived(self.conn, b"")
+    elif self.buf.ahead:
+        if isinstance(event, events.DataReceived):
+            return
+        self.buf = LimitedBuffer()  # the client is gone, and what it sent ahead with it
+    elif isinstance(event, events.DataReceived) and not event.data:
+        # mitmproxy calls this from within the request before: one more for each that was sent ahead.
+        self.buf.ahead = True
+        yield commands.RequestWakeup(0)
+        return
+    try:
+        yield from _read_request_of_mitmproxy(self, event)
+        if self.buf and self.state == self.read_headers and not self.buf.ahead:
+            yield HeadBegunHook(self.conn)
+    except HeadError as e:
+        path = e.line.split(b" ", 2)[1:2]
+        dialect = dialect_of(path[0].partition(b"?")[0].decode("utf-8", "replace")) if path else Dialect.OLLAMA
+        yield commands.Log(f"{human.format_address(self.conn.peername)}: refused: {e.message}")
+        yield commands.SendData(self.conn, refusal(e.status, e.message, dialect))
+        swallowed = 0
+
+        def swallow(event: events.Event) -> CommandGenerator[None]:
+            nonlocal swallowed
+            swallowed += len(self.buf)
+            self.buf = LimitedBuffer()
+            if not isinstance(event, events.DataReceived) or swallowed > SWALLOWED:
+                yield commands.CloseConnection(self.conn)
+                self.state = self.done
+
+        self.state = swallow
+        yield from swallow(events.DataReceived(self.conn, b""))
+        yield commands.RequestWakeup(SWALLOWING_SECONDS)
+
+
+def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
+    """`Http1Client.read_headers`, with limits."""
+    try:
+        yield from _read_answer_of_mitmproxy(self, event)
+    except HeadError as e:
+        yield commands.CloseConnection(self.conn)
+        message = f"its answer is refused: {e.message}"
+        yield ReceiveHttp(ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR))
+
+
+def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose ValueErrors do not have in them what a client sent: it may be a secret."""
+
+    @functools.wraps(function)
+    def discreet(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as e:
+            raise ValueError(without_bytes(str(e))) from None
+
+    return discreet
+
+
+@_discreet
+def _read_request_head(lines: list[bytes]) -> Any:
+    check_authority(lines)
+    check_request(lines)
+    return _read_head_of_mitmproxy(lines)
+
+
+def _read_response_head(lines: list[bytes]) -> Any:
+    check_answer(lines)
+    response = _read_answer_head_of_mitmproxy(lines)
+    # What a host says there is for nobody's terminal.
+    response.data.reason = status_codes.RESPONSES.get(response.status_code, "").encode()
+    return response
+
+
+@_discreet
+def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
+    for name, value in headers:
+        if len(value) > MAX_HOST and name in (b":authority", b"host"):
+            raise ValueError(f"the host has more than {MAX_HOST} bytes")
+    return _parse_h2_of_mitmproxy(headers)
+
+
+async def _handle_connection(self: Any, connection: Connection) -> None:
+    """`ConnectionHandler.handle_connection`, which forgets the connection where it is cancelled at a bad moment.
+
+    That is while what came waits for the layers to be done with something else: then neither would the socket be
+    closed, nor would the layers hear of the end. What a host has not taken by the end is dropped: to close the
+    connection would wait for a host that takes nothing.
+    """
+    ended = self.transports.get(connection)
+    try:
+        await _handle_connection_of_mitmproxy(self, connection)
+    except asyncio.CancelledError:
+        io = self.transports.get(connection)
+        if io is not None:
+            connection.state = ConnectionState.CLOSED
+            told = False
+            while not told:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.server_event(events.ConnectionClosed(connection))
+                    told = True
+            self.transports.pop(connection, None)
+            if io.writer is not None:
+                io.writer.close()
+        raise
+    finally:
+        if connection is not self.client and ended is not None and isinstance(ended.writer, asyncio.StreamWriter):
+            ended.writer.transport.abort()
+
+
+async def _open_connection(
+    host: str, port: int, *, local_addr: tuple[str, int] | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """`asyncio.open_connection`, which tries the next address of a name where one does not answer."""
+    if local_addr is not None or is_address(host):
+        return await asyncio.open_connection(host, port, local_addr=local_addr)
+    try:
+        connected = await connect(host, port)
+    except socket.gaierror as e:
+        raise OSError(f"host {host} not found") from e
+    return await asyncio.open_connection(sock=connected)
+
+
+def _asyncio_with(**replaced: Any) -> types.ModuleType:
+    """What a module gets to see as asyncio: with some of it replaced, and nobody else concerned."""
+    module = types.ModuleType("asyncio", asyncio.__doc__)
+    module.__dict__.update(asyncio.__dict__ | replaced)
+    return module
+
+
+_handle_connection_of_mitmproxy: Any = server.ConnectionHandler.handle_connection
+_read_request_of_mitmproxy: Any = _http1.Http1Server.read_headers
+_read_answer_of_mitmproxy: Any = _http1.Http1Client.read_headers
+_read_head_of_mitmproxy: Any = http1.read_request_head
+_read_answer_head_of_mitmproxy: Any = http1.read_response_head
+_parse_h2_of_mitmproxy: Any = _http2.parse_h2_request_headers
+
+_REPLACEMENTS: list[tuple[Any, str, Any]] = [
+    (server.ConnectionHandler, "handle_connection", _handle_connection),
+    (server.ConnectionHandler, "drain_writers", http2.drain_writers),
+    (server, "asyncio", _asyncio_with(open_connection=_open_connection)),
+    (_http1, "ReceiveBuffer", LimitedBuffer),
+    (_http1.Http1Server, "read_headers", _read_request),
+    (_http1.Http1Client, "read_headers", _read_answer),
+    (_http1, "make_error_response", refusal),
+    (http1, "read_request_head", _read_request_head),
+    (http1, "read_response_head", _read_response_head),
+    (_http2, "BufferedH2Connection", http2.BoundedH2Connection),
+    (_http2.Http2Connection, "handle_h2_event", http2.handle_event),
+    (http1, "expected_http_body_size", _discreet(http1.expected_http_body_size)),
+    (layers_http, "validate_headers", _discreet(layers_http.validate_headers)),
+    (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
+    *decoding.REPLACEMENTS,
+    *saved_files.REPLACEMENTS,
+]
+
+_originals: list[tuple[Any, str, Any]] = []
+
+
+def apply() -> None:
+    """Put them in place; without effect where they are."""
+    if not _originals:
+        for owner, name, replacement in _REPLACEMENTS:
+            _originals.append((owner, name, getattr(owner, name, getattr(builtins, name, None))))
+            setattr(owner, name, replacement)
+
+
+def restore() -> None:
+    """Take all back, for connections that begin from now on."""
+    while _originals:
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)

@@ -1,0 +1,56 @@
+"""A mitmproxy flow answered by an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from mitmproxy import http
+from mitmproxy.addons import asgiapp
+
+from ..api.paths import AUTHORIZED
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+COMPRESSED_FROM = 8 * 1024
+"""Bytes of an answer from which on it is compressed for those who take that."""
+
+PACKED_IN_THREAD_FROM = 256 * 1024
+"""Bytes whose compression would hold up others for milliseconds."""
+
+
+async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
+    """Set the flow's response to what the application answers."""
+    path, _, query = flow.request.data.path.partition(b"?")
+
+    async def corrected(scope: Scope, receive: Receive, send: Send) -> None:
+        # mitmproxy hands on the path quoted once more than it came; ASGI wants it unquoted.
+        scope["path"] = unquote(path.decode("latin-1"))
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["scheme"] = "http"
+        scope[AUTHORIZED] = authorized
+        await app(scope, receive, send)
+
+    application: Any = corrected
+    await asgiapp.serve(application, flow)
+    response = flow.response
+    assert response
+    if len(response.raw_content or b"") >= COMPRESSED_FROM and "gzip" in flow.request.headers.get(
+        "accept-encoding", ""
+    ):
+        body = response.raw_content or b""
+        packing = len(body) >= PACKED_IN_THREAD_FROM
+        response.raw_content = await asyncio.to_thread(gzip.compress, body, 1) if packing else gzip.compress(body, 1)
+        response.headers["content-encoding"] = "gzip"
+        response.headers["content-length"] = str(len(response.raw_content))
+        response.headers["vary"] = ", ".join(filter(None, [response.headers.get("vary"), "Accept-Encoding"]))
+    if response.status_code == 204:
+        response.headers.pop("content-length", None)
+    elif flow.request.method == "HEAD":
+        length = response.headers.get("content-length", "0")
+        response.raw_content = b""
+        response.headers["content-length"] = length

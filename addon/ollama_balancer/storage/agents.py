@@ -1,0 +1,182 @@
+"""The agents that have registered, kept in a file so that a balancer that starts again knows them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.agent import Address, Agent, Source
+from ..core.registry import MAX_AGENTS, AgentRegistry
+from .files import open_own, replace
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "ollama-balancer-agents.json"
+MAX_BYTES = 64 * 1024 * 1024
+
+MAX_URL = 2100
+"""Characters: what may be registered, and a port."""
+
+
+class StoredAgent(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(max_length=64)
+    url: str = Field(max_length=MAX_URL)
+    draining: Literal["resume", "registration"] | None = None
+    """What is to end its drain; None: it is not draining."""
+
+
+class Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[1]
+    agents: list[StoredAgent] = Field(max_length=MAX_AGENTS)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Who has registered at one moment: name, address and what is to end the drain. Later ones have higher numbers."""
+
+    number: int
+    agents: list[tuple[str, Address, str | None]]
+
+    def __str__(self) -> str:
+        lines = []
+        for name, address, draining in self.agents:
+            entry = {"name": name, "url": address.url}
+            if draining is not None:
+                entry["draining"] = draining
+            lines.append(json.dumps(entry))
+        return f'{{"version": 1, "agents": [{",".join(f"\n {line}" for line in lines)}\n]}}\n'
+
+
+class StateFile:
+    """`path` is the file's; the folder is made if need be. `save` may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._newest = 0
+        """The snapshot that the file is not to be older than."""
+        self._written: str | None = None
+        """What the file holds, as far as is known."""
+        self._failed = False
+        self._untouchable = False
+        """Whether the file holds what could not be read, and is not to be lost."""
+
+    def restore(self, registry: AgentRegistry) -> int:
+        """Take in the agents of the file that are not known otherwise; how many. A damaged file is set aside."""
+        try:
+            with open_own(self.path) as file:
+                content = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return 0
+        except OSError as e:
+            logger.warning(
+                "The agents that had registered cannot be read from %s (%s). Their reporters register again; what else "
+                "was registered is missing, and no change is kept. Make the file readable and start again.",
+                self.path,
+                e.strerror or e,
+            )
+            self._untouchable = True
+            return 0
+        try:
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            stored = Stored.model_validate_json(content).agents
+            addresses = [Address.parse(agent.url) for agent in stored]
+        except ValueError as e:
+            self._set_aside(_reason(e))
+            return 0
+        taken_in = 0
+        for entry, address in zip(stored, addresses, strict=True):
+            if registry.get(entry.name) is not None:
+                continue
+            try:
+                agent, _ = registry.register(entry.name, address, Source.REGISTERED)
+            except ValueError as e:
+                logger.warning("An agent in %s is left out: %s", self.path, e)
+                continue
+            taken_in += 1
+            if entry.draining is not None:
+                registry.drain(agent, until_registration=entry.draining == "registration")
+        return taken_in
+
+    def snapshot(self, agents: Iterable[Agent]) -> Snapshot:
+        """What the file is to hold; cheap, since whoever serves requests waits for it."""
+        self._taken += 1
+        return Snapshot(
+            self._taken,
+            [
+                (
+                    agent.name,
+                    agent.address,
+                    None if not agent.draining else "registration" if agent.draining_until_registration else "resume",
+                )
+                for agent in agents
+                if agent.source is Source.REGISTERED
+            ],
+        )
+
+    def save(self, snapshot: Snapshot) -> bool:
+        """Have the file hold this, unless it holds something newer. False if the disk did not take it."""
+        with self._lock:
+            if self._untouchable or snapshot.number < self._newest:
+                return True
+            self._newest = snapshot.number
+            text = str(snapshot)
+            if text == self._written or (self._written is None and not snapshot.agents and not self.path.exists()):
+                return True
+            return self._write(text)
+
+    def _write(self, text: str) -> bool:
+        """Replace the file; nobody ever sees half of it. A failure is logged once, until it works again."""
+        try:
+            replace(self.path, text)
+        except OSError as e:
+            if not self._failed:
+                logger.warning(
+                    "The registered agents cannot be kept in %s (%s): after a restart they have to register again. "
+                    "It is tried again.",
+                    self.path,
+                    e.strerror or e,
+                )
+            self._failed = True
+            return False
+        if self._failed:
+            logger.info("The registered agents are kept in %s again.", self.path)
+        self._written, self._failed = text, False
+        return True
+
+    def _set_aside(self, reason: str) -> None:
+        damaged = self.path.with_name(self.path.name + ".damaged")
+        try:
+            os.replace(self.path, damaged)
+            where = f"it is set aside as {damaged}"
+        except OSError as e:
+            self._untouchable = True
+            where = f"it could not be set aside ({e.strerror or e}), so that no change is kept"
+        logger.warning(
+            "%s does not hold the agents that had registered: %s; %s, and the fleet starts without them.",
+            self.path,
+            reason,
+            where,
+        )
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return str(error)

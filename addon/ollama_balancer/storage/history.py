@@ -1,0 +1,120 @@
+"""The history in a file, one line of JSON a minute. What is over is appended, so that writing costs little."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.history import FEWEST_FIELDS, FIELDS, MINUTES, History
+from .files import open_own, replace
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "ollama-balancer-history.jsonl"
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Of the file's end that are read."""
+
+_Name = Annotated[str, Field(max_length=1024)]
+_Value = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+_Values = Annotated[
+    list[_Value],
+    Field(min_length=FEWEST_FIELDS, max_length=len(FIELDS)),
+    AfterValidator(lambda values: [*values, *[0.0] * (len(FIELDS) - len(values))]),
+]
+
+
+class Line(BaseModel):
+    """One minute. Of two lines for the same minute the later one counts."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    minute: Annotated[int, Field(ge=0, le=2**40)]
+    rows: list[tuple[_Name, _Name, _Values]]
+
+
+def finished(history: History, after: int, *, with_running: bool = False) -> list[Line]:
+    """The minutes after that one which are over; `with_running`: and the one that runs. Cheap."""
+    return [
+        Line.model_construct(minute=number, rows=[(*key, values.tolist()) for key, values in minute.rows.items()])
+        for number, minute in history.last(MINUTES)
+        if number > after and (number < history.now or with_running)
+    ]
+
+
+class HistoryFile:
+    """`path` is the file's; the folder is made if need be. Its methods do I/O: they are to be called in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._lines = 0
+        self._torn = False
+        """Whether the file may end in the middle of a line."""
+        self._failed = False
+
+    def read(self) -> list[Line]:
+        """The minutes in the file, the oldest first. What cannot be read is left out, and that is logged."""
+        try:
+            with open_own(self.path) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - MAX_BYTES))
+                texts = file.read(MAX_BYTES).splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        except OSError as e:
+            logger.warning("The history cannot be read from %s: %s.", self.path, e.strerror or e)
+            return []
+        self._lines = len(texts)
+        self._torn = bool(texts) and not texts[-1].endswith(b"\n")
+        minutes: dict[int, Line] = {}
+        wrong = 0
+        for text in texts:
+            try:
+                line = Line.model_validate_json(text)
+            except ValidationError:
+                wrong += 1
+            else:
+                minutes[line.minute] = line
+        if wrong > self._torn:  # half a line at the end is what a crash leaves
+            logger.warning("%d lines of %s are no minutes of the history: they are left out.", wrong, self.path)
+        return [minutes[number] for number in sorted(minutes)]
+
+    def append(self, lines: list[Line]) -> bool:
+        """Add minutes to the file. False if the disk did not take them; that is logged once, until it works again."""
+        with self._lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self._lines > 2 * MINUTES:
+                    self._shorten()
+                text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
+                with open_own(self.path, append=True) as file:
+                    torn, self._torn = self._torn, True
+                    file.write(b"\n" * torn + text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as e:
+                if not self._failed:
+                    logger.warning(
+                        "The history cannot be kept in %s (%s): after a restart it is missing. It is tried again.",
+                        self.path,
+                        e.strerror or e,
+                    )
+                self._failed = True
+                return False
+            if self._failed:
+                logger.info("The history is kept in %s again.", self.path)
+            self._torn = self._failed = False
+            self._lines += len(lines)
+            return True
+
+    def _shorten(self) -> None:
+        """Keep the last day."""
+        lines = self.read()[-MINUTES:]
+        replace(self.path, "".join(f"{line.model_dump_json()}\n" for line in lines))
+        self._lines, self._torn = len(lines), False

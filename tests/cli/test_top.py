@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from ollama_balancer.cli.top import ENTER, LEAVE, fetch, screen, show
+
+
+def agent(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": "online",
+        "reason": None,
+        "in_flight": 2,
+        "slots": 4,
+        "cpu": 12.4,
+        "memory": 40.0,
+        "gpus": [
+            {"name": "RTX", "busy": 30.0, "used": 6 << 30, "total": 25_757_220_864},
+            {"name": "RTX", "busy": 90.0, "used": 12 << 30, "total": 25_757_220_864},
+        ],
+        "speeds": {"llama3.2:latest": 80.4},
+        "report_age": 3.2,
+        "loaded": ["llama3.2:latest"],
+    } | more
+
+
+def data(*agents: dict[str, Any], **more: Any) -> dict[str, Any]:
+    decision = {"age": 1.0, "outcome": "succeeded", "status": 200, "model": "m", "agent": "gpu-1"}
+    decision["why"] = "cheapest: 0.5 s"
+    return {
+        "mode": "adaptive",
+        "figures": {"requests_per_second": 1.25, "tokens_per_second": 99.0, "failures": 2.5, "ttft_p95": 0.731},
+        "totals": {"requests": 12, "succeeded": 7, "failed": 0, "rejected": 3, "in_flight": 2},
+        "in_flight": 2,
+        "states": {"online": 1, "offline": 0, "unauthorized": 0, "ejected": 1, "draining": 0},
+        "line": {"length": 3, "oldest": 4.4},
+        "agents": list(agents),
+        "found": len(agents),
+        "decisions": [decision] * 9,
+    } | more
+
+
+def test_the_figures_the_fleet_and_the_last_requests_are_shown() -> None:
+    lines = screen(data(agent("gpu-1")), 200, 40)
+    assert lines[0] == "ollama-balancer, mode adaptive: 1 online, 1 ejected"
+    assert lines[1] == (
+        "1.2 requests/s, 99 tokens/s, 2 in flight, 3 waiting (the first for 4 s), TTFT p95 0.73 s, 2.5 % failed"
+    )
+    assert lines[2] == "12 requests since the start: 7 succeeded, 3 rejected, 2 in flight"
+    head, row = lines[4:6]
+    assert head.split()[:4] == ["agent", "status", "running", "cpu"]
+    assert row.split() == [
+        "gpu-1",
+        "online",
+        "2/4",
+        "12",
+        "%",
+        "40",
+        "%",
+        "90",
+        "%",
+        "38",
+        "%",
+        "of",
+        "48",
+        "GiB",
+        "80",
+        "3",
+        "s",
+        "llama3.2:latest",
+    ]
+    assert lines[7] == "last requests"
+    assert lines[8:] == ["    1 s ago  succeeded     m → gpu-1  cheapest: 0.5 s"] * 5
+
+
+def test_what_to_do_about_a_host_that_cannot_be_used_is_shown_in_full() -> None:
+    reason = "cannot connect: connection refused at 10.0.0.5:11434; start Ollama there with OLLAMA_HOST=0.0.0.0, " * 2
+    lines = screen(data(agent("gpu-1", status="unreachable", reason=reason), agent("b", reason=reason)), 100, 24)
+    whole = " ".join(lines)
+    assert f"gpu-1: {reason.strip()}" in whole
+    assert "b: cannot" not in whole  # it serves
+    assert all(len(line) <= 100 for line in lines)
+    assert len(lines) <= 23
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    bare = agent("a", slots=None, cpu=None, memory=None, gpus=[], speeds={}, report_age=None, loaded=[], in_flight=0)
+    assert screen(data(bare), 200, 40)[5].split() == ["a", "online", "0", *["-"] * 7]
+    empty = screen(data(states={}, line={"length": 0, "oldest": None}, decisions=[]), 200, 40)
+    assert empty[0].endswith("no agent")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (200, 50), (20, 4)])
+def test_nothing_is_wider_or_higher_than_the_terminal(width: int, height: int) -> None:
+    agents = [agent(f"gpu-{number}", reason="x" * 300, loaded=["m" * 500]) for number in range(100)]
+    lines = screen(data(*agents, found=1000), width, height)
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= max(height, 7)
+    if height >= 10:
+        assert any("more (--sort" in line or "more (" in line for line in lines)
+
+
+def test_hostile_names_do_not_reach_the_terminal() -> None:
+    hostile = agent("a", loaded=["\x1b[2J\x07"], reason="\r\n\x9b31m")
+    decision = {"age": 1.0, "outcome": "rejected", "status": 400, "model": "\x1b]0;x\x07", "agent": None}
+    decision["why"] = "\x1b[31m\n"
+    text = "\n".join(screen(data(hostile, decisions=[decision]), 500, 40))
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (httpx.Response(404, text="no"), "status 404: is it a balancer"),
+        (httpx.Response(200, text="<html>"), "no JSON: is it a balancer"),
+        (httpx.Response(200, json=[1]), "no fleet: is it a balancer"),
+        (httpx.Response(200, content=b"x" * 5_000_000), "too long: is it a balancer"),
+        (httpx.ConnectError("refused"), r"does not answer \(refused\)"),
+    ],
+)
+def test_what_is_no_balancer_is_told_in_a_line(answer: httpx.Response | Exception, why: str) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(handle), base_url="http://b") as client,
+        pytest.raises(ValueError, match=why),
+    ):
+        fetch(client, {})
+
+
+def test_the_screen_is_drawn_again_and_a_balancer_that_is_away_is_waited_for() -> None:
+    answers = iter([httpx.Response(200, json=data(agent("gpu-1"))), httpx.Response(500), None])
+    written: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        answer = next(answers)
+        if answer is None:
+            raise KeyboardInterrupt
+        return answer
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(handle), base_url="http://b") as client,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        show(client, {}, 2.0, written.append, sleep=lambda seconds: None)
+    assert written[0] == ENTER
+    assert "gpu-1" in written[1]
+    assert "status 500: is it a balancer?; trying again" in written[2]
+    assert written[-1] == LEAVE

@@ -1,0 +1,388 @@
+"""The adaptive mode: who is chosen, who waits, what is learned, under a fake clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.policies.adaptive import in_words
+from ollama_balancer.core.pool import ALL
+from ollama_balancer.core.queue import Place
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.scheduler import MOST_OVERTAKEN
+from ollama_balancer.core.scoring.estimates import LOAD
+from tests.core.fakes import Clock, address, entries, report
+from tests.core.room import MODEL, Room
+
+
+def test_with_no_information_at_all_it_is_least_requests_with_rotation() -> None:
+    room = Room("a", "b", "c", slots=4, known=False)
+    leases = [room.take() for _ in range(6)]
+    assert [lease.agent.name for lease in leases] == ["a", "b", "c", "a", "b", "c"]
+    leases[1].release(Outcome.CANCELLED)
+    assert room.take().agent.name == "b"
+
+
+def test_a_host_that_has_the_model_in_memory_is_preferred() -> None:
+    room = Room("a", "b", "c")
+    room.registry.update_loaded(room.agents[1], entries("m"))
+    assert [room.find() for _ in range(3)] == [room.agents[1]] * 3
+
+
+def test_the_first_byte_of_an_answer_is_proof_that_the_model_is_in_memory() -> None:
+    room = Room("a", "b")
+    lease = room.take()
+    lease.began()
+    lease.release()
+    assert [room.find() for _ in range(3)] == [lease.agent] * 3
+
+
+def test_a_report_that_comes_late_does_not_erase_what_a_first_byte_has_proven_since() -> None:
+    room = Room("a", "b")
+    agent = room.agents[0]
+    room.registry.update_metrics(agent.id, report(at=0, loaded_models=entries("other")))
+    room.clock.now += 10
+    lease = room.registry.take(agent, MODEL)
+    lease.began()
+    lease.release()
+    room.clock.now += 1
+    # Made six seconds ago by the host's clock, when the model was not there yet.
+    room.registry.update_metrics(agent.id, report(at=5, loaded_models=entries("other")))
+    assert MODEL in agent.warm
+    room.clock.now += 10
+    room.registry.update_metrics(agent.id, report(at=21, loaded_models=entries("other")))
+    assert MODEL not in agent.warm
+
+
+def test_a_load_is_told_of_when_it_is_over_for_another_model_may_have_been_pushed_out() -> None:
+    room = Room("a")
+    told: list[Agent] = []
+    room.registry.on_load = told.append
+    lease = room.take()
+    assert told == []
+    lease.began()
+    assert told == room.agents
+    lease.release()
+    room.serve(room.agents[0])
+    assert told == room.agents
+
+
+def test_how_many_models_fit_is_what_was_seen_together_not_what_was_loaded_one_after_the_other() -> None:
+    room = Room("a", models=("m", "n"))
+    [agent] = room.agents
+    for model in (MODEL, "n:latest"):
+        room.serve(agent, Demand(model))
+    assert agent.fits() == 1
+    room.clock.now += 10
+    room.registry.update_loaded(agent, entries("m", "n"))
+    assert agent.fits() == 2
+
+
+def test_a_host_that_was_away_is_cold() -> None:
+    room = Room("a", "b")
+    agent = room.agents[0]
+    room.registry.update_loaded(agent, entries("m"))
+    room.registry.unreachable(agent, "gone")
+    room.registry.reached(agent)
+    assert MODEL not in agent.warm
+
+
+def test_other_runner_options_need_another_load() -> None:
+    room = Room("a", "b")
+    plain, large = Demand(MODEL), Demand(MODEL, runner="num_ctx=8192")
+    first = room.take(plain)
+    first.began()
+    first.release()
+    second = room.registry.take(first.agent, MODEL, large)
+    assert second.loading
+    second.began()
+    second.release()
+    assert not room.registry.take(first.agent, MODEL, large).loading
+    assert room.registry.take(first.agent, MODEL, plain).loading
+
+
+def test_the_faster_host_is_preferred_once_it_has_shown_to_be() -> None:
+    room = Room("slow", "fast")
+    slow, fast = room.agents
+    for _ in range(3):
+        room.serve(slow, eval_count=100, eval_duration=10.0)
+        room.serve(fast, eval_count=100, eval_duration=1.0)
+    assert [room.find() for _ in range(3)] == [fast] * 3
+
+
+def test_a_conversation_goes_on_where_its_beginning_was_read_if_that_is_long() -> None:
+    room = Room("a", "b", slots=4)
+    for agent in room.agents:
+        room.registry.update_loaded(agent, entries("m"))
+    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    lease = room.take(first)
+    lease.began()
+    lease.release()
+    following = Demand(MODEL, tokens=4200, steps=((b"1", 4000), (b"2", 4200)))
+    assert [room.find(following) for _ in range(4)] == [lease.agent] * 4
+    others = {room.find(Demand(MODEL, tokens=4200, steps=((b"3", 4200),))) for _ in range(4)}
+    assert others == set(room.agents)
+
+
+def test_a_request_waits_for_a_warm_host_rather_than_load_on_a_cold_one_but_not_for_ever() -> None:
+    room = Room("warm", "cold", slots=1)
+    warm, cold = room.agents
+    for _ in range(3):
+        room.serve(warm, eval_count=100, eval_duration=1.0, load_duration=15.0)
+    busy = room.take()
+    assert busy.agent is warm
+    choice = room.matcher.find(Demand(MODEL))
+    assert choice.agent is None
+    assert [option.agent for option in choice.options] == ["warm", "cold"]
+    granted: list[Lease | None] = []
+    room.line.join(Place(MODEL), "me", granted.append)
+    room.clock.now += 5
+    room.matcher.look()
+    assert granted == []
+    room.clock.now += 60
+    room.registry.reached(cold)
+    room.matcher.look()
+    assert [lease.agent for lease in granted if lease] == [cold]
+
+
+def test_who_waits_gets_the_warm_host_when_it_is_free() -> None:
+    room = Room("warm", "cold", slots=1)
+    warm = room.agents[0]
+    for _ in range(3):
+        room.serve(warm, eval_count=100, eval_duration=1.0, load_duration=15.0)
+    busy = room.take()
+    granted: list[Lease | None] = []
+    room.line.join(Place(MODEL), "me", granted.append)
+    busy.release()
+    assert [lease.agent for lease in granted if lease] == [warm]
+
+
+def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_but_not_for_ever() -> None:
+    room = Room("a", slots=1)
+    room.registry.update_loaded(room.agents[0], entries("m"))
+    said = ((b"1", 2000),)
+    busy = room.take(Demand(MODEL, tokens=2000, steps=said, remember=said))
+    busy.began()
+    served: list[str] = []
+
+    def join(name: str, demand: Demand) -> None:
+        def served_now(lease: Lease | None) -> None:
+            nonlocal busy
+            assert lease is not None
+            busy = lease
+            lease.began()
+            served.append(name)
+
+        room.matcher.join(Place(MODEL), name, served_now, demand)
+
+    join("first", Demand(MODEL, tokens=100))
+    for number in range(MOST_OVERTAKEN + 2):
+        join(f"again {number}", Demand(MODEL, tokens=2100, steps=said, remember=said))
+    for _ in range(MOST_OVERTAKEN + 1):
+        busy.release()
+    assert served == [*(f"again {number}" for number in range(MOST_OVERTAKEN)), "first"]
+
+
+def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_slots_since() -> None:
+    room = Room("a", "b", slots=2)
+    agent = room.agents[0]
+    said = ((b"1", 2000),)
+    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    find = room.registry.learner.conversations.find
+    room.serve(agent, Demand(MODEL, tokens=50))
+    assert find(said) == (agent, 2000)
+    room.serve(agent, Demand(MODEL, tokens=2100, steps=said))
+    assert find(said) == (agent, 2000), "going on with a conversation takes no other's place"
+    room.serve(agent, Demand(MODEL, tokens=50))
+    assert find(said) == (None, 0)
+
+
+def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
+    room = Room("a", "b", slots=2)
+    agent = room.agents[0]
+    said = ((b"1", 2000),)
+    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    room.clock.now += 10
+    room.registry.update_loaded(agent, [])
+    room.registry.update_loaded(agent, entries("m"))
+    assert room.registry.learner.conversations.find(said) == (None, 0)
+
+
+def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> None:
+    room = Room("warm", "cold", slots=1)
+    warm, cold = room.agents
+    for _ in range(3):
+        room.serve(warm, eval_count=100, eval_duration=5.0, load_duration=15.0)
+    room.take()
+    assert room.find() is None
+    for number in range(8):
+        room.line.join(Place(MODEL), f"c{number}", lambda lease: None)
+    assert room.find() is cold
+
+
+def test_a_model_in_demand_is_not_pushed_out_where_another_host_has_room() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=1)
+    a, b = room.agents
+    for number, agent in enumerate(room.agents):
+        room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
+    room.registry.update_loaded(a, entries("m"))
+    for _ in range(5):
+        room.serve(a)
+    lease = room.take("n:latest")
+    assert lease.agent is b
+
+
+def test_two_models_that_are_both_asked_for_settle_on_a_host_each() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=1)
+    for number, agent in enumerate(room.agents):
+        room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
+    loads = 0
+    for _ in range(40):
+        for model in (MODEL, "n:latest"):
+            lease = room.take(model)
+            loads += lease.loading
+            lease.began()
+            # What a host that fits one model does.
+            room.registry.update_loaded(lease.agent, entries(model))
+            room.clock.now += 1
+            for agent in room.agents:
+                room.registry.reached(agent)
+            lease.release()
+    assert loads == 2
+
+
+def test_a_host_that_loads_gets_nothing_else_until_it_has() -> None:
+    room = Room("a", models=("m", "n"), slots=4)
+    lease = room.take()
+    assert lease.loading
+    assert room.find("n:latest") is None
+    granted: list[Lease | None] = []
+    room.line.join(Place("n:latest"), "me", granted.append)
+    lease.began()
+    assert len(granted) == 1
+
+
+def test_load_times_are_learned_only_from_a_host_that_had_nothing_else_to_do() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=4)
+    a, b = room.agents
+    room.serve(a, load_duration=4.0)
+    load = room.registry.learner.estimates.load
+    assert load.of(a.id, MODEL).value == pytest.approx(4)
+    other = room.registry.take(b, "n:latest")
+    room.serve(b, load_duration=30.0)
+    other.release()
+    assert load.of(b.id, MODEL).observations == 0
+
+
+def test_a_short_load_duration_is_no_load() -> None:
+    room = Room("a")
+    room.serve(room.agents[0], load_duration=0.05)
+    assert room.registry.learner.estimates.load.of(room.agents[0].id, MODEL).observations == 0
+
+
+def test_streams_that_tell_no_timings_are_learned_from_when_their_bytes_come() -> None:
+    room = Room("a")
+    agent = room.agents[0]
+    room.registry.update_loaded(agent, entries("m"))
+    room.serve(agent, Demand(MODEL, tokens=1000), seconds=10.0, eval_count=101)
+    estimates = room.registry.learner.estimates
+    assert estimates.decode.of(agent.id, MODEL).value == pytest.approx(100 / 5)
+    assert estimates.prefill.of(agent.id, MODEL).value == pytest.approx(1000 / 5)
+
+
+def test_reading_a_prompt_of_which_most_was_known_says_nothing_about_the_pace() -> None:
+    room = Room("a")
+    agent = room.agents[0]
+    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    room.serve(agent, first, prompt_eval_count=4000, prompt_eval_duration=4.0)
+    prefill = room.registry.learner.estimates.prefill
+    assert prefill.of(agent.id, MODEL).value == pytest.approx(1000)
+    again = Demand(MODEL, tokens=4100, steps=((b"1", 4000), (b"2", 4100)))
+    room.serve(agent, again, prompt_eval_count=4100, prompt_eval_duration=0.02)
+    assert prefill.of(agent.id, MODEL).observations == 1
+
+
+def test_an_answer_that_was_cut_short_by_its_limit_says_nothing_about_the_models_answers() -> None:
+    room = Room("a")
+    room.serve(room.agents[0], Demand(MODEL, output_limit=5), eval_count=5, eval_duration=0.1)
+    assert room.registry.learner.estimates.output_of(MODEL).observations == 0
+    room.serve(room.agents[0], Demand(MODEL, output_limit=500), eval_count=50, eval_duration=1.0)
+    assert room.registry.learner.estimates.output_of(MODEL).value == pytest.approx(50)
+
+
+def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> None:
+    room = Room("a", slots=2)
+    agent = room.agents[0]
+    room.registry.update_loaded(agent, entries("m"))
+    beside = room.registry.take(agent, MODEL)
+    beside.began()
+    room.serve(agent, eval_count=100, eval_duration=7.0)
+    beside.release()
+    assert room.registry.learner.estimates.decode.of(agent.id, MODEL).value == pytest.approx(100 / 7 * 1.4)
+
+
+def test_the_decision_names_the_chosen_and_the_two_next_best_with_their_terms() -> None:
+    room = Room("a", "b", "c", "d")
+    room.registry.update_loaded(room.agents[2], entries("m"))
+    choice = room.matcher.find(Demand(MODEL, tokens=800))
+    assert choice.agent is room.agents[2]
+    assert len(choice.options) == 3
+    best, second, _ = choice.options
+    assert best.agent == "c"
+    assert best.load == 0 < second.load
+    assert best.prefill == pytest.approx(1.0)
+    assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.harm)
+    assert in_words(choice.options).startswith("warm, cost 2.5 s, then ")
+
+
+def test_an_agent_that_has_failed_the_request_is_left_out() -> None:
+    room = Room("a", "b")
+    room.registry.update_loaded(room.agents[0], entries("m"))
+    assert room.matcher.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
+    assert room.matcher.find(Demand(MODEL), room.agents).agent is None
+
+
+def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() -> None:
+    room = Room("a", models=("m", "n"), slots=4)
+    assert room.take().loading
+    assert room.find("n:latest") is None
+    room.clock.now += 2 * LOAD
+    room.registry.reached(room.agents[0])
+    assert room.find("n:latest") is room.agents[0]
+
+
+def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_looked_at() -> None:
+    clock = Clock()
+    registry = AgentRegistry(clock, mode="adaptive", chance=random.Random(3).random)
+    for number in range(ALL * 2):
+        new, _ = registry.register(f"a{number}", address(number % 250 + 1))
+        registry.update_models(new, entries("m"))
+        registry.reached(new)
+    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    agent = registry.choose(first).agent
+    assert agent is not None
+    lease = registry.take(agent, MODEL, first)
+    lease.began()
+    lease.release()
+    assert all(registry.choose(first).agent is agent for _ in range(20))
+
+
+def test_nothing_is_left_when_all_have_ended() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=2)
+    leases = [room.take(model) for model in (MODEL, "n:latest", MODEL)]
+    for lease in leases:
+        lease.began()
+    for lease in leases:
+        lease.release()
+    placement = room.registry.learner.placement
+    assert placement.use(MODEL).in_flight == placement.use("n:latest").in_flight == 0
+    assert all(not agent.loading and not agent.loaders for agent in room.agents)
+    for agent in room.agents:
+        room.registry.remove(agent)
+    assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
+    assert not placement.use(MODEL).places
+    assert not placement.use(MODEL).free

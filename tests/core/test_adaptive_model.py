@@ -1,0 +1,418 @@
+"""The adaptive mode against recounts and a plain computation of the same costs, under any sequence of events."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.leases import Lease, SlotLease
+from ollama_balancer.core.policies import POLICIES
+from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
+from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.scoring.agent_estimate import Forecast, Situation
+from ollama_balancer.ollama.answers import Answer
+from ollama_balancer.ollama.shapes import Event, Timings
+from tests.core.fakes import Clock, address, entries, report
+
+NAMES = ("a", "b", "c", "d")
+MODELS = ("m:latest", "n:latest", "o:latest")
+RUNNERS = ("", "num_ctx=8192")
+LARGE = 2**53 - 1
+
+names = st.sampled_from(NAMES)
+models = st.sampled_from(MODELS)
+runners = st.sampled_from(("", "", "", *RUNNERS))
+inventories = st.sets(models).map(sorted)
+conversations = st.integers(0, 3)
+counts = st.none() | st.sampled_from((0, 1, 4, 100, 5_000, LARGE))
+durations = st.none() | st.sampled_from((0.0, 1e-9, 0.05, 1.0, 30.0, LARGE / 1e9))
+
+
+class AdaptiveMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock(0)
+        self.registry = AgentRegistry(self.clock, mode="adaptive", chance=random.Random(1).random)
+        self.line = WaitingLine(self.clock, size=12)
+        self.matcher = Matcher(self.registry, self.line)
+        self.fleet: dict[str, Agent] = {}
+        self.removed: list[Agent] = []
+        self.leases: list[SlotLease] = []
+        self.waiters: list[Waiter] = []
+        self.addresses = 0
+
+    @property
+    def everybody(self) -> list[Agent]:
+        return [*self.fleet.values(), *self.removed]
+
+    # Events
+
+    @initialize(
+        slots=st.sampled_from((0, 1, 1, 2)),
+        fits=st.sampled_from((None, 1, 1, 2)),
+        loaded=st.none() | st.lists(inventories, min_size=3, max_size=3),
+    )
+    def begin_with_three(self, slots: int, fits: int | None, loaded: list[list[str]] | None) -> None:
+        self.registry.slots = slots
+        for number, name in enumerate(NAMES[:3]):
+            self.register(name, moves=False)
+            self.report(name, list(MODELS), None if loaded is None else loaded[number], None, fits, True)
+            self.registry.reached(self.fleet[name])
+
+    def register(self, name: str, *, moves: bool) -> None:
+        known = self.fleet.get(name)
+        self.addresses += moves or known is None
+        where = address(self.addresses) if moves or known is None else known.address
+        self.fleet[name], _ = self.registry.register(name, where)
+
+    @rule(
+        name=names,
+        event=st.sampled_from(("drain", "resume", "lose", "remove", "register", "move", "slots", "mode")),
+        mode=st.sampled_from(("adaptive", *POLICIES)),
+        slots=st.sampled_from((0, 1, 2, 5)),
+    )
+    def disturb(self, name: str, event: str, mode: str, slots: int) -> None:
+        """What happens seldom."""
+        agent = self.fleet.get(name)
+        match event:
+            case "slots":
+                self.registry.slots = slots
+            case "mode":
+                self.registry.mode = mode
+            case "register" | "move":
+                self.register(name, moves=event == "move")
+            case "drain" if agent is not None:
+                self.registry.drain(agent)
+            case "resume" if agent is not None:
+                self.registry.resume(agent)
+            case "lose" if agent is not None:
+                self.registry.unreachable(agent, "refused")
+            case "remove" if agent is not None:
+                self.registry.remove(self.fleet.pop(name))
+                self.removed.append(agent)
+
+    @rule(
+        name=names,
+        has=st.none() | inventories,
+        loaded=st.none() | inventories,
+        num_parallel=st.sampled_from((None, None, 1, 2, 100_000)),
+        fits=st.sampled_from((None, 0, 1, 2)),
+        ollama_ok=st.sampled_from((None, True, True, False)),
+    )
+    def report(
+        self,
+        name: str,
+        has: list[str] | None,
+        loaded: list[str] | None,
+        num_parallel: int | None,
+        fits: int | None,
+        ollama_ok: bool | None,
+    ) -> None:
+        more: dict[str, Any] = {"num_parallel": num_parallel, "max_loaded_models": fits, "ollama_ok": ollama_ok}
+        if has is not None:
+            more["models"] = entries(*has)
+        if loaded is not None:
+            more["loaded_models"] = entries(*loaded)
+        if name in self.fleet:
+            self.registry.update_metrics(name, report(at=self.clock.now, **more))
+
+    @rule(name=names, loaded=inventories)
+    def list_memory(self, name: str, loaded: list[str]) -> None:
+        if name in self.fleet:
+            self.registry.update_loaded(self.fleet[name], entries(*loaded))
+
+    @rule(name=st.none() | names)
+    def reach(self, name: str | None) -> None:
+        for agent in list(self.fleet.values()):
+            if name in (None, agent.name):
+                self.registry.reached(agent)
+
+    @rule(
+        seconds=st.sampled_from((0.01, 0.5, 1.0, 5.0, 12.0, 40.0, 700.0)),
+        probed=st.sampled_from((True, True, True, False)),
+    )
+    def wait(self, seconds: float, probed: bool) -> None:
+        self.clock.now += seconds
+        for agent in list(self.fleet.values()):
+            if probed and agent.online:
+                self.registry.reached(agent)
+
+    # Requests
+
+    def demand(self, model: str, runner: str, turns: int, conversation: int) -> Demand:
+        said = tuple(
+            (b"%d %d %b" % (conversation, turn, model.encode()), 500 * turn + 500) for turn in range(turns + 1)
+        )
+        return Demand(model, runner, 500 * turns + 600, said, said[-1:])
+
+    def granted(self, lease: Lease | None) -> None:
+        if lease is not None:
+            assert isinstance(lease, SlotLease)
+            self.leases.append(lease)
+
+    @rule(
+        model=models,
+        runner=runners,
+        turns=st.integers(0, 2),
+        conversation=conversations,
+        tried=st.sets(names, max_size=1),
+        only=st.sampled_from((None, None, None, None, *NAMES)),
+        client=st.sampled_from("xy"),
+    )
+    def ask(
+        self, model: str, runner: str, turns: int, conversation: int, tried: set[str], only: str | None, client: str
+    ) -> None:
+        demand = self.demand(model, runner, turns, conversation)
+        failed = [self.fleet[name] for name in sorted(tried) if name in self.fleet and only is None]
+        pin = None if only is None else self.fleet.get(only)
+        choice = self.matcher.find(demand, failed, pin)
+        if choice.agent is not None:
+            assert choice.agent not in failed
+            assert choice.agent.available
+            self.granted(self.registry.take(choice.agent, model, demand, choice.options))
+            return
+        place = Place(model, pin, frozenset(failed))
+        if self.matcher.hopeless(place):
+            return
+        told: list[Lease | None] = []
+
+        def notify(lease: Lease | None) -> None:
+            told.append(lease)
+            assert len(told) == 1
+            self.granted(lease)
+
+        try:
+            self.waiters.append(self.matcher.join(place, client, notify, demand))
+        except LineFullError:
+            assert len(self.line) == self.line.size
+
+    @rule(model=models, many=st.integers(2, 6))
+    def crowd(self, model: str, many: int) -> None:
+        for number in range(many):
+            self.ask(model, "", 0, number, set(), None, "x")
+
+    @precondition(lambda self: any(waiter.waiting for waiter in self.waiters))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from([waiter for waiter in self.waiters if waiter.waiting]))
+        assert self.line.leave(waiter)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.leases)).began()
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
+    def end(self, data: st.DataObject, outcome: Outcome) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        if outcome is Outcome.FAILED:
+            self.registry.failed(lease, "no")
+        self.leases.remove(lease)
+        assert lease.release(outcome)
+        assert not lease.release(outcome)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), tokens=counts, seconds=durations, load=durations, prompt=counts, streamed=st.booleans())
+    def serve(
+        self,
+        data: st.DataObject,
+        tokens: int | None,
+        seconds: float | None,
+        load: float | None,
+        prompt: int | None,
+        streamed: bool,
+    ) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        lease.began()
+        answer = Answer()
+        answer.add(Event(terminal=True, timings=Timings(prompt, seconds, tokens, seconds, load, None)))
+        self.registry.answered(lease, answer, streamed=streamed)
+        self.registry.succeeded(lease)
+        self.leases.remove(lease)
+        lease.release()
+
+    @rule()
+    def look(self) -> None:
+        self.registry.expire()
+        self.matcher.look()
+        if self.registry.mode != "adaptive":
+            return
+        for place in self.line.places():
+            first = self.line.first(place)
+            assert first is not None
+            idle = [agent for agent in self.fleet.values() if self.stands_idle(agent, place, first.demand)]
+            others = [agent for agent in self.fleet.values() if agent not in idle and self.has_room(agent, place)]
+            assert others or not idle, (place, idle)
+
+    def has_room(self, agent: Agent, place: Place) -> bool:
+        """Whether it could be sent what is waited for there."""
+        able = place.agent in (None, agent) and agent not in place.tried
+        return able and agent.may_have(place.model) and self.registry.has_room(agent, place.model)
+
+    def stands_idle(self, agent: Agent, place: Place, demand: Demand) -> bool:
+        """Whether it runs nothing and has in memory what is waited for."""
+        warm = agent.warm.get(place.model)
+        ready = warm.runner in (None, demand.runner) if warm is not None else not agent.memory_known
+        listed = agent.models is not None
+        return ready and listed and not agent.running and not agent.loading and self.has_room(agent, place)
+
+    # The choice, computed plainly
+
+    def plain(self, demand: Demand, exclude: Collection[Agent], ahead: int, waited: float) -> float | None:
+        """What the chosen agent costs; None: it is better to wait."""
+        at = Situation(self.registry.learner, self.clock.now, self.line.count, lambda: 0.5)
+        last, known = self.registry.learner.conversations.find(demand.steps)
+        known = known if known <= demand.tokens else 0
+        able = [a for a in self.fleet.values() if a.eligible and a.models is not None and demand.model in a.models]
+        forecasts = [Forecast(agent, demand.model, demand.runner) for agent in able]
+        for forecast in forecasts:
+            forecast.refresh(at)
+        pace = sum(1 / f.wait for f in forecasts if f.full and not f.cold)
+        queue = ahead / pace if pace else 0.0
+
+        def cost(f: Forecast) -> float:
+            unread = demand.tokens - (known if f.agent is last and not f.cold else 0)
+            part = ahead / (ahead + 1)
+            total = f.fixed + f.per_token * unread - f.shared * part
+            return total + (queue if f.full else 0.0) + (f.eviction(at) if f.evicts else 0.0)
+
+        costs = {f: cost(f) for f in forecasts if f.agent not in exclude}
+        assert all(map(math.isfinite, costs.values()))
+        if not costs:
+            return math.inf
+        best = min(costs, key=costs.__getitem__)
+        if not best.full:
+            return costs[best]
+        patience = waited if waited < LONGEST_PATIENCE else math.inf
+        return min((costs[f] for f in costs if not f.full and (costs[f] <= patience or f.sole)), default=None)
+
+    @rule(
+        model=models,
+        runner=runners,
+        turns=st.integers(0, 2),
+        conversation=conversations,
+        excluded=st.sets(names, max_size=2),
+        ahead=st.integers(0, 3),
+        waited=st.sampled_from((0.0, 10.0, 1000.0, 1000.0)),
+    )
+    def choose(
+        self,
+        model: str,
+        runner: str,
+        turns: int,
+        conversation: int,
+        excluded: set[str],
+        ahead: int,
+        waited: float,
+    ) -> None:
+        """The agent chosen costs what the cheapest does when all are looked into."""
+        self.registry.expire()
+        if self.registry.mode != "adaptive":
+            return
+        self.forget_forecasts()
+        demand = self.demand(model, runner, turns, conversation)
+        exclude = [self.fleet[name] for name in sorted(excluded) if name in self.fleet]
+        choice = self.registry.choose(demand, exclude, ahead=ahead, waited=waited)
+        expected = self.plain(demand, exclude, ahead, waited)
+        if expected is None:
+            assert choice.agent is None or choice.agent.models is None
+        elif expected == math.inf:
+            assert not choice.options
+        else:
+            assert choice.agent is not None
+            assert choice.options[0].agent == choice.agent.name
+            assert choice.options[0].cost == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+    def forget_forecasts(self) -> None:
+        """What was learned of one agent changes what is thought of the others."""
+        for agent in self.fleet.values():
+            agent.epoch += 1
+
+    # Recounts
+
+    @invariant()
+    def requests_are_counted_once(self) -> None:
+        placement = self.registry.learner.placement
+        running = Counter((lease.agent, lease.model) for lease in self.leases)
+        loads = Counter(lease.agent for lease in self.leases if lease.loading)
+        for agent in self.everybody:
+            ours = {model: n for (holder, model), n in running.items() if holder is agent}
+            assert agent.running == ours
+            assert agent.in_flight == sum(ours.values())
+            assert sum(agent.loaders.values()) == loads[agent]
+            assert agent.loading.keys() <= agent.loaders.keys()
+            assert agent.full <= ours.keys()
+        for model in MODELS:
+            assert placement.use(model).in_flight == sum(n for (_, other), n in running.items() if other == model)
+
+    @invariant()
+    def placement_is_what_a_recount_gives(self) -> None:
+        placement = self.registry.learner.placement
+        for model in MODELS:
+            use = placement.use(model)
+            holders = {a for a in self.everybody if a.eligible and a.holds(model) and model in (a.models or {})}
+            assert use.places == {agent: agent.slots_for(model) for agent in holders}
+            assert set(use.holders) == holders
+            assert set(use.free) == {agent for agent in holders if model not in agent.full}
+            assert use.slots == sum(use.places.values())
+            assert use.usual(0, self.clock.now) >= 0
+
+    @invariant()
+    def the_line_is_what_a_recount_gives(self) -> None:
+        waiting = [waiter for waiter in self.waiters if waiter.waiting]
+        assert len(self.line) == len(waiting)
+        assert {m: self.line.count(m) for m in MODELS} == {m: sum(w.place.model == m for w in waiting) for m in MODELS}
+        homes = {waiter for at_home in self.line._homes.values() for waiter in at_home}
+        assert homes == {waiter for waiter in waiting if waiter.home is not None}
+
+    # The end
+
+    def teardown(self) -> None:
+        """Whoever still waits is served once there is time and an agent; and nothing is left when all have ended."""
+        self.registry.mode = "adaptive"
+        for _ in range(200):
+            if not len(self.line):
+                break
+            for lease in self.leases:
+                lease.release(Outcome.CANCELLED)
+            self.leases.clear()
+            self.clock.now += 5
+            for agent in self.fleet.values():
+                self.registry.resume(agent)
+                self.registry.reached(agent)
+            self.registry.expire()
+            self.matcher.look()
+        self.end_all()
+        self.matcher.look()
+        assert not len(self.line), self.line.places()
+        assert not self.line._homes
+        assert not self.line._models
+        for agent in self.everybody:
+            assert (agent.in_flight, agent.running, agent.loaders, agent.full) == (0, {}, {}, set())
+            self.registry.remove(agent)
+        for model in MODELS:
+            use = self.registry.learner.placement.use(model)
+            assert (use.in_flight, use.slots, use.places, len(use.holders), len(use.free)) == (0, 0, {}, 0, 0)
+
+    def end_all(self) -> None:
+        while self.leases:
+            self.leases.pop().release(Outcome.CANCELLED)
+
+
+AdaptiveMachine.TestCase.settings = settings(
+    derandomize=True, deadline=None, max_examples=250, stateful_step_count=50, database=None
+)
+TestAdaptiveAgainstRecounts = AdaptiveMachine.TestCase

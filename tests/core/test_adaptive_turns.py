@@ -1,0 +1,266 @@
+"""The adaptive mode where it is easy to keep somebody waiting, or to believe what no longer holds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
+from ollama_balancer.core.pool import ALL
+from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.scoring.estimates import MAX_OUTPUT
+from ollama_balancer.core.scoring.placement import MAX_MODELS, Placement
+from tests.core.fakes import Clock, address, entries, report
+from tests.core.room import MODEL, Room
+
+LARGE = Demand(MODEL, runner="num_ctx=8192")
+
+# Who waits, and for how long
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "least_requests"])
+def test_who_waits_is_told_when_the_last_agent_turns_out_not_to_have_the_model(mode: str) -> None:
+    room = Room("a", slots=1)
+    room.registry.mode = mode
+    room.take()
+    for name in "xyz":
+        room.wait(name)
+    room.registry.forget_model(room.agents[0], MODEL)
+    room.matcher.look()
+    assert room.granted == {"x": None, "y": None, "z": None}
+
+
+def test_an_agent_whose_models_are_not_known_yet_is_used_where_the_others_are_busy() -> None:
+    room = Room("a", slots=1)
+    unknown, _ = room.registry.register("b", address(9))
+    room.registry.reached(unknown)
+    assert room.take().agent is room.agents[0]
+    assert room.find() is unknown
+
+
+def test_who_waits_for_the_host_that_knows_its_conversation_does_not_hold_up_those_behind() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=1)
+    a, b = room.agents
+    for agent in room.agents:
+        room.registry.update_loaded(agent, entries("m", "n"))
+    said = ((b"1", 100_000),)
+    room.serve(a, Demand(MODEL, tokens=100_000, steps=said, remember=said), seconds=250.0)
+    for agent in room.agents:
+        room.registry.reached(agent)
+    busy = [room.registry.take(a, MODEL), room.registry.take(b, MODEL), room.registry.take(b, "n:latest")]
+    for lease in busy:
+        lease.began()
+    room.wait("long", Demand(MODEL, tokens=100_100, steps=said))
+    room.wait("short", Demand(MODEL, tokens=50))
+    busy[1].release()
+    assert list(room.granted) == ["short"]
+
+
+def test_who_waits_for_another_runner_does_not_hold_up_those_behind() -> None:
+    room = Room("a", "b", slots=1)
+    a, b = room.agents
+    room.serve(a, LARGE, load_duration=15.0)
+    room.serve(b, load_duration=15.0)
+    room.registry.take(a, MODEL, LARGE).began()
+    other = room.registry.take(b, MODEL)
+    other.began()
+    room.wait("large", LARGE)
+    room.wait("plain")
+    other.release()
+    assert list(room.granted) == ["plain"]
+
+
+def test_an_idle_host_that_has_the_model_is_used_though_a_busier_one_would_be_cheaper() -> None:
+    room = Room("fast", "mid", "slow", models=("m", "n"), slots=1)
+    fast, mid, slow = room.agents
+    for agent, seconds in ((fast, 1.0), (mid, 1.5), (slow, 75.0)):
+        for _ in range(6):
+            room.serve(agent, eval_count=200, eval_duration=seconds)
+        room.registry.update_loaded(agent, entries("m", "n"))
+    room.registry.take(fast, MODEL).began()
+    room.registry.take(mid, "n:latest").began()
+    assert room.find() is slow
+
+
+def test_nobody_waits_for_longer_than_two_minutes_beside_an_idle_host() -> None:
+    room = Room("a", "b", models=("m", "n"), slots=1)
+    a, b = room.agents
+    for number, agent in enumerate(room.agents):
+        room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
+    for _ in range(5):
+        room.serve(a, eval_count=200, eval_duration=10.0, load_duration=130.0)
+    room.registry.update_loaded(a, entries("m"))
+    room.registry.update_loaded(b, entries("n"))
+    room.clock.now += 10
+    for _ in range(6):
+        room.serve(b, "n:latest")
+    room.registry.take(a, MODEL).began()
+    room.wait("me")
+    room.pass_time(LONGEST_PATIENCE - 1)
+    assert room.granted == {}
+    room.pass_time(2)
+    assert [lease.agent for lease in room.granted.values() if lease] == [b]
+
+
+def test_a_load_that_is_given_up_lets_the_other_models_go_on() -> None:
+    room = Room("a", models=("m", "n"), slots=4)
+    lease = room.take()
+    room.wait("other", "n:latest")
+    assert room.granted == {}
+    lease.release(Outcome.CANCELLED)
+    assert list(room.granted) == ["other"]
+
+
+def test_of_a_large_fleet_others_are_looked_at_where_the_one_that_is_free_has_failed_the_request() -> None:
+    clock = Clock()
+    registry = AgentRegistry(clock, mode="adaptive", slots=1, chance=random.Random(3).random)
+    matcher = Matcher(registry, WaitingLine(clock))
+    agents = []
+    for number in range(ALL + 40):
+        agent, _ = registry.register(f"a{number}", address(number % 250 + 1))
+        registry.update_models(agent, entries("m"))
+        registry.update_loaded(agent, entries("m") if number < 2 else [])
+        registry.reached(agent)
+        agents.append(agent)
+    said = ((b"1", 4000),)
+    registry.take(agents[0], MODEL, Demand(MODEL, tokens=4000, steps=said, remember=said)).began()
+    found = matcher.find(Demand(MODEL, tokens=4100, steps=said), [agents[1]], waited=60.0).agent
+    assert found is not None
+    assert found not in agents[:2]
+
+
+# What is believed
+
+
+def test_what_is_learned_of_a_model_on_one_host_counts_for_the_others_at_once() -> None:
+    room = Room("a", "b", slots=1)
+    a, _ = room.agents
+    assert room.find() is not None
+    for _ in range(8):
+        room.serve(a, eval_count=2000, eval_duration=1000.0, load_duration=120.0)
+    assert room.find() is a
+
+
+def test_a_guess_is_not_kept_as_if_it_had_been_seen() -> None:
+    room = Room("a", "b")
+    a, b = room.agents
+    room.serve(a)
+    for _ in range(8):
+        room.serve(b, eval_count=100, eval_duration=100.0, prompt_eval_count=100, prompt_eval_duration=1.0)
+    estimates = room.registry.learner.estimates
+    assert MODEL not in a.rates
+    assert b.rates[MODEL] == estimates.rates(b.id, MODEL)
+    assert b.rates[MODEL].decode == pytest.approx(1.0)
+
+
+def test_a_reload_that_is_given_up_beside_a_running_request_is_over() -> None:
+    room = Room("a", models=("m", "n"), slots=4)
+    [agent] = room.agents
+    room.serve(agent)
+    running = room.registry.take(agent, MODEL)
+    running.began()
+    reload = room.registry.take(agent, MODEL, LARGE)
+    assert MODEL in agent.loading
+    reload.release(Outcome.CANCELLED)
+    assert agent.loading == agent.loaders == {}
+    running.release()
+    assert room.find("n:latest") is agent
+
+
+def test_a_report_of_more_room_in_memory_counts_at_once() -> None:
+    room = Room("a", models=("m", "n"), slots=2)
+    [agent] = room.agents
+    room.registry.update_metrics(agent.id, report(at=0, max_loaded_models=1))
+    room.registry.update_loaded(agent, entries("n"))
+    before = room.matcher.find(Demand(MODEL)).options[0].load
+    room.registry.update_metrics(agent.id, report(at=1, max_loaded_models=3))
+    assert room.matcher.find(Demand(MODEL)).options[0].load < before
+
+
+def test_a_model_that_was_loaded_with_other_options_has_forgotten_what_it_read() -> None:
+    room = Room("a", slots=4)
+    [agent] = room.agents
+    said = ((b"1", 4000),)
+    room.serve(agent, Demand(MODEL, tokens=4000, steps=said, remember=said))
+    room.serve(agent, LARGE)
+    room.serve(agent)
+    assert room.registry.learner.conversations.find(said) == (None, 0)
+
+
+def test_a_clock_that_was_an_hour_ahead_once_does_not_make_all_later_reports_old() -> None:
+    room = Room("a", models=("m", "n"))
+    [agent] = room.agents
+    for at in (0, 3610):
+        room.registry.update_metrics(agent.id, report(at=at, loaded_models=entries("n")))
+        room.clock.now += 40  # so that the report with the earlier time is taken
+    for number in range(3):
+        room.clock.now += 10
+        room.registry.update_metrics(agent.id, report(at=90 + 10 * number, loaded_models=entries("n")))
+    room.registry.take(agent, MODEL).release()
+    lease = room.registry.take(agent, MODEL)
+    lease.began()
+    lease.release()
+    room.clock.now += 10
+    room.registry.update_metrics(agent.id, report(at=120, loaded_models=entries("n")))
+    assert MODEL not in agent.warm
+
+
+def test_a_prompt_that_is_longer_than_its_context_is_known_nowhere() -> None:
+    room = Room("a", "b", slots=1)
+    for agent in room.agents:
+        room.registry.update_loaded(agent, entries("m"))
+    said = ((b"1", 40_000),)
+    lease = room.take(Demand(MODEL, tokens=4096, steps=said, remember=said))
+    lease.began()
+    choice = room.matcher.find(Demand(MODEL, tokens=4096, steps=said))
+    assert choice.agent not in (None, lease.agent)
+    assert all(option.cost > 0 for option in choice.options)
+
+
+def test_a_load_that_never_ends_attracts_nobody() -> None:
+    room = Room("a", "b", slots=4)
+    a, b = room.agents
+    assert room.take().agent is a
+    for agent in room.agents:
+        room.clock.now += 60
+        room.registry.reached(agent)
+    room.registry.reached(a)
+    assert room.find() is b
+
+
+# Bounds
+
+
+def test_models_that_nobody_uses_any_more_make_room_for_others() -> None:
+    placement = Placement()
+    for number in range(MAX_MODELS):
+        placement.use(f"made-up-{number}")
+    use = placement.use(MODEL)
+    use.changed(1, 0, 1.0)
+    assert placement.use(MODEL) is placement.look(MODEL) is use
+    assert placement.look("made-up-0").in_flight == 0
+
+
+def test_figures_that_cannot_be_true_are_cut_to_what_may_be() -> None:
+    room = Room("a", "b")
+    a, b = room.agents
+    for agent, model in ((a, MODEL), (b, MODEL), (a, "n:latest"), (b, "n:latest")) * 60:
+        fast = agent is a
+        room.serve(agent, model, eval_count=2**52 if fast else 4, eval_duration=1e-9 if fast else 4e6)
+    estimates = room.registry.learner.estimates
+    for agent in room.agents:
+        for model in (MODEL, "n:latest", "o:latest"):
+            assert 0.0099 < estimates.decode.value(agent.id, model) < 100_001
+    assert estimates.output(MODEL) <= MAX_OUTPUT
+    assert all(0 < option.cost < 1e12 for option in room.matcher.find(Demand(MODEL)).options)
+
+
+def test_no_agent_is_believed_to_have_ten_thousand_models_in_memory() -> None:
+    room = Room("a")
+    room.registry.update_loaded(room.agents[0], entries(*(f"m{number}" for number in range(10_000))))
+    assert len(room.agents[0].warm) == 100

@@ -1,0 +1,51 @@
+"""What entries of models have in common is there once."""
+
+from typing import Any
+
+from agent_reporter.wire import ModelEntry
+from ollama_balancer.core import interning as sharing
+from ollama_balancer.core.interning import SharedParts
+
+
+def entry(**fields: Any) -> ModelEntry:
+    details = {"family": "llama", "families": ["llama"]}
+    return ModelEntry.model_validate({"name": "tiny:latest", "digest": "d" * 64, "details": details} | fields)
+
+
+def extra(of: ModelEntry) -> dict[str, Any]:
+    assert of.__pydantic_extra__ is not None
+    return of.__pydantic_extra__
+
+
+def test_equal_parts_of_two_hosts_entries_are_one() -> None:
+    shared, first, second = SharedParts(), entry(modified_at="monday"), entry(modified_at="tuesday")
+    before = second.model_dump()
+    shared.share(first)
+    shared.share(second)
+    assert second.model_dump() == before
+    assert extra(second)["details"] is extra(first)["details"]
+    assert second.name is first.name
+    assert second.model_fields_set == {"name", "digest", "details", "modified_at"}
+
+
+def test_what_differs_stays_as_it_is() -> None:
+    shared = SharedParts()
+    shared.share(entry(size=1))
+    for other in (
+        entry(size=True),
+        entry(size=1.0),
+        entry(size=2),
+        entry(details={}),
+        entry(digest="e"),
+        entry(digest=1),
+    ):
+        before = other.model_dump_json()
+        shared.share(other)
+        assert other.model_dump_json() == before
+
+
+def test_however_many_models_hosts_name_what_is_kept_of_them_has_an_end() -> None:
+    shared = SharedParts()
+    for number in range(3 * sharing.MOST):
+        shared.share(entry(digest=str(number)))
+    assert len(shared._known) <= sharing.MOST

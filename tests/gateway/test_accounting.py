@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.gateway.accounting import ended
+from ollama_balancer.gateway.callers import Caller
+from ollama_balancer.gateway.context import Exchange, FailureKind, kind_of
+from ollama_balancer.ollama.errors import Blame
+from ollama_balancer.ollama.management import Reply
+from ollama_balancer.ollama.names import canonical_name
+from ollama_balancer.ollama.routes import Dialect, find_route
+from ollama_balancer.ollama.watching import AnswerWatcher
+from tests.core.fakes import Clock, fleet
+
+FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'
+
+
+def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange]:
+    registry = AgentRegistry(clock)
+    fleet(registry, "a", "b")
+    exchange = Exchange(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+    exchange.model_name = None if model is None else canonical_name(model)
+    return registry, exchange
+
+
+@pytest.mark.parametrize("kind", [*FailureKind, *Blame])
+def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(kind: FailureKind | Blame) -> None:
+    registry, exchange = make(Clock())
+    exchange.take(registry.take(next(iter(registry))))
+    exchange.fail_attempt("connection refused, status 503, timed out", kind)
+    exchange.end(Outcome.FAILED, "nobody is left")
+    assert ended(exchange, registry).failures == (("a", str(kind)),)
+
+
+def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
+    kinds = [
+        (Reply("a", None, problem="no route to host", failure="connect"), "connect"),
+        (Reply("a", None, problem="cancelled"), "broken"),
+        (Reply("a", 404, body=b'{"error":"model not found"}'), "lacks_model"),
+        (Reply("a", 503, body=b'{"error":"server busy, please try again."}'), "busy"),
+        (Reply("a", 502, body=b"<html>"), "status"),
+        (Reply("a", 400, body=b'{"error":"invalid model name"}'), "caller"),
+        (Reply("a", 200, problem="pull model manifest: file does not exist"), "caller"),
+    ]
+    for reply, kind in kinds:
+        assert kind_of(reply) == kind
+
+
+def test_a_success_is_counted_with_its_times_and_tokens() -> None:
+    clock = Clock()
+    registry, exchange = make(clock)
+    exchange.take(registry.take(next(iter(registry))))
+    exchange.fail_attempt("status 502", Blame.HOST_CANNOT)
+    exchange.take(registry.take(list(registry)[1]))
+    clock.now += 0.5
+    exchange.first_byte = clock.now
+    exchange.watcher = AnswerWatcher("application/x-ndjson")
+    exchange.watcher.feed(FINAL)
+    exchange.tokens_per_second = 11.0
+    clock.now += 1.0
+    exchange.end(Outcome.SUCCEEDED)
+    told = ended(exchange, registry)
+    assert (told.agent, told.model, told.route, told.outcome) == ("b", "m:latest", "/api/chat", "succeeded")
+    assert (told.seconds, told.first_token, told.waited) == (1.5, 0.5, None)
+    assert (told.prompt_tokens, told.output_tokens, told.tokens_per_second) == (7, 11, 11.0)
+    assert told.failures == (("a", "status"),)
+
+
+def test_a_model_or_a_path_that_a_client_has_made_up_is_no_label() -> None:
+    registry, exchange = make(Clock(), model="made-up-" + "x" * 300)
+    exchange.route = None
+    exchange.end(Outcome.FAILED, "not found")
+    told = ended(exchange, registry)
+    assert (told.agent, told.model, told.route, told.outcome) == ("", "other", "other", "refused")
+
+
+def test_cancels_are_told_apart() -> None:
+    registry, waiting = make(Clock())
+    waiting.end(Outcome.CANCELLED)
+    assert ended(waiting, registry).cancelled_by == "client_waiting"
+    registry, running = make(Clock())
+    running.take(registry.take(next(iter(registry))))
+    running.end(Outcome.CANCELLED)
+    assert ended(running, registry).cancelled_by == "client"
+    registry, killed = make(Clock())
+    killed.end(Outcome.CANCELLED, "killed")
+    assert ended(killed, registry).cancelled_by == "killed"

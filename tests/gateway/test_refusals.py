@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import zlib
+from email.utils import formatdate
+
+import pytest
+from mitmproxy import http
+from mitmproxy.test import tflow
+
+from ollama_balancer.gateway.context import Attempt, FailureKind
+from ollama_balancer.gateway.refusals import (
+    BUSY_SECONDS,
+    MAX_UNPACKED,
+    MOST_BUSY_SECONDS,
+    answer_to,
+    blame_of,
+    for_caller,
+    most_useful,
+    retry_after,
+)
+from ollama_balancer.ollama.errors import Blame
+
+PAGE = b"<html>no</html>"
+
+
+def response(status: int, body: bytes = PAGE, **headers: str) -> http.Response:
+    return http.Response.make(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def flow(path: str = "/api/chat", method: str = "POST") -> http.HTTPFlow:
+    made = tflow.tflow()
+    made.request.path, made.request.method = path, method
+    return made
+
+
+def attempt(agent: str, kind: Blame | FailureKind, status: int | None = 500, **headers: str) -> Attempt:
+    return Attempt(agent, str(kind), kind, None if status is None else response(status, PAGE, **headers))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, BUSY_SECONDS),
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("100000", MOST_BUSY_SECONDS),
+        ("9" * 5000, BUSY_SECONDS),
+        ("-5", BUSY_SECONDS),
+        ("soon", BUSY_SECONDS),
+        ("²", BUSY_SECONDS),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 9999 07:28:00 GMT", MOST_BUSY_SECONDS),
+    ],
+)
+def test_how_long_a_host_is_left_alone_is_bounded(value: str | None, seconds: float) -> None:
+    assert retry_after(response(503) if value is None else response(503, Retry_After=value)) == seconds
+
+
+def test_a_date_to_retry_at_is_understood() -> None:
+    date = formatdate(time.time() + 30, usegmt=True)
+    assert 10 < retry_after(response(503, Retry_After=date)) <= 30
+
+
+@pytest.mark.parametrize(
+    ("failures", "agent"),
+    [
+        ([], None),
+        ([attempt("a", FailureKind.CONNECT, None)], None),
+        ([attempt("a", Blame.LACKS_MODEL, 404), attempt("b", Blame.HOST_BUSY, 503)], "b"),
+        ([attempt("a", Blame.HOST_BUSY, 503), attempt("b", Blame.LACKS_ROUTE, 404)], "a"),
+        ([attempt("a", Blame.HOST_CANNOT), attempt("b", Blame.CANNOT_LOAD), attempt("c", Blame.HOST_BUSY)], "b"),
+        ([attempt("a", Blame.HOST_CANNOT), attempt("b", Blame.HOST_CANNOT)], "b"),
+        ([attempt("a", Blame.LACKS_MODEL), attempt("b", Blame.HOST_REFUSES, 401)], "b"),
+        ([attempt("a", Blame.HOST_BUSY, 503), attempt("b", FailureKind.TIMEOUT, None)], "a"),
+        ([attempt("a", Blame.LACKS_MODEL, 404), attempt("b", FailureKind.TIMEOUT, None)], None),
+        ([attempt("a", Blame.HOST_REFUSES, 401), attempt("b", FailureKind.BROKEN, None)], None),
+        (
+            [
+                attempt("a", Blame.HOST_BUSY, 503, Retry_After="9"),
+                attempt("b", Blame.HOST_BUSY, 503, Retry_After="4"),
+                attempt("c", Blame.HOST_BUSY, 503, Retry_After="30"),
+            ],
+            "b",
+        ),
+    ],
+)
+def test_the_answer_that_tells_the_caller_most_is_chosen(failures: list[Attempt], agent: str | None) -> None:
+    useful = most_useful(failures)
+    assert (useful.agent if useful else None) == agent
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/api/chat", {"error": "who was tried"}),
+        ("/v1/chat/completions", {"message": "who was tried", "type": "api_error", "param": None, "code": None}),
+        ("/v1/messages", {"type": "overloaded_error", "message": "who was tried"}),
+    ],
+)
+def test_a_page_becomes_an_error_in_the_callers_protocol(path: str, error: dict[str, object]) -> None:
+    made = answer_to(
+        flow(path), attempt("a", Blame.HOST_BUSY, 503, Retry_After="9", WWW_Authenticate="x"), "who was tried"
+    )
+    assert made.status_code == 503
+    body = json.loads(made.content or b"")
+    assert (body if path == "/api/chat" else body["error"]) == error
+    assert made.headers["retry-after"] == "9"
+    assert "www-authenticate" not in made.headers
+
+
+def test_an_error_that_is_one_is_passed_on_as_it_came() -> None:
+    body = gzip.compress(b'{"error":"it is gone"}')
+    said = http.Response.make(500, body, {"Content-Type": "application/json", "Transfer-Encoding": "chunked"})
+    said.headers["content-encoding"] = "gzip"
+    said.raw_content = body
+    made = answer_to(flow(), Attempt("a", "", Blame.HOST_CANNOT, said), "not this")
+    assert made.raw_content == body
+    assert made.headers["content-length"] == str(len(body))
+    assert "transfer-encoding" not in made.headers
+    cut = http.Response.make(500, b'{"error":"it is go', {})
+    assert b"this" in (answer_to(flow(), Attempt("a", "", Blame.HOST_CANNOT, cut), "this").content or b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "shown"),
+    [
+        (Blame.HOST_CANNOT, 302, 502),
+        (Blame.HOST_CANNOT, 504, 504),
+        (Blame.LACKS_ROUTE, 405, 404),
+        (Blame.HOST_REFUSES, 401, 401),
+    ],
+)
+def test_a_status_that_would_mislead_the_client_is_another(kind: Blame, status: int, shown: int) -> None:
+    assert answer_to(flow(), attempt("a", kind, status), "x").status_code == shown
+
+
+def test_who_is_busy_without_a_word_about_when_gets_one() -> None:
+    said = http.Response.make(503, b'{"error":"server busy, please try again."}', {})
+    made = answer_to(flow(), Attempt("a", "", Blame.HOST_BUSY, said), "x")
+    assert int(made.headers["retry-after"]) > 0
+    assert made.content == said.content
+
+
+def test_what_a_compressed_answer_says_is_read_with_a_bound() -> None:
+    crash = b'{"error":"an error was encountered while running the model: unexpected EOF"}'
+    missing = b'{"error":"model \'m\' not found"}'
+    for encoding, packed in (("gzip", gzip.compress(missing)), ("deflate", zlib.compress(missing))):
+        assert blame_of(response(404, content_encoding=encoding), packed, None) is Blame.LACKS_MODEL
+    assert blame_of(response(500, content_encoding="GZIP"), gzip.compress(crash)[:-9], None) is Blame.HOST_CANNOT
+    bomb = gzip.compress(b'{"error":"template: ' + b"x" * 1000 * MAX_UNPACKED)
+    assert blame_of(response(500, content_encoding="gzip"), bomb, None) is Blame.CALLER
+    # What cannot be read accuses nobody.
+    for encoding in ("br", "gzip"):
+        assert blame_of(response(500, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.CALLER
+        assert blame_of(response(404, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.CALLER
+        assert blame_of(response(502, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.HOST_CANNOT
+
+
+def test_what_is_the_callers_fault_comes_in_the_callers_protocol() -> None:
+    assert for_caller(flow(), response(400), b'{"error":"model is required"}') is None
+    assert for_caller(flow(), response(422), b'{"detail":[]}') is None
+    assert for_caller(flow(), response(400), b'{"error":"the rest of it is yet to co') is None
+    assert for_caller(flow(method="HEAD"), response(400), b"") is None
+    made = for_caller(flow("/v1/messages"), response(413, Via="1.1 p", Content_Encoding="gzip"), gzip.compress(PAGE))
+    assert made is not None
+    assert made.status_code == 413
+    error = json.loads(made.raw_content or b"")["error"]
+    assert (error["type"], error["message"][:4]) == ("request_too_large", "413 ")
+    assert made.headers["content-length"] == str(len(made.raw_content or b""))
+    assert made.headers["via"] == "1.1 p"
+    assert "content-encoding" not in made.headers

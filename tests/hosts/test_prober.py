@@ -1,0 +1,100 @@
+"""What a probe tells of an agent whose server does not answer it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ollama_balancer.core.agent import Address, Source, Status
+from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
+from ollama_balancer.hosts import prober as probing
+from ollama_balancer.hosts.prober import HEARD_SECONDS, Prober
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[Address]:
+    """Takes connections and says nothing."""
+    open_now = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await open_now.wait()
+        writer.close()
+
+    server = await asyncio.start_server(wait, "127.0.0.1", 0)
+    try:
+        yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    finally:
+        open_now.set()
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("was_online", "ago", "status"),
+    [
+        (True, 0.5, Status.ONLINE),
+        (True, HEARD_SECONDS + 1, Status.OFFLINE),
+        (False, 0.5, Status.OFFLINE),  # an old stream says nothing about whether it can be reached again
+    ],
+)
+def test_who_answers_late_but_is_heard_stays_online(
+    monkeypatch: pytest.MonkeyPatch, was_online: bool, ago: float, status: Status
+) -> None:
+    monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        now = 1000.0
+        registry = AgentRegistry(lambda: now)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        async with silent_server() as address:
+            agent, _ = registry.register("a", address, Source.STATIC)
+            if was_online:
+                registry.reached(agent)
+            now += PROBE_GRACE - 1
+            agent.heard_at = now - ago
+            assert await prober.probe(agent) is (status is Status.ONLINE)
+            now += 2
+            registry.expire()
+            assert agent.status is status
+
+    asyncio.run(test())
+
+
+def test_who_does_not_let_a_probe_in_is_unauthorized_until_it_does() -> None:
+    status = b"200 OK"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"version":"0.33.0","models":[]}' if status.startswith(b"200") else b"<html>"
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async def test() -> None:
+        nonlocal status
+        now = 1000.0
+        registry = AgentRegistry(lambda: now)
+        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            agent, _ = registry.register("a", Address(*server.sockets[0].getsockname()[:2]), Source.STATIC)
+            for status, shown in (
+                (b"401 Unauthorized", Status.UNAUTHORIZED),
+                (b"200 OK", Status.ONLINE),
+                (b"403 Forbidden", Status.UNAUTHORIZED),
+                (b"200 OK", Status.ONLINE),
+            ):
+                for _ in range(8):  # 40 seconds of rounds
+                    await prober.probe(agent)
+                    now += 5.0
+                    registry.expire()
+                assert agent.status is shown
+                assert agent.available is (shown is Status.ONLINE)
+                if shown is Status.UNAUTHORIZED:
+                    assert agent.reason is not None
+                    assert status.decode()[:3] in agent.reason
+
+    asyncio.run(test())
