@@ -84,7 +84,8 @@ async def _serve(listing: bytes, reader: asyncio.StreamReader, writer: asyncio.S
             body = await reader.readexactly(int(lengths[0][15:]) if lengths else 0)
             prompt = ""
             with contextlib.suppress(ValueError):
-                prompt = json.loads(body).get("prompt", "") if 0 < len(body) < 1000 else ""
+                asked = json.loads(body) if 0 < len(body) < 1000 else {}
+                prompt = str(asked.get("prompt") or asked.get("model") if head.startswith(b"POST /api/pull") else "")
             if head.startswith(b"GET"):
                 answer = listing if b"/api/tags" in head else b'{"models":[],"version":"0.33.0"}'
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
@@ -102,12 +103,12 @@ async def _serve(listing: bytes, reader: asyncio.StreamReader, writer: asyncio.S
                     await writer.drain()
             elif prompt == "chunks of one byte":
                 writer.write(chunked % b"application/x-ndjson")
-                for _ in range(100):
+                for _ in range(20 if head.startswith(b"POST /api/pull") else 100):
                     writer.write(b"1\r\nx\r\n" * 10_000)
                     await writer.drain()
                 writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(DONE) + 1, b"\n" + DONE))
-            elif prompt in STREAMS or head.startswith(b"POST /api/pull"):
-                kind, piece, size = STREAMS.get(prompt, STREAMS["blank lines"])
+            elif prompt in STREAMS:
+                kind, piece, size = STREAMS[prompt]
                 writer.write(chunked % kind)
                 for _ in range(size // len(piece)):
                     writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -125,7 +126,7 @@ def host(ports: tuple[int, int]) -> None:
 
     async def run() -> None:
         usual = b'{"models":[{"name":"m"}]}'
-        large = b'{"models":[{"name":"n","x":' + _many(b"{},", 8 * MIB) + b"}]}"
+        large = b'{"models":[{"name":"n","x":' + _many(b"{},", 8 * MIB - 1000) + b"}]}"
         for port, listing in zip(ports, (usual, large), strict=True):
             await asyncio.start_server(functools.partial(_serve, listing), "127.0.0.1", port)
         await asyncio.Event().wait()
@@ -350,7 +351,9 @@ INPUTS: dict[str, Input] = {
         {
             "6 MB of chunks of one byte": lambda: _chunks(b"1\r\nx\r\n", 1_000_000),
             "host's 6 MB of chunks of one byte": _prompt("chunks of one byte"),
-            "pull of 20 MiB of blank lines": lambda: _post("/api/pull", b'{"model":"m"}'),
+            "pull of 20 MiB of blank lines": lambda: _post("/api/pull", b'{"model":"blank lines"}'),
+            "pull of 20 MiB of empty objects": lambda: _post("/api/pull", b'{"model":"empty objects"}'),
+            "pull of chunks of one byte": lambda: _post("/api/pull", b'{"model":"chunks of one byte"}'),
         },
     ),
     "400 MB in 390 kB, opened": Input(
