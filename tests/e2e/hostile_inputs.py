@@ -21,7 +21,7 @@ from tests.e2e.harness import TOKEN, report
 from tests.e2e.web import Web
 
 MIB = 1 << 20
-PATIENCE = 90.0
+PATIENCE = 30.0
 """Seconds after which an input is given up."""
 
 LINE = b'{"model":"m","response":"%s","done":false}\n' % (b"x" * 32_000)

@@ -338,6 +338,7 @@ class Balancer:
                 self._demo_ready.set()
         finally:
             self._ready.set()
+        await asyncio.to_thread(_load_http_client)
 
     async def _wait_until_ready(self) -> None:
         self._needed.set()
@@ -1123,6 +1124,15 @@ def _load_the_rest() -> None:
     from ..hosts import prober as probing  # noqa: F401
     from ..ollama import watching  # noqa: F401
     from ..storage import persistence as remembering  # noqa: F401
+
+
+def _load_http_client() -> None:
+    """Import what calls to several hosts use, in a thread: the first of them would hold up all streams for it."""
+    import httpx
+
+    from ..gateway import fanout  # noqa: F401
+
+    httpx.AsyncHTTPTransport(verify=False)  # imports what it needs with the first one
 
 
 @functools.cache
