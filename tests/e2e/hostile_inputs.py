@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ async def _serve(listing: bytes, reader: asyncio.StreamReader, writer: asyncio.S
             prompt = ""
             with contextlib.suppress(ValueError):
                 asked = json.loads(body) if 0 < len(body) < 1000 else {}
-                prompt = str(asked.get("prompt") or asked.get("model") if head.startswith(b"POST /api/pull") else "")
+                prompt = str(asked.get("prompt") or asked.get("model"))
             if head.startswith(b"GET"):
                 answer = listing if b"/api/tags" in head else b'{"models":[],"version":"0.33.0"}'
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
@@ -134,7 +135,7 @@ def host(ports: tuple[int, int]) -> None:
     asyncio.run(run())
 
 
-def send(site: Site, data: Iterator[bytes]) -> bytes:
+def send(site: Site, data: Iterable[bytes]) -> bytes:
     """Send it as far as it is taken; the first bytes that come back. The answer is read to its end if that shows."""
     first = b""
     deadline = time.monotonic() + PATIENCE
@@ -143,12 +144,17 @@ def send(site: Site, data: Iterator[bytes]) -> bytes:
             for piece in data:
                 s.sendall(piece)
                 site.sent += len(piece)
-        got = first = s.recv(65_536)
-        if b"\r\n\r\n{" in first and first.endswith(b"}"):
-            return first
+        while b"\r\n\r\n" not in first and (piece := s.recv(65_536)):
+            first += piece
+        head, _, got = first.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+        missing = int(length[1]) - len(got) if length else 0
+        while missing > 0 and (piece := s.recv(65_536)):
+            missing -= len(piece)
         s.settimeout(1)
-        while got and not (b"\r\n0\r\n\r\n" in got or got.endswith(b"}\n")) and time.monotonic() < deadline:
-            got = s.recv(65_536)
+        while not length and not (b"\r\n0\r\n\r\n" in got or got.endswith(b"}\n")) and time.monotonic() < deadline:
+            if not (got := s.recv(65_536)):
+                break
     return first
 
 
@@ -226,21 +232,17 @@ def _http2_flood(frames: Callable[[Http2Client], None]) -> Callable[[Site], byte
         client = Http2Client(site)
         for _ in range(20_000):
             frames(client)
+        data = client.connection.data_to_send()
         with contextlib.suppress(OSError, AssertionError):
-            client.socket.sendall(client.connection.data_to_send())
+            client.socket.sendall(data)
+            client.socket.settimeout(3)
             while True:
                 client.events()
+        site.sent += len(data)
         client.close()
         return b""
 
-    def bounded(site: Site) -> bytes:
-        socket.setdefaulttimeout(5)
-        try:
-            return act(site)
-        finally:
-            socket.setdefaulttimeout(None)
-
-    return bounded
+    return act
 
 
 def _reset(client: Http2Client) -> None:

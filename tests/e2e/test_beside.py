@@ -37,6 +37,8 @@ SERVED = (
     "10 unread days of history",
     "host's 6 MB of chunks of one byte",
     "pull of 20 MiB of blank lines",
+    "pull of 20 MiB of empty objects",
+    "pull of chunks of one byte",
 )
 """Those that get what they ask for: the work is that of the answer's bytes."""
 
@@ -71,7 +73,7 @@ class Scene:
 
         def act(site: Site) -> None:
             for _ in range(count):
-                answer = send(site, iter([request]))
+                answer = send(site, [request])
                 assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:1000]
 
         return self.cost(act)
