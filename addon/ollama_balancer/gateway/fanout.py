@@ -65,6 +65,12 @@ AT_ONCE = 256
 
 NO_CONNECTION = "the balancer can open no connection"
 
+LINES_AT_ONCE = 256
+"""Of one piece of an agent's progress that are read: of more, those at its end."""
+
+PIECES_AT_ONCE = 64
+"""Of an agent's answer that are read before others get their turn, where they are all there."""
+
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
@@ -371,8 +377,7 @@ class FanOut:
         if status == 200 and "ndjson" in response.headers.get("content-type", ""):
             return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
         body = bytearray()
-        async for chunk in response.aiter_raw():
-            leg.heard_at = self._clock()
+        async for chunk in self._pieces_of(response, leg):
             body += chunk
             if len(body) > MAX_WHOLE_ANSWER:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
@@ -395,12 +400,11 @@ class FanOut:
         lines = LineSplitter()
         problem: str | None = "the stream ended without its terminal event"
         try:
-            async for chunk in response.aiter_raw():
-                leg.heard_at = self._clock()
-                for line in lines.feed(chunk):
-                    problem = await self._pass_on(leg, line, problem)
+            async for chunk in self._pieces_of(response, leg):
+                whole = [line for line in lines.feed(chunk) if not line.isspace()][-LINES_AT_ONCE:]
+                problem = await self._pass_on(leg, chunk, whole, problem)
             if rest := lines.rest():
-                problem = await self._pass_on(leg, rest, problem)
+                problem = await self._pass_on(leg, b"", [rest], problem)
         except httpx.HTTPError as e:
             if problem is None:
                 return None  # it had said that it succeeded
@@ -409,18 +413,30 @@ class FanOut:
                 await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
         return problem
 
-    async def _pass_on(self, leg: Leg, line: bytes, problem: str | None) -> str | None:
-        progress = read_line(line)
-        if is_success(progress):
-            # Whoever sees the success may ask at once for the list of models.
-            await self._refresh(leg.agent)
-            problem = None
-        elif (error := line_error(progress)) is not None:
-            problem = error
-        if self._merges:
-            line = line_of(leg.agent.name, line, progress) if line.strip() else b""
-        if line:
-            await self._pieces.put(line)
+    async def _pieces_of(self, response: httpx.Response, leg: Leg) -> AsyncIterator[bytes]:
+        """The answer's body as it comes. However small its pieces are, others get their turn."""
+        count = 0
+        async for piece in response.aiter_raw():
+            leg.heard_at = self._clock()
+            yield piece
+            count += 1
+            if count % PIECES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _pass_on(self, leg: Leg, piece: bytes, lines: list[bytes], problem: str | None) -> str | None:
+        """Pass on a piece of an agent's progress, and read the lines that are whole with it."""
+        told = []
+        for line in lines:
+            progress = read_line(line)
+            if is_success(progress):
+                # Whoever sees the success may ask at once for the list of models.
+                await self._refresh(leg.agent)
+                problem = None
+            elif (error := line_error(progress)) is not None:
+                problem = error
+            told.append(line_of(leg.agent.name, line, progress) if self._merges else b"")
+        if passed := b"".join(told) if self._merges else piece:
+            await self._pieces.put(passed)
         return problem
 
     def _end(self, leg: Leg, reply: Reply, outcome: Outcome) -> None:

@@ -86,6 +86,7 @@ class Startup:
                 self._demo_ready.set()
         finally:
             self._ready.set()
+        await asyncio.to_thread(_load_http_client)
 
     async def _run_demo(self, count: int) -> None:
         from ..hosts.demo import Demo  # only here: nobody else pays for the simulator's imports
@@ -116,6 +117,15 @@ class Startup:
                 assert self.balancer.prober
                 await self.balancer.prober.first_round.wait()
         self._done = True
+
+
+def _load_http_client() -> None:
+    """Import what calls to several hosts use, in a thread: the first of them would hold up all streams for it."""
+    import httpx
+
+    from ..gateway import fanout  # noqa: F401
+
+    httpx.AsyncHTTPTransport(verify=False)  # imports what it needs with the first one
 
 
 def _load_the_rest() -> None:
