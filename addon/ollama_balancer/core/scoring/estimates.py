@@ -16,8 +16,6 @@ from ..agent import Rates
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""
 
-_FEW = round(1 / NEWEST) - 1
-
 NEWS = math.log(1.1)
 """By which factor an average has to change until that is worth computing anew."""
 
@@ -57,7 +55,7 @@ class Average:
     def observe(self, log: float) -> bool:
         """Whether it has become so much another that who has computed with it should do so again."""
         if self.observations:
-            weight = 1 / (self.observations + 1) if self.observations < _FEW else NEWEST
+            weight = max(NEWEST, 1 / (self.observations + 1))
             step = log - self.log
             self.log += weight * (-OUTLIER if step < -OUTLIER else OUTLIER if step > OUTLIER else step)
         else:
