@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tune",
         metavar="NAME",
+        nargs="+",
         choices=["all", *CONSTANTS],
         help=f"a constant of the balancer over a grid of values, in the mode adaptive: all, {', '.join(CONSTANTS)}",
     )
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.tune:
         with ProcessPoolExecutor() as pool:
             tuning = Tuning(pool, chosen.seeds)
-            for name in CONSTANTS if chosen.tune == "all" else [chosen.tune]:
+            for name in CONSTANTS if "all" in chosen.tune else chosen.tune:
                 print(tuning.table(name), flush=True)
         print(f"took {time.perf_counter() - began:.0f} s")
         return

@@ -265,20 +265,6 @@ class FanOut:
         self._task.cancel()
         self._finish()
 
-    async def whole(self) -> http.Response:
-        """The whole answer at once, whichever its shape."""
-        await self.advance()
-        assert self.response
-        parts: list[bytes] = []
-        while self.streamed:
-            await self.advance()
-            if not self.chunk:
-                self.response.headers.pop("transfer-encoding", None)
-                self.response.content = b"".join(parts)
-                break
-            parts.append(self.chunk)
-        return self.response
-
     async def _run(self) -> None:
         at_once = asyncio.Semaphore(len(self.legs) if self._uploads else AT_ONCE)
         timeout = httpx.Timeout(self._timeouts.response, connect=self._timeouts.connect, write=WRITE_TIMEOUT, pool=None)

@@ -92,7 +92,7 @@ class Placement:
         """The same, to be read."""
         return self._models.get(model) or ModelUse()
 
-    def update(self, agent: Agent, now: float) -> None:
+    def update(self, agent: Agent) -> None:
         """The agent may have other models in memory than before, or may be used, or not be used, now."""
         has = agent.models or {}
         present = {model for model in (*agent.warm, *agent.loading) if model in has} if agent.eligible else set()
