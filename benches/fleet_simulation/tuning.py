@@ -7,6 +7,7 @@ the difference to the value in the code, seed by seed.
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -20,7 +21,7 @@ from ollama_balancer.lab.simulation import Result, Simulation
 from .workload import Shape, draw
 
 type Settings = tuple[tuple[str, float], ...]
-"""Constants, as `fleet.forecast:LEFT`, and what they are set to."""
+"""Constants, as `core.scoring.agent_estimate:LEFT`, and what they are set to."""
 
 PACKAGE = "ollama_balancer"
 
@@ -41,7 +42,7 @@ SCENES = {
     "start": Scene(Shape(12, 9, 0.6, 200.0, 0.0, failures=False)),
     "slots": Scene(Shape(12, 3, 0.7, 600.0, 0.0, failures=False), slots_known=False),
     "failing": Scene(Shape(12, 3, 0.6, 400.0, 50.0), settings=(("lab.simulation:UP_SECONDS", 300.0),)),
-    "large": Scene(Shape(24, 6, 0.8, 120.0, 60.0, failures=False), settings=(("fleet.weighing:ALL", 8),)),
+    "large": Scene(Shape(24, 6, 0.8, 120.0, 60.0, failures=False), settings=(("core.scoring.scorer:ALL", 8),)),
 }
 """`busy`: near what the fleet can do. `crowded`: more models than fit in memory. `start`: nothing is known yet.
 `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five minutes.
@@ -69,18 +70,19 @@ def _of(scene: str, module: str, **grids: tuple[float, ...]) -> dict[str, Consta
 
 
 CONSTANTS: dict[str, Constant] = {
-    "agent.SLOWDOWN": Constant(("fleet.agent:SLOWDOWN", "fleet.forecast:SLOWDOWN"), (0.1, 0.2, 0.4, 0.6, 1.0), "busy"),
+    "agent.SLOWDOWN": Constant(
+        ("core.agent:SLOWDOWN", "core.scoring.agent_estimate:SLOWDOWN"), (0.1, 0.2, 0.4, 0.6, 1.0), "busy"
+    ),
     **_of(
         "busy",
-        "fleet.forecast",
+        "core.scoring.agent_estimate",
         ANSWER_WEIGHT=(0.0, 0.05, 0.15, 0.5, 1.0),
-        HARM_WEIGHT=(0.0, 0.3, 1.0, 2.0, 4.0),
         LEFT=(0.1, 0.3, 0.5, 0.7, 1.0),
         SPREAD=(0.6, 1.0, 1.25, 2.5),
     ),
     **_of(
         "crowded",
-        "fleet.forecast",
+        "core.scoring.agent_estimate",
         LOAD_WEIGHT=(0.5, 1.0, 1.5, 3.0),
         EVICTION=(0.0, 6.0, 12.0, 30.0),
         THRASHING=(0.0, 30.0, 60.0, 120.0, 240.0),
@@ -90,24 +92,24 @@ CONSTANTS: dict[str, Constant] = {
         LEAST_LEFT=(0.02, 0.1, 0.3),
         LONGEST_LOAD=(1.2, 2.0, 4.0),
     ),
-    **_of("crowded", "fleet.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
-    **_of("crowded", "fleet.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
-    **_of("busy", "fleet.matching", HEADS=(1, 8, 32), MOST_OVERTAKEN=(0, 8, 32)),
+    **_of("crowded", "core.scoring.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
+    **_of("crowded", "core.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
+    **_of("busy", "core.scheduler", HEADS=(1, 8, 32), MOST_OVERTAKEN=(0, 8, 32)),
     **_of(
         "start",
-        "fleet.estimates",
+        "core.scoring.estimates",
         NEWEST=(0.05, 0.2, 0.5, 0.8),
-        NEWS=(0.0, 0.3, 0.7),
-        OUTLIER=(0.4, 0.7, 3.0),
+        NEWS=(0.0, math.log(1.1), 0.3, 0.7),
+        OUTLIER=(0.4, 0.7, math.log(4.0), 3.0),
         DECODE=(5.0, 20.0, 80.0),
         PREFILL=(200.0, 800.0, 3200.0),
         LOAD=(4.0, 15.0, 60.0),
         OUTPUT=(50.0, 200.0, 800.0),
     ),
-    **_of("start", "fleet.learning", FEWEST_READ=(1, 32, 256), SHORTEST_LOAD=(0.05, 0.2, 1.0)),
+    **_of("start", "core.scoring.learning", FEWEST_READ=(1, 32, 256), SHORTEST_LOAD=(0.05, 0.2, 1.0)),
     **_of(
         "slots",
-        "fleet.slots",
+        "core.concurrency",
         DOUBTS=(1, 2, 4),
         CONFIRMATIONS=(1, 2, 4),
         TRIES=(2, 5, 20),
@@ -122,17 +124,16 @@ CONSTANTS: dict[str, Constant] = {
     ),
     **_of(
         "failing",
-        "fleet.health",
+        "core.health",
         STRIKES=(1, 3, 10),
         FIRST_EJECTION=(2.0, 10.0, 60.0),
         LONGEST_EJECTION=(30.0, 300.0, 900.0),
         RETURNING=(1.0, 30.0, 90.0),
     ),
-    **_of("failing", "fleet.retry_budget", SHARE=(0.0, 0.2, 1.0), PER_SECOND=(0.0, 3.0, 10.0)),
-    **_of("large", "fleet.weighing", SAMPLE=(1, 2, 4, 8)),
-    "pool.ALL": Constant(("fleet.pool:ALL", "fleet.weighing:ALL"), (8, 256), "large"),
+    **_of("large", "core.scoring.scorer", SAMPLE=(1, 2, 4, 8)),
+    "pool.ALL": Constant(("core.pool:ALL", "core.scoring.scorer:ALL"), (8, 256), "large"),
 }
-"""By module and name: `--tune forecast.LEFT`."""
+"""By module and name: `--tune agent_estimate.LEFT`."""
 
 
 @dataclass(frozen=True)

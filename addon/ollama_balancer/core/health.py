@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 STRIKES = 3
-"""Failures in a row that eject an agent."""
+"""Failures in a row that eject an agent: as many as HAProxy's `fall` and Kubernetes' `failureThreshold` by default."""
 
 FIRST_EJECTION = 10.0
-"""Seconds; each return that fails doubles them."""
+"""Seconds, nginx's `fail_timeout` by default; each return that fails doubles them."""
 
 LONGEST_EJECTION = 300.0
+"""Seconds, Envoy's `max_ejection_time` by default."""
 
 JITTER = 0.1
 """Of an ejection's length, up or down, so that agents which failed together do not return together."""

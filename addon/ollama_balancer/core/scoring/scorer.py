@@ -18,7 +18,7 @@ SAMPLE = 4
 """Of more agents than `ALL`: those that have the model in memory, and as many others."""
 
 OTHERS = 2
-"""The next best that the record of a decision names."""
+"""The next best that the record of a decision names: shown, and no part of the choice."""
 
 LOOKS = 4
 """Evictions that are looked into to find them."""
