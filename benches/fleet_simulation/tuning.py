@@ -36,17 +36,21 @@ class Scene:
     settings: Settings = ()
 
 
+LARGE = Shape(24, 6, 0.8, 120.0, 60.0, failures=False)
+SAMPLED = (("core.pool:ALL", 8), ("core.scoring.scorer:ALL", 8))
+
 SCENES = {
     "busy": Scene(Shape(12, 9, 0.7, 250.0, 150.0, failures=False)),
     "crowded": Scene(Shape(8, 24, 0.6, 300.0, 150.0, failures=False)),
     "start": Scene(Shape(12, 9, 0.6, 200.0, 0.0, failures=False)),
     "slots": Scene(Shape(12, 3, 0.7, 600.0, 0.0, failures=False), slots_known=False),
     "failing": Scene(Shape(12, 3, 0.6, 400.0, 50.0), settings=(("lab.simulation:UP_SECONDS", 300.0),)),
-    "large": Scene(Shape(24, 6, 0.8, 120.0, 60.0, failures=False), settings=(("core.scoring.scorer:ALL", 8),)),
+    "large": Scene(LARGE),
+    "sampled": Scene(LARGE, settings=SAMPLED),
 }
 """`busy`: near what the fleet can do. `crowded`: more models than fit in memory. `start`: nothing is known yet.
 `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five minutes.
-`large`: a fleet of which only a sample is weighed."""
+`large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,29 @@ class Constant:
         return value
 
 
+IMPORTED = {
+    "core.agent:SLOWDOWN": "core.scoring.agent_estimate",
+    "core.scoring.agent_estimate:LONGEST_LOAD": "core.registry",
+    "core.health:STRIKES": "core.registry",
+    "core.health:RETURNING": "core.registry",
+    "core.pool:ALL": "core.scoring.scorer",
+}
+"""Constants that another module imports by name: which."""
+
+
 def _of(scene: str, module: str, **grids: tuple[float, ...]) -> dict[str, Constant]:
     short = module.rpartition(".")[2]
-    return {f"{short}.{name}": Constant((f"{module}:{name}",), grid, scene) for name, grid in grids.items()}
+    found = {}
+    for name, grid in grids.items():
+        places = (f"{module}:{name}",)
+        if places[0] in IMPORTED:
+            places += (f"{IMPORTED[places[0]]}:{name}",)
+        found[f"{short}.{name}"] = Constant(places, grid, scene)
+    return found
 
 
 CONSTANTS: dict[str, Constant] = {
-    "agent.SLOWDOWN": Constant(
-        ("core.agent:SLOWDOWN", "core.scoring.agent_estimate:SLOWDOWN"), (0.1, 0.2, 0.4, 0.6, 1.0), "busy"
-    ),
+    **_of("busy", "core.agent", SLOWDOWN=(0.1, 0.2, 0.4, 0.6, 1.0)),
     **_of(
         "busy",
         "core.scoring.agent_estimate",
@@ -130,8 +148,8 @@ CONSTANTS: dict[str, Constant] = {
         LONGEST_EJECTION=(30.0, 300.0, 900.0),
         RETURNING=(1.0, 30.0, 90.0),
     ),
-    **_of("large", "core.scoring.scorer", SAMPLE=(1, 2, 4, 8)),
-    "pool.ALL": Constant(("core.pool:ALL", "core.scoring.scorer:ALL"), (8, 256), "large"),
+    **_of("sampled", "core.scoring.scorer", SAMPLE=(1, 2, 4, 8)),
+    **_of("large", "core.pool", ALL=(8, 256)),
 }
 """By module and name: `--tune agent_estimate.LEFT`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,17 @@ def test_each_constant_is_where_the_table_says_and_is_among_the_values_that_are_
     assert any(math.isclose(value, constant.value) for value in constant.grid)
     assert len(constant.grid) > 1
     assert constant.scene in SCENES
+
+
+def test_each_module_that_imports_a_constant_by_name_is_known() -> None:
+    for file in (PACKAGE / "core").rglob("*.py"):
+        module = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                source = (node.module or "").rpartition(".")[2]
+                for alias in node.names:
+                    found = CONSTANTS.get(f"{source}.{alias.name}")
+                    assert found is None or f"{module}:{alias.name}" in found.places
 
 
 def test_every_docstring_that_names_a_constant_of_the_table_names_one_that_is_there() -> None:

@@ -38,7 +38,7 @@ LEFT = 0.5
 LOAD_WEIGHT = 1.5
 """What a second of a load counts: meanwhile the host serves nobody that comes anew.
 
-`--tune agent_estimate.LOAD_WEIGHT`: flat from 1 to 4, 0.5 is worse."""
+`--tune agent_estimate.LOAD_WEIGHT`: flat from 1 to 3, 0.5 is worse."""
 
 EVICTION = 6.0
 """Seconds that count for the eviction of any model. `--tune agent_estimate.EVICTION`: flat from 0 to 30."""
@@ -51,7 +51,7 @@ THRASHING = 120.0
 IN_DEMAND = 0.6
 """Requests for each of its slots, with what is to be evicted gone, above which a model is in demand.
 
-`--tune agent_estimate.IN_DEMAND`: flat from 0 to 2."""
+`--tune agent_estimate.IN_DEMAND`: flat from 0 to 1.2."""
 
 MUCH_MORE = 4.0
 """How many times more requests for each of its slots a model has to have, to push out one in demand.

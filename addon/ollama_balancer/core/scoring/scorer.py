@@ -15,7 +15,9 @@ from ..pool import ALL, Pool
 from .agent_estimate import Forecast, Option, Situation
 
 SAMPLE = 4
-"""Of more agents than `ALL`: those that have the model in memory, and as many others."""
+"""Of more agents than `ALL`: those that have the model in memory, and as many others.
+
+`--tune scorer.SAMPLE`: SAMPLERESULT"""
 
 OTHERS = 2
 """The next best that the record of a decision names: shown, and no part of the choice."""
