@@ -82,7 +82,7 @@ def _of(scene: str, module: str, **grids: tuple[float, ...]) -> dict[str, Consta
     short = module.rpartition(".")[2]
     found = {}
     for name, grid in grids.items():
-        places = (f"{module}:{name}",)
+        places: tuple[str, ...] = (f"{module}:{name}",)
         if places[0] in IMPORTED:
             places += (f"{IMPORTED[places[0]]}:{name}",)
         found[f"{short}.{name}"] = Constant(places, grid, scene)
