@@ -15,7 +15,7 @@ from enum import StrEnum
 STRIKES = 3
 """Failures in a row that eject an agent: as many as HAProxy's `fall` and Kubernetes' `failureThreshold` by default.
 
-`--tune health.STRIKES`: STRIKESRESULT."""
+`--tune health.STRIKES`: 1 is as good, 10 somewhat better, as the hosts that fail there soon die or recover."""
 
 FIRST_EJECTION = 10.0
 """Seconds, nginx's `fail_timeout` by default; each return that fails doubles them.
@@ -31,7 +31,7 @@ JITTER = 0.1
 RETURNING = 30.0
 """Seconds for which an agent that is back gets no more than it runs at once.
 
-`--tune health.RETURNING`: RETURNRESULT."""
+`--tune health.RETURNING`: flat from 1 to 90."""
 
 
 class Phase(StrEnum):
