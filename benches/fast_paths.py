@@ -1,4 +1,4 @@
-"""What each of the balancer's fast paths gives: `python -m benches.fast_paths [--quick] [--rounds N]`.
+"""What each of the balancer's fast paths gives: `python -m benches.fast_paths [--quick] [--loads N ...] [--rounds N]`.
 
 The same load goes through the same balancer four times: with all of them; without the selector, so that asyncio hands
 each chunk to the relay; without the relay, so that chunks go mitmproxy's own way; and without the short way for hooks
@@ -93,28 +93,34 @@ def requests_table(results: Results) -> str:
 
 
 def gains_table(results: Results) -> str:
-    """What each gives, round by round; with set-up, for that is known of rounds in which streams never ran all at once,
-    too.
-    """
+    """What each gives, round by round where it is known: of a chunk while all streams run, or of a request."""
     lines = [["load", *(f"{name} saves, us" for name, _, _ in STEPS)]]
     for load, sides in results.items():
-        lines.append([load.name, *(spread(saved(sides, fast, slow), 1) for _, fast, slow in STEPS)])
+        lines.append([load.name, *(spread(saved(load, sides[fast], sides[slow]), 1) for _, fast, slow in STEPS)])
     return markdown(lines)
 
 
-def saved(sides: dict[str, Figures], fast: str, slow: str) -> list[float]:
-    return [much - little for little, much in zip(sides[fast].cpu_us, sides[slow].cpu_us, strict=False)]
+def saved(load: Load, fast: Figures, slow: Figures) -> list[float]:
+    if load.kind == "requests":
+        pairs = zip(fast.cpu_us, slow.cpu_us, strict=False)
+        return [much - little for little, much in pairs]
+    chunks = zip(fast.steady_us, slow.steady_us, strict=False)
+    return [much - little for little, much in chunks if little is not None and much is not None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.fast_paths", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two short rounds of some loads")
     parser.add_argument("--rounds", type=int, default=0, help="rounds over all sides (default 3, with --quick 2)")
+    parser.add_argument(
+        "--loads", type=int, nargs="+", metavar="N", help="those of so many connections or streams only"
+    )
     chosen = parser.parse_args()
     rounds = chosen.rounds or (2 if chosen.quick else 3)
     end_on_signals()
     allow_open_files(OPEN_FILES)
-    loads = [load for load in LOADS if not chosen.quick or load.number in QUICK]
+    numbers = chosen.loads or (QUICK if chosen.quick else {load.number for load in LOADS})
+    loads = [load for load in LOADS if load.number in numbers]
     with tempfile.TemporaryDirectory(prefix="bench-paths-") as folder:
         results = measure(Path(folder), rounds, 0.4 if chosen.quick else 1.0, loads)
     print(f"{machine()}; {rounds} rounds, median (lowest–highest round)\n")
