@@ -37,7 +37,7 @@ class Scene:
 
 
 LARGE = Shape(24, 6, 0.8, 120.0, 60.0, failures=False)
-SAMPLED = (("core.pool:ALL", 8), ("core.scoring.scorer:ALL", 8))
+SAMPLED = (("core.scoring.candidates:ALL", 8), ("core.scoring.scorer:ALL", 8))
 
 SCENES = {
     "busy": Scene(Shape(12, 9, 0.7, 250.0, 150.0, failures=False)),
@@ -73,7 +73,7 @@ IMPORTED = {
     "core.scoring.agent_estimate:LONGEST_LOAD": "core.registry",
     "core.health:STRIKES": "core.registry",
     "core.health:RETURNING": "core.registry",
-    "core.pool:ALL": "core.scoring.scorer",
+    "core.scoring.candidates:ALL": "core.scoring.scorer",
 }
 """Constants that another module imports by name: which."""
 
@@ -149,7 +149,7 @@ CONSTANTS: dict[str, Constant] = {
         RETURNING=(1.0, 30.0, 90.0),
     ),
     **_of("sampled", "core.scoring.scorer", SAMPLE=(1, 2, 4, 8)),
-    **_of("large", "core.pool", ALL=(8, 256)),
+    **_of("large", "core.scoring.candidates", ALL=(8, 256)),
 }
 """By module and name: `--tune agent_estimate.LEFT`."""
 
