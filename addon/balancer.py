@@ -8,7 +8,7 @@ if importlib.util.find_spec("agent_reporter") is None:
     sys.path.append(str(Path(__file__).resolve().parent.parent))  # not installed: the checkout has it
 
 try:
-    from ollama_balancer.mitm.addon import balancer
+    from ollama_balancer.mitm.addons import the_addon
 except ModuleNotFoundError as e:
     root = Path(__file__).resolve().parent.parent
     e.msg += (
@@ -20,4 +20,4 @@ except (ImportError, AttributeError) as e:
 
     raise ImportError(f"{e}. The balancer works with {versions.tested()}; this is {versions.installed()}.") from e
 
-addons = [balancer()]
+addons = [the_addon()]

@@ -13,12 +13,13 @@ from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
 
 from ..api.paths import is_control_path
+from ..gateway.headers import AGENT_HEADER
 from ..gateway.memory_budget import MemoryBudget
+from ..gateway.messages import header
 from ..text import one_line
-from .answers import path_of
 from .compat.mitmproxy_names import wrap_client_column
 from .compat.names import Patches
-from .headers import AGENT_HEADER, header
+from .flows import path_of
 
 MOST_BYTES = 512 * 1024 * 1024
 """Of the bodies of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
@@ -39,7 +40,7 @@ def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
 
     def client_and_agent(flow: Flow) -> str:
         response = flow.response if isinstance(flow, http.HTTPFlow) else None
-        agent = header(response.headers, _AGENT) if response is not None else None
+        agent = header(response.headers.fields, _AGENT) if response is not None else None
         return f"{client_of(flow)} → {one_line(agent)}" if agent else client_of(flow)
 
     return client_and_agent

@@ -13,13 +13,12 @@ from mitmproxy.utils.human import parse_size
 
 from agent_reporter.limits import NAME_PATTERN
 
-from ..core.agent import Address
+from ..core.address import Address, without_password
 from ..core.policies import DEFAULT_POLICY, POLICIES
 from ..gateway.memory_budget import PART, machine_memory
 from ..gateway.networks import Network, read_network
 from ..ollama.origins import check_host_pattern, check_pattern
 from ..storage.token import check as check_token
-from ..text import without_password
 from .compat.mitmproxy_names import deferred_problem
 
 PREFIX = "balancer_"

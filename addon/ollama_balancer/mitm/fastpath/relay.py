@@ -310,8 +310,8 @@ def suits(stream: BalancedStream) -> bool:
     request, response = stream.flow.request, stream.flow.response
     return (
         response is not None
-        and stream.routing is not None
-        and stream.routing.fan_out is None
+        and stream.ours is not None
+        and stream.ours.fan_out is None
         and request.http_version == response.http_version == "HTTP/1.1"
         and request.method.upper() != "HEAD"
         and response.headers.get("transfer-encoding", "").lower() == "chunked"
