@@ -16,6 +16,12 @@ from ollama_balancer.mitm.options import Overrides
 HERE = __name__
 
 
+@pytest.fixture(autouse=True)
+def unpatched() -> None:
+    """Other tests of this process may have left the patches in place."""
+    patches.restore()
+
+
 class Kind:
     declared: int
 
@@ -106,7 +112,6 @@ def test_the_table_names_each_once_and_all_that_is_replaced_is_in_it() -> None:
 
 
 def test_applying_twice_is_as_once() -> None:
-    patches.restore()
     names = [name for name, _ in patches._REPLACEMENTS]
     before = [name.value for name in names]
     patches.apply()
