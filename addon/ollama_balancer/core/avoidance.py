@@ -122,4 +122,4 @@ class Avoidance:
 
 def _digest(agent: Agent, model: str | None) -> object:
     entry = agent.models.get(model) if model is not None and agent.models is not None else None
-    return (entry.__pydantic_extra__ or {}).get("digest") if entry is not None else None
+    return (entry.model_extra or {}).get("digest") if entry is not None else None
