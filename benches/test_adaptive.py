@@ -14,12 +14,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.registry import AgentRegistry
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
+from ollama_balancer.core.observations import AnswerObservation
+from tests.core.fakes import new_registry
 
 SIZES = (8, 64, 256, 1_000, 10_000)
 MODELS = [f"model-{n}:latest" for n in range(24)]
@@ -39,7 +38,7 @@ class Fleet:
     def __init__(self, size: int) -> None:
         self.now = 1_000.0
         self.rng = rng = random.Random(size)
-        self.registry = registry = AgentRegistry(
+        self.registry = registry = new_registry(
             lambda: self.now, mode="adaptive", stale_after=1e9, chance=rng.random, slots=SLOTS
         )
         self.leases: list[Lease] = []
@@ -65,9 +64,7 @@ class Fleet:
                 lease = registry.take(agent, model, Demand(model))
                 self.now += 0.01
                 lease.began()
-                answer = Answer()
-                answer.add(Event(terminal=True, timings=Timings(300, 0.4, 200, rng.uniform(2, 20), 0.02, 11.0)))
-                registry.answered(lease, answer, streamed=True)
+                registry.answered(lease, AnswerObservation(300, 0.4, 200, rng.uniform(2, 20), 0.02))
                 lease.release()
             if rng.random() < BUSY:
                 self.leases.append(self.begin(agent.id, rng.choice(warm)))

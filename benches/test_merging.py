@@ -15,9 +15,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.merging import MergedFleet
+from tests.core.fakes import new_registry
 
 SIZES = (10, 100, 1_000, 10_000)
 EVERYWHERE = [f"everywhere-{n}:7b" for n in range(8)]
@@ -61,7 +62,7 @@ def models_of(number: int, version: int = 0) -> list[ModelEntry]:
 
 @cache
 def fleet(size: int) -> tuple[AgentRegistry, MergedFleet]:
-    registry = AgentRegistry(stale_after=86_400)
+    registry = new_registry(stale_after=86_400)
     for number in range(size):
         agent, _ = registry.register(f"agent-{number}", Address(f"10.0.{number >> 8}.{number & 255}", 11434))
         registry.update_metrics(agent.id, report(models_of(number)))

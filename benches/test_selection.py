@@ -15,9 +15,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.core.agent import Address, Agent
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.registry import AgentRegistry
+from tests.core.fakes import new_registry
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 OPEN_LEASES = 500
@@ -79,7 +81,7 @@ def report(rng: random.Random, models: list[ModelEntry], active_requests: int = 
 
 def new_fleet(size: int) -> AgentRegistry:
     rng = random.Random(size)
-    registry = AgentRegistry(stale_after=86_400)
+    registry = new_registry(stale_after=86_400)
     models = [[entry(name) for name in model_names(parity)] for parity in (0, 1)]
     for number in range(size):
         address = Address(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 11434)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.core.queue import Place, Waiter, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from tests.core.fakes import entries
+from tests.core.fakes import entries, new_registry
 
 WAITING = 10_000
 
@@ -65,7 +64,7 @@ def test_departure_from_the_middle(benchmark: Any, clients: int, models: int) ->
 @SHAPES
 def test_a_turn(benchmark: Any, clients: int, models: int) -> None:
     """A slot is given back, and whoever is next gets it."""
-    registry = AgentRegistry(slots=1)
+    registry = new_registry(slots=1)
     agent, _ = registry.register("a", Address("10.0.0.1", 11434))
     registry.update_models(agent, entries(*(f"m{n}" for n in range(models))))
     registry.reached(agent)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from agent_reporter.limits import MAX_BODY_BYTES, MAX_MODELS, MAX_VALUES
 from agent_reporter.wire import AgentMetrics, check_size
 from ollama_balancer.api.reports import take_report
-from ollama_balancer.core.agent import Address
-from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.address import Address
 from ollama_balancer.hosts.prober import MAX_ANSWER_BYTES, Models
+from tests.core.fakes import new_registry
 from tests.e2e.harness import report
 
 ENTRY = {
@@ -48,7 +48,7 @@ def test_a_list_of_100_000_entries_is_refused_before_it_is_built(unit: bytes, mo
     body = b'{"models":[' + unit * 100_000 + unit[:-1] + b"]}"
     with pytest.raises(ValueError, match=f"more than {MAX_VALUES}"):
         check_size(body)
-    registry = AgentRegistry()
+    registry = new_registry()
     registry.register("a", Address("10.0.0.1", 11434))
     monkeypatch.setattr(AgentMetrics, "model_validate_json", lambda body: pytest.fail("it is built"))
     assert not take_report(registry, "/api/agents/a/metrics", body)

@@ -19,14 +19,3 @@ _LITERAL = re.compile(r"""[\s:(\[]*(?:\b(?:bytearray\()?b['"]|(?<=: )['"]).*""",
 def without_bytes(text: str) -> str:
     """What an error says, without its quotation of the bytes that it is about."""
     return _LITERAL.sub("", text)
-
-
-def without_password(url: str) -> str:
-    """A URL, or what was meant to be one, without what may be a secret: name and password, and the query."""
-    before, at, after = url.rpartition("@")
-    if at:
-        slashes = before.find("//")
-        begin = slashes + 2 if slashes >= 0 else before.find("=") + 1
-        url = f"{before[:begin]}***@{after}"
-    shown, mark, _ = url.partition("?")
-    return shown + (mark and "?***")

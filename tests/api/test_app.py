@@ -14,16 +14,15 @@ from starlette.types import Receive, Scope, Send
 from ollama_balancer.api import history
 from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
-from ollama_balancer.core.agent import Address, Agent, Source, agent_id
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Source, agent_id
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.history import History
+from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.queue import WaitingLine
 from ollama_balancer.core.recent import Recent
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.stats import Ended, Tally
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
-from tests.core.fakes import Clock, address, entries, fleet, report
+from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 METRICS: dict[str, Any] = {
     "cpu_usage": 10,
@@ -46,7 +45,7 @@ class Api:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.registry = AgentRegistry(self.clock)
+        self.registry = new_registry(self.clock)
         self.changes = 0
         self.tally, self.recent = Tally(), Recent(self.clock)
         self.wall = 1_700_000_000.0
@@ -293,9 +292,7 @@ def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_
     assert (other["agent"], other["load"]) == ("b", 22.5)
     api.clock.now += 4
     lease.began()
-    answer = Answer()
-    answer.add(Event(terminal=True, timings=Timings(800, 0.5, 100, 2.5, 6.0, 9.0)))
-    api.registry.answered(lease, answer, streamed=True)
+    api.registry.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
     lease.release()
     shown = api.call("GET", "/api/agents/a").json()
     assert shown["decision"]["age"] == 4
@@ -614,6 +611,21 @@ class TestHistory:
             pages.append([len(minute["rows"]) for minute in page["minutes"]])
             path = page["next"]
         assert pages == [[3], [1, 1], [5]]
+
+    @pytest.mark.parametrize(
+        ("after", "found"),
+        [
+            ("2023-11-14T22:13:00Z", 0),
+            ("2023-11-14T22:12:59.5Z", 1),
+            ("2023-11-15T00:12:00%2B02:00", 1),
+            ("2023-11-15T00:13:00%2B02:00", 0),
+            ("0001-01-01T00:00:00%2B14:00", 1),
+        ],
+    )
+    def test_a_page_begins_after_any_time_with_a_zone(self, after: str, found: int) -> None:
+        api = Api()
+        api.history.add(self.over("a", "m:latest"))
+        assert len(api.call("GET", f"/api/history?after={after}").json()["minutes"]) == found
 
     @pytest.mark.parametrize("after", ["0", "x", "", "2023-11-14", "2023-11-14T25:13:00Z", "9" * 400])
     def test_a_page_that_begins_nowhere_is_refused(self, after: str) -> None:

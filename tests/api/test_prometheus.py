@@ -12,9 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_balancer.api.prometheus import PREFIX, Exposition
 from ollama_balancer.core.queue import WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.stats import Ended, Tally
-from tests.core.fakes import Clock, fleet, report
+from tests.core.fakes import Clock, fleet, new_registry, report
 
 GPU: dict[str, Any] = {
     "name": 'RTX "4090"\\\n',
@@ -28,7 +27,7 @@ GPU: dict[str, Any] = {
 class Page:
     def __init__(self) -> None:
         clock = Clock()
-        self.registry = AgentRegistry(clock)
+        self.registry = new_registry(clock)
         self.tally = Tally()
         self.exposition = Exposition(self.registry, WaitingLine(clock), self.tally, lambda: self.tally.totals(2))
 

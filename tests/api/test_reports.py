@@ -7,8 +7,10 @@ import json
 import pytest
 
 from ollama_balancer.api.reports import take_report
-from ollama_balancer.core.agent import Address, Agent
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.registry import AgentRegistry
+from tests.core.fakes import new_registry
 from tests.e2e.harness import report
 
 FUTURE = json.dumps({**report(), "timestamp": "9999-12-31T23:59:59Z"}).encode()
@@ -16,7 +18,7 @@ FUTURE = json.dumps({**report(), "timestamp": "9999-12-31T23:59:59Z"}).encode()
 
 @pytest.fixture
 def registry() -> AgentRegistry:
-    return AgentRegistry(lambda: 1000.0)
+    return new_registry(lambda: 1000.0)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 import json
 
 from benches.fleet_http.chats import Truth, bodies
-from ollama_balancer.core.demand import Demand
 from ollama_balancer.lab.hosts import Model
 from ollama_balancer.lab.workload import Request
-from ollama_balancer.ollama.prompts import read_prompt
+from ollama_balancer.ollama.prompts import PromptReading, read_prompt
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import find_route
 
@@ -17,7 +16,7 @@ def turn(conversation: int, prompt: int, known: int, output: int) -> Request:
     return Request(0.0, "c0", MODEL, conversation, prompt, known, output)
 
 
-def read(body: bytes) -> Demand:
+def read(body: bytes) -> PromptReading:
     route = find_route("/api/chat")
     assert route is not None
     return read_prompt(route, MODEL.name, body, read_request(route, "/api/chat", body).members)

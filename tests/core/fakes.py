@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
-from ollama_balancer.core.agent import Address, Agent
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.ollama.names import canonical_name
+
+new_registry = functools.partial(AgentRegistry, canonical_name=canonical_name)
+"""Registries that tell models apart as the balancer has them do."""
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.queue import Place, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
-from tests.core.fakes import Clock, entries, fleet
+from tests.core.fakes import Clock, entries, fleet, new_registry
 
 MODEL = "m:latest"
 
@@ -23,7 +21,7 @@ class Room:
 
     def __init__(self, *names: str, models: Sequence[str] = ("m",), slots: int = 0, known: bool = True) -> None:
         self.clock = Clock()
-        self.registry = AgentRegistry(self.clock, mode="adaptive", slots=slots, chance=random.Random(1).random)
+        self.registry = new_registry(self.clock, mode="adaptive", slots=slots, chance=random.Random(1).random)
         self.line = WaitingLine(self.clock)
         self.matcher = Matcher(self.registry, self.line)
         self.granted: dict[str, Lease | None] = {}
@@ -42,7 +40,7 @@ class Room:
         assert agent is not None
         return self.registry.take(agent, demand.model, demand)
 
-    def serve(self, agent: Agent, demand: Demand | str = MODEL, *, seconds: float = 1.0, **timings: float) -> None:
+    def serve(self, agent: Agent, demand: Demand | str = MODEL, *, seconds: float = 1.0, **figures: float) -> None:
         """Have an agent serve a request, alone and streamed; its first byte comes halfway."""
         demand = Demand(demand) if isinstance(demand, str) else demand
         lease = self.registry.take(agent, demand.model, demand)
@@ -50,9 +48,7 @@ class Room:
         lease.began()
         self.clock.now += seconds / 2
         self.registry.reached(agent)
-        answer = Answer()
-        answer.add(Event(terminal=True, timings=Timings(**timings)))  # type: ignore[arg-type]
-        self.registry.answered(lease, answer, streamed=True)
+        self.registry.answered(lease, AnswerObservation(**figures))  # type: ignore[arg-type]
         lease.release()
 
     def wait(self, name: str, demand: Demand | str = MODEL) -> None:

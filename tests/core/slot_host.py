@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from ollama_balancer.core.agent import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.lab.engine import Engine
-from tests.core.fakes import entries, fleet
+from tests.core.fakes import entries, fleet, new_registry
 
 MODEL = "m:latest"
 LOOK_SECONDS = 0.5
@@ -54,7 +53,7 @@ class SlotHost:
     def __init__(self, parallel: int, traffic: Traffic, seed: int) -> None:
         self.engine = engine = Engine()
         self.rng = random.Random(seed)
-        self.registry = AgentRegistry(engine, chance=self.rng.random)
+        self.registry = new_registry(engine, chance=self.rng.random)
         self.agent = fleet(self.registry, "a")[0]
         self.registry.update_loaded(self.agent, entries("m"))
         self.parallel = parallel

@@ -10,12 +10,11 @@ from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words
-from ollama_balancer.core.pool import ALL
 from ollama_balancer.core.queue import Place
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import MOST_OVERTAKEN
+from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
-from tests.core.fakes import Clock, address, entries, report
+from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.core.room import MODEL, Room
 
 
@@ -109,8 +108,8 @@ def test_the_faster_host_is_preferred_once_it_has_shown_to_be() -> None:
     room = Room("slow", "fast")
     slow, fast = room.agents
     for _ in range(3):
-        room.serve(slow, eval_count=100, eval_duration=10.0)
-        room.serve(fast, eval_count=100, eval_duration=1.0)
+        room.serve(slow, output_tokens=100, output_seconds=10.0)
+        room.serve(fast, output_tokens=100, output_seconds=1.0)
     assert [room.find() for _ in range(3)] == [fast] * 3
 
 
@@ -132,7 +131,7 @@ def test_a_request_waits_for_a_warm_host_rather_than_load_on_a_cold_one_but_not_
     room = Room("warm", "cold", slots=1)
     warm, cold = room.agents
     for _ in range(3):
-        room.serve(warm, eval_count=100, eval_duration=1.0, load_duration=15.0)
+        room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     assert busy.agent is warm
     choice = room.matcher.find(Demand(MODEL))
@@ -153,7 +152,7 @@ def test_who_waits_gets_the_warm_host_when_it_is_free() -> None:
     room = Room("warm", "cold", slots=1)
     warm = room.agents[0]
     for _ in range(3):
-        room.serve(warm, eval_count=100, eval_duration=1.0, load_duration=15.0)
+        room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     granted: list[Lease | None] = []
     room.line.join(Place(MODEL), "me", granted.append)
@@ -216,7 +215,7 @@ def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> 
     room = Room("warm", "cold", slots=1)
     warm, cold = room.agents
     for _ in range(3):
-        room.serve(warm, eval_count=100, eval_duration=5.0, load_duration=15.0)
+        room.serve(warm, output_tokens=100, output_seconds=5.0, load_seconds=15.0)
     room.take()
     assert room.find() is None
     for number in range(8):
@@ -269,18 +268,18 @@ def test_a_host_that_loads_gets_nothing_else_until_it_has() -> None:
 def test_load_times_are_learned_only_from_a_host_that_had_nothing_else_to_do() -> None:
     room = Room("a", "b", models=("m", "n"), slots=4)
     a, b = room.agents
-    room.serve(a, load_duration=4.0)
+    room.serve(a, load_seconds=4.0)
     load = room.registry.learner.estimates.load
     assert load.of(a.id, MODEL).value == pytest.approx(4)
     other = room.registry.take(b, "n:latest")
-    room.serve(b, load_duration=30.0)
+    room.serve(b, load_seconds=30.0)
     other.release()
     assert load.of(b.id, MODEL).observations == 0
 
 
 def test_a_short_load_duration_is_no_load() -> None:
     room = Room("a")
-    room.serve(room.agents[0], load_duration=0.05)
+    room.serve(room.agents[0], load_seconds=0.05)
     assert room.registry.learner.estimates.load.of(room.agents[0].id, MODEL).observations == 0
 
 
@@ -288,7 +287,7 @@ def test_streams_that_tell_no_timings_are_learned_from_when_their_bytes_come() -
     room = Room("a")
     agent = room.agents[0]
     room.registry.update_loaded(agent, entries("m"))
-    room.serve(agent, Demand(MODEL, tokens=1000), seconds=10.0, eval_count=101)
+    room.serve(agent, Demand(MODEL, tokens=1000), seconds=10.0, output_tokens=101)
     estimates = room.registry.learner.estimates
     assert estimates.decode.of(agent.id, MODEL).value == pytest.approx(100 / 5)
     assert estimates.prefill.of(agent.id, MODEL).value == pytest.approx(1000 / 5)
@@ -298,19 +297,19 @@ def test_reading_a_prompt_of_which_most_was_known_says_nothing_about_the_pace() 
     room = Room("a")
     agent = room.agents[0]
     first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
-    room.serve(agent, first, prompt_eval_count=4000, prompt_eval_duration=4.0)
+    room.serve(agent, first, prompt_tokens=4000, prompt_seconds=4.0)
     prefill = room.registry.learner.estimates.prefill
     assert prefill.of(agent.id, MODEL).value == pytest.approx(1000)
     again = Demand(MODEL, tokens=4100, steps=((b"1", 4000), (b"2", 4100)))
-    room.serve(agent, again, prompt_eval_count=4100, prompt_eval_duration=0.02)
+    room.serve(agent, again, prompt_tokens=4100, prompt_seconds=0.02)
     assert prefill.of(agent.id, MODEL).observations == 1
 
 
 def test_an_answer_that_was_cut_short_by_its_limit_says_nothing_about_the_models_answers() -> None:
     room = Room("a")
-    room.serve(room.agents[0], Demand(MODEL, output_limit=5), eval_count=5, eval_duration=0.1)
+    room.serve(room.agents[0], Demand(MODEL, output_limit=5), output_tokens=5, output_seconds=0.1)
     assert room.registry.learner.estimates.output_of(MODEL).observations == 0
-    room.serve(room.agents[0], Demand(MODEL, output_limit=500), eval_count=50, eval_duration=1.0)
+    room.serve(room.agents[0], Demand(MODEL, output_limit=500), output_tokens=50, output_seconds=1.0)
     assert room.registry.learner.estimates.output_of(MODEL).value == pytest.approx(50)
 
 
@@ -320,7 +319,7 @@ def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> 
     room.registry.update_loaded(agent, entries("m"))
     beside = room.registry.take(agent, MODEL)
     beside.began()
-    room.serve(agent, eval_count=100, eval_duration=7.0)
+    room.serve(agent, output_tokens=100, output_seconds=7.0)
     beside.release()
     assert room.registry.learner.estimates.decode.of(agent.id, MODEL).value == pytest.approx(100 / 7 * 1.4)
 
@@ -357,7 +356,7 @@ def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() 
 
 def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_looked_at() -> None:
     clock = Clock()
-    registry = AgentRegistry(clock, mode="adaptive", chance=random.Random(3).random)
+    registry = new_registry(clock, mode="adaptive", chance=random.Random(3).random)
     for number in range(ALL * 2):
         new, _ = registry.register(f"a{number}", address(number % 250 + 1))
         registry.update_models(new, entries("m"))

@@ -16,15 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease, SlotLease
+from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
 from ollama_balancer.core.scoring.agent_estimate import Forecast, Situation
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
-from tests.core.fakes import Clock, address, entries, report
+from tests.core.fakes import Clock, address, entries, new_registry, report
 
 NAMES = ("a", "b", "c", "d")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -44,7 +42,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock(0)
-        self.registry = AgentRegistry(self.clock, mode="adaptive", chance=random.Random(1).random)
+        self.registry = new_registry(self.clock, mode="adaptive", chance=random.Random(1).random)
         self.line = WaitingLine(self.clock, size=12)
         self.matcher = Matcher(self.registry, self.line)
         self.fleet: dict[str, Agent] = {}
@@ -237,9 +235,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         lease.began()
-        answer = Answer()
-        answer.add(Event(terminal=True, timings=Timings(prompt, seconds, tokens, seconds, load, None)))
-        self.registry.answered(lease, answer, streamed=streamed)
+        self.registry.answered(lease, AnswerObservation(prompt, seconds, tokens, seconds, load, streamed))
         self.registry.succeeded(lease)
         self.leases.remove(lease)
         lease.release()

@@ -9,13 +9,12 @@ import pytest
 from ollama_balancer.core.agent import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
-from ollama_balancer.core.pool import ALL
 from ollama_balancer.core.queue import WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import MAX_OUTPUT
 from ollama_balancer.core.scoring.placement import MAX_MODELS, Placement
-from tests.core.fakes import Clock, address, entries, report
+from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.core.room import MODEL, Room
 
 LARGE = Demand(MODEL, runner="num_ctx=8192")
@@ -64,8 +63,8 @@ def test_who_waits_for_the_host_that_knows_its_conversation_does_not_hold_up_tho
 def test_who_waits_for_another_runner_does_not_hold_up_those_behind() -> None:
     room = Room("a", "b", slots=1)
     a, b = room.agents
-    room.serve(a, LARGE, load_duration=15.0)
-    room.serve(b, load_duration=15.0)
+    room.serve(a, LARGE, load_seconds=15.0)
+    room.serve(b, load_seconds=15.0)
     room.registry.take(a, MODEL, LARGE).began()
     other = room.registry.take(b, MODEL)
     other.began()
@@ -80,7 +79,7 @@ def test_an_idle_host_that_has_the_model_is_used_though_a_busier_one_would_be_ch
     fast, mid, slow = room.agents
     for agent, seconds in ((fast, 1.0), (mid, 1.5), (slow, 75.0)):
         for _ in range(6):
-            room.serve(agent, eval_count=200, eval_duration=seconds)
+            room.serve(agent, output_tokens=200, output_seconds=seconds)
         room.registry.update_loaded(agent, entries("m", "n"))
     room.registry.take(fast, MODEL).began()
     room.registry.take(mid, "n:latest").began()
@@ -93,7 +92,7 @@ def test_nobody_waits_for_longer_than_two_minutes_beside_an_idle_host() -> None:
     for number, agent in enumerate(room.agents):
         room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
     for _ in range(5):
-        room.serve(a, eval_count=200, eval_duration=10.0, load_duration=130.0)
+        room.serve(a, output_tokens=200, output_seconds=10.0, load_seconds=130.0)
     room.registry.update_loaded(a, entries("m"))
     room.registry.update_loaded(b, entries("n"))
     room.clock.now += 10
@@ -118,7 +117,7 @@ def test_a_load_that_is_given_up_lets_the_other_models_go_on() -> None:
 
 def test_of_a_large_fleet_others_are_looked_at_where_the_one_that_is_free_has_failed_the_request() -> None:
     clock = Clock()
-    registry = AgentRegistry(clock, mode="adaptive", slots=1, chance=random.Random(3).random)
+    registry = new_registry(clock, mode="adaptive", slots=1, chance=random.Random(3).random)
     matcher = Matcher(registry, WaitingLine(clock))
     agents = []
     for number in range(ALL + 40):
@@ -142,7 +141,7 @@ def test_what_is_learned_of_a_model_on_one_host_counts_for_the_others_at_once() 
     a, _ = room.agents
     assert room.find() is not None
     for _ in range(8):
-        room.serve(a, eval_count=2000, eval_duration=1000.0, load_duration=120.0)
+        room.serve(a, output_tokens=2000, output_seconds=1000.0, load_seconds=120.0)
     assert room.find() is a
 
 
@@ -151,7 +150,7 @@ def test_a_guess_is_not_kept_as_if_it_had_been_seen() -> None:
     a, b = room.agents
     room.serve(a)
     for _ in range(8):
-        room.serve(b, eval_count=100, eval_duration=100.0, prompt_eval_count=100, prompt_eval_duration=1.0)
+        room.serve(b, output_tokens=100, output_seconds=100.0, prompt_tokens=100, prompt_seconds=1.0)
     estimates = room.registry.learner.estimates
     assert MODEL not in a.rates
     assert b.rates[MODEL] == estimates.rates(b.id, MODEL)
@@ -251,7 +250,7 @@ def test_figures_that_cannot_be_true_are_cut_to_what_may_be() -> None:
     a, b = room.agents
     for agent, model in ((a, MODEL), (b, MODEL), (a, "n:latest"), (b, "n:latest")) * 60:
         fast = agent is a
-        room.serve(agent, model, eval_count=2**52 if fast else 4, eval_duration=1e-9 if fast else 4e6)
+        room.serve(agent, model, output_tokens=2**52 if fast else 4, output_seconds=1e-9 if fast else 4e6)
     estimates = room.registry.learner.estimates
     for agent in room.agents:
         for model in (MODEL, "n:latest", "o:latest"):

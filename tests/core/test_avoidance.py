@@ -13,7 +13,7 @@ from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.queue import Place, WaitingLine
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from tests.core.fakes import Clock, fleet
+from tests.core.fakes import Clock, fleet, new_registry
 
 M = "m:latest"
 LARGE = Demand(M, "num_ctx=131072")
@@ -26,7 +26,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock, slots=4)
+    return new_registry(clock, slots=4)
 
 
 def found(matcher: Matcher, demand: Demand, times: int = 8) -> set[Agent | None]:

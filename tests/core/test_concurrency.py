@@ -7,7 +7,7 @@ from ollama_balancer.core.concurrency import DOUBTS, LONGEST_PAUSE
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.registry import AgentRegistry
-from tests.core.fakes import Clock, entries, fleet
+from tests.core.fakes import Clock, entries, fleet, new_registry
 from tests.core.slot_host import SlotHost, Traffic
 
 
@@ -18,7 +18,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock)
+    return new_registry(clock)
 
 
 @pytest.fixture

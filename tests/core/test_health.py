@@ -12,7 +12,7 @@ from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.queue import WaitingLine
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from tests.core.fakes import Clock, entries, fleet, report
+from tests.core.fakes import Clock, entries, fleet, new_registry, report
 
 
 def strike(health: Health, now: float, *, trial: bool = False, may_eject: bool = True, chance: float = 0.5) -> bool:
@@ -99,7 +99,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock, chance=lambda: 0.5)
+    return new_registry(clock, chance=lambda: 0.5)
 
 
 def fail(registry: AgentRegistry, agent: Agent, times: int = 1) -> None:
@@ -163,7 +163,7 @@ def test_at_most_half_of_the_online_agents_are_ejected(registry: AgentRegistry) 
     for agent in agents:
         fail(registry, agent, 10)
     assert [agent.status for agent in agents].count(Status.EJECTED) == 2
-    (lone,) = fleet(AgentRegistry(Clock()), "lone")
+    (lone,) = fleet(new_registry(Clock()), "lone")
     fail(registry, lone, 10)
     assert lone.status is Status.ONLINE
 

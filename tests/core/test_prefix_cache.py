@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from ollama_balancer.core.agent import Address, Agent, Source
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.core.scoring.prefix_cache import Conversations
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.core.recent import MOST_DECISIONS, MOST_ENDED, POINTS, STEP, WINDOW, Recent
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.stats import Ended
-from tests.core.fakes import Clock, fleet, report
+from tests.core.fakes import Clock, fleet, new_registry, report
 
 
 def over(outcome: str = "succeeded", first: float | None = 0.5, tokens: int = 30) -> Ended:
@@ -63,7 +62,7 @@ def test_the_last_decisions_are_kept() -> None:
 
 def test_curves_have_a_point_a_step_for_a_quarter_of_an_hour_and_end_with_their_agent() -> None:
     clock = Clock()
-    registry, recent = AgentRegistry(clock), Recent(clock)
+    registry, recent = new_registry(clock), Recent(clock)
     a, b = fleet(registry, "a", "b")
     registry.update_metrics("a", report(40, 20))
     recent.sample(registry)

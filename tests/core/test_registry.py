@@ -5,9 +5,10 @@ import logging
 import pytest
 
 from ollama_balancer.core import registry as registry_module
-from ollama_balancer.core.agent import MAX_SPEEDS, Address, Agent, Outcome, Source, Statistics, Status, agent_id
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import MAX_SPEEDS, Agent, Outcome, Source, Statistics, Status, agent_id
 from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
-from tests.core.fakes import Clock, address, entries, fleet, report
+from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock)
+    return new_registry(clock)
 
 
 def status_of(agent: Agent) -> str:
@@ -29,7 +30,7 @@ def status_of(agent: Agent) -> str:
 
 def test_ids_are_the_same_in_every_registry(registry: AgentRegistry) -> None:
     agent, new = registry.register("gpu-1", address(1))
-    again, _ = AgentRegistry().register("gpu-1", address(2))
+    again, _ = new_registry().register("gpu-1", address(2))
     other, _ = registry.register("gpu-2", address(1))
     assert new
     assert agent.id == again.id == agent_id("gpu-1")
@@ -304,7 +305,7 @@ def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets
 
 
 def test_a_first_report_alone_makes_nobody_online_where_it_is_to_be_reached(clock: Clock) -> None:
-    registry = AgentRegistry(clock, must_reach=True)
+    registry = new_registry(clock, must_reach=True)
     unproven: list[Agent] = []
     registry.on_unproven = unproven.append
     agent, _ = registry.register("a", address(1))
@@ -328,7 +329,7 @@ def test_a_first_report_alone_makes_nobody_online_where_it_is_to_be_reached(cloc
 
 
 def test_an_agent_whose_request_is_answered_is_reached(clock: Clock) -> None:
-    registry = AgentRegistry(clock, must_reach=True)
+    registry = new_registry(clock, must_reach=True)
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report())
     lease = registry.take(agent, "m")
@@ -360,7 +361,7 @@ def test_probes_without_an_answer_give_an_offline_agent_its_reason(registry: Age
 
 
 def test_probes_that_were_late_count_together_only_while_nothing_gets_through(clock: Clock) -> None:
-    registry = AgentRegistry(clock, must_reach=True)
+    registry = new_registry(clock, must_reach=True)
     (agent,) = fleet(registry, "a")
     registry.update_metrics("a", report())
     registry.reached(agent)
@@ -383,7 +384,7 @@ def test_probes_that_were_late_count_together_only_while_nothing_gets_through(cl
 
 def test_each_change_of_what_is_reached_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    registry = AgentRegistry(clock, must_reach=True)
+    registry = new_registry(clock, must_reach=True)
     agent, _ = registry.register("a", address(1))
 
     def logged() -> list[str]:

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies import POLICIES
-from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
-from tests.core.fakes import Clock, address, entries, report
+from ollama_balancer.core.registry import PROBE_GRACE
+from tests.core.fakes import Clock, address, entries, new_registry, report
 
 NAMES = ("a", "b", "c", "d")
 MODELS = ("m1:latest", "m2:latest")
@@ -72,7 +72,7 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock(0)
         self.stale_after = 30
-        self.registry = AgentRegistry(self.clock, stale_after=self.stale_after)
+        self.registry = new_registry(self.clock, stale_after=self.stale_after)
         self.fleet: dict[str, Seen] = {}
         self.removed: list[Seen] = []
         self.addresses = 0
@@ -119,7 +119,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @initialize(mode=st.sampled_from(tuple(POLICIES)), watched=st.booleans(), must_reach=st.booleans())
     def begin_with_three(self, mode: str, watched: bool, must_reach: bool) -> None:
         self.must_reach = must_reach
-        self.registry = AgentRegistry(self.clock, stale_after=self.stale_after, must_reach=must_reach)
+        self.registry = new_registry(self.clock, stale_after=self.stale_after, must_reach=must_reach)
         self.registry.mode = mode
         self.watched = watched
         for name in NAMES[:3]:

@@ -7,8 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.registry import AgentRegistry
-from tests.core.fakes import Clock, address, entries, report
+from tests.core.fakes import Clock, address, entries, new_registry, report
 
 NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
@@ -19,7 +18,7 @@ class SameHostMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.registry = AgentRegistry(self.clock, slots=1, must_reach=True)
+        self.registry = new_registry(self.clock, slots=1, must_reach=True)
         self.leases: list[Lease] = []
         self.port = 0
         for name in NAMES:

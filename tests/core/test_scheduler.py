@@ -6,9 +6,8 @@ from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.queue import Place, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from tests.core.fakes import Clock, entries, fleet
+from tests.core.fakes import Clock, entries, fleet, new_registry
 
 M = Place("m:latest")
 OTHER = Place("other:latest")
@@ -19,7 +18,7 @@ class Room:
 
     def __init__(self, *names: str) -> None:
         self.clock = Clock()
-        self.registry = AgentRegistry(self.clock, slots=1, chance=lambda: 0.5)
+        self.registry = new_registry(self.clock, slots=1, chance=lambda: 0.5)
         self.agents = fleet(self.registry, *names)
         self.line = WaitingLine(self.clock)
         self.matcher = Matcher(self.registry, self.line)
@@ -242,7 +241,7 @@ def test_a_returning_agent_serves_those_who_wait_one_load_at_a_time(room: Room) 
 def test_a_host_that_forgot_its_slots_while_it_loads_keeps_no_idle_one_from_being_used() -> None:
     """It had a slot free for those that weighed it, and none for those that were to be sent: nobody got anything."""
     clock = Clock()
-    registry = AgentRegistry(clock, mode="adaptive")
+    registry = new_registry(clock, mode="adaptive")
     line = WaitingLine(clock)
     matcher = Matcher(registry, line)
     idle, frozen = fleet(registry, "idle", "frozen")

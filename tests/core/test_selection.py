@@ -5,7 +5,7 @@ import pytest
 from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.core.policies import DEFAULT_POLICY, POLICIES
 from ollama_balancer.core.registry import MAX_POOLS, PROBE_GRACE, AgentRegistry
-from tests.core.fakes import Clock, address, entries, fleet, report
+from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock)
+    return new_registry(clock)
 
 
 def in_turn(registry: AgentRegistry, count: int, model: str | None = None) -> list[str]:
@@ -167,7 +167,7 @@ def test_round_robin_goes_on_by_index_modulo_online_when_one_goes_offline(regist
 
 
 def test_least_requests_takes_the_agent_with_the_fewest_in_flight(clock: Clock) -> None:
-    registry = AgentRegistry(clock, mode="least_requests")
+    registry = new_registry(clock, mode="least_requests")
     a, b, c = fleet(registry, "a", "b", "c")
     leases = {agent: registry.take(agent) for agent in (a, b)}
     assert registry.select() is c
@@ -200,7 +200,7 @@ def test_an_unknown_mode_is_a_key_error_and_changes_nothing(registry: AgentRegis
 
 @pytest.mark.parametrize("mode", POLICIES)
 def test_every_policy_says_why_in_one_line(clock: Clock, mode: str) -> None:
-    registry = AgentRegistry(clock, mode=mode)
+    registry = new_registry(clock, mode=mode)
     fleet(registry, "a")
     for metrics in (None, report(10, 20), report(95, 20)):
         if metrics is not None:

@@ -8,14 +8,14 @@ from heapq import heappop, heappush
 from itertools import count
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core.agent import Address, Agent, Outcome, Status
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Outcome, Status
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.queue import LineFullError, Place, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Matcher
-from tests.core.fakes import Clock, report
+from tests.core.fakes import Clock, new_registry, report
 
 AGENTS = 1000
 REQUESTS = 100_000
@@ -33,7 +33,7 @@ class Simulation:
     def __init__(self, seed: int, mode: str) -> None:
         self.rng = random.Random(seed)
         self.clock = Clock(0.0)
-        self.registry = AgentRegistry(self.clock, mode=mode, stale_after=1e9, chance=self.rng.random)
+        self.registry = new_registry(self.clock, mode=mode, stale_after=1e9, chance=self.rng.random)
         self.line = WaitingLine(self.clock, size=20_000)
         self.matcher = Matcher(self.registry, self.line)
         self.events: list[tuple[float, int, object]] = []

@@ -19,14 +19,12 @@ from ollama_balancer.core.agent import Agent, Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import SlotLease
+from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
-from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import HEADS, Matcher
-from ollama_balancer.ollama.answers import Answer
-from ollama_balancer.ollama.shapes import Event, Timings
-from tests.core.fakes import Clock, address, entries, report
+from tests.core.fakes import Clock, address, entries, new_registry, report
 
 NAMES = ("a", "b", "c")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -136,7 +134,7 @@ class StallMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock(0)
-        self.registry = AgentRegistry(self.clock, chance=random.Random(1).random)
+        self.registry = new_registry(self.clock, chance=random.Random(1).random)
         self.line = WaitingLine(self.clock, size=40)
         self.matcher = Matcher(self.registry, self.line)
         self.hosts: dict[Agent, Host] = {}
@@ -263,11 +261,9 @@ class StallMachine(RuleBasedStateMachine):
         assert lease is not None
         if not call.begun:
             lease.began()
-        answer = Answer()
         tokens = round(20 * call.seconds)
-        answer.add(Event(terminal=True, timings=Timings(600, 0.5, tokens, call.seconds, None, None)))
         self.registry.succeeded(lease)
-        self.registry.answered(lease, answer, streamed=call.demand.streams)
+        self.registry.answered(lease, AnswerObservation(600, 0.5, tokens, call.seconds, streamed=call.demand.streams))
         lease.release()
         call.lease = None
         self.calls.remove(call)
@@ -413,8 +409,10 @@ class StallMachine(RuleBasedStateMachine):
             full = {model for model, n in ours.items() if n >= agent.slots_for(model)}
             assert agent.full == full, f"{agent.name} runs {ours}, and full is {agent.full}"
         for model, pool in self.registry._pools[self.registry.mode].items():
-            assert set(pool.members) == {agent for agent in self.hosts if self.registry._belongs(agent, model)}
-            assert pool._full == {agent for agent in pool.members if model in agent.full}
+            assert set(pool.candidates.members) == {
+                agent for agent in self.hosts if self.registry._belongs(agent, model)
+            }
+            assert pool._full == {agent for agent in pool.candidates.members if model in agent.full}
 
     def teardown(self) -> None:
         """When all hosts are well, everything is served."""

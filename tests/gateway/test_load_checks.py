@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from ollama_balancer.core.agent import Address, Agent, Source
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.gateway.load_checks import UNLOAD_DELAYS, MemoryChecks
 
 

@@ -11,7 +11,7 @@ from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
 from ollama_balancer.gateway.merging import MergedFleet
 from ollama_balancer.gateway.running import MAX_AGENTS_SHOWN
-from tests.core.fakes import Clock, entries, fleet
+from tests.core.fakes import Clock, entries, fleet, new_registry
 
 OLD, NEW = "2026-11-23T18:50:48.263151753Z", "2026-11-23T20:00:00.5+01:00"
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> AgentRegistry:
-    return AgentRegistry(clock)
+    return new_registry(clock)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_an_empty_fleet_lists_nothing(merged: MergedFleet) -> None:
 def test_the_list_is_always_that_of_a_merge_from_scratch(
     steps: list[tuple[str, int, list[tuple[str, str, int]]]],
 ) -> None:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     agents = fleet(registry, "a", "b", "c", "d")
     merged = MergedFleet(registry)
     for what, which, listed in steps:
@@ -240,7 +240,7 @@ def test_the_list_is_always_that_of_a_merge_from_scratch(
                 registry.forget_model(agent, "x:latest")
             case _:
                 merged.tags()
-    fresh = AgentRegistry(Clock())
+    fresh = new_registry(Clock())
     for agent, other in zip(agents, fleet(fresh, "a", "b", "c", "d"), strict=True):
         fresh.update_models(other, list((agent.models or {}).values()))
         if not agent.online:

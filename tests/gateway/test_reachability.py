@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent_reporter.http import ConnectError, LateError
-from ollama_balancer.core.agent import Address, Agent, Source, Status
-from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Source, Status
 from ollama_balancer.gateway.reachability import LONGEST_REASON, told_to_reporter
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import Prober, explain
-from tests.core.fakes import address, report
+from tests.core.fakes import address, new_registry, report
 from tests.e2e.harness import free_port
 
 
@@ -62,7 +62,7 @@ def test_who_gives_no_answer_from_the_start_is_named_with_the_first_probe(
     monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.1 if answer is None else 5.0)
 
     async def test() -> Agent:
-        registry = AgentRegistry(lambda: 1000.0, must_reach=True)
+        registry = new_registry(lambda: 1000.0, must_reach=True)
         async with server(answer) as where:
             agent, _ = registry.register("a", where, Source.REGISTERED)
             if reports:
@@ -81,7 +81,7 @@ def test_who_gives_no_answer_from_the_start_is_named_with_the_first_probe(
 
 def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
     async def test() -> tuple[Agent, dict[str, str]]:
-        registry = AgentRegistry(lambda: 1000.0, must_reach=True)
+        registry = new_registry(lambda: 1000.0, must_reach=True)
         async with server(http("401 Unauthorized", "<html>")) as where:
             agent, _ = registry.register("a", where, Source.REGISTERED)
             registry.update_metrics("a", report())
@@ -97,7 +97,7 @@ def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
 
 def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
     async def test(host: str) -> str:
-        registry = AgentRegistry(lambda: 1000.0, must_reach=True)
+        registry = new_registry(lambda: 1000.0, must_reach=True)
         agent, _ = registry.register("a", Address(host, free_port()))
         assert await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
         return agent.reason or ""
@@ -121,7 +121,7 @@ def test_a_name_that_is_not_known_asks_for_an_address() -> None:
 
 
 def test_a_reporter_is_told_while_its_host_is_unreachable_and_in_a_header_that_is_plain_and_short() -> None:
-    registry = AgentRegistry(lambda: 1000.0, must_reach=True)
+    registry = new_registry(lambda: 1000.0, must_reach=True)
     agent, _ = registry.register("a", address(1))
     registry.update_metrics("a", report())
     assert told_to_reporter(agent) == {}  # nothing is known yet
@@ -140,7 +140,7 @@ def test_many_dead_hosts_do_not_keep_a_live_one_waiting_for_its_probe(monkeypatc
     monkeypatch.setattr(probing, "INTERVAL", 0.02)
 
     async def test() -> None:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         body = json.dumps({"version": "0.33.0", "models": []})
         async with server(http("200 OK", body)) as live, server(None) as dead:

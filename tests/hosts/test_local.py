@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from agent_reporter.collectors.reach import facing
-from ollama_balancer.core.agent import Address
-from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.core.address import Address
 from ollama_balancer.hosts.local import Locator, key_here, listening_at
 from ollama_balancer.hosts.prober import Prober
+from tests.core.fakes import new_registry
 from tests.e2e.harness import free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone")
@@ -31,7 +31,7 @@ def aliases(listening: Sequence[str], hosts: Sequence[str]) -> list[str | None]:
     port = free_port()
 
     async def run() -> list[str | None]:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         async with AsyncExitStack() as stack:
             for address in listening:
@@ -70,7 +70,7 @@ def test_a_socket_for_one_address_takes_what_one_for_all_does_not() -> None:
 
 def test_an_agent_that_has_moved_away_is_no_host_of_this_machine_any_more() -> None:
     async def run() -> None:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         locator = Locator(registry)
         moved, local = Address("127.0.0.1", 11434), Address("203.0.113.9", 11434)
         gpu, _ = registry.register("gpu", moved)
@@ -90,7 +90,7 @@ def test_an_agent_that_has_moved_away_is_no_host_of_this_machine_any_more() -> N
 
 def test_names_that_are_left_when_another_goes_are_one_host_still() -> None:
     async def run() -> None:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         async with await asyncio.start_server(serve, "0.0.0.0", 0) as server:
             port = server.sockets[0].getsockname()[1]

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ollama_balancer.core.agent import Address, Source, Status
-from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Source, Status
+from ollama_balancer.core.registry import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import HEARD_SECONDS, Prober
+from tests.core.fakes import new_registry
 
 
 @asynccontextmanager
@@ -47,7 +49,7 @@ def test_who_answers_late_but_is_heard_stays_online(
 
     async def test() -> None:
         now = 1000.0
-        registry = AgentRegistry(lambda: now)
+        registry = new_registry(lambda: now)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         async with silent_server() as address:
             agent, _ = registry.register("a", address, Source.STATIC)
@@ -76,7 +78,7 @@ def test_who_does_not_let_a_probe_in_is_unauthorized_until_it_does() -> None:
     async def test() -> None:
         nonlocal status
         now = 1000.0
-        registry = AgentRegistry(lambda: now)
+        registry = new_registry(lambda: now)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:

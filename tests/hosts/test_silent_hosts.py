@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent_reporter import http
-from ollama_balancer.core.agent import Address, Agent, Source, Status
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent, Source, Status
 from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import Prober
+from tests.core.fakes import new_registry
 
 BODY = json.dumps({"version": "0.33.0", "models": []}).encode()
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
@@ -88,7 +90,7 @@ def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.2)
 
     async def test() -> None:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test", at_once=64)
         async with machine(monkeypatch):
             live, dead = fleet(registry, 100, silent)
@@ -122,7 +124,7 @@ def test_a_host_that_is_slow_to_list_what_it_has_stays_online_and_holds_up_nobod
 
     async def test() -> None:
         now = 1000.0
-        registry = AgentRegistry(lambda: now, must_reach=True)
+        registry = new_registry(lambda: now, must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         async with machine(monkeypatch):
             _, [slow] = fleet(registry, 0, 1, "slow-lists")
@@ -145,7 +147,7 @@ def test_thousands_of_first_looks_take_few_connections(monkeypatch: pytest.Monke
     monkeypatch.setattr(probing, "ALIVE_TIMEOUT", 0.1)
 
     async def test() -> None:
-        registry = AgentRegistry(must_reach=True)
+        registry = new_registry(must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test", at_once=64)
         prober._has_begun = True
         async with machine(monkeypatch):
@@ -167,7 +169,7 @@ def test_thousands_of_first_looks_take_few_connections(monkeypatch: pytest.Monke
 def test_who_stays_silent_is_asked_less_often_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         now = 1000.0
-        registry = AgentRegistry(lambda: now, must_reach=True)
+        registry = new_registry(lambda: now, must_reach=True)
         prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
         agent, _ = registry.register("a", Address("127.0.0.1", 1), Source.STATIC)
         answers = False

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ollama_balancer.core.agent import Address
+from ollama_balancer.core.address import Address
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.gateway.memory_budget import machine_memory
 from ollama_balancer.mitm import options

@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.excerpts import LENGTH, last_turn
+from ollama_balancer.gateway.reading import LONGEST_EXCERPT as LENGTH
+from ollama_balancer.ollama.excerpts import last_turn
 from ollama_balancer.ollama.json_scanning import MAX_DEPTH
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import find_route
+from ollama_balancer.text import one_line
 
 
 def excerpt(body: object, path: str = "/api/chat") -> str:
     written = body if isinstance(body, bytes) else json.dumps(body).encode()
     route = find_route(path)
     assert route
-    return last_turn(written, read_request(route, path, written).members)
+    return one_line(last_turn(written, read_request(route, path, written).members), LENGTH)
 
 
 def chat(*turns: tuple[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.core.demand import Demand
-from ollama_balancer.ollama.prompts import IMAGE_TOKENS, MAX_STEPS, MAX_TOKENS, context_step, read_prompt
+from ollama_balancer.ollama.prompts import IMAGE_TOKENS, MAX_STEPS, MAX_TOKENS, PromptReading, context_step, read_prompt
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from ollama_balancer.ollama.shapes import read_event
@@ -24,7 +23,7 @@ MODEL = "tiny-a:latest"
 LONG = "What is the answer to the great question of life, the universe and everything? " * 10
 
 
-def demand(path: str, body: bytes | dict[str, Any], model: str = MODEL) -> Demand:
+def demand(path: str, body: bytes | dict[str, Any], model: str = MODEL) -> PromptReading:
     if isinstance(body, dict):
         body = json.dumps(body).encode()
     route = find_route(path)
@@ -32,13 +31,13 @@ def demand(path: str, body: bytes | dict[str, Any], model: str = MODEL) -> Deman
     return read_prompt(route, model, body, read_request(route, path, body).members)
 
 
-def goes_on(later: Demand, earlier: Demand) -> int:
+def goes_on(later: PromptReading, earlier: PromptReading) -> int:
     """How many tokens of a prompt are known to whoever has read the other one."""
     known = dict(earlier.remember)
     return max((known[key] for key, _ in later.steps if key in known), default=0)
 
 
-def all_of(earlier: Demand) -> int:
+def all_of(earlier: PromptReading) -> int:
     tokens = earlier.remember[-1][1]
     assert tokens == pytest.approx(earlier.tokens, rel=0.02)
     return tokens

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.core.agent import Address, Source
+from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Source
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.storage.agents import StateFile
-from tests.core.fakes import Clock, address
+from tests.core.fakes import Clock, address, new_registry
 
 
 def registry_of(*names: str) -> AgentRegistry:
-    registry = AgentRegistry(Clock())
+    registry = new_registry(Clock())
     for number, name in enumerate(names, 1):
         registry.register(name, address(number))
     return registry
@@ -26,7 +27,7 @@ def test_what_is_written_is_restored(tmp_path: Path) -> None:
     registry.drain(b, until_registration=True)
     file = StateFile(tmp_path / "new folder" / "state.json")
     assert file.save(file.snapshot(registry))
-    again = AgentRegistry(Clock())
+    again = new_registry(Clock())
     assert StateFile(file.path).restore(again) == 3
     shown = [(agent.name, str(agent.address), agent.draining, agent.draining_until_registration) for agent in again]
     assert shown == [
@@ -84,7 +85,7 @@ def test_whatever_may_be_registered_can_be_read_again(tmp_path: Path) -> None:
     }.items():
         registry.register(name, Address.parse(url))
     assert file.save(file.snapshot(registry))
-    again = AgentRegistry(Clock())
+    again = new_registry(Clock())
     assert StateFile(file.path).restore(again) == 3
     assert [agent.address for agent in again] == [agent.address for agent in registry]
 

@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+from agent_reporter.wire import Timestamp
 
 from ..core.history import FIELDS, MINUTES, History
 from .paths import HISTORY
@@ -27,6 +30,8 @@ ROWS_IN_PAGE = 5_000
 told whole."""
 
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+_TIMES: TypeAdapter[datetime] = TypeAdapter(Timestamp)
 
 
 def endpoint(history: History) -> Any:
@@ -74,14 +79,14 @@ def _minutes(text: str) -> int:
 
 
 def _after(text: str | None) -> int:
-    """The number of a minute, whose time is as the answer has it; None: before all."""
+    """The number of the minute of that time; None: before all."""
     if text is None:
         return 0
     try:
-        return int(datetime.strptime(text, _FORMAT).replace(tzinfo=UTC).timestamp() // 60)
-    except ValueError:
+        return int(_TIMES.validate_python(text).timestamp() // 60)
+    except ValidationError:
         raise HTTPException(
-            400, f"after: {text[:40]!r} is not accepted; it takes a minute's time: {_time(0)}"
+            400, f"after: {text[:40]!r} is not accepted; it takes a time with a zone, such as {_time(0)}"
         ) from None
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from agent_reporter.limits import DEFAULT_OLLAMA_PORT
-
-from ..text import without_password
+from .address import Address
 from .concurrency import SlotLearner
+from .decision import Decision
 from .health import Health, Phase
+from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from agent_reporter.wire import AgentMetrics, ModelEntry
-
-    from .leases import SlotLease
-    from .pool import Pool
-    from .scoreboard import Scoreboard
-    from .scoring.agent_estimate import Option
 
 HOT_CPU = 80.0
 """Percent of CPU above which a host is busy in itself (the coordinator's spec)."""
@@ -72,52 +65,6 @@ class Outcome(StrEnum):
     """With a 4xx: the request itself is at fault."""
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where an agent listens."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read `http://host[:port]`; the port defaults to Ollama's. Anything else is a ValueError that says why."""
-        shown = without_password(url)
-        if len(shown) > 100:
-            shown = shown[:100] + "…"
-        if any(ord(c) <= 32 or ord(c) > 126 for c in url):
-            raise ValueError(f"{shown!r} has blanks, control or non-ASCII characters: write http://host:port")
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as e:
-            why = f" ({e})" if shown == url else ""
-            raise ValueError(f"{shown!r} is no URL{why}: write http://host:port") from None
-        if parts.scheme != "http":
-            raise ValueError(f"{shown!r} does not begin with http://: write http://host:port")
-        if not host or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"{shown!r} is more or less than a host and a port: write http://host:port")
-        try:
-            host.encode("idna")
-        except UnicodeError as e:
-            raise ValueError(f"{shown!r} has no host name that could be looked up: write http://host:port") from e
-        if port == 0:
-            raise ValueError(f"{shown!r} has port 0: name the port on which Ollama listens")
-        return cls(host, DEFAULT_OLLAMA_PORT if port is None else port)
-
-    def __str__(self) -> str:
-        return self.text
-
-    @functools.cached_property
-    def text(self) -> str:
-        """`host:port`."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self}"
-
-
 def agent_id(name: str) -> str:
     """The id of the agent of that name: the same in every run."""
     return uuid.uuid5(uuid.UUID("6f6c6c61-6d61-5062-616c-616e63657221"), name).hex[:12]
@@ -146,19 +93,6 @@ class Warm:
     """Whether it is no longer in memory."""
 
 
-class Decision(NamedTuple):
-    """How the agents were weighed for a request; the first option is the one that was chosen."""
-
-    at: float
-    """Seconds of the registry's clock."""
-    model: str
-    options: tuple[Option, ...]
-
-    def describe(self, now: float) -> dict[str, Any]:
-        options = [option.describe() for option in self.options]
-        return {"age": round(now - self.at, 3), "model": self.model, "options": options}
-
-
 @dataclass
 class Statistics:
     """What became of the requests that an agent was sent. One that two agents were tried for counts with both."""
@@ -182,6 +116,13 @@ class Statistics:
         if old is None and len(self.speeds) >= MAX_SPEEDS:
             return
         self.speeds[model] = tokens_per_second if old is None else old + 0.2 * (tokens_per_second - old)
+
+
+class Ranking(Protocol):
+    """What ranks agents by their metrics."""
+
+    def changed(self, agent: Agent) -> None:
+        """The agent's metrics are others, or no longer fresh."""
 
 
 class Agent:
@@ -297,8 +238,8 @@ class Agent:
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()
-        self.trial: SlotLease | None = None
-        """The request that tries it while it is ejected."""
+        self.trial: object = None
+        """The lease of the request that tries it while it is ejected; None: there is none."""
         self.closed = False
         """Whether its health forbids new requests at this moment."""
         self.decision: Decision | None = None
@@ -329,7 +270,7 @@ class Agent:
         self.base_rank = 0
         self.reported_active = 0
         self.stats = Statistics()
-        self.pools: list[Pool] = []
+        self.pools: list[Ranking] = []
         self.boards: list[Scoreboard[Agent]] = []
         """The boards of `pools`, in the same order: what a request's begin and end have to tell."""
 

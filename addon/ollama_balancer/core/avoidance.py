@@ -8,11 +8,10 @@ Where all that could serve are avoided, none is: the caller gets the server's ow
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from .agent import Agent
-    from .demand import Demand
+from .agent import Agent
+from .demand import Demand
 
 SECONDS = 300.0
 """How long an agent is avoided: its memory, its files or its version may be others by then."""

@@ -12,10 +12,9 @@ pause, which doubles each time.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .leases import SlotLease
+from .demand import Demand
 
 DOUBTS = 2
 """Times in a row that the newest request was seen waiting when an older one ended, until fewer run than was known.
@@ -62,12 +61,27 @@ NEWEST = 0.2
 """The weight of the newest answer's time in their average."""
 
 
+class SlotRequest(Protocol):
+    """A request in a slot, as far as the learner looks at it."""
+
+    @property
+    def demand(self) -> Demand: ...
+    @property
+    def taken_at(self) -> float: ...
+    @property
+    def began_at(self) -> float | None: ...
+    @property
+    def cold(self) -> bool: ...
+    @property
+    def known_tokens(self) -> int: ...
+
+
 class _Overlap:
     """Some answers were under way at a time."""
 
     __slots__ = ("at", "counted", "others")
 
-    def __init__(self, at: float, others: set[SlotLease]) -> None:
+    def __init__(self, at: float, others: set[SlotRequest]) -> None:
         self.at = at
         self.others = others
         """All but the one that began last; those that ended too soon are taken out."""
@@ -98,7 +112,7 @@ class SlotLearner:
     )
 
     def __init__(self) -> None:
-        self.outstanding: dict[SlotLease, None] = {}
+        self.outstanding: dict[SlotRequest, None] = {}
         self.proven = 1
         self.limit = 2
         """How many may be sent there at once. It changes only by what is told here."""
@@ -130,11 +144,11 @@ class SlotLearner:
         overlap = self._overlap
         return math.inf if overlap is None else overlap.at + (LONG_OVERLAP if overlap.counted else self._lasting())
 
-    def sent(self, lease: SlotLease) -> None:
+    def sent(self, lease: SlotRequest) -> None:
         self.outstanding[lease] = None
         self._open(lease.taken_at)
 
-    def began(self, lease: SlotLease, now: float) -> None:
+    def began(self, lease: SlotRequest, now: float) -> None:
         """Its answer has begun; in one piece, it is there."""
         outstanding = self.outstanding
         if lease not in outstanding:
@@ -157,7 +171,7 @@ class SlotLearner:
         if len(others) >= self.proven - 1 and (overlap is None or overlap.counted or len(others) > len(overlap.others)):
             self._overlap = _Overlap(now, others)
 
-    def ended(self, lease: SlotLease, now: float, *, whole: bool) -> None:
+    def ended(self, lease: SlotRequest, now: float, *, whole: bool) -> None:
         """It is over; `whole`: as it should be, so that the host went on to the next one."""
         outstanding = self.outstanding
         if lease not in outstanding:
@@ -210,7 +224,7 @@ class SlotLearner:
         """Seconds."""
         return max(SHORTEST_OVERLAP, min(OVERLAP, OVERLAP_PART * self._usual))
 
-    def _doubt(self, newest: SlotLease, at_once: int, now: float) -> None:
+    def _doubt(self, newest: SlotRequest, at_once: int, now: float) -> None:
         """Another has ended, and the newest of so many may wait for that."""
         if newest.began_at is not None:
             if at_once > self.proven:
@@ -228,7 +242,7 @@ class SlotLearner:
                 self.proven = max(1, at_once - 1)
             self._pause_trials(now)
 
-    def _patience(self, lease: SlotLease) -> float:
+    def _patience(self, lease: SlotRequest) -> float:
         """Seconds after which it is held to wait."""
         unread = max(0, lease.demand.tokens - lease.known_tokens)
         return PATIENCE + 3 * (self._quickest + self._pace * unread)
@@ -253,7 +267,7 @@ class SlotLearner:
             self._trial_at = now
 
 
-def _runs(other: SlotLease, sent_before: float) -> bool:
+def _runs(other: SlotRequest, sent_before: float) -> bool:
     """Whether the host runs it, when the answer to a request has begun that was sent a little later than that.
 
     Where its beginning is not seen, it is known by the order: but what waits for a load begins in any, and two that are

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
+
 MOST = 4_096
 """Entries that are kept to compare others with; hosts may name as many models as they like."""
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .agent import Agent, Outcome
 from .concurrency import SlotLearner
+from .decision import Option
 from .demand import Demand
-
-if TYPE_CHECKING:
-    from .registry import AgentRegistry
-    from .scoring.agent_estimate import Option
 
 SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTED
 
@@ -64,6 +61,16 @@ class Lease:
         """The first byte of its answer is there."""
 
 
+class SlotOwner(Protocol):
+    """Who gave a slot away, and learns what becomes of it."""
+
+    def answer_began(self, lease: SlotLease) -> None:
+        """The first byte of its answer is there."""
+
+    def lease_ended(self, lease: SlotLease, outcome: Outcome | None) -> None:
+        """It has been released; without an outcome the agent was not the right one to ask."""
+
+
 class SlotLease(Lease):
     """A request that takes one of the agent's slots for its model. Times are seconds of the registry's clock."""
 
@@ -76,7 +83,7 @@ class SlotLease(Lease):
         "loading",
         "model",
         "options",
-        "registry",
+        "owner",
         "slow",
         "sole",
         "taken_at",
@@ -84,10 +91,12 @@ class SlotLease(Lease):
 
     model: str
 
-    def __init__(self, agent: Agent, registry: AgentRegistry, demand: Demand, options: tuple[Option, ...] = ()) -> None:
+    def __init__(
+        self, agent: Agent, owner: SlotOwner, demand: Demand, taken_at: float, options: tuple[Option, ...] = ()
+    ) -> None:
         super().__init__(agent)
         self.options = options
-        self.registry = registry
+        self.owner = owner
         self.demand = demand
         self.model = demand.model
         self.loading = False
@@ -100,16 +109,16 @@ class SlotLease(Lease):
         self.slow = 1.0
         """By which factor what else ran there slowed it, when its answer began."""
         self.learner: SlotLearner | None = None
-        self.taken_at = registry.clock()
+        self.taken_at = taken_at
         self.began_at: float | None = None
         """When its answer began."""
 
     def release(self, outcome: Outcome | None = SUCCEEDED, seconds: float = 0.0) -> bool:
         if not super().release(outcome, seconds):
             return False
-        self.registry._give_back(self, outcome)
+        self.owner.lease_ended(self, outcome)
         return True
 
     def began(self) -> None:
         if self.began_at is None and not self.released:
-            self.registry._began(self)
+            self.owner.answer_began(self)

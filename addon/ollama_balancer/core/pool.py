@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 from .agent import Agent
-from .random_set import DrawingSet
 from .scoreboard import Scoreboard
-from .scoring.agent_estimate import Forecast
-
-if TYPE_CHECKING:
-    from .policies import Policy
-
-MAX_RUNNERS = 8
-"""Sets of runner options for which forecasts are kept."""
-
-ALL = 256
-"""Members up to which all are forecast, in the order of their turn."""
-
-MAX_FORECASTS = 2_048
-"""Forecasts that are kept of a larger pool, for each set of runner options."""
+from .scoring.candidates import Candidates
 
 
 class Pool:
@@ -31,67 +17,59 @@ class Pool:
     """
 
     __slots__ = (
-        "_forecasts",
         "_full",
-        "_lists",
         "_ring",
         "board",
+        "candidates",
         "cool",
         "index",
-        "members",
         "model",
         "policy",
         "used",
     )
 
-    def __init__(self, policy: Policy, model: str | None = None) -> None:
+    def __init__(self, policy: str, rank: Callable[[Agent], int | None], model: str | None = None) -> None:
         self.policy = policy
+        """Its name."""
         self.model = model
-        self.board: Scoreboard[Agent] = Scoreboard(policy.rank)
+        self.board: Scoreboard[Agent] = Scoreboard(rank)
         self.cool: set[Agent] = set()
         self.index = 0
         self.used = 0.0
         """When it was last asked for, on the registry's clock."""
-        self.members: DrawingSet[Agent] = DrawingSet()
+        self.candidates = Candidates(model)
         self._full: set[Agent] = set()
         """Members that run as many requests of the model as they can."""
         self._ring: list[Agent] | None = None
-        self._forecasts: dict[str, dict[Agent, Forecast]] = {}
-        self._lists: dict[str, list[Forecast]] = {}
-        """The same by runner options, in the order of their turn."""
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.candidates.members)
 
     def __repr__(self) -> str:
-        return f"Pool({self.policy.name}, {len(self.members)} candidates, {self.board!r}, {len(self.cool)} cool)"
+        return f"Pool({self.policy}, {len(self.candidates.members)} candidates, {self.board!r}, {len(self.cool)} cool)"
 
     def add(self, agent: Agent) -> None:
-        if agent not in self.members:
-            self.members.add(agent)
+        if agent not in self.candidates.members:
+            self.candidates.add(agent)
             agent.pools.append(self)
             if self.model in agent.full:
                 self._full.add(agent)
             else:
                 agent.boards.append(self.board)
             self._ring = None
-            self._lists.clear()
         self.changed(agent)
 
     def discard(self, agent: Agent) -> None:
-        if agent in self.members:
+        if agent in self.candidates.members:
             self.fill(agent)
-            self.members.discard(agent)
+            self.candidates.discard(agent)
             self._full.remove(agent)
             agent.pools.remove(self)
             self._ring = None
-            self._lists.clear()
-            for forecasts in self._forecasts.values():
-                forecasts.pop(agent, None)
 
     def fill(self, agent: Agent) -> None:
         """It has no slot free, and is not chosen until it has."""
-        if agent in self.members and agent not in self._full:
+        if agent in self.candidates.members and agent not in self._full:
             self._full.add(agent)
             agent.boards.remove(self.board)
             self.board.remove(agent)
@@ -107,10 +85,10 @@ class Pool:
     @property
     def all_full(self) -> bool:
         """Whether there are members, and each runs as many requests of the model as it can."""
-        return 0 < len(self.members) == len(self._full)
+        return 0 < len(self.candidates.members) == len(self._full)
 
     def clear(self) -> None:
-        for agent in list(self.members):
+        for agent in list(self.candidates.members):
             self.discard(agent)
 
     def changed(self, agent: Agent) -> None:
@@ -126,49 +104,14 @@ class Pool:
         """Whether one of those that may be chosen has a CPU at or under 80 %."""
         return len(self.cool) > len(exclude) or any(agent not in exclude for agent in self.cool)
 
-    def forecasts(self, runner: str) -> list[Forecast]:
-        """What a request with those runner options is to expect of each member, full or not; they rotate."""
-        found = self._lists.get(runner)
-        if found is None:
-            members = sorted(self.members, key=lambda agent: agent.number)
-            found = self._lists[runner] = [self.forecast(runner, agent) for agent in members]
-        return found
-
-    def forecast(self, runner: str, agent: Agent) -> Forecast:
-        """That of one member."""
-        kept = self.kept(runner)
-        forecast = kept.get(agent)
-        if forecast is None:
-            if len(kept) >= MAX_FORECASTS:
-                kept.clear()
-            forecast = kept[agent] = Forecast(agent, self.model or "", runner)
-        return forecast
-
-    def kept(self, runner: str) -> dict[Agent, Forecast]:
-        """The forecasts that were made before."""
-        kept = self._forecasts.get(runner)
-        if kept is None:
-            if len(self._forecasts) >= MAX_RUNNERS:
-                self._forecasts.clear()
-                self._lists.clear()
-            kept = self._forecasts[runner] = {}
-        return kept
-
-    def chosen(self, forecast: Forecast) -> None:
-        """Its equals come before it the next time."""
-        forecasts = self._lists.get(forecast.runner)
-        if forecasts is not None:
-            forecasts.remove(forecast)
-            forecasts.append(forecast)
-
     def next_in_turn(self, exclude: Collection[Agent]) -> Agent | None:
         """Round robin: `index % len(candidates)`, in the order of registration, without the full and the excluded."""
         full = self._full
-        if len(full) == len(self.members):
+        if len(full) == len(self.candidates.members):
             return None
         ring = self._ring
         if ring is None:
-            ring = self._ring = sorted(self.members, key=lambda agent: agent.number)
+            ring = self._ring = sorted(self.candidates.members, key=lambda agent: agent.number)
         for _ in range(len(ring)):
             agent = ring[self.index % len(ring)]
             self.index += 1

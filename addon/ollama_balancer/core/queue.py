@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .agent import Agent
 from .demand import Demand
-
-if TYPE_CHECKING:
-    from .agent import Agent
-    from .leases import Lease
+from .leases import Lease
 
 UNKNOWN_RETRY = 5
 """Seconds after which one may try again where nothing is known of the line's pace."""

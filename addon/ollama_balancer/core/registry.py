@@ -25,20 +25,21 @@ from typing import TYPE_CHECKING
 
 from agent_reporter.limits import NAME_PATTERN
 
-from ..ollama.answers import Answer
-from ..ollama.names import canonical_name
-from .agent import HOT_CPU, RANK_SCALE, Address, Agent, Decision, Outcome, Source, Status, Warm, agent_id
+from .address import Address
+from .agent import HOT_CPU, RANK_SCALE, Agent, Outcome, Source, Status, Warm, agent_id
 from .avoidance import REFUSED_SECONDS, Avoidance
 from .concurrency import SlotLearner
+from .decision import Decision, Option
 from .demand import Demand
 from .health import RETURNING, STRIKES, Phase
 from .interning import SharedParts
 from .leases import SUCCEEDED, Lease, SlotLease
+from .observations import AnswerObservation
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.adaptive import Adaptive, Choice
 from .pool import Pool
 from .same_host import SameHost
-from .scoring.agent_estimate import LONGEST_LOAD, Option, Situation
+from .scoring.agent_estimate import LONGEST_LOAD, Situation
 from .scoring.learning import Learner
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class AgentRegistry:
     `clock` gives monotonic seconds, `stale_after` the seconds for which a report counts, `mode` the policy's name,
     `slots` the requests that an agent may run at once per model (0: what its report says, else learned), `chance`
     random numbers from 0 to 1. `must_reach`: a report alone does not make an agent online, before a probe or a request
-    has got through to it.
+    has got through to it. `canonical_name` gives the one spelling of a model's name by which models are told apart.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class AgentRegistry:
         slots: int = 0,
         chance: Callable[[], float] = random.random,
         must_reach: bool = False,
+        canonical_name: Callable[[str], str] = str,
     ) -> None:
         self.clock = clock
         self._stale_after = stale_after
         self._slots = slots
         self._chance = chance
         self._must_reach = must_reach
+        self._canonical_name = canonical_name
         self._policy = POLICIES[mode]
         self.learner = Learner()
         self._agents: dict[str, Agent] = {}
@@ -367,7 +370,7 @@ class AgentRegistry:
         for entry in entries:
             self._shared.share(entry)
         old = old or {}
-        new = {canonical_name(entry.name): entry for entry in entries}
+        new = {self._canonical_name(entry.name): entry for entry in entries}
         agent.models = new
         agent.model_names = names
         if agent.removed:
@@ -420,7 +423,7 @@ class AgentRegistry:
         old, names = agent.warm, [entry.name for entry in entries]
         if names != agent.loaded_names:
             agent.loaded_names = names
-            agent.listed = dict.fromkeys(map(canonical_name, names))
+            agent.listed = dict.fromkeys(map(self._canonical_name, names))
             if len(names) > agent.most_loaded:
                 agent.most_loaded = len(names)
                 agent.epoch += 1
@@ -446,7 +449,7 @@ class AgentRegistry:
             agent.warm = {name: other for name, other in agent.warm.items() if name != model}
             self._replace(agent)
         if model in agent.listed:
-            self.update_loaded(agent, [entry for entry in agent.loaded if canonical_name(entry.name) != model])
+            self.update_loaded(agent, [entry for entry in agent.loaded if self._canonical_name(entry.name) != model])
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
@@ -559,10 +562,10 @@ class AgentRegistry:
         ):
             self.avoidance.fails(agent)
 
-    def answered(self, lease: Lease, answer: Answer, *, streamed: bool) -> None:
+    def answered(self, lease: Lease, answer: AnswerObservation) -> None:
         """The answer of a request, which still holds its lease, is whole: learn from it."""
         if isinstance(lease, SlotLease) and not lease.agent.removed:
-            self.learner.answered(lease, answer, self.clock(), streamed)
+            self.learner.answered(lease, answer, self.clock())
             lease.agent.epoch += 1
 
     def succeeded(self, lease: Lease) -> None:
@@ -661,7 +664,7 @@ class AgentRegistry:
             board.update(agent)
         if model is None:
             return Lease(agent)
-        lease = SlotLease(agent, self, demand or Demand(model), options)
+        lease = SlotLease(agent, self, demand or Demand(model), self.clock(), options)
         if options:
             agent.decision = Decision(lease.taken_at, model, options)
         self._take_slot(lease, agent, model)
@@ -747,7 +750,7 @@ class AgentRegistry:
         if not self._unknown:
             return None
         exclude = [*exclude, *(agent for agent in self._unknown if model in agent.full)]
-        return policy.select(self._pool(policy, _UNKNOWN) or Pool(policy), exclude)
+        return policy.select(self._pool(policy, _UNKNOWN) or Pool(policy.name, policy.rank), exclude)
 
     def _pool(self, policy: Policy, model: str | None) -> Pool | None:
         """The pool of those candidates, made if need be; None for a model that nobody has."""
@@ -760,7 +763,7 @@ class AgentRegistry:
         if len(pools) >= MAX_POOLS:
             oldest = min(pools, key=lambda key: pools[key].used)
             pools.pop(oldest).clear()
-        pool = pools[model] = Pool(policy, model)
+        pool = pools[model] = Pool(policy.name, policy.rank, model)
         pool.used = self.clock()
         holders: Iterable[Agent] = self._agents.values() if model is None or model == _UNKNOWN else self._holders[model]
         for agent in holders:
@@ -826,7 +829,7 @@ class AgentRegistry:
                 agent.trial = lease
             self._gate(agent)
 
-    def _began(self, lease: SlotLease) -> None:
+    def answer_began(self, lease: SlotLease) -> None:
         agent, model = lease.agent, lease.model
         if not agent.reachable or agent.silent_since is not None:
             self.reached(agent)
@@ -867,7 +870,7 @@ class AgentRegistry:
         if agent.health.phase is not Phase.HEALTHY:
             self._gate(agent)
 
-    def _give_back(self, lease: SlotLease, outcome: Outcome | None) -> None:
+    def lease_ended(self, lease: SlotLease, outcome: Outcome | None) -> None:
         agent, model = lease.agent, lease.model
         given_up = False
         left = agent.running[model] - 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from ..core.agent import Address, Agent, Status
+from ..core.address import Address
+from ..core.agent import Agent, Status
 
 REACHABLE_HEADER = "X-Balancer-Reachable"
 """Of the answer to a report, where the balancer does not get through to the host: `no; REASON`."""

@@ -13,13 +13,18 @@ from ..ollama.excerpts import last_turn
 from ..ollama.prompts import read_prompt
 from ..ollama.requests import Asked, read_request
 from ..ollama.routes import Route, find_route
+from ..text import one_line
 from .bodies import ZSTD, RefusedBodyError, check_readable, content_of
+from .translation import demand_of
 
 LARGE = 64 * 1024
 """Bytes of a body that is read in a thread. A smaller one takes 25 ms at the worst, a usual one far less than the way
 to the thread and back."""
 
 THREADS = 2
+
+LONGEST_EXCERPT = 60
+"""Characters."""
 
 
 class Reading(NamedTuple):
@@ -58,10 +63,12 @@ def read_body(
         check_readable(route, asked, content, content_type, packed=bool(encoding))
     except RefusedBodyError as e:
         return e
-    excerpt = last_turn(content or b"", asked.members) if watched and asked.members else ""
+    excerpt = one_line(last_turn(content or b"", asked.members), LONGEST_EXCERPT) if watched and asked.members else ""
     if not (route.runs and asked.model) or asked.unloads:
         return Reading(content, asked, None, excerpt)
-    return Reading(content, asked, read_prompt(route, name_of(asked.model), content or b"", asked.members), excerpt)
+    model = name_of(asked.model)
+    demand = demand_of(model, route.path, read_prompt(route, model, content or b"", asked.members))
+    return Reading(content, asked, demand, excerpt)
 
 
 async def read_large(

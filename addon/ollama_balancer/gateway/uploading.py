@@ -16,7 +16,7 @@ import h11
 
 from agent_reporter.connecting import connect
 
-from ..core.agent import Address
+from ..core.address import Address
 
 READ_SIZE = 64 * 1024
 

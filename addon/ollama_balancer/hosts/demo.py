@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from agent_reporter.push import Reporter
 from agent_reporter.wire import AgentMetrics, GpuMetrics, ModelEntry
 
-from ..core.agent import Address, Source
+from ..core.address import Address
+from ..core.agent import Source
 from ..core.registry import AgentRegistry
 from ..simulator import SimulatedModel, SimulatedOllama, Timing
 

@@ -13,7 +13,8 @@ import psutil
 
 from agent_reporter.addresses import is_loopback, own_ips, plain_ip
 
-from ..core.agent import Address, Agent
+from ..core.address import Address
+from ..core.agent import Agent
 from ..core.registry import AgentRegistry
 
 EVERYWHERE = ("0.0.0.0", "::")

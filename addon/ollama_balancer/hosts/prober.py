@@ -20,7 +20,8 @@ from agent_reporter import wire
 from agent_reporter.http import Answer, CallError, ConnectError, LateError, call
 from agent_reporter.wire import ModelEntry, check_size
 
-from ..core.agent import Address, Agent, Source
+from ..core.address import Address
+from ..core.agent import Agent, Source
 from ..core.registry import PROBE_GRACE, AgentRegistry
 from ..gateway.descriptors import is_ours
 from ..gateway.reachability import cannot_connect

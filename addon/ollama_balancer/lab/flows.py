@@ -18,7 +18,8 @@ from agent_reporter.limits import NAME_PATTERN
 from ..core.agent import Outcome
 from ..core.policies import POLICIES
 from ..gateway.router import MAX_MODEL_NAME
-from ..mitm.answers import path_of
+from ..gateway.translation import demand_of
+from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_step, read_prompt
@@ -103,7 +104,7 @@ def _take(flow: http.HTTPFlow, recording: Recording) -> None:
     at = request.timestamp_end or request.timestamp_start
     if not isinstance(at, float | int) or not 0 < at < 1e11:
         raise OddRecordError
-    demand = read_prompt(route, model, body, asked.members)
+    demand = demand_of(model, route.path, read_prompt(route, model, body, asked.members))
     served = outcome == Outcome.SUCCEEDED and agent is not None and status is not None
     first = _seconds(record, "first_byte_ms")
     mode = record.get("mode")

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..core.agent import Address, Agent, Source
+from ..core.address import Address
+from ..core.agent import Agent, Source
 from ..core.demand import Demand, Step
 from ..core.scoring.learning import SHORTEST_LOAD
 from ..core.scoring.prefix_cache import Conversations

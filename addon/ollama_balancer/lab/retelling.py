@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 from agent_reporter.wire import ModelEntry
 
-from ..core.agent import Address, Agent, Outcome
+from ..core.address import Address
+from ..core.agent import Agent, Outcome
 from ..core.leases import Lease, SlotLease
 from ..core.registry import AgentRegistry
+from ..gateway.translation import observation_of
 from ..ollama.answers import Answer
+from ..ollama.names import canonical_name
 from .engine import Engine
 from .recording import Recorded
 
@@ -25,7 +28,7 @@ class Retelling:
     agents: dict[str, Agent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.registry = AgentRegistry(self.engine, chance=lambda: 0.5)
+        self.registry = AgentRegistry(self.engine, chance=lambda: 0.5, canonical_name=canonical_name)
         for name in self.names:
             self.agents[name], _ = self.registry.register(name, Address(name, 0))
 
@@ -75,4 +78,4 @@ class Retelling:
         answer.timings, answer.pieces = timings, request.pieces
         # An embedding comes whole: until then its text is read.
         embeds = request.demand.output_limit == 0
-        self.registry.answered(lease, answer, streamed=request.streamed or embeds)
+        self.registry.answered(lease, observation_of(answer, request.demand, streamed=request.streamed or embeds))

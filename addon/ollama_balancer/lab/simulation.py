@@ -10,15 +10,15 @@ from functools import partial
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
 
-from ..core.agent import Address, Agent, Outcome
+from ..core.address import Address
+from ..core.agent import Agent, Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
+from ..core.observations import AnswerObservation
 from ..core.queue import LineFullError, Place, Waiter, WaitingLine
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Matcher
-from ..ollama.answers import Answer
-from ..ollama.shapes import Event as AnswerEvent
-from ..ollama.shapes import Timings
+from ..ollama.names import canonical_name
 from .engine import Engine, Event
 from .hosts import Host, Job, Runner
 from .workload import Request, Workload
@@ -99,7 +99,7 @@ class Simulation:
         self.patience = patience
         self.engine = engine = Engine()
         self.rng = random.Random(f"{seed} troubles")
-        self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random)
+        self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
         self.line = WaitingLine(engine)
         self.matcher = Matcher(self.registry, self.line)
         self.registry.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
@@ -206,17 +206,14 @@ class Simulation:
         if not whole:
             self._failed(call, lease, "the host died", connected=True)
             return
-        timings = Timings(
-            prompt_eval_count=job.prompt,
-            prompt_eval_duration=job.first - job.ready,
-            eval_count=job.output,
-            eval_duration=job.finished - job.first,
-            load_duration=max(0.02, job.ready - job.arrived),
-            total_duration=job.finished - job.arrived,
+        answer = AnswerObservation(
+            prompt_tokens=job.prompt,
+            prompt_seconds=job.first - job.ready,
+            output_tokens=job.output,
+            output_seconds=job.finished - job.first,
+            load_seconds=max(0.02, job.ready - job.arrived),
         )
-        answer = Answer()
-        answer.add(AnswerEvent(terminal=True, timings=timings))
-        self.registry.answered(lease, answer, streamed=True)
+        self.registry.answered(lease, answer)
         self.registry.succeeded(lease)
         lease.release(Outcome.SUCCEEDED, self.engine.now - call.request.at)
         self._end(call, "served")

@@ -10,11 +10,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping
 
-from ..text import one_line
 from .json_scanning import Scanner, Span, UnreadableError, text_of, well_formed
-
-LENGTH = 60
-"""Characters."""
 
 MOST_BYTES = 2_048
 """Of a string that are read: blanks at its beginning are passed over."""
@@ -32,7 +28,7 @@ _QUOTE, _LIST, _OBJECT = ord('"'), ord("["), ord("{")
 
 
 def last_turn(body: bytes, members: Mapping[str, Span]) -> str:
-    """The beginning of the user's last text, in one line; empty where there is none. Nothing is raised.
+    """The beginning of the user's last text, its blanks as one each; empty where there is none. Nothing is raised.
 
     `members` tells where the values of the body's members are, by key in lower case.
     """
@@ -77,8 +73,7 @@ def _members(body: bytes, span: Span) -> dict[str, Span]:
 
 
 def _line(body: bytes, span: Span) -> str:
-    text = " ".join(_beginning(body, span).split())
-    return one_line(text, LENGTH)
+    return " ".join(_beginning(body, span).split())
 
 
 def _beginning(body: bytes, span: Span) -> str:

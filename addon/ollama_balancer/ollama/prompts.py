@@ -13,9 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..core.demand import Demand, Step
 from .json_scanning import Scanner, Span, UnreadableError, written
 from .routes import Route
 from .shapes import CONTEXT_ENDS, Context
@@ -58,6 +57,25 @@ FEW_TOKENS = 64
 _BLOB_BYTES = 4_096
 
 
+type Step = tuple[bytes, int]
+"""The key of a prompt's beginning, and its tokens."""
+
+
+class PromptReading(NamedTuple):
+    """What a prompt asks of the host that reads it."""
+
+    runner: str = ""
+    """The options that the model has to be loaded with, in one spelling."""
+    tokens: int = 0
+    """Estimated."""
+    steps: tuple[Step, ...] = ()
+    """Its beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
+    remember: tuple[Step, ...] = ()
+    """Those by which a prompt that goes on from this one is known."""
+    output_limit: int | None = None
+    """Tokens that the answer has at most; 0 for an embedding."""
+
+
 @dataclass(frozen=True)
 class _Shape:
     """Where a route's prompt is: `content` after the members in `preamble`, `others` beside it."""
@@ -90,11 +108,11 @@ _NUMBER = re.compile(rb"[0-9]++")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]++")
 
 
-def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Span]) -> Demand:
-    """What the request demands. `model` is a canonical name, `members` are the body's. Nothing is raised."""
+def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Span]) -> PromptReading:
+    """What the prompt asks of its reader. `model` is a canonical name, `members` are the body's. Nothing is raised."""
     shape = _SHAPES.get(route.path)
     if shape is None:
-        return Demand(model, tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS), route=route.path)
+        return PromptReading(tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS))
     options = _options(body, members) if shape.ollama else {}
     runner = _runner(options, shifts=not shape.ollama or written(body, members.get("shift"), 5) != b"false")
     limit = 0 if shape.embeds else _limit(shape, body, members, options)
@@ -120,7 +138,7 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
             remember = tuple({step: None for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS})
     most = _positive(options.get("num_ctx")) if options else None
     tokens = min(tokens, most or MAX_TOKENS, MAX_TOKENS)
-    return Demand(model, runner, tokens, tuple(steps), remember, limit, route.path)
+    return PromptReading(runner, tokens, tuple(steps), remember, limit)
 
 
 def context_step(model: str, runner: str, context: Context) -> Step:

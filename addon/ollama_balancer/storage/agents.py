@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.agent import Address, Agent, Source
+from ..core.address import Address
+from ..core.agent import Agent, Source
 from ..core.registry import MAX_AGENTS, AgentRegistry
 from .files import open_own, replace
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..agent import Agent
+from ..decision import Option
 from ..demand import Demand
-from ..scoring.agent_estimate import Option, Situation
+from ..pool import Pool
+from ..scoring.agent_estimate import Situation
 from ..scoring.scorer import Weighing
-
-if TYPE_CHECKING:
-    from ..pool import Pool
-
 
 LONGEST_PATIENCE = 120.0
 """Seconds after which a request takes any agent that is free."""
@@ -53,7 +51,7 @@ class Adaptive:
         waited: float = 0.0,
     ) -> Choice | None:
         """The agent for a request that has waited so many seconds, with so many ahead of it. None: no candidate."""
-        weighing = Weighing(pool, exclude, demand, at, ahead)
+        weighing = Weighing(pool.candidates, pool.board, exclude, demand, at, ahead)
         best = weighing.cheapest()
         if best is None:
             return None
@@ -62,7 +60,7 @@ class Adaptive:
             if best is None:
                 return Choice(None, weighing.options(None), weighing.any_free())
         forecast, options = weighing[best], weighing.options(best)
-        pool.chosen(forecast)
+        pool.candidates.chosen(forecast)
         return Choice(forecast.agent, options)
 
     def why(self, agent: Agent) -> str:

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent, Warm
-
-if TYPE_CHECKING:
-    from .learning import Learner
+from ..decision import Option
+from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
 """What a second of answering counts against a second before the first token: it is read while it comes."""
@@ -71,26 +70,6 @@ class Situation(NamedTuple):
     """How many wait for a model."""
     chance: Callable[[], float]
     """Random numbers from 0 to 1."""
-
-
-class Option(NamedTuple):
-    """One agent as it was weighed. Seconds."""
-
-    agent: str
-    cost: float
-    wait: float
-    load: float
-    prefill: float
-    answer: float
-    harm: float
-    free: bool
-    """Whether it had a slot free."""
-    observations: int
-    """Answers of that model on that agent from which its pace is known; 0: a guess by others, or a prior."""
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON-serialisable data."""
-        return {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
 
 
 class Forecast:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ...ollama.answers import Answer
-from ...ollama.prompts import context_step
-from ...ollama.shapes import FEWEST_TOKENS, Timings
+from ..agent import Agent
+from ..leases import SlotLease
+from ..observations import AnswerObservation
 from .estimates import Estimates
 from .placement import Placement
 from .prefix_cache import Conversations
 
-if TYPE_CHECKING:
-    from ..agent import Agent
-    from ..leases import SlotLease
-
 FEWEST_READ = 32
 """A prompt of fewer tokens says nothing about the pace."""
+
+FEWEST_TOKENS = 10
+"""An answer of fewer says nothing about the pace: its first token counts as time of the prompt."""
 
 SHORTEST_LOAD = 0.2
 """Seconds: what took less was no load."""
@@ -35,20 +32,18 @@ class Learner:
         self.estimates.forget(agent.id)
         self.conversations.forget(agent)
 
-    def answered(self, lease: SlotLease, answer: Answer, now: float, streamed: bool) -> None:
+    def answered(self, lease: SlotLease, answer: AnswerObservation, now: float) -> None:
         """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
         agent, model, estimates = lease.agent, lease.model, self.estimates
         if answer.context is not None:
-            step = context_step(lease.model, lease.demand.runner, answer.context)
-            self.conversations.remember((step,), agent, agent.warm.get(model), agent.slots_for(model))
-        timings = answer.timings
-        count = timings.eval_count
+            self.conversations.remember((answer.context,), agent, agent.warm.get(model), agent.slots_for(model))
+        streamed, count = answer.streamed, answer.output_tokens
         if count is None:
             count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None
         slow_end = agent.slowness(model)
         slow = (lease.slow + slow_end) / 2
         began = lease.began_at
-        tokens, seconds = count, timings.eval_duration
+        tokens, seconds = count, answer.output_seconds
         if tokens and seconds is None and began is not None:
             if streamed:
                 tokens, seconds = tokens - 1, now - began
@@ -61,11 +56,11 @@ class Learner:
         if count and (not limit or count < limit):
             estimates.observe_output(model, count)
         silent = None if began is None or not streamed else began - lease.taken_at
-        load = self._load(lease, timings, silent)
+        load = self._load(lease, answer.load_seconds, silent)
         if load is not None:
             estimates.changed(model, estimates.load.observe(agent.id, model, load))
         if not lease.known_tokens:
-            prompt, reading = timings.prompt_eval_count, timings.prompt_eval_duration
+            prompt, reading = answer.prompt_tokens, answer.prompt_seconds
             if reading is None and silent is not None and not lease.cold:
                 prompt, reading = lease.demand.tokens, silent
             if prompt and reading and prompt >= FEWEST_READ:
@@ -79,11 +74,10 @@ class Learner:
         unread = max(0, lease.demand.tokens - lease.known_tokens)
         return unread / self.estimates.prefill.value(lease.agent.id, lease.model) * lease.slow
 
-    def _load(self, lease: SlotLease, timings: Timings, silent: float | None) -> float | None:
+    def _load(self, lease: SlotLease, load: float | None, silent: float | None) -> float | None:
         """Seconds that the agent took to load the model for it; None if it did not, or was busy with others."""
         if not lease.sole:
             return None
-        load = timings.load_duration
         if load is None:
             if not lease.cold or silent is None:
                 return None

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from ..agent import Agent
 from ..random_set import DrawingSet
-
-if TYPE_CHECKING:
-    from ..agent import Agent
 
 MEMORY = 120.0
 """Seconds over which requests for a model are averaged."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from ..agent import Agent, Warm
+from ..agent import Agent, Warm
 
 MOST = 20_000
 """Beginnings that are known; the one not met for longest makes room."""

@@ -10,9 +10,11 @@ import math
 from collections.abc import Collection, Iterable
 
 from ..agent import Agent
+from ..decision import Option
 from ..demand import Demand
-from ..pool import ALL, Pool
-from .agent_estimate import Forecast, Option, Situation
+from ..scoreboard import Scoreboard
+from .agent_estimate import Forecast, Situation
+from .candidates import ALL, Candidates
 
 SAMPLE = 4
 """Of more agents than `ALL`: those that have the model in memory, and as many others."""
@@ -25,11 +27,16 @@ LOOKS = 4
 
 
 class Weighing:
-    """`ahead` requests wait before this one. Agents are numbered in the order of their turn."""
+    """`board` has those with a slot free; `ahead` requests wait before this one.
+
+    Agents are numbered in the order of their turn.
+    """
 
     __slots__ = (
         "_ahead",
         "_at",
+        "_board",
+        "_candidates",
         "_costs",
         "_demand",
         "_evictions",
@@ -38,12 +45,20 @@ class Weighing:
         "_gain",
         "_known",
         "_last",
-        "_pool",
         "_queue",
     )
 
-    def __init__(self, pool: Pool, exclude: Collection[Agent], demand: Demand, at: Situation, ahead: int) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        candidates: Candidates,
+        board: Scoreboard[Agent],
+        exclude: Collection[Agent],
+        demand: Demand,
+        at: Situation,
+        ahead: int,
+    ) -> None:
+        self._candidates = candidates
+        self._board = board
         self._exclude = exclude
         self._demand = demand
         self._at = at
@@ -59,8 +74,8 @@ class Weighing:
         self._evictions: dict[int, float] = {}
         self._queue = 0.0
         """Seconds until those ahead have had their turn."""
-        if len(pool) <= ALL:
-            self._weigh(pool.forecasts(demand.runner), 1.0)
+        if len(candidates) <= ALL:
+            self._weigh(candidates.forecasts(demand.runner), 1.0)
         else:
             self._sample()
 
@@ -147,8 +162,8 @@ class Weighing:
             for number, forecast in enumerate(forecasts):
                 costs[number] += (self._queue if forecast.full else 0.0) - forecast.shared * self._gain
         last = self._last
-        if last is not None and last in self._pool.members:
-            forecast = self._pool.forecast(self._demand.runner, last)
+        if last is not None and last in self._candidates.members:
+            forecast = self._candidates.forecast(self._demand.runner, last)
             if not forecast.cold and forecast in forecasts:
                 costs[forecasts.index(forecast)] -= forecast.per_token * self._known
         if self._exclude:
@@ -163,24 +178,24 @@ class Weighing:
 
         Others have to load it: who finds one that has it and a slot free has no use for them.
         """
-        pool, chance = self._pool, self._at.chance
+        candidates, chance = self._candidates, self._at.chance
         use = self._at.learner.placement.look(self._demand.model)
         drawn = (use.free or use.holders).draw(chance, SAMPLE)
         part = len(drawn) / len(use.holders) if drawn and self._ahead else 1.0
         last = self._last
-        if last is not None and last in pool.members:
+        if last is not None and last in candidates.members:
             drawn[last] = None
         self._weigh(self._of(drawn), part)
         for forecast in self._forecasts:
             if not forecast.full and not forecast.cold and forecast.agent not in self._exclude:
                 return
-        others = pool.members.draw(chance, SAMPLE)
-        lowest = pool.board.lowest(self._exclude)
+        others = candidates.members.draw(chance, SAMPLE)
+        lowest = self._board.lowest(self._exclude)
         if lowest is not None:
             others[lowest] = None
         self._weigh(self._of(others.keys() - drawn.keys()), part)
 
     def _of(self, agents: Iterable[Agent]) -> list[Forecast]:
-        pool, runner = self._pool, self._demand.runner
-        kept = pool.kept(runner)
-        return [kept.get(agent) or pool.forecast(runner, agent) for agent in agents]
+        candidates, runner = self._candidates, self._demand.runner
+        kept = candidates.kept(runner)
+        return [kept.get(agent) or candidates.forecast(runner, agent) for agent in agents]
