@@ -30,7 +30,9 @@ from .flows import context_of, detach, flow_of, path_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
 from .inspection.keeping import shortened
-from .layer import BUFFERED_ANSWER, BalancedStream, FailedStream
+from .shared_stream import SharedStream
+from .stream import BUFFERED_ANSWER
+from .stream_hooks import FailedStream
 from .transports import handler_of
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class Answers:
             response.stream = context.pass_on = _passing_on(context, watcher, response)
         self.balancer.show(flow, context)
 
-    def relay(self, stream: BalancedStream) -> bool:
+    def relay(self, stream: SharedStream) -> bool:
         """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
         flow = stream.flow
         context = context_of(flow)
