@@ -793,7 +793,7 @@ class AgentRegistry:
     def _replace(self, agent: Agent) -> None:
         """Other models are in its memory, or it may be used or not be used."""
         agent.epoch += 1
-        self.learner.placement.update(agent, self.clock())
+        self.learner.placement.update(agent)
 
     def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
         agent.running[model] = agent.running.get(model, 0) + 1
