@@ -114,11 +114,12 @@ class Answers:
         flow = stream.flow
         context = context_of(flow)
         handler = handler_of(flow.client_conn)
+        settings, lost = self.balancer.settings, self.balancer.lost
         if (
-            self.balancer.settings is None
-            or not self.balancer.settings.relay
-            or self.balancer.lost is None
-            or Use.RELAY in self.balancer.lost
+            settings is None
+            or not settings.relay
+            or lost is None
+            or Use.RELAY in lost
             or handler is None
             or context is None
             or context.pass_on is None
@@ -127,7 +128,10 @@ class Answers:
             or not relay.suits(stream)
         ):
             return False
-        stream.relay = relay.begin(handler, stream, context.pass_on, _hearing(context, handler))
+        by_selector = settings.relay_selector and Use.SELECTOR not in lost
+        stream.relay = relay.begin(
+            handler, stream, context.pass_on, _hearing(context, handler), by_selector=by_selector
+        )
         if stream.relay is None:
             return True
         self.balancer.gateway.tally.relayed += 1

@@ -325,8 +325,13 @@ def begin(
     stream: SharedStream,
     pass_on: Callable[[bytes], object],
     heard: Callable[[], None],
+    *,
+    by_selector: bool,
 ) -> Relay | None:
-    """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed."""
+    """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed.
+
+    `by_selector`: past asyncio as well, where the event loop allows it.
+    """
     server, client = stream.context.server, stream.context.client
     response = stream.flow.response
     connections = stream.balanced_layer.connections
@@ -358,7 +363,8 @@ def begin(
         or type(upstream.get_protocol()) is not asyncio.StreamReaderProtocol
     ):
         return None
-    return Relay(upstream, client_writer, response, pass_on, heard, install(asyncio.get_running_loop()))
+    selector = install(asyncio.get_running_loop()) if by_selector else None
+    return Relay(upstream, client_writer, response, pass_on, heard, selector)
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
