@@ -66,17 +66,17 @@ def test_a_turn(benchmark: Any, clients: int, models: int) -> None:
     """A slot is given back, and whoever is next gets it."""
     registry = new_registry(slots=1)
     agent, _ = registry.register("a", Address("10.0.0.1", 11434))
-    registry.update_models(agent, entries(*(f"m{n}" for n in range(models))))
-    registry.reached(agent)
+    registry.inventory.update_models(agent, entries(*(f"m{n}" for n in range(models))))
+    registry.liveness.reached(agent)
     line, _ = full_line(clients, models)
     Matcher(registry, line)
-    got: list[Any] = [registry.take(agent, "m0:latest")]
+    got: list[Any] = [registry.limiter.take(agent, "m0:latest")]
     place = Place("m0:latest")
     release: Callable[[], object] = lambda: got.pop().release()  # noqa: E731
 
     def setup() -> None:
         line.join(place, "c0", got.append)
-        registry.reached(agent)
+        registry.liveness.reached(agent)
 
     # Those who wait since the beginning are called first; they take the lease and are gone.
     for waiter in [w for at in line.places() for w in line.waiters(at)]:

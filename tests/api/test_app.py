@@ -277,12 +277,12 @@ def test_agents_are_listed_and_shown_by_id_and_by_name(api: Api) -> None:
 
 def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_it(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
-    api.registry.update_loaded(a, entries("m"))
-    api.registry.update_loaded(b, [])
+    api.registry.inventory.update_loaded(a, entries("m"))
+    api.registry.inventory.update_loaded(b, [])
     demand = Demand("m:latest", tokens=800)
-    choice = api.registry.choose(demand)
+    choice = api.registry.selection.choose(demand)
     assert choice.agent is a
-    lease = api.registry.take(a, demand.model, demand, choice.options)
+    lease = api.registry.limiter.take(a, demand.model, demand, choice.options)
     shown = api.call("GET", "/api/agents").json()["agents"][0]
     assert shown["running"] == {"m:latest": 1}
     assert shown["decision"]["model"] == "m:latest"
@@ -292,7 +292,7 @@ def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_
     assert (other["agent"], other["load"]) == ("b", 22.5)
     api.clock.now += 4
     lease.began()
-    api.registry.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
+    api.registry.limiter.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
     lease.release()
     shown = api.call("GET", "/api/agents/a").json()
     assert shown["decision"]["age"] == 4
@@ -375,7 +375,7 @@ def test_a_wrong_method_is_405_and_tells_the_right_ones(api: Api, method: str, p
 
 def test_a_deleted_agent_is_gone_and_its_requests_finish(api: Api) -> None:
     [agent] = fleet(api.registry, "a")
-    lease = api.registry.take(agent)
+    lease = api.registry.limiter.take(agent)
     answer = api.call("DELETE", "/api/agents/a")
     assert (answer.status_code, answer.content) == (204, b"")
     assert api.call("GET", "/api/agents/a").status_code == 404
@@ -386,10 +386,10 @@ def test_a_drained_agent_is_shown_draining_until_it_is_resumed(api: Api) -> None
     [agent] = fleet(api.registry, "a")
     drained = api.call("POST", "/api/agents/a/drain")
     assert (drained.status_code, drained.json()["status"]) == (200, "draining")
-    assert api.registry.select() is None
+    assert api.registry.selection.select() is None
     resumed = api.call("POST", f"/api/agents/{agent.id}/resume")
     assert (resumed.status_code, resumed.json()["status"]) == (200, "online")
-    assert api.registry.select() is agent
+    assert api.registry.selection.select() is agent
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_bad_drain_is_400_and_drains_nothing(api: Api, body: Any, field: str) 
     answer = api.call("POST", "/api/agents/a/drain", body)
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(f"{field}: ")
-    assert api.registry.select() is not None
+    assert api.registry.selection.select() is not None
 
 
 # Reports
@@ -461,7 +461,7 @@ def test_a_bad_report_is_400_and_names_the_field_and_changes_nothing(api: Api, b
 def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
     assert api.call("GET", "/health").status_code == 503
     a, b, _ = fleet(api.registry, "a", "b", "c")
-    api.registry.unreachable(a, "refused")
+    api.registry.liveness.unreachable(a, "refused")
     api.registry.drain(b)
     healthy = api.call("GET", "/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
@@ -480,7 +480,7 @@ def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
 
 def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
-    api.registry.take(b)
+    api.registry.limiter.take(b)
     for outcome, count in (("succeeded", 4), ("failed", 1), ("cancelled", 2), ("rejected", 3), ("refused", 1)):
         for _ in range(count):
             api.tally.add(Ended(a.name, "m:latest", "/api/chat", outcome, 0.1))

@@ -84,7 +84,7 @@ def test_what_became_of_requests_is_told(page: Page) -> None:
 
 
 def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
-    page.registry.take(next(iter(page.registry)))
+    page.registry.limiter.take(next(iter(page.registry)))
     assert page.value("agents", state="online") == 2
     assert page.value("agents", state="ejected") == 0
     assert page.value("agent_requests_in_flight", agent="gpu-1") == 1

@@ -27,9 +27,9 @@ class Room:
         self.granted: dict[str, Lease | None] = {}
         self.agents = fleet(self.registry, *names)
         for agent in self.agents:
-            self.registry.update_models(agent, entries(*models))
+            self.registry.inventory.update_models(agent, entries(*models))
             if known:
-                self.registry.update_loaded(agent, [])
+                self.registry.inventory.update_loaded(agent, [])
 
     def find(self, demand: Demand | str = MODEL) -> Agent | None:
         return self.matcher.find(Demand(demand) if isinstance(demand, str) else demand).agent
@@ -38,17 +38,17 @@ class Room:
         demand = Demand(demand) if isinstance(demand, str) else demand
         agent = self.find(demand)
         assert agent is not None
-        return self.registry.take(agent, demand.model, demand)
+        return self.registry.limiter.take(agent, demand.model, demand)
 
     def serve(self, agent: Agent, demand: Demand | str = MODEL, *, seconds: float = 1.0, **figures: float) -> None:
         """Have an agent serve a request, alone and streamed; its first byte comes halfway."""
         demand = Demand(demand) if isinstance(demand, str) else demand
-        lease = self.registry.take(agent, demand.model, demand)
+        lease = self.registry.limiter.take(agent, demand.model, demand)
         self.clock.now += seconds / 2
         lease.began()
         self.clock.now += seconds / 2
-        self.registry.reached(agent)
-        self.registry.answered(lease, AnswerObservation(**figures))  # type: ignore[arg-type]
+        self.registry.liveness.reached(agent)
+        self.registry.limiter.answered(lease, AnswerObservation(**figures))  # type: ignore[arg-type]
         lease.release()
 
     def wait(self, name: str, demand: Demand | str = MODEL) -> None:
@@ -63,6 +63,6 @@ class Room:
             self.clock.now += 0.5
             for agent in self.agents:
                 if agent.online:
-                    self.registry.reached(agent)
+                    self.registry.liveness.reached(agent)
             self.registry.expire()
             self.matcher.look()

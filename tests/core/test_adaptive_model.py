@@ -67,7 +67,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         for number, name in enumerate(NAMES[:3]):
             self.register(name, moves=False)
             self.report(name, list(MODELS), None if loaded is None else loaded[number], None, fits, True)
-            self.registry.reached(self.fleet[name])
+            self.registry.liveness.reached(self.fleet[name])
 
     def register(self, name: str, *, moves: bool) -> None:
         known = self.fleet.get(name)
@@ -96,7 +96,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             case "resume" if agent is not None:
                 self.registry.resume(agent)
             case "lose" if agent is not None:
-                self.registry.unreachable(agent, "refused")
+                self.registry.liveness.unreachable(agent, "refused")
             case "remove" if agent is not None:
                 self.registry.remove(self.fleet.pop(name))
                 self.removed.append(agent)
@@ -129,13 +129,13 @@ class AdaptiveMachine(RuleBasedStateMachine):
     @rule(name=names, loaded=inventories)
     def list_memory(self, name: str, loaded: list[str]) -> None:
         if name in self.fleet:
-            self.registry.update_loaded(self.fleet[name], entries(*loaded))
+            self.registry.inventory.update_loaded(self.fleet[name], entries(*loaded))
 
     @rule(name=st.none() | names)
     def reach(self, name: str | None) -> None:
         for agent in list(self.fleet.values()):
             if name in (None, agent.name):
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     @rule(
         seconds=st.sampled_from((0.01, 0.5, 1.0, 5.0, 12.0, 40.0, 700.0)),
@@ -145,7 +145,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.clock.now += seconds
         for agent in list(self.fleet.values()):
             if probed and agent.online:
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     # Requests
 
@@ -179,7 +179,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         if choice.agent is not None:
             assert choice.agent not in failed
             assert choice.agent.available
-            self.granted(self.registry.take(choice.agent, model, demand, choice.options))
+            self.granted(self.registry.limiter.take(choice.agent, model, demand, choice.options))
             return
         place = Place(model, pin, frozenset(failed))
         if self.matcher.hopeless(place):
@@ -217,7 +217,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, outcome: Outcome) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         if outcome is Outcome.FAILED:
-            self.registry.failed(lease, "no")
+            self.registry.ejection.failed(lease, "no")
         self.leases.remove(lease)
         assert lease.release(outcome)
         assert not lease.release(outcome)
@@ -235,8 +235,8 @@ class AdaptiveMachine(RuleBasedStateMachine):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         lease.began()
-        self.registry.answered(lease, AnswerObservation(prompt, seconds, tokens, seconds, load, streamed))
-        self.registry.succeeded(lease)
+        self.registry.limiter.answered(lease, AnswerObservation(prompt, seconds, tokens, seconds, load, streamed))
+        self.registry.ejection.succeeded(lease)
         self.leases.remove(lease)
         lease.release()
 
@@ -256,7 +256,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def has_room(self, agent: Agent, place: Place) -> bool:
         """Whether it could be sent what is waited for there."""
         able = place.agent in (None, agent) and agent not in place.tried
-        return able and agent.may_have(place.model) and self.registry.has_room(agent, place.model)
+        return able and agent.may_have(place.model) and self.registry.selection.has_room(agent, place.model)
 
     def stands_idle(self, agent: Agent, place: Place, demand: Demand) -> bool:
         """Whether it runs nothing and has in memory what is waited for."""
@@ -321,7 +321,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.forget_forecasts()
         demand = self.demand(model, runner, turns, conversation)
         exclude = [self.fleet[name] for name in sorted(excluded) if name in self.fleet]
-        choice = self.registry.choose(demand, exclude, ahead=ahead, waited=waited)
+        choice = self.registry.selection.choose(demand, exclude, ahead=ahead, waited=waited)
         expected = self.plain(demand, exclude, ahead, waited)
         if expected is None:
             assert choice.agent is None or choice.agent.models is None
@@ -388,7 +388,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.clock.now += 5
             for agent in self.fleet.values():
                 self.registry.resume(agent)
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
             self.registry.expire()
             self.matcher.look()
         self.end_all()

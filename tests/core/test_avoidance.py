@@ -59,14 +59,14 @@ def test_another_version_or_another_file_is_another_matter(registry: AgentRegist
     a, b = fleet(registry, "a", "b")
     avoidance = registry.avoidance
     for agent in (a, b):
-        registry.update_models(agent, [ModelEntry.model_validate({"name": "m", "digest": "1"})])
-        registry.update_version(agent, "0.30.0")
+        registry.inventory.update_models(agent, [ModelEntry.model_validate({"name": "m", "digest": "1"})])
+        registry.inventory.update_version(agent, "0.30.0")
         avoidance.cannot_load(agent, M, "")
         avoidance.lacks_route(agent, "/v1/messages")
-    registry.update_models(a, [ModelEntry.model_validate({"name": "m", "digest": "2"})])
+    registry.inventory.update_models(a, [ModelEntry.model_validate({"name": "m", "digest": "2"})])
     assert of(avoidance, Demand(M)) == {b}
     assert set(avoidance.for_route("/v1/messages")) == {a, b}
-    registry.update_version(b, "0.33.0")
+    registry.inventory.update_version(b, "0.33.0")
     assert of(avoidance, Demand(M)) == set()
     assert set(avoidance.for_route("/v1/messages")) == {a}
     assert of(avoidance, Demand(M, route="/v1/messages")) == {a}
@@ -76,12 +76,12 @@ def test_who_has_served_it_or_has_gone_is_avoided_no_more(registry: AgentRegistr
     a, b, c = fleet(registry, "a", "b", "c")
     for agent in (a, b, c):
         registry.avoidance.cannot_load(agent, M, LARGE.runner)
-    lease = registry.take(a, M, LARGE)
-    registry.succeeded(lease)
+    lease = registry.limiter.take(a, M, LARGE)
+    registry.ejection.succeeded(lease)
     lease.release()
     assert of(registry.avoidance, LARGE) == {b, c}
-    registry.unreachable(b, "connection refused")
-    registry.reached(b)
+    registry.liveness.unreachable(b, "connection refused")
+    registry.liveness.reached(b)
     registry.remove(c)
     assert len(registry.avoidance) == 0
 
@@ -121,7 +121,7 @@ def test_others_get_such_requests_and_wait_for_each_other_before_they_go_there(
     registry.avoidance.cannot_load(a, M, LARGE.runner)
     assert found(matcher, LARGE) == {b}
     assert found(matcher, Demand(M)) >= {a}
-    running = [registry.take(b, M, LARGE) for _ in range(4)]
+    running = [registry.limiter.take(b, M, LARGE) for _ in range(4)]
     assert found(matcher, LARGE) == {None}
     got = list[Lease | None]()
     matcher.join(Place(M), "client", got.append, LARGE)
@@ -142,8 +142,8 @@ def test_a_failing_agent_that_cannot_be_spared_is_asked_once_in_a_while(
     a, b, c = fleet(registry, "a", "b", "c")
 
     def fail(agent: Agent) -> None:
-        lease = registry.take(agent, M)
-        registry.failed(lease, "reset")
+        lease = registry.limiter.take(agent, M)
+        registry.ejection.failed(lease, "reset")
         lease.release(Outcome.FAILED)
 
     for agent in (a, a, a, b, b):
@@ -155,12 +155,12 @@ def test_a_failing_agent_that_cannot_be_spared_is_asked_once_in_a_while(
     registry.drain(a)
     clock.now += FAILING_SECONDS
     for agent in (b, c):
-        registry.reached(agent)
+        registry.liveness.reached(agent)
     assert b in found(matcher, Demand(M))
     fail(b)
     assert found(matcher, Demand(M)) == {c}
-    lease = registry.take(b, M)
-    registry.succeeded(lease)
+    lease = registry.limiter.take(b, M)
+    registry.ejection.succeeded(lease)
     lease.release()
     assert found(matcher, Demand(M)) == {b, c}
 
@@ -172,22 +172,22 @@ def test_who_is_busy_gets_no_request_of_that_model_until_then_and_those_who_wait
     registry.mode = mode
     matcher = Matcher(registry, WaitingLine(registry.clock))
     [a] = fleet(registry, "a")
-    refused = registry.take(a, M)
-    registry.busy(a, M, 5.0)
+    refused = registry.limiter.take(a, M)
+    registry.limiter.busy(a, M, 5.0)
     refused.release(Outcome.FAILED)
     assert found(matcher, Demand(M)) == {None}
-    assert not registry.has_room(a, M)
-    assert registry.has_room(a, "n:latest")
+    assert not registry.selection.has_room(a, M)
+    assert registry.selection.has_room(a, "n:latest")
     assert (a.status, a.health.strikes) == (Status.ONLINE, 0)
     got = list[Lease | None]()
     matcher.join(Place(M), "client", got.append, Demand(M))
     clock.now += 4.0
-    registry.busy(a, M, 0.5)  # another that was under way: the longer time counts
+    registry.limiter.busy(a, M, 0.5)  # another that was under way: the longer time counts
     clock.now += 0.999
     matcher.look()
     registry.expire()
     assert got == []
-    registry.reached(a)
+    registry.liveness.reached(a)
     clock.now += 0.001
     registry.expire()
     assert [lease.agent for lease in got if lease is not None] == [a]
@@ -196,36 +196,36 @@ def test_who_is_busy_gets_no_request_of_that_model_until_then_and_those_who_wait
 
 def test_a_busy_agent_that_is_removed_leaves_nothing(clock: Clock, registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.busy(a, M, 5.0)
-    registry.refuses(b, "status 401")
+    registry.limiter.busy(a, M, 5.0)
+    registry.liveness.refuses(b, "status 401")
     registry.remove(a)
     registry.remove(b)
-    registry.busy(a, M, 5.0)
-    registry.refuses(b, "status 401")
+    registry.limiter.busy(a, M, 5.0)
+    registry.liveness.refuses(b, "status 401")
     clock.now += 60
     registry.expire()
-    assert not registry._busy
-    assert not registry._refused
+    assert not registry.limiter._busy
+    assert not registry.liveness._refused
 
 
 def test_who_lets_nobody_in_is_shown_so_and_not_used_for_a_while(clock: Clock, registry: AgentRegistry) -> None:
     matcher = Matcher(registry, WaitingLine(registry.clock))
     a, b = fleet(registry, "a", "b")
     got = list[Lease | None]()
-    registry.refuses(a, "status 401: credentials are wanted")
+    registry.liveness.refuses(a, "status 401: credentials are wanted")
     assert (a.status, a.reason, a.health.strikes) == (Status.UNAUTHORIZED, "status 401: credentials are wanted", 0)
     assert found(matcher, Demand(M)) == {b}
-    registry.refuses(b, "status 401")
+    registry.liveness.refuses(b, "status 401")
     assert registry.counts() == {Status.UNAUTHORIZED: 2}
-    assert not registry.could_serve(M)
+    assert not registry.selection.could_serve(M)
     matcher.join(Place(M, a), "client", got.append, Demand(M))
     clock.now += 1
-    registry.reached(a)
+    registry.liveness.reached(a)
     matcher.look()
     assert got == [None]  # nobody waits for who does not let the request in
     clock.now += REFUSED_SECONDS
     for agent in (a, b):
-        registry.reached(agent)
+        registry.liveness.reached(agent)
     registry.expire()
     assert registry.counts() == {Status.ONLINE: 2}
     assert found(matcher, Demand(M)) == {a, b}
@@ -234,15 +234,15 @@ def test_who_lets_nobody_in_is_shown_so_and_not_used_for_a_while(clock: Clock, r
 def test_a_drained_agent_is_draining_whatever_it_answers_and_a_lost_one_offline(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
     for agent in (a, b):
-        registry.refuses(agent, "status 401")
+        registry.liveness.refuses(agent, "status 401")
     registry.drain(a)
     assert a.status is Status.DRAINING
-    registry.unreachable(b, "connection refused")
+    registry.liveness.unreachable(b, "connection refused")
     assert b.status is Status.OFFLINE
 
 
 def test_an_attempt_at_the_wrong_agent_is_in_no_statistics(registry: AgentRegistry) -> None:
     [a] = fleet(registry, "a")
-    registry.take(a, M).release(None)
+    registry.limiter.take(a, M).release(None)
     assert (a.in_flight, a.running) == (0, {})
     assert (a.stats.succeeded, a.stats.failed, a.stats.cancelled) == (0, 0, 0)

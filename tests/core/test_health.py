@@ -104,15 +104,15 @@ def registry(clock: Clock) -> AgentRegistry:
 
 def fail(registry: AgentRegistry, agent: Agent, times: int = 1) -> None:
     for _ in range(times):
-        lease = registry.take(agent, "m:latest")
-        registry.failed(lease, "connection reset")
+        lease = registry.limiter.take(agent, "m:latest")
+        registry.ejection.failed(lease, "connection reset")
         lease.release(Outcome.FAILED)
 
 
 def serve(registry: AgentRegistry, agent: Agent) -> None:
-    lease = registry.take(agent, "m:latest")
+    lease = registry.limiter.take(agent, "m:latest")
     lease.began()
-    registry.succeeded(lease)
+    registry.ejection.succeeded(lease)
     lease.release()
 
 
@@ -126,7 +126,7 @@ def keep_alive(registry: AgentRegistry, clock: Clock, seconds: float) -> None:
     while clock.now < end:
         clock.now = min(end, clock.now + 5)
         for agent in registry:
-            registry.reached(agent)
+            registry.liveness.reached(agent)
 
 
 def test_an_ejected_agent_gets_one_request_when_its_time_is_over(registry: AgentRegistry, clock: Clock) -> None:
@@ -134,14 +134,14 @@ def test_an_ejected_agent_gets_one_request_when_its_time_is_over(registry: Agent
     fail(registry, a, 3)
     assert a.status is Status.EJECTED
     assert a.describe(clock())["reason"] == "connection reset"
-    assert all(registry.select("m:latest") is b for _ in range(10))
+    assert all(registry.selection.select("m:latest") is b for _ in range(10))
     keep_alive(registry, clock, 10)
-    chosen = {registry.select("m:latest") for _ in range(4)}
+    chosen = {registry.selection.select("m:latest") for _ in range(4)}
     assert chosen == {a, b}
-    trial = registry.take(a, "m:latest")
+    trial = registry.limiter.take(a, "m:latest")
     assert a.trial is trial
-    assert all(registry.select("m:latest") is b for _ in range(10))
-    registry.succeeded(trial)
+    assert all(registry.selection.select("m:latest") is b for _ in range(10))
+    registry.ejection.succeeded(trial)
     trial.release()
     assert shown(a) == ("online", Phase.RETURNING)
 
@@ -150,7 +150,7 @@ def test_a_trial_whose_client_leaves_makes_room_for_the_next(registry: AgentRegi
     a, _ = fleet(registry, "a", "b")
     fail(registry, a, 3)
     keep_alive(registry, clock, 10)
-    registry.take(a, "m:latest").release(Outcome.CANCELLED)
+    registry.limiter.take(a, "m:latest").release(Outcome.CANCELLED)
     assert a.trial is None
     assert a.eligible
     fail(registry, a)
@@ -188,23 +188,23 @@ def test_a_returning_agent_gets_what_it_runs_at_once_and_one_load_at_a_time(
     registry: AgentRegistry, clock: Clock
 ) -> None:
     a, _ = fleet(registry, "a", "b")
-    registry.update_models(a, entries("m", "other"))
+    registry.inventory.update_models(a, entries("m", "other"))
     registry.update_metrics("a", report(num_parallel=2))
     fail(registry, a, 3)
     keep_alive(registry, clock, 10)
     serve(registry, a)  # the trial, which has loaded m
     assert a.health.phase is Phase.RETURNING
-    cold = registry.take(a, "other:latest")
+    cold = registry.limiter.take(a, "other:latest")
     assert not a.eligible, "a load is under way"
     cold.began()
     assert a.eligible
-    second = registry.take(a, "m:latest")
+    second = registry.limiter.take(a, "m:latest")
     assert not a.eligible, "it runs two at once"
     second.release()
     assert a.eligible
     keep_alive(registry, clock, RETURNING)
     assert a.health.phase is Phase.HEALTHY
-    leases = [registry.take(a, "m:latest"), registry.take(a, "other:latest")]
+    leases = [registry.limiter.take(a, "m:latest"), registry.limiter.take(a, "other:latest")]
     assert a.eligible
     for lease in [cold, *leases]:
         lease.release()
@@ -213,12 +213,12 @@ def test_a_returning_agent_gets_what_it_runs_at_once_and_one_load_at_a_time(
 def test_an_agent_that_was_offline_returns_slowly_and_a_new_one_does_not(registry: AgentRegistry, clock: Clock) -> None:
     a, _ = fleet(registry, "a", "b")
     assert shown(a) == ("online", Phase.HEALTHY)
-    registry.unreachable(a, "refused")
-    registry.reached(a)
+    registry.liveness.unreachable(a, "refused")
+    registry.liveness.reached(a)
     assert shown(a) == ("online", Phase.RETURNING)
     fail(registry, a)
-    registry.unreachable(a, "refused")
-    registry.reached(a)
+    registry.liveness.unreachable(a, "refused")
+    registry.liveness.reached(a)
     assert shown(a) == ("ejected", Phase.EJECTED), "it comes and goes"
 
 
@@ -227,30 +227,30 @@ def test_the_least_bad_is_tried_where_all_that_have_the_model_are_ejected(
 ) -> None:
     a, b, *others = fleet(registry, "a", "b", "c", "d")
     for other in others:
-        registry.update_models(other, entries("another"))
+        registry.inventory.update_models(other, entries("another"))
     fail(registry, b, 3)
     clock.now += 1
     fail(registry, a, 3)
-    assert registry.select("m:latest") is None
-    assert registry.least_bad("m:latest") is b
-    assert registry.least_bad("m:latest", [b]) is a
-    trial = registry.take(b, "m:latest")
-    assert registry.least_bad("m:latest") is a
+    assert registry.selection.select("m:latest") is None
+    assert registry.selection.least_bad("m:latest") is b
+    assert registry.selection.least_bad("m:latest", [b]) is a
+    trial = registry.limiter.take(b, "m:latest")
+    assert registry.selection.least_bad("m:latest") is a
     trial.release(Outcome.CANCELLED)
     registry.drain(b)
-    assert registry.least_bad("m:latest") is a
+    assert registry.selection.least_bad("m:latest") is a
 
 
 def test_none_is_the_least_bad_while_one_that_is_well_is_only_busy(registry: AgentRegistry) -> None:
     registry.slots = 1
     a, b = fleet(registry, "a", "b")
     fail(registry, a, 3)
-    lease = registry.take(b, "m:latest")
-    assert registry.select("m:latest") is None
-    assert registry.least_bad("m:latest") is None
-    assert registry.could_serve("m:latest")
+    lease = registry.limiter.take(b, "m:latest")
+    assert registry.selection.select("m:latest") is None
+    assert registry.selection.least_bad("m:latest") is None
+    assert registry.selection.could_serve("m:latest")
     lease.release()
-    assert registry.select("m:latest") is b
+    assert registry.selection.select("m:latest") is b
 
 
 def test_one_whose_load_seems_stuck_keeps_none_of_the_ejected_from_being_tried(
@@ -259,16 +259,16 @@ def test_one_whose_load_seems_stuck_keeps_none_of_the_ejected_from_being_tried(
     registry.slots = 1
     frozen, ejected = fleet(registry, "frozen", "ejected")
     for agent in (frozen, ejected):
-        registry.update_loaded(agent, entries())
+        registry.inventory.update_loaded(agent, entries())
     registry.learner.estimates.load.observe(frozen.id, "m:latest", 2.0)
-    load = registry.take(frozen, "m:latest")
+    load = registry.limiter.take(frozen, "m:latest")
     fail(registry, ejected, 3)
     clock.now += 3
-    assert registry.least_bad("m:latest") is None
+    assert registry.selection.least_bad("m:latest") is None
     clock.now += 2
-    assert registry.least_bad("m:latest") is ejected
+    assert registry.selection.least_bad("m:latest") is ejected
     load.began()
-    assert registry.least_bad("m:latest") is None, "it serves"
+    assert registry.selection.least_bad("m:latest") is None, "it serves"
 
 
 def test_one_whose_load_seems_stuck_keeps_nobody_waiting_who_could_go_to_an_avoided_agent(
@@ -276,12 +276,12 @@ def test_one_whose_load_seems_stuck_keeps_nobody_waiting_who_could_go_to_an_avoi
 ) -> None:
     registry.slots = 1
     frozen, avoided = fleet(registry, "frozen", "avoided")
-    registry.update_loaded(frozen, entries())
+    registry.inventory.update_loaded(frozen, entries())
     registry.learner.estimates.load.observe(frozen.id, "m:latest", 2.0)
     matcher = Matcher(registry, WaitingLine(clock))
     demand = Demand("m:latest")
     registry.avoidance.cannot_load(avoided, demand.model, demand.runner)
-    registry.take(frozen, "m:latest")
+    registry.limiter.take(frozen, "m:latest")
     clock.now += 3
     assert matcher.find(demand).agent is None, "the other may be ready at any moment"
     clock.now += 2
@@ -310,13 +310,13 @@ def test_each_change_is_logged_once_with_its_reason(
 def test_a_request_that_runs_no_model_says_nothing_of_an_agents_health(registry: AgentRegistry) -> None:
     a, _ = fleet(registry, "a", "b")
     for _ in range(5):
-        lease = registry.take(a)
-        registry.failed(lease, "no")
+        lease = registry.limiter.take(a)
+        registry.ejection.failed(lease, "no")
         lease.release(Outcome.FAILED)
     assert a.health.strikes == 0
     fail(registry, a, 2)
-    lease = registry.take(a)
-    registry.succeeded(lease)
+    lease = registry.limiter.take(a)
+    registry.ejection.succeeded(lease)
     lease.release()
     assert a.health.strikes == 2
 
@@ -329,36 +329,36 @@ def test_an_agent_is_not_chosen_beyond_its_slots_of_the_model(registry: AgentReg
         registry.mode = mode
         a, b = fleet(registry, "a", "b")
         for agent in (a, b):
-            registry.update_models(agent, entries("m", "other"))
+            registry.inventory.update_models(agent, entries("m", "other"))
             registry.update_metrics(agent.name, report(num_parallel=3))
         leases: list[Lease] = []
-        while (chosen := registry.select("m:latest")) is not None:
-            leases.append(registry.take(chosen, "m:latest"))
+        while (chosen := registry.selection.select("m:latest")) is not None:
+            leases.append(registry.limiter.take(chosen, "m:latest"))
             assert len(leases) <= 6
         assert (a.running, b.running) == ({"m:latest": 3}, {"m:latest": 3})
-        assert registry.select("other:latest") is not None
-        assert registry.select() is not None
+        assert registry.selection.select("other:latest") is not None
+        assert registry.selection.select() is not None
         leases[0].release()
-        assert registry.select("m:latest") is leases[0].agent
+        assert registry.selection.select("m:latest") is leases[0].agent
         for lease in leases:
             lease.release()
         assert a.running == b.running == {}
         assert not a.full
-        assert {registry.select("m:latest"), registry.select("m:latest")} == {a, b}
+        assert {registry.selection.select("m:latest"), registry.selection.select("m:latest")} == {a, b}
 
 
 def test_the_option_wins_over_the_report_and_both_may_change(registry: AgentRegistry) -> None:
     (a,) = fleet(registry, "a")
     registry.update_metrics("a", report(num_parallel=2))
-    leases = [registry.take(a, "m:latest"), registry.take(a, "m:latest")]
-    assert registry.select("m:latest") is None
+    leases = [registry.limiter.take(a, "m:latest"), registry.limiter.take(a, "m:latest")]
+    assert registry.selection.select("m:latest") is None
     registry.slots = 3
-    assert registry.select("m:latest") is a
+    assert registry.selection.select("m:latest") is a
     registry.slots = 1
-    assert registry.select("m:latest") is None
+    assert registry.selection.select("m:latest") is None
     registry.slots = 0
     registry.update_metrics("a", report(num_parallel=4, at=1))
-    assert registry.select("m:latest") is a
+    assert registry.selection.select("m:latest") is a
     assert a.describe(0)["slots"] == 4
     for lease in leases:
         lease.release()
@@ -367,13 +367,13 @@ def test_the_option_wins_over_the_report_and_both_may_change(registry: AgentRegi
 def test_the_agent_whose_models_are_not_known_has_slots_as_well(registry: AgentRegistry) -> None:
     registry.slots = 1
     agent, _ = registry.register("new", fleet(registry, "x")[0].address)
-    registry.reached(agent)
-    assert registry.select("unheard:latest") is agent
-    lease = registry.take(agent, "unheard:latest")
-    assert registry.select("unheard:latest") is None
-    assert registry.select("else:latest") is agent
+    registry.liveness.reached(agent)
+    assert registry.selection.select("unheard:latest") is agent
+    lease = registry.limiter.take(agent, "unheard:latest")
+    assert registry.selection.select("unheard:latest") is None
+    assert registry.selection.select("else:latest") is agent
     lease.release()
-    assert registry.select("unheard:latest") is agent
+    assert registry.selection.select("unheard:latest") is agent
 
 
 def test_a_report_stores_what_it_says_of_slots() -> None:

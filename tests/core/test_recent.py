@@ -68,7 +68,7 @@ def test_curves_have_a_point_a_step_for_a_quarter_of_an_hour_and_end_with_their_
     recent.sample(registry)
     recent.sample(registry)
     clock.now += STEP
-    registry.take(a)
+    registry.limiter.take(a)
     recent.sample(registry)
     curve = recent.curve(a)
     assert curve is not None

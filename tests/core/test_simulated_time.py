@@ -91,9 +91,9 @@ class Simulation:
     def route(self, number: int, model: str, client: str, tried: tuple[Agent, ...]) -> None:
         agent = self.matcher.find(Demand(model), tried).agent
         if agent is not None:
-            self.begin(number, client, tried, self.registry.take(agent, model))
+            self.begin(number, client, tried, self.registry.limiter.take(agent, model))
             return
-        if len(tried) > RETRIES or not self.registry.could_serve(model, tried):
+        if len(tried) > RETRIES or not self.registry.selection.could_serve(model, tried):
             self.outcomes["refused"] += 1
             return
         place = Place(model, tried=frozenset(tried))
@@ -147,11 +147,11 @@ class Simulation:
         assert model is not None
         self.running[agent, model] -= 1
         if fails:
-            self.registry.failed(lease, "it failed")
+            self.registry.ejection.failed(lease, "it failed")
             lease.release(Outcome.FAILED)
             self.route(number, model, client, (*tried, agent))
         else:
-            self.registry.succeeded(lease)
+            self.registry.ejection.succeeded(lease)
             lease.release()
             self.outcomes["served"] += 1
 
@@ -163,8 +163,10 @@ class Simulation:
                     self.sick.add(agent)
                     self.at(self.rng.uniform(5, 40), ("call", lambda agent=agent: self.sick.discard(agent)))
                 case 1:
-                    self.registry.unreachable(agent, "gone")
-                    self.at(self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.reached(agent)))
+                    self.registry.liveness.unreachable(agent, "gone")
+                    self.at(
+                        self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.liveness.reached(agent))
+                    )
                 case 2:
                     self.registry.drain(agent)
                     self.at(self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.resume(agent)))
@@ -172,7 +174,7 @@ class Simulation:
                     self.sick.discard(agent)
         for agent in self.agents:
             if agent.probed:
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     # What holds at every moment
 

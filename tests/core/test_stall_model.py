@@ -22,6 +22,7 @@ from ollama_balancer.core.leases import SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
+from ollama_balancer.core.pools import belongs
 from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
 from ollama_balancer.core.scheduler import HEADS, Matcher
 from tests.core.fakes import Clock, address, entries, new_registry, report
@@ -170,7 +171,7 @@ class StallMachine(RuleBasedStateMachine):
             agent, _ = self.registry.register(name, address(number + 1))
             self.by_name[name] = agent
             self.hosts[agent] = Host(parallel[number], fits[number], loads[number])
-            self.registry.update_models(agent, entries(*sorted({*has[number], MODELS[2]})))
+            self.registry.inventory.update_models(agent, entries(*sorted({*has[number], MODELS[2]})))
             self.report(agent)
 
     def report(self, agent: Agent) -> None:
@@ -185,8 +186,8 @@ class StallMachine(RuleBasedStateMachine):
                 ollama_ok=True,
             ),
         )
-        if self.registry.wants_probe(agent):
-            self.registry.reached(agent)
+        if self.registry.liveness.wants_probe(agent):
+            self.registry.liveness.reached(agent)
 
     # What happens
 
@@ -213,11 +214,11 @@ class StallMachine(RuleBasedStateMachine):
         demand, tried = call.demand, call.tried
         choice = self.matcher.find(demand, tried)
         if choice.agent is not None:
-            lease = self.registry.take(choice.agent, demand.model, demand, choice.options)
+            lease = self.registry.limiter.take(choice.agent, demand.model, demand, choice.options)
             assert isinstance(lease, SlotLease)
             self.send(call, lease)
             return
-        if not self.registry.could_serve(demand.model, tried):
+        if not self.registry.selection.could_serve(demand.model, tried):
             self.calls.remove(call)
             return
 
@@ -248,7 +249,7 @@ class StallMachine(RuleBasedStateMachine):
         lease = call.lease
         assert lease is not None
         self.hosts[lease.agent].drop(call)
-        self.registry.failed(lease, reason)
+        self.registry.ejection.failed(lease, reason)
         lease.release(Outcome.FAILED)
         call.lease = None
         if call.begun or len(call.tried) > RETRIES:
@@ -262,8 +263,10 @@ class StallMachine(RuleBasedStateMachine):
         if not call.begun:
             lease.began()
         tokens = round(20 * call.seconds)
-        self.registry.succeeded(lease)
-        self.registry.answered(lease, AnswerObservation(600, 0.5, tokens, call.seconds, streamed=call.demand.streams))
+        self.registry.ejection.succeeded(lease)
+        self.registry.limiter.answered(
+            lease, AnswerObservation(600, 0.5, tokens, call.seconds, streamed=call.demand.streams)
+        )
         lease.release()
         call.lease = None
         self.calls.remove(call)
@@ -291,13 +294,13 @@ class StallMachine(RuleBasedStateMachine):
             case "down" if host.up:
                 host.up = False
                 host.memory.clear()
-                self.registry.unreachable(agent, "refused")
+                self.registry.liveness.unreachable(agent, "refused")
                 for call in [*host.running, *host.queue]:
                     self.fail(call, "it died")
             case "up":
                 host.up = True
             case "flap":
-                self.registry.unreachable(agent, "late")
+                self.registry.liveness.unreachable(agent, "late")
             case "unload":
                 for model in list(host.memory):
                     if not any(call.demand.model == model for call in host.running):
@@ -408,10 +411,8 @@ class StallMachine(RuleBasedStateMachine):
             assert agent.closed is closed, f"{agent.name} is {agent.health}"
             full = {model for model, n in ours.items() if n >= agent.slots_for(model)}
             assert agent.full == full, f"{agent.name} runs {ours}, and full is {agent.full}"
-        for model, pool in self.registry._pools[self.registry.mode].items():
-            assert set(pool.candidates.members) == {
-                agent for agent in self.hosts if self.registry._belongs(agent, model)
-            }
+        for model, pool in self.registry.fleet.pools.by_policy[self.registry.mode].items():
+            assert set(pool.candidates.members) == {agent for agent in self.hosts if belongs(agent, model)}
             assert pool._full == {agent for agent in pool.candidates.members if model in agent.full}
 
     def teardown(self) -> None:

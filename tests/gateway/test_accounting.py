@@ -28,7 +28,7 @@ def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange
 @pytest.mark.parametrize("kind", [*FailureKind, *Blame])
 def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(kind: FailureKind | Blame) -> None:
     registry, exchange = make(Clock())
-    exchange.take(registry.take(next(iter(registry))))
+    exchange.take(registry.limiter.take(next(iter(registry))))
     exchange.fail_attempt("connection refused, status 503, timed out", kind)
     exchange.end(Outcome.FAILED, "nobody is left")
     assert ended(exchange, registry).failures == (("a", str(kind)),)
@@ -51,9 +51,9 @@ def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
 def test_a_success_is_counted_with_its_times_and_tokens() -> None:
     clock = Clock()
     registry, exchange = make(clock)
-    exchange.take(registry.take(next(iter(registry))))
+    exchange.take(registry.limiter.take(next(iter(registry))))
     exchange.fail_attempt("status 502", Blame.HOST_CANNOT)
-    exchange.take(registry.take(list(registry)[1]))
+    exchange.take(registry.limiter.take(list(registry)[1]))
     clock.now += 0.5
     exchange.first_byte = clock.now
     exchange.watcher = AnswerWatcher("application/x-ndjson")
@@ -81,7 +81,7 @@ def test_cancels_are_told_apart() -> None:
     waiting.end(Outcome.CANCELLED)
     assert ended(waiting, registry).cancelled_by == "client_waiting"
     registry, running = make(Clock())
-    running.take(registry.take(next(iter(registry))))
+    running.take(registry.limiter.take(next(iter(registry))))
     running.end(Outcome.CANCELLED)
     assert ended(running, registry).cancelled_by == "client"
     registry, killed = make(Clock())

@@ -45,14 +45,14 @@ class Scene:
     def send(self, *, streams: bool = True, body: int = 0, model: str | None = M) -> Exchange:
         exchange = Exchange(Caller("client"), Dialect.OLLAMA, self.clock)
         exchange.streams, exchange.body_bytes = streams, body
-        exchange.take(self.registry.take(self.agent, model))
+        exchange.take(self.registry.limiter.take(self.agent, model))
         self.exchanges.append(exchange)
         return exchange
 
     def look(self, seconds: float = 0.0) -> list[Exchange]:
         """Let time pass, and ask after those that are suspicious."""
         self.clock.now += seconds
-        self.registry.reached(self.agent)
+        self.registry.liveness.reached(self.agent)
         suspicious = self.dog.look(self.exchanges)
         for exchange in suspicious:
             asyncio.run(self.dog.judge(exchange))
@@ -66,7 +66,7 @@ def scene() -> Scene:
 
 @pytest.fixture
 def warm(scene: Scene) -> Scene:
-    scene.registry.update_loaded(scene.agent, entries("m"))
+    scene.registry.inventory.update_loaded(scene.agent, entries("m"))
     return scene
 
 
@@ -116,7 +116,7 @@ def test_a_host_that_is_too_busy_loading_to_answer_is_left_alone_while_it_is_onl
     scene.in_memory = None
     scene.look(SILENCE)
     assert scene.given_up == []
-    scene.registry.unreachable(scene.agent, "gone")
+    scene.registry.liveness.unreachable(scene.agent, "gone")
     scene.clock.now += SILENCE
     assert scene.dog.look(scene.exchanges) == [exchange]
     asyncio.run(scene.dog.judge(exchange))
@@ -132,7 +132,7 @@ def test_a_host_with_the_model_in_memory_that_says_nothing_at_all_is_given_up(wa
 
 def test_what_an_offline_agent_has_not_begun_is_given_up_at_once(warm: Scene) -> None:
     exchange = warm.send()
-    warm.registry.unreachable(warm.agent, "no answer to probes")
+    warm.registry.liveness.unreachable(warm.agent, "no answer to probes")
     assert warm.dog.look(warm.exchanges) == []
     assert warm.given_up == [(exchange, "it went offline: no answer to probes")]
 
@@ -141,7 +141,7 @@ def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(war
     ended, show = warm.send(), warm.send(model=None)
     ended.end(Outcome.SUCCEEDED)
     assert warm.look(10 * SILENCE) == []
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     assert warm.dog.look(warm.exchanges) == []
     assert warm.given_up == [(show, "it went offline: gone")]
 
@@ -166,7 +166,7 @@ def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online
 
 def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Scene) -> None:
     exchange = answering(warm)
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     for _ in range(10):
         warm.clock.now += OFFLINE_SILENCE - 0.1
         warm.dog.look(warm.exchanges)
@@ -189,7 +189,7 @@ def test_a_client_that_does_not_take_its_answer_is_no_failure_of_the_agent(warm:
     exchange = answering(warm)
     warm.slow_clients.append(exchange)
     warm.look(2 * warm.dog.idle_seconds)
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     warm.dog.look(warm.exchanges)
     assert warm.given_up == []
     warm.slow_clients.clear()

@@ -326,6 +326,72 @@ class Agent:
             case _:
                 return None
 
+    # What happens to it. The core alone tells it.
+
+    def registered_by(self, instance: str) -> None:
+        """Its reporter has registered: `instance` tells this run of it from others."""
+        self.instance = instance
+
+    def moved(self, address: Address) -> None:
+        """It listens elsewhere now."""
+        self.address = address
+
+    def contact_unknown(self, *, reachable: bool) -> None:
+        """Nothing has been sent to its address yet; whether it counts as reachable until then."""
+        self.reachable, self.unreached, self.silent_since = reachable, "", None
+
+    def located(self, key: Hashable | None) -> None:
+        self.host_key = key
+
+    def alias_changed(self, stands_for: Agent | None) -> None:
+        self.alias_of = stands_for
+
+    def drain_started(self, *, until_registration: bool) -> None:
+        """It is to get no new requests. A drain that does not end by itself takes the place of one that does."""
+        if not (self.draining and until_registration):
+            self.draining_until_registration = until_registration
+        self.draining = True
+
+    def drain_ended(self) -> None:
+        self.draining = self.draining_until_registration = False
+
+    def left(self) -> None:
+        """It is no longer one of the fleet."""
+        self.removed = True
+
+    def report_received(self, metrics: AgentMetrics, now: float) -> None:
+        before = self.metrics.max_loaded_models if self.metrics is not None else None
+        if metrics.max_loaded_models != before:
+            self.epoch += 1
+        self.metrics = metrics
+        self.metrics_at = now
+        self.reported_active = metrics.active_requests
+        self.base_rank = round(metrics.cpu_usage * RANK_SCALE) + round(metrics.memory_usage * RANK_SCALE)
+        self.hot = metrics.cpu_usage > HOT_CPU
+        self.fresh = True
+
+    def models_listed(self, models: dict[str, ModelEntry], names: list[str]) -> None:
+        """Its models have become known: by canonical name, and the names as it spells them."""
+        self.models, self.model_names = models, names
+
+    def reached(self) -> None:
+        """Something got through to it."""
+        self.reachable, self.unreached, self.silent_since = True, "", None
+
+    def heard(self, now: float) -> None:
+        """A byte of an answer of its came."""
+        self.heard_at = now
+
+    def memory_unknown(self) -> None:
+        """What it has in memory may be anything by the time that it is back."""
+        for warm in self.warm.values():
+            warm.gone = True
+        self.warm = {}
+        self.memory_known = False
+        self.loaded_at = float("-inf")
+
+    # What follows from that.
+
     def may_have(self, model: str | None) -> bool:
         """Whether it has the model (a canonical name), or its models are not known yet."""
         return model is None or self.models is None or model in self.models

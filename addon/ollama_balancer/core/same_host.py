@@ -34,9 +34,9 @@ class SameHost:
             others.remove(agent)
             if not others:
                 del self._members[agent.host_key]
-        agent.host_key = key
+        agent.located(key)
         if agent.alias_of is not None:
-            agent.alias_of = None
+            agent.alias_changed(None)
             changed.append(agent)
         if others:
             changed += self.settle(others[0])
@@ -58,7 +58,7 @@ class SameHost:
         for member in members:
             stands_for_it = None if member is first else first
             if member.alias_of is not stands_for_it:
-                member.alias_of = stands_for_it
+                member.alias_changed(stands_for_it)
                 changed.append(member)
         return changed
 

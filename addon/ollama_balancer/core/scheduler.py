@@ -25,9 +25,9 @@ class Matcher:
     def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
         self.registry = registry
         self.line = line
-        registry.waiting = line.count
-        registry.on_room = self._room
-        registry.on_change = self._changed
+        registry.fleet.waiting = line.count
+        registry.fleet.on_room = self._room
+        registry.fleet.on_change = self._changed
 
     def find(
         self,
@@ -44,16 +44,16 @@ class Matcher:
         """
         registry, model = self.registry, demand.model
         if only is not None:
-            return Choice(only if only not in tried and registry.has_room(only, model) else None)
+            return Choice(only if only not in tried and registry.selection.has_room(only, model) else None)
         exclude: Collection[Agent] = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
         avoided = registry.avoidance.for_demand(demand)
-        if avoided and registry.serves_soon(model, others := {*exclude, *avoided}):
+        if avoided and registry.selection.serves_soon(model, others := {*exclude, *avoided}):
             exclude = others
         if ahead is None:
             ahead = self.line.count(model)
-        choice = registry.choose(demand, exclude, ahead=ahead, waited=waited)
+        choice = registry.selection.choose(demand, exclude, ahead=ahead, waited=waited)
         if choice.agent is None:
-            agent = registry.least_bad(model, exclude)
+            agent = registry.selection.least_bad(model, exclude)
             if agent is not None:
                 return Choice(agent)
         return choice
@@ -74,7 +74,7 @@ class Matcher:
         """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
         if place.agent is not None:
             return not place.agent.available or not place.agent.may_have(place.model)
-        return not self.registry.could_serve(place.model, place.tried)
+        return not self.registry.selection.could_serve(place.model, place.tried)
 
     def _room(self, agent: Agent, model: str) -> None:
         if len(self.line) and agent.available:
@@ -110,7 +110,7 @@ class Matcher:
 
     def _serve_one(self, place: Place) -> bool:
         """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
-        if place.agent is None and self.registry.all_busy(place.model):
+        if place.agent is None and self.registry.selection.all_busy(place.model):
             return False
         ahead = self.line.count(place.model) - 1
         asked: set[tuple[str, str, Agent | None]] = set()
@@ -138,7 +138,7 @@ class Matcher:
                 return False
             # Out of the line first: taking an agent may change it, which serves the line.
             self.line.call(place, waiter)
-            waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+            waiter.notify(self.registry.limiter.take(found, place.model, waiter.demand, choice.options))
             return True
         return False
 
@@ -152,7 +152,7 @@ class Matcher:
     def _may_get(self, agent: Agent, model: str) -> bool:
         """Whether the agent may still get a request of the model: also an ejected one, to try it."""
         trial = agent.health.phase is Phase.EJECTED and agent.available and agent.trial is None
-        return trial or self.registry.has_room(agent, model)
+        return trial or self.registry.selection.has_room(agent, model)
 
     def _has_to_load(self, agent: Agent, model: str) -> bool:
         return agent.memory_known and not agent.holds(model)

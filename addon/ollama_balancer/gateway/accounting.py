@@ -34,7 +34,7 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         outcome = "refused"
     return Ended(
         agent=agent.name if agent is not None else "",
-        model=model if not model or registry.has_model(model) else OTHER,
+        model=model if not model or registry.inventory.has_model(model) else OTHER,
         route=exchange.route.path if exchange.route is not None else OTHER,
         outcome=outcome,
         seconds=exchange.total or 0.0,

@@ -72,7 +72,7 @@ class Router:
         self.on_wait: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that begins to wait."""
         self.memory = MemoryChecks(self._refresh_memory)
-        registry.on_load = self.memory.loaded
+        registry.fleet.on_load = self.memory.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
         self.tally = Tally()
@@ -228,12 +228,12 @@ class Router:
         else:
             kind, reason = self._without_answer(failure, routing)
             if exchange.lease is not None:
-                self.registry.failed(exchange.lease, reason)
+                self.registry.ejection.failed(exchange.lease, reason)
             exchange.fail_attempt(reason, kind)
         if agent is not None and failure.blame not in CORRECTIONS:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
             if not failure.connected:
-                self.registry.unreachable(agent, cannot_connect(agent.address, reason))
+                self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
         if not failure.retriable or routing.expired:
             return self.dispatcher.gave_up(exchange)
         return self.dispatcher.again(exchange)
@@ -265,9 +265,9 @@ class Router:
             blame = Blame.CANNOT_LOAD  # the trouble is elsewhere
         match blame:
             case Blame.HOST_CANNOT:
-                registry.failed(lease, reason)
+                registry.ejection.failed(lease, reason)
             case Blame.HOST_BUSY if lease.model is not None:
-                registry.busy(agent, lease.model, busy_seconds)
+                registry.limiter.busy(agent, lease.model, busy_seconds)
             case Blame.HOST_REFUSES:
                 self._refused(agent, exchange, reason)
             case Blame.LACKS_MODEL if exchange.model_name is not None:
@@ -286,7 +286,7 @@ class Router:
             if self.prober is not None:
                 asyncio_utils.create_task(self.prober.probe(agent), name="access check", keep_ref=True)
             return
-        self.registry.refuses(agent, reason)
+        self.registry.liveness.refuses(agent, reason)
 
     def _send_to(self, forward: Forward, exchange: Exchange, routing: Routing) -> None:
         routing.address = forward.agent.address
@@ -302,7 +302,7 @@ class Router:
     def _correct(self, agent: Agent, model: str) -> None:
         """The agent says that it lacks the model: it is not asked for it again until it lists it."""
         logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
-        self.registry.forget_model(agent, model)
+        self.registry.inventory.forget_model(agent, model)
         asyncio_utils.create_task(self._refresh(agent), name="inventory", keep_ref=True)
 
     def _fan_out(self, decision: Everywhere, exchange: Exchange, flow: http.HTTPFlow) -> FanOut:
@@ -313,7 +313,7 @@ class Router:
         asked = request_to_agent(request, self.via, exchange.caller.credentials, target=exchange.caller.target)
         asked.headers["Accept-Encoding"] = "identity"  # their answers are read and made into one
         return FanOut(
-            [self.registry.take(agent) for agent in decision.agents],
+            [self.registry.limiter.take(agent) for agent in decision.agents],
             asked,
             body=request.raw_content,
             uploads=bool(request.stream),
@@ -322,7 +322,7 @@ class Router:
             timeouts=Timeouts(self.settings.connect_timeout, self.settings.response_timeout),
             clock=self.registry.clock,
             refresh=self._refresh,
-            unreachable=self.registry.unreachable,
+            unreachable=self.registry.liveness.unreachable,
             read_client=functools.partial(_read_client, flow.client_conn.id),
             drain_client=functools.partial(drain_client, flow.client_conn.id),
         )
@@ -339,7 +339,7 @@ class Router:
         """A request has been answered after which its model is to be in memory no more."""
         model = canonical_name(exchange.model or "")
         for agent in exchange.agents:
-            self.registry.unloaded(agent, model)
+            self.registry.inventory.unloaded(agent, model)
             self.memory.unloads(agent, model)
 
     def look(self) -> None:

@@ -183,7 +183,7 @@ class Dispatcher:
                 away = self._away(route, needed_model(route, body, asked))
                 return self._everywhere(exchange, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and exchange.model_name is not None:
-            holders = tuple(agent for agent in registry.holders(exchange.model_name) if agent.available)
+            holders = tuple(agent for agent in registry.inventory.holders(exchange.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(exchange, holders, route)
         # A form is no JSON to begin with.
@@ -192,7 +192,7 @@ class Dispatcher:
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
         name = canonical_name(model)
-        if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
+        if name.endswith(":local") and not self.registry.inventory.has_model(name):  # older servers have such tags
             return local_name(model) or name
         return name
 
@@ -224,7 +224,7 @@ class Dispatcher:
     def _is_left(self, exchange: Exchange, tried: Collection[Agent]) -> bool:
         registry = self.registry
         if exchange.model:
-            return registry.could_serve(canonical_name(exchange.model), tried)
+            return registry.selection.could_serve(canonical_name(exchange.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
     def join(self, exchange: Exchange, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
@@ -296,11 +296,11 @@ class Dispatcher:
         exchange.options = choice.options
         if choice.agent is None:
             place = Place(demand.model, tried=frozenset(tried))
-            return Wait(place) if registry.could_serve(demand.model, tried) else None
+            return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
         exchange.why = self._why(exchange, choice.agent)
         if not choice.options and self.explains():
             exchange.candidates = self._candidates(choice.agent, demand.model)
-        self._take(exchange, registry.take(choice.agent, demand.model, demand, choice.options))
+        self._take(exchange, registry.limiter.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
 
     def _take(self, exchange: Exchange, lease: Lease) -> None:
@@ -310,7 +310,7 @@ class Dispatcher:
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
         """What the mode saw, for people; of a large fleet only the agent that it chose."""
-        registry, rank = self.registry, self.registry.policy.rank
+        registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
         if len(registry) <= MOST_LISTED:
             others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
@@ -326,16 +326,16 @@ class Dispatcher:
         avoided = registry.avoidance.for_route(exchange.route.path) if exchange.route is not None else ()
         if avoided and self._is_left(exchange, others := {*tried, *avoided}):
             tried = others
-        agent = registry.select(model, tried)
+        agent = registry.selection.select(model, tried)
         if agent is not None:
-            exchange.why = registry.policy.why(agent)
+            exchange.why = registry.selection.policy.why(agent)
         else:
             able = [a for a in registry if a.available and a.may_have(model) and a not in tried]
             if not able:
                 return None
             agent = min(able, key=lambda agent: agent.in_flight)
             exchange.why = "needs no slot"
-        self._take(exchange, registry.take(agent))
+        self._take(exchange, registry.limiter.take(agent))
         return Forward(agent)
 
     def _why(self, exchange: Exchange, agent: Agent) -> str:
@@ -345,7 +345,7 @@ class Dispatcher:
             return "to see whether it serves again"
         if exchange.options:
             return in_words(exchange.options)
-        return self.registry.policy.why(agent)
+        return self.registry.selection.policy.why(agent)
 
     def _nobody(self, exchange: Exchange, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
@@ -353,9 +353,9 @@ class Dispatcher:
         model = exchange.model
         if len(registry) == 0 or model is None or exchange.model_name is None:
             return self._none_online(exchange.dialect)
-        if registry.has_model(exchange.model_name):
+        if registry.inventory.has_model(exchange.model_name):
             return self.error(exchange.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
-        if registry.may_have_unknown_models() and not registry.any_online:
+        if registry.inventory.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
             return self.error(
                 exchange.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
@@ -367,7 +367,7 @@ class Dispatcher:
             if forward is not None:
                 return forward
         path = exchange.route.path if exchange.route else ""
-        message = model_not_found(model, path) + did_you_mean(model, registry.models())
+        message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
         return self.error(exchange.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
@@ -393,7 +393,7 @@ class Dispatcher:
         must = route.path == "/api/delete"
         then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
         replies = []
-        for agent in self.registry.holders(canonical_name(model)):
+        for agent in self.registry.inventory.holders(canonical_name(model)):
             if not agent.available:
                 state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
                 replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
@@ -412,11 +412,11 @@ class Dispatcher:
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = exchange.slot_model
-        if model is not None and not registry.has_room(agent, model):
+        if model is not None and not registry.selection.has_room(agent, model):
             if agent.status is Status.EJECTED:
                 return self.error(exchange.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
             return Wait(Place(model, agent))
-        self._take(exchange, registry.take(agent, model, exchange.demand))
+        self._take(exchange, registry.limiter.take(agent, model, exchange.demand))
         return Forward(agent)
 
     def _merged(self, exchange: Exchange, route: Route) -> Forward | Answer:

@@ -45,7 +45,7 @@ class Retelling:
 
         def send() -> None:
             self._make_room(agent, request.model)
-            leases.append(self.registry.take(agent, request.model, request.demand))
+            leases.append(self.registry.limiter.take(agent, request.model, request.demand))
 
         def end() -> None:
             [lease] = leases
@@ -63,7 +63,7 @@ class Retelling:
         room, warm = self.room[agent.name], agent.warm
         if model not in warm and len(warm) >= room:
             kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
-            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in kept])
+            self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in kept])
 
     def _learn(self, request: Recorded, lease: Lease) -> None:
         timings = request.timings
@@ -78,4 +78,6 @@ class Retelling:
         answer.timings, answer.pieces = timings, request.pieces
         # An embedding comes whole: until then its text is read.
         embeds = request.demand.output_limit == 0
-        self.registry.answered(lease, observation_of(answer, request.demand, streamed=request.streamed or embeds))
+        self.registry.limiter.answered(
+            lease, observation_of(answer, request.demand, streamed=request.streamed or embeds)
+        )

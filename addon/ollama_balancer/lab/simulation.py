@@ -102,7 +102,7 @@ class Simulation:
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
         self.line = WaitingLine(engine)
         self.matcher = Matcher(self.registry, self.line)
-        self.registry.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
+        self.registry.fleet.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
         self.result = Result()
         self.reports_slots = reports_slots
         self.hosts: dict[Agent, Host] = {}
@@ -111,7 +111,7 @@ class Simulation:
             address = Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434)
             agent, _ = self.registry.register(spec.name or f"h{number}", address)
             has = models if spec.rates is None else spec.rates
-            self.registry.update_models(agent, [ModelEntry(name=name) for name in has])
+            self.registry.inventory.update_models(agent, [ModelEntry(name=name) for name in has])
             host = self.hosts[agent] = Host(engine, spec, agent.name)
             host.runners = {name: Runner(models[name]) for name in spec.loaded}
             self._report(agent)
@@ -154,10 +154,10 @@ class Simulation:
         model = call.demand.model
         agent = self.matcher.find(call.demand, call.tried).agent
         if agent is not None:
-            self._send(call, self.registry.take(agent, model, call.demand))
+            self._send(call, self.registry.limiter.take(agent, model, call.demand))
             return
         tried = frozenset(call.tried)
-        if not self.registry.could_serve(model, tried):
+        if not self.registry.selection.could_serve(model, tried):
             self._end(call, "refused")
             return
 
@@ -213,19 +213,19 @@ class Simulation:
             output_seconds=job.finished - job.first,
             load_seconds=max(0.02, job.ready - job.arrived),
         )
-        self.registry.answered(lease, answer)
-        self.registry.succeeded(lease)
+        self.registry.limiter.answered(lease, answer)
+        self.registry.ejection.succeeded(lease)
         lease.release(Outcome.SUCCEEDED, self.engine.now - call.request.at)
         self._end(call, "served")
 
     def _failed(self, call: Call, lease: Lease, reason: str, *, connected: bool) -> None:
         if call.done or call.lease is not lease:
             return
-        self.registry.failed(lease, reason)
+        self.registry.ejection.failed(lease, reason)
         lease.release(Outcome.FAILED)
         call.lease = call.job = None
         if not connected:
-            self.registry.unreachable(lease.agent, reason)
+            self.registry.liveness.unreachable(lease.agent, reason)
         if call.first is None and len(call.tried) <= RETRIES:
             self._route(call)
         else:
@@ -282,7 +282,7 @@ class Simulation:
         """The balancer asks a host that has loaded a model what it has in memory."""
         host = self.hosts[agent]
         if host.up:
-            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
+            self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
 
     def _report(self, agent: Agent) -> None:
         host = self.hosts[agent]
@@ -302,8 +302,8 @@ class Simulation:
                 ollama_ok=True,
             ),
         )
-        if self.registry.wants_probe(agent):
-            self.registry.reached(agent)
+        if self.registry.liveness.wants_probe(agent):
+            self.registry.liveness.reached(agent)
 
     def _trouble(self, agent: Agent) -> None:
         """The host dies for a while, or is slow for a while."""

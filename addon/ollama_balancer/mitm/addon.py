@@ -151,7 +151,7 @@ class Balancer:
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         clock = clock or SteadyClock()
         self.registry = AgentRegistry(clock, must_reach=True, canonical_name=canonical_name)
-        self.registry.on_unproven = self._probe
+        self.registry.fleet.on_unproven = self._probe
         self.via = f"1.1 ollama-balancer-{secrets.token_hex(8)}"
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.router = Router(self.registry, self.via, lambda: self.stopper.ending)
@@ -1080,7 +1080,7 @@ class Balancer:
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
         if exchange.lease is not None:
-            self.registry.failed(exchange.lease, message)
+            self.registry.ejection.failed(exchange.lease, message)
         exchange.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
             words = last_words(exchange.dialect, watcher.content_type, watcher.unended, message)
@@ -1109,10 +1109,10 @@ class Balancer:
             exchange.tokens_per_second = speed
         try:
             if lease is not None:
-                self.registry.succeeded(lease)
+                self.registry.ejection.succeeded(lease)
                 if exchange.demand is not None:
                     answer = observation_of(watcher.answer, exchange.demand, streamed=watcher.streamed)
-                    self.registry.answered(lease, answer)
+                    self.registry.limiter.answered(lease, answer)
             agent = exchange.agent
             if speed and agent is not None and exchange.model_name is not None:
                 agent.stats.learn_speed(exchange.model_name, speed)

@@ -38,7 +38,7 @@ def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: A
     exchange = Exchange(
         Caller("client"), Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields
     )
-    exchange.take(registry.take(agent))
+    exchange.take(registry.limiter.take(agent))
     clock.now += first_byte
     exchange.first_byte = clock.now
     exchange.watcher = AnswerWatcher(content_type)
@@ -68,9 +68,9 @@ def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
     exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock())
-    exchange.take(registry.take(a))
+    exchange.take(registry.limiter.take(a))
     exchange.fail_attempt("refused")
-    exchange.take(registry.take(b))
+    exchange.take(registry.limiter.take(b))
     exchange.end(Outcome.SUCCEEDED)
     flow = tflow.tflow(resp=True)
     annotate(flow, exchange)
@@ -134,7 +134,7 @@ def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
     registry = new_registry(Clock())
     exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
     [agent] = fleet(registry, "a")
-    exchange.take(registry.take(agent))
+    exchange.take(registry.limiter.take(agent))
     exchange.status = 400
     exchange.end(Outcome.REJECTED, "m does not support tools")
     assert comment(exchange) == "→ a · m · metrics: score 30 · rejected with 400: m does not support tools"
@@ -151,7 +151,7 @@ def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, rea
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     exchange = Exchange(Caller("client"), Dialect.OLLAMA, Clock(), model=model, mode="metrics", why="score 30")
-    exchange.take(registry.take(agent))
+    exchange.take(registry.limiter.take(agent))
     exchange.fail_attempt(reason)
     exchange.end(Outcome.FAILED, problem)
     line = comment(exchange)

@@ -1,0 +1,107 @@
+"""Takes agents that fail out of the choice, and lets them back in a little at a time, as `health` says."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from .agent import Agent
+from .fleet import Fleet
+from .health import RETURNING, STRIKES, Phase
+from .leases import Lease, SlotLease
+
+logger = logging.getLogger(__name__)
+
+
+class Ejection:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._unwell: dict[Agent, None] = {}
+        """The ejected and the returning."""
+
+    def failed(self, lease: Lease, reason: str) -> None:
+        """The agent failed at the request, which still holds its lease: a strike. See `health`."""
+        agent = lease.agent
+        if lease.model is None or agent.removed:
+            return
+        trial = agent.trial is lease
+        again = agent.health.phase is not Phase.HEALTHY
+        now, chance = self._fleet.clock(), self._fleet.chance()
+        if agent.health.failed(now, reason, chance=chance, trial=trial, may_eject=trial or self._can_spare_one()):
+            logger.warning(
+                "Agent %s is ejected for %.0f s: %s, %s.",
+                agent.name,
+                agent.health.until - now,
+                "it failed when it was tried again" if again else f"{agent.health.strikes} failures in a row",
+                f"the last: {reason}",
+            )
+            agent.stats.ejections += 1
+            self.gate(agent)
+            self._fleet.eligibility_changed(agent)
+        elif agent.health.phase is Phase.RETURNING or (
+            agent.health.phase is Phase.HEALTHY and agent.health.strikes >= STRIKES
+        ):
+            self._fleet.avoidance.fails(agent)
+
+    def succeeded(self, lease: Lease) -> None:
+        """The agent served the request, which still holds its lease, whole."""
+        agent = lease.agent
+        if lease.model is None:
+            return
+        if isinstance(lease, SlotLease):
+            self._fleet.avoidance.served(agent, lease.model, lease.demand.runner)
+        if agent.health.succeeded(self._fleet.clock(), trial=agent.trial is lease) and not agent.removed:
+            logger.info(
+                "Agent %s returns: it served again; for %g s it gets no more than it runs at once.",
+                agent.name,
+                RETURNING,
+            )
+            self.gate(agent)
+            self._fleet.eligibility_changed(agent)
+
+    def came_back(self, agent: Agent) -> None:
+        """An agent that was offline is online again: it serves a little at a time."""
+        if agent.health.phase is not Phase.EJECTED:
+            agent.health.came_back(self._fleet.clock())
+            self.gate(agent)
+
+    def gate(self, agent: Agent) -> None:
+        """Close or open an agent, as its health allows at this moment."""
+        if agent.removed:
+            return
+        health, now = agent.health, self._fleet.clock()
+        match health.phase:
+            case Phase.HEALTHY:
+                closed = False
+                self._unwell.pop(agent, None)
+            case Phase.EJECTED:
+                closed = now < health.until or agent.trial is not None
+            case Phase.RETURNING:
+                at_once = agent.fixed_slots or max((learner.limit for learner in agent.learners.values()), default=2)
+                closed = bool(agent.loaders) or sum(agent.running.values()) >= at_once
+        if health.phase is not Phase.HEALTHY:
+            self._unwell[agent] = None
+            if health.until > now:
+                self._fleet.expire_by(health.until)
+        if closed is not agent.closed:
+            agent.closed = closed
+            self._fleet.eligibility_changed(agent)
+
+    def forget(self, agent: Agent) -> None:
+        """The agent has left."""
+        self._unwell.pop(agent, None)
+
+    def expire(self, now: float) -> None:
+        for agent in list(self._unwell):
+            if agent.health.passed(now):
+                logger.info("Agent %s is healthy again.", agent.name)
+            self.gate(agent)
+
+    def next_expiry(self, now: float) -> float:
+        return min((agent.health.until for agent in self._unwell if agent.health.until > now), default=math.inf)
+
+    def _can_spare_one(self) -> bool:
+        """Whether at most half of the agents that may be used would be ejected with one more."""
+        usable = sum(agent.available for agent in self._fleet.agents.values())
+        ejected = sum(agent.available and agent.health.phase is Phase.EJECTED for agent in self._unwell)
+        return 2 * (ejected + 1) <= usable

@@ -1,0 +1,266 @@
+"""How many requests run on each agent: leases are given out here, take a slot for their model, and come back here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .agent import Agent, Outcome, Warm
+from .concurrency import SlotLearner
+from .decision import Decision, Option
+from .demand import Demand
+from .ejection import Ejection
+from .fleet import Fleet
+from .health import Phase
+from .leases import SUCCEEDED, Lease, SlotLease
+from .observations import AnswerObservation
+
+MAX_LEARNERS = 1000
+"""Models whose slots are learned for one agent at once."""
+
+
+class ConcurrencyLimiter:
+    """`slots` is the requests that an agent may run at once per model; 0: what its report says, else learned."""
+
+    def __init__(self, fleet: Fleet, ejection: Ejection, slots: int) -> None:
+        self._fleet = fleet
+        self._ejection = ejection
+        self._slots = slots
+        self._busy: dict[tuple[Agent, str], float] = {}
+        """Until when an agent does not want requests of a model."""
+        self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
+        """Those that may know more when an overlap has lasted."""
+        self.on_contact: Callable[[Agent], None] = lambda agent: None
+        """Called when an answer comes from an agent that was not reached of late."""
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: int) -> None:
+        self._slots = slots
+        for agent in list(self._fleet.agents.values()):
+            self.fix_slots(agent)
+
+    def take(
+        self,
+        agent: Agent,
+        model: str | None = None,
+        demand: Demand | None = None,
+        options: tuple[Option, ...] = (),
+    ) -> Lease:
+        """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it.
+
+        `options` is how it was chosen, for who is to be told.
+        """
+        agent.in_flight += 1
+        for board in agent.boards:
+            board.update(agent)
+        if model is None:
+            return Lease(agent)
+        lease = SlotLease(agent, self, demand or Demand(model), self._fleet.clock(), options)
+        if options:
+            agent.decision = Decision(lease.taken_at, model, options)
+        self._take_slot(lease, agent, model)
+        return lease
+
+    def busy(self, agent: Agent, model: str, seconds: float) -> None:
+        """The agent wants no more requests of the model (a canonical name) for so long: they wait, or go elsewhere."""
+        if agent.removed:
+            return
+        until = self._fleet.clock() + seconds
+        self._busy[agent, model] = max(until, self._busy.get((agent, model), until))
+        self._fleet.expire_by(until)
+        agent.epoch += 1
+        self._refit(agent, model)
+
+    def answered(self, lease: Lease, answer: AnswerObservation) -> None:
+        """The answer of a request, which still holds its lease, is whole: learn from it."""
+        if isinstance(lease, SlotLease) and not lease.agent.removed:
+            self._fleet.learner.answered(lease, answer, self._fleet.clock())
+            lease.agent.epoch += 1
+
+    def fix_slots(self, agent: Agent) -> None:
+        """How many requests it runs at once may be known otherwise now."""
+        fixed = self._slots or (agent.metrics.num_parallel if agent.metrics else None) or 0
+        if fixed == agent.fixed_slots:
+            return
+        agent.fixed_slots = fixed
+        self._fleet.memory_changed(agent)
+        for model in list(agent.running):
+            self._refit(agent, model)
+            self._fleet.on_room(agent, model)
+
+    def start_over(self, agent: Agent) -> None:
+        """The agent went offline: what was learned of its slots may hold no longer."""
+        agent.learners = {}
+        for model in agent.running:
+            self._refit(agent, model)
+
+    def answer_began(self, lease: SlotLease) -> None:
+        """The first byte of its answer is there."""
+        fleet, agent, model = self._fleet, lease.agent, lease.model
+        if not agent.reachable or agent.silent_since is not None:
+            self.on_contact(agent)
+        lease.began_at = fleet.clock()
+        loaded = False
+        if lease.loading:
+            self._loads_no_more(lease)
+            loaded = agent.loading.pop(model, None) is not None
+        warm = agent.warm.get(model)
+        if warm is None:
+            warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
+            fleet.memory_changed(agent)
+        else:
+            if warm.runner not in (None, lease.demand.runner):
+                # It was loaded anew, and knows no prompt.
+                warm.gone = True
+                warm = agent.warm[model] = Warm()
+            warm.runner, warm.proven_at = lease.demand.runner, lease.began_at
+        if lease.demand.tokens and not lease.known_tokens:
+            warm.reads += 1
+        if lease.demand.remember and not agent.removed:
+            slots = agent.slots_for(model)
+            fleet.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
+        lease.slow = agent.slowness(model)
+        agent.epoch += 1
+        if loaded:
+            # It held up all others there.
+            fleet.on_change(agent)
+            fleet.on_load(agent)
+        learner = lease.learner
+        if learner is not None:
+            limit = learner.limit
+            learner.began(lease, lease.began_at)
+            self._watch_overlap(agent, model, learner)
+            if learner.limit != limit:
+                self._refit(agent, model)
+                fleet.on_room(agent, model)
+        if agent.health.phase is not Phase.HEALTHY:
+            self._ejection.gate(agent)
+
+    def lease_ended(self, lease: SlotLease, outcome: Outcome | None) -> None:
+        """It has been released; without an outcome the agent was not the right one to ask."""
+        fleet, agent, model = self._fleet, lease.agent, lease.model
+        given_up = False
+        left = agent.running[model] - 1
+        if left:
+            agent.running[model] = left
+        else:
+            del agent.running[model]
+        if lease.loading:
+            given_up = self._load_given_up(lease)
+        fleet.learner.placement.use(model).changed(-1, fleet.waiting(model), fleet.clock())
+        agent.epoch += 1
+        if lease.learner is not None:
+            now = fleet.clock()
+            if outcome is SUCCEEDED and lease.began_at is None:
+                lease.learner.began(lease, now)
+                self._watch_overlap(agent, model, lease.learner)
+            # A load holds up all that have come after it.
+            lease.learner.ended(lease, now, whole=outcome is SUCCEEDED and not agent.loading)
+        self._refit(agent, model)
+        if agent.trial is lease:
+            agent.trial = None
+        if agent.health.phase is not Phase.HEALTHY:
+            self._ejection.gate(agent)
+        if given_up:
+            fleet.on_change(agent)  # it held up all others there
+        fleet.on_room(agent, model)
+
+    def expire(self, now: float) -> None:
+        for agent, model in [key for key, until in self._busy.items() if until <= now]:
+            del self._busy[agent, model]
+            agent.epoch += 1
+            self._refit(agent, model)
+            if not agent.removed:
+                self._fleet.on_room(agent, model)
+        for learner, (agent, model) in list(self._overlaps.items()):
+            changed = learner.passed(now)
+            if learner.due == math.inf or agent.learners.get(model) is not learner:
+                self._overlaps.pop(learner, None)
+            if changed and agent.learners.get(model) is learner:
+                self._refit(agent, model)
+                if agent.health.phase is not Phase.HEALTHY:
+                    self._ejection.gate(agent)
+                self._fleet.on_room(agent, model)
+
+    def next_expiry(self, now: float) -> float:
+        return min(*self._busy.values(), *(learner.due for learner in self._overlaps), math.inf, math.inf)
+
+    def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
+        agent.running[model] = agent.running.get(model, 0) + 1
+        if not agent.fixed_slots:
+            learner = agent.learners.get(model)
+            if learner is None and len(agent.learners) < MAX_LEARNERS:
+                learner = agent.learners[model] = SlotLearner()
+            if learner is not None:
+                lease.learner = learner
+                learner.sent(lease)
+        fleet = self._fleet
+        use = fleet.learner.placement.use(model)
+        use.asked(lease.taken_at)
+        use.changed(1, fleet.waiting(model), lease.taken_at)
+        lease.sole = len(agent.running) == 1 and agent.running[model] == 1
+        warm = agent.warm.get(model)
+        if warm is None or not (warm.runner is None or warm.runner == lease.demand.runner):
+            lease.loading = lease.cold = True
+            agent.loaders[model] = agent.loaders.get(model, 0) + 1
+            if model not in agent.loading and agent.memory_known:
+                agent.loading[model] = lease.taken_at
+                fleet.memory_changed(agent)
+        if lease.demand.steps:
+            last, known = fleet.learner.conversations.find(lease.demand.steps)
+            lease.known_tokens = known if last is agent and known <= lease.demand.tokens else 0
+        agent.epoch += 1
+        self._refit(agent, model)
+        if agent.health.phase is not Phase.HEALTHY:
+            if agent.health.phase is Phase.EJECTED and agent.trial is None:
+                agent.trial = lease
+            self._ejection.gate(agent)
+
+    def _load_given_up(self, lease: SlotLease) -> bool:
+        """A request ends before the load of its model; whether nobody waits for that any more."""
+        agent, model = lease.agent, lease.model
+        self._loads_no_more(lease)
+        warm = agent.warm.get(model)
+        if warm is not None and warm.runner not in (None, lease.demand.runner):
+            # It may have been loaded anew before the request ended: nothing but an answer tells.
+            warm.runner = None
+        if model not in agent.loading:
+            return False
+        # The load was this request's, or another's that was behind it: that begins anew.
+        if model in agent.loaders:
+            agent.loading[model] = self._fleet.clock()
+            return False
+        del agent.loading[model]
+        self._fleet.memory_changed(agent)
+        return True
+
+    @staticmethod
+    def _loads_no_more(lease: SlotLease) -> None:
+        lease.loading = False
+        loaders, model = lease.agent.loaders, lease.model
+        loaders[model] -= 1
+        if not loaders[model]:
+            del loaders[model]
+
+    def _refit(self, agent: Agent, model: str) -> None:
+        """Have the pools know whether the agent has a slot of the model free."""
+        slots = agent.slots_for(model)
+        full = agent.running.get(model, 0) >= slots or (bool(self._busy) and (agent, model) in self._busy)
+        changed = full is not (model in agent.full)
+        if changed:
+            agent.epoch += 1
+            (agent.full.add if full else agent.full.discard)(model)
+            self._fleet.pools.slots_changed(agent, model, full=full)
+        if changed or not agent.fixed_slots:
+            self._fleet.learner.placement.refit(agent, model, slots)
+
+    def _watch_overlap(self, agent: Agent, model: str, learner: SlotLearner) -> None:
+        """Have it told when an overlap that it has seen has lasted."""
+        due = learner.due
+        if due < math.inf:
+            self._overlaps[learner] = agent, model
+            self._fleet.expire_by(due)
