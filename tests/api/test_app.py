@@ -16,6 +16,7 @@ from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, agent_id
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.history import History
 from ollama_balancer.core.observations import AnswerObservation
@@ -270,7 +271,7 @@ def test_a_name_that_is_another_agents_id_is_400(api: Api) -> None:
 def test_agents_are_listed_and_shown_by_id_and_by_name(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
     listed = api.call("GET", "/api/agents").json()["agents"]
-    assert listed == [a.describe(api.clock.now), b.describe(api.clock.now)]
+    assert listed == [describe_agent(a, api.clock.now), describe_agent(b, api.clock.now)]
     shown = listed[1] | {"learned": {}}
     assert api.call("GET", "/api/agents/b").json() == api.call("GET", f"/api/agents/{b.id}").json() == shown
 

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words

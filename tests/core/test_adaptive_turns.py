@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.core.queue import WaitingLine

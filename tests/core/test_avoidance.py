@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core.agent import Agent, Outcome, Status
+from ollama_balancer.core.agent import Agent, Status
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.avoidance import FAILING_SECONDS, MOST, REFUSED_SECONDS, SECONDS, Avoidance
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.concurrency import DOUBTS, LONGEST_PAUSE
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease

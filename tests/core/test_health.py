@@ -5,7 +5,9 @@ import logging
 import pytest
 
 from agent_reporter.wire import AgentMetrics
-from ollama_balancer.core.agent import Agent, Outcome, Status
+from ollama_balancer.core.agent import Agent, Status
+from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import FIRST_EJECTION, LONGEST_EJECTION, RETURNING, STRIKES, Health, Phase
 from ollama_balancer.core.leases import Lease
@@ -133,7 +135,7 @@ def test_an_ejected_agent_gets_one_request_when_its_time_is_over(registry: Agent
     a, b = fleet(registry, "a", "b")
     fail(registry, a, 3)
     assert a.status is Status.EJECTED
-    assert a.describe(clock())["reason"] == "connection reset"
+    assert describe_agent(a, clock())["reason"] == "connection reset"
     assert all(registry.selection.select("m:latest") is b for _ in range(10))
     keep_alive(registry, clock, 10)
     chosen = {registry.selection.select("m:latest") for _ in range(4)}
@@ -359,7 +361,7 @@ def test_the_option_wins_over_the_report_and_both_may_change(registry: AgentRegi
     registry.slots = 0
     registry.update_metrics("a", report(num_parallel=4, at=1))
     assert registry.selection.select("m:latest") is a
-    assert a.describe(0)["slots"] == 4
+    assert describe_agent(a, 0)["slots"] == 4
     for lease in leases:
         lease.release()
 

@@ -6,7 +6,9 @@ import pytest
 
 from ollama_balancer.core import registry as registry_module
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.agent import MAX_SPEEDS, Agent, Outcome, Source, Statistics, Status, agent_id
+from ollama_balancer.core.agent import Agent, Source, Status, agent_id
+from ollama_balancer.core.agent_records import MAX_SPEEDS, Outcome, Statistics
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.registry import AgentRegistry
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
@@ -528,7 +530,7 @@ def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, cl
         lease = registry.limiter.take(agent)
         lease.release(outcome, 1.5 if outcome is Outcome.SUCCEEDED else 100)
     registry.limiter.take(agent)
-    assert agent.describe(clock.now)["stats"] == {
+    assert describe_agent(agent, clock.now)["stats"] == {
         "requests": 8,
         "succeeded": 2,
         "failed": 1,
@@ -571,7 +573,7 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report(10, 20, 1, loaded_models=entries("m")))
     clock.now += 1.25
-    shown = agent.describe(clock.now)
+    shown = describe_agent(agent, clock.now)
     assert shown["metrics"]["cpu_usage"] == 10
     assert shown["metrics"]["timestamp"] == "2026-01-31T12:00:00Z"
     shown["metrics"] = ...
@@ -684,7 +686,7 @@ def test_an_agent_that_was_never_there_is_told_once(
     for _ in range(3):
         registry.liveness.unreachable(agent, "cannot connect: refused")
     assert caplog.text.count("Agent gone (10.0.0.1:11434) is not there: cannot connect: refused.") == 1
-    assert agent.describe(clock())["reason"] == "cannot connect: refused"
+    assert describe_agent(agent, clock())["reason"] == "cannot connect: refused"
 
 
 # One host under several names
@@ -715,7 +717,7 @@ def test_a_host_of_two_names_has_one_set_of_slots_and_is_named_once_in_the_log(
         Status.ONLINE,
         "the same host as a (10.0.0.1:11434), which gets its requests: remove one of the two",
     )
-    assert (a.describe(0)["alias_of"], b.describe(0)["alias_of"]) == (None, "a")
+    assert (describe_agent(a, 0)["alias_of"], describe_agent(b, 0)["alias_of"]) == (None, "a")
     for agent in (a, b):
         registry.located(agent, ("10.0.0.1", 11434))
         registry.update_metrics(agent.name, report())

@@ -9,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.policies import POLICIES
@@ -323,7 +325,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert agent.status == (away if not online else "draining" if seen.draining else "online")
             fresh = seen.fresh(now, self.stale_after)
             assert agent.score == (seen.score / 10 if fresh else None)
-            assert agent.describe(now)["stale"] is not fresh
+            assert describe_agent(agent, now)["stale"] is not fresh
         assert len(self.registry) == len(self.fleet)
         for model in MODELS:
             held = any(seen.models is not None and model in seen.models for seen in self.fleet.values())

@@ -9,7 +9,8 @@ from itertools import count
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.agent import Agent, Outcome, Status
+from ollama_balancer.core.agent import Agent, Status
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import Lease

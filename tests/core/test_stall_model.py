@@ -15,7 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import SlotLease
@@ -328,7 +329,7 @@ class StallMachine(RuleBasedStateMachine):
                 for call in [*host.running, *host.queue]:
                     self.fail(call, "it fails")
             for call, what in host.step():
-                agent.heard_at = self.clock.now
+                agent.heard(self.clock.now)
                 if what == "began":
                     call.begun = True
                     assert call.lease is not None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.accounting import ended
 from ollama_balancer.gateway.callers import Caller

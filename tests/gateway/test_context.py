@@ -4,7 +4,7 @@ import json
 
 from mitmproxy.test import tflow
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import Exchange
 from ollama_balancer.gateway.deadlines import Deadlines

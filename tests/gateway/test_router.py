@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core.agent import Agent, Outcome, Statistics
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome, Statistics
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.callers import Caller

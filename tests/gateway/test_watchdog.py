@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import Exchange
 from ollama_balancer.gateway.watchdog import (
@@ -86,7 +87,7 @@ def test_a_long_prompt_has_the_time_that_reading_it_may_take(warm: Scene) -> Non
 def test_an_agent_that_gets_on_with_others_is_not_silent(warm: Scene) -> None:
     exchange = warm.send()
     for _ in range(10):
-        warm.agent.heard_at = warm.clock.now
+        warm.agent.heard(warm.clock.now)
         assert warm.look(SILENCE - 0.1) == []
     assert warm.look(0.2) == [exchange]
 

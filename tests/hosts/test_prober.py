@@ -56,7 +56,7 @@ def test_who_answers_late_but_is_heard_stays_online(
             if was_online:
                 registry.liveness.reached(agent)
             now += PROBE_GRACE - 1
-            agent.heard_at = now - ago
+            agent.heard(now - ago)
             assert await prober.probe(agent) is (status is Status.ONLINE)
             now += 2
             registry.expire()

@@ -18,6 +18,7 @@ from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, des
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
+from ..core.agent_view import describe_agent
 from ..core.history import History
 from ..core.queue import WaitingLine
 from ..core.recent import Recent
@@ -123,7 +124,7 @@ class ControlApi:
 
     async def agents(self, request: Request) -> Response:
         now = self.registry.clock()
-        return JSONResponse({"agents": [agent.describe(now, whole=False) for agent in self.registry]})
+        return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._shown(self._found(request))
@@ -152,7 +153,7 @@ class ControlApi:
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
         if takes_over:
-            agent.instance = registration.instance
+            agent.registered_by(registration.instance)
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
@@ -223,7 +224,7 @@ class ControlApi:
 
     def _shown(self, agent: Agent) -> Response:
         learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
-        return JSONResponse(agent.describe(self.registry.clock()) | learned)
+        return JSONResponse(describe_agent(agent, self.registry.clock()) | learned)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .address import Address
+from .agent_records import Rates, Statistics, Warm
 from .concurrency import SlotLearner
 from .decision import Decision
 from .health import Health, Phase
@@ -33,9 +33,6 @@ SLOWDOWN = 0.4
 
 NOT_HEARD_OF = "not heard of yet"
 
-MAX_SPEEDS = 1000
-"""Models whose speed is kept for one agent."""
-
 
 class Source(StrEnum):
     STATIC = "static"
@@ -55,67 +52,9 @@ class Status(StrEnum):
     DRAINING = "draining"
 
 
-class Outcome(StrEnum):
-    """How a request ended on an agent."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    REJECTED = "rejected"
-    """With a 4xx: the request itself is at fault."""
-
-
 def agent_id(name: str) -> str:
     """The id of the agent of that name: the same in every run."""
     return uuid.uuid5(uuid.UUID("6f6c6c61-6d61-5062-616c-616e63657221"), name).hex[:12]
-
-
-class Rates(NamedTuple):
-    """How fast an agent serves a model: tokens per second."""
-
-    decode: float
-    prefill: float
-    observations: int
-    """Answers on which `decode` rests."""
-
-
-@dataclass(slots=True)
-class Warm:
-    """A model in memory."""
-
-    runner: str | None = None
-    """The options that it was loaded with, in one spelling; None: not known."""
-    proven_at: float = float("-inf")
-    """When an answer of it began there."""
-    reads: int = 0
-    """Prompts that it has read of which it knew no beginning."""
-    gone: bool = False
-    """Whether it is no longer in memory."""
-
-
-@dataclass
-class Statistics:
-    """What became of the requests that an agent was sent. One that two agents were tried for counts with both."""
-
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    rejected: int = 0
-    ejections: int = 0
-    response_seconds: float = 0.0
-    """Over the succeeded requests, from the choice of the agent to the last byte."""
-    speeds: dict[str, float] = field(default_factory=dict)
-    """Tokens per second by model: a moving average with a weight of 0.2 for the newest."""
-
-    @property
-    def ended(self) -> int:
-        return self.succeeded + self.failed + self.cancelled + self.rejected
-
-    def learn_speed(self, model: str, tokens_per_second: float) -> None:
-        old = self.speeds.get(model)
-        if old is None and len(self.speeds) >= MAX_SPEEDS:
-            return
-        self.speeds[model] = tokens_per_second if old is None else old + 0.2 * (tokens_per_second - old)
 
 
 class Ranking(Protocol):
@@ -328,7 +267,7 @@ class Agent:
 
     # What happens to it. The core alone tells it.
 
-    def registered_by(self, instance: str) -> None:
+    def registered_by(self, instance: str | None) -> None:
         """Its reporter has registered: `instance` tells this run of it from others."""
         self.instance = instance
 
@@ -377,6 +316,10 @@ class Agent:
     def reached(self) -> None:
         """Something got through to it."""
         self.reachable, self.unreached, self.silent_since = True, "", None
+
+    def speed_measured(self, model: str, tokens_per_second: float) -> None:
+        """An answer of the model came at that pace."""
+        self.stats.learn_speed(model, tokens_per_second)
 
     def heard(self, now: float) -> None:
         """A byte of an answer of its came."""
@@ -434,44 +377,3 @@ class Agent:
     def slots(self) -> int | None:
         """Requests it runs at once per model: as set or reported, else what is proven; None: nothing is known yet."""
         return self.fixed_slots or max((learner.proven for learner in self.learners.values()), default=None)
-
-    def describe(self, now: float, *, whole: bool = True) -> dict[str, Any]:
-        """The agent as the control API shows it; `now` is the registry's clock.
-
-        Not `whole`: its metrics without the two lists of models, which can be most of it.
-        """
-        stats = self.stats
-        left_out = None if whole else {"models", "loaded_models"}
-        return {
-            "id": self.id,
-            "name": self.name,
-            "url": self.address.url,
-            "source": self.source,
-            "status": self.status,
-            "reason": self.reason,
-            "alias_of": self.alias_of.name if self.alias_of is not None else None,
-            "strikes": self.health.strikes,
-            "models": list(self.model_names),
-            "loaded_models": [m.name for m in self.loaded],
-            "ollama_version": self.version,
-            "in_flight": self.in_flight,
-            "running": dict(self.running),
-            "loading": list(self.loading),
-            "decision": self.decision.describe(now) if self.decision else None,
-            "slots": self.slots,
-            "metrics": self.metrics.model_dump(mode="json", exclude=left_out) if self.metrics else None,
-            "metrics_age": round(now - self.metrics_at, 3) if self.metrics else None,
-            "stale": not self.fresh,
-            "score": self.score,
-            "stats": {
-                "requests": stats.ended + self.in_flight,
-                "succeeded": stats.succeeded,
-                "failed": stats.failed,
-                "cancelled": stats.cancelled,
-                "rejected": stats.rejected,
-                "avg_response_time": round(stats.response_seconds / stats.succeeded * 1000, 3)
-                if stats.succeeded
-                else None,
-                "tokens_per_second": {model: round(speed, 2) for model, speed in stats.speeds.items()},
-            },
-        }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .agent import Agent, Warm
+from .agent import Agent
+from .agent_records import Warm
 from .fleet import Fleet
 from .interning import SharedParts
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .agent import Agent, Outcome
+from .agent import Agent
+from .agent_records import Outcome
 from .concurrency import SlotLearner
 from .decision import Option
 from .demand import Demand

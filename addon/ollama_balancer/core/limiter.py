@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .agent import Agent, Outcome, Warm
+from .agent import Agent
+from .agent_records import Outcome, Warm
 from .concurrency import SlotLearner
 from .decision import Decision, Option
 from .demand import Demand

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..core.registry import AgentRegistry
 from ..core.stats import OTHER, Ended
 from ..ollama.routes import Kind, find_route

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.decision import Option
 from ..core.demand import Demand
 from ..core.leases import Lease
@@ -197,7 +198,7 @@ class Exchange:
         """A part of the answer has come."""
         self.heard_at = now = self.clock()
         if self.lease is not None:
-            self.lease.agent.heard_at = now
+            self.lease.agent.heard(now)
 
     def fail_attempt(
         self,

@@ -22,7 +22,8 @@ from mitmproxy.utils import asyncio_utils
 
 from agent_reporter.connecting import address_that_answers, is_address
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..mitm.headers import NOT_FOR_CLIENTS
 from ..ollama.errors import error_body, is_object

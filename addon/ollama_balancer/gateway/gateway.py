@@ -17,7 +17,8 @@ from mitmproxy import ctx, http
 from mitmproxy.flow import Error
 from mitmproxy.utils import asyncio_utils
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.queue import Place
 from ..core.registry import AgentRegistry

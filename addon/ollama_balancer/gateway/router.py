@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..core.agent import Agent, Outcome, Status
+from ..core.agent import Agent, Status
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
 from ..core.queue import LineFullError, Place, WaitingLine

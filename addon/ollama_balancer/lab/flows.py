@@ -15,7 +15,7 @@ from mitmproxy.io import FlowReader
 
 from agent_reporter.limits import NAME_PATTERN
 
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..core.policies import POLICIES
 from ..gateway.router import MAX_MODEL_NAME
 from ..gateway.translation import demand_of

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from agent_reporter.wire import ModelEntry
 
 from ..core.address import Address
-from ..core.agent import Agent, Outcome
-from ..core.leases import Lease, SlotLease
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
+from ..core.leases import Lease
 from ..core.registry import AgentRegistry
 from ..gateway.translation import observation_of
 from ..ollama.answers import Answer
@@ -72,8 +73,9 @@ class Retelling:
                 return  # nothing could be read
             if request.attempts != 1:
                 return  # the times are also those of the agents before
-        if timings.load_duration is None and request.warm and isinstance(lease, SlotLease):
-            lease.sole = False  # a short silence is no load, though the model was not seen there before
+        if timings.load_duration is None and request.warm:
+            # A short silence is no load, though the model was not seen there before.
+            timings = timings._replace(load_duration=0.0)
         answer = Answer()
         answer.timings, answer.pieces = timings, request.pieces
         # An embedding comes whole: until then its text is read.

@@ -11,7 +11,8 @@ from functools import partial
 from agent_reporter.wire import AgentMetrics, ModelEntry
 
 from ..core.address import Address
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.observations import AnswerObservation
@@ -196,7 +197,7 @@ class Simulation:
     def _began(self, call: Call, lease: Lease) -> None:
         if not call.done and call.lease is lease:
             call.first = self.engine.now
-            lease.agent.heard_at = self.engine.now
+            lease.agent.heard(self.engine.now)
             lease.began()
 
     def _ended(self, call: Call, lease: Lease, whole: bool) -> None:

@@ -35,7 +35,8 @@ from agent_reporter.limits import MAX_BODY_BYTES
 from ..api.health import health
 from ..api.paths import HEALTH, is_control_path
 from ..core.address import Address
-from ..core.agent import Agent, Outcome, Source
+from ..core.agent import Agent, Source
+from ..core.agent_records import Outcome
 from ..core.history import History
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
@@ -1094,7 +1095,7 @@ class Balancer:
         lease = exchange.lease
         status = exchange.status = response.status_code
         if lease is not None:
-            lease.agent.heard_at = self.registry.clock()
+            lease.agent.heard(self.registry.clock())
         problem = verdict.error or f"status {status}"
         if 400 <= status < 500:  # whoever is at fault, the agent serves
             exchange.end(outcome_of(status), problem)
@@ -1115,7 +1116,7 @@ class Balancer:
                     self.registry.limiter.answered(lease, answer)
             agent = exchange.agent
             if speed and agent is not None and exchange.model_name is not None:
-                agent.stats.learn_speed(exchange.model_name, speed)
+                agent.speed_measured(exchange.model_name, speed)
         finally:
             exchange.end(Outcome.SUCCEEDED)
             if exchange.unloads and response.status_code < 400:

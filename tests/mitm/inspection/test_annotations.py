@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mitmproxy.test import tflow
 from mitmproxy.utils import emoji
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import Exchange
 from ollama_balancer.mitm.inspection.annotations import (

@@ -19,7 +19,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..agent import SLOWDOWN, Agent, Warm
+from ..agent import SLOWDOWN, Agent
+from ..agent_records import Warm
 from ..decision import Option
 from .learning import Learner
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..agent import Rates
+from ..agent_records import Rates
 
 NEWEST = 0.2
 """The weight of the newest observation, once there are some."""

@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..agent import Agent, Warm
+from ..agent import Agent
+from ..agent_records import Warm
 
 MOST = 20_000
 """Beginnings that are known; the one not met for longest makes room."""
