@@ -87,7 +87,7 @@ class Fleet:
         model, agent = self.leases[at].model, self.rng.choice(self.leases).agent
         assert model is not None
         self.leases[at].release()
-        self.leases[at] = self.begin(agent.id, next(iter(agent.warm), model))
+        self.leases[at] = self.begin(agent.id, next(iter(agent.loaded_models), model))
         return self.demand()
 
 

@@ -20,9 +20,9 @@ from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.history import History
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.recent import Recent
-from ollama_balancer.core.stats import Ended, Tally
+from ollama_balancer.core.stats import RequestMetrics, RequestSummary
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 METRICS: dict[str, Any] = {
@@ -48,12 +48,12 @@ class Api:
         self.clock = Clock()
         self.registry = new_registry(self.clock)
         self.changes = 0
-        self.tally, self.recent = Tally(), Recent(self.clock)
+        self.tally, self.recent = RequestMetrics(), Recent(self.clock)
         self.wall = 1_700_000_000.0
         self.history = History(lambda: self.wall)
         self.control = ControlApi(
             self.registry,
-            WaitingLine(self.clock),
+            RequestQueue(self.clock),
             self.tally,
             self.recent,
             self.history,
@@ -484,7 +484,7 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     api.registry.limiter.take(b)
     for outcome, count in (("succeeded", 4), ("failed", 1), ("cancelled", 2), ("rejected", 3), ("refused", 1)):
         for _ in range(count):
-            api.tally.add(Ended(a.name, "m:latest", "/api/chat", outcome, 0.1))
+            api.tally.add(RequestSummary(a.name, "m:latest", "/api/chat", outcome, 0.1))
     api.registry.remove(a)
     fleet(api.registry, "c")
     api.registry.mode = "least_requests"
@@ -533,8 +533,10 @@ def test_reports_bring_models_that_are_then_listed(api: Api) -> None:
 
 
 class TestHistory:
-    def over(self, agent: str, model: str) -> Ended:
-        return Ended(agent, model, "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7)
+    def over(self, agent: str, model: str) -> RequestSummary:
+        return RequestSummary(
+            agent, model, "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7
+        )
 
     def test_the_last_hours_minutes_are_told_by_agent_and_model(self) -> None:
         api = Api()

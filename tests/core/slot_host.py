@@ -63,7 +63,7 @@ class SlotHost:
         self.served = 0
         self.queue: deque[_Job] = deque()
         self.running: list[_Job] = []
-        self.registry.fleet.on_room = lambda agent, model: self._serve()
+        self.registry.fleet.on_slot_free = lambda agent, model: self._serve()
         self.sent = 0
         self._since = self._above = self._crowded_since = 0.0
         self._passed = 0.0
@@ -108,7 +108,7 @@ class SlotHost:
         self.engine.after(LOOK_SECONDS, self._look)
 
     def _serve(self) -> None:
-        while self.waiting and self.registry.selection.has_room(self.agent, MODEL):
+        while self.waiting and self.registry.selection.has_free_slot(self.agent, MODEL):
             self.waiting -= 1
             self._send()
 

@@ -11,7 +11,7 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words
-from ollama_balancer.core.queue import Place
+from ollama_balancer.core.queue import QueueKey
 from ollama_balancer.core.scheduler import MOST_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
@@ -52,10 +52,10 @@ def test_a_report_that_comes_late_does_not_erase_what_a_first_byte_has_proven_si
     room.clock.now += 1
     # Made six seconds ago by the host's clock, when the model was not there yet.
     room.registry.update_metrics(agent.id, report(at=5, loaded_models=entries("other")))
-    assert MODEL in agent.warm
+    assert MODEL in agent.loaded_models
     room.clock.now += 10
     room.registry.update_metrics(agent.id, report(at=21, loaded_models=entries("other")))
-    assert MODEL not in agent.warm
+    assert MODEL not in agent.loaded_models
 
 
 def test_a_load_is_told_of_when_it_is_over_for_another_model_may_have_been_pushed_out() -> None:
@@ -88,7 +88,7 @@ def test_a_host_that_was_away_is_cold() -> None:
     room.registry.inventory.update_loaded(agent, entries("m"))
     room.registry.liveness.unreachable(agent, "gone")
     room.registry.liveness.reached(agent)
-    assert MODEL not in agent.warm
+    assert MODEL not in agent.loaded_models
 
 
 def test_other_runner_options_need_another_load() -> None:
@@ -118,13 +118,13 @@ def test_a_conversation_goes_on_where_its_beginning_was_read_if_that_is_long() -
     room = Room("a", "b", slots=4)
     for agent in room.agents:
         room.registry.inventory.update_loaded(agent, entries("m"))
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
     lease = room.take(first)
     lease.began()
     lease.release()
-    following = Demand(MODEL, tokens=4200, steps=((b"1", 4000), (b"2", 4200)))
+    following = Demand(MODEL, tokens=4200, prefixes=((b"1", 4000), (b"2", 4200)))
     assert [room.find(following) for _ in range(4)] == [lease.agent] * 4
-    others = {room.find(Demand(MODEL, tokens=4200, steps=((b"3", 4200),))) for _ in range(4)}
+    others = {room.find(Demand(MODEL, tokens=4200, prefixes=((b"3", 4200),))) for _ in range(4)}
     assert others == set(room.agents)
 
 
@@ -135,17 +135,17 @@ def test_a_request_waits_for_a_warm_host_rather_than_load_on_a_cold_one_but_not_
         room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     assert busy.agent is warm
-    choice = room.matcher.find(Demand(MODEL))
+    choice = room.scheduler.find(Demand(MODEL))
     assert choice.agent is None
     assert [option.agent for option in choice.options] == ["warm", "cold"]
     granted: list[Lease | None] = []
-    room.line.join(Place(MODEL), "me", granted.append)
+    room.queue.join(QueueKey(MODEL), "me", granted.append)
     room.clock.now += 5
-    room.matcher.look()
+    room.scheduler.look()
     assert granted == []
     room.clock.now += 60
     room.registry.liveness.reached(cold)
-    room.matcher.look()
+    room.scheduler.look()
     assert [lease.agent for lease in granted if lease] == [cold]
 
 
@@ -156,7 +156,7 @@ def test_who_waits_gets_the_warm_host_when_it_is_free() -> None:
         room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     granted: list[Lease | None] = []
-    room.line.join(Place(MODEL), "me", granted.append)
+    room.queue.join(QueueKey(MODEL), "me", granted.append)
     busy.release()
     assert [lease.agent for lease in granted if lease] == [warm]
 
@@ -165,7 +165,7 @@ def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_bu
     room = Room("a", slots=1)
     room.registry.inventory.update_loaded(room.agents[0], entries("m"))
     said = ((b"1", 2000),)
-    busy = room.take(Demand(MODEL, tokens=2000, steps=said, remember=said))
+    busy = room.take(Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
     busy.began()
     served: list[str] = []
 
@@ -177,11 +177,11 @@ def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_bu
             lease.began()
             served.append(name)
 
-        room.matcher.join(Place(MODEL), name, served_now, demand)
+        room.scheduler.join(QueueKey(MODEL), name, served_now, demand)
 
     join("first", Demand(MODEL, tokens=100))
     for number in range(MOST_OVERTAKEN + 2):
-        join(f"again {number}", Demand(MODEL, tokens=2100, steps=said, remember=said))
+        join(f"again {number}", Demand(MODEL, tokens=2100, prefixes=said, new_prefixes=said))
     for _ in range(MOST_OVERTAKEN + 1):
         busy.release()
     assert served == [*(f"again {number}" for number in range(MOST_OVERTAKEN)), "first"]
@@ -191,11 +191,11 @@ def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_sl
     room = Room("a", "b", slots=2)
     agent = room.agents[0]
     said = ((b"1", 2000),)
-    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
-    find = room.registry.learner.conversations.find
+    room.serve(agent, Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
+    find = room.registry.learner.prefix_cache.find
     room.serve(agent, Demand(MODEL, tokens=50))
     assert find(said) == (agent, 2000)
-    room.serve(agent, Demand(MODEL, tokens=2100, steps=said))
+    room.serve(agent, Demand(MODEL, tokens=2100, prefixes=said))
     assert find(said) == (agent, 2000), "going on with a conversation takes no other's place"
     room.serve(agent, Demand(MODEL, tokens=50))
     assert find(said) == (None, 0)
@@ -205,11 +205,11 @@ def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
     room = Room("a", "b", slots=2)
     agent = room.agents[0]
     said = ((b"1", 2000),)
-    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    room.serve(agent, Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
     room.clock.now += 10
     room.registry.inventory.update_loaded(agent, [])
     room.registry.inventory.update_loaded(agent, entries("m"))
-    assert room.registry.learner.conversations.find(said) == (None, 0)
+    assert room.registry.learner.prefix_cache.find(said) == (None, 0)
 
 
 def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> None:
@@ -220,7 +220,7 @@ def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> 
     room.take()
     assert room.find() is None
     for number in range(8):
-        room.line.join(Place(MODEL), f"c{number}", lambda lease: None)
+        room.queue.join(QueueKey(MODEL), f"c{number}", lambda lease: None)
     assert room.find() is cold
 
 
@@ -261,7 +261,7 @@ def test_a_host_that_loads_gets_nothing_else_until_it_has() -> None:
     assert lease.loading
     assert room.find("n:latest") is None
     granted: list[Lease | None] = []
-    room.line.join(Place("n:latest"), "me", granted.append)
+    room.queue.join(QueueKey("n:latest"), "me", granted.append)
     lease.began()
     assert len(granted) == 1
 
@@ -297,11 +297,11 @@ def test_streams_that_tell_no_timings_are_learned_from_when_their_bytes_come() -
 def test_reading_a_prompt_of_which_most_was_known_says_nothing_about_the_pace() -> None:
     room = Room("a")
     agent = room.agents[0]
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
     room.serve(agent, first, prompt_tokens=4000, prompt_seconds=4.0)
     prefill = room.registry.learner.estimates.prefill
     assert prefill.of(agent.id, MODEL).value == pytest.approx(1000)
-    again = Demand(MODEL, tokens=4100, steps=((b"1", 4000), (b"2", 4100)))
+    again = Demand(MODEL, tokens=4100, prefixes=((b"1", 4000), (b"2", 4100)))
     room.serve(agent, again, prompt_tokens=4100, prompt_seconds=0.02)
     assert prefill.of(agent.id, MODEL).observations == 1
 
@@ -328,22 +328,22 @@ def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> 
 def test_the_decision_names_the_chosen_and_the_two_next_best_with_their_terms() -> None:
     room = Room("a", "b", "c", "d")
     room.registry.inventory.update_loaded(room.agents[2], entries("m"))
-    choice = room.matcher.find(Demand(MODEL, tokens=800))
+    choice = room.scheduler.find(Demand(MODEL, tokens=800))
     assert choice.agent is room.agents[2]
     assert len(choice.options) == 3
     best, second, _ = choice.options
     assert best.agent == "c"
     assert best.load == 0 < second.load
     assert best.prefill == pytest.approx(1.0)
-    assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.harm)
+    assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.interference)
     assert in_words(choice.options).startswith("warm, cost 2.5 s, then ")
 
 
 def test_an_agent_that_has_failed_the_request_is_left_out() -> None:
     room = Room("a", "b")
     room.registry.inventory.update_loaded(room.agents[0], entries("m"))
-    assert room.matcher.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
-    assert room.matcher.find(Demand(MODEL), room.agents).agent is None
+    assert room.scheduler.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
+    assert room.scheduler.find(Demand(MODEL), room.agents).agent is None
 
 
 def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() -> None:
@@ -362,7 +362,7 @@ def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_loo
         new, _ = registry.register(f"a{number}", address(number % 250 + 1))
         registry.inventory.update_models(new, entries("m"))
         registry.liveness.reached(new)
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
     agent = registry.selection.choose(first).agent
     assert agent is not None
     lease = registry.limiter.take(agent, MODEL, first)
@@ -384,5 +384,5 @@ def test_nothing_is_left_when_all_have_ended() -> None:
     for agent in room.agents:
         room.registry.remove(agent)
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
-    assert not placement.use(MODEL).places
+    assert not placement.use(MODEL).slots_by_agent
     assert not placement.use(MODEL).free

@@ -11,9 +11,9 @@ from ollama_balancer.core.avoidance import FAILING_SECONDS, MOST, REFUSED_SECOND
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies import POLICIES
-from ollama_balancer.core.queue import Place, WaitingLine
+from ollama_balancer.core.queue import QueueKey, RequestQueue
 from ollama_balancer.core.registry import AgentRegistry
-from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.scheduler import Scheduler
 from tests.core.fakes import Clock, fleet, new_registry
 
 M = "m:latest"
@@ -30,8 +30,8 @@ def registry(clock: Clock) -> AgentRegistry:
     return new_registry(clock, slots=4)
 
 
-def found(matcher: Matcher, demand: Demand, times: int = 8) -> set[Agent | None]:
-    return {matcher.find(demand).agent for _ in range(times)}
+def found(scheduler: Scheduler, demand: Demand, times: int = 8) -> set[Agent | None]:
+    return {scheduler.find(demand).agent for _ in range(times)}
 
 
 def of(avoidance: Avoidance, demand: Demand) -> set[Agent]:
@@ -117,21 +117,21 @@ def test_others_get_such_requests_and_wait_for_each_other_before_they_go_there(
     registry: AgentRegistry, mode: str
 ) -> None:
     registry.mode = mode
-    matcher = Matcher(registry, WaitingLine(registry.clock))
+    scheduler = Scheduler(registry, RequestQueue(registry.clock))
     a, b = fleet(registry, "a", "b")
     registry.avoidance.cannot_load(a, M, LARGE.runner)
-    assert found(matcher, LARGE) == {b}
-    assert found(matcher, Demand(M)) >= {a}
+    assert found(scheduler, LARGE) == {b}
+    assert found(scheduler, Demand(M)) >= {a}
     running = [registry.limiter.take(b, M, LARGE) for _ in range(4)]
-    assert found(matcher, LARGE) == {None}
+    assert found(scheduler, LARGE) == {None}
     got = list[Lease | None]()
-    matcher.join(Place(M), "client", got.append, LARGE)
+    scheduler.join(QueueKey(M), "client", got.append, LARGE)
     assert got == []
     running.pop().release()
     assert [lease.agent for lease in got if lease is not None] == [b]
     # With nobody else, it is asked all the same.
     registry.drain(b)
-    assert found(matcher, LARGE) == {a}
+    assert found(scheduler, LARGE) == {a}
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -139,7 +139,7 @@ def test_a_failing_agent_that_cannot_be_spared_is_asked_once_in_a_while(
     clock: Clock, registry: AgentRegistry, mode: str
 ) -> None:
     registry.mode = mode
-    matcher = Matcher(registry, WaitingLine(registry.clock))
+    scheduler = Scheduler(registry, RequestQueue(registry.clock))
     a, b, c = fleet(registry, "a", "b", "c")
 
     def fail(agent: Agent) -> None:
@@ -149,21 +149,21 @@ def test_a_failing_agent_that_cannot_be_spared_is_asked_once_in_a_while(
 
     for agent in (a, a, a, b, b):
         fail(agent)
-    assert found(matcher, Demand(M)) == {b, c}
+    assert found(scheduler, Demand(M)) == {b, c}
     fail(b)
     assert (a.status, b.status) == (Status.EJECTED, Status.ONLINE)
-    assert found(matcher, Demand(M)) == {c}
+    assert found(scheduler, Demand(M)) == {c}
     registry.drain(a)
     clock.now += FAILING_SECONDS
     for agent in (b, c):
         registry.liveness.reached(agent)
-    assert b in found(matcher, Demand(M))
+    assert b in found(scheduler, Demand(M))
     fail(b)
-    assert found(matcher, Demand(M)) == {c}
+    assert found(scheduler, Demand(M)) == {c}
     lease = registry.limiter.take(b, M)
     registry.ejection.succeeded(lease)
     lease.release()
-    assert found(matcher, Demand(M)) == {b, c}
+    assert found(scheduler, Demand(M)) == {b, c}
 
 
 @pytest.mark.parametrize("mode", POLICIES)
@@ -171,28 +171,28 @@ def test_who_is_busy_gets_no_request_of_that_model_until_then_and_those_who_wait
     clock: Clock, registry: AgentRegistry, mode: str
 ) -> None:
     registry.mode = mode
-    matcher = Matcher(registry, WaitingLine(registry.clock))
+    scheduler = Scheduler(registry, RequestQueue(registry.clock))
     [a] = fleet(registry, "a")
     refused = registry.limiter.take(a, M)
     registry.limiter.busy(a, M, 5.0)
     refused.release(Outcome.FAILED)
-    assert found(matcher, Demand(M)) == {None}
-    assert not registry.selection.has_room(a, M)
-    assert registry.selection.has_room(a, "n:latest")
-    assert (a.status, a.health.strikes) == (Status.ONLINE, 0)
+    assert found(scheduler, Demand(M)) == {None}
+    assert not registry.selection.has_free_slot(a, M)
+    assert registry.selection.has_free_slot(a, "n:latest")
+    assert (a.status, a.health.consecutive_failures) == (Status.ONLINE, 0)
     got = list[Lease | None]()
-    matcher.join(Place(M), "client", got.append, Demand(M))
+    scheduler.join(QueueKey(M), "client", got.append, Demand(M))
     clock.now += 4.0
     registry.limiter.busy(a, M, 0.5)  # another that was under way: the longer time counts
     clock.now += 0.999
-    matcher.look()
+    scheduler.look()
     registry.expire()
     assert got == []
     registry.liveness.reached(a)
     clock.now += 0.001
     registry.expire()
     assert [lease.agent for lease in got if lease is not None] == [a]
-    assert found(matcher, Demand(M)) == {a}
+    assert found(scheduler, Demand(M)) == {a}
 
 
 def test_a_busy_agent_that_is_removed_leaves_nothing(clock: Clock, registry: AgentRegistry) -> None:
@@ -210,26 +210,30 @@ def test_a_busy_agent_that_is_removed_leaves_nothing(clock: Clock, registry: Age
 
 
 def test_who_lets_nobody_in_is_shown_so_and_not_used_for_a_while(clock: Clock, registry: AgentRegistry) -> None:
-    matcher = Matcher(registry, WaitingLine(registry.clock))
+    scheduler = Scheduler(registry, RequestQueue(registry.clock))
     a, b = fleet(registry, "a", "b")
     got = list[Lease | None]()
     registry.liveness.refuses(a, "status 401: credentials are wanted")
-    assert (a.status, a.reason, a.health.strikes) == (Status.UNAUTHORIZED, "status 401: credentials are wanted", 0)
-    assert found(matcher, Demand(M)) == {b}
+    assert (a.status, a.reason, a.health.consecutive_failures) == (
+        Status.UNAUTHORIZED,
+        "status 401: credentials are wanted",
+        0,
+    )
+    assert found(scheduler, Demand(M)) == {b}
     registry.liveness.refuses(b, "status 401")
     assert registry.counts() == {Status.UNAUTHORIZED: 2}
     assert not registry.selection.could_serve(M)
-    matcher.join(Place(M, a), "client", got.append, Demand(M))
+    scheduler.join(QueueKey(M, a), "client", got.append, Demand(M))
     clock.now += 1
     registry.liveness.reached(a)
-    matcher.look()
+    scheduler.look()
     assert got == [None]  # nobody waits for who does not let the request in
     clock.now += REFUSED_SECONDS
     for agent in (a, b):
         registry.liveness.reached(agent)
     registry.expire()
     assert registry.counts() == {Status.ONLINE: 2}
-    assert found(matcher, Demand(M)) == {a, b}
+    assert found(scheduler, Demand(M)) == {a, b}
 
 
 def test_a_drained_agent_is_draining_whatever_it_answers_and_a_lost_one_offline(registry: AgentRegistry) -> None:

@@ -103,7 +103,9 @@ def test_an_end_that_is_seen_after_the_next_answer_has_begun_proves_nothing(
         clock.now += 3
         registry.liveness.reached(agent)
         registry.expire()
-        following = registry.limiter.take(agent, "m:latest") if registry.selection.has_room(agent, "m:latest") else None
+        following = (
+            registry.limiter.take(agent, "m:latest") if registry.selection.has_free_slot(agent, "m:latest") else None
+        )
         clock.now += 3
         if following is not None:
             following.began()

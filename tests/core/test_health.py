@@ -9,21 +9,28 @@ from ollama_balancer.core.agent import Agent, Status
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.demand import Demand
-from ollama_balancer.core.health import FIRST_EJECTION, LONGEST_EJECTION, RETURNING, STRIKES, Health, Phase
+from ollama_balancer.core.health import (
+    EJECTION_THRESHOLD,
+    FIRST_EJECTION,
+    LONGEST_EJECTION,
+    SLOW_START_SECONDS,
+    Health,
+    Phase,
+)
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.registry import AgentRegistry
-from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.scheduler import Scheduler
 from tests.core.fakes import Clock, entries, fleet, new_registry, report
 
 
-def strike(health: Health, now: float, *, trial: bool = False, may_eject: bool = True, chance: float = 0.5) -> bool:
-    return health.failed(now, "it failed", chance=chance, trial=trial, may_eject=may_eject)
+def strike(health: Health, now: float, *, half_open: bool = False, may_eject: bool = True, chance: float = 0.5) -> bool:
+    return health.failed(now, "it failed", chance=chance, half_open=half_open, may_eject=may_eject)
 
 
 def ejected(now: float = 0.0) -> Health:
     health = Health()
-    assert [strike(health, now) for _ in range(STRIKES)] == [False, False, True]
+    assert [strike(health, now) for _ in range(EJECTION_THRESHOLD)] == [False, False, True]
     return health
 
 
@@ -37,7 +44,7 @@ def test_a_success_clears_the_strikes() -> None:
     for _ in range(10):
         strike(health, 0)
         strike(health, 0)
-        assert not health.succeeded(0, trial=False)
+        assert not health.succeeded(0, half_open=False)
     assert health.phase is Phase.HEALTHY
 
 
@@ -46,7 +53,7 @@ def test_each_return_that_fails_doubles_the_ejection_up_to_the_longest() -> None
     lengths = [health.until]
     for _ in range(8):
         now = health.until
-        assert strike(health, now, trial=True)
+        assert strike(health, now, half_open=True)
         lengths.append(health.until - now)
     assert lengths == [10, 20, 40, 80, 160, 300, 300, 300, 300]
     assert LONGEST_EJECTION == 300
@@ -54,7 +61,7 @@ def test_each_return_that_fails_doubles_the_ejection_up_to_the_longest() -> None
 
 @pytest.mark.parametrize(("chance", "seconds"), [(0.0, 9.0), (0.5, 10.0), (1.0, 11.0)])
 def test_the_length_has_jitter(chance: float, seconds: float) -> None:
-    health = Health(strikes=STRIKES - 1)
+    health = Health(consecutive_failures=EJECTION_THRESHOLD - 1)
     strike(health, 0, chance=chance)
     assert health.until == pytest.approx(seconds)
 
@@ -63,22 +70,22 @@ def test_what_ran_when_it_was_ejected_changes_nothing() -> None:
     health = ejected()
     until = health.until
     assert not strike(health, 5)
-    assert not health.succeeded(5, trial=False)
+    assert not health.succeeded(5, half_open=False)
     assert (health.phase, health.until) == (Phase.EJECTED, until)
 
 
 def test_a_trial_that_succeeds_brings_it_back_for_a_time_of_probation() -> None:
     health = ejected()
-    assert health.succeeded(20, trial=True)
-    assert (health.phase, health.until) == (Phase.RETURNING, 20 + RETURNING)
-    assert not health.passed(20 + RETURNING - 0.001)
-    assert health.passed(20 + RETURNING)
+    assert health.succeeded(20, half_open=True)
+    assert (health.phase, health.until) == (Phase.SLOW_START, 20 + SLOW_START_SECONDS)
+    assert not health.passed(20 + SLOW_START_SECONDS - 0.001)
+    assert health.passed(20 + SLOW_START_SECONDS)
     assert (health.phase, health.ejections) == (Phase.HEALTHY, 0)
 
 
 def test_a_return_that_fails_is_ejected_for_longer() -> None:
     health = ejected()
-    health.succeeded(20, trial=True)
+    health.succeeded(20, half_open=True)
     assert strike(health, 25)
     assert (health.phase, health.until) == (Phase.EJECTED, 25 + 2 * FIRST_EJECTION)
 
@@ -140,12 +147,12 @@ def test_an_ejected_agent_gets_one_request_when_its_time_is_over(registry: Agent
     keep_alive(registry, clock, 10)
     chosen = {registry.selection.select("m:latest") for _ in range(4)}
     assert chosen == {a, b}
-    trial = registry.limiter.take(a, "m:latest")
-    assert a.trial is trial
+    half_open = registry.limiter.take(a, "m:latest")
+    assert a.half_open_lease is half_open
     assert all(registry.selection.select("m:latest") is b for _ in range(10))
-    registry.ejection.succeeded(trial)
-    trial.release()
-    assert shown(a) == ("online", Phase.RETURNING)
+    registry.ejection.succeeded(half_open)
+    half_open.release()
+    assert shown(a) == ("online", Phase.SLOW_START)
 
 
 def test_a_trial_whose_client_leaves_makes_room_for_the_next(registry: AgentRegistry, clock: Clock) -> None:
@@ -153,7 +160,7 @@ def test_a_trial_whose_client_leaves_makes_room_for_the_next(registry: AgentRegi
     fail(registry, a, 3)
     keep_alive(registry, clock, 10)
     registry.limiter.take(a, "m:latest").release(Outcome.CANCELLED)
-    assert a.trial is None
+    assert a.half_open_lease is None
     assert a.eligible
     fail(registry, a)
     assert not a.eligible
@@ -195,7 +202,7 @@ def test_a_returning_agent_gets_what_it_runs_at_once_and_one_load_at_a_time(
     fail(registry, a, 3)
     keep_alive(registry, clock, 10)
     serve(registry, a)  # the trial, which has loaded m
-    assert a.health.phase is Phase.RETURNING
+    assert a.health.phase is Phase.SLOW_START
     cold = registry.limiter.take(a, "other:latest")
     assert not a.eligible, "a load is under way"
     cold.began()
@@ -204,7 +211,7 @@ def test_a_returning_agent_gets_what_it_runs_at_once_and_one_load_at_a_time(
     assert not a.eligible, "it runs two at once"
     second.release()
     assert a.eligible
-    keep_alive(registry, clock, RETURNING)
+    keep_alive(registry, clock, SLOW_START_SECONDS)
     assert a.health.phase is Phase.HEALTHY
     leases = [registry.limiter.take(a, "m:latest"), registry.limiter.take(a, "other:latest")]
     assert a.eligible
@@ -217,7 +224,7 @@ def test_an_agent_that_was_offline_returns_slowly_and_a_new_one_does_not(registr
     assert shown(a) == ("online", Phase.HEALTHY)
     registry.liveness.unreachable(a, "refused")
     registry.liveness.reached(a)
-    assert shown(a) == ("online", Phase.RETURNING)
+    assert shown(a) == ("online", Phase.SLOW_START)
     fail(registry, a)
     registry.liveness.unreachable(a, "refused")
     registry.liveness.reached(a)
@@ -236,9 +243,9 @@ def test_the_least_bad_is_tried_where_all_that_have_the_model_are_ejected(
     assert registry.selection.select("m:latest") is None
     assert registry.selection.least_bad("m:latest") is b
     assert registry.selection.least_bad("m:latest", [b]) is a
-    trial = registry.limiter.take(b, "m:latest")
+    half_open = registry.limiter.take(b, "m:latest")
     assert registry.selection.least_bad("m:latest") is a
-    trial.release(Outcome.CANCELLED)
+    half_open.release(Outcome.CANCELLED)
     registry.drain(b)
     assert registry.selection.least_bad("m:latest") is a
 
@@ -280,14 +287,14 @@ def test_one_whose_load_seems_stuck_keeps_nobody_waiting_who_could_go_to_an_avoi
     frozen, avoided = fleet(registry, "frozen", "avoided")
     registry.inventory.update_loaded(frozen, entries())
     registry.learner.estimates.load.observe(frozen.id, "m:latest", 2.0)
-    matcher = Matcher(registry, WaitingLine(clock))
+    scheduler = Scheduler(registry, RequestQueue(clock))
     demand = Demand("m:latest")
     registry.avoidance.cannot_load(avoided, demand.model, demand.runner)
     registry.limiter.take(frozen, "m:latest")
     clock.now += 3
-    assert matcher.find(demand).agent is None, "the other may be ready at any moment"
+    assert scheduler.find(demand).agent is None, "the other may be ready at any moment"
     clock.now += 2
-    assert matcher.find(demand).agent is avoided
+    assert scheduler.find(demand).agent is avoided
 
 
 def test_each_change_is_logged_once_with_its_reason(
@@ -300,7 +307,7 @@ def test_each_change_is_logged_once_with_its_reason(
     keep_alive(registry, clock, 10)
     serve(registry, a)
     serve(registry, a)
-    keep_alive(registry, clock, RETURNING)
+    keep_alive(registry, clock, SLOW_START_SECONDS)
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         "Agent a is ejected for 10 s: 3 failures in a row, the last: connection reset.",
@@ -315,12 +322,12 @@ def test_a_request_that_runs_no_model_says_nothing_of_an_agents_health(registry:
         lease = registry.limiter.take(a)
         registry.ejection.failed(lease, "no")
         lease.release(Outcome.FAILED)
-    assert a.health.strikes == 0
+    assert a.health.consecutive_failures == 0
     fail(registry, a, 2)
     lease = registry.limiter.take(a)
     registry.ejection.succeeded(lease)
     lease.release()
-    assert a.health.strikes == 2
+    assert a.health.consecutive_failures == 2
 
 
 # Slots

@@ -4,7 +4,7 @@ from typing import Any
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core import interning as sharing
-from ollama_balancer.core.interning import SharedParts
+from ollama_balancer.core.interning import ModelInterner
 
 
 def entry(**fields: Any) -> ModelEntry:
@@ -18,10 +18,10 @@ def extra(of: ModelEntry) -> dict[str, Any]:
 
 
 def test_equal_parts_of_two_hosts_entries_are_one() -> None:
-    shared, first, second = SharedParts(), entry(modified_at="monday"), entry(modified_at="tuesday")
+    shared, first, second = ModelInterner(), entry(modified_at="monday"), entry(modified_at="tuesday")
     before = second.model_dump()
-    shared.share(first)
-    shared.share(second)
+    shared.intern(first)
+    shared.intern(second)
     assert second.model_dump() == before
     assert extra(second)["details"] is extra(first)["details"]
     assert second.name is first.name
@@ -29,8 +29,8 @@ def test_equal_parts_of_two_hosts_entries_are_one() -> None:
 
 
 def test_what_differs_stays_as_it_is() -> None:
-    shared = SharedParts()
-    shared.share(entry(size=1))
+    shared = ModelInterner()
+    shared.intern(entry(size=1))
     for other in (
         entry(size=True),
         entry(size=1.0),
@@ -40,12 +40,12 @@ def test_what_differs_stays_as_it_is() -> None:
         entry(digest=1),
     ):
         before = other.model_dump_json()
-        shared.share(other)
+        shared.intern(other)
         assert other.model_dump_json() == before
 
 
 def test_however_many_models_hosts_name_what_is_kept_of_them_has_an_end() -> None:
-    shared = SharedParts()
+    shared = ModelInterner()
     for number in range(3 * sharing.MOST):
-        shared.share(entry(digest=str(number)))
+        shared.intern(entry(digest=str(number)))
     assert len(shared._known) <= sharing.MOST

@@ -63,5 +63,5 @@ def test_each_attribute_of_an_agent_has_one_writer() -> None:
     for path in sorted(CORE.rglob("*.py")):
         for attribute, _ in writes(path):
             writers[attribute].add(path.name)
-    assert writers["trial"] == {"limiter.py"}, "the check sees writes"
+    assert writers["half_open_lease"] == {"limiter.py"}, "the check sees writes"
     assert not {attribute: files for attribute, files in writers.items() if len(files) > 1 and attribute not in SHARED}

@@ -175,7 +175,7 @@ def test_a_model_that_an_agent_unloads_is_gone_at_once_unless_it_runs(registry: 
     lease.release()
     registry.inventory.unloaded(a, "m:latest")
     registry.inventory.unloaded(a, "unknown:latest")
-    assert (a.loaded_names, list(a.warm)) == (["n"], ["n:latest"])
+    assert (a.loaded_names, list(a.loaded_models)) == (["n"], ["n:latest"])
 
 
 def test_a_late_report_is_dropped(registry: AgentRegistry, clock: Clock) -> None:
@@ -297,7 +297,7 @@ def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets
     registry.update_metrics("a", report(at=1))
     assert registry.counts() == {Status.UNREACHABLE: 1}
     assert registry.selection.select() is None
-    assert registry.liveness.wants_probe(agent)
+    assert registry.liveness.needs_probe(agent)
     registry.liveness.reached(agent)
     assert (agent.status, agent.reason) == (
         Status.ONLINE,
@@ -429,15 +429,15 @@ def test_the_reason_for_being_offline_outlasts_the_last_probes_grace(registry: A
 
 def test_a_probe_is_wanted_where_no_report_tells_what_it_would_tell(registry: AgentRegistry, clock: Clock) -> None:
     agent, _ = registry.register("a", address(1))
-    assert registry.liveness.wants_probe(agent)
+    assert registry.liveness.needs_probe(agent)
     registry.update_metrics("a", report())
-    assert registry.liveness.wants_probe(agent)  # its models are not known
+    assert registry.liveness.needs_probe(agent)  # its models are not known
     registry.update_metrics("a", report(models=entries("m")))
-    assert registry.liveness.wants_probe(agent)  # nor is what it has in memory
+    assert registry.liveness.needs_probe(agent)  # nor is what it has in memory
     registry.update_metrics("a", report(models=entries("m"), loaded_models=[]))
-    assert not registry.liveness.wants_probe(agent)
+    assert not registry.liveness.needs_probe(agent)
     clock.now += 20.1
-    assert registry.liveness.wants_probe(agent)  # its reporter has been silent for a while
+    assert registry.liveness.needs_probe(agent)  # its reporter has been silent for a while
 
 
 # Draining

@@ -20,10 +20,10 @@ from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
 from ..core.history import History
-from ..core.queue import WaitingLine
+from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import Tally
+from ..core.stats import RequestMetrics
 from ..gateway.reachability import told_to_reporter
 from . import dashboard
 from . import history as history_api
@@ -54,8 +54,8 @@ class ControlApi:
     def __init__(
         self,
         registry: AgentRegistry,
-        line: WaitingLine,
-        tally: Tally,
+        line: RequestQueue,
+        tally: RequestMetrics,
         recent: Recent,
         history: History,
         started: float,

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from .address import Address
-from .agent_records import Rates, Statistics, Warm
+from .agent_records import LoadedModel, Rates, Statistics
 from .concurrency import SlotLearner
 from .decision import Decision
 from .health import Health, Phase
@@ -81,6 +81,7 @@ class Agent:
         "fixed_slots",
         "fresh",
         "full",
+        "half_open_lease",
         "health",
         "heard_at",
         "host_key",
@@ -92,6 +93,7 @@ class Agent:
         "listed",
         "loaded",
         "loaded_at",
+        "loaded_models",
         "loaded_names",
         "loaders",
         "loading",
@@ -118,10 +120,8 @@ class Agent:
         "silent_since",
         "source",
         "stats",
-        "trial",
         "unreached",
         "version",
-        "warm",
         "was_online",
     )
 
@@ -148,7 +148,7 @@ class Agent:
         self.listed: dict[str, None] = {}
         """Their canonical names."""
         self.version: str | None = None
-        self.warm: dict[str, Warm] = {}
+        self.loaded_models: dict[str, LoadedModel] = {}
         """Models (canonical names) that it has in memory, as far as is known."""
         self.loading: dict[str, float] = {}
         """Models that it loads, and since when."""
@@ -177,7 +177,7 @@ class Agent:
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()
-        self.trial: object = None
+        self.half_open_lease: object = None
         """The lease of the request that tries it while it is ejected; None: there is none."""
         self.closed = False
         """Whether its health forbids new requests at this moment."""
@@ -260,7 +260,7 @@ class Agent:
                 return self.unreached or f"it reports, and has not been reached at {self.address} yet"
             case Status.EJECTED:
                 return self.health.reason
-            case Status.ONLINE if self.health.phase is Phase.RETURNING:
+            case Status.ONLINE if self.health.phase is Phase.SLOW_START:
                 return "returning: for a while it gets no more than it runs at once"
             case _:
                 return None
@@ -327,9 +327,9 @@ class Agent:
 
     def memory_unknown(self) -> None:
         """What it has in memory may be anything by the time that it is back."""
-        for warm in self.warm.values():
-            warm.gone = True
-        self.warm = {}
+        for loaded_model in self.loaded_models.values():
+            loaded_model.gone = True
+        self.loaded_models = {}
         self.memory_known = False
         self.loaded_at = float("-inf")
 
@@ -354,7 +354,7 @@ class Agent:
 
     def holds(self, model: str) -> bool:
         """Whether it has the model in memory, or is loading it."""
-        return model in self.warm or model in self.loading
+        return model in self.loaded_models or model in self.loading
 
     def fits(self) -> int:
         """How many models it may have in memory at once, as it reports or as was seen."""

@@ -30,7 +30,7 @@ class Rates(NamedTuple):
 
 
 @dataclass(slots=True)
-class Warm:
+class LoadedModel:
     """A model in memory."""
 
     runner: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class Option(NamedTuple):
+class ScoredCandidate(NamedTuple):
     """One agent as it was weighed. Seconds."""
 
     agent: str
@@ -14,15 +14,16 @@ class Option(NamedTuple):
     load: float
     prefill: float
     answer: float
-    harm: float
+    interference: float
     free: bool
     """Whether it had a slot free."""
     observations: int
     """Answers of that model on that agent from which its pace is known; 0: a guess by others, or a prior."""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON-serialisable data."""
-        return {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
+        """The candidate as the API and the flows' records have it: `interference` is called `harm` there."""
+        values = {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
+        return {"harm" if key == "interference" else key: value for key, value in values.items()}
 
 
 class Decision(NamedTuple):
@@ -31,7 +32,7 @@ class Decision(NamedTuple):
     at: float
     """Seconds of the registry's clock."""
     model: str
-    options: tuple[Option, ...]
+    options: tuple[ScoredCandidate, ...]
 
     def describe(self, now: float) -> dict[str, Any]:
         options = [option.describe() for option in self.options]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Step = tuple[bytes, int]
+Prefix = tuple[bytes, int]
 """The key of a prompt's beginning, and its tokens."""
 
 
@@ -15,9 +15,9 @@ class Demand(NamedTuple):
     runner: str = ""
     tokens: int = 0
     """Of the prompt, estimated."""
-    steps: tuple[Step, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
     """The prompt's beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
-    remember: tuple[Step, ...] = ()
+    new_prefixes: tuple[Prefix, ...] = ()
     """Those by which a prompt that goes on from this one is known."""
     output_limit: int | None = None
     """Tokens that the answer has at most; 0 for an embedding."""

@@ -7,7 +7,7 @@ import math
 
 from .agent import Agent
 from .fleet import Fleet
-from .health import RETURNING, STRIKES, Phase
+from .health import EJECTION_THRESHOLD, SLOW_START_SECONDS, Phase
 from .leases import Lease, SlotLease
 
 logger = logging.getLogger(__name__)
@@ -24,22 +24,26 @@ class Ejection:
         agent = lease.agent
         if lease.model is None or agent.removed:
             return
-        trial = agent.trial is lease
+        half_open = agent.half_open_lease is lease
         again = agent.health.phase is not Phase.HEALTHY
         now, chance = self._fleet.clock(), self._fleet.chance()
-        if agent.health.failed(now, reason, chance=chance, trial=trial, may_eject=trial or self._can_spare_one()):
+        if agent.health.failed(
+            now, reason, chance=chance, half_open=half_open, may_eject=half_open or self._can_spare_one()
+        ):
             logger.warning(
                 "Agent %s is ejected for %.0f s: %s, %s.",
                 agent.name,
                 agent.health.until - now,
-                "it failed when it was tried again" if again else f"{agent.health.strikes} failures in a row",
+                "it failed when it was tried again"
+                if again
+                else f"{agent.health.consecutive_failures} failures in a row",
                 f"the last: {reason}",
             )
             agent.stats.ejections += 1
             self.gate(agent)
             self._fleet.eligibility_changed(agent)
-        elif agent.health.phase is Phase.RETURNING or (
-            agent.health.phase is Phase.HEALTHY and agent.health.strikes >= STRIKES
+        elif agent.health.phase is Phase.SLOW_START or (
+            agent.health.phase is Phase.HEALTHY and agent.health.consecutive_failures >= EJECTION_THRESHOLD
         ):
             self._fleet.avoidance.fails(agent)
 
@@ -50,19 +54,19 @@ class Ejection:
             return
         if isinstance(lease, SlotLease):
             self._fleet.avoidance.served(agent, lease.model, lease.demand.runner)
-        if agent.health.succeeded(self._fleet.clock(), trial=agent.trial is lease) and not agent.removed:
+        if agent.health.succeeded(self._fleet.clock(), half_open=agent.half_open_lease is lease) and not agent.removed:
             logger.info(
                 "Agent %s returns: it served again; for %g s it gets no more than it runs at once.",
                 agent.name,
-                RETURNING,
+                SLOW_START_SECONDS,
             )
             self.gate(agent)
             self._fleet.eligibility_changed(agent)
 
-    def came_back(self, agent: Agent) -> None:
+    def start_slowly(self, agent: Agent) -> None:
         """An agent that was offline is online again: it serves a little at a time."""
         if agent.health.phase is not Phase.EJECTED:
-            agent.health.came_back(self._fleet.clock())
+            agent.health.start_slowly(self._fleet.clock())
             self.gate(agent)
 
     def gate(self, agent: Agent) -> None:
@@ -75,8 +79,8 @@ class Ejection:
                 closed = False
                 self._unwell.pop(agent, None)
             case Phase.EJECTED:
-                closed = now < health.until or agent.trial is not None
-            case Phase.RETURNING:
+                closed = now < health.until or agent.half_open_lease is not None
+            case Phase.SLOW_START:
                 at_once = agent.fixed_slots or max((learner.limit for learner in agent.learners.values()), default=2)
                 closed = bool(agent.loaders) or sum(agent.running.values()) >= at_once
         if health.phase is not Phase.HEALTHY:

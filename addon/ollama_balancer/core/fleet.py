@@ -51,7 +51,7 @@ class Fleet:
         self.expiring: list[Expiring] = []
         self.waiting: Callable[[str], int] = lambda model: 0
         """How many requests wait for that model."""
-        self.on_room: Callable[[Agent, str], None] = lambda agent, model: None
+        self.on_slot_free: Callable[[Agent, str], None] = lambda agent, model: None
         """Called when an agent may have a slot of that model free again."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
         """Called when an agent may have begun or ceased to be one that serves, or serves other models."""

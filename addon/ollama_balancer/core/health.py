@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-STRIKES = 3
+EJECTION_THRESHOLD = 3
 """Failures in a row that eject an agent."""
 
 FIRST_EJECTION = 10.0
@@ -23,14 +23,14 @@ LONGEST_EJECTION = 300.0
 JITTER = 0.1
 """Of an ejection's length, up or down, so that agents which failed together do not return together."""
 
-RETURNING = 30.0
+SLOW_START_SECONDS = 30.0
 """Seconds for which an agent that is back gets no more than it runs at once."""
 
 
 class Phase(StrEnum):
     HEALTHY = "healthy"
     EJECTED = "ejected"
-    RETURNING = "returning"
+    SLOW_START = "returning"
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Health:
     """What the requests of one agent have shown. Times are seconds of the caller's monotonic clock."""
 
     phase: Phase = Phase.HEALTHY
-    strikes: int = 0
+    consecutive_failures: int = 0
     """Failures since the last success."""
     ejections: int = 0
     """In a row: without a return that held."""
@@ -48,11 +48,11 @@ class Health:
     """The last failure."""
 
     @property
-    def limits(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether the agent gets less than it could run."""
         return self.phase is not Phase.HEALTHY
 
-    def failed(self, now: float, reason: str, *, chance: float, trial: bool, may_eject: bool) -> bool:
+    def failed(self, now: float, reason: str, *, chance: float, half_open: bool, may_eject: bool) -> bool:
         """A request failed; True if that ejects the agent, for the first time or again.
 
         `chance` is a random number from 0 to 1, `trial` says that the request was let through to try an ejected agent,
@@ -60,31 +60,31 @@ class Health:
         """
         self.reason = reason
         if self.phase is Phase.EJECTED:
-            if trial:
+            if half_open:
                 self._eject(now, chance)
-            return trial
-        self.strikes += 1
-        if not may_eject or (self.phase is Phase.HEALTHY and self.strikes < STRIKES):
+            return half_open
+        self.consecutive_failures += 1
+        if not may_eject or (self.phase is Phase.HEALTHY and self.consecutive_failures < EJECTION_THRESHOLD):
             return False
         self._eject(now, chance)
         return True
 
-    def succeeded(self, now: float, *, trial: bool) -> bool:
+    def succeeded(self, now: float, *, half_open: bool) -> bool:
         """A request was served whole; True if the agent returns by it."""
         if self.phase is Phase.EJECTED:
-            if trial:
-                self.came_back(now)
-            return trial
-        self.strikes = 0
+            if half_open:
+                self.start_slowly(now)
+            return half_open
+        self.consecutive_failures = 0
         return False
 
-    def came_back(self, now: float) -> None:
+    def start_slowly(self, now: float) -> None:
         """It may serve again, a little at a time."""
-        self.phase, self.until, self.strikes = Phase.RETURNING, now + RETURNING, 0
+        self.phase, self.until, self.consecutive_failures = Phase.SLOW_START, now + SLOW_START_SECONDS, 0
 
     def passed(self, now: float) -> bool:
         """Time has gone by; True if a returning agent is healthy by now."""
-        if self.phase is not Phase.RETURNING or now < self.until:
+        if self.phase is not Phase.SLOW_START or now < self.until:
             return False
         self.phase, self.ejections = Phase.HEALTHY, 0
         return True

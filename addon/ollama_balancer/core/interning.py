@@ -12,14 +12,14 @@ MOST = 4_096
 """Entries that are kept to compare others with; hosts may name as many models as they like."""
 
 
-class SharedParts:
+class ModelInterner:
     """Has an entry hold the very values that an earlier one of that name and content holds, where they are equal."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, int], ModelEntry] = {}
         """By name, digest and number of fields: lists of what is in memory tell more."""
 
-    def share(self, entry: ModelEntry) -> None:
+    def intern(self, entry: ModelEntry) -> None:
         more = entry.__pydantic_extra__
         digest = more.get("digest") if more else None
         if more is None or not isinstance(digest, str):

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .agent import Agent
-from .agent_records import Warm
+from .agent_records import LoadedModel
 from .fleet import Fleet
-from .interning import SharedParts
+from .interning import ModelInterner
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
@@ -26,7 +26,7 @@ class Inventory:
     def __init__(self, fleet: Fleet, canonical_name: Callable[[str], str]) -> None:
         self._fleet = fleet
         self._canonical_name = canonical_name
-        self._shared = SharedParts()
+        self._interner = ModelInterner()
 
     def holders(self, model: str) -> list[Agent]:
         """The agents known to have the model (a canonical name), in whatever state."""
@@ -51,13 +51,13 @@ class Inventory:
         if old is not None and names == agent.model_names and len(old) == len(entries):
             for (model, known), entry in zip(old.items(), entries, strict=True):
                 if known.__pydantic_extra__ != entry.__pydantic_extra__:
-                    self._shared.share(entry)
+                    self._interner.intern(entry)
                     old[model] = entry
                     fleet.changed_models.add(model)
             entries[:] = old.values()
             return
         for entry in entries:
-            self._shared.share(entry)
+            self._interner.intern(entry)
         old = old or {}
         new = {self._canonical_name(entry.name): entry for entry in entries}
         agent.models_listed(new, names)
@@ -93,12 +93,12 @@ class Inventory:
             agent.epoch += 1
         if entries != agent.loaded:
             for entry in entries:
-                self._shared.share(entry)
+                self._interner.intern(entry)
             agent.loaded = entries
             self._fleet.generation += 1
         else:
             given[:MAX_LOADED] = agent.loaded
-        old, names = agent.warm, [entry.name for entry in entries]
+        old, names = agent.loaded_models, [entry.name for entry in entries]
         if names != agent.loaded_names:
             agent.loaded_names = names
             agent.listed = dict.fromkeys(map(self._canonical_name, names))
@@ -107,24 +107,24 @@ class Inventory:
                 agent.epoch += 1
         if old.keys() == agent.listed.keys():
             return
-        new = {name: old.get(name) or Warm() for name in agent.listed}
-        for name, warm in old.items():
-            if name in agent.running or warm.proven_at > as_of:
-                new.setdefault(name, warm)
+        new = {name: old.get(name) or LoadedModel() for name in agent.listed}
+        for name, loaded_model in old.items():
+            if name in agent.running or loaded_model.proven_at > as_of:
+                new.setdefault(name, loaded_model)
         if new.keys() != old.keys():
             for name in old.keys() - new.keys():
                 old[name].gone = True
-            agent.warm = new
+            agent.loaded_models = new
             self._fleet.memory_changed(agent)
 
     def unloaded(self, agent: Agent, model: str) -> None:
         """The agent has said that it takes the model (a canonical name) out of memory, when nothing more runs on it."""
         if agent.removed or model in agent.running:
             return
-        warm = agent.warm.get(model)
-        if warm is not None:
-            warm.gone = True
-            agent.warm = {name: other for name, other in agent.warm.items() if name != model}
+        loaded_model = agent.loaded_models.get(model)
+        if loaded_model is not None:
+            loaded_model.gone = True
+            agent.loaded_models = {name: other for name, other in agent.loaded_models.items() if name != model}
             self._fleet.memory_changed(agent)
         if model in agent.listed:
             self.update_loaded(agent, [entry for entry in agent.loaded if self._canonical_name(entry.name) != model])

@@ -7,7 +7,7 @@ from typing import Protocol
 from .agent import Agent
 from .agent_records import Outcome
 from .concurrency import SlotLearner
-from .decision import Option
+from .decision import ScoredCandidate
 from .demand import Demand
 
 SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTED
@@ -23,7 +23,7 @@ class Lease:
     loading: bool = False
     """Whether the agent has to load the model for it, and has not begun to answer."""
 
-    options: tuple[Option, ...] = ()
+    options: tuple[ScoredCandidate, ...] = ()
     """How the agents were weighed for it, the best first, by a mode that does."""
 
     def __init__(self, agent: Agent) -> None:
@@ -93,7 +93,7 @@ class SlotLease(Lease):
     model: str
 
     def __init__(
-        self, agent: Agent, owner: SlotOwner, demand: Demand, taken_at: float, options: tuple[Option, ...] = ()
+        self, agent: Agent, owner: SlotOwner, demand: Demand, taken_at: float, options: tuple[ScoredCandidate, ...] = ()
     ) -> None:
         super().__init__(agent)
         self.options = options

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 from .agent import Agent
-from .agent_records import Outcome, Warm
+from .agent_records import LoadedModel, Outcome
 from .concurrency import SlotLearner
-from .decision import Decision, Option
+from .decision import Decision, ScoredCandidate
 from .demand import Demand
 from .ejection import Ejection
 from .fleet import Fleet
@@ -49,7 +49,7 @@ class ConcurrencyLimiter:
         agent: Agent,
         model: str | None = None,
         demand: Demand | None = None,
-        options: tuple[Option, ...] = (),
+        options: tuple[ScoredCandidate, ...] = (),
     ) -> Lease:
         """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it.
 
@@ -91,7 +91,7 @@ class ConcurrencyLimiter:
         self._fleet.memory_changed(agent)
         for model in list(agent.running):
             self._refit(agent, model)
-            self._fleet.on_room(agent, model)
+            self._fleet.on_slot_free(agent, model)
 
     def start_over(self, agent: Agent) -> None:
         """The agent went offline: what was learned of its slots may hold no longer."""
@@ -109,21 +109,21 @@ class ConcurrencyLimiter:
         if lease.loading:
             self._loads_no_more(lease)
             loaded = agent.loading.pop(model, None) is not None
-        warm = agent.warm.get(model)
-        if warm is None:
-            warm = agent.warm[model] = Warm(lease.demand.runner, lease.began_at)
+        loaded_model = agent.loaded_models.get(model)
+        if loaded_model is None:
+            loaded_model = agent.loaded_models[model] = LoadedModel(lease.demand.runner, lease.began_at)
             fleet.memory_changed(agent)
         else:
-            if warm.runner not in (None, lease.demand.runner):
+            if loaded_model.runner not in (None, lease.demand.runner):
                 # It was loaded anew, and knows no prompt.
-                warm.gone = True
-                warm = agent.warm[model] = Warm()
-            warm.runner, warm.proven_at = lease.demand.runner, lease.began_at
+                loaded_model.gone = True
+                loaded_model = agent.loaded_models[model] = LoadedModel()
+            loaded_model.runner, loaded_model.proven_at = lease.demand.runner, lease.began_at
         if lease.demand.tokens and not lease.known_tokens:
-            warm.reads += 1
-        if lease.demand.remember and not agent.removed:
+            loaded_model.reads += 1
+        if lease.demand.new_prefixes and not agent.removed:
             slots = agent.slots_for(model)
-            fleet.learner.conversations.remember(lease.demand.remember, agent, warm, slots)
+            fleet.learner.prefix_cache.remember(lease.demand.new_prefixes, agent, loaded_model, slots)
         lease.slow = agent.slowness(model)
         agent.epoch += 1
         if loaded:
@@ -137,7 +137,7 @@ class ConcurrencyLimiter:
             self._watch_overlap(agent, model, learner)
             if learner.limit != limit:
                 self._refit(agent, model)
-                fleet.on_room(agent, model)
+                fleet.on_slot_free(agent, model)
         if agent.health.phase is not Phase.HEALTHY:
             self._ejection.gate(agent)
 
@@ -162,13 +162,13 @@ class ConcurrencyLimiter:
             # A load holds up all that have come after it.
             lease.learner.ended(lease, now, whole=outcome is SUCCEEDED and not agent.loading)
         self._refit(agent, model)
-        if agent.trial is lease:
-            agent.trial = None
+        if agent.half_open_lease is lease:
+            agent.half_open_lease = None
         if agent.health.phase is not Phase.HEALTHY:
             self._ejection.gate(agent)
         if given_up:
             fleet.on_change(agent)  # it held up all others there
-        fleet.on_room(agent, model)
+        fleet.on_slot_free(agent, model)
 
     def expire(self, now: float) -> None:
         for agent, model in [key for key, until in self._busy.items() if until <= now]:
@@ -176,7 +176,7 @@ class ConcurrencyLimiter:
             agent.epoch += 1
             self._refit(agent, model)
             if not agent.removed:
-                self._fleet.on_room(agent, model)
+                self._fleet.on_slot_free(agent, model)
         for learner, (agent, model) in list(self._overlaps.items()):
             changed = learner.passed(now)
             if learner.due == math.inf or agent.learners.get(model) is not learner:
@@ -185,7 +185,7 @@ class ConcurrencyLimiter:
                 self._refit(agent, model)
                 if agent.health.phase is not Phase.HEALTHY:
                     self._ejection.gate(agent)
-                self._fleet.on_room(agent, model)
+                self._fleet.on_slot_free(agent, model)
 
     def next_expiry(self, now: float) -> float:
         return min(*self._busy.values(), *(learner.due for learner in self._overlaps), math.inf, math.inf)
@@ -201,34 +201,34 @@ class ConcurrencyLimiter:
                 learner.sent(lease)
         fleet = self._fleet
         use = fleet.learner.placement.use(model)
-        use.asked(lease.taken_at)
+        use.request_arrived(lease.taken_at)
         use.changed(1, fleet.waiting(model), lease.taken_at)
         lease.sole = len(agent.running) == 1 and agent.running[model] == 1
-        warm = agent.warm.get(model)
-        if warm is None or not (warm.runner is None or warm.runner == lease.demand.runner):
+        loaded_model = agent.loaded_models.get(model)
+        if loaded_model is None or not (loaded_model.runner is None or loaded_model.runner == lease.demand.runner):
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
             if model not in agent.loading and agent.memory_known:
                 agent.loading[model] = lease.taken_at
                 fleet.memory_changed(agent)
-        if lease.demand.steps:
-            last, known = fleet.learner.conversations.find(lease.demand.steps)
+        if lease.demand.prefixes:
+            last, known = fleet.learner.prefix_cache.find(lease.demand.prefixes)
             lease.known_tokens = known if last is agent and known <= lease.demand.tokens else 0
         agent.epoch += 1
         self._refit(agent, model)
         if agent.health.phase is not Phase.HEALTHY:
-            if agent.health.phase is Phase.EJECTED and agent.trial is None:
-                agent.trial = lease
+            if agent.health.phase is Phase.EJECTED and agent.half_open_lease is None:
+                agent.half_open_lease = lease
             self._ejection.gate(agent)
 
     def _load_given_up(self, lease: SlotLease) -> bool:
         """A request ends before the load of its model; whether nobody waits for that any more."""
         agent, model = lease.agent, lease.model
         self._loads_no_more(lease)
-        warm = agent.warm.get(model)
-        if warm is not None and warm.runner not in (None, lease.demand.runner):
+        loaded_model = agent.loaded_models.get(model)
+        if loaded_model is not None and loaded_model.runner not in (None, lease.demand.runner):
             # It may have been loaded anew before the request ended: nothing but an answer tells.
-            warm.runner = None
+            loaded_model.runner = None
         if model not in agent.loading:
             return False
         # The load was this request's, or another's that was behind it: that begins anew.

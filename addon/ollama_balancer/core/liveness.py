@@ -110,7 +110,7 @@ class Liveness:
         self._fleet.expire_by(until)
         self._fleet.eligibility_changed(agent)
 
-    def wants_probe(self, agent: Agent) -> bool:
+    def needs_probe(self, agent: Agent) -> bool:
         """Whether a probe is to tell what no report tells: an agent without recent reports, or without known models."""
         if agent.models is None or not agent.online or agent.metrics is None or agent.metrics.loaded_models is None:
             return True
@@ -176,7 +176,7 @@ class Liveness:
             logger.info("Agent %s (%s) %s.", agent.name, agent.address, words)
             self._fleet.came_or_went(agent)
             if agent.was_online:
-                self._ejection.came_back(agent)
+                self._ejection.start_slowly(agent)
             agent.was_online = True
             self._fleet.settle_aliases(agent)
         self._fleet.eligibility_changed(agent)

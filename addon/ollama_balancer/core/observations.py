@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .demand import Step
+from .demand import Prefix
 
 
 class AnswerObservation(NamedTuple):
@@ -19,5 +19,5 @@ class AnswerObservation(NamedTuple):
     """Whether it came in pieces, so that its first byte tells when it began."""
     pieces: int = 0
     """Those that brought text: of a stream, mostly a token each."""
-    context: Step | None = None
+    context: Prefix | None = None
     """The beginning of a request that goes on from it, where the answer gives one."""

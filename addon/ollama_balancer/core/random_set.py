@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 
 
-class DrawingSet[T: Hashable]:
+class RandomSet[T: Hashable]:
     __slots__ = ("_list", "_places")
 
     def __init__(self) -> None:

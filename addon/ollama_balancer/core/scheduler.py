@@ -9,7 +9,7 @@ from .demand import Demand
 from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
-from .queue import Place, Share, Waiter, WaitingLine
+from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
 from .registry import AgentRegistry
 
 HEADS = 8
@@ -19,14 +19,14 @@ MOST_OVERTAKEN = 8
 """How often one that waits lets another go before it whose conversation the free agent has read."""
 
 
-class Matcher:
+class Scheduler:
     """Serves the line whenever an agent has room or changes. Who waits is notified with the lease, already taken."""
 
-    def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
+    def __init__(self, registry: AgentRegistry, queue: RequestQueue) -> None:
         self.registry = registry
-        self.line = line
-        registry.fleet.waiting = line.count
-        registry.fleet.on_room = self._room
+        self.queue = queue
+        registry.fleet.waiting = queue.count
+        registry.fleet.on_slot_free = self._slot_free
         registry.fleet.on_change = self._changed
 
     def find(
@@ -44,13 +44,13 @@ class Matcher:
         """
         registry, model = self.registry, demand.model
         if only is not None:
-            return Choice(only if only not in tried and registry.selection.has_room(only, model) else None)
+            return Choice(only if only not in tried and registry.selection.has_free_slot(only, model) else None)
         exclude: Collection[Agent] = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
         avoided = registry.avoidance.for_demand(demand)
         if avoided and registry.selection.serves_soon(model, others := {*exclude, *avoided}):
             exclude = others
         if ahead is None:
-            ahead = self.line.count(model)
+            ahead = self.queue.count(model)
         choice = registry.selection.choose(demand, exclude, ahead=ahead, waited=waited)
         if choice.agent is None:
             agent = registry.selection.least_bad(model, exclude)
@@ -60,117 +60,120 @@ class Matcher:
 
     def join(
         self,
-        place: Place,
+        key: QueueKey,
         client: str,
         notify: Callable[[Lease | None], None],
         demand: Demand | None = None,
-        share: Share | None = None,
-    ) -> Waiter:
+        fairness_key: FairnessKey | None = None,
+    ) -> Ticket:
         """Have a request wait. LineFullError: as many wait as may."""
-        home = self.registry.learner.conversations.find(demand.steps)[0] if demand is not None else None
-        return self.line.join(place, client, notify, demand, home, share)
+        affinity = self.registry.learner.prefix_cache.find(demand.prefixes)[0] if demand is not None else None
+        return self.queue.join(key, client, notify, demand, affinity, fairness_key)
 
-    def hopeless(self, place: Place) -> bool:
+    def is_hopeless(self, key: QueueKey) -> bool:
         """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
-        if place.agent is not None:
-            return not place.agent.available or not place.agent.may_have(place.model)
-        return not self.registry.selection.could_serve(place.model, place.tried)
+        if key.agent is not None:
+            return not key.agent.available or not key.agent.may_have(key.model)
+        return not self.registry.selection.could_serve(key.model, key.tried)
 
-    def _room(self, agent: Agent, model: str) -> None:
-        if len(self.line) and agent.available:
+    def _slot_free(self, agent: Agent, model: str) -> None:
+        if len(self.queue) and agent.available:
             # Of another model, too: an ejected or returning agent gets one after the other, whichever they are.
-            self._serve(self.line.places(None if agent.health.limits else model), agent)
+            self._serve(self.queue.active_keys(None if agent.health.is_limited else model), agent)
 
     def _changed(self, agent: Agent) -> None:
-        if not len(self.line):
+        if not len(self.queue):
             return
-        places = [place for place in self.line.places() if agent.may_have(place.model)]
+        keys = [key for key in self.queue.active_keys() if agent.may_have(key.model)]
         if agent.available:
-            self._serve(places, agent)
+            self._serve(keys, agent)
         else:
             # Those that are left may all be ejected: then one of them is to be tried.
-            self._serve(places)
+            self._serve(keys)
         self._give_up()
 
     def _give_up(self) -> None:
         """Have nobody wait for what nobody can serve any more."""
-        for place in self.line.places():
-            if self.hopeless(place):
-                for waiter in self.line.waiters(place):
-                    self.line.leave(waiter)
-                    waiter.notify(None)
+        for key in self.queue.active_keys():
+            if self.is_hopeless(key):
+                for ticket in self.queue.tickets(key):
+                    self.queue.leave(ticket)
+                    ticket.notify(None)
 
-    def _serve(self, places: Iterable[Place], agent: Agent | None = None) -> None:
+    def _serve(self, keys: Iterable[QueueKey], agent: Agent | None = None) -> None:
         """Give turns as long as there are agents; the place whose first has waited longest comes first."""
-        for place in places:
-            if agent is not None and (agent in place.tried or (place.agent is not None and place.agent is not agent)):
+        for key in keys:
+            if agent is not None and (agent in key.tried or (key.agent is not None and key.agent is not agent)):
                 continue
-            while self._serve_one(place):
+            while self._serve_one(key):
                 pass
 
-    def _serve_one(self, place: Place) -> bool:
+    def _serve_one(self, key: QueueKey) -> bool:
         """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
-        if place.agent is None and self.registry.selection.all_busy(place.model):
+        if key.agent is None and self.registry.selection.all_busy(key.model):
             return False
-        ahead = self.line.count(place.model) - 1
-        asked: set[tuple[str, str, Agent | None]] = set()
-        for waiter in self._heads(place):
-            wish = waiter.demand.runner, waiter.demand.route, waiter.home
-            if wish in asked:
+        ahead = self.queue.count(key.model) - 1
+        refused: set[tuple[str, str, Agent | None]] = set()
+        for ticket in self._next_tickets(key):
+            preference = ticket.demand.runner, ticket.demand.route, ticket.affinity
+            if preference in refused:
                 continue  # who has waited longer did not want what there is
-            asked.add(wish)
-            waited = self.registry.clock() - waiter.since
-            choice = self.find(waiter.demand, place.tried, place.agent, ahead=ahead, waited=waited)
+            refused.add(preference)
+            waited = self.registry.clock() - ticket.since
+            choice = self.find(ticket.demand, key.tried, key.agent, ahead=ahead, waited=waited)
             found = choice.agent
-            if not waiter.waiting:
+            if not ticket.waiting:
                 return True  # to look for an agent may have changed one, which serves the line
             if found is None:
                 if not choice.free:
                     return False
                 continue  # what this one does not want may be what the next one does
-            if choice.options and self._has_to_load(found, place.model):
+            if choice.options and self._has_to_load(found, key.model):
                 # Who has come last is likeliest to stay until then, and a load is given up with its request.
-                waiter = self.line.last(place)
-            elif choice.options and place.agent is None:
-                waiter, choice = self._at_home(waiter, choice, ahead)
-            if not waiter.waiting or not self._may_get(found, place.model):
+                ticket = self.queue.last(key)
+            elif choice.options and key.agent is None:
+                ticket, choice = self._prefer_affinity(ticket, choice, ahead)
+            if not ticket.waiting or not self._may_get(found, key.model):
                 # To look for who is at home there may have changed either. The next look serves who is left.
                 return False
             # Out of the line first: taking an agent may change it, which serves the line.
-            self.line.call(place, waiter)
-            waiter.notify(self.registry.limiter.take(found, place.model, waiter.demand, choice.options))
+            self.queue.call(key, ticket)
+            ticket.notify(self.registry.limiter.take(found, key.model, ticket.demand, choice.options))
             return True
         return False
 
-    def _heads(self, place: Place) -> Iterator[Waiter]:
+    def _next_tickets(self, key: QueueKey) -> Iterator[Ticket]:
         """The first in the line, who is mostly the only one to be asked; then the others, and he among them."""
-        first = self.line.first(place)
+        first = self.queue.first(key)
         if first is not None:
             yield first
-            yield from self.line.heads(place, HEADS)
+            yield from self.queue.next_tickets(key, HEADS)
 
     def _may_get(self, agent: Agent, model: str) -> bool:
         """Whether the agent may still get a request of the model: also an ejected one, to try it."""
-        trial = agent.health.phase is Phase.EJECTED and agent.available and agent.trial is None
-        return trial or self.registry.selection.has_room(agent, model)
+        half_open = agent.health.phase is Phase.EJECTED and agent.available and agent.half_open_lease is None
+        return half_open or self.registry.selection.has_free_slot(agent, model)
 
     def _has_to_load(self, agent: Agent, model: str) -> bool:
         return agent.memory_known and not agent.holds(model)
 
-    def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
+    def _prefer_affinity(self, first: Ticket, choice: Choice, ahead: int) -> tuple[Ticket, Choice]:
         """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.
 
         Its prompt need not be read anew, by which all that wait behind gain.
         """
-        agent, place, line = choice.agent, first.place, self.line
+        agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
-        while first.overtaken < MOST_OVERTAKEN and (other := line.at_home(place, agent)) not in (None, first):
+        while first.overtaken < MOST_OVERTAKEN and (other := queue.oldest_with_affinity(key, agent)) not in (
+            None,
+            first,
+        ):
             assert other is not None
-            home, _ = self.registry.learner.conversations.find(other.demand.steps)
-            if home is not agent:
-                line.forget_home(other)
+            affinity, _ = self.registry.learner.prefix_cache.find(other.demand.prefixes)
+            if affinity is not agent:
+                queue.drop_affinity(other)
                 continue
-            theirs = self.find(other.demand, place.tried, ahead=ahead, waited=self.registry.clock() - other.since)
+            theirs = self.find(other.demand, key.tried, ahead=ahead, waited=self.registry.clock() - other.since)
             if theirs.agent is not agent or not other.waiting or not first.waiting:
                 break
             first.overtaken += 1
@@ -179,6 +182,6 @@ class Matcher:
 
     def look(self) -> None:
         """Time has gone by: who waits for one agent may do better with another by now."""
-        if len(self.line):
-            self._serve(self.line.places())
+        if len(self.queue):
+            self._serve(self.queue.active_keys())
             self._give_up()

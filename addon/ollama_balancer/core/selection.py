@@ -85,7 +85,7 @@ class Selection:
                     return choice
         return Choice(self.select_by(policy, demand.model, exclude))
 
-    def has_room(self, agent: Agent, model: str) -> bool:
+    def has_free_slot(self, agent: Agent, model: str) -> bool:
         """Whether the agent may get a request of the model now."""
         return agent.eligible and model not in agent.full
 
@@ -108,7 +108,7 @@ class Selection:
                     continue
                 return None
             if (
-                agent.trial is None
+                agent.half_open_lease is None
                 and model not in agent.full
                 and (best is None or agent.health.until < best.health.until)
             ):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.agent_records import Outcome
 from ..core.registry import AgentRegistry
-from ..core.stats import OTHER, Ended
+from ..core.stats import OTHER, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
 from .context import Exchange
@@ -18,7 +18,7 @@ CUT_OFF = "cancelled"
 """The reason of an agent's part of a request to several when the client has left."""
 
 
-def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
+def ended(exchange: Exchange, registry: AgentRegistry) -> RequestSummary:
     """What there is to count of it."""
     agent = exchange.agent
     model = exchange.model_name or ""
@@ -32,7 +32,7 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
         cancelled_by = KILLED if exchange.problem == KILLED else gone
     elif exchange.outcome is Outcome.FAILED and not exchange.attempts:
         outcome = "refused"
-    return Ended(
+    return RequestSummary(
         agent=agent.name if agent is not None else "",
         model=model if not model or registry.inventory.has_model(model) else OTHER,
         route=exchange.route.path if exchange.route is not None else OTHER,
@@ -49,11 +49,11 @@ def ended(exchange: Exchange, registry: AgentRegistry) -> Ended:
     )
 
 
-def unrouted(path: str, status: int | None, cancelled_by: str = "") -> Ended:
+def unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
     """A request that ended before a route was asked for: answered with that status, or given up."""
     route = find_route(path)
     refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
-    return Ended(
+    return RequestSummary(
         agent="",
         model="",
         route=route.path if route is not None else OTHER,
@@ -70,7 +70,7 @@ def is_row(exchange: Exchange) -> bool:
     return exchange.outcome is not Outcome.SUCCEEDED or not (listing or not exchange.attempts)
 
 
-def decision_of(exchange: Exchange, over: Ended) -> dict[str, Any]:
+def decision_of(exchange: Exchange, over: RequestSummary) -> dict[str, Any]:
     """What people are shown of it in passing."""
     return {
         "agent": over.agent or None,

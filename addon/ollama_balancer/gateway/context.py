@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
-from ..core.decision import Option
+from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..ollama.errors import Blame, classify, classify_message
@@ -25,7 +25,7 @@ from .callers import Caller
 if TYPE_CHECKING:
     from mitmproxy import http
 
-    from ..core.queue import Share, Waiter
+    from ..core.queue import FairnessKey, Ticket
     from ..mitm.layer import Routing
     from ..ollama.management import Reply
     from ..ollama.watching import AnswerWatcher
@@ -114,7 +114,7 @@ class Exchange:
     """The canonical name of the model that is run for it; None if none is, or none is known."""
     demand: Demand | None = None
     """What it asks of an agent; None where `slot_model` is."""
-    options: tuple[Option, ...] = ()
+    options: tuple[ScoredCandidate, ...] = ()
     """How the agents were weighed when it was sent, the best first."""
     candidates: tuple[Candidate, ...] = ()
     """In modes that weigh no request: the agent that was chosen, and the next ones."""
@@ -125,14 +125,14 @@ class Exchange:
     body_bytes: int = 0
     spent: float = 0.0
     """Seconds that attempts have taken of the time for a first byte."""
-    waiter: Waiter | None = None
+    waiter: Ticket | None = None
     """Its place in the line."""
     waiting_since: float | None = None
     waited: float = 0.0
     """Seconds in the line."""
     turn: asyncio.Future[None] | None = None
     """Done when the wait in the line is over, for whatever reason."""
-    leave_line: Callable[[Waiter], object] | None = None
+    leave_line: Callable[[Ticket], object] | None = None
     routing: Routing | None = None
     held: Held | None = None
     """The memory that its kept answer takes."""
@@ -156,7 +156,7 @@ class Exchange:
         return self.caller.name
 
     @property
-    def share(self) -> Share | None:
+    def share(self) -> FairnessKey | None:
         """Whose turns it uses in the line; None: the client's."""
         return self.caller.share
 

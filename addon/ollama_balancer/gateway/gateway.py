@@ -20,9 +20,9 @@ from mitmproxy.utils import asyncio_utils
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
-from ..core.queue import Place
+from ..core.queue import QueueKey
 from ..core.registry import AgentRegistry
-from ..core.stats import Tally
+from ..core.stats import RequestMetrics
 from ..mitm import http2
 from ..mitm.answers import answer_of, path_of
 from ..mitm.headers import AGENT_HEADER, asks_for_websocket, first_header, header, refusal_for_client, request_to_agent
@@ -76,7 +76,7 @@ class Router:
         registry.fleet.on_load = self.memory.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
-        self.tally = Tally()
+        self.tally = RequestMetrics()
         self.on_end: Callable[[Exchange], None] = lambda exchange: None
         """Told of each request that has ended, once."""
 
@@ -184,7 +184,7 @@ class Router:
             else:
                 exchange.end(Outcome.SUCCEEDED)
 
-    async def _wait(self, place: Place, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
+    async def _wait(self, place: QueueKey, exchange: Exchange) -> Forward | Everywhere | Wait | Answer | None:
         """Wait in the line for an agent; None if the client leaves."""
         assert self.settings
         turn = exchange.turn = asyncio.get_running_loop().create_future()
@@ -346,7 +346,7 @@ class Router:
     def look(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
         self.registry.expire()
-        self.dispatcher.matcher.look()
+        self.dispatcher.scheduler.look()
         for exchange in list(self.live):
             # Nothing else tells of a flow that a person has killed.
             if exchange.flow is not None and _is_killed(exchange.flow):

@@ -11,9 +11,9 @@ from ..core.agent import Agent, Status
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import LineFullError, Place, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
+from ..core.scheduler import Scheduler
 from ..ollama.errors import Blame, error_body, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
@@ -82,7 +82,7 @@ class Everywhere:
 class Wait:
     """All agents that could serve the request are busy: it is to wait for its turn there."""
 
-    place: Place
+    place: QueueKey
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Dispatcher:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
-        self.line = WaitingLine(registry.clock)
-        self.matcher = Matcher(registry, self.line)
+        self.line = RequestQueue(registry.clock)
+        self.scheduler = Scheduler(registry, self.line)
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
         self.explains: Callable[[], bool] = lambda: True
@@ -228,13 +228,13 @@ class Dispatcher:
             return registry.selection.could_serve(canonical_name(exchange.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
-    def join(self, exchange: Exchange, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
+    def join(self, exchange: Exchange, place: QueueKey, notify: Callable[[Lease | None], None]) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
         exchange.waiting_since = self.registry.clock()
         exchange.leave_line = self.line.leave
         try:
-            exchange.waiter = self.matcher.join(place, exchange.client, notify, exchange.demand, exchange.share)
-        except LineFullError:
+            exchange.waiter = self.scheduler.join(place, exchange.client, notify, exchange.demand, exchange.share)
+        except QueueFullError:
             exchange.leave()
             return self._too_busy(
                 exchange, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
@@ -293,10 +293,10 @@ class Dispatcher:
         demand = exchange.demand
         if demand is None:
             return self._choose_without_slot(exchange)
-        choice = self.matcher.find(demand, tried)
+        choice = self.scheduler.find(demand, tried)
         exchange.options = choice.options
         if choice.agent is None:
-            place = Place(demand.model, tried=frozenset(tried))
+            place = QueueKey(demand.model, tried=frozenset(tried))
             return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
         exchange.why = self._why(exchange, choice.agent)
         if not choice.options and self.explains():
@@ -413,10 +413,10 @@ class Dispatcher:
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = exchange.slot_model
-        if model is not None and not registry.selection.has_room(agent, model):
+        if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:
                 return self.error(exchange.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
-            return Wait(Place(model, agent))
+            return Wait(QueueKey(model, agent))
         self._take(exchange, registry.limiter.take(agent, model, exchange.demand))
         return Forward(agent)
 

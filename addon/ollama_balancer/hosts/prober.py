@@ -168,7 +168,7 @@ class Prober:
         await self._take_in_local()
         probes = []
         async with asyncio.TaskGroup() as group:
-            for agent in [a for a in self.registry if not a.online and self.registry.liveness.wants_probe(a)]:
+            for agent in [a for a in self.registry if not a.online and self.registry.liveness.needs_probe(a)]:
                 probes.append(group.create_task(self._take_turn(agent, self._turn_of(agent), self._first)))
                 await asyncio.sleep(0)  # a thousand that are begun at once would hold up everybody's streams
         return all(task.result() for task in probes)
@@ -202,7 +202,7 @@ class Prober:
             turn = self._turns.get(agent)
             if turn is not None and (turn.asked or now < turn.at):
                 continue
-            if not self.registry.liveness.wants_probe(agent) or not (agent.online or self.first_round.is_set()):
+            if not self.registry.liveness.needs_probe(agent) or not (agent.online or self.first_round.is_set()):
                 continue
             lane = self._living if agent.online and agent.silent_since is None else self._silent
             group.create_task(self._take_turn(agent, self._turn_of(agent), lane))

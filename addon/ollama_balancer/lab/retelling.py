@@ -61,7 +61,7 @@ class Retelling:
 
     def _make_room(self, agent: Agent, model: str) -> None:
         """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
-        room, warm = self.room[agent.name], agent.warm
+        room, warm = self.room[agent.name], agent.loaded_models
         if model not in warm and len(warm) >= room:
             kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
             self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in kept])

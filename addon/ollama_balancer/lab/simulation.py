@@ -16,9 +16,9 @@ from ..core.agent_records import Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.observations import AnswerObservation
-from ..core.queue import LineFullError, Place, Waiter, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
+from ..core.scheduler import Scheduler
 from ..ollama.names import canonical_name
 from .engine import Engine, Event
 from .hosts import Host, Job, Runner
@@ -49,7 +49,7 @@ class Call:
     tried: list[Agent] = field(default_factory=list)
     lease: Lease | None = None
     job: Job | None = None
-    waiter: Waiter | None = None
+    ticket: Ticket | None = None
     first: float | None = None
     done: bool = False
     impatience: Event | None = None
@@ -101,8 +101,8 @@ class Simulation:
         self.engine = engine = Engine()
         self.rng = random.Random(f"{seed} troubles")
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
-        self.line = WaitingLine(engine)
-        self.matcher = Matcher(self.registry, self.line)
+        self.queue = RequestQueue(engine)
+        self.scheduler = Scheduler(self.registry, self.queue)
         self.registry.fleet.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
         self.result = Result()
         self.reports_slots = reports_slots
@@ -144,8 +144,8 @@ class Simulation:
         demand = request.demand or Demand(
             request.model.name,
             tokens=request.prompt,
-            steps=((key, request.known),) if request.known else (),
-            remember=((key, request.prompt + request.output),),
+            prefixes=((key, request.known),) if request.known else (),
+            new_prefixes=((key, request.prompt + request.output),),
         )
         call = Call(request, demand)
         call.impatience = self.engine.after(self.patience, lambda: self._give_up(call))
@@ -153,7 +153,7 @@ class Simulation:
 
     def _route(self, call: Call) -> None:
         model = call.demand.model
-        agent = self.matcher.find(call.demand, call.tried).agent
+        agent = self.scheduler.find(call.demand, call.tried).agent
         if agent is not None:
             self._send(call, self.registry.limiter.take(agent, model, call.demand))
             return
@@ -163,15 +163,15 @@ class Simulation:
             return
 
         def notify(lease: Lease | None) -> None:
-            call.waiter = None
+            call.ticket = None
             if lease is None:
                 self._end(call, "refused")
             else:
                 self._send(call, lease)
 
         try:
-            call.waiter = self.matcher.join(Place(model, tried=tried), call.request.client, notify, call.demand)
-        except LineFullError:
+            call.ticket = self.scheduler.join(QueueKey(model, tried=tried), call.request.client, notify, call.demand)
+        except QueueFullError:
             self._end(call, "line full")
 
     def _send(self, call: Call, lease: Lease) -> None:
@@ -236,8 +236,8 @@ class Simulation:
         """The client has no more patience."""
         if call.done or call.first is not None:
             return
-        if call.waiter is not None:
-            self.line.leave(call.waiter)
+        if call.ticket is not None:
+            self.queue.leave(call.ticket)
         lease, job = call.lease, call.job
         self._end(call, "gave up")
         if lease is not None:
@@ -271,7 +271,7 @@ class Simulation:
     def _look(self) -> None:
         """What the balancer does every half second."""
         self.registry.expire()
-        self.matcher.look()
+        self.scheduler.look()
         self.engine.after(LOOK_SECONDS, self._look)
 
     def _reports(self, agent: Agent) -> None:
@@ -303,7 +303,7 @@ class Simulation:
                 ollama_ok=True,
             ),
         )
-        if self.registry.liveness.wants_probe(agent):
+        if self.registry.liveness.needs_probe(agent):
             self.registry.liveness.reached(agent)
 
     def _trouble(self, agent: Agent) -> None:

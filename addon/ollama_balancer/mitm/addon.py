@@ -40,7 +40,7 @@ from ..core.agent_records import Outcome
 from ..core.history import History
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import Ended
+from ..core.stats import RequestSummary
 from ..gateway import descriptors, unread
 from ..gateway.accounting import KILLED, decision_of, ended, is_row, unrouted
 from ..gateway.callers import share_of, take_caller
@@ -175,7 +175,7 @@ class Balancer:
         """The agents of the option, as they were taken in."""
         self.router.on_wait = lambda exchange: self._show(exchange.flow, exchange) if exchange.flow else None
         self._control: ControlApi | None = None
-        self._over: collections.deque[tuple[Ended, dict[str, Any] | None]] = collections.deque()
+        self._over: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
         """Requests that are over and not counted yet."""
         self._fleet_counted = 0
         """The registry's revision when the tally was last told which agents there are."""
@@ -848,7 +848,7 @@ class Balancer:
         over = ended(exchange, self.registry)
         self._count_later(over, decision_of(exchange, over) if is_row(exchange) else None)
 
-    def _count_later(self, over: Ended, decision: dict[str, Any] | None = None) -> None:
+    def _count_later(self, over: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         self._over.append((over, decision))
         if len(self._over) >= MOST_UNCOUNTED:
             self._count_all()

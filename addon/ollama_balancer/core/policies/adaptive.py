@@ -11,11 +11,11 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from ..agent import Agent
-from ..decision import Option
+from ..decision import ScoredCandidate
 from ..demand import Demand
 from ..pool import Pool
 from ..scoring.agent_estimate import Situation
-from ..scoring.scorer import Weighing
+from ..scoring.scorer import Scorer
 
 LONGEST_PATIENCE = 120.0
 """Seconds after which a request takes any agent that is free."""
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
     """`agent` None: it is better to wait. `options` are the agent and the two next best, as far as there are any."""
 
     agent: Agent | None
-    options: tuple[Option, ...] = ()
+    options: tuple[ScoredCandidate, ...] = ()
     free: bool = False
     """Where it is better to wait: whether an agent has a slot free all the same."""
 
@@ -51,23 +51,23 @@ class Adaptive:
         waited: float = 0.0,
     ) -> Choice | None:
         """The agent for a request that has waited so many seconds, with so many ahead of it. None: no candidate."""
-        weighing = Weighing(pool.candidates, pool.board, exclude, demand, at, ahead)
-        best = weighing.cheapest()
+        scorer = Scorer(pool.candidates, pool.board, exclude, demand, at, ahead)
+        best = scorer.cheapest()
         if best is None:
             return None
-        if weighing[best].full:
-            best = weighing.free(waited if waited < LONGEST_PATIENCE else math.inf)
+        if scorer[best].full:
+            best = scorer.free(waited if waited < LONGEST_PATIENCE else math.inf)
             if best is None:
-                return Choice(None, weighing.options(None), weighing.any_free())
-        forecast, options = weighing[best], weighing.options(best)
-        pool.candidates.chosen(forecast)
-        return Choice(forecast.agent, options)
+                return Choice(None, scorer.options(None), scorer.any_free())
+        estimate, options = scorer[best], scorer.options(best)
+        pool.candidates.move_to_end(estimate)
+        return Choice(estimate.agent, options)
 
     def why(self, agent: Agent) -> str:
         return f"{agent.in_flight} in flight"
 
 
-def in_words(options: tuple[Option, ...]) -> str:
+def in_words(options: tuple[ScoredCandidate, ...]) -> str:
     """Why the first of them, in a few words: what it was expected to cost, and what the next best was."""
     best, *others = options
     rest = f", then {others[0].agent} {others[0].cost:.1f} s" if others else ""

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent
-from ..agent_records import Warm
-from ..decision import Option
+from ..agent_records import LoadedModel
+from ..decision import ScoredCandidate
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
 """What a second of answering counts against a second before the first token: it is read while it comes."""
 
-HARM_WEIGHT = 1.0
+INTERFERENCE_WEIGHT = 1.0
 """What a second counts that others take longer."""
 
 LEFT = 0.5
@@ -45,7 +45,7 @@ THRASHING = 120.0
 IN_DEMAND = 0.6
 """Requests for each of its slots, with what is to be evicted gone, above which a model is in demand."""
 
-MUCH_MORE = 4.0
+EVICTION_RATIO = 4.0
 """How many times more requests for each of its slots a model has to have, to push out one in demand."""
 
 DRAIN = 4.0
@@ -73,7 +73,7 @@ class Situation(NamedTuple):
     """Random numbers from 0 to 1."""
 
 
-class Forecast:
+class AgentEstimate:
     """What a request of one model is to expect on one agent now."""
 
     __slots__ = (
@@ -85,7 +85,7 @@ class Forecast:
         "fixed",
         "full",
         "generation",
-        "harm",
+        "interference",
         "load",
         "model",
         "observations",
@@ -106,7 +106,7 @@ class Forecast:
         """That of the model's estimates."""
         self.fixed = self.per_token = 0.0
         """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
-        self.wait = self.load = self.answer = self.harm = 0.0
+        self.wait = self.load = self.answer = self.interference = 0.0
         self.shared = 0.0
         """Of the load, what others gain by it, too."""
         self.observations = 0
@@ -133,37 +133,37 @@ class Forecast:
         self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
         if full or not running:
-            self.harm = 0.0
+            self.interference = 0.0
         elif busy == 1:
-            self.harm = HARM_WEIGHT * ours * LEFT * alone * SLOWDOWN
+            self.interference = INTERFERENCE_WEIGHT * ours * LEFT * alone * SLOWDOWN
         else:
-            self.harm = HARM_WEIGHT * self._harm(at, busy)
+            self.interference = INTERFERENCE_WEIGHT * self._interference(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
         if agent.loading:
             self._loading(at)
-        warm = agent.warm.get(model)
-        ready = not agent.memory_known if warm is None else warm.runner in (None, self.runner)
+        loaded_model = agent.loaded_models.get(model)
+        ready = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
         if not ready and model not in agent.loading:
-            self._cold(at, answer, warm)
+            self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0)
-        self.fixed = self.wait + self.load + self.answer + self.harm
+        self.fixed = self.wait + self.load + self.answer + self.interference
         self.epoch = -1 if agent.loading else agent.epoch
         self.generation = estimates.generation(model)
 
-    def _harm(self, at: Situation, busy: int) -> float:
+    def _interference(self, at: Situation, busy: int) -> float:
         """Seconds by which those that run there take longer together."""
         agent, estimates = self.agent, at.learner.estimates
         before = len(agent.running)
         by_another_model = (busy - before) / before
-        harm = 0.0
+        interference = 0.0
         for model, count in agent.running.items():
             batch = 1 + SLOWDOWN * (count - 1)
             longer = SLOWDOWN / batch if model == self.model else by_another_model
             if longer:
                 alone = estimates.output(model) / estimates.decode.value(agent.id, model)
-                harm += count * LEFT * alone * batch * before * longer
-        return harm
+                interference += count * LEFT * alone * batch * before * longer
+        return interference
 
     def _loading(self, at: Situation) -> None:
         """What the agent loads now. A load of another model holds up all that come after it."""
@@ -182,20 +182,20 @@ class Forecast:
             self.full = True
             self.wait = max(self.wait, others)
 
-    def _cold(self, at: Situation, answer: float, warm: Warm | None) -> None:
+    def _cold(self, at: Situation, answer: float, loaded_model: LoadedModel | None) -> None:
         """The agent has to load the model, or to load it with other options."""
         agent = self.agent
         self.cold = True
         own = self.load = LOAD_WEIGHT * at.learner.estimates.load.value(agent.id, self.model)
-        if warm is not None:
+        if loaded_model is not None:
             self.load += EVICTION
-        elif len(agent.warm) + len(agent.loading) < agent.fits():
+        elif len(agent.loaded_models) + len(agent.loading) < agent.fits():
             self.shared = own
             self.evicts = True
         else:
             self.load += EVICTION
             self.evicts = True
-            if all(other in agent.running for other in agent.warm):
+            if all(other in agent.running for other in agent.loaded_models):
                 self.load += DRAIN * answer + THRASHING
 
     def eviction(self, at: Situation) -> float:
@@ -204,21 +204,25 @@ class Forecast:
         Which model is pushed out is the host's choice among the idle ones.
         """
         agent, placement = self.agent, at.learner.placement
-        mine = placement.pressure(self.model, at.waiting(self.model), at.now)
-        for other in agent.warm:
+        mine = placement.demand_per_slot(self.model, at.waiting(self.model), at.now)
+        for other in agent.loaded_models:
             waiting = at.waiting(other)
-            if waiting and other != self.model and placement.pressure(other, waiting, at.now) * MUCH_MORE > mine:
+            if (
+                waiting
+                and other != self.model
+                and placement.demand_per_slot(other, waiting, at.now) * EVICTION_RATIO > mine
+            ):
                 return THRASHING
         if self.shared:
             return 0.0
-        idle = [other for other in agent.warm if other not in agent.running] or agent.warm
+        idle = [other for other in agent.loaded_models if other not in agent.running] or agent.loaded_models
         for other in idle:
-            theirs = placement.pressure(other, at.waiting(other), at.now, without=agent)
-            if theirs == math.inf or (theirs > IN_DEMAND and theirs * MUCH_MORE > mine):
+            theirs = placement.demand_per_slot(other, at.waiting(other), at.now, without=agent)
+            if theirs == math.inf or (theirs > IN_DEMAND and theirs * EVICTION_RATIO > mine):
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> Option:
+    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> ScoredCandidate:
         """As it was weighed for a prompt with so many tokens to read.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
@@ -227,7 +231,7 @@ class Forecast:
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
         prefill = self.per_token * tokens
-        cost = wait + load + prefill + self.answer + self.harm
-        return Option(
-            self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full, self.observations
+        cost = wait + load + prefill + self.answer + self.interference
+        return ScoredCandidate(
+            self.agent.name, cost, wait, load, prefill, self.answer, self.interference, not self.full, self.observations
         )

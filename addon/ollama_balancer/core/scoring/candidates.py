@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..agent import Agent
-from ..random_set import DrawingSet
-from .agent_estimate import Forecast
+from ..random_set import RandomSet
+from .agent_estimate import AgentEstimate
 
 MAX_RUNNERS = 8
 """Sets of runner options for which forecasts are kept."""
@@ -12,20 +12,20 @@ MAX_RUNNERS = 8
 ALL = 256
 """Members up to which all are forecast, in the order of their turn."""
 
-MAX_FORECASTS = 2_048
+MAX_ESTIMATES = 2_048
 """Forecasts that are kept of a larger pool, for each set of runner options."""
 
 
 class Candidates:
     """`members` may get requests of the model, if perhaps not now: all their slots may be taken."""
 
-    __slots__ = ("_forecasts", "_lists", "members", "model")
+    __slots__ = ("_estimates", "_lists", "members", "model")
 
     def __init__(self, model: str | None) -> None:
         self.model = model
-        self.members: DrawingSet[Agent] = DrawingSet()
-        self._forecasts: dict[str, dict[Agent, Forecast]] = {}
-        self._lists: dict[str, list[Forecast]] = {}
+        self.members: RandomSet[Agent] = RandomSet()
+        self._estimates: dict[str, dict[Agent, AgentEstimate]] = {}
+        self._lists: dict[str, list[AgentEstimate]] = {}
         """The same by runner options, in the order of their turn."""
 
     def __len__(self) -> int:
@@ -38,40 +38,40 @@ class Candidates:
     def discard(self, agent: Agent) -> None:
         self.members.discard(agent)
         self._lists.clear()
-        for forecasts in self._forecasts.values():
-            forecasts.pop(agent, None)
+        for estimates in self._estimates.values():
+            estimates.pop(agent, None)
 
-    def forecasts(self, runner: str) -> list[Forecast]:
+    def estimates(self, runner: str) -> list[AgentEstimate]:
         """What a request with those runner options is to expect of each member, full or not; they rotate."""
         found = self._lists.get(runner)
         if found is None:
             members = sorted(self.members, key=lambda agent: agent.number)
-            found = self._lists[runner] = [self.forecast(runner, agent) for agent in members]
+            found = self._lists[runner] = [self.estimate(runner, agent) for agent in members]
         return found
 
-    def forecast(self, runner: str, agent: Agent) -> Forecast:
+    def estimate(self, runner: str, agent: Agent) -> AgentEstimate:
         """That of one member."""
-        kept = self.kept(runner)
-        forecast = kept.get(agent)
-        if forecast is None:
-            if len(kept) >= MAX_FORECASTS:
-                kept.clear()
-            forecast = kept[agent] = Forecast(agent, self.model or "", runner)
-        return forecast
+        cached = self.cached(runner)
+        estimate = cached.get(agent)
+        if estimate is None:
+            if len(cached) >= MAX_ESTIMATES:
+                cached.clear()
+            estimate = cached[agent] = AgentEstimate(agent, self.model or "", runner)
+        return estimate
 
-    def kept(self, runner: str) -> dict[Agent, Forecast]:
+    def cached(self, runner: str) -> dict[Agent, AgentEstimate]:
         """The forecasts that were made before."""
-        kept = self._forecasts.get(runner)
-        if kept is None:
-            if len(self._forecasts) >= MAX_RUNNERS:
-                self._forecasts.clear()
+        cached = self._estimates.get(runner)
+        if cached is None:
+            if len(self._estimates) >= MAX_RUNNERS:
+                self._estimates.clear()
                 self._lists.clear()
-            kept = self._forecasts[runner] = {}
-        return kept
+            cached = self._estimates[runner] = {}
+        return cached
 
-    def chosen(self, forecast: Forecast) -> None:
+    def move_to_end(self, estimate: AgentEstimate) -> None:
         """Its equals come before it the next time."""
-        forecasts = self._lists.get(forecast.runner)
-        if forecasts is not None:
-            forecasts.remove(forecast)
-            forecasts.append(forecast)
+        estimates = self._lists.get(estimate.runner)
+        if estimates is not None:
+            estimates.remove(estimate)
+            estimates.append(estimate)

@@ -7,7 +7,7 @@ from ..leases import SlotLease
 from ..observations import AnswerObservation
 from .estimates import Estimates
 from .placement import Placement
-from .prefix_cache import Conversations
+from .prefix_cache import PrefixCache
 
 FEWEST_READ = 32
 """A prompt of fewer tokens says nothing about the pace."""
@@ -24,19 +24,19 @@ class Learner:
 
     def __init__(self) -> None:
         self.estimates = Estimates()
-        self.conversations = Conversations()
+        self.prefix_cache = PrefixCache()
         self.placement = Placement()
 
     def forget(self, agent: Agent) -> None:
         """The agent is gone."""
         self.estimates.forget(agent.id)
-        self.conversations.forget(agent)
+        self.prefix_cache.forget(agent)
 
     def answered(self, lease: SlotLease, answer: AnswerObservation, now: float) -> None:
         """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
         agent, model, estimates = lease.agent, lease.model, self.estimates
         if answer.context is not None:
-            self.conversations.remember((answer.context,), agent, agent.warm.get(model), agent.slots_for(model))
+            self.prefix_cache.remember((answer.context,), agent, agent.loaded_models.get(model), agent.slots_for(model))
         streamed, count = answer.streamed, answer.output_tokens
         if count is None:
             count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..agent import Agent
-from ..agent_records import Warm
+from ..agent_records import LoadedModel
 
 MOST = 20_000
 """Beginnings that are known; the one not met for longest makes room."""
@@ -21,13 +21,13 @@ MOST = 20_000
 class _Reader(NamedTuple):
     agent: Agent
     tokens: int
-    warm: Warm | None
+    loaded_model: LoadedModel | None
     """The model that read it; None: as long as the agent is there."""
     until: int
     """The number of new prompts at which it is gone."""
 
 
-class Conversations:
+class PrefixCache:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._known: OrderedDict[bytes, _Reader] = OrderedDict()
@@ -35,27 +35,31 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, steps: Sequence[tuple[bytes, int]]) -> tuple[Agent | None, int]:
+    def find(self, prefixes: Sequence[tuple[bytes, int]]) -> tuple[Agent | None, int]:
         """The agent that read the longest of these beginnings last, and the tokens of it; None and 0: nobody did."""
         known = self._known
-        for key, _ in reversed(steps):
+        for key, _ in reversed(prefixes):
             found = known.get(key)
             if found is not None:
-                agent, tokens, warm, until = found
-                if warm is None or (warm.reads < until and not warm.gone):
+                agent, tokens, loaded_model, until = found
+                if loaded_model is None or (loaded_model.reads < until and not loaded_model.gone):
                     known.move_to_end(key)
                     return agent, tokens
                 del known[key]
         return None, 0
 
     def remember(
-        self, steps: Iterable[tuple[bytes, int]], agent: Agent, warm: Warm | None = None, slots: int = 1
+        self,
+        prefixes: Iterable[tuple[bytes, int]],
+        agent: Agent,
+        loaded_model: LoadedModel | None = None,
+        slots: int = 1,
     ) -> None:
         """The agent has read these beginnings now, with a model that has so many slots there."""
         known = self._known
-        until = 0 if warm is None else warm.reads + slots
-        for key, tokens in steps:
-            known[key] = _Reader(agent, tokens, warm, until)
+        until = 0 if loaded_model is None else loaded_model.reads + slots
+        for key, tokens in prefixes:
+            known[key] = _Reader(agent, tokens, loaded_model, until)
             known.move_to_end(key)
         while len(known) > self._most:
             known.popitem(last=False)
