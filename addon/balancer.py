@@ -8,12 +8,16 @@ if importlib.util.find_spec("agent_reporter") is None:
     sys.path.append(str(Path(__file__).resolve().parent.parent))  # not installed: the checkout has it
 
 try:
-    from ollama_balancer.mitm.addon import balancer
+    from ollama_balancer.mitm.addons import the_addon
 except ModuleNotFoundError as e:
     root = Path(__file__).resolve().parent.parent
     e.msg += (
         f". Install what the balancer needs into mitmproxy's environment: {sys.executable} -m pip install -e {root}"
     )
     raise
+except (ImportError, AttributeError) as e:
+    from ollama_balancer.mitm import versions
 
-addons = [balancer()]
+    raise ImportError(f"{e}. The balancer works with {versions.tested()}; this is {versions.installed()}.") from e
+
+addons = [the_addon()]

@@ -25,6 +25,15 @@ def _rfc3339(value: object) -> object:
     raise ValueError("must be an RFC 3339 time with a zone, such as 2026-01-31T12:00:00Z")
 
 
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+
+URL_PATTERN = (
+    r"^http://([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])"
+    r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?/?$"
+)
+"""What a host's URL looks like, for those who read the schema; what is wrong with one, its reader says better."""
+
+
 class ModelEntry(BaseModel):
     """A model as Ollama's /api/tags and /api/ps list it. Only `name` is required; all else is kept as it came."""
 
@@ -79,7 +88,7 @@ class AgentMetrics(BaseModel):
         Amount | None, Field(validation_alias=AliasChoices("avg_response_time", "avg_response_time_ms"))
     ] = None
     """Milliseconds."""
-    timestamp: Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+    timestamp: Timestamp
     models: Models | None = None
     loaded_models: Models | None = None
     gpus: Annotated[list[GpuMetrics], Field(max_length=64)] | None = None
@@ -113,7 +122,7 @@ class AgentRegistration(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    url: Annotated[str, Field(max_length=2048)] | None = None
+    url: Annotated[str, Field(max_length=2048, json_schema_extra={"pattern": URL_PATTERN})] | None = None
     """http://host:port; left out: the caller's address and `port`."""
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     instance: Annotated[str, Field(max_length=64)] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 import zlib
 from collections.abc import Callable
@@ -49,3 +50,16 @@ class Packer:
 def packed(encoding: str, text: bytes) -> bytes:
     packer = Packer(encoding)
     return packer.add(text) + packer.end()
+
+
+def plainly_unpacked(encoding: str, data: bytes) -> bytes:
+    """What the libraries themselves make of a whole body, with their own exceptions."""
+    match encoding:
+        case "zstd":
+            return bytes(zstd.decompress(data))
+        case "br":
+            return bytes(brotli.decompress(data))
+        case "gzip":
+            return gzip.decompress(data)
+        case _:
+            return zlib.decompress(data, BITS[encoding])

@@ -4,3 +4,5 @@
 `gateway` takes a request from its arrival to its end, `hosts` reaches the hosts by itself, `api` serves the control API
 and the dashboard, `mitm` is the adapter to mitmproxy, `cli` has the commands.
 """
+
+__version__ = "0.1.0"

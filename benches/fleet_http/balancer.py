@@ -6,11 +6,12 @@ import os
 import time
 
 from ollama_balancer.hosts import prober as probing
-from ollama_balancer.mitm import addon
+from ollama_balancer.mitm import lifecycle
+from ollama_balancer.mitm.addons import BalancerAddon
 
 SCALE = float(os.environ["FLEET_HTTP_SCALE"])
 
-addon.WATCH_SECONDS /= SCALE
+lifecycle.WATCH_SECONDS /= SCALE
 probing.INTERVAL /= SCALE
 
-addons = [addon.Balancer(lambda: time.monotonic() * SCALE)]
+addons = [BalancerAddon(lambda: time.monotonic() * SCALE)]

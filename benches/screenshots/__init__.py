@@ -1,1 +1,1 @@
-"""The pictures of the README, and the program that takes them."""
+"""The pictures of the documentation, and the program that takes them."""

@@ -1,4 +1,4 @@
-"""Takes the README's pictures anew, of a small fleet at work: `python -m benches.screenshots [mitmweb] [dashboard]`.
+"""Takes the documentation's pictures, of small fleets at work: `python -m benches.screenshots [PART ...]`.
 
 Needs Chromium and its driver (Debian: chromium, chromium-driver, fonts-noto-color-emoji).
 """
@@ -16,19 +16,15 @@ from typing import Any
 import httpx
 from selenium.webdriver.common.by import By
 
-from benches.screenshots import dashboard
-from ollama_balancer.simulator import SimulatedOllama, Timing
+from benches.screenshots import dashboard, terminal
+from benches.screenshots.fleet import HOSTS
+from ollama_balancer.simulator import SimulatedOllama
 from tests.e2e.browser import chromium
 from tests.e2e.harness import Hosts, Proxy, wait_until
 from tests.e2e.web import PASSWORD, Web, running_mitmweb
 
 FOLDER = Path(__file__).parent
 
-HOSTS: dict[str, tuple[tuple[str, ...], Timing]] = {
-    "gpu-1": (("llama3.2", "qwen3"), Timing(load=1.5, decode_rate=90, prefill_rate=2000, num_parallel=2)),
-    "gpu-2": (("llama3.2", "gemma3"), Timing(load=2.0, decode_rate=60, prefill_rate=1500, num_parallel=2)),
-    "gpu-3": (("qwen3", "gemma3"), Timing(load=3.0, decode_rate=35, prefill_rate=800)),
-}
 PROMPTS = (
     "Why is the sky blue?",
     "Summarise this meeting in three sentences.",
@@ -38,13 +34,13 @@ PROMPTS = (
 )
 
 
-def ask(proxy: Proxy, model: str, prompt: str, path: str = "/api/chat") -> None:
+def ask(proxy: Proxy, model: str, prompt: str, path: str = "/api/chat") -> httpx.Response:
     body: dict[str, Any] = {"model": model, "stream": True, "max_tokens": 200}
     body["messages"] = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": prompt}]
-    httpx.post(proxy.url + path, json=body, timeout=120, trust_env=False)
+    return httpx.post(proxy.url + path, json=body, timeout=120, trust_env=False)
 
 
-def work(proxy: Proxy, failing: SimulatedOllama) -> None:
+def work(proxy: Proxy, hosts: dict[str, SimulatedOllama]) -> None:
     """Half a minute of a small team's prompts, one of them to a host that fails."""
     chance = random.Random(7)
     askers = []
@@ -55,6 +51,7 @@ def work(proxy: Proxy, failing: SimulatedOllama) -> None:
         asker.start()
         askers.append(asker)
         time.sleep(chance.uniform(0.1, 1.0))
+    failing = hosts[ask(proxy, "gemma3", PROMPTS[0]).headers["X-Balancer-Agent"]]
     failing.faults.reset_before_head = True
     for _ in range(2):
         ask(proxy, "gemma3", PROMPTS[0])
@@ -65,11 +62,12 @@ def work(proxy: Proxy, failing: SimulatedOllama) -> None:
 
 
 def mitmweb(web: Web, proxy: Proxy, hosts: Hosts, profile: Path) -> None:
-    with chromium(profile, 1500, 960) as browser:
+    with chromium(profile, 1500, 900) as browser:
         browser.get(f"{web.url}/?token={PASSWORD}")
-        work(proxy, hosts.all[-1])
+        work(proxy, dict(zip(HOSTS, hosts.all, strict=True)))
         time.sleep(1)
         browser.save_screenshot(str(FOLDER / "mitmweb.png"))
+        browser.set_window_size(1500, 960)
         rows = browser.find_elements(By.CSS_SELECTOR, ".flow-table td.col-comment")
         next(row for row in rows if "then gpu" in row.text and "llama3.2" in row.text).click()
         time.sleep(0.5)
@@ -92,12 +90,14 @@ def take_mitmweb() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benches.screenshots", description="Takes the README's pictures.")
-    parser.add_argument("parts", nargs="*", metavar="part", help="mitmweb or dashboard; both if none is named")
-    parts = parser.parse_args().parts or ["mitmweb", "dashboard"]
-    takers = {"mitmweb": take_mitmweb, "dashboard": dashboard.take}
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.screenshots", description="Takes the documentation's pictures."
+    )
+    takers = {"mitmweb": take_mitmweb, "dashboard": dashboard.take, "terminal": terminal.take}
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(takers)}; all if none is named")
+    parts = parser.parse_args().parts or list(takers)
     if unknown := [part for part in parts if part not in takers]:
-        parser.error(f"{unknown[0]}: there are mitmweb and dashboard")
+        parser.error(f"{unknown[0]}: there are {', '.join(takers)}")
     for part in parts:
         takers[part]()
 

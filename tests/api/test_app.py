@@ -615,6 +615,21 @@ class TestHistory:
             path = page["next"]
         assert pages == [[3], [1, 1], [5]]
 
+    @pytest.mark.parametrize(
+        ("after", "found"),
+        [
+            ("2023-11-14T22:13:00Z", 0),
+            ("2023-11-14T22:12:59.5Z", 1),
+            ("2023-11-15T00:12:00%2B02:00", 1),
+            ("2023-11-15T00:13:00%2B02:00", 0),
+            ("0001-01-01T00:00:00%2B14:00", 1),
+        ],
+    )
+    def test_a_page_begins_after_any_time_with_a_zone(self, after: str, found: int) -> None:
+        api = Api()
+        api.history.add(self.over("a", "m:latest"))
+        assert len(api.call("GET", f"/api/history?after={after}").json()["minutes"]) == found
+
     @pytest.mark.parametrize("after", ["0", "x", "", "2023-11-14", "2023-11-14T25:13:00Z", "9" * 400])
     def test_a_page_that_begins_nowhere_is_refused(self, after: str) -> None:
         answer = Api().call("GET", f"/api/history?after={after}")

@@ -3,9 +3,9 @@
 from ollama_balancer.core import health, liveness
 from ollama_balancer.gateway import watchdog
 from ollama_balancer.hosts import prober as probing
-from ollama_balancer.mitm import addon
+from ollama_balancer.mitm import lifecycle
 
-addon.WATCH_SECONDS = 0.1
+lifecycle.WATCH_SECONDS = 0.1
 watchdog.SILENCE = 1.0
 watchdog.LOOK_AGAIN = 0.2
 health.FIRST_EJECTION = 1.0

@@ -217,9 +217,7 @@ class Run:
         state = await self._introspect()
         shown = (await self.chaos.http.get("/api/balancer")).json()
         left = {
-            name: state[name]
-            for name in ("exchanges", "servers", "timers", "kept_exchanges", "receivers")
-            if state[name]
+            name: state[name] for name in ("contexts", "servers", "timers", "kept_contexts", "receivers") if state[name]
         }
         left |= {f"in flight at {name}": count for name, count in state["in_flight"].items() if count}
         left |= {f"{name}'s own count": count for name, count in theirs.items() if count}

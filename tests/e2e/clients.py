@@ -11,7 +11,13 @@ import h2.connection
 import h2.errors
 import h2.events
 
-from tests.e2e.harness import PATIENCE, Proxy
+from tests.e2e.harness import PATIENCE
+
+
+class Listener(Protocol):
+    """A program that listens on a port of this machine, as the harness's proxies do."""
+
+    port: int
 
 
 class LeavingClient(Protocol):
@@ -28,7 +34,7 @@ class LeavingClient(Protocol):
 
 
 class Http1Client:
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Listener) -> None:
         self.socket = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
 
     def send(self, path: str, body: object, *, whole: bool = True, pin: str = "") -> None:
@@ -54,7 +60,7 @@ class Http1Client:
 class Http2Client:
     """`leave` resets the request's stream; the connection stays, and `reset_received` tells what came for it."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Listener) -> None:
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -175,9 +175,18 @@ def environment(**extra: str) -> dict[str, str]:
     return env | {"PYTHONUNBUFFERED": "1", "COLUMNS": "400"} | extra
 
 
-def command(confdir: Path, port: int, *arguments: str, tool: str = "mitmdump", addon: Path = ADDON) -> list[str]:
+def command(
+    confdir: Path,
+    port: int,
+    *arguments: str,
+    tool: str = "mitmdump",
+    addon: Path = ADDON,
+    before: Path | None = None,
+) -> list[str]:
+    """`before` is a script that is loaded before the balancer."""
     return [
         mitmproxy_tool(tool),
+        *(["-s", str(before)] if before else []),
         "-s",
         str(addon),
         "--listen-host",
@@ -207,6 +216,7 @@ def running_proxy(
     cwd: Path | None = None,
     tool: str = "mitmdump",
     addon: Path = ADDON,
+    before: Path | None = None,
     by_script: bool = False,
 ) -> Iterator[Proxy]:
     """A mitmdump (or mitmweb) that listens and has asked its agents once.
@@ -216,10 +226,12 @@ def running_proxy(
     port = free_port()
     given = ["--set", f"balancer_token={token}"] if token else []
     process = _started(
-        command(confdir, port, "-s", str(INTROSPECTION), *given, *always, *arguments, tool=tool, addon=addon),
+        command(
+            confdir, port, "-s", str(INTROSPECTION), *given, *always, *arguments, tool=tool, addon=addon, before=before
+        ),
         environment(**(env or {})),
         cwd or confdir,
-        by_script=by_script or addon != ADDON,
+        by_script=by_script or addon != ADDON or before is not None,
     )
     proxy = Proxy(process, port, confdir)
     try:
@@ -234,11 +246,18 @@ def running_proxy(
 
 
 def refused_start(
-    confdir: Path, *arguments: str, env: dict[str, str] | None = None, by_script: bool = False
+    confdir: Path,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    before: Path | None = None,
+    by_script: bool = False,
 ) -> tuple[int, str]:
     """Run a mitmdump that is expected to refuse to start; its exit status and what it says."""
     process = _started(
-        command(confdir, free_port(), *arguments), environment(**(env or {})), confdir, by_script=by_script
+        command(confdir, free_port(), *arguments, before=before),
+        environment(**(env or {})),
+        confdir,
+        by_script=by_script or before is not None,
     )
     try:
         status = process.wait(PATIENCE)

@@ -8,34 +8,38 @@ from collections import Counter
 
 from mitmproxy import ctx, http
 
-from ollama_balancer.gateway.context import Exchange
-from ollama_balancer.mitm.addon import balancer
+from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.mitm.addons import the_addon
 
 
-def _exchanges() -> int:
+def _contexts() -> int:
     """Requests that something still holds, that of this very call included."""
     gc.collect()
-    return sum(type(each) is Exchange for each in gc.get_objects())
+    return sum(type(each) is RequestContext for each in gc.get_objects())
 
 
 class Introspection:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.request.path == "/introspection":
-            this = balancer()
+            addon, this = the_addon(), the_addon().balancer
             connections = ctx.master.addons.get("proxyserver").connections
             selector = getattr(asyncio.get_running_loop(), "_selector", None)
             value = {
                 "tasks": Counter(re.sub(r"-\d+$| [(\[].*", "", str(task.get_name())) for task in asyncio.all_tasks()),
                 "clients": len(connections),
                 "servers": sum(len(handler.transports) - 1 for handler in connections.values()),
-                "exchanges": len(this.router.live),
+                "contexts": len(this.gateway.live),
                 "in_flight": {agent.name: agent.in_flight for agent in this.registry},
-                "timers": len(this._connect_timers),
-                "kept_exchanges": _exchanges() - 1,
-                "kept_streams": sum(len(layer.streams) for layers in this._layers.values() for layer in layers) - 1,
+                "timers": len(addon.connections.connect_timers),
+                "kept_contexts": _contexts() - 1,
+                "kept_streams": sum(
+                    len(layer.streams) for layers in addon.connections.layers.values() for layer in layers
+                )
+                - 1,
                 "wakeups": sum(len(handler.wakeup_timer) for handler in connections.values()),
                 "memory": this.budget.used,
-                "relayed": this.tally.relayed,
+                "relayed": this.gateway.tally.relayed,
+                "hooks": this.hooks is not None and this.hooks.on,
                 "receivers": len(getattr(selector, "receivers", ())),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})

@@ -51,5 +51,5 @@ def test_what_is_shorter_than_its_content_length_is_not(tmp_path: Path, hosts: H
         proxy.wait_online("one")
         with pytest.raises(httpx.RemoteProtocolError):
             proxy.http.post("/api/generate", json={"model": "m"})
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "nothing is left")
     host.stop()

@@ -67,7 +67,7 @@ def test_clients_that_all_have_requests_running_are_told_that_there_are_too_many
         busy = [stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30)) for _ in range(51)]
         for client in busy:
             client.sendall(request)
-        wait_until(lambda: proxy.introspect()["exchanges"] == 51, "all requests are there")
+        wait_until(lambda: proxy.introspect()["contexts"] == 51, "all requests are there")
         late = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
         answer = late.recv(65536)
         assert answer.startswith(b"HTTP/1.1 503 "), answer

@@ -98,12 +98,12 @@ def test_after_a_storm_of_requests_aborts_and_deaths_every_count_is_zero(tmp_pat
             # A cancelled asyncio client may keep a socket until it is collected: the proxy is to hold ours, no more.
             gc.collect()
             state = proxy.introspect()
-            return bool(state["exchanges"] == state["servers"] == 0 and state["clients"] == own_connections(proxy))
+            return bool(state["contexts"] == state["servers"] == 0 and state["clients"] == own_connections(proxy))
 
         wait_until(settled, "all connections and requests are over")
         after = proxy.introspect()
         assert set(after["in_flight"].values()) == {0}, after
-        assert after["timers"] == after["kept_exchanges"] == after["receivers"] == 0
+        assert after["timers"] == after["kept_contexts"] == after["receivers"] == 0
         wait_until(lambda: sum(host.in_flight for host in hosts.all) == 0, "no host works for nobody")
         # The proxy's tasks are those it had before, give or take a round of probes.
         wait_until(lambda: without_clients(proxy.introspect()["tasks"]) == without_clients(before), "no task is left")

@@ -193,17 +193,18 @@ def test_nobody_online_is_told_at_once_with_retry_after(tmp_path: Path) -> None:
 
 
 RAISING = """
-from ollama_balancer.mitm.addon import balancer
+from ollama_balancer.mitm.addons import the_addon
 
-real = balancer().router.dispatcher.begin
+router = the_addon().balancer.gateway.router
+real = router.begin
 
 
-def begin(exchange, method, path, body):
-    real(exchange, method, path, body)
+def begin(context, request, reading):
+    real(context, request, reading)
     raise RuntimeError("routing is broken")
 
 
-balancer().router.dispatcher.begin = begin
+router.begin = begin
 """
 
 
@@ -217,5 +218,5 @@ def test_routing_fails_closed(tmp_path: Path, hosts: Hosts) -> None:
         assert response.status_code == 500
         assert "failed to route" in response.json()["error"]
         assert proxy.agents()["one"]["in_flight"] == 0
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
         assert sum(host.counts.values()) == 0

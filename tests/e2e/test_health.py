@@ -19,9 +19,9 @@ IMPATIENT = """
 from ollama_balancer.core import health, liveness
 from ollama_balancer.gateway import watchdog
 from ollama_balancer.hosts import prober as probing
-from ollama_balancer.mitm import addon
+from ollama_balancer.mitm import lifecycle
 
-addon.WATCH_SECONDS = 0.05
+lifecycle.WATCH_SECONDS = 0.05
 watchdog.SILENCE = 0.5
 watchdog.LOOK_AGAIN = 0.1
 health.FIRST_EJECTION = 1.0

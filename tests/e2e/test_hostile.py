@@ -72,7 +72,7 @@ def test_a_connection_header_cannot_make_an_agent_read_one_request_as_two(
             else:
                 framed = b"Content-Length: %d\r\n\r\n%s" % (len(hidden), hidden)
             assert b" 200 OK" in raw(proxy, start + framed, until=b"}")
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
     host.stop()
     assert received, "the agent saw the requests"
     assert not [head for head in received if head.startswith(b"DELETE")]
@@ -212,7 +212,7 @@ def test_a_host_that_answers_badly_before_any_token_is_replaced(tmp_path: Path, 
             assert response.headers["X-Balancer-Attempts"] == "2"
         assert "crashed" not in proxy.log
         assert {agent["in_flight"] for agent in proxy.agents().values()} == {0}
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
     host.stop()
 
 
@@ -245,7 +245,7 @@ def test_a_refused_body_leaves_no_trace_in_the_log_and_no_authority(
 ) -> None:
     with running_proxy(tmp_path) as proxy:
         assert raw(proxy, make(), until=b"bytes").startswith(b"HTTP/1.1 413")
-        assert proxy.introspect()["kept_exchanges"] == 0
+        assert proxy.introspect()["kept_contexts"] == 0
         assert "zzzz" not in proxy.log
         assert "crashed" not in proxy.log
 

@@ -105,7 +105,7 @@ def test_a_killed_prompt_holds_nothing_whether_it_waits_is_held_or_runs(tmp_path
         held = Asker(proxy)
         web.act(web.held(), "kill")
         held.wait_for_end()
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
         assert proxy.agents()["one"]["stats"]["requests"] == 1
 
 

@@ -112,7 +112,7 @@ def test_a_host_that_takes_no_more_of_it_is_replaced_and_nothing_is_left(tmp_pat
             for each in asked:
                 assert each.result().headers["X-Balancer-Agent"] == "good"
         assert proxy.agents()["bad"]["in_flight"] == 0
-        wait_until(lambda: proxy.introspect()["kept_exchanges"] == 0, "nothing is left")
+        wait_until(lambda: proxy.introspect()["kept_contexts"] == 0, "nothing is left")
     bad.stop()
     good.stop()
 
@@ -135,7 +135,7 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(tmp_path: Path, ho
         client.send("/api/generate", BODY)
         wait_until(begun.is_set, "the host has a part of it")
         client.leave()
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "it is over")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "it is over")
         assert proxy.introspect()["in_flight"] == {"one": 0}
         go_on.set()
         wait_until(cut.is_set, "the host sees that the rest does not come")

@@ -36,7 +36,7 @@ def test_nothing_is_left_of_who_leaves(
     before = proxy.introspect()
     leave(proxy, host, hosts, phase, stream=stream)
     after = proxy.introspect()
-    assert after["exchanges"] == before["exchanges"] == 0
+    assert after["contexts"] == before["contexts"] == 0
     assert set(after["in_flight"].values()) == {0}
     assert proxy.agents()["one"]["strikes"] == 0, "who leaves says nothing of the agent"
     assert proxy.agents()["one"]["stats"]["failed"] == 0

@@ -63,7 +63,7 @@ def stats(proxy: Proxy) -> dict[str, Any]:
 def check_nothing_is_left(proxy: Proxy) -> None:
     def over() -> bool:
         state = proxy.introspect()
-        return bool(state["exchanges"] == state["kept_exchanges"] == 0)
+        return bool(state["contexts"] == state["kept_contexts"] == 0)
 
     wait_until(over, "the request is over")
     state = proxy.introspect()
@@ -139,7 +139,7 @@ def test_leaving_in_the_middle_of_the_own_body(scene: Scene, client: LeavingClie
     proxy = scene.proxy
     failed = stats(proxy)["failed"]
     client.send(path, BODY, whole=False)
-    wait_until(lambda: proxy.introspect()["kept_exchanges"] == 1, "its head is there")
+    wait_until(lambda: proxy.introspect()["kept_contexts"] == 1, "its head is there")
     client.leave()
     check_nothing_is_left(proxy)
     assert stats(proxy)["failed"] == failed
@@ -149,7 +149,7 @@ def test_nothing_is_left_of_an_http2_upload_that_was_reset(scene: Scene) -> None
     proxy = scene.proxy
     client = Http2Client(proxy)
     client.send("/api/blobs/sha256:" + "0" * 64, BODY, whole=False)
-    wait_until(lambda: proxy.introspect()["kept_exchanges"] == 1, "its head is there")
+    wait_until(lambda: proxy.introspect()["kept_contexts"] == 1, "its head is there")
     client.leave()
     check_nothing_is_left(proxy)
     wait_until(lambda: proxy.introspect()["wakeups"] == 0, "nobody looks after it")
@@ -183,7 +183,7 @@ def test_an_http2_connection_goes_on_after_a_reset(scene: Scene) -> None:
 
 REPLAYING = """
 from mitmproxy import ctx, http
-from ollama_balancer.mitm.addon import balancer
+from ollama_balancer.mitm.addons import the_addon
 
 
 class Replaying:
@@ -193,8 +193,8 @@ class Replaying:
             again.request = http.Request.make("POST", "http://x/api/generate", '{"model": "m"}')
             ctx.master.commands.call("replay.client", [again])
         elif flow.request.path == "/kill":
-            for exchange in list(balancer().router.live):
-                exchange.flow.kill()
+            for context in list(the_addon().balancer.gateway.live):
+                context.handle.kill()
         else:
             return
         flow.response = http.Response.make(204)
@@ -234,9 +234,9 @@ def test_leaving_while_the_balancer_starts(tmp_path: Path, hosts: Hosts, kind: s
     ):
         client = KINDS[kind](proxy)
         client.send("/api/generate", BODY)
-        wait_until(lambda: proxy.introspect()["exchanges"] == 1, "it waits for the start-up")
+        wait_until(lambda: proxy.introspect()["contexts"] == 1, "it waits for the start-up")
         client.leave()
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "it is over")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "it is over")
         assert proxy.generate("nobody-has-it").status_code in (404, 503), "the start-up is over"
         check_nothing_is_left(proxy)
         client.close()

@@ -82,7 +82,7 @@ def test_a_chunk_line_without_an_end_is_refused(tmp_path: Path, hosts: Hosts) ->
             assert b"HTTP/1.1 200" not in exchange(proxy, head + body)
         assert proxy.generate().status_code == 200
         assert "Traceback" not in proxy.log
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_bodies_together_take_no_more_memory_than_they_may(tmp_path: Path, hosts
         for client in three:
             client.close()
         wait_until(lambda: proxy.introspect()["memory"] == 0, "all is given back, whether it was answered or aborted")
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
 
 
 def test_answers_are_passed_on_where_there_is_no_memory_to_hold_or_keep_them(tmp_path: Path, hosts: Hosts) -> None:

@@ -164,7 +164,7 @@ def test_who_leaves_is_out_of_the_line_at_once(tmp_path: Path, hosts: Hosts) -> 
             stays = Sent(proxy, "stays")
             in_line(proxy, 2)
         in_line(proxy, 1)
-        wait_until(lambda: proxy.introspect()["exchanges"] == 2, "nothing is left of it")
+        wait_until(lambda: proxy.introspect()["contexts"] == 2, "nothing is left of it")
         host.faults.hang = False
         assert first.answer.status_code == stays.answer.status_code == 200
         assert prompts(host) == ["first", "stays"]
@@ -205,15 +205,15 @@ def test_an_agent_that_comes_takes_over_who_waits(tmp_path: Path, hosts: Hosts) 
 
 KILLING = """
 from mitmproxy import http
-from ollama_balancer.mitm.addon import balancer
+from ollama_balancer.mitm.addons import the_addon
 
 
 class Killing:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.request.path == "/kill-who-waits":
-            for exchange in list(balancer().router.live):
-                if exchange.waiter is not None:
-                    exchange.flow.kill()
+            for context in list(the_addon().balancer.gateway.live):
+                if context.waiter is not None:
+                    context.handle.kill()
             flow.response = http.Response.make(204)
 
 

@@ -177,10 +177,12 @@ def test_each_host_sees_its_own_address_as_host(fleet: Fleet) -> None:
     assert fleet.post("/api/copy", {"source": "base", "destination": "hosted"}).status_code == 200
     assert fleet.proxy.http.head(f"/api/blobs/{digest_of(b'hosted')}").status_code == 404
     assert fleet.proxy.http.post(f"/api/blobs/{digest_of(b'hosted')}", content=b"hosted").status_code == 201
+    gone = fleet.proxy.http.request("DELETE", "/api/delete", json={"model": "hosted"}, headers={"Host": "x"})
+    assert gone.status_code == 200
+    managed = ("/api/copy", "/api/blobs", "/api/delete")
     for host in fleet:
-        seen = {
-            r.path: dict(r.headers)["Host"] for r in host.requests if r.path.startswith(("/api/copy", "/api/blobs"))
-        }
+        seen = {r.path: dict(r.headers)["Host"] for r in host.requests if r.path.startswith(managed)}
+        assert "/api/delete" in seen
         assert set(seen.values()) == {host.url.removeprefix("http://")}
 
 

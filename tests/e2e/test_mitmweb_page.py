@@ -18,7 +18,7 @@ from tests.e2e.web import PASSWORD, Web, running_mitmweb
 
 pytestmark = needs_chromium
 
-README = ROOT / "README.md"
+PAGE = ROOT / "addon" / "docs" / "inspection.md"
 
 
 def errors(browser: Any) -> list[str]:
@@ -143,7 +143,7 @@ def type_command(browser: Any, command: str) -> str:
 
 def test_the_commands_work_as_they_are_printed(tmp_path: Path, hosts: Hosts) -> None:
     agents = ",".join(f"{name}={hosts.start(name).url}" for name in ("gpu-1", "gpu-2"))
-    printed = re.findall(r"`(balancer\.(?:compare|comparison|replay|drain|resume|mode)\b[^`]*)`", README.read_text())
+    printed = re.findall(r"`(balancer\.(?:compare|comparison|replay|drain|resume|mode)\b[^`]*)`", PAGE.read_text())
     assert {command.split()[0] for command in printed} >= {"balancer.compare", "balancer.comparison", "balancer.replay"}
     with (
         running_mitmweb(tmp_path, "--set", f"balancer_agents={agents}") as (proxy, web),

@@ -8,22 +8,22 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import PATIENCE, Hosts, refused_start, running_proxy
+from tests.e2e.harness import PATIENCE, Hosts, refused_start, running_proxy, wait_until
 
 
 @pytest.mark.parametrize("mode", ["roundrobin", "metrics", "least_requests", "adaptive"])
 def test_the_start_up_log_names_the_mode_of_the_environment(tmp_path: Path, mode: str) -> None:
     with running_proxy(tmp_path, env={"LOAD_BALANCER_MODE": mode}) as proxy:
-        assert f"Load balancer mode: {mode}" in proxy.log
+        wait_until(lambda: f"Load balancer mode: {mode}" in proxy.log, "the mode is logged")
         assert proxy.http.get("/api/balancer").json()["mode"] == mode
 
 
 def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_path: Path) -> None:
     option = ("--set", "balancer_mode=least_requests")
     with running_proxy(tmp_path, *option, env={"LOAD_BALANCER_MODE": "roundrobin"}) as proxy:
-        assert "Load balancer mode: least_requests" in proxy.log
+        wait_until(lambda: "Load balancer mode: least_requests" in proxy.log, "the mode is logged")
     with running_proxy(tmp_path) as proxy:
-        assert "Load balancer mode: adaptive" in proxy.log
+        wait_until(lambda: "Load balancer mode: adaptive" in proxy.log, "the mode is logged")
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_two_hundred_streams_to_clients_that_hardly_read_take_little_memory(tmp_
         wait_until(lambda: proxy.agents()["raw"]["in_flight"] == 0, "all have left")
         state = proxy.introspect()
         assert state["tasks"].get("slow client") is None
-        assert state["exchanges"] == state["receivers"] == 0
+        assert state["contexts"] == state["receivers"] == 0
         for task in flooding:
             task.cancel()
 

@@ -79,7 +79,7 @@ def test_what_runs_on_a_host_that_goes_offline_ends_with_an_error(
         proxy.report("one", ollama_ok=False)
         for answer in answers.result().values():
             check_error(answer, "it went offline")
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "nothing is left")
         agent = proxy.agents()["one"]
         assert agent["in_flight"] == 0
         assert agent["stats"]["failed"] == len(ANSWERS)
@@ -102,7 +102,7 @@ def test_a_pull_on_two_hosts_goes_on_without_the_one_that_goes_offline(
         assert {"status": "done", "agent": "good"} in lines
         assert lines[-1]["error"].startswith("gone: it went offline")
         assert "done by 1 other agent" in lines[-1]["error"]
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "nothing is left")
         assert {agent["in_flight"] for agent in proxy.agents().values()} == {0}
 
 
@@ -115,7 +115,7 @@ def test_a_runner_that_freezes_behind_a_healthy_server_is_found_out(
         proxy.wait_online("one")
         for answer in ask(proxy, "/api/generate", "/v1/chat/completions", "/api/chat").values():
             check_error(answer, "silent for 1 s")
-        wait_until(lambda: proxy.introspect()["exchanges"] == 0, "nothing is left")
+        wait_until(lambda: proxy.introspect()["contexts"] == 0, "nothing is left")
         agent = proxy.agents()["one"]
         assert agent["in_flight"] == 0
         assert agent["stats"]["failed"] == 3

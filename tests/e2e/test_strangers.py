@@ -75,7 +75,7 @@ def test_public_addresses_get_a_403_in_their_protocol_and_one_line_of_the_log(
         ]
         assert "block_global" not in proxy.log
         assert "8.8.8.8:" not in "".join(line for line in proxy.log.splitlines() if "CONNECT" in line)
-        assert proxy.introspect()["exchanges"] == 0
+        assert proxy.introspect()["contexts"] == 0
 
 
 def test_the_option_lets_them_in(tmp_path: Path, addon: Path, hosts: Hosts) -> None:

@@ -29,7 +29,7 @@ MODULES = (
     "mitmproxy.tools.main",
     "mitmproxy.tools.dump",
     "mitmproxy.tools.web.master",
-    "ollama_balancer.mitm.addon",
+    "ollama_balancer.mitm.addons",
     "ollama_balancer.hosts.prober",
     "ollama_balancer.api.app",
     "httpcore",

@@ -5,8 +5,9 @@ import pytest
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.accounting import ended
+from ollama_balancer.gateway.attempts import FailureKind, kind_of
 from ollama_balancer.gateway.callers import Caller
-from ollama_balancer.gateway.context import Exchange, FailureKind, kind_of
+from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.management import Reply
 from ollama_balancer.ollama.names import canonical_name
@@ -17,21 +18,21 @@ from tests.core.fakes import Clock, fleet, new_registry
 FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'
 
 
-def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, Exchange]:
+def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, RequestContext]:
     registry = new_registry(clock)
     fleet(registry, "a", "b")
-    exchange = Exchange(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
-    exchange.model_name = None if model is None else canonical_name(model)
-    return registry, exchange
+    context = RequestContext(Caller("client"), Dialect.OLLAMA, clock, route=find_route("/api/chat"), model=model)
+    context.model_name = None if model is None else canonical_name(model)
+    return registry, context
 
 
 @pytest.mark.parametrize("kind", [*FailureKind, *Blame])
 def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(kind: FailureKind | Blame) -> None:
-    registry, exchange = make(Clock())
-    exchange.take(registry.limiter.take(next(iter(registry))))
-    exchange.fail_attempt("connection refused, status 503, timed out", kind)
-    exchange.end(Outcome.FAILED, "nobody is left")
-    assert ended(exchange, registry).failures == (("a", str(kind)),)
+    registry, context = make(Clock())
+    context.take(registry.limiter.take(next(iter(registry))))
+    context.fail_attempt("connection refused, status 503, timed out", kind)
+    context.end(Outcome.FAILED, "nobody is left")
+    assert ended(context, registry).failures == (("a", str(kind)),)
 
 
 def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
@@ -50,18 +51,18 @@ def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
 
 def test_a_success_is_counted_with_its_times_and_tokens() -> None:
     clock = Clock()
-    registry, exchange = make(clock)
-    exchange.take(registry.limiter.take(next(iter(registry))))
-    exchange.fail_attempt("status 502", Blame.HOST_CANNOT)
-    exchange.take(registry.limiter.take(list(registry)[1]))
+    registry, context = make(clock)
+    context.take(registry.limiter.take(next(iter(registry))))
+    context.fail_attempt("status 502", Blame.HOST_CANNOT)
+    context.take(registry.limiter.take(list(registry)[1]))
     clock.now += 0.5
-    exchange.first_byte = clock.now
-    exchange.watcher = AnswerWatcher("application/x-ndjson")
-    exchange.watcher.feed(FINAL)
-    exchange.tokens_per_second = 11.0
+    context.first_byte = clock.now
+    context.watcher = AnswerWatcher("application/x-ndjson")
+    context.watcher.feed(FINAL)
+    context.tokens_per_second = 11.0
     clock.now += 1.0
-    exchange.end(Outcome.SUCCEEDED)
-    told = ended(exchange, registry)
+    context.end(Outcome.SUCCEEDED)
+    told = ended(context, registry)
     assert (told.agent, told.model, told.route, told.outcome) == ("b", "m:latest", "/api/chat", "succeeded")
     assert (told.seconds, told.first_token, told.waited) == (1.5, 0.5, None)
     assert (told.prompt_tokens, told.output_tokens, told.tokens_per_second) == (7, 11, 11.0)
@@ -69,10 +70,10 @@ def test_a_success_is_counted_with_its_times_and_tokens() -> None:
 
 
 def test_a_model_or_a_path_that_a_client_has_made_up_is_no_label() -> None:
-    registry, exchange = make(Clock(), model="made-up-" + "x" * 300)
-    exchange.route = None
-    exchange.end(Outcome.FAILED, "not found")
-    told = ended(exchange, registry)
+    registry, context = make(Clock(), model="made-up-" + "x" * 300)
+    context.route = None
+    context.end(Outcome.FAILED, "not found")
+    told = ended(context, registry)
     assert (told.agent, told.model, told.route, told.outcome) == ("", "other", "other", "refused")
 
 

@@ -4,7 +4,8 @@ import pytest
 from mitmproxy import http
 from mitmproxy.test import tflow, tutils
 
-from ollama_balancer.gateway.callers import Caller, take_caller
+from ollama_balancer.gateway.callers import Caller
+from ollama_balancer.mitm.flows import take_caller
 from ollama_balancer.mitm.headers import request_to_agent
 from ollama_balancer.storage.token import Token
 

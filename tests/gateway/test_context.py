@@ -2,26 +2,23 @@ from __future__ import annotations
 
 import json
 
-from mitmproxy.test import tflow
-
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
-from ollama_balancer.gateway.context import Exchange
-from ollama_balancer.gateway.deadlines import Deadlines
-from ollama_balancer.mitm.layer import Routing
+from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.timeouts import Deadlines
 from ollama_balancer.ollama.routes import Dialect
 from tests.core.fakes import Clock, entries, fleet, new_registry, report
 from tests.gateway.timers import Timers
 
 
-def exchange(clock: Clock | None = None) -> Exchange:
-    return Exchange(Caller("client"), Dialect.OLLAMA, clock or Clock())
+def context(clock: Clock | None = None) -> RequestContext:
+    return RequestContext(Caller("client"), Dialect.OLLAMA, clock or Clock())
 
 
-def test_an_exchange_ends_once_and_gives_its_lease_back_once() -> None:
+def test_a_request_ends_once_and_gives_its_lease_back_once() -> None:
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
-    ours = exchange()
+    ours = context()
     ours.take(registry.limiter.take(agent))
     assert ours.end(Outcome.FAILED, "reset")
     assert not ours.end(Outcome.SUCCEEDED)
@@ -29,8 +26,8 @@ def test_an_exchange_ends_once_and_gives_its_lease_back_once() -> None:
     assert (agent.in_flight, agent.stats.failed, agent.stats.succeeded) == (0, 1, 0)
 
 
-def test_an_exchange_without_an_agent_can_end() -> None:
-    ours = exchange()
+def test_a_request_without_an_agent_can_end() -> None:
+    ours = context()
     assert ours.end(Outcome.SUCCEEDED)
     assert ours.agent is None
 
@@ -38,7 +35,7 @@ def test_an_exchange_without_an_agent_can_end() -> None:
 def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_next() -> None:
     registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
-    ours = exchange()
+    ours = context()
     ours.take(registry.limiter.take(a))
     assert ours.fail_attempt("refused") is a
     assert ours.fail_attempt("refused again") is None
@@ -50,11 +47,10 @@ def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_n
 
 
 def test_the_time_for_a_first_byte_is_that_of_all_attempts_and_ends_with_the_request() -> None:
-    clock, expired = Clock(), list[Routing]()
+    clock, expired = Clock(), list[RequestContext]()
     timers = Timers(clock)
     deadlines = Deadlines(clock, expired.append, timers.call_later)
-    ours, routing = exchange(clock), Routing(tflow.tflow())
-    ours.routing = routing
+    ours = context(clock)
     ours.start_timer(10, deadlines)
     ours.start_timer(99, deadlines)
     clock.now += 4
@@ -66,18 +62,18 @@ def test_the_time_for_a_first_byte_is_that_of_all_attempts_and_ends_with_the_req
     timers.advance(clock.now + 5.5)
     assert expired == []
     timers.advance(clock.now + 1)
-    assert expired == [routing]
+    assert expired == [ours]
     ours.stop_timer()
     ours.start_timer(10, deadlines)
     ours.end(Outcome.CANCELLED)
     assert len(deadlines) == 0
 
 
-def test_the_record_of_an_exchange_is_json() -> None:
+def test_the_record_of_a_request_is_json() -> None:
     clock = Clock()
     registry = new_registry(clock)
     a, b = fleet(registry, "a", "b")
-    ours = exchange(clock)
+    ours = context(clock)
     ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
     ours.take(registry.limiter.take(a))
     ours.fail_attempt("refused")
@@ -111,15 +107,15 @@ def test_the_record_of_an_exchange_is_json() -> None:
     }
 
 
-def test_the_record_of_an_exchange_that_has_just_begun_is_json() -> None:
-    record = json.loads(json.dumps(exchange().record()))
+def test_the_record_of_a_request_that_has_just_begun_is_json() -> None:
+    record = json.loads(json.dumps(context().record()))
     assert (record["agent"], record["outcome"], record["attempts"], record["total_ms"]) == (None, None, 0, 0)
 
 
 def test_a_record_tells_what_is_known_of_the_agents_room() -> None:
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
-    ours = exchange()
+    ours = context()
     ours.take(registry.limiter.take(agent))
     registry.update_metrics("a", report(num_parallel=4, max_loaded_models=3, loaded_models=entries("m", "n")))
     assert ours.record()["room"] == {"slots": 4, "fits": 3, "loaded": 2}

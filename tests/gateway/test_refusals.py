@@ -7,10 +7,9 @@ import zlib
 from email.utils import formatdate
 
 import pytest
-from mitmproxy import http
-from mitmproxy.test import tflow
 
-from ollama_balancer.gateway.context import Attempt, FailureKind
+from ollama_balancer.gateway.attempts import Attempt, FailureKind
+from ollama_balancer.gateway.messages import Response
 from ollama_balancer.gateway.refusals import (
     BUSY_SECONDS,
     MAX_UNPACKED,
@@ -22,18 +21,14 @@ from ollama_balancer.gateway.refusals import (
     retry_after,
 )
 from ollama_balancer.ollama.errors import Blame
+from ollama_balancer.ollama.routes import Dialect
 
 PAGE = b"<html>no</html>"
 
 
-def response(status: int, body: bytes = PAGE, **headers: str) -> http.Response:
-    return http.Response.make(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def flow(path: str = "/api/chat", method: str = "POST") -> http.HTTPFlow:
-    made = tflow.tflow()
-    made.request.path, made.request.method = path, method
-    return made
+def response(status: int, body: bytes = PAGE, **headers: str) -> Response:
+    fields = ((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())
+    return Response(status, tuple(fields), body)
 
 
 def attempt(agent: str, kind: Blame | FailureKind, status: int | None = 500, **headers: str) -> Attempt:
@@ -93,35 +88,32 @@ def test_the_answer_that_tells_the_caller_most_is_chosen(failures: list[Attempt]
 
 
 @pytest.mark.parametrize(
-    ("path", "error"),
+    ("dialect", "error"),
     [
-        ("/api/chat", {"error": "who was tried"}),
-        ("/v1/chat/completions", {"message": "who was tried", "type": "api_error", "param": None, "code": None}),
-        ("/v1/messages", {"type": "overloaded_error", "message": "who was tried"}),
+        (Dialect.OLLAMA, {"error": "who was tried"}),
+        (Dialect.OPENAI, {"message": "who was tried", "type": "api_error", "param": None, "code": None}),
+        (Dialect.ANTHROPIC, {"type": "overloaded_error", "message": "who was tried"}),
     ],
 )
-def test_a_page_becomes_an_error_in_the_callers_protocol(path: str, error: dict[str, object]) -> None:
-    made = answer_to(
-        flow(path), attempt("a", Blame.HOST_BUSY, 503, Retry_After="9", WWW_Authenticate="x"), "who was tried"
-    )
-    assert made.status_code == 503
-    body = json.loads(made.content or b"")
-    assert (body if path == "/api/chat" else body["error"]) == error
-    assert made.headers["retry-after"] == "9"
-    assert "www-authenticate" not in made.headers
+def test_a_page_becomes_an_error_in_the_callers_protocol(dialect: Dialect, error: dict[str, object]) -> None:
+    busy = attempt("a", Blame.HOST_BUSY, 503, Retry_After="9", WWW_Authenticate="x")
+    made = answer_to(busy, "who was tried", dialect)
+    assert made.status == 503
+    body = json.loads(made.body)
+    assert (body if dialect is Dialect.OLLAMA else body["error"]) == error
+    assert made.header(b"retry-after") == "9"
+    assert made.header(b"www-authenticate") is None
 
 
 def test_an_error_that_is_one_is_passed_on_as_it_came() -> None:
     body = gzip.compress(b'{"error":"it is gone"}')
-    said = http.Response.make(500, body, {"Content-Type": "application/json", "Transfer-Encoding": "chunked"})
-    said.headers["content-encoding"] = "gzip"
-    said.raw_content = body
-    made = answer_to(flow(), Attempt("a", "", Blame.HOST_CANNOT, said), "not this")
-    assert made.raw_content == body
-    assert made.headers["content-length"] == str(len(body))
-    assert "transfer-encoding" not in made.headers
-    cut = http.Response.make(500, b'{"error":"it is go', {})
-    assert b"this" in (answer_to(flow(), Attempt("a", "", Blame.HOST_CANNOT, cut), "this").content or b"")
+    said = response(500, body, Content_Type="application/json", Transfer_Encoding="chunked", Content_Encoding="gzip")
+    made = answer_to(Attempt("a", "", Blame.HOST_CANNOT, said), "not this", Dialect.OLLAMA)
+    assert made.body == body
+    assert made.header(b"content-length") == str(len(body))
+    assert made.header(b"transfer-encoding") is None
+    cut = response(500, b'{"error":"it is go')
+    assert b"this" in answer_to(Attempt("a", "", Blame.HOST_CANNOT, cut), "this", Dialect.OLLAMA).body
 
 
 @pytest.mark.parametrize(
@@ -134,41 +126,42 @@ def test_an_error_that_is_one_is_passed_on_as_it_came() -> None:
     ],
 )
 def test_a_status_that_would_mislead_the_client_is_another(kind: Blame, status: int, shown: int) -> None:
-    assert answer_to(flow(), attempt("a", kind, status), "x").status_code == shown
+    assert answer_to(attempt("a", kind, status), "x", Dialect.OLLAMA).status == shown
 
 
 def test_who_is_busy_without_a_word_about_when_gets_one() -> None:
-    said = http.Response.make(503, b'{"error":"server busy, please try again."}', {})
-    made = answer_to(flow(), Attempt("a", "", Blame.HOST_BUSY, said), "x")
-    assert int(made.headers["retry-after"]) > 0
-    assert made.content == said.content
+    said = response(503, b'{"error":"server busy, please try again."}')
+    made = answer_to(Attempt("a", "", Blame.HOST_BUSY, said), "x", Dialect.OLLAMA)
+    assert int(made.header(b"retry-after") or 0) > 0
+    assert made.body == said.body
 
 
 def test_what_a_compressed_answer_says_is_read_with_a_bound() -> None:
     crash = b'{"error":"an error was encountered while running the model: unexpected EOF"}'
     missing = b'{"error":"model \'m\' not found"}'
     for encoding, packed in (("gzip", gzip.compress(missing)), ("deflate", zlib.compress(missing))):
-        assert blame_of(response(404, content_encoding=encoding), packed, None) is Blame.LACKS_MODEL
-    assert blame_of(response(500, content_encoding="GZIP"), gzip.compress(crash)[:-9], None) is Blame.HOST_CANNOT
+        assert blame_of(response(404, packed, content_encoding=encoding), None) is Blame.LACKS_MODEL
+    assert blame_of(response(500, gzip.compress(crash)[:-9], content_encoding="GZIP"), None) is Blame.HOST_CANNOT
     bomb = gzip.compress(b'{"error":"template: ' + b"x" * 1000 * MAX_UNPACKED)
-    assert blame_of(response(500, content_encoding="gzip"), bomb, None) is Blame.CALLER
+    assert blame_of(response(500, bomb, content_encoding="gzip"), None) is Blame.CALLER
     # What cannot be read accuses nobody.
     for encoding in ("br", "gzip"):
-        assert blame_of(response(500, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.CALLER
-        assert blame_of(response(404, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.CALLER
-        assert blame_of(response(502, content_encoding=encoding), b"\x0b\x02\x80", None) is Blame.HOST_CANNOT
+        assert blame_of(response(500, b"\x0b\x02\x80", content_encoding=encoding), None) is Blame.CALLER
+        assert blame_of(response(404, b"\x0b\x02\x80", content_encoding=encoding), None) is Blame.CALLER
+        assert blame_of(response(502, b"\x0b\x02\x80", content_encoding=encoding), None) is Blame.HOST_CANNOT
 
 
 def test_what_is_the_callers_fault_comes_in_the_callers_protocol() -> None:
-    assert for_caller(flow(), response(400), b'{"error":"model is required"}') is None
-    assert for_caller(flow(), response(422), b'{"detail":[]}') is None
-    assert for_caller(flow(), response(400), b'{"error":"the rest of it is yet to co') is None
-    assert for_caller(flow(method="HEAD"), response(400), b"") is None
-    made = for_caller(flow("/v1/messages"), response(413, Via="1.1 p", Content_Encoding="gzip"), gzip.compress(PAGE))
+    assert for_caller(response(400, b'{"error":"model is required"}'), Dialect.OLLAMA) is None
+    assert for_caller(response(422, b'{"detail":[]}'), Dialect.OLLAMA) is None
+    assert for_caller(response(400, b'{"error":"the rest of it is yet to co'), Dialect.OLLAMA) is None
+    assert for_caller(response(400, b""), Dialect.OLLAMA, head=True) is None
+    page = response(413, gzip.compress(PAGE), Via="1.1 p", Content_Encoding="gzip")
+    made = for_caller(page, Dialect.ANTHROPIC)
     assert made is not None
-    assert made.status_code == 413
-    error = json.loads(made.raw_content or b"")["error"]
+    assert made.status == 413
+    error = json.loads(made.body)["error"]
     assert (error["type"], error["message"][:4]) == ("request_too_large", "413 ")
-    assert made.headers["content-length"] == str(len(made.raw_content or b""))
-    assert made.headers["via"] == "1.1 p"
-    assert "content-encoding" not in made.headers
+    assert made.header(b"content-length") == str(len(made.body))
+    assert made.header(b"via") == "1.1 p"
+    assert made.header(b"content-encoding") is None

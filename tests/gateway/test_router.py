@@ -10,16 +10,18 @@ from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome, Statistics
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.registry import AgentRegistry
+from ollama_balancer.gateway.attempts import FailureKind
 from ollama_balancer.gateway.callers import Caller
-from ollama_balancer.gateway.context import Exchange, FailureKind
+from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.messages import ClientRequest
 from ollama_balancer.gateway.router import (
     MAX_CORRECTIONS,
     MOST_LISTED,
     MOST_SHOWN,
     Answer,
-    Dispatcher,
     Everywhere,
     Forward,
+    Router,
     Wait,
 )
 from ollama_balancer.ollama.errors import Blame
@@ -53,9 +55,9 @@ class Asked:
         pin: str | None = None,
         encoding: str = "",
     ) -> None:
-        self.dispatcher = Dispatcher(registry)
-        self.exchange = Exchange(Caller("client"), dialect_of(path), registry.clock, pin=pin)
-        self.decision = self.dispatcher.begin(self.exchange, method, path, body, encoding=encoding)
+        self.router = Router(registry)
+        self.context = RequestContext(Caller("client"), dialect_of(path), registry.clock, pin=pin)
+        self.decision = self.router.begin(self.context, ClientRequest(method, path, body, encoding=encoding))
 
     @property
     def agent(self) -> Agent:
@@ -84,13 +86,13 @@ def test_a_request_is_forwarded_to_the_chosen_agent_and_counted_there(registry: 
     asked = Asked(registry, "/api/chat", b'{"model": "LIBRARY/M:latest"}')
     assert asked.agent is b
     assert b.in_flight == 1
-    assert asked.exchange.agent is b
-    assert (asked.exchange.mode, asked.exchange.why, asked.exchange.model) == (
+    assert asked.context.agent is b
+    assert (asked.context.mode, asked.context.why, asked.context.model) == (
         "metrics",
         "score 30",
         "LIBRARY/M:latest",
     )
-    asked.exchange.end(Outcome.SUCCEEDED)
+    asked.context.end(Outcome.SUCCEEDED)
     assert b.in_flight == 0
 
 
@@ -102,18 +104,18 @@ def test_the_candidates_are_kept_as_they_were_the_chosen_one_first_and_the_other
     for name, cpu in (("a", 50), ("b", 10), ("c", 30)):
         registry.update_metrics(name, report(cpu, 20))
     asked = Asked(registry, "/api/chat")
-    told = [(each.agent, each.score, each.in_flight) for each in asked.exchange.candidates]
+    told = [(each.agent, each.score, each.in_flight) for each in asked.context.candidates]
     assert told == [("b", 30.0, 0), ("c", 50.0, 0), ("a", 70.0, 0), ("d", None, 0)]
     registry.mode = "adaptive"
-    assert Asked(registry, "/api/chat").exchange.candidates == ()
+    assert Asked(registry, "/api/chat").context.candidates == ()
 
 
 def test_of_a_large_fleet_only_the_chosen_agent_is_kept(registry: AgentRegistry) -> None:
     registry.mode = "least_requests"
     fleet(registry, *(f"a{number}" for number in range(MOST_LISTED)))
-    assert len(Asked(registry, "/api/chat").exchange.candidates) == MOST_SHOWN
+    assert len(Asked(registry, "/api/chat").context.candidates) == MOST_SHOWN
     fleet(registry, *(f"a{number}" for number in range(MOST_LISTED + 1)))
-    assert len(Asked(registry, "/api/chat").exchange.candidates) == 1
+    assert len(Asked(registry, "/api/chat").context.candidates) == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
     for pin in ("b", b.id):
         asked = Asked(registry, "/api/chat", pin=pin)
         assert asked.agent is b
-        assert asked.exchange.why == "named by the request"
+        assert asked.context.why == "named by the request"
     assert b.in_flight == 2
 
 
@@ -284,8 +286,8 @@ def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> Non
 def test_a_pinned_request_whose_agent_fails_is_not_sent_elsewhere(registry: AgentRegistry) -> None:
     fleet(registry, "a", "b")
     asked = Asked(registry, "/api/chat", pin="b")
-    asked.exchange.fail_attempt("refused")
-    asked.decision = asked.dispatcher.again(asked.exchange)
+    asked.context.fail_attempt("refused")
+    asked.decision = asked.router.again(asked.context)
     assert asked.answer.status == 502
     assert "b: refused" in asked.json["error"]
     assert registry.in_flight == 0
@@ -298,13 +300,13 @@ def test_a_pinned_request_whose_agent_fails_is_not_sent_elsewhere(registry: Agen
 def test_other_agents_are_tried_up_to_the_number_of_retries(registry: AgentRegistry, retries: int) -> None:
     agents = fleet(registry, "a", "b", "c", "d")
     asked = Asked(registry, "/api/chat")
-    asked.dispatcher.retries = retries
+    asked.router.retries = retries
     tried = []
     while isinstance(asked.decision, Forward):
         tried.append(asked.agent)
         assert asked.agent.in_flight == 1
-        asked.exchange.fail_attempt("reset")
-        asked.decision = asked.dispatcher.again(asked.exchange)
+        asked.context.fail_attempt("reset")
+        asked.decision = asked.router.again(asked.context)
     assert len(tried) == min(1 + retries, len(agents))
     assert len(set(tried)) == len(tried)
     assert asked.answer.status == 502
@@ -317,36 +319,36 @@ def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry
     registry.inventory.update_models(b, entries("else"))
     asked = Asked(registry, "/api/chat")
     first = asked.agent
-    asked.exchange.fail_attempt("reset")
-    asked.decision = asked.dispatcher.again(asked.exchange)
+    asked.context.fail_attempt("reset")
+    asked.decision = asked.router.again(asked.context)
     assert {first, asked.agent} == {a, c}
 
 
 def read_demand(registry: AgentRegistry) -> Demand:
     asked = Asked(registry, "/api/chat")
-    asked.exchange.end(Outcome.CANCELLED)
-    assert asked.exchange.demand
-    return asked.exchange.demand
+    asked.context.end(Outcome.CANCELLED)
+    assert asked.context.demand
+    return asked.context.demand
 
 
-def attempts_of(dispatcher: Dispatcher, registry: AgentRegistry, kind: Blame | FailureKind) -> tuple[int, Answer]:
+def attempts_of(router: Router, registry: AgentRegistry, kind: Blame | FailureKind) -> tuple[int, Answer]:
     """How many agents a request is sent to that all of them fail, and what its caller is told."""
-    exchange = Exchange(Caller("client"), Dialect.OLLAMA, registry.clock)
-    decision = dispatcher.begin(exchange, "POST", "/api/chat", CHAT)
+    context = RequestContext(Caller("client"), Dialect.OLLAMA, registry.clock)
+    decision = router.begin(context, ClientRequest("POST", "/api/chat", CHAT))
     while isinstance(decision, Forward):
-        exchange.fail_attempt("it failed", kind)
-        decision = dispatcher.again(exchange)
+        context.fail_attempt("it failed", kind)
+        decision = router.again(context)
     assert isinstance(decision, Answer)
-    return exchange.attempts, decision
+    return context.attempts, decision
 
 
 def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: AgentRegistry, clock: Clock) -> None:
     fleet(registry, "a", "b", "c", "d")
-    dispatcher = Dispatcher(registry)
+    router = Router(registry)
     attempts = 0
     for _ in range(500):
         clock.now += 0.01
-        more, answer = attempts_of(dispatcher, registry, Blame.HOST_CANNOT)
+        more, answer = attempts_of(router, registry, Blame.HOST_CANNOT)
         attempts += more
     assert attempts == 500 + 100 + 30
     assert "the fleet's retries are spent" in json.loads(answer.body)["error"]
@@ -354,7 +356,7 @@ def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: Age
     clock.now += 10
     for agent in registry:
         registry.liveness.reached(agent)
-    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 3
+    assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 3
 
 
 @pytest.mark.parametrize("kind", [Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT])
@@ -362,56 +364,56 @@ def test_an_attempt_that_no_host_has_worked_on_costs_no_retry(
     registry: AgentRegistry, kind: Blame | FailureKind
 ) -> None:
     fleet(registry, "a", "b", "c")
-    dispatcher = Dispatcher(registry)
+    router = Router(registry)
     for _ in range(200):
-        attempts, answer = attempts_of(dispatcher, registry, kind)
+        attempts, answer = attempts_of(router, registry, kind)
         assert attempts == 3
         assert "retries are spent" not in json.loads(answer.body)["error"]
-    assert attempts_of(dispatcher, registry, Blame.HOST_BUSY)[0] == 3
+    assert attempts_of(router, registry, Blame.HOST_BUSY)[0] == 3
 
 
 def test_what_a_host_that_has_died_had_running_goes_elsewhere_whatever_the_budget(registry: AgentRegistry) -> None:
     agents = fleet(registry, "a", "b", "c", "d")
     registry.slots = 100
-    dispatcher = Dispatcher(registry)
-    exchanges = []
+    router = Router(registry)
+    contexts = []
     for _ in range(400):
-        exchange = Exchange(Caller("client"), Dialect.OLLAMA, registry.clock)
-        assert isinstance(dispatcher.begin(exchange, "POST", "/api/chat", CHAT), Forward)
-        exchanges.append(exchange)
-    while dispatcher.retry_budget.spend():
+        context = RequestContext(Caller("client"), Dialect.OLLAMA, registry.clock)
+        assert isinstance(router.begin(context, ClientRequest("POST", "/api/chat", CHAT)), Forward)
+        contexts.append(context)
+    while router.retry_budget.spend():
         pass
-    died = [exchange for exchange in exchanges if exchange.agent is agents[0]]
+    died = [context for context in contexts if context.agent is agents[0]]
     assert len(died) == 100
     registry.slots = 200
     registry.liveness.unreachable(agents[0], "connection refused")
-    for exchange in died:
-        exchange.fail_attempt("connection reset", FailureKind.BROKEN)
-        assert isinstance(dispatcher.again(exchange), Forward)
+    for context in died:
+        context.fail_attempt("connection reset", FailureKind.BROKEN)
+        assert isinstance(router.again(context), Forward)
 
 
 def test_a_request_without_anybody_left_spends_no_retry(registry: AgentRegistry) -> None:
     fleet(registry, "a")
-    dispatcher = Dispatcher(registry)
+    router = Router(registry)
     for _ in range(100):
-        assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 1
+        assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 1
     for name in ("b", "c"):
         agent, _ = registry.register(name, address(ord(name)))
         registry.inventory.update_models(agent, entries("m"))
         registry.liveness.reached(agent)
-    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 3
+    assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 3
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_by_two(registry: AgentRegistry) -> None:
     fleet(registry, "a", "b", "c", "d")
-    dispatcher = Dispatcher(registry, retries=3)
-    assert attempts_of(dispatcher, registry, Blame.CANNOT_LOAD)[0] == 2
+    router = Router(registry, retries=3)
+    assert attempts_of(router, registry, Blame.CANNOT_LOAD)[0] == 2
     demand = read_demand(registry)
     for agent in registry:
         registry.avoidance.cannot_load(agent, demand.model, demand.runner)
     assert set(registry.avoidance.for_demand(demand)) == set(registry)
-    assert attempts_of(dispatcher, registry, Blame.CANNOT_LOAD)[0] == 1  # one, for the server's words
-    assert attempts_of(dispatcher, registry, Blame.HOST_CANNOT)[0] == 4
+    assert attempts_of(router, registry, Blame.CANNOT_LOAD)[0] == 1  # one, for the server's words
+    assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 4
 
 
 # Merged answers
@@ -512,14 +514,14 @@ def test_a_request_to_unload_goes_to_every_agent_that_has_the_model(
 def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: AgentRegistry) -> None:
     agents = fleet(registry, "a", "b", "c", "d")
     asked = Asked(registry, "/api/chat")
-    asked.dispatcher.retries = 0
+    asked.router.retries = 0
     seen = []
     while isinstance(asked.decision, Forward):
         seen.append(asked.agent)
-        agent = asked.exchange.fail_attempt("does not have the model", Blame.LACKS_MODEL)
+        agent = asked.context.fail_attempt("does not have the model", Blame.LACKS_MODEL)
         assert agent is asked.agent
         registry.inventory.forget_model(agent, "m:latest")
-        asked.decision = asked.dispatcher.again(asked.exchange)
+        asked.decision = asked.router.again(asked.context)
     assert set(seen) == set(agents)
     assert not registry.inventory.has_model("m:latest")
     assert all(agent.stats == Statistics() and agent.in_flight == 0 for agent in agents)
@@ -530,9 +532,9 @@ def test_so_many_wrong_inventories_in_a_row_are_given_up(registry: AgentRegistry
     fleet(registry, *(f"a{n}" for n in range(MAX_CORRECTIONS * 2)))
     asked = Asked(registry, "/api/chat")
     while isinstance(asked.decision, Forward):
-        asked.exchange.fail_attempt("does not have the model", Blame.LACKS_MODEL)
-        asked.decision = asked.dispatcher.again(asked.exchange)
-    assert asked.exchange.attempts == MAX_CORRECTIONS + 1
+        asked.context.fail_attempt("does not have the model", Blame.LACKS_MODEL)
+        asked.decision = asked.router.again(asked.context)
+    assert asked.context.attempts == MAX_CORRECTIONS + 1
 
 
 def test_an_unknown_model_in_a_body_that_is_no_json_is_for_an_agent_to_refuse(registry: AgentRegistry) -> None:
@@ -545,7 +547,7 @@ def test_a_cloud_model_needs_no_agent_that_has_it(registry: AgentRegistry) -> No
     [agent] = fleet(registry, "a")
     asked = Asked(registry, "/api/chat", b'{"model": "gpt-oss:120b-cloud"}')
     assert asked.agent is agent
-    assert asked.exchange.model == "gpt-oss:120b-cloud"
+    assert asked.context.model == "gpt-oss:120b-cloud"
 
 
 def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
@@ -554,7 +556,7 @@ def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
     for path in ("/api/chat", "/v1/chat/completions", "/api/show"):
         asked = Asked(registry, path, b'{"model": "Qwen3:8b:local", "messages": []}')
         assert asked.agent is b
-        assert (asked.exchange.model, asked.exchange.model_name) == ("Qwen3:8b:local", "qwen3:8b")
+        assert (asked.context.model, asked.context.model_name) == ("Qwen3:8b:local", "qwen3:8b")
     assert Asked(registry, "/v1/models/qwen3:8b:local", b"", method="GET").agent is b
     assert Asked(registry, "/api/chat", b'{"model": "qwen3:local"}').json["error"] == (
         "model 'qwen3:local' not found, did you mean 'qwen3:8b'?"
@@ -575,9 +577,9 @@ def test_a_compressed_request_takes_a_slot_of_its_model_and_waits_for_one(regist
     body = packed("zstd", b'{"model": "m", "input": "hi"}')
     first = Asked(registry, "/v1/responses", body, encoding="zstd")
     assert first.agent is agent
-    assert (first.exchange.slot_model, first.exchange.body_bytes) == ("m:latest", 29)
+    assert (first.context.slot_model, first.context.body_bytes) == ("m:latest", 29)
     assert isinstance(Asked(registry, "/v1/responses", body, encoding="zstd").decision, Wait)
-    first.exchange.end(Outcome.SUCCEEDED)
+    first.context.end(Outcome.SUCCEEDED)
     assert Asked(registry, "/v1/responses", body, encoding="zstd").agent is agent
 
 

@@ -7,10 +7,10 @@ import pytest
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
-from ollama_balancer.gateway.context import Exchange
+from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.timeouts import OFFLINE_SILENCE
 from ollama_balancer.gateway.watchdog import (
     LOOK_AGAIN,
-    OFFLINE_SILENCE,
     SILENCE,
     UNSTREAMED_PATIENCE,
     WORST_PREFILL,
@@ -30,33 +30,33 @@ class Scene:
         self.registry = new_registry(self.clock)
         self.agent: Agent = fleet(self.registry, "a")[0]
         self.in_memory: set[str] | None = {M}
-        self.given_up: list[tuple[Exchange, str]] = []
-        self.exchanges: list[Exchange] = []
-        self.slow_clients: list[Exchange] = []
+        self.given_up: list[tuple[RequestContext, str]] = []
+        self.contexts: list[RequestContext] = []
+        self.slow_clients: list[RequestContext] = []
         self.dog = Watchdog(
             self.clock,
             self._loaded,
-            lambda exchange, why: self.given_up.append((exchange, why)),
+            lambda context, why: self.given_up.append((context, why)),
             self.slow_clients.__contains__,
         )
 
     async def _loaded(self, agent: Agent) -> set[str] | None:
         return self.in_memory
 
-    def send(self, *, streams: bool = True, body: int = 0, model: str | None = M) -> Exchange:
-        exchange = Exchange(Caller("client"), Dialect.OLLAMA, self.clock)
-        exchange.streams, exchange.body_bytes = streams, body
-        exchange.take(self.registry.limiter.take(self.agent, model))
-        self.exchanges.append(exchange)
-        return exchange
+    def send(self, *, streams: bool = True, body: int = 0, model: str | None = M) -> RequestContext:
+        context = RequestContext(Caller("client"), Dialect.OLLAMA, self.clock)
+        context.streams, context.body_bytes = streams, body
+        context.take(self.registry.limiter.take(self.agent, model))
+        self.contexts.append(context)
+        return context
 
-    def look(self, seconds: float = 0.0) -> list[Exchange]:
+    def look(self, seconds: float = 0.0) -> list[RequestContext]:
         """Let time pass, and ask after those that are suspicious."""
         self.clock.now += seconds
         self.registry.liveness.reached(self.agent)
-        suspicious = self.dog.look(self.exchanges)
-        for exchange in suspicious:
-            asyncio.run(self.dog.judge(exchange))
+        suspicious = self.dog.look(self.contexts)
+        for context in suspicious:
+            asyncio.run(self.dog.judge(context))
         return suspicious
 
 
@@ -72,24 +72,24 @@ def warm(scene: Scene) -> Scene:
 
 
 def test_silence_with_the_model_in_memory_is_a_failure(warm: Scene) -> None:
-    exchange = warm.send()
+    context = warm.send()
     assert warm.look(SILENCE - 0.1) == []
-    assert warm.look(0.1) == [exchange]
-    assert warm.given_up == [(exchange, "silent for 30 s with the model in memory")]
+    assert warm.look(0.1) == [context]
+    assert warm.given_up == [(context, "silent for 30 s with the model in memory")]
 
 
 def test_a_long_prompt_has_the_time_that_reading_it_may_take(warm: Scene) -> None:
-    exchange = warm.send(body=4000)
+    context = warm.send(body=4000)
     assert warm.look(SILENCE + 4000 / WORST_PREFILL - 0.1) == []
-    assert warm.look(0.1) == [exchange]
+    assert warm.look(0.1) == [context]
 
 
 def test_an_agent_that_gets_on_with_others_is_not_silent(warm: Scene) -> None:
-    exchange = warm.send()
+    context = warm.send()
     for _ in range(10):
-        warm.agent.heard(warm.clock.now)
+        warm.agent.heard_at = warm.clock.now
         assert warm.look(SILENCE - 0.1) == []
-    assert warm.look(0.2) == [exchange]
+    assert warm.look(0.2) == [context]
 
 
 def test_an_answer_in_one_piece_may_take_longer(warm: Scene) -> None:
@@ -99,43 +99,43 @@ def test_an_answer_in_one_piece_may_take_longer(warm: Scene) -> None:
 
 
 def test_a_load_is_left_alone_however_long_it_takes_and_then_the_prompt_has_its_time(scene: Scene) -> None:
-    exchange = scene.send()
+    context = scene.send()
     scene.in_memory = set()
     for _ in range(100):
-        assert scene.look(SILENCE) == [exchange]
+        assert scene.look(SILENCE) == [context]
     scene.in_memory = {M}
     assert scene.look(LOOK_AGAIN - 0.1) == []
-    assert scene.look(0.1) == [exchange]
+    assert scene.look(0.1) == [context]
     assert scene.given_up == [], "it was not seen in memory before"
     assert scene.look(SILENCE - 0.1) == []
-    assert scene.look(0.1) == [exchange]
+    assert scene.look(0.1) == [context]
     assert len(scene.given_up) == 1
 
 
 def test_a_host_that_is_too_busy_loading_to_answer_is_left_alone_while_it_is_online(scene: Scene) -> None:
-    exchange = scene.send()
+    context = scene.send()
     scene.in_memory = None
     scene.look(SILENCE)
     assert scene.given_up == []
     scene.registry.liveness.unreachable(scene.agent, "gone")
     scene.clock.now += SILENCE
-    assert scene.dog.look(scene.exchanges) == [exchange]
-    asyncio.run(scene.dog.judge(exchange))
-    assert scene.given_up == [(exchange, "silent for 60 s, and does not say what it has in memory")]
+    assert scene.dog.look(scene.contexts) == [context]
+    asyncio.run(scene.dog.judge(context))
+    assert scene.given_up == [(context, "silent for 60 s, and does not say what it has in memory")]
 
 
 def test_a_host_with_the_model_in_memory_that_says_nothing_at_all_is_given_up(warm: Scene) -> None:
-    exchange = warm.send()
+    context = warm.send()
     warm.in_memory = None
     warm.look(SILENCE)
-    assert [given for given, _ in warm.given_up] == [exchange]
+    assert [given for given, _ in warm.given_up] == [context]
 
 
 def test_what_an_offline_agent_has_not_begun_is_given_up_at_once(warm: Scene) -> None:
-    exchange = warm.send()
+    context = warm.send()
     warm.registry.liveness.unreachable(warm.agent, "no answer to probes")
-    assert warm.dog.look(warm.exchanges) == []
-    assert warm.given_up == [(exchange, "it went offline: no answer to probes")]
+    assert warm.dog.look(warm.contexts) == []
+    assert warm.given_up == [(context, "it went offline: no answer to probes")]
 
 
 def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(warm: Scene) -> None:
@@ -143,70 +143,70 @@ def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(war
     ended.end(Outcome.SUCCEEDED)
     assert warm.look(10 * SILENCE) == []
     warm.registry.liveness.unreachable(warm.agent, "gone")
-    assert warm.dog.look(warm.exchanges) == []
+    assert warm.dog.look(warm.contexts) == []
     assert warm.given_up == [(show, "it went offline: gone")]
 
 
-def answering(scene: Scene, route: str = "/api/chat") -> Exchange:
-    exchange = scene.send()
-    exchange.route = find_route(route)
-    exchange.first_byte = scene.clock.now
-    exchange.heard()
-    return exchange
+def answering(scene: Scene, route: str = "/api/chat") -> RequestContext:
+    context = scene.send()
+    context.route = find_route(route)
+    context.first_byte = scene.clock.now
+    context.heard()
+    return context
 
 
 def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online(warm: Scene) -> None:
-    exchange = answering(warm)
+    context = answering(warm)
     warm.look(warm.dog.idle_seconds - 0.1)
-    exchange.heard()
+    context.heard()
     warm.look(warm.dog.idle_seconds - 0.1)
     assert warm.given_up == []
     warm.look(0.2)
-    assert warm.given_up == [(exchange, "silent for 120 s")]
+    assert warm.given_up == [(context, "silent for 120 s")]
 
 
 def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Scene) -> None:
-    exchange = answering(warm)
+    context = answering(warm)
     warm.registry.liveness.unreachable(warm.agent, "gone")
     for _ in range(10):
         warm.clock.now += OFFLINE_SILENCE - 0.1
-        warm.dog.look(warm.exchanges)
-        exchange.heard()
+        warm.dog.look(warm.contexts)
+        context.heard()
     assert warm.given_up == []
     warm.clock.now += OFFLINE_SILENCE
-    warm.dog.look(warm.exchanges)
-    assert warm.given_up == [(exchange, "it went offline: gone")]
+    warm.dog.look(warm.contexts)
+    assert warm.given_up == [(context, "it went offline: gone")]
 
 
 def test_a_pull_may_be_silent_for_as_long_as_a_first_byte(warm: Scene) -> None:
-    exchange = answering(warm, "/api/push")
+    context = answering(warm, "/api/push")
     warm.look(warm.dog.response_seconds - 0.1)
     assert warm.given_up == []
     warm.look(0.2)
-    assert [given for given, _ in warm.given_up] == [exchange]
+    assert [given for given, _ in warm.given_up] == [context]
 
 
 def test_a_client_that_does_not_take_its_answer_is_no_failure_of_the_agent(warm: Scene) -> None:
-    exchange = answering(warm)
-    warm.slow_clients.append(exchange)
+    context = answering(warm)
+    warm.slow_clients.append(context)
     warm.look(2 * warm.dog.idle_seconds)
     warm.registry.liveness.unreachable(warm.agent, "gone")
-    warm.dog.look(warm.exchanges)
+    warm.dog.look(warm.contexts)
     assert warm.given_up == []
     warm.slow_clients.clear()
     warm.clock.now += OFFLINE_SILENCE
-    warm.dog.look(warm.exchanges)
-    assert [given for given, _ in warm.given_up] == [exchange]
+    warm.dog.look(warm.contexts)
+    assert [given for given, _ in warm.given_up] == [context]
 
 
 def test_an_answer_that_comes_while_the_agent_is_asked_is_no_silence(warm: Scene) -> None:
-    exchange = warm.send()
+    context = warm.send()
 
     async def loaded(agent: Agent) -> set[str] | None:
-        exchange.first_byte = warm.clock.now
+        context.first_byte = warm.clock.now
         return {M}
 
-    dog = Watchdog(warm.clock, loaded, lambda exchange, why: warm.given_up.append((exchange, why)))
+    dog = Watchdog(warm.clock, loaded, lambda context, why: warm.given_up.append((context, why)))
     warm.clock.now += SILENCE
-    asyncio.run(dog.judge(exchange))
+    asyncio.run(dog.judge(context))
     assert warm.given_up == []

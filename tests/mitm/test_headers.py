@@ -6,7 +6,10 @@ import pytest
 from mitmproxy import http
 
 from ollama_balancer.core.address import Address
-from ollama_balancer.mitm.headers import by_name, for_client, header, request_to_agent
+from ollama_balancer.gateway import headers as heads
+from ollama_balancer.gateway.headers import by_name
+from ollama_balancer.gateway.messages import header
+from ollama_balancer.mitm.headers import request_to_agent
 
 
 def headers(*fields: tuple[str, str]) -> http.Headers:
@@ -25,9 +28,9 @@ def headers(*fields: tuple[str, str]) -> http.Headers:
 )
 def test_a_header_is_found_as_mitmproxy_finds_it(fields: tuple[tuple[str, str], ...]) -> None:
     given = headers(*fields)
-    found = header(given, b"content-type")
+    found = header(given.fields, b"content-type")
     assert found == given.get("content-type")
-    raw = by_name(given).get(b"content-type")
+    raw = by_name(given.fields).get(b"content-type")
     assert (raw if raw is None else raw.decode("utf-8", "surrogateescape")) == found
 
 
@@ -49,6 +52,10 @@ def test_the_agent_gets_its_own_address_once_and_the_request_keeps_the_clients(
     assert head.headers == headers(*then)
     assert (head.url, head.authority, head.path) == ("http://b:2/api/tags?x=1", "", "/api/tags?x=1")
     assert request.get_state() == before
+
+
+def for_client(head: http.Headers, attempts: int, agents: str, *, own: bool) -> None:
+    head.fields = heads.for_client(head.fields, attempts, agents, own=own)
 
 
 INERT = (("X-Content-Type-Options", "nosniff"), ("Content-Security-Policy", "sandbox"))

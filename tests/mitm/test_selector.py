@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ollama_balancer.mitm.fastpath.selector import LONGEST_PASS, Receiver, RelaySelector, install, remove, socket_of
+from ollama_balancer.mitm.compat.python_names import socket_of
+from ollama_balancer.mitm.fastpath.selector import LONGEST_PASS, Receiver, RelaySelector, install, remove
 
 pytestmark = pytest.mark.skipif(not hasattr(selectors, "EpollSelector"), reason="asyncio has no epoll here")
 

@@ -721,7 +721,7 @@ def plainly_read(content_type: str, body: bytes) -> list[Event]:
         if len(text) < SHORTEST:
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text.decode())  # of bytes it would guess the encoding
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -742,6 +742,13 @@ def test_lines_are_read_as_the_formats_say_wherever_the_stream_was_split(
     expected = plainly_read(content_type, body)
     assert parse(content_type, body) == expected
     assert parse(content_type, *split(body, cuts)) == expected
+
+
+def test_an_event_of_the_shortest_length_is_read_alike_wherever_it_was_split() -> None:
+    for text in (b'{"id":"ma"}', b'{"id":"mab"}'):
+        body = b"data: %s\n\n" % text
+        for at in range(1, len(body)):
+            assert parse(SSE, body[:at], body[at:]) == parse(SSE, body) == plainly_read(SSE, body)
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])

@@ -88,6 +88,14 @@ def test_a_body_may_have_several_parts_but_not_without_end(encoding: str) -> Non
         unpacked(part * (MOST_MEMBERS + 1), encoding, MOST)
 
 
+@pytest.mark.parametrize("before", [b"", b"k\x00\x03"])
+def test_what_follows_the_end_of_brotli_is_refused_however_it_comes(before: bytes) -> None:
+    unpacker = reader("br")
+    assert unpacker.feed(before, MOST) == b""
+    with pytest.raises(UnpackingError):
+        unpacker.feed(b"k\x00\x03k\x00\x03", MOST)
+
+
 @pytest.mark.parametrize("encoding", ["", "identity", "compress", "gzip, br", "aes128gcm", "*", "gzip\x00"])
 def test_other_encodings_are_not_known(encoding: str) -> None:
     assert unpacker_for(encoding) is None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,19 +26,15 @@ from ..core.stats import RequestMetrics
 from ..gateway.reachability import told_to_reporter
 from . import dashboard
 from . import history as history_api
+from .calls import CALLS, JSON, Call
 from .health import by_state, health
-from .paths import AUTHORIZED, HEALTH, HISTORY
+from .models import DrainRequest
+from .openapi import document
+from .paths import AUTHORIZED
 from .prometheus import Exposition
 from .reports import time_problem
 
-
-class DrainRequest(BaseModel):
-    """The optional body of a drain."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    until: Literal["resume", "registration"] = "resume"
-    """What ends the drain: only a resume, or the agent's next registration too."""
+type Handler = Callable[[Request], Awaitable[Response]]
 
 
 class ControlApi:
@@ -74,29 +69,42 @@ class ControlApi:
         self.exposition = Exposition(registry, line, tally, self._totals)
         self.ending = ending
         self.wall = wall
-        self.app = Starlette(
-            routes=[
-                Route(HEALTH, self.health),
-                Route("/metrics", self.prometheus),
-                Route("/dashboard", board.page),
-                Route("/dashboard/data", board.data),
-                Route("/dashboard/page.js", board.script),
-                Route("/dashboard/page.css", board.style),
-                Route("/api/balancer", self.balancer),
-                Route(HISTORY, history_api.endpoint(history)),
-                Route("/api/agents", self.agents, methods=["GET"]),
-                Route("/api/agents", self.register, methods=["POST"]),
-                Route("/api/agents/{key}/metrics", self.metrics, methods=["POST"]),
-                Route("/api/agents/{key}/drain", self.drain, methods=["POST"]),
-                Route("/api/agents/{key}/resume", self.resume, methods=["POST"]),
-                Route("/api/agents/{key}", self.agent, methods=["GET"]),
-                Route("/api/agents/{key}", self.delete, methods=["DELETE"]),
-            ],
-            exception_handlers={HTTPException: self._http_error},
-        )
+        self._answers: dict[str, Handler] = {
+            "health": self.health,
+            "prometheus": self.prometheus,
+            "page": board.page,
+            "script": board.script,
+            "style": board.style,
+            "data": board.data,
+            "balancer": self.balancer,
+            "history": history_api.endpoint(history),
+            "openapi": self.openapi,
+            "agents": self.agents,
+            "register": self.register,
+            "agent": self.agent,
+            "delete": self.delete,
+            "metrics": self.metrics,
+            "drain": self.drain,
+            "resume": self.resume,
+        }
+        self.app = Starlette(routes=self._routes(), exception_handlers={HTTPException: self._http_error})
         self.app.router.redirect_slashes = False  # such a path is unknown, like any other
-        # Two rows of one path would each refuse the other's method: the refusal has to name the methods of both.
-        self._methods = {"/api/agents": "GET, HEAD, POST", "/api/agents/{key}": "DELETE, GET, HEAD"}
+
+    def _routes(self) -> list[Route]:
+        """One for each path: two of one path would each refuse the other's methods."""
+        by_path: dict[str, dict[str, Call]] = {}
+        for call in CALLS:
+            by_path.setdefault(call.path, {})[call.method] = call
+        return [Route(path, self._endpoint(calls), methods=list(calls)) for path, calls in by_path.items()]
+
+    def _endpoint(self, calls: dict[str, Call]) -> Handler:
+        async def answer(request: Request) -> Response:
+            call = calls["GET" if request.method == "HEAD" else request.method]
+            if call.needs_token:
+                _authorize(request)
+            return await self._answers[call.operation](request)
+
+        return answer
 
     def _totals(self) -> dict[str, int]:
         return self.tally.totals(self.in_flight())
@@ -108,6 +116,9 @@ class ControlApi:
     async def prometheus(self, request: Request) -> Response:
         body, content_type = await self.exposition.page(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type, "Vary": "Accept"})
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(document(), media_type=JSON)
 
     async def balancer(self, request: Request) -> Response:
         registry = self.registry
@@ -130,7 +141,6 @@ class ControlApi:
         return self._shown(self._found(request))
 
     async def register(self, request: Request) -> Response:
-        _authorize(request)
         try:
             registration = AgentRegistration.model_validate_json(_checked(await request.body()))
         except ValidationError as e:
@@ -182,7 +192,6 @@ class ControlApi:
         return address
 
     async def metrics(self, request: Request) -> Response:
-        _authorize(request)
         agent = self._found(request)
         try:
             metrics = AgentMetrics.model_validate_json(_checked(await request.body()))
@@ -194,7 +203,6 @@ class ControlApi:
         return Response(status_code=204, headers=told_to_reporter(agent))
 
     async def drain(self, request: Request) -> Response:
-        _authorize(request)
         agent = self._found(request)
         body = await request.body()
         try:
@@ -205,18 +213,16 @@ class ControlApi:
         return self._shown(agent)
 
     async def resume(self, request: Request) -> Response:
-        _authorize(request)
         agent = self._found(request)
         self.registry.resume(agent)
         return self._shown(agent)
 
     async def delete(self, request: Request) -> Response:
-        _authorize(request)
         self.registry.remove(self._found(request))
         return Response(status_code=204)
 
     def _found(self, request: Request) -> Agent:
-        key = request.path_params["key"]
+        key = request.path_params["id"]
         agent = self.registry.get(key)
         if agent is None:
             raise HTTPException(404, f"no agent has the id or name {key[:80]!r}: GET /api/agents lists them")
@@ -232,12 +238,8 @@ class ControlApi:
         detail = error.detail
         path = request.scope["path"]
         if error.status_code == 405:
-            parts = path.strip("/").split("/")
-            if path == "/api/agents":
-                headers["Allow"] = self._methods["/api/agents"]
-            elif len(parts) == 3:
-                headers["Allow"] = self._methods["/api/agents/{key}"]
-            detail = f"{request.method} is not allowed for {path[:200]}: it takes {headers.get('Allow', '')}"
+            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+            detail = f"{request.method} is not allowed for {path[:200]}: it takes {headers['Allow']}"
         elif error.status_code == 404 and detail == "Not Found":
             detail = f"{path[:200]}: the control API has no such path"
         return JSONResponse({"error": detail}, error.status_code, headers)

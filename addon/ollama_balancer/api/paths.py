@@ -5,13 +5,17 @@ from __future__ import annotations
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
 
+AGENTS = "/api/agents"
+BALANCER = "/api/balancer"
 HEALTH = "/health"
 HISTORY = "/api/history"
+METRICS = "/metrics"
+OPENAPI = "/api/openapi.json"
 DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
 
-PATHS = frozenset(("/api/balancer", HEALTH, HISTORY, "/metrics", *DASHBOARD))
+PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, METRICS, OPENAPI, *DASHBOARD))
 
 
 def is_control_path(path: str) -> bool:
     """Whether the control API answers that path (without its query)."""
-    return path in PATHS or path == "/api/agents" or path.startswith("/api/agents/")
+    return path in PATHS or path.startswith(f"{AGENTS}/")

@@ -1,51 +1,58 @@
-"""An exchange that is over, as monitoring counts it."""
+"""Requests that are over, as monitoring counts them."""
 
 from __future__ import annotations
 
+import collections
+import time
 from typing import Any
 
 from ..core.agent_records import Outcome
+from ..core.history import History
+from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import OTHER, RequestSummary
+from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
-from .context import Exchange
+from .context import RequestContext
 from .outcomes import outcome_of
 
 KILLED = "killed"
+
+MOST_UNCOUNTED = 64
+"""Requests that are over and not counted yet."""
 
 CUT_OFF = "cancelled"
 """The reason of an agent's part of a request to several when the client has left."""
 
 
-def ended(exchange: Exchange, registry: AgentRegistry) -> RequestSummary:
+def ended(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
     """What there is to count of it."""
-    agent = exchange.agent
-    model = exchange.model_name or ""
-    watcher = exchange.watcher
+    agent = context.agent
+    model = context.model_name or ""
+    watcher = context.watcher
     timings = watcher.answer.timings if watcher is not None else None
     streamed = watcher is not None and watcher.streamed
-    outcome = str(exchange.outcome)
+    outcome = str(context.outcome)
     cancelled_by = ""
-    if exchange.outcome is Outcome.CANCELLED:
+    if context.outcome is Outcome.CANCELLED:
         gone = "client_waiting" if agent is None else "client"
-        cancelled_by = KILLED if exchange.problem == KILLED else gone
-    elif exchange.outcome is Outcome.FAILED and not exchange.attempts:
+        cancelled_by = KILLED if context.problem == KILLED else gone
+    elif context.outcome is Outcome.FAILED and not context.attempts:
         outcome = "refused"
     return RequestSummary(
         agent=agent.name if agent is not None else "",
         model=model if not model or registry.inventory.has_model(model) else OTHER,
-        route=exchange.route.path if exchange.route is not None else OTHER,
+        route=context.route.path if context.route is not None else OTHER,
         outcome=outcome,
-        seconds=exchange.total or 0.0,
-        waited=exchange.waited or None,
-        first_token=exchange.seconds_to_first_byte if streamed else None,
-        tokens_per_second=exchange.tokens_per_second,
+        seconds=context.total or 0.0,
+        waited=context.waited or None,
+        first_token=context.seconds_to_first_byte if streamed else None,
+        tokens_per_second=context.tokens_per_second,
         prompt_tokens=(timings.prompt_eval_count or 0) if timings is not None else 0,
         output_tokens=(timings.eval_count or 0) if timings is not None else 0,
         cancelled_by=cancelled_by,
-        failures=tuple([(each.agent, str(each.kind)) for each in exchange.failures if each.reason != CUT_OFF]),
-        status=exchange.status,
+        failures=tuple([(each.agent, str(each.kind)) for each in context.failures if each.reason != CUT_OFF]),
+        status=context.status,
     )
 
 
@@ -64,21 +71,69 @@ def unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSu
     )
 
 
-def is_row(exchange: Exchange) -> bool:
+def is_row(context: RequestContext) -> bool:
     """Whether it is one of those that people are shown: not what the balancer answers from what it knows."""
-    listing = exchange.route is not None and exchange.route.kind is Kind.MERGED
-    return exchange.outcome is not Outcome.SUCCEEDED or not (listing or not exchange.attempts)
+    listing = context.route is not None and context.route.kind is Kind.MERGED
+    return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
-def decision_of(exchange: Exchange, over: RequestSummary) -> dict[str, Any]:
+def decision_of(context: RequestContext, over: RequestSummary) -> dict[str, Any]:
     """What people are shown of it in passing."""
     return {
         "agent": over.agent or None,
-        "model": one_line(exchange.model, 100) if exchange.model else None,
-        "mode": exchange.mode,
-        "why": exchange.why or (one_line(exchange.problem, 200) if exchange.problem else ""),
-        "attempts": exchange.attempts,
+        "model": one_line(context.model, 100) if context.model else None,
+        "mode": context.mode,
+        "why": context.why or (one_line(context.problem, 200) if context.problem else ""),
+        "attempts": context.attempts,
         "outcome": over.outcome,
         "status": over.status,
         "ttft": over.first_token,
     }
+
+
+class Accounting:
+    """Counts requests that are over, for all who show figures. Some at a time takes less than each alone."""
+
+    def __init__(self, registry: AgentRegistry, tally: RequestMetrics) -> None:
+        self.tally = tally
+        self.history = History()
+        self.recent = Recent(registry.clock)
+        self._registry = registry
+        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
+        self._revision = 0
+        """The registry's when the tally was last told which agents there are."""
+
+    def ended(self, context: RequestContext) -> None:
+        """A request that was to be routed is over."""
+        summary = ended(context, self._registry)
+        self._add(summary, decision_of(context, summary) if is_row(context) else None)
+
+    def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
+        """One that ended before a route was asked for."""
+        self._add(unrouted(path, status, cancelled_by))
+
+    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
+        self._uncounted.append((summary, decision))
+        if len(self._uncounted) >= MOST_UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        while self._uncounted:
+            summary, decision = self._uncounted.popleft()
+            self.tally.add(summary)
+            self.history.add(summary)
+            self.recent.add(summary, decision)
+
+    def count(self) -> None:
+        """Before anybody asks for the counts, and every now and then."""
+        began = time.perf_counter()
+        self._count()
+        self.tally.own_seconds += time.perf_counter() - began
+
+    def sample(self) -> None:
+        """Every now and then: what the fleet does at this moment."""
+        self.count()
+        self.recent.sample(self._registry)
+        if self._revision != self._registry.revision:
+            self._revision = self._registry.revision
+            self.tally.fold_removed({agent.name for agent in self._registry})

@@ -1,7 +1,7 @@
-"""Who sends a request, and what they present for it: read at its beginning and kept out of the flow.
+"""Who sends a request, and what they present for it: read at its beginning and kept out of what is shown of it.
 
-Flows are shown, saved and sent again, so credentials must not be in them. The agent still gets those that are not the
-balancer's own: a host may stand behind a server that asks for a key. Cookies go no further: they belong to the
+Requests are shown, saved and sent again, so credentials must not be in them. The agent still gets those that are not
+the balancer's own: a host may stand behind a server that asks for a key. Cookies go no further: they belong to the
 balancer's address, and a host of the fleet has no business with them.
 """
 
@@ -13,14 +13,13 @@ import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
-
-from mitmproxy import http
+from typing import NamedTuple
 
 from ..core.queue import FairnessKey
 from ..storage.token import Token
 from .masking import mask_target
+from .messages import Fields
 
-type Fields = tuple[tuple[bytes, bytes], ...]
 type Target = tuple[bytes, bytes]
 
 _SECRET = re.compile(
@@ -78,7 +77,7 @@ UNKNOWN = "unknown"
 """The name of a client that has no address."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Caller:
     """`name` tells clients apart for people: by a hash of the API key that says nothing about it, else by address."""
 
@@ -99,24 +98,31 @@ class Caller:
         return not self.authorized and any(name.lower() == b"authorization" for name, _ in self.credentials)
 
 
-def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
-    """Read who sends the request, and take what they present out of the flow."""
-    peer = flow.client_conn.peername
-    who = str(peer[0]) if peer else UNKNOWN
-    if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
-        flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
-    request = flow.request
-    target = None
-    if b"?" in request.data.path or token.is_in(request.data.path):
-        shown, given = mask_target(request.data.path, token)
-        request.data.path, target = shown, (shown, given) if given is not None else None
-    headers = request.headers
-    names = b"\n".join([name for name, _ in headers.fields])
-    own = token.is_in(names) or token.is_in(b"\n".join([value for _, value in headers.fields]))
+class Introduction(NamedTuple):
+    """Who sends a request, and what of its head may be shown."""
+
+    caller: Caller
+    fields: Fields
+    """The headers without credentials."""
+    target: bytes
+    """The path and query with secrets masked."""
+
+
+def read_caller(
+    fields: Fields, target: bytes, token: Token, salt: bytes, *, client_id: str, address: str | None
+) -> Introduction:
+    """Read who sends the request from `address`, and part what they present from what may be shown."""
+    who = address or UNKNOWN
+    masked = None
+    if b"?" in target or token.is_in(target):
+        target, given = mask_target(target, token)
+        masked = (target, given) if given is not None else None
+    names = b"\n".join([name for name, _ in fields])
+    own = token.is_in(names) or token.is_in(b"\n".join([value for _, value in fields]))
     if not own and not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
-        return Caller(flow.client_conn.id, who, share_of(who, ""), target=target)
+        return Introduction(Caller(client_id, who, share_of(who, ""), target=masked), fields, target)
     kept, secret, authorized = [], [], False
-    for name, value in headers.fields:
+    for name, value in fields:
         if own and (token.is_in(name) or token.is_in(value)):
             words = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
             authorized |= (
@@ -129,10 +135,10 @@ def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
             kept.append((name, value))
         elif not (_NOT_FOR_AGENTS.search(name) or _is_basic_with(token, value)):
             secret.append((name, value))
-    headers.fields = tuple(kept)
     keys = [value for known in _KEYS for name, value in secret if name.lower() == known]
     key = f"key {hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()}" if keys else ""
-    return Caller(flow.client_conn.id, key or who, share_of(who, key), authorized, tuple(secret), target)
+    caller = Caller(client_id, key or who, share_of(who, key), authorized, tuple(secret), masked)
+    return Introduction(caller, tuple(kept), target)
 
 
 def _is_basic_with(token: Token, value: bytes) -> bool:

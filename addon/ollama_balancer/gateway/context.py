@@ -1,7 +1,7 @@
 """One request, from its head to its end: who sends it, what it asks for, who was tried, and the lease it holds.
 
-It is made when the request's head has come and is found on the flow (`exchange_of`). It ends once, whoever sees the end
-first: `end` gives back all that it holds, and an ended request is given nothing any more.
+It is made when the request's head has come, and the adapter finds it by what it has of the request. It ends once,
+whoever sees the end first: `end` gives back all that it holds, and an ended request is given nothing any more.
 """
 
 from __future__ import annotations
@@ -9,64 +9,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from ..core.address import Address
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
-from ..ollama.errors import Blame, classify, classify_message
+from ..core.queue import FairnessKey, Ticket
+from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
+from .attempts import CORRECTIONS, Attempt, Candidate, Failure, FailureKind, kind_of
 from .callers import Caller
+from .memory_budget import Held
+from .messages import Response
+from .timeouts import Deadlines
 
 if TYPE_CHECKING:
-    from mitmproxy import http
-
-    from ..core.queue import FairnessKey, Ticket
-    from ..mitm.layer import Routing
-    from ..ollama.management import Reply
     from ..ollama.watching import AnswerWatcher
-    from .deadlines import Deadlines
     from .fanout import FanOut
-    from .memory_budget import Held
-
-
-class FailureKind(StrEnum):
-    """How an attempt without an answer failed. The values are labels of metrics, beside those of `Blame`."""
-
-    CONNECT = "connect"
-    TIMEOUT = "timeout"
-    BROKEN = "broken"
-
-
-CORRECTIONS = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE})
-"""Attempts that only showed that the agent was the wrong one to ask."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An agent that was tried in vain."""
-
-    agent: str
-    reason: str
-    kind: Blame | FailureKind = FailureKind.BROKEN
-    refusal: http.Response | None = None
-    """What it answered."""
-
-
-class Candidate(NamedTuple):
-    """An agent that could have had the request, as it stood then."""
-
-    agent: str
-    score: float | None
-    in_flight: int
 
 
 @dataclass(eq=False, slots=True)
-class Exchange:
+class RequestContext:
     """One request. It holds at most one lease, or a fan-out, and a place in the queue; `end` gives them back, once."""
 
     caller: Caller
@@ -105,10 +72,15 @@ class Exchange:
     tokens_per_second: float | None = None
     fan_out: FanOut | None = None
     """Of a request that goes to several agents."""
-    flow: http.HTTPFlow | None = None
+    path: str = ""
+    """Without the query."""
+    handle: object = None
+    """What the adapter knows the request by."""
+    head_only: bool = False
+    """Whether it is a HEAD."""
     retries_spent: bool = False
     """Whether it was not sent elsewhere because the fleet's retries were spent."""
-    on_end: Callable[[Exchange], None] | None = None
+    on_end: Callable[[RequestContext], None] | None = None
     """Called once, when it has ended and holds nothing any more."""
     slot_model: str | None = None
     """The canonical name of the model that is run for it; None if none is, or none is known."""
@@ -133,7 +105,16 @@ class Exchange:
     turn: asyncio.Future[None] | None = None
     """Done when the wait in the line is over, for whatever reason."""
     leave_line: Callable[[Ticket], object] | None = None
-    routing: Routing | None = None
+    address: Address | None = None
+    """Of the agent that gets the request."""
+    failure: Failure | None = None
+    """How the last attempt ended; None at the first."""
+    expired: bool = False
+    """The time for a first byte has run out: no attempt more."""
+    given_up: str | None = None
+    """Why the attempt that runs now is to end without an answer."""
+    may_repeat: bool = True
+    """Whether it does no harm to send the request again where it is not certain that it has not arrived."""
     held: Held | None = None
     """The memory that its kept answer takes."""
     patience: float = 0.0
@@ -143,7 +124,7 @@ class Exchange:
     seen_loading: bool = False
     """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
     started: float = field(init=False)
-    _deadlines: Deadlines[Routing] | None = field(init=False, default=None)
+    _deadlines: Deadlines[RequestContext] | None = field(init=False, default=None)
     """Where the end of the wait for the first byte is noted, while it is."""
     _waits_since: float = field(init=False, default=0.0)
 
@@ -204,7 +185,7 @@ class Exchange:
         self,
         reason: str,
         kind: Blame | FailureKind = FailureKind.BROKEN,
-        refusal: http.Response | None = None,
+        refusal: Response | None = None,
     ) -> Agent | None:
         """The agent failed before the client saw anything. Returns it.
 
@@ -216,19 +197,17 @@ class Exchange:
         self.lease = None
         return agent
 
-    def start_timer(self, seconds: float, deadlines: Deadlines[Routing]) -> None:
+    def start_timer(self, seconds: float, deadlines: Deadlines[RequestContext]) -> None:
         """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
         if self._deadlines is None:
-            assert self.routing is not None
             self._deadlines = deadlines
             self._waits_since = self.clock()
-            deadlines.set(self.routing, self._waits_since + seconds - self.spent)
+            deadlines.set(self, self._waits_since + seconds - self.spent)
 
     def stop_timer(self) -> None:
         if self._deadlines is not None:
             self.spent += self.clock() - self._waits_since
-            assert self.routing is not None
-            self._deadlines.drop(self.routing)
+            self._deadlines.drop(self)
             self._deadlines = None
 
     def leave(self) -> None:
@@ -287,34 +266,6 @@ class Exchange:
             "total_ms": _milliseconds(self.clock() - self.started if self.total is None else self.total),
             "tokens_per_second": None if self.tokens_per_second is None else round(self.tokens_per_second, 2),
         }
-
-
-def kind_of(reply: Reply) -> Blame | FailureKind:
-    """How an agent failed at its part of a request to several."""
-    if reply.status is None:
-        return FailureKind(reply.failure or FailureKind.BROKEN)
-    if reply.lacks_it:
-        return Blame.LACKS_MODEL
-    return classify_message(reply.reason) if reply.status < 300 else classify(reply.status, reply.body)
-
-
-_KEY = "balancer_exchange"
-
-
-def attach(flow: http.HTTPFlow, exchange: Exchange) -> None:
-    """Have the flow carry the request; what mitmproxy copies or saves of the flow does not have it."""
-    vars(flow)[_KEY] = exchange
-
-
-def exchange_of(flow: http.HTTPFlow) -> Exchange | None:
-    exchange: Exchange | None = vars(flow).get(_KEY)
-    return exchange
-
-
-def detach(flow: http.HTTPFlow) -> Exchange | None:
-    """The flow is over: take from it what it carried."""
-    exchange: Exchange | None = vars(flow).pop(_KEY, None)
-    return exchange
 
 
 def _milliseconds(seconds: float | None) -> float | None:

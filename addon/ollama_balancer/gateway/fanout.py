@@ -13,19 +13,14 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from email.utils import formatdate
 
 import httpx
-from mitmproxy import http
-from mitmproxy.utils import asyncio_utils
 
 from agent_reporter.connecting import address_that_answers, is_address
 
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
-from ..mitm.headers import NOT_FOR_CLIENTS
 from ..ollama.errors import error_body, is_object
 from ..ollama.management import (
     Away,
@@ -41,12 +36,14 @@ from ..ollama.management import (
 )
 from ..ollama.routes import Dialect
 from ..text import one_line
-from .context import FailureKind
+from .attempts import FailureKind
 from .descriptors import is_ours
+from .headers import NOT_FOR_CLIENTS
+from .messages import RETRY_AFTER, AgentRequest, Response, date
 from .outcomes import outcome_of
-from .router import RETRY_AFTER
+from .tasks import run_in_background
+from .timeouts import OFFLINE_SILENCE, Timeouts
 from .uploading import Limits, UnreachableError, Upload, UploadError, upload
-from .watchdog import OFFLINE_SILENCE
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +66,12 @@ AT_ONCE = 256
 
 NO_CONNECTION = "the balancer can open no connection"
 
+LINES_AT_ONCE = 256
+"""Of one piece of an agent's progress that are read: of more, those at its end."""
+
+PIECES_AT_ONCE = 64
+"""Of an agent's answer that are read before others get their turn, where they are all there."""
+
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
@@ -89,14 +92,6 @@ class _Transport(httpx.AsyncHTTPTransport):
                 raise httpx.ConnectError(str(error), request=request) from error
             request.url = url.copy_with(host=ip)
         return await super().handle_async_request(request)
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds."""
-
-    connect: float
-    response: float
 
 
 class Leg:
@@ -132,9 +127,8 @@ class FanOut:
     def __init__(
         self,
         leases: Sequence[Lease],
-        request: http.Request,
+        request: AgentRequest,
         *,
-        body: bytes | None,
         uploads: bool,
         by_all: bool,
         away: Away,
@@ -146,13 +140,12 @@ class FanOut:
         drain_client: Callable[[], Awaitable[None]],
     ) -> None:
         self.legs = [Leg(lease) for lease in leases]
-        self.response: http.Response | None = None
+        self.response: Response | None = None
         """The answer's head, and its body where it does not stream; None until it is known."""
         self.streamed = False
         self.chunk = b""
         """The piece that the last `advance` brought; empty at the end."""
         self._request = request
-        self._body = body
         self._uploads = uploads
         self._by_all = by_all
         self._away = away
@@ -172,11 +165,11 @@ class FanOut:
         self._paused = False
         self._finished = False
         self._started = clock()
-        self._task = asyncio_utils.create_task(self._run(), name="fan-out", keep_ref=True)
+        self._task = run_in_background(self._run(), "fan-out")
 
     def __repr__(self) -> str:
         open_legs = sum(leg.reply is None for leg in self.legs)
-        return f"FanOut({self._request.method} {self._request.path}: {open_legs} of {len(self.legs)} agents to come)"
+        return f"FanOut({self._request.method} {self._request.target}: {open_legs} of {len(self.legs)} agents to come)"
 
     @property
     def replies(self) -> list[Reply]:
@@ -266,20 +259,6 @@ class FanOut:
         self._task.cancel()
         self._finish()
 
-    async def whole(self) -> http.Response:
-        """The whole answer at once, whichever its shape."""
-        await self.advance()
-        assert self.response
-        parts: list[bytes] = []
-        while self.streamed:
-            await self.advance()
-            if not self.chunk:
-                self.response.headers.pop("transfer-encoding", None)
-                self.response.content = b"".join(parts)
-                break
-            parts.append(self.chunk)
-        return self.response
-
     async def _run(self) -> None:
         at_once = asyncio.Semaphore(len(self.legs) if self._uploads else AT_ONCE)
         timeout = httpx.Timeout(self._timeouts.response, connect=self._timeouts.connect, write=WRITE_TIMEOUT, pool=None)
@@ -359,9 +338,9 @@ class FanOut:
         """Send the request, whose body is at hand."""
         request = httpx.Request(
             self._request.method,
-            leg.agent.address.url + self._request.path,
-            headers=[(name, value) for name, value in self._request.headers.fields if name.lower() != b"host"],
-            content=self._body,
+            leg.agent.address.url + self._request.target,
+            headers=[(name, value) for name, value in self._request.fields if name.lower() != b"host"],
+            content=self._request.body,
         )
         response = await client.send(request, stream=True)
         async with contextlib.aclosing(response):
@@ -369,21 +348,21 @@ class FanOut:
 
     async def _upload_to(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
         """Send the file, unless the agent has it."""
-        agent, fields = leg.agent, self._request.headers.fields
+        agent, fields = leg.agent, self._request.fields
         if await self._has_it(client, agent):
-            return Reply(agent.name, 200, ((b"Date", _now()), (b"Content-Length", b"0")))
+            return Reply(agent.name, 200, (date(), (b"Content-Length", b"0")))
         leg.takes = True
-        request = Upload(agent.address, self._request.method, self._request.path, fields, self._body_for(leg))
+        request = Upload(agent.address, self._request.method, self._request.target, fields, self._body_for(leg))
         limits = Limits(self._timeouts.connect, WRITE_TIMEOUT, self._timeouts.response, MAX_WHOLE_ANSWER)
         answer = await upload(request, limits)
         return self._reply(agent, answer.status, answer.headers, answer.body)
 
     async def _has_it(self, client: httpx.AsyncClient, agent: Agent) -> bool:
         """Whether the agent has the file already, as the real server's own client asks before it sends one."""
-        fields = [(n, v) for n, v in self._request.headers.fields if n.lower() not in _OF_BODY]
+        fields = [(n, v) for n, v in self._request.fields if n.lower() not in _OF_BODY]
         try:
             async with asyncio.timeout(PRESENCE_SECONDS):
-                answer = await client.head(agent.address.url + self._request.path, headers=fields)
+                answer = await client.head(agent.address.url + self._request.target, headers=fields)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise
         except (httpx.HTTPError, TimeoutError):
@@ -399,8 +378,7 @@ class FanOut:
         if status == 200 and "ndjson" in response.headers.get("content-type", ""):
             return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
         body = bytearray()
-        async for chunk in response.aiter_raw():
-            leg.heard_at = self._clock()
+        async for chunk in self._pieces_of(response, leg):
             body += chunk
             if len(body) > MAX_WHOLE_ANSWER:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
@@ -423,12 +401,11 @@ class FanOut:
         lines = LineSplitter()
         problem: str | None = "the stream ended without its terminal event"
         try:
-            async for chunk in response.aiter_raw():
-                leg.heard_at = self._clock()
-                for line in lines.feed(chunk):
-                    problem = await self._pass_on(leg, line, problem)
+            async for chunk in self._pieces_of(response, leg):
+                whole = [line for line in lines.feed(chunk) if not line.isspace()][-LINES_AT_ONCE:]
+                problem = await self._pass_on(leg, chunk, whole, problem)
             if rest := lines.rest():
-                problem = await self._pass_on(leg, rest, problem)
+                problem = await self._pass_on(leg, b"", [rest], problem)
         except httpx.HTTPError as e:
             if problem is None:
                 return None  # it had said that it succeeded
@@ -437,18 +414,30 @@ class FanOut:
                 await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
         return problem
 
-    async def _pass_on(self, leg: Leg, line: bytes, problem: str | None) -> str | None:
-        progress = read_line(line)
-        if is_success(progress):
-            # Whoever sees the success may ask at once for the list of models.
-            await self._refresh(leg.agent)
-            problem = None
-        elif (error := line_error(progress)) is not None:
-            problem = error
-        if self._merges:
-            line = line_of(leg.agent.name, line, progress) if line.strip() else b""
-        if line:
-            await self._pieces.put(line)
+    async def _pieces_of(self, response: httpx.Response, leg: Leg) -> AsyncIterator[bytes]:
+        """The answer's body as it comes. However small its pieces are, others get their turn."""
+        count = 0
+        async for piece in response.aiter_raw():
+            leg.heard_at = self._clock()
+            yield piece
+            count += 1
+            if count % PIECES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _pass_on(self, leg: Leg, piece: bytes, lines: list[bytes], problem: str | None) -> str | None:
+        """Pass on a piece of an agent's progress, and read the lines that are whole with it."""
+        told = []
+        for line in lines:
+            progress = read_line(line)
+            if is_success(progress):
+                # Whoever sees the success may ask at once for the list of models.
+                await self._refresh(leg.agent)
+                problem = None
+            elif (error := line_error(progress)) is not None:
+                problem = error
+            told.append(line_of(leg.agent.name, line, progress) if self._merges else b"")
+        if passed := b"".join(told) if self._merges else piece:
+            await self._pieces.put(passed)
         return problem
 
     def _end(self, leg: Leg, reply: Reply, outcome: Outcome) -> None:
@@ -460,25 +449,25 @@ class FanOut:
 
     # Heads
 
-    def _streamed_head(self) -> http.Response:
+    def _streamed_head(self) -> Response:
         assert self._head
         self.streamed = True
         status, headers = self._head
         if self._merges:
-            headers = ((b"Content-Type", b"application/x-ndjson"), (b"Date", _now()))
+            headers = ((b"Content-Type", b"application/x-ndjson"), date())
         fields = [*_without_framing(headers)]
-        if self._request.http_version != "HTTP/1.0":
+        if not self._request.http10:
             fields.append((b"Transfer-Encoding", b"chunked"))
         return self._response(status, fields, b"")
 
-    def _combined(self) -> http.Response:
+    def _combined(self) -> Response:
         replies = self.replies
         combined = combine(replies, by_all=self._by_all, away=self._away)
         reply, head = combined.reply, self._request.method == "HEAD"
         if reply is not None and (head or combined.status < 400 or is_object(reply.body)):
             fields = list(reply.headers)
             body = reply.body
-            if self._request.http_version == "HTTP/1.0":
+            if self._request.http10:
                 fields = [*_without_framing(fields), (b"Content-Length", b"%d" % len(body))]
             return self._response(combined.status, fields, body)
         # What is no JSON is a page of a proxy, or what an older version says of a route that it does not have.
@@ -486,26 +475,19 @@ class FanOut:
         body = error_body(Dialect.OLLAMA, combined.status, message)
         fields = [
             (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Date", _now()),
+            date(),
             (b"Content-Length", b"%d" % len(body)),
             *([(b"Retry-After", RETRY_AFTER.encode())] if combined.status == 503 else []),
         ]
         return self._response(combined.status, fields, b"" if head else body)
 
     @staticmethod
-    def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> http.Response:
-        response = http.Response.make(status)
+    def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
         kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in NOT_FOR_CLIENTS]
-        response.headers = http.Headers(kept)
-        response.raw_content = body
-        return response
+        return Response(status, tuple(kept), body)
 
 
 def _without_framing(
     fields: Sequence[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in fields if name.lower() not in _FRAMING]
-
-
-def _now() -> bytes:
-    return formatdate(usegmt=True).encode()

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mitmproxy.utils import asyncio_utils
-
 from ..core.agent import Agent
+from .tasks import run_in_background
 
 UNLOAD_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between the looks at a host that unloads a model: it answers before it has done so."""
@@ -45,14 +44,14 @@ class MemoryChecks:
         """A request has loaded a model there, for which another may have been pushed out."""
         self._changed.add(agent)
         if agent not in self._loads:
-            self._loads[agent] = asyncio_utils.create_task(self._look(agent), name="memory check", keep_ref=True)
+            self._loads[agent] = run_in_background(self._look(agent), "memory check")
 
     def unloads(self, agent: Agent, model: str) -> None:
         """It has answered that it unloads the model (a canonical name)."""
         if (agent, model) in self._unloads:
             return
         self._unloads.add((agent, model))
-        asyncio_utils.create_task(self._follow(agent, model), name="memory check", keep_ref=True)
+        run_in_background(self._follow(agent, model), "memory check")
 
     async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Wait until the hosts that are asked about a load have answered."""

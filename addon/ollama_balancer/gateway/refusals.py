@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from mitmproxy import http
-
-from ..mitm.answers import dated, path_of
-from ..mitm.headers import header
 from ..ollama.errors import Blame, classify, error_body, is_object, not_let_in
-from ..ollama.routes import Route, dialect_of
+from ..ollama.routes import Dialect, Route
 from ..ollama.unpacking import UnpackingError, unpacker_for
-from .context import Attempt
-from .router import JSON_TYPE, RETRY_AFTER
+from .attempts import Attempt
+from .messages import RETRY_AFTER, Response, json_response
 
 BUSY_SECONDS = 1.0
 """For which an agent that is busy is left alone, where it does not say for how long."""
@@ -36,13 +32,13 @@ _USEFUL = (
 """What tells the caller most comes first."""
 
 _UNREADABLE = b'{"error":"it is compressed"}'
-_BODY_HEADERS = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+_OF_BODY = frozenset({b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"date"})
 
 
-def blame_of(refusal: http.Response, body: bytes, route: Route | None) -> Blame:
-    """Whom the answer blames. `body` is what has come of its body."""
-    asks_to_retry = header(refusal.headers, b"retry-after") is not None
-    return classify(refusal.status_code, _unpacked(refusal, body), route, asks_to_retry=asks_to_retry)
+def blame_of(refusal: Response, route: Route | None) -> Blame:
+    """Whom the answer blames. Its body may be the beginning only."""
+    asks_to_retry = refusal.header(b"retry-after") is not None
+    return classify(refusal.status, _unpacked(refusal), route, asks_to_retry=asks_to_retry)
 
 
 def why_refused(blame: Blame, status: int, path: str) -> str:
@@ -62,9 +58,9 @@ def why_refused(blame: Blame, status: int, path: str) -> str:
             return f"status {status}"
 
 
-def retry_after(refusal: http.Response | None) -> float:
+def retry_after(refusal: Response | None) -> float:
     """For how many seconds an agent that is busy wants to be left alone, bounded."""
-    value = header(refusal.headers, b"retry-after") if refusal is not None else None
+    value = refusal.header(b"retry-after") if refusal is not None else None
     if value is None:
         return BUSY_SECONDS
     value = value.strip()
@@ -92,46 +88,41 @@ def most_useful(failures: Sequence[Attempt]) -> Attempt | None:
     )
 
 
-def answer_to(flow: http.HTTPFlow, attempt: Attempt, message: str) -> http.Response:
-    """The agent's answer, as it came or, where it is not in the caller's protocol, an error with that message."""
+def answer_to(attempt: Attempt, message: str, dialect: Dialect, *, head: bool = False) -> Response:
+    """The agent's answer, as it came or, where it is not in the caller's protocol, an error with that message.
+
+    `head`: the request was a HEAD.
+    """
     refusal = attempt.refusal
     assert refusal
-    body = refusal.raw_content or b""
-    if flow.request.method == "HEAD" or is_object(_unpacked(refusal, body)):
-        response = refusal.copy()
-        response.headers.pop("transfer-encoding", None)
-        if flow.request.method != "HEAD":
-            response.headers["content-length"] = str(len(body))
+    if head or is_object(_unpacked(refusal)):
+        fields = [field for field in refusal.fields if field[0].lower() != b"transfer-encoding"]
+        if not head:
+            fields = [field for field in fields if field[0].lower() != b"content-length"]
+            fields.append((b"Content-Length", b"%d" % len(refusal.body)))
+        response = Response(refusal.status, tuple(fields), refusal.body)
     else:
-        status = 404 if attempt.kind is Blame.LACKS_ROUTE else refusal.status_code
-        response = _error(flow, status if status >= 400 else 502, message)
-        if (wait := header(refusal.headers, b"retry-after")) is not None:
-            response.headers["Retry-After"] = wait
-    if attempt.kind is Blame.HOST_BUSY and "retry-after" not in response.headers:
-        response.headers["Retry-After"] = RETRY_AFTER
+        status = 404 if attempt.kind is Blame.LACKS_ROUTE else refusal.status
+        status = status if status >= 400 else 502
+        waits = [field for field in refusal.fields if field[0].lower() == b"retry-after"]
+        response = json_response(status, error_body(dialect, status, message), *waits)
+    if attempt.kind is Blame.HOST_BUSY and response.header(b"retry-after") is None:
+        response = Response(response.status, (*response.fields, (b"Retry-After", RETRY_AFTER.encode())), response.body)
     return response
 
 
-def for_caller(flow: http.HTTPFlow, response: http.Response, body: bytes) -> http.Response | None:
+def for_caller(response: Response, dialect: Dialect, *, head: bool = False) -> Response | None:
     """An answer that is the caller's fault, in the caller's protocol; None: it is already."""
-    if flow.request.method == "HEAD" or is_object(_unpacked(response, body), whole=False):
+    if head or is_object(_unpacked(response), whole=False):
         return None
-    status = response.status_code
-    error = _error(flow, status, f"{status} {_phrase(status)}")
-    kept = [(name, value) for name, value in response.headers.items(multi=True) if name.lower() not in _BODY_HEADERS]
-    error.headers = http.Headers([(n.encode(), v.encode("utf-8", "surrogateescape")) for n, v in kept])
-    error.headers["Content-Type"] = JSON_TYPE
-    error.headers["Content-Length"] = str(len(error.raw_content or b""))
-    return error
+    status = response.status
+    error = json_response(status, error_body(dialect, status, f"{status} {_phrase(status)}"))
+    kept = [field for field in response.fields if field[0].lower() not in _OF_BODY]
+    return Response(status, (*kept, *error.fields), error.body)
 
 
 def _rank(failure: Attempt) -> int:
     return _USEFUL.index(failure.kind) if failure.kind in _USEFUL else len(_USEFUL)
-
-
-def _error(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
-    body = error_body(dialect_of(path_of(flow)), status, message)
-    return http.Response.make(status, body, dated({"Content-Type": JSON_TYPE}))
 
 
 def _phrase(status: int) -> str:
@@ -141,14 +132,14 @@ def _phrase(status: int) -> str:
         return "error"
 
 
-def _unpacked(response: http.Response, body: bytes) -> bytes:
-    """The beginning of a body whose head that is."""
-    encoding = header(response.headers, b"content-encoding")
-    if encoding is None or not body:
-        return body
+def _unpacked(response: Response) -> bytes:
+    """What has come of the body."""
+    encoding = response.header(b"content-encoding")
+    if encoding is None or not response.body:
+        return response.body
     unpacker = unpacker_for(encoding)
     try:
-        text = unpacker.feed(body, MAX_UNPACKED) if unpacker is not None else b""
+        text = unpacker.feed(response.body, MAX_UNPACKED) if unpacker is not None else b""
     except UnpackingError:
         text = b""
     return text or _UNREADABLE

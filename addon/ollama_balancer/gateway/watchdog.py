@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from ..core.agent import Agent
-from .context import Exchange
+from .context import RequestContext
+from .timeouts import OFFLINE_SILENCE
 
 SILENCE = 30.0
 """Seconds without any progress after which an agent that has the model in memory is suspected."""
@@ -29,9 +30,6 @@ UNSTREAMED_PATIENCE = 10.0
 
 LOOK_AGAIN = 5.0
 """Seconds until an agent is asked again about the same request."""
-
-OFFLINE_SILENCE = 5.0
-"""Seconds for which a part of an answer tells that its agent is there, whatever else says that it is offline."""
 
 
 class Watchdog:
@@ -50,93 +48,93 @@ class Watchdog:
         self,
         clock: Callable[[], float],
         loaded: Callable[[Agent], Awaitable[set[str] | None]],
-        give_up: Callable[[Exchange, str], None],
-        client_is_slow: Callable[[Exchange], bool] = lambda exchange: False,
+        give_up: Callable[[RequestContext, str], None],
+        client_is_slow: Callable[[RequestContext], bool] = lambda context: False,
     ) -> None:
         self._clock = clock
         self._loaded = loaded
         self._give_up = give_up
         self._client_is_slow = client_is_slow
 
-    def look(self, exchanges: Iterable[Exchange]) -> list[Exchange]:
+    def look(self, contexts: Iterable[RequestContext]) -> list[RequestContext]:
         """Give up what will not be answered, or not to its end; returns the suspicious requests, for `judge`."""
         now = self._clock()
         waiting = []
-        for exchange in exchanges:
-            if exchange.outcome is not None:
+        for context in contexts:
+            if context.outcome is not None:
                 continue
-            if exchange.fan_out is not None:
-                exchange.fan_out.give_up_silent(now)
-            elif exchange.lease is None or exchange.lease.released:
+            if context.fan_out is not None:
+                context.fan_out.give_up_silent(now)
+            elif context.lease is None or context.lease.released:
                 continue
-            elif exchange.first_byte is not None:
-                self._look_at_answer(exchange, now)
-            elif exchange.lease.model is not None:
-                waiting.append(exchange)
-            elif not exchange.lease.agent.online:
-                self._give_up(exchange, f"it went offline: {exchange.lease.agent.offline_reason}")
+            elif context.first_byte is not None:
+                self._look_at_answer(context, now)
+            elif context.lease.model is not None:
+                waiting.append(context)
+            elif not context.lease.agent.online:
+                self._give_up(context, f"it went offline: {context.lease.agent.offline_reason}")
         in_one_piece = {e.agent for e in waiting if not e.streams}
         suspicious = []
-        for exchange in waiting:
-            agent = exchange.agent
+        for context in waiting:
+            agent = context.agent
             assert agent is not None
-            if not agent.online and not exchange.seen_loading:
-                self._give_up(exchange, f"it went offline: {agent.offline_reason}")
+            if not agent.online and not context.seen_loading:
+                self._give_up(context, f"it went offline: {agent.offline_reason}")
                 continue
-            limit = SILENCE + exchange.body_bytes / WORST_PREFILL
+            limit = SILENCE + context.body_bytes / WORST_PREFILL
             if agent in in_one_piece:
                 limit *= UNSTREAMED_PATIENCE
-            if now >= exchange.ask_after and now - max(exchange.patience, agent.heard_at) >= limit:
-                suspicious.append(exchange)
+            if now >= context.ask_after and now - max(context.patience, agent.heard_at) >= limit:
+                suspicious.append(context)
         return suspicious
 
-    def _look_at_answer(self, exchange: Exchange, now: float) -> None:
+    def _look_at_answer(self, context: RequestContext, now: float) -> None:
         """Give up an answer that has begun, if no more is to be expected of it."""
-        assert exchange.lease is not None
-        agent, route = exchange.lease.agent, exchange.route
-        silent = now - exchange.heard_at
+        assert context.lease is not None
+        agent, route = context.lease.agent, context.route
+        silent = now - context.heard_at
         limit = self.idle_seconds
         if route is None or not route.runs:
             limit = max(limit, self.response_seconds)
         if silent < min(limit, OFFLINE_SILENCE):
             return
-        if self._client_is_slow(exchange):
-            exchange.heard_at = now
+        if self._client_is_slow(context):
+            context.heard_at = now
         elif not agent.online and silent >= OFFLINE_SILENCE:
-            self._give_up(exchange, f"it went offline: {agent.offline_reason}")
+            self._give_up(context, f"it went offline: {agent.offline_reason}")
         elif silent >= limit:
-            self._give_up(exchange, f"silent for {silent:.0f} s")
+            self._give_up(context, f"silent for {silent:.0f} s")
 
-    async def judge(self, exchange: Exchange) -> None:
+    async def judge(self, context: RequestContext) -> None:
         """Ask the agent of a suspicious request whether it has the model in memory; if so, it is stuck."""
-        agent, lease = exchange.agent, exchange.lease
+        agent, lease = context.agent, context.lease
         if agent is None or lease is None or lease.model is None:
             return
-        silent = self._clock() - max(exchange.patience, agent.heard_at)
-        exchange.ask_after = self._clock() + LOOK_AGAIN
+        silent = self._clock() - max(context.patience, agent.heard_at)
+        context.ask_after = self._clock() + LOOK_AGAIN
         names = await self._loaded(agent)
-        if exchange.lease is not lease or not _unanswered(exchange):
+        if context.lease is not lease or not _unanswered(context):
             return
         if names is None:
-            if exchange.seen_loading and agent.online:
+            if context.seen_loading and agent.online:
                 return  # a load may keep a host so busy that it answers late
-            self._give_up(exchange, f"silent for {silent:.0f} s, and does not say what it has in memory")
+            self._give_up(context, f"silent for {silent:.0f} s, and does not say what it has in memory")
         elif lease.model not in names:
             # Loading, or waiting to: patience begins anew when it is seen in memory.
-            exchange.seen_loading = True
-        elif exchange.seen_loading:
-            exchange.seen_loading = False
-            exchange.patience = self._clock()
+            context.seen_loading = True
+        elif context.seen_loading:
+            context.seen_loading = False
+            context.patience = self._clock()
         else:
-            self._give_up(exchange, f"silent for {silent:.0f} s with the model in memory")
+            self._give_up(context, f"silent for {silent:.0f} s with the model in memory")
 
 
-def _unanswered(exchange: Exchange) -> bool:
-    lease = exchange.lease
+def _unanswered(context: RequestContext) -> bool:
+    lease = context.lease
     return (
         lease is not None
         and not lease.released
         and lease.model is not None
-        and exchange.first_byte is None
-        and exchange.outcome is None
+        and context.first_byte is None
+        and context.outcome is None
     )

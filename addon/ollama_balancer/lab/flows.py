@@ -19,7 +19,7 @@ from ..core.agent_records import Outcome
 from ..core.policies import POLICIES
 from ..gateway.router import MAX_MODEL_NAME
 from ..gateway.translation import demand_of
-from ..mitm.answers import path_of
+from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_prefix, read_prompt

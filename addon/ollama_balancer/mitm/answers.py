@@ -1,52 +1,322 @@
-"""The balancer's own answers as mitmproxy's responses."""
+"""The way out of an answer: its head, its stream, and how the request ended."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from email.utils import formatdate
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mitmproxy import http
+from mitmproxy.flow import Error
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
-from ..gateway.router import JSON_TYPE, Answer
-from ..ollama.errors import error_body
-from ..ollama.routes import dialect_of
+from ..api.paths import is_control_path
+from ..core.agent_records import Outcome
+from ..gateway.accounting import KILLED
+from ..gateway.context import RequestContext
+from ..gateway.headers import by_name, for_client
+from ..gateway.messages import header
+from ..gateway.outcomes import outcome_of
+from ..gateway.translation import observation_of
+from ..ollama import origins
+from ..ollama.error_trailers import last_words
+from ..ollama.shapes import FEWEST_TOKENS
+from ..text import one_line
+from .balancer import Balancer, timed
+from .compat.names import Use
+from .fastpath import relay
+from .flows import context_of, detach, flow_of, path_of
+from .headers import allow_origin, keep_alive
+from .inspection.annotations import annotate, names_of
+from .inspection.keeping import shortened
+from .layer import BUFFERED_ANSWER, BalancedStream, FailedStream
+from .transports import handler_of
 
-_UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
+if TYPE_CHECKING:
+    from ..ollama.watching import AnswerWatcher, Verdict
 
+logger = logging.getLogger(__name__)
 
-def path_of(flow: http.HTTPFlow) -> str:
-    return flow.request.data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
-
-
-def escape_target(request: http.Request) -> None:
-    """Write what is not printable ASCII in a request's path and query as %XX, as a browser does.
-
-    So it is the same for hosts, and harmless where it is shown.
-    """
-    if _UNPRINTABLE.search(request.data.path):
-        request.data.path = _UNPRINTABLE.sub(lambda found: b"%%%02X" % found[0][0], request.data.path)
-
-
-def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
-    body = error_body(dialect_of(path_of(flow)), status, message)
-    return http.Response.make(status, body, dated({"Content-Type": JSON_TYPE}))
-
-
-def answer_of(flow: http.HTTPFlow, answer: Answer) -> http.Response:
-    headers = {"Content-Type": answer.content_type} if answer.content_type else {}
-    response = http.Response.make(answer.status, answer.body, dated(headers | dict(answer.headers)))
-    if flow.request.method == "HEAD":
-        response.raw_content = b""
-    return response
-
-
-def last_of(flow: http.HTTPFlow, response: http.Response) -> http.Response:
-    """With this answer the client's connection ends, where HTTP has a header that says so."""
-    if flow.request.http_version.startswith("HTTP/1."):
-        response.headers["Connection"] = "close"
-    return response
+TELLING_SECONDS = 0.1
+"""How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
 
-def dated(headers: Mapping[str, str]) -> dict[str, str]:
-    return dict(headers) | {"Date": formatdate(usegmt=True)}
+class Answers:
+    name = "ollama-balancer-answers"
+
+    def __init__(self, balancer: Balancer) -> None:
+        self.balancer = balancer
+        self.on_end: Callable[[str], None] = lambda client_id: None
+        """Told of the client of each request that has ended."""
+
+    def cancel(self, context: RequestContext, why: str | None = None) -> None:
+        """Nobody takes the answer any more. An answer of which the client has all but the end of the body is whole."""
+        flow, watcher = flow_of(context), context.watcher
+        if context.outcome is not None or flow is None:
+            return
+        if watcher is not None and watcher.terminal_seen and flow.response is not None:
+            self._judge(context, watcher, flow.response)
+        else:
+            context.end(Outcome.CANCELLED, why)
+        self.balancer.show(flow, context)
+
+    @timed
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        context = context_of(flow)
+        response = flow.response
+        if response is None:
+            return
+        origin = header(flow.request.headers.fields, b"origin")
+        if (
+            origin
+            and not origins.same_origin(origin, flow.request.host_header or "")
+            and self.balancer.allows(origin)
+            and "access-control-allow-origin" not in response.headers
+        ):
+            allow_origin(response, origin)
+        if flow.request.data.http_version == b"HTTP/1.0":
+            keep_alive(flow.request, response)
+        if context is None or not context.begun:
+            return
+        context.stop_timer()
+        agents = context.agents
+        own = not agents or context.outcome is not None
+        response.headers.fields = for_client(response.headers.fields, context.attempts, names_of(agents), own=own)
+        if own:
+            return  # the balancer's own answer
+        context.heard()
+        context.first_byte = context.heard_at
+        if context.lease is not None and response.status_code < 400:
+            context.lease.began()
+        told = by_name(response.headers.fields)
+        if context.held is None:
+            context.held = self.balancer.budget.hold()
+        watcher = context.watcher = _watcher()(
+            told.get(b"content-type", b"").lower().decode("latin-1"),
+            told.get(b"content-encoding", b"").strip().lower().decode("latin-1"),
+            self.balancer.settings.body_limit if self.balancer.settings else 0,
+            context.held.grow,
+        )
+        if context.fan_out is not None:
+            streams = context.fan_out.streamed
+        else:
+            length = told.get(b"content-length", b"")
+            streams = watcher.streamed or (length.isdigit() and int(length) > BUFFERED_ANSWER)
+        if streams:
+            response.stream = context.pass_on = _passing_on(context, watcher, response)
+        self.balancer.show(flow, context)
+
+    def relay(self, stream: BalancedStream) -> bool:
+        """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
+        flow = stream.flow
+        context = context_of(flow)
+        handler = handler_of(flow.client_conn)
+        if (
+            self.balancer.settings is None
+            or not self.balancer.settings.relay
+            or self.balancer.lost is None
+            or Use.RELAY in self.balancer.lost
+            or handler is None
+            or context is None
+            or context.pass_on is None
+            or flow.response is None
+            or flow.response.stream is not context.pass_on
+            or not relay.suits(stream)
+        ):
+            return False
+        stream.relay = relay.begin(handler, stream, context.pass_on, _hearing(context, handler))
+        if stream.relay is None:
+            return True
+        self.balancer.gateway.tally.relayed += 1
+        return False
+
+    def long_answer(self, flow: http.HTTPFlow) -> None:
+        """It is longer than was thought: it streams from here on."""
+        context, response = context_of(flow), flow.response
+        if response is not None:
+            watcher = context.watcher if context is not None else None
+            if context and watcher:
+                response.stream = context.pass_on = _passing_on(context, watcher, response)
+            else:
+                response.stream = True
+
+    @timed
+    def response(self, flow: http.HTTPFlow) -> None:
+        context = detach(flow)
+        if context is None:
+            return
+        self.on_end(flow.client_conn.id)
+        response = flow.response
+        if context.begun and response is not None:
+            watcher = context.watcher
+            if watcher is not None and context.outcome is None:
+                if response.stream:
+                    _store(response, watcher)
+                elif not watcher.answer.events:
+                    watcher.feed(response.raw_content or b"")
+                self._judge(context, watcher, response)
+            if context.outcome is None:
+                context.end(Outcome.FAILED, "the balancer failed to route it")
+            self._annotate(flow, context)
+        elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
+            self.balancer.accounting.unrouted(path, response.status_code)
+        _let_go(flow, context)
+        self.balancer.flows.finished(flow)
+
+    @timed
+    def error(self, flow: http.HTTPFlow) -> None:
+        context = detach(flow)
+        if context is None:
+            return
+        self.on_end(flow.client_conn.id)
+        if context.begun:
+            self._end_in_error(flow, context)
+        elif not is_control_path(path := path_of(flow)):
+            killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
+            self.balancer.accounting.unrouted(path, None, cancelled_by=KILLED if killed else "client")
+        _let_go(flow, context)
+        self.balancer.flows.finished(flow)
+
+    def _end_in_error(self, flow: http.HTTPFlow, context: RequestContext) -> None:
+        message = flow.error.msg if flow.error else "unknown error"
+        gone = not flow.client_conn.connected or message == Error.KILLED_MESSAGE
+        context.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
+        if context.watcher is not None and flow.response is not None:
+            _store(flow.response, context.watcher)
+        self._annotate(flow, context)
+
+    def stream_failed(self, failed: FailedStream) -> None:
+        """The agent died in the middle of its answer."""
+        context = context_of(failed.flow)
+        response = failed.flow.response
+        if context is None or context.watcher is None or response is None or context.outcome is not None:
+            return
+        agent, watcher = context.agent, context.watcher
+        if not response.stream:
+            watcher.feed(failed.body)
+            watcher.verdict()
+        whole = watcher.terminal_seen if response.stream else watcher.answer.events > 0
+        failed.whole = whole and "content-length" not in response.headers
+        if failed.whole or not response.stream:
+            return
+        message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
+        logger.warning("%s", message)
+        if context.lease is not None:
+            self.balancer.registry.ejection.failed(context.lease, message)
+        context.end(Outcome.FAILED, message)
+        if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
+            words = last_words(context.dialect, watcher.content_type, watcher.unended, message)
+            # Where a compressed stream cannot go on with them, the client's connection is cut.
+            failed.last_words = watcher.ending(words) or b""
+            watcher.feed_own(words)
+
+    def _judge(self, context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> None:
+        """Was it a success?"""
+        verdict = watcher.verdict()
+        lease = context.lease
+        status = context.status = response.status_code
+        if lease is not None:
+            lease.agent.heard(self.balancer.registry.clock())
+        problem = verdict.error or f"status {status}"
+        if 400 <= status < 500:  # whoever is at fault, the agent serves
+            context.end(outcome_of(status), problem)
+            return
+        if status >= 500 or not verdict.whole:
+            # Of a 500 that comes here the caller is to blame: the others never get as far.
+            if lease is not None and status < 400:
+                self.balancer.gateway.retries.heard_error(context, problem)
+            context.end(Outcome.FAILED, problem)
+            return
+        if speed := _speed(context, watcher, verdict):
+            context.tokens_per_second = speed
+        try:
+            if lease is not None:
+                self.balancer.registry.ejection.succeeded(lease)
+                if context.demand is not None:
+                    answer = observation_of(watcher.answer, context.demand, streamed=watcher.streamed)
+                    self.balancer.registry.limiter.answered(lease, answer)
+            agent = context.agent
+            if speed and agent is not None and context.model_name is not None:
+                agent.speed_measured(context.model_name, speed)
+        finally:
+            context.end(Outcome.SUCCEEDED)
+            if context.unloads and response.status_code < 400:
+                self.balancer.gateway.unloaded(context)
+
+    def _annotate(self, flow: http.HTTPFlow, context: RequestContext) -> None:
+        if self.balancer.is_watched():
+            annotate(flow, context)
+
+
+@functools.cache
+def _watcher() -> Callable[[str, str, int, Callable[[int], bool] | None], AnswerWatcher]:
+    """Loaded when the first answer comes; to import it each time takes long, too."""
+    from ..ollama.watching import watcher_of
+
+    return watcher_of
+
+
+def _hearing(context: RequestContext, handler: ProxyConnectionHandler) -> Callable[[], None]:
+    """Notes that the agent has sent something."""
+    register_activity: Callable[[], None] = handler.timeout_watchdog.register_activity
+
+    def heard() -> None:
+        register_activity()
+        context.heard()
+
+    return heard
+
+
+def _passing_on(context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
+    """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
+    from ..ollama.watching import NO_TERMINAL
+
+    status = response.status_code
+
+    def passed(chunk: bytes) -> bytes:
+        if chunk:
+            watcher.feed(chunk)
+            context.heard()
+            return chunk
+        if watcher.streamed and status < 400:
+            unended = watcher.unended
+            error = watcher.verdict().error
+            if error == NO_TERMINAL and "content-length" not in response.headers:
+                context.problem = error
+                words = last_words(context.dialect, watcher.content_type, unended, error)
+                ending = watcher.ending(words)
+                watcher.feed_own(words)
+                if ending is None:
+                    # The compressed stream has ended: only a connection that is cut tells the client.
+                    flow = flow_of(context)
+                    if flow is not None and flow.killable:
+                        flow.kill()
+                    return b""
+                return ending
+            if watcher.packed and error is None and "content-length" not in response.headers:
+                return watcher.missing
+        return b""
+
+    return passed
+
+
+def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) -> float | None:
+    """Tokens a second, as the host tells; where it does not, by when they came."""
+    if verdict.decode_seconds is not None or not watcher.streamed or context.first_byte is None:
+        return verdict.tokens_per_second
+    tokens, seconds = verdict.output_tokens or watcher.answer.pieces, context.clock() - context.first_byte
+    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= TELLING_SECONDS else None
+
+
+def _let_go(flow: http.HTTPFlow, context: RequestContext) -> None:
+    """A flow that is kept for people to see is not to keep what its answer went through."""
+    if flow.response is not None and context.pass_on is not None and flow.response.stream is context.pass_on:
+        flow.response.stream = True
+
+
+def _store(response: http.Response, watcher: AnswerWatcher) -> None:
+    """Have the flow show what was passed on, unpacked."""
+    response.raw_content = shortened(*watcher.kept.ends(), watcher.kept.left_out)
+    if watcher.packed:
+        response.headers.pop("content-encoding", None)

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 import h11
-from h11._readers import ChunkedReader
-from h11._receivebuffer import ReceiveBuffer
 
+from .compat import h11_names
+from .compat.h11_names import ChunkedReader, ReceiveBuffer
 from .head_limits import check_chunk_line
 
 MOST_AT_ONCE = 256 * 1024
@@ -62,22 +62,22 @@ class CoalescingReader(ChunkedReader):
     """
 
     def __call__(self, buffer: ReceiveBuffer) -> Any:
-        if self._bytes_to_discard == _LINE_END and buffer._data[:2] == _LINE_END:
-            buffer._extract(2)
-            self._bytes_to_discard = b""
-        if not self._bytes_in_chunk and not self._bytes_to_discard and not self._reading_trailer:
+        if h11_names.awaited_line_end(self) == _LINE_END and h11_names.bytes_of(buffer)[:2] == _LINE_END:
+            buffer.maybe_extract_at_most(2)
+            h11_names.forget_line_end(self)
+        if h11_names.is_between_chunks(self):
             payload = _take_whole_chunks(buffer)
             if payload:
                 return h11.Data(data=payload)
         event = super().__call__(buffer)
-        if event is None and not self._reading_trailer:
+        if event is None and not h11_names.is_in_trailer(self):
             check_chunk_line(len(buffer))
         return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
 
 
 def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
     """The payloads of all plain chunks that the buffer begins with, at most MOST_AT_ONCE bytes; b"": there are none."""
-    data = buffer._data
+    data = h11_names.bytes_of(buffer)
     payloads: list[bytes] = []
     at, end, left = 0, len(data), MOST_AT_ONCE
     while left > 0 and (size_line := _SIZE.match(data, at)) is not None:
@@ -95,7 +95,7 @@ def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
         left -= size
     if not payloads:
         return b""
-    buffer._extract(at)
+    buffer.maybe_extract_at_most(at)
     return payloads[0] if len(payloads) == 1 else b"".join(payloads)
 
 

@@ -13,10 +13,13 @@ from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
 
 from ..api.paths import is_control_path
+from ..gateway.headers import AGENT_HEADER
 from ..gateway.memory_budget import MemoryBudget
+from ..gateway.messages import header
 from ..text import one_line
-from .answers import path_of
-from .headers import AGENT_HEADER, header
+from .compat.mitmproxy_names import wrap_client_column
+from .compat.names import Patches
+from .flows import path_of
 
 MOST_BYTES = 512 * 1024 * 1024
 """Of the bodies of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
@@ -37,7 +40,7 @@ def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
 
     def client_and_agent(flow: Flow) -> str:
         response = flow.response if isinstance(flow, http.HTTPFlow) else None
-        agent = header(response.headers, _AGENT) if response is not None else None
+        agent = header(response.headers.fields, _AGENT) if response is not None else None
         return f"{client_of(flow)} → {one_line(agent)}" if agent else client_of(flow)
 
     return client_and_agent
@@ -58,19 +61,25 @@ class FlowList:
         self._finished: dict[str, int] = {}
         """The bytes of finished flows by id, the one first that was finished first."""
         self._bytes = 0
-        self._hidden_from: set[int] = set()
+        self._patches: dict[str, Patches] = {}
+        """By the name of the addon that is kept from them."""
 
     def attach(self) -> None:
         """Keep the balancer's own calls from those who show flows. They are still asked by mitmproxy's own checks."""
         for name in _SHOWING:
             addon = ctx.master.addons.get(name)
-            if addon is not None and id(addon) not in self._hidden_from:
-                self._hidden_from.add(id(addon))
+            if addon is not None and name not in self._patches:
+                patches = self._patches[name] = Patches()
                 for hook in _HOOKS:
                     if hasattr(addon, hook):
-                        setattr(addon, hook, self._unless_hidden(getattr(addon, hook)))
-                if name == "dumper" and hasattr(addon, "_fmt_client"):
-                    addon._fmt_client = _with_agent(addon._fmt_client)
+                        patches.set(addon, hook, self._unless_hidden(getattr(addon, hook)))
+                if name == "dumper":
+                    wrap_client_column(patches, addon, _with_agent)
+
+    def detach(self) -> None:
+        """Have those who show flows get all again."""
+        while self._patches:
+            self._patches.popitem()[1].restore()
 
     def _unless_hidden(self, hook: Callable[[http.HTTPFlow], Any]) -> Callable[[http.HTTPFlow], Any]:
         return lambda flow: None if self.hides(flow) else hook(flow)

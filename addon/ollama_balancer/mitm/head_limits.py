@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 import h11
-from h11._receivebuffer import ReceiveBuffer, blank_line_regex
+
+from .compat.h11_names import ReceiveBuffer, bytes_of
 
 MAX_LINE = 64 * 1024
 """Bytes of a request line."""
@@ -29,6 +30,8 @@ MAX_CHUNK_LINE = 4 * 1024
 """Bytes of the line before a chunk: its size, and extensions that nobody uses."""
 
 VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 _VERSION = re.compile(rb"HTTP/[0-9]{1,3}(\.[0-9]{1,3})?")
 
@@ -57,24 +60,27 @@ class LimitedBuffer(ReceiveBuffer):
         self._lines = 0
         """Lines of an unfinished head, as far as they were counted."""
         self._counted = 0
+        self._searched = 0
+        """Bytes in which no head has ended."""
         self.ahead = False
         """Whether it holds a request that was sent before the last one was answered, which is to wait for its turn."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """The lines of a head that is whole; None: there is more to come. HeadError: it is beyond the limits."""
-        if len(self._data) > SMALL:
+        if len(self) > SMALL:
             self._check_size()
         lines = super().maybe_extract_lines()
         if lines is not None:
-            self._lines = self._counted = 0
+            self._lines = self._counted = self._searched = 0
             if lines:
                 _check_lines(lines)
         return lines
 
     def _check_size(self) -> None:
-        data = self._data
-        found = blank_line_regex.search(data, self._multiple_lines_search)
+        data = bytes_of(self)
+        found = _BLANK_LINE.search(data, self._searched)
         end = len(data) if found is None else found.end()
+        self._searched = max(0, len(data) - 2)
         self._lines += data.count(b"\n", self._counted, end)
         self._counted = end
         if end > MAX_LINE and data.find(b"\n", 0, MAX_LINE) < 0:

@@ -20,10 +20,9 @@ import h2.events
 import h2.exceptions
 import h2.settings
 from mitmproxy.connection import Connection
-from mitmproxy.proxy import server
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http import _http2
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
+
+from .compat.mitmproxy_names import DRAIN_WRITERS, H2_EVENT, BufferedH2Connection, SendH2Data
 
 MOST_HELD = 64 * 1024
 """Bytes that wait for one stream's client; beyond them the host is read no further."""
@@ -234,13 +233,9 @@ def holds_up(client_id: str, host: Connection | None) -> bool:
     return held_up is not None and host is not None and host in held_up
 
 
-_drain_writers_of_mitmproxy: Any = server.ConnectionHandler.drain_writers
-_handle_event_of_mitmproxy: Any = _http2.Http2Connection.handle_h2_event
-
-
 async def drain_writers(self: Any) -> None:
     """`ConnectionHandler.drain_writers`, which waits for the windows of HTTP/2 as well."""
-    await _drain_writers_of_mitmproxy(self)
+    await DRAIN_WRITERS.original(self)
     if _of_clients:
         held_up = _of_clients.get(self.client.id)
         if held_up is not None:
@@ -252,5 +247,5 @@ def handle_event(self: Any, event: Any) -> CommandGenerator[bool]:
     if isinstance(event, FloodError):
         yield from self.protocol_error(f"HTTP/2: {event}", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         return True
-    is_over: bool = yield from _handle_event_of_mitmproxy(self, event)
+    is_over: bool = yield from H2_EVENT.original(self, event)
     return is_over

@@ -10,36 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 from mitmproxy.proxy import commands, events, layer
-from mitmproxy.proxy.layers.http import ErrorCode, ResponseProtocolError, _http1
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http import ErrorCode, Http1Client, ReceiveHttp, ResponseProtocolError
 
 MOST = 100
 """Interim answers to one request; a host that sends more says nothing."""
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r\n]")
 
-_Read = Callable[[_http1.Http1Client, events.ConnectionEvent], layer.CommandGenerator[None]]
+type Read = Callable[[Http1Client, events.Event], layer.CommandGenerator[None]]
 
 
-def skip_answers() -> None:
-    """Have mitmproxy's reader of answers skip them. To be called once."""
-    client: Any = _http1.Http1Client
-    client.read_headers = _skipping(client.read_headers)
+def read_past(read_headers: Read, client: Http1Client, event: events.Event) -> layer.CommandGenerator[None]:
+    """`read_headers`, of what comes after interim answers."""
+    if isinstance(event, events.DataReceived) and client.stream_id is not None and not _skip(client):
+        yield commands.CloseConnection(client.conn)
+        problem = f"more than {MOST} interim answers"
+        yield ReceiveHttp(ResponseProtocolError(client.stream_id, problem, ErrorCode.GENERIC_SERVER_ERROR))
+        return
+    yield from read_headers(client, event)
 
 
-def _skipping(read_headers: _Read) -> _Read:
-    def read(self: _http1.Http1Client, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived) and self.stream_id is not None and not _skip(self):
-            yield commands.CloseConnection(self.conn)
-            problem = f"more than {MOST} interim answers"
-            yield ReceiveHttp(ResponseProtocolError(self.stream_id, problem, ErrorCode.GENERIC_SERVER_ERROR))
-            return
-        yield from read_headers(self, event)
-
-    return read
-
-
-def _skip(client: _http1.Http1Client) -> bool:
+def _skip(client: Http1Client) -> bool:
     """Take the interim answers off what has come; False if there are too many."""
     known: Any = client.__dict__
     while _INTERIM.match(bytes(client.buf)):

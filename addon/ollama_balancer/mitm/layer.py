@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mitmproxy import flow, http
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -21,9 +21,10 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
     DropStream,
     GetHttpConnection,
+    Http1Server,
+    Http2Server,
     HttpErrorHook,
     HttpEvent,
-    HttpLayer,
     HTTPMode,
     HttpRequestHook,
     HttpResponseHeadersHook,
@@ -39,27 +40,24 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
     ResponseTrailers,
     SendHttp,
-    _http1,
+    StreamId,
 )
-from mitmproxy.proxy.layers.http._base import StreamId
-from mitmproxy.proxy.layers.http._http1 import Http1Server
-from mitmproxy.proxy.layers.http._http2 import Http2Server
 
-from ..gateway.callers import Fields, Target
-from ..gateway.context import exchange_of
+from ..gateway.attempts import Failure
+from ..gateway.context import RequestContext
+from ..gateway.messages import Response, header
 from ..gateway.refusals import blame_of, for_caller
 from ..ollama.errors import Blame
-from . import interim
-from .body_buffers import BodyBuffer, CoalescingReader
-from .headers import header, request_to_agent
+from .body_buffers import BodyBuffer
+from .compat.mitmproxy_names import HttpLayerBase, HttpStreamBase
+from .flows import context_of, from_mitmproxy, to_mitmproxy
+from .headers import request_to_agent
 from .host_header import set_destination
 from .http2 import BoundedH2Connection, HeldUp
 
 if TYPE_CHECKING:
-    from ..core.address import Address
     from ..gateway.fanout import FanOut
     from ..gateway.memory_budget import Held, MemoryBudget
-    from ..ollama.routes import Route
     from .fastpath.relay import Relay
 
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
@@ -95,75 +93,14 @@ def continue_later(chunk: bytes) -> bytes:
     return chunk
 
 
-def _make_body_reader(expected_size: int | None) -> Any:
-    return CoalescingReader() if expected_size is None else _mitmproxys_body_reader(expected_size)
+@dataclass
+class RouteRequestHook(commands.StartHook):
+    """The request is complete (or its body is to be streamed) and about to be sent: to which agent?
 
-
-_mitmproxys_body_reader = _http1.make_body_reader
-_http1.make_body_reader = _make_body_reader
-interim.skip_answers()
-
-
-def _kill(this: flow.Flow) -> None:
-    _mitmproxys_kill(this)
-    if this._resume_event is not None:
-        this._resume_event.set()
-
-
-# mitmproxy lets the client of a held flow that is killed wait, https://github.com/mitmproxy/mitmproxy/issues/8045
-_mitmproxys_kill: Callable[[flow.Flow], None] = flow.Flow.kill
-_Flow: Any = flow.Flow
-_Flow.kill = _kill
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt came to nothing."""
-
-    reason: str
-    connected: bool
-    """Whether the agent was reached at all."""
-    retriable: bool
-    """Whether the request may go to another agent: nothing of an answer was seen, and the request is at hand."""
-    refusal: http.Response | None = None
-    """The answer, where there was one."""
-    blame: Blame | None = None
-    """Whom that answer blames; not the caller."""
-
-
-@dataclass(eq=False)
-class Routing:
-    """One request's search for an agent, handed to the addon's `route_request`.
-
-    The addon either sets `address` and `routed`, or sets the flow's response. `failure` tells how
-    the last attempt ended, None at the first.
+    The addon has the flow's context say where it goes, or sets the flow's response.
     """
 
     flow: http.HTTPFlow
-    failure: Failure | None = None
-    routed: bool = False
-    address: Address | None = None
-    """Of the agent that gets the request. The flow's request keeps the address that the client asked."""
-    fan_out: FanOut | None = None
-    """Set by the addon for a request that several agents get; then it has the answer."""
-    credentials: Fields = ()
-    """What the agent gets beside the headers of the flow."""
-    target: Target | None = None
-    """The path and query of the flow, in which secrets are masked, and those that the agent gets."""
-    route: Route | None = None
-    expired: bool = False
-    """The time for a first byte has run out: no attempt more."""
-    given_up: str | None = None
-    """Why the addon has given up the attempt that runs now."""
-    may_repeat: bool = True
-    """Whether it does no harm to send the request again where it is not certain that it has not arrived."""
-
-
-@dataclass
-class RouteRequestHook(commands.StartHook):
-    """The request is complete (or its body is to be streamed) and about to be sent: to which agent?"""
-
-    routing: Routing
     blocking = True
 
 
@@ -213,10 +150,11 @@ class FailedStream:
     last_words: bytes = b""
 
 
-class BalancedStream(HttpStream):
+class BalancedStream(HttpStreamBase):
     """One request and its answer."""
 
-    routing: Routing | None = None
+    ours: RequestContext | None = None
+    """The request's context, once a route was asked for."""
     refusal: http.Response | None = None
     refusal_head: ResponseHeaders | None = None
     refusal_limit: commands.RequestWakeup | None = None
@@ -240,7 +178,7 @@ class BalancedStream(HttpStream):
         assert isinstance(parent, BalancedHttpLayer)
         return parent
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         commands_of_event = self._handle(event)
         balanced_layer = self.balanced_layer
         reply = None
@@ -282,14 +220,14 @@ class BalancedStream(HttpStream):
             elif self.client_state == self.state_upload:
                 yield from self.look_at_upload()
         else:
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
 
     # The request
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         request = event.request
         proxied = request.authority and request.data.http_version.startswith(b"HTTP/1")
-        vars(request)[NAMED_HOST] = None if proxied else header(request.headers, b"host") or request.authority
+        vars(request)[NAMED_HOST] = None if proxied else header(request.headers.fields, b"host") or request.authority
         set_destination(event.request, self.context.client)
         yield from super().state_wait_for_request_headers(event)
 
@@ -320,11 +258,10 @@ class BalancedStream(HttpStream):
 
     def start_request_stream(self) -> layer.CommandGenerator[None]:
         """The body is for several agents and too large to keep: it goes to them while it comes."""
-        self.routing = Routing(self.flow)
-        yield RouteRequestHook(self.routing)
+        yield from self.ask_for_route()
         if (yield from self.check_killed(True)):
             return
-        if self.routing.fan_out is not None:
+        if self.ours is not None and self.ours.fan_out is not None:
             self.client_state = self.state_upload
             yield commands.RequestWakeup(UPLOAD_SECONDS)
             return
@@ -334,24 +271,30 @@ class BalancedStream(HttpStream):
         yield from self.answer()
         self.client_state = self.state_errored  # the body is swallowed
 
+    def ask_for_route(self) -> layer.CommandGenerator[None]:
+        if self.ours is not None:
+            self.ours.address = None  # should the hook fail, it goes nowhere
+        yield RouteRequestHook(self.flow)
+        self.ours = context_of(self.flow)
+
     def state_upload(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        assert self.routing and self.routing.fan_out
+        assert self.ours and self.ours.fan_out
         if isinstance(event, RequestData):
-            self.routing.fan_out.feed(event.data)
+            self.ours.fan_out.feed(event.data)
         elif isinstance(event, RequestEndOfMessage):
-            self.routing.fan_out.feed(b"")
+            self.ours.fan_out.feed(b"")
             self.flow.request.timestamp_end = time.time()
             self.client_state = self.state_done
             yield HttpRequestHook(self.flow)
             if not (yield from self.check_killed(True)):
-                yield from self.pass_on(self.routing.fan_out)
+                yield from self.pass_on(self.ours.fan_out)
 
     def look_at_upload(self) -> layer.CommandGenerator[None]:
         """The agents may have answered without the body, or ask for it of a client that waits for that."""
-        assert self.routing and self.routing.fan_out
+        assert self.ours and self.ours.fan_out
         if not self.flow.live:
             return  # it was reset meanwhile
-        fan_out = self.routing.fan_out
+        fan_out = self.ours.fan_out
         # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
         early = fan_out.over and not self.flow.request.is_http2
         if early:
@@ -371,7 +314,8 @@ class BalancedStream(HttpStream):
         yield AdvanceHook(fan_out)
         if (yield from self.check_killed(True)):
             return
-        self.flow.response = fan_out.response or self.balanced_layer.internal_error(self.flow)
+        answer = fan_out.response
+        self.flow.response = to_mitmproxy(answer) if answer else self.balanced_layer.internal_error(self.flow)
         if early:
             # A client that sends no more of its body must not send its next request in the place of it.
             self.flow.response.headers["Connection"] = "close"
@@ -404,17 +348,15 @@ class BalancedStream(HttpStream):
 
     def reach_agent(self) -> layer.CommandGenerator[bool]:
         """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
-        if self.routing is None:
-            self.routing = Routing(self.flow)
         while True:
-            self.routing.routed = False
-            yield RouteRequestHook(self.routing)
+            yield from self.ask_for_route()
             if (yield from self.check_killed(True)):
                 return False
-            if self.routing.fan_out is not None:
-                yield from self.pass_on(self.routing.fan_out)
+            ours = self.ours
+            if ours is not None and ours.fan_out is not None:
+                yield from self.pass_on(ours.fan_out)
                 return False
-            if not self.routing.routed:
+            if ours is None or ours.address is None:
                 if self.flow.response is None:
                     # The hook raised: mitmproxy logs that and goes on. An unrouted request must not.
                     self.flow.response = self.balanced_layer.internal_error(self.flow)
@@ -423,14 +365,14 @@ class BalancedStream(HttpStream):
             err = yield from self.connect()
             if (yield from self.check_killed(True)):
                 return False
-            if err is None and not self.routing.expired and self.routing.given_up is None:
+            if err is None and not ours.expired and ours.given_up is None:
                 return True
-            self.routing.failure = Failure(err or "timeout", connected=err is None, retriable=True)
+            ours.failure = Failure(err or "timeout", connected=err is None, retriable=True)
 
     def connect(self) -> layer.CommandGenerator[str | None]:
         """Connect to where the request is to go. Returns an error, or None when connected."""
-        assert self.routing and self.routing.address
-        address = (self.routing.address.host, self.routing.address.port)
+        assert self.ours and self.ours.address
+        address = (self.ours.address.host, self.ours.address.port)
         yield from self.balanced_layer.close_idle(keep=address)
         connection, err = yield GetHttpConnection(address, False, None, "tcp")
         if err is not None:
@@ -473,7 +415,7 @@ class BalancedStream(HttpStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
         status = event.response.status_code
-        if self.routing is not None and self.client_state == self.state_done:
+        if self.ours is not None and self.client_state == self.state_done:
             if status < 200:
                 # It changes the protocol, which nobody has asked for; others do not come here.
                 yield from self.balanced_layer.abandon(self.context.server)
@@ -491,9 +433,8 @@ class BalancedStream(HttpStream):
         yield from super().state_wait_for_response_headers(event)
 
     def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        exchange = exchange_of(self.flow)
-        if exchange is not None:
-            exchange.heard()
+        if self.ours is not None:
+            self.ours.heard()
         yield from super().state_consume_response_body(event)
         still_holding = self.server_state == self.state_consume_response_body
         if still_holding and isinstance(event, ResponseData) and not self.may_hold(len(self.response_body_buf)):
@@ -529,31 +470,30 @@ class BalancedStream(HttpStream):
 
     def sort_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
         """Give it to the caller whose fault it is, or try the next agent; without an end, the rest is yet to come."""
-        refusal, body = self.refusal, bytes(self.response_body_buf)
-        assert refusal and self.routing
-        blame = blame_of(refusal, body, self.routing.route)
+        assert self.refusal and self.ours
+        refusal = from_mitmproxy(self.refusal, bytes(self.response_body_buf))
+        blame = blame_of(refusal, self.ours.route)
         if blame is Blame.CALLER:
-            yield from self.pass_refusal_on(body, end)
+            yield from self.pass_refusal_on(refusal, end)
             return
         if end is None:
             yield from self.balanced_layer.abandon(self.context.server)
-        refusal.raw_content = body
-        reason = f"status {refusal.status_code}"
+        reason = f"status {refusal.status}"
         yield from self.try_next(Failure(reason, connected=True, retriable=True, refusal=refusal, blame=blame))
 
-    def pass_refusal_on(self, body: bytes, end: ResponseEndOfMessage | None) -> layer.CommandGenerator[None]:
+    def pass_refusal_on(self, refusal: Response, end: ResponseEndOfMessage | None) -> layer.CommandGenerator[None]:
         """The answer is the caller's, in the caller's protocol."""
-        head = self.refusal_head
-        assert head
+        head, body = self.refusal_head, refusal.body
+        assert head and self.ours
         self.refusal = self.refusal_head = None
         self.response_body_buf.clear()
         self.server_state = self.state_wait_for_response_headers
-        translated = for_caller(self.flow, head.response, body)
+        translated = for_caller(refusal, self.ours.dialect, head=self.ours.head_only)
         if translated is not None:
             if end is None:
                 yield from self.balanced_layer.abandon(self.context.server)
-            body, end = translated.raw_content or b"", ResponseEndOfMessage(self.stream_id)
-            head = ResponseHeaders(self.stream_id, translated)
+            body, end = translated.body, ResponseEndOfMessage(self.stream_id)
+            head = ResponseHeaders(self.stream_id, to_mitmproxy(Response(translated.status, translated.fields)))
         yield from super().state_wait_for_response_headers(head)
         if body:
             yield from self.server_state(ResponseData(self.stream_id, body))
@@ -562,12 +502,12 @@ class BalancedStream(HttpStream):
 
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
         """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
-        assert self.routing
+        assert self.ours
         self.refusal = self.refusal_head = None
         self.response_body_buf.clear()
         self.flow.response = None
         self.server_state = self.state_wait_for_response_headers
-        self.routing.failure = failure
+        self.ours.failure = failure
         yield from self.make_server_connection()
 
     def handle_protocol_error(
@@ -577,21 +517,21 @@ class BalancedStream(HttpStream):
             self.relay.stop()
         if (
             not isinstance(event, ResponseProtocolError)
-            or self.routing is None
-            or not self.routing.routed
+            or self.ours is None
+            or self.ours.address is None
             or self.client_state != self.state_done
         ):
             yield from super().handle_protocol_error(event)
         elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
             yield from self.balanced_layer.abandon(self.context.server)
             stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
-            given_up = self.routing.expired or self.routing.given_up is not None or not self.routing.may_repeat
+            given_up = self.ours.expired or self.ours.given_up is not None or not self.ours.may_repeat
             if stale and self.refusal is None and not given_up:
                 # An idle connection that the agent closed just now says nothing about the agent.
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):
                     return
-                if err is None and not self.routing.expired and self.routing.given_up is None:
+                if err is None and not self.ours.expired and self.ours.given_up is None:
                     yield from self.send_request()
                     return
                 yield from self.try_next(Failure(err or "timeout", connected=err is None, retriable=True))
@@ -618,8 +558,8 @@ class BalancedStream(HttpStream):
 
     def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
         """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
-        assert self.routing
-        failed = FailedStream(self.flow, self.routing.given_up or event.message)
+        assert self.ours
+        failed = FailedStream(self.flow, self.ours.given_up or event.message)
         yield from self.balanced_layer.abandon(self.context.server)
         yield StreamFailedHook(failed)
         if (yield from self.check_killed(True)):
@@ -639,7 +579,7 @@ class BalancedStream(HttpStream):
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
 
-class BalancedHttpLayer(HttpLayer):
+class BalancedHttpLayer(HttpLayerBase):
     """One client connection.
 
     `body_limit` gives the most bytes a request's body may have, `budget` what all bodies may take; `body_too_large`,
@@ -686,18 +626,18 @@ class BalancedHttpLayer(HttpLayer):
         self.held_up: HeldUp | None = None
         """Of a client that speaks HTTP/2."""
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         self._from_agent = False
         if isinstance(event, events.ConnectionEvent):
             connection = event.connection
             self._from_agent = connection is not self.context.client
             if connection not in self.connections and connection is not self.context.server:
                 return
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
             if isinstance(event, events.ConnectionClosed) and connection is not self.context.client:
                 self._forget(connection)
         else:
-            yield from super()._handle_event(event)
+            yield from super().on_event(event)
         if self.streaming is not None:
             stream, self.streaming = self.streaming, None
             stream.may_relay = self.relay(stream)
@@ -741,11 +681,12 @@ class BalancedHttpLayer(HttpLayer):
         if isinstance(event, RequestHeaders):
             # On its way out. The flow keeps what the client sent, which mitmproxy still needs for the client's side.
             stream = self.streams.get(event.stream_id)
-            routing = stream.routing if isinstance(stream, BalancedStream) else None
-            if routing is None:
+            ours = stream.ours if isinstance(stream, BalancedStream) else None
+            if ours is None:
                 head = request_to_agent(event.request, self.via)
             else:
-                head = request_to_agent(event.request, self.via, routing.credentials, routing.address, routing.target)
+                caller = ours.caller
+                head = request_to_agent(event.request, self.via, caller.credentials, ours.address, caller.target)
             event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:
@@ -797,10 +738,8 @@ __all__ = [
     "BalancedHttpLayer",
     "BalancedStream",
     "FailedStream",
-    "Failure",
     "LongAnswerHook",
     "RouteRequestHook",
-    "Routing",
     "SendingHook",
     "StreamFailedHook",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mitmproxy import ctx
+
 from agent_reporter import addresses
 
 from ..storage import token as credentials
@@ -31,6 +33,17 @@ def reach(listening: Iterable[tuple[str, int]], local_ip: str | None) -> Reach |
         return None
     host, port = found[0]
     return Reach(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", _is_loopback(host))
+
+
+def listening() -> list[tuple[str, int]]:
+    """Where mitmproxy listens now."""
+    proxyserver = ctx.master.addons.get("proxyserver")
+    return [(address[0], address[1]) for address in proxyserver.listen_addrs()] if proxyserver else []
+
+
+def port() -> int | None:
+    """The port that a program on this machine calls; None: mitmproxy listens on none."""
+    return next((port for _, port in listening()), None)
 
 
 def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:

@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
-from mitmproxy.optmanager import OptManager, _UnconvertedStrings
+from mitmproxy.optmanager import OptManager
 from mitmproxy.utils.human import parse_size
 
 from agent_reporter.limits import NAME_PATTERN
@@ -20,6 +19,7 @@ from ..gateway.memory_budget import PART, machine_memory
 from ..gateway.networks import Network, read_network
 from ..ollama.origins import check_host_pattern, check_pattern
 from ..storage.token import check as check_token
+from .compat.mitmproxy_names import deferred_problem
 
 PREFIX = "balancer_"
 
@@ -199,14 +199,35 @@ def drop_unreadable(options: OptManager) -> list[str]:
     mitmproxy would fail on them after the addon's `load`, without a word, and run on without the addon: an open proxy.
     """
     problems = []
-    for name, value in list(options.deferred.items()):
-        if name in options and name.startswith(PREFIX) and isinstance(value, _UnconvertedStrings):
-            try:
-                options._parse_setval(options._options[name], value.val)
-            except exceptions.OptionsError as e:
-                del options.deferred[name]
-                problems.append(f"{name}: {e}")
+    for name in list(options.deferred):
+        problem = deferred_problem(options, name) if name in options and name.startswith(PREFIX) else None
+        if problem is not None:
+            del options.deferred[name]
+            problems.append(f"{name}: {problem}")
     return problems
+
+
+class Overrides:
+    """mitmproxy's own options that have other values as long as the balancer is loaded."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, object] = {}
+        self._before: dict[str, object] = {}
+
+    def set(self, options: OptManager, name: str, value: object) -> None:
+        """Without effect where mitmproxy has no such option."""
+        if name not in options or (before := getattr(options, name)) == value:
+            return
+        if name not in self._values or before != self._values[name]:
+            self._before[name] = before
+        self._values[name] = value
+        options.update(**{name: value})
+
+    def restore(self, options: OptManager) -> None:
+        """Give back what was there, where nobody has changed it since."""
+        back = {name: self._before[name] for name, value in self._values.items() if getattr(options, name) == value}
+        self._values.clear()
+        options.update(**back)
 
 
 def misplaced(options: OptManager) -> list[str]:

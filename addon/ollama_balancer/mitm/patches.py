@@ -1,27 +1,24 @@
-"""What is changed in mitmproxy itself, where it has no hook: put in place by `apply`, taken back by `restore`.
-
-Tested with mitmproxy 12.2 and 12.3.
-"""
+"""What is changed in mitmproxy itself, where it has no hook: put in place by `apply`, taken back by `restore`."""
 
 from __future__ import annotations
 
 import asyncio
-import builtins
 import contextlib
 import functools
+import logging
 import socket
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mitmproxy import contentviews
 from mitmproxy.connection import Client, Connection, ConnectionState
-from mitmproxy.net.http import http1, status_codes
-from mitmproxy.proxy import commands, events, server
+from mitmproxy.flow import Flow
+from mitmproxy.net.http import status_codes
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers import http as layers_http
-from mitmproxy.proxy.layers.http import ErrorCode, ResponseProtocolError, _http1, _http2
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http import ErrorCode, ReceiveHttp, ResponseProtocolError
 from mitmproxy.utils import human
 
 from agent_reporter.connecting import connect, is_address
@@ -29,9 +26,13 @@ from agent_reporter.connecting import connect, is_address
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line, without_bytes
-from . import http2
+from . import compat, http2, interim
+from .body_buffers import CoalescingReader
+from .compat import mitmproxy_names as names
+from .compat.names import Patches, Replaced
 from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check_authority, check_request
 from .inspection import decoding, saved_files
+from .inspection.contentview import OllamaContentview
 
 SWALLOWED = 32 * 1024 * 1024
 """Bytes of a refused request that are read and dropped, so that the client can read why."""
@@ -67,6 +68,9 @@ def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> byt
 
 def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
     """`Http1Server.read_headers`, with limits, and without recursion where requests come before their answers."""
+    if not isinstance(self.buf, LimitedBuffer):  # the connection is older than the patches
+        before, self.buf = self.buf, LimitedBuffer()
+        self.buf += bytes(before)
     if isinstance(event, events.Wakeup):
         if not self.buf.ahead:
             return
@@ -85,7 +89,7 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
         yield commands.RequestWakeup(0)
         return
     try:
-        yield from _read_request_of_mitmproxy(self, event)
+        yield from names.READ_REQUEST.original(self, event)
         if self.buf and self.state == self.read_headers and not self.buf.ahead:
             yield HeadBegunHook(self.conn)
     except HeadError as e:
@@ -109,9 +113,9 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
 
 
 def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
-    """`Http1Client.read_headers`, with limits."""
+    """`Http1Client.read_headers`, with limits, and past interim answers."""
     try:
-        yield from _read_answer_of_mitmproxy(self, event)
+        yield from interim.read_past(names.READ_ANSWER.original, self, event)
     except HeadError as e:
         yield commands.CloseConnection(self.conn)
         message = f"its answer is refused: {e.message}"
@@ -135,12 +139,12 @@ def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
 def _read_request_head(lines: list[bytes]) -> Any:
     check_authority(lines)
     check_request(lines)
-    return _read_head_of_mitmproxy(lines)
+    return names.REQUEST_HEAD.original(lines)
 
 
 def _read_response_head(lines: list[bytes]) -> Any:
     check_answer(lines)
-    response = _read_answer_head_of_mitmproxy(lines)
+    response = names.ANSWER_HEAD.original(lines)
     # What a host says there is for nobody's terminal.
     response.data.reason = status_codes.RESPONSES.get(response.status_code, "").encode()
     return response
@@ -151,7 +155,7 @@ def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
         if len(value) > MAX_HOST and name in (b":authority", b"host"):
             raise ValueError(f"the host has more than {MAX_HOST} bytes")
-    return _parse_h2_of_mitmproxy(headers)
+    return names.H2_REQUEST_HEAD.original(headers)
 
 
 async def _handle_connection(self: Any, connection: Connection) -> None:
@@ -163,7 +167,7 @@ async def _handle_connection(self: Any, connection: Connection) -> None:
     """
     ended = self.transports.get(connection)
     try:
-        await _handle_connection_of_mitmproxy(self, connection)
+        await names.HANDLE_CONNECTION.original(self, connection)
     except asyncio.CancelledError:
         io = self.transports.get(connection)
         if io is not None:
@@ -202,45 +206,76 @@ def _asyncio_with(**replaced: Any) -> types.ModuleType:
     return module
 
 
-_handle_connection_of_mitmproxy: Any = server.ConnectionHandler.handle_connection
-_read_request_of_mitmproxy: Any = _http1.Http1Server.read_headers
-_read_answer_of_mitmproxy: Any = _http1.Http1Client.read_headers
-_read_head_of_mitmproxy: Any = http1.read_request_head
-_read_answer_head_of_mitmproxy: Any = http1.read_response_head
-_parse_h2_of_mitmproxy: Any = _http2.parse_h2_request_headers
+def _make_body_reader(expected_size: int | None) -> Any:
+    return CoalescingReader() if expected_size is None else names.BODY_READER.original(expected_size)
 
-_REPLACEMENTS: list[tuple[Any, str, Any]] = [
-    (server.ConnectionHandler, "handle_connection", _handle_connection),
-    (server.ConnectionHandler, "drain_writers", http2.drain_writers),
-    (server, "asyncio", _asyncio_with(open_connection=_open_connection)),
-    (_http1, "ReceiveBuffer", LimitedBuffer),
-    (_http1.Http1Server, "read_headers", _read_request),
-    (_http1.Http1Client, "read_headers", _read_answer),
-    (_http1, "make_error_response", refusal),
-    (http1, "read_request_head", _read_request_head),
-    (http1, "read_response_head", _read_response_head),
-    (_http2, "BufferedH2Connection", http2.BoundedH2Connection),
-    (_http2.Http2Connection, "handle_h2_event", http2.handle_event),
-    (http1, "expected_http_body_size", _discreet(http1.expected_http_body_size)),
-    (layers_http, "validate_headers", _discreet(layers_http.validate_headers)),
-    (_http2, "parse_h2_request_headers", _parse_h2_request_headers),
-    *decoding.REPLACEMENTS,
-    *saved_files.REPLACEMENTS,
+
+def _kill(flow: Flow) -> None:
+    """`Flow.kill`, which has the client of a held flow wait no longer.
+
+    See https://github.com/mitmproxy/mitmproxy/issues/8045
+    """
+    held = flow.intercepted
+    names.KILL.original(flow)
+    if held:
+        flow.intercepted = True
+        flow.resume()
+
+
+def _without_bytes(record: logging.LogRecord) -> bool:
+    """mitmproxy logs what it has of a head that is malformed or breaks off, credentials and all."""
+    if isinstance(record.msg, str):
+        record.msg = without_bytes(record.msg)
+    return True
+
+
+_REPLACEMENTS: list[tuple[Replaced, Any]] = [
+    (names.HANDLE_CONNECTION, _handle_connection),
+    (names.DRAIN_WRITERS, http2.drain_writers),
+    (names.ASYNCIO_OF_SERVER, _asyncio_with(open_connection=_open_connection)),
+    (names.HEAD_BUFFER, LimitedBuffer),
+    (names.READ_REQUEST, _read_request),
+    (names.READ_ANSWER, _read_answer),
+    (names.ERROR_RESPONSE, refusal),
+    (names.BODY_READER, _make_body_reader),
+    (names.REQUEST_HEAD, _read_request_head),
+    (names.ANSWER_HEAD, _read_response_head),
+    (names.H2_CONNECTION, http2.BoundedH2Connection),
+    (names.H2_EVENT, http2.handle_event),
+    (names.BODY_SIZE, _discreet(lambda *messages: names.BODY_SIZE.original(*messages))),
+    (names.VALIDATE_HEADERS, _discreet(lambda message: names.VALIDATE_HEADERS.original(message))),
+    (names.H2_REQUEST_HEAD, _parse_h2_request_headers),
+    (names.KILL, _kill),
+    (names.DECODERS, decoding.DECODERS),
+    (names.CODECS, decoding.CODECS),
+    (names.ROTATE, saved_files.rotate),
 ]
 
-_originals: list[tuple[Any, str, Any]] = []
+_patches = Patches()
+_lost = compat.Lost()
 
 
-def apply() -> None:
-    """Put them in place; without effect where they are."""
-    if not _originals:
-        for owner, name, replacement in _REPLACEMENTS:
-            _originals.append((owner, name, getattr(owner, name, getattr(builtins, name, None))))
-            setattr(owner, name, replacement)
+def apply() -> compat.Lost:
+    """Put them in place; without effect where they are. What is lost with what is installed.
+
+    IncompatibleError: it cannot be done, and nothing is changed.
+    """
+    global _lost
+    if not _patches:
+        _lost = compat.check()
+        for name, replacement in _REPLACEMENTS:
+            _patches.replace(name, replacement)
+        for module in names.WRITERS_OF_FLOWS:
+            _patches.set(module.value, "open", saved_files.open_private)
+        decoding.bound_views(_patches)
+        contentviews.add(OllamaContentview)
+        _patches.on_restore(lambda: names.take_view(OllamaContentview.name))
+        log = logging.getLogger("mitmproxy.proxy.server")
+        log.addFilter(_without_bytes)
+        _patches.on_restore(lambda: log.removeFilter(_without_bytes))
+    return _lost
 
 
 def restore() -> None:
     """Take all back, for connections that begin from now on."""
-    while _originals:
-        owner, name, original = _originals.pop()
-        setattr(owner, name, original)
+    _patches.restore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from mitmproxy import ctx, http
 from mitmproxy.addons import clientplayback
@@ -12,14 +11,16 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.utils import asyncio_utils
 
+from .compat.mitmproxy_names import REPLAY_HANDLER
+from .compat.names import Patches
 from .layer import BalancedHttpLayer
 
 type MakeLayer = Callable[[Context, HTTPMode], BalancedHttpLayer]
 
-_mitmproxys_handler = clientplayback.ReplayHandler
+_patches = Patches()
 
 
-class BalancedReplayHandler(_mitmproxys_handler):
+class BalancedReplayHandler(clientplayback.ReplayHandler):
     """mitmproxy's, with the balancer's HTTP layer in the place of the plain one."""
 
     def __init__(self, make_layer: MakeLayer, flow: http.HTTPFlow, options: Options) -> None:
@@ -48,13 +49,12 @@ def replay_through(make_layer: MakeLayer) -> None:
     def handler(flow: http.HTTPFlow, options: Options) -> BalancedReplayHandler:
         return BalancedReplayHandler(make_layer, flow, options)
 
-    module: Any = clientplayback
-    module.ReplayHandler = handler
+    _patches.restore()
+    _patches.replace(REPLAY_HANDLER, handler)
 
 
 def replay_as_before() -> None:
-    module: Any = clientplayback
-    module.ReplayHandler = _mitmproxys_handler
+    _patches.restore()
 
 
 def send_again(flow: http.HTTPFlow) -> None:

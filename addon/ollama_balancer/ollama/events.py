@@ -187,7 +187,7 @@ class SseParser(EventParser):
         if self._too_large:
             self._too_large = False
             return TOO_LARGE
-        data = bytes(self._data)
+        data = bytes(self._data[:-1])
         self._data.clear()
         return _read(data) if data else None
 

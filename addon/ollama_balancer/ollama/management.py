@@ -98,9 +98,9 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that are whole now, each with its newline. A line is cut after 16 * MAX_LINE_BYTES."""
         *ends, rest = chunk.split(b"\n")
-        lines = []
-        for end in ends:
-            lines.append(self.rest() + end + b"\n")
+        lines = [end + b"\n" for end in ends]
+        if lines:
+            lines[0] = self.rest() + lines[0]
         self._rest.append(rest)
         self._size += len(rest)
         if self._size > 16 * MAX_LINE_BYTES:

@@ -200,8 +200,10 @@ class _Brotli:
         self._stream = brotli.Decompressor()
 
     def feed(self, data: bytes, most: int) -> bytes:
-        if not data or self._stream.is_finished():
+        if not data:
             return b""
+        if self._stream.is_finished():
+            raise UnpackingError("something follows its end")
         try:
             text: bytes = self._stream.process(data, output_buffer_limit=most + 1)
         except brotli.error as e:

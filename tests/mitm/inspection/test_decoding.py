@@ -14,7 +14,7 @@ from mitmproxy.net import encoding
 from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer.mitm import patches
-from ollama_balancer.mitm.inspection.decoding import LEAST_LIMIT, MOST_GROWTH, bound_views
+from ollama_balancer.mitm.inspection.decoding import LEAST_LIMIT, MOST_GROWTH
 
 MIB = 1024 * 1024
 TEXT = b'{"model":"m","prompt":"' + b"hello " * 1000 + b'"}'
@@ -74,7 +74,6 @@ def test_a_charset_that_unpacks_is_none() -> None:
 
 @pytest.mark.parametrize("form", [31, 15])
 def test_messages_of_grpc_are_not_unpacked_into_too_much(form: int) -> None:
-    bound_views()
     packer = zlib.compressobj(9, zlib.DEFLATED, form)
     bomb = packer.compress(bytes(40 * MIB)) + packer.flush()
     small = gzip.compress(b"\x0a\x02hi")

@@ -9,6 +9,7 @@ becomes of its exceptions is as in mitmproxy.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import weakref
@@ -20,6 +21,8 @@ from mitmproxy import addonmanager, addons, exceptions, flow, hooks, log
 from mitmproxy.addons import dumper, intercept, savehar, view
 from mitmproxy.optmanager import OptManager
 from mitmproxy.proxy import commands
+
+from ..compat.names import Patches
 
 IDLE: dict[type, Callable[[Any], bool]] = {
     addons.anticache.AntiCache: lambda options: not options.anticache,
@@ -46,13 +49,14 @@ Hooked = tuple[Callable[..., Any], ...]
 
 
 class LeanHooks:
-    """Takes the place of the addon manager's walk over its addons while it is `on`.
+    """Takes the place of the addon manager's walk over its addons while it is `on`; else it changes nothing.
 
     `own` are the classes of addons that have no other addons than when they were registered.
     """
 
     def __init__(self, manager: addonmanager.AddonManager, options: OptManager, own: tuple[type, ...]) -> None:
-        self.on = False
+        self._on = False
+        self._patches = Patches()
         self._manager = manager
         self._options = options
         self._own = own
@@ -62,13 +66,36 @@ class LeanHooks:
         """By hook's name, in order: an addon's functions, or an addon that has to be asked each time."""
         self._watched: bool | None = None
         self._begun: weakref.WeakKeyDictionary[hooks.Hook, asyncio.Task[None]] = weakref.WeakKeyDictionary()
-        options.changed.connect(self._options_changed)
-        manager.handle_lifecycle = self.handle_lifecycle  # type: ignore[method-assign]
-        manager.register = self._and_forget(manager.register)  # type: ignore[method-assign]
-        manager.remove = self._and_forget(manager.remove)  # type: ignore[method-assign]
+
+    @property
+    def on(self) -> bool:
+        return self._on
+
+    @on.setter
+    def on(self, on: bool) -> None:
+        if on and not self._patches:
+            self._install()
+        self._on = on
+        self._leave_if_off()
+
+    def _install(self) -> None:
+        manager, changed = self._manager, self._options.changed
+        self.forget()
+        self._mitmproxys = manager.handle_lifecycle
+        self._patches.set(manager, "handle_lifecycle", self.handle_lifecycle)
+        self._patches.set(manager, "register", self._and_forget(manager.register))
+        self._patches.set(manager, "remove", self._and_forget(manager.remove))
+        changed.connect(self._options_changed)
+        self._patches.on_restore(lambda: changed.disconnect(self._options_changed))
         for handler in logging.getLogger().handlers:
             if isinstance(handler, log.LegacyLogEvents):
                 handler.addFilter(self._is_heard)
+                self._patches.on_restore(functools.partial(handler.removeFilter, self._is_heard))
+
+    def _leave_if_off(self) -> None:
+        """A hook that has begun here is not to be run again by mitmproxy."""
+        if not self._on and not self._begun:
+            self._patches.restore()
 
     def forget(self) -> None:
         """Look at the addons and the options anew."""
@@ -90,14 +117,14 @@ class LeanHooks:
 
     def _is_heard(self, record: logging.LogRecord) -> bool:
         """Whether an addon has the hook, long out of use, by which mitmproxy tells of each line of its log."""
-        return not self.on or bool(self._functions("add_log"))
+        return not self._on or bool(self._functions("add_log"))
 
     @property
     def watched(self) -> bool:
         """Whether somebody may look at flows: a person, a file, or an addon that is not known."""
         if self._watched is None:
             self._watched = (
-                not self.on
+                not self._on
                 or ("dumper_filter" in self._options and bool(self._options.dumper_filter))
                 or any(
                     type(addon) in _WATCHERS or not self._is_known(addon)
@@ -109,7 +136,7 @@ class LeanHooks:
 
     def run(self, hook: commands.StartHook) -> bool:
         """Run the hook as far as it goes without waiting; whether that was all of it."""
-        if not self.on:
+        if not self._on:
             return False
         data = _argument_of(hook)
         task = asyncio.Task(self._walk(hook, data), loop=asyncio.get_running_loop(), eager_start=True)
@@ -123,8 +150,9 @@ class LeanHooks:
         """mitmproxy's entry for hooks of connections and flows."""
         begun = self._begun.pop(event, None)
         if begun is not None:
+            self._leave_if_off()
             await begun
-        elif self.on:
+        elif self._on:
             await self._walk(event, _argument_of(event))
         else:
             await self._mitmproxys(event)

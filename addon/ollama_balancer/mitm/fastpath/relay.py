@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from h11._readers import ChunkedReader
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy.layers.http import Http1Client, Http1Server
@@ -36,7 +35,10 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.proxy.tunnel import TunnelLayer
 from mitmproxy.utils import asyncio_utils
 
-from .selector import Receiver, RelaySelector, install, socket_of
+from ..compat.h11_names import ChunkedReader, is_between_chunks
+from ..compat.mitmproxy_names import waits
+from ..compat.python_names import has_unread, socket_of
+from .selector import Receiver, RelaySelector, install
 
 if TYPE_CHECKING:
     from ..layer import BalancedStream
@@ -308,8 +310,8 @@ def suits(stream: BalancedStream) -> bool:
     request, response = stream.flow.request, stream.flow.response
     return (
         response is not None
-        and stream.routing is not None
-        and stream.routing.fan_out is None
+        and stream.ours is not None
+        and stream.ours.fan_out is None
         and request.http_version == response.http_version == "HTTP/1.1"
         and request.method.upper() != "HEAD"
         and response.headers.get("transfer-encoding", "").lower() == "chunked"
@@ -343,7 +345,7 @@ def begin(
         isinstance(reader, asyncio.StreamReader)
         and isinstance(writer, asyncio.StreamWriter)
         and isinstance(client_writer, asyncio.StreamWriter)
-        and not reader._buffer  # type: ignore[attr-defined]
+        and not has_unread(reader)
         and not reader.at_eof()
         and reader.exception() is None
     ):
@@ -366,7 +368,7 @@ def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -
 
 def _between_chunks(stream: BalancedStream, connection: object) -> bool:
     """Whether all that has come from the agent has been passed on, up to the end of a chunk."""
-    if stream._paused or stream._paused_event_queue or stream.server_state != stream.state_stream_response_body:
+    if waits(stream) or stream.server_state != stream.state_stream_response_body:
         return False
     # mitmproxy puts a layer that connects around it.
     layers = getattr(getattr(connection, "context", None), "layers", [None])
@@ -379,7 +381,5 @@ def _between_chunks(stream: BalancedStream, connection: object) -> bool:
         and http1.state == http1.read_body
         and not http1.buf
         and isinstance(body, ChunkedReader)
-        and body._bytes_in_chunk == 0
-        and not body._bytes_to_discard
-        and not body._reading_trailer
+        and is_between_chunks(body)
     )

@@ -14,10 +14,11 @@ import asyncio
 import os
 import select
 import selectors
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..compat.python_names import selector_of, set_selector
 
 type Receiver = Callable[[float], bool]
 """Called with the monotonic time when there is something to read; must not raise. Whether the loop has to take a turn,
@@ -94,6 +95,10 @@ class RelaySelector(selectors.BaseSelector):
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self.inner.get_map()
 
+    def leave(self) -> None:
+        """The loop has its own selector again."""
+        self._epoll.close()
+
     def close(self) -> None:
         self._epoll.close()
         self.inner.close()
@@ -101,7 +106,7 @@ class RelaySelector(selectors.BaseSelector):
 
 def install(loop: asyncio.AbstractEventLoop) -> RelaySelector | None:
     """The loop's `RelaySelector`, which it has from now on; None if it cannot have one."""
-    selector = getattr(loop, "_selector", None)
+    selector = selector_of(loop)
     if isinstance(selector, RelaySelector):
         return selector
     if not hasattr(selectors, "EpollSelector") or type(selector) is not selectors.EpollSelector:
@@ -110,20 +115,14 @@ def install(loop: asyncio.AbstractEventLoop) -> RelaySelector | None:
         ours = RelaySelector(selector)
     except OSError:
         return None  # no file descriptor is left
-    loop._selector = ours  # type: ignore[attr-defined]
+    set_selector(loop, ours)
     return ours
 
 
 def remove(loop: asyncio.AbstractEventLoop) -> None:
     """Give the loop its own selector back. Relays that run go on asyncio's way."""
-    selector = getattr(loop, "_selector", None)
+    selector = selector_of(loop)
     if isinstance(selector, RelaySelector):
-        loop._selector = selector.inner  # type: ignore[attr-defined]
+        set_selector(loop, selector.inner)
         selector.receivers.clear()
-        selector._epoll.close()
-
-
-def socket_of(transport: asyncio.BaseTransport) -> socket.socket | None:
-    """The transport's own socket, which asyncio gives out wrapped, without what reads and writes."""
-    found = getattr(transport.get_extra_info("socket"), "_sock", None)
-    return found if isinstance(found, socket.socket) else None
+        selector.leave()

@@ -9,7 +9,7 @@ from mitmproxy import http
 from ...core.agent import Agent
 from ...core.agent_records import Outcome
 from ...gateway.callers import UNKNOWN
-from ...gateway.context import Exchange
+from ...gateway.context import RequestContext
 from ...text import one_line
 from .marks import set_mark
 
@@ -43,66 +43,66 @@ def names_of(agents: Sequence[Agent]) -> str:
     return ", ".join([*names, f"and {more} more"] if more > 0 else names)
 
 
-def annotate(flow: http.HTTPFlow, exchange: Exchange) -> None:
+def annotate(flow: http.HTTPFlow, context: RequestContext) -> None:
     """Write down where the request went, why, and what came of it. A mark that a person has set stays."""
-    flow.metadata[METADATA_KEY] = exchange.record()
-    flow.comment = comment(exchange)
+    flow.metadata[METADATA_KEY] = context.record()
+    flow.comment = comment(context)
     compared = COMPARISON_KEY in flow.metadata
     if compared:
         flow.comment += f" · comparison {flow.metadata[COMPARISON_KEY]}"
-    set_mark(flow, marker(exchange) or (COMPARED if compared else ""))
+    set_mark(flow, marker(context) or (COMPARED if compared else ""))
 
 
-def marker(exchange: Exchange) -> str:
+def marker(context: RequestContext) -> str:
     """What is out of the ordinary, as one of mitmproxy's markers; empty where nothing is."""
-    match exchange.outcome:
+    match context.outcome:
         case Outcome.CANCELLED:
             return CANCELLED
         case Outcome.REJECTED:
             return REJECTED
-        case Outcome.FAILED if exchange.first_byte is None:
+        case Outcome.FAILED if context.first_byte is None:
             return REFUSED
         case Outcome.FAILED:
-            streamed = exchange.watcher is not None and exchange.watcher.streamed
+            streamed = context.watcher is not None and context.watcher.streamed
             return BROKEN if streamed else FAILED
-    if exchange.failures:
+    if context.failures:
         return RETRIED
-    return SLOW if (exchange.seconds_to_first_byte or 0.0) > SLOW_SECONDS else ""
+    return SLOW if (context.seconds_to_first_byte or 0.0) > SLOW_SECONDS else ""
 
 
-def comment(exchange: Exchange) -> str:
+def comment(context: RequestContext) -> str:
     """One line: agent, model, prompt, client, speed, time to first token, mode and why, attempts, problem."""
-    asked = [one_line(exchange.model)] if exchange.model else []
-    if exchange.excerpt:
-        asked.append(f"“{exchange.excerpt}”")
-    if exchange.client != UNKNOWN:
-        asked.append(one_line(exchange.client, 60))
-    if exchange.waiting_since is not None:
+    asked = [one_line(context.model)] if context.model else []
+    if context.excerpt:
+        asked.append(f"“{context.excerpt}”")
+    if context.client != UNKNOWN:
+        asked.append(one_line(context.client, 60))
+    if context.waiting_since is not None:
         return " · ".join(["waits for a free agent", *asked])
-    nobody = "balancer" if exchange.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
-    parts = [f"→ {names_of(exchange.agents) or nobody}", *asked]
-    if exchange.tokens_per_second is not None:
-        parts.append(f"{exchange.tokens_per_second:.0f} tok/s")
-    first = exchange.seconds_to_first_byte
-    if first is not None and exchange.watcher is not None:
-        if exchange.watcher.streamed:
+    nobody = "balancer" if context.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
+    parts = [f"→ {names_of(context.agents) or nobody}", *asked]
+    if context.tokens_per_second is not None:
+        parts.append(f"{context.tokens_per_second:.0f} tok/s")
+    first = context.seconds_to_first_byte
+    if first is not None and context.watcher is not None:
+        if context.watcher.streamed:
             parts.append(f"TTFT {_time(first)}")
-        elif exchange.total is not None:
-            parts.append(f"in {_time(exchange.total)}")
-    if exchange.why:
-        parts.append(f"{exchange.mode}: {exchange.why}")
-    if exchange.fan_out is not None and exchange.failures:
-        failed = "; ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
-        parts.append(one_line(f"{len(exchange.failures)} of {exchange.attempts} could not ({failed})"))
-    elif exchange.fan_out is None and (exchange.attempts > 1 or exchange.failures):
-        tried = ", ".join(f"{failure.agent}: {failure.reason}" for failure in exchange.failures)
-        parts.append(one_line(f"try {exchange.attempts} ({tried})"))
-    if exchange.outcome is Outcome.CANCELLED:
-        parts.append(exchange.problem if exchange.problem == "killed" else "cancelled")
-    elif exchange.outcome is Outcome.REJECTED:
-        parts.append(one_line(f"rejected with {exchange.status}: {exchange.problem}"))
-    elif exchange.problem:
-        parts.append(one_line(exchange.problem))
+        elif context.total is not None:
+            parts.append(f"in {_time(context.total)}")
+    if context.why:
+        parts.append(f"{context.mode}: {context.why}")
+    if context.fan_out is not None and context.failures:
+        failed = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
+        parts.append(one_line(f"{len(context.failures)} of {context.attempts} could not ({failed})"))
+    elif context.fan_out is None and (context.attempts > 1 or context.failures):
+        tried = ", ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
+        parts.append(one_line(f"try {context.attempts} ({tried})"))
+    if context.outcome is Outcome.CANCELLED:
+        parts.append(context.problem if context.problem == "killed" else "cancelled")
+    elif context.outcome is Outcome.REJECTED:
+        parts.append(one_line(f"rejected with {context.status}: {context.problem}"))
+    elif context.problem:
+        parts.append(one_line(context.problem))
     return " · ".join(parts)
 
 

@@ -16,12 +16,12 @@ from ...core.agent import Agent
 from ...core.policies import POLICIES
 from ...core.queue import RequestQueue
 from ...core.registry import AgentRegistry
+from ...gateway.headers import AGENT_HEADER
 from ...ollama.names import canonical_name, local_name
 from ...ollama.requests import read_request
 from ...ollama.routes import find_route
 from ...tables import Run, Table, comparison_table, fleet_table, in_columns, queue_table
-from ..answers import path_of
-from ..headers import AGENT_HEADER
+from ..flows import path_of
 from ..replay import send_again
 from .annotations import COMPARED, COMPARISON_KEY, METADATA_KEY
 from .copies import ReplayedCopies, copy_of

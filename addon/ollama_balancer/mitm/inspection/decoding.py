@@ -20,6 +20,9 @@ from mitmproxy.contentviews import InteractiveContentview, Metadata, SyntaxHighl
 from mitmproxy.net import encoding
 
 from ...ollama.unpacking import TooLargeError, unpacked
+from ..compat.mitmproxy_names import put_view
+from ..compat.names import Patches
+from ..compat.python_names import is_of_text
 
 MOST_GROWTH = 10
 """Into how many bytes one may be unpacked."""
@@ -83,7 +86,7 @@ def _deflate(body: bytes, most: int) -> bytes:
 
 def _decode_text(body: Any, name: str = "utf-8", errors: str = "strict") -> Any:
     """`codecs.decode`, of encodings of text alone."""
-    if not codecs.lookup(name)._is_text_encoding:
+    if not is_of_text(codecs.lookup(name)):
         raise ValueError("no encoding of text")
     return codecs.decode(body, name, errors)
 
@@ -131,22 +134,22 @@ def _first(message: bytes, most: int) -> bytes:
     return b""  # the view finds the same
 
 
-def bound_views() -> None:
-    """Have mitmproxy's views that unpack do so within bounds. Without effect if they do."""
+def bound_views(patches: Patches) -> None:
+    """Have mitmproxy's views that unpack do so within bounds."""
     view = contentviews.registry.get("grpc")
-    if view is not None and not isinstance(view, BoundedGrpc):
-        contentviews.registry._by_name["grpc"] = BoundedGrpc(view)  # `register` would tell everybody
+    if view is not None:
+        put_view(BoundedGrpc(view))
+        patches.on_restore(lambda: put_view(view))
 
 
-_DECODERS = encoding.custom_decode | {
+DECODERS = encoding.custom_decode | {
     "gzip": _bounded(lambda body, most: _inflate(body, most, 32 + zlib.MAX_WBITS)),
     "deflate": _bounded(_deflate),
     "deflateraw": _bounded(_deflate),
     "br": _bounded(lambda body, most: unpacked(body, "br", most)),
     "zstd": _bounded(lambda body, most: unpacked(body, "zstd", most)),
 }
+"""For `mitmproxy.net.encoding`, by the name of the Content-Encoding."""
 
-REPLACEMENTS: list[tuple[Any, str, Any]] = [
-    (encoding, "custom_decode", _DECODERS),
-    (encoding, "codecs", types.SimpleNamespace(decode=_decode_text, encode=codecs.encode)),
-]
+CODECS = types.SimpleNamespace(decode=_decode_text, encode=codecs.encode)
+"""For `mitmproxy.net.encoding`, which uses these two of the module."""

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mitmproxy import ctx, flow, flowfilter
+from mitmproxy import ctx, flow
 from mitmproxy.hooks import UpdateHook
+
+from ..compat.mitmproxy_names import MARKED, can_keep_only, keep_only
+from ..compat.names import Patches
 
 MARK_KEY = "balancer_mark"
 """The metadata of a flow that the balancer has marked: with what."""
@@ -41,25 +44,22 @@ class PersonsMarks:
     """mitmproxy's filters and commands about marks, as long as it is `install`ed."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._patches = Patches()
 
     def install(self) -> None:
         """Where mitmproxy has no such filter or command, nothing is changed."""
         view = ctx.master.addons.get("view")
-        if self._undo or view is None:
+        if self._patches or view is None:
             return
-        marked_filter: Any = getattr(flowfilter, "FMarked", None)
-        if marked_filter is not None:
-            mitmproxys = marked_filter.__call__
-            marked_filter.__call__ = lambda _, each: marked_by_person(each)
-            self._undo.append(lambda: setattr(marked_filter, "__call__", mitmproxys))
+        if MARKED.problem() is None:
+            self._patches.replace(MARKED, lambda _, each: marked_by_person(each))
         resolve = self._replace("view.flows.resolve", lambda spec: resolve(_SPECIFICATIONS.get(spec, spec)))
-        self._replace("view.clear_unmarked", lambda: _clear_unmarked(view))
+        if can_keep_only(view):
+            self._replace("view.clear_unmarked", lambda: keep_only(view, marked_by_person))
         self._replace("flow.mark.toggle", _toggle)
 
     def remove(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._patches.restore()
 
     def _replace(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Have the command do that; returns what it did. Its arguments and its help stay."""
@@ -67,20 +67,11 @@ class PersonsMarks:
         if command is None:
             return function
         mitmproxys: Callable[..., Any] = command.func
-        command.func = function
-        self._undo.append(lambda: setattr(command, "func", mitmproxys))
+        self._patches.set(command, "func", function)
         return mitmproxys
 
 
 _SPECIFICATIONS = {"@marked": "~marked", "@unmarked": "!~marked"}
-
-
-def _clear_unmarked(view: Any) -> None:
-    for each in list(view._store.values()):
-        if not marked_by_person(each):
-            view._store.pop(each.id)
-    view._refilter()
-    view.sig_store_refresh.send()
 
 
 def _toggle(flows: Sequence[flow.Flow]) -> None:

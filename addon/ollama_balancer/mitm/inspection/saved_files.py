@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Any
 
-from mitmproxy.addons import cut, export, save, savehar
+from ..compat.mitmproxy_names import ROTATE
 
 
 def make_private(file: Any) -> None:
@@ -32,25 +32,17 @@ def make_stream_private(saving: Any) -> None:
         make_private(stream.fo)
 
 
-def _rotate(self: Any) -> None:
+def rotate(self: Any) -> None:
     """`Save.maybe_rotate_to_new_file`, which has a new file be for its owner alone."""
     before = self.stream
-    _rotate_of_mitmproxy(self)
+    ROTATE.original(self)
     if self.stream is not before:
         make_stream_private(self)
 
 
-def _open(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+def open_private(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
     """`open`, for modules that save flows."""
     opened = builtins.open(file, mode, *arguments, **named)  # noqa: SIM115 - its caller closes it
     if mode[:1] in ("a", "w", "x"):
         make_private(opened)
     return opened
-
-
-_rotate_of_mitmproxy: Any = save.Save.maybe_rotate_to_new_file
-
-REPLACEMENTS: list[tuple[Any, str, Any]] = [
-    (save.Save, "maybe_rotate_to_new_file", _rotate),
-    *((module, "open", _open) for module in (save, savehar, export, cut)),
-]

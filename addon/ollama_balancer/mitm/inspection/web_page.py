@@ -11,6 +11,8 @@ from mitmproxy import ctx
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform
 
+from ..compat.names import Patches
+
 COLUMNS = ["icon", "timestamp", "path", "comment", "status", "size", "time"]
 
 STYLE = b"<style>.flow-table .col-comment{width:55%}.flow-table .col-timestamp{width:200px}</style></head>"
@@ -33,12 +35,24 @@ class WideComments(OutputTransform):
         return status_code, headers, chunk
 
 
+_patches = Patches()
+
+
 def show_comments() -> None:
     """Have mitmweb's list show the comments, unless the user has chosen its columns."""
     application: Any = getattr(ctx.master, "app", None)
     if application is None or not hasattr(ctx.options, "web_columns"):
         return
-    if WideComments not in application.transforms:
+    if not _patches:
         application.transforms.insert(0, WideComments)
+        _patches.on_restore(lambda: application.transforms.remove(WideComments))
     if ctx.options.web_columns == ctx.options.default("web_columns"):
         ctx.options.update(web_columns=COLUMNS)
+
+
+def hide_comments() -> None:
+    """Have it be as it was."""
+    if _patches:
+        _patches.restore()
+        if ctx.options.web_columns == COLUMNS:
+            ctx.options.update(web_columns=ctx.options.default("web_columns"))

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ollama_balancer.gateway.deadlines import Deadlines
+from ollama_balancer.gateway.timeouts import Deadlines
 from tests.core.fakes import Clock
 from tests.gateway.timers import Timers
 

@@ -1,9 +1,22 @@
-"""Deadlines of which few are ever met: one timer for all, that is not touched when one is set or dropped."""
+"""How long things may take, and one timer for all deadlines, which is not touched when one is set or dropped."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+OFFLINE_SILENCE = 5.0
+"""Seconds for which a part of an answer tells that its agent is there, whatever else says that it is offline."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to reach an agent, to the first byte of its answer, in the queue."""
+
+    connect: float = 5.0
+    response: float = 600.0
+    queue: float = 300.0
 
 
 class Deadlines[T: Hashable]:

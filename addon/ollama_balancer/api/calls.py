@@ -1,0 +1,219 @@
+"""Every call of the control API: the table from which both its routes and its document are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from agent_reporter.limits import MAX_BODY_BYTES
+from agent_reporter.wire import AgentMetrics, AgentRegistration
+
+from ..core.history import MINUTES
+from ..gateway.reachability import REACHABLE_HEADER
+from . import models
+from .paths import AGENTS, BALANCER, HEALTH, HISTORY, METRICS, OPENAPI
+
+JSON = "application/json"
+OPENMETRICS = "application/openmetrics-text"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`content`: the model of its JSON, or the media types of anything else; None: it has no body."""
+
+    text: str
+    content: type[BaseModel] | tuple[str, ...] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """Those that it may have, and what they say."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One of a query."""
+
+    name: str
+    text: str
+    schema: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """`operation` names the method of `ControlApi` that answers it. GET is HEAD, too."""
+
+    method: str
+    path: str
+    operation: str
+    text: str
+    answers: dict[int, Answer]
+    """Besides those that any call may have."""
+    needs_token: bool = False
+    body: type[BaseModel] | None = None
+    body_required: bool = True
+    query: tuple[Parameter, ...] = ()
+
+
+def _error(text: str, **headers: str) -> Answer:
+    return Answer(text, models.Error, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+OF_ANY_CALL = {
+    403: _error("A web page of another origin asks, or the client's address is not allowed."),
+    405: _error("The path has no such method.", Allow="The methods that it has."),
+    414: _error("The path and query are too long."),
+    431: _error("The headers are too long."),
+}
+OF_BODIES = {
+    400: _error("The body is malformed or out of range; the error names the field."),
+    413: _error(f"The body has more than {MAX_BODY_BYTES} bytes."),
+    503: _error("The balancer holds as much as it may (balancer_memory).", Retry_After="Seconds."),
+}
+OF_CHANGES = {
+    401: _error("The token is missing or wrong.", WWW_Authenticate="`Bearer`."),
+    429: _error("Too many wrong tokens came from this address.", Retry_After="Seconds."),
+}
+UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
+
+_AGENT = AGENTS + "/{id}"
+
+
+def _page(operation: str, path: str, text: str, media_type: str) -> Call:
+    return Call("GET", path, operation, text, {200: Answer(text, (media_type,))})
+
+
+CALLS = (
+    Call(
+        "GET",
+        HEALTH,
+        "health",
+        "Whether an agent can serve",
+        {200: Answer("One can.", models.Health), 503: Answer("None can, or the balancer is ending.", models.Health)},
+    ),
+    Call(
+        "GET",
+        METRICS,
+        "prometheus",
+        "The figures for Prometheus, as text or OpenMetrics",
+        {200: Answer("The figures.", ("text/plain", OPENMETRICS), {"Vary": "`Accept`."})},
+    ),
+    _page("page", "/dashboard", "A live page of the fleet", "text/html"),
+    _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
+    _page("style", "/dashboard/page.css", "The page's style", "text/css"),
+    Call(
+        "GET",
+        "/dashboard/data",
+        "data",
+        "What the page of the dashboard shows",
+        {200: Answer("All of a page of agents.", models.DashboardData)},
+        query=(
+            Parameter("filter", "Part of an agent's name, status or model.", {"type": "string"}),
+            Parameter("sort", "By what: status, in_flight, cpu, memory, gpu; else by name.", {"type": "string"}),
+            Parameter("size", "Agents of a page, from 1 to 100; else 50.", {"type": "string"}),
+            Parameter("page", "The page's number; else 1.", {"type": "string"}),
+        ),
+    ),
+    Call(
+        "GET",
+        BALANCER,
+        "balancer",
+        "Mode, totals, the queue, agents by status",
+        {200: Answer("The state.", models.BalancerState)},
+    ),
+    Call(
+        "GET",
+        HISTORY,
+        "history",
+        "What ended in each of the last minutes",
+        {
+            200: Answer("A page of minutes.", models.History),
+            400: _error("A parameter is out of range; the error names it."),
+        },
+        query=(
+            Parameter(
+                "minutes",
+                "How far back.",
+                {"type": "integer", "minimum": 1, "maximum": MINUTES, "default": 60},
+            ),
+            Parameter("after", "Only minutes after that, as `next` has it.", {"type": "string", "format": "date-time"}),
+            Parameter("agent", "Only rows of the agent of that name.", {"type": "string"}),
+            Parameter("model", "Only rows of that model.", {"type": "string"}),
+        ),
+    ),
+    Call(
+        "GET",
+        OPENAPI,
+        "openapi",
+        "This document",
+        {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
+    ),
+    Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}),
+    Call(
+        "POST",
+        AGENTS,
+        "register",
+        "Add an agent, or say where a known one is",
+        {
+            200: Answer("It was known.", models.RegisteredAgent),
+            201: Answer("It is new.", models.RegisteredAgent),
+            409: _error("The name is that of a configured agent elsewhere, or of another one that reports."),
+        },
+        needs_token=True,
+        body=AgentRegistration,
+    ),
+    Call(
+        "GET",
+        _AGENT,
+        "agent",
+        "One agent, with what was learned of it",
+        {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
+    ),
+    Call(
+        "DELETE",
+        _AGENT,
+        "delete",
+        "Remove an agent; its running requests finish",
+        {204: Answer("It is gone."), **UNKNOWN_AGENT},
+        needs_token=True,
+    ),
+    Call(
+        "POST",
+        _AGENT + "/metrics",
+        "metrics",
+        "Take in an agent's report",
+        {
+            204: Answer(
+                "It is stored, unless it is older than the last one.",
+                None,
+                {REACHABLE_HEADER: "`no; REASON` where the balancer does not get through to the agent."},
+            ),
+            **UNKNOWN_AGENT,
+        },
+        needs_token=True,
+        body=AgentMetrics,
+    ),
+    Call(
+        "POST",
+        _AGENT + "/drain",
+        "drain",
+        "Send an agent no new requests; running ones finish",
+        {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
+        needs_token=True,
+        body=models.DrainRequest,
+        body_required=False,
+    ),
+    Call(
+        "POST",
+        _AGENT + "/resume",
+        "resume",
+        "Send a drained agent requests again",
+        {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
+        needs_token=True,
+    ),
+)
+
+
+def answers_of(call: Call) -> dict[int, Answer]:
+    """All that the call may be answered with, by status."""
+    of_kind = {**(OF_BODIES if call.body else {}), **(OF_CHANGES if call.needs_token else {})}
+    return dict(sorted({**OF_ANY_CALL, **of_kind, **call.answers}.items()))

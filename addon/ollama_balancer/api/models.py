@@ -1,0 +1,253 @@
+"""The bodies and answers of the control API, as its document describes them.
+
+Answers are not built through these models, which would take long for a thousand agents; tests hold them against what
+is answered.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from agent_reporter.wire import AgentMetrics, Count, ModelEntry
+
+from ..core.agent import Source, Status
+from ..core.policies import POLICIES
+
+Seconds = Annotated[float, Field(ge=0)]
+Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
+
+
+class DrainRequest(BaseModel):
+    """The optional body of a drain."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    until: Literal["resume", "registration"] = "resume"
+    """What ends the drain: only a resume, or the agent's next registration too."""
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class Error(Answer):
+    """Why a call is refused."""
+
+    error: str
+    """What is wrong, and where."""
+
+
+class RegisteredAgent(Answer):
+    """Where the balancer knows an agent from now on."""
+
+    id: str
+    """The same in every run of the balancer."""
+    name: str
+    url: str
+
+
+class ReportedMetrics(AgentMetrics):
+    """An agent's last report. A list of agents leaves its two lists of models out."""
+
+    models: list[ModelEntry] | None = None
+    loaded_models: list[ModelEntry] | None = None
+
+
+class AgentEstimate(Answer):
+    """One agent as it was weighed for a request; times are in seconds."""
+
+    agent: str
+    cost: float
+    wait: float
+    load: float
+    prefill: float
+    answer: float
+    harm: float
+    """What the request adds to the time of those that run beside it."""
+    free: bool
+    """Whether it had a slot free."""
+    observations: int
+    """Answers from which the agent's pace is known; 0: a guess."""
+
+
+class Decision(Answer):
+    """Why an agent's last request went there; the first option is the one that was chosen."""
+
+    age: Seconds
+    model: str
+    options: list[AgentEstimate]
+
+
+class AgentStats(Answer):
+    """What became of the requests that an agent was sent."""
+
+    requests: Count
+    succeeded: Count
+    failed: Count
+    cancelled: Count
+    rejected: Count
+    """The caller's own 4xx."""
+    avg_response_time: float | None
+    """Milliseconds, of those that succeeded."""
+    tokens_per_second: dict[str, float]
+    """By model."""
+
+
+class AgentState(Answer):
+    """One Ollama host."""
+
+    id: str
+    name: str
+    url: str
+    source: Source
+    status: Status
+    reason: str | None
+    """Why it has that status."""
+    alias_of: str | None
+    """The name of another agent that is the same host."""
+    strikes: Count
+    """Failures in a row."""
+    models: list[str]
+    loaded_models: list[str]
+    ollama_version: str | None
+    in_flight: Count
+    running: dict[str, int]
+    """Requests in flight, by model."""
+    loading: list[str]
+    decision: Decision | None
+    slots: int | None
+    """Requests that it runs at once."""
+    metrics: ReportedMetrics | None
+    metrics_age: Seconds | None
+    stale: bool
+    """Whether there are no fresh metrics."""
+    score: float | None
+    """That of the mode `metrics`; null without fresh metrics."""
+    stats: AgentStats
+
+
+class Estimate(Answer):
+    """A figure that was learned, and on how many answers it rests; 0: a guess."""
+
+    value: float
+    observations: int
+
+
+class LearnedModel(Answer):
+    """How fast an agent is with a model."""
+
+    decode: Estimate
+    """Tokens a second."""
+    prefill: Estimate
+    """Tokens a second."""
+    load: Estimate
+    """Seconds."""
+    output: Estimate
+    """Tokens of an answer."""
+
+
+class AgentDetails(AgentState):
+    """One Ollama host, with what was learned of it."""
+
+    learned: dict[str, LearnedModel]
+    """By model."""
+
+
+class AgentList(Answer):
+    agents: list[AgentState]
+
+
+class AgentsByStatus(Answer):
+    """How many agents there are of each status."""
+
+    online: Count
+    offline: Count
+    unreachable: Count
+    unauthorized: Count
+    ejected: Count
+    draining: Count
+
+
+class Totals(Answer):
+    """Requests since the start; `requests` is the sum of the others."""
+
+    requests: Count
+    succeeded: Count
+    failed: Count
+    cancelled: Count
+    rejected: Count
+    """The caller's own 4xx."""
+    refused: Count
+    """By the balancer itself."""
+    in_flight: Count
+
+
+class Queue(Answer):
+    """The requests that wait for an agent."""
+
+    length: Count
+    oldest: Seconds | None
+    """How long the first has waited."""
+    models: dict[str, int]
+    clients: dict[str, int]
+
+
+class BalancerState(Answer):
+    mode: Mode
+    uptime: Seconds
+    totals: Totals
+    waiting: Count
+    line: Queue
+    agents: AgentsByStatus
+
+
+class Health(Answer):
+    status: Literal["ok", "no agent can serve", "ending"]
+    agents: AgentsByStatus
+
+
+class HistoryRow(Answer):
+    """What ended in one minute."""
+
+    agent: str | None
+    """null: none, or no longer known."""
+    model: str | None
+    requests: Count
+    succeeded: Count
+    failed: Count
+    cancelled: Count
+    refused: Count
+    rejected: Count
+    prompt_tokens: Count
+    output_tokens: Count
+    seconds: Seconds
+    """From arrival to the end, in all."""
+    waited: Seconds
+    first_tokens: Count
+    """Answers whose times to the first token `first_token_seconds` adds up."""
+    first_token_seconds: Seconds
+
+
+class HistoryMinute(Answer):
+    at: AwareDatetime
+    rows: list[HistoryRow]
+
+
+class History(Answer):
+    """Minutes in which requests ended, the oldest first."""
+
+    minutes: list[HistoryMinute]
+    next: str | None
+    """The path of the next page."""
+
+
+class DashboardData(Answer):
+    """What the page of the dashboard shows. It belongs to the page, and changes with it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    mode: Mode
+    totals: Totals
+    agents: list[dict[str, Any]]

@@ -1,0 +1,113 @@
+"""Attempts that failed: whom the failure blames, what that says of the agent, and whether another one is tried."""
+
+from __future__ import annotations
+
+import logging
+
+from ..core.agent import Agent
+from ..core.registry import AgentRegistry
+from ..ollama.errors import Blame, classify_message
+from ..ollama.names import is_cloud_model
+from ..text import one_line
+from .adapter import Prober
+from .attempts import CORRECTIONS, Failure, FailureKind
+from .context import RequestContext
+from .descriptors import is_ours
+from .reachability import cannot_connect
+from .refusals import retry_after, why_refused
+from .router import Answer, Forward, Router, Wait
+from .tasks import run_in_background
+from .timeouts import Timeouts
+
+logger = logging.getLogger(__name__)
+
+
+class Retries:
+    """Accounts for failed attempts. `prober` is set before the first request comes."""
+
+    timeouts = Timeouts()
+    prober: Prober | None = None
+
+    def __init__(self, registry: AgentRegistry, router: Router) -> None:
+        self.registry = registry
+        self.router = router
+
+    def failed(self, context: RequestContext) -> Forward | Wait | Answer:
+        """The attempt that `context.failure` tells of came to nothing: what now?"""
+        failure = context.failure
+        assert failure
+        if not failure.connected and is_ours(failure.reason):
+            return self.router.own_trouble(context, failure.reason)
+        agent = context.agent
+        if failure.blame is not None and failure.refusal is not None:
+            reason = why_refused(failure.blame, failure.refusal.status, context.path[:200])
+            self._blame(context, failure.blame, reason, retry_after(failure.refusal))
+            context.fail_attempt(reason, failure.blame, failure.refusal)
+        else:
+            kind, reason = self._without_answer(failure, context)
+            if context.lease is not None:
+                self.registry.ejection.failed(context.lease, reason)
+            context.fail_attempt(reason, kind)
+        if agent is not None and failure.blame not in CORRECTIONS:
+            logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
+            if not failure.connected:
+                self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
+        if not failure.retriable or context.expired:
+            return self.router.gave_up(context)
+        return self.router.again(context)
+
+    def _without_answer(self, failure: Failure, context: RequestContext) -> tuple[FailureKind, str]:
+        """What kind of failure it was, and why."""
+        reason = one_line(failure.reason)
+        kind = FailureKind.BROKEN if failure.connected else FailureKind.CONNECT
+        if context.expired:
+            kind, reason = FailureKind.TIMEOUT, f"no first byte within {self.timeouts.response:g} s"
+        elif not failure.connected and reason == "timeout":
+            kind, reason = FailureKind.TIMEOUT, f"not reached within {self.timeouts.connect:g} s"
+        if context.given_up is not None:
+            kind, reason, context.given_up = FailureKind.TIMEOUT, context.given_up, None
+        return kind, reason
+
+    def heard_error(self, context: RequestContext, message: str) -> None:
+        """The agent has said so in the middle of an answer that had begun as a success; the lease is still held."""
+        self._blame(context, classify_message(message), one_line(message, 200), retry_after(None))
+
+    def _blame(self, context: RequestContext, blame: Blame, reason: str, busy_seconds: float) -> None:
+        """Note what an answer has told of its agent, before the request lets go of it: others may wait for that."""
+        lease, registry = context.lease, self.registry
+        if lease is None:
+            return
+        agent, model, route = lease.agent, context.model, context.route
+        if blame is Blame.HOST_CANNOT and model is not None and is_cloud_model(model):
+            blame = Blame.CANNOT_LOAD  # the trouble is elsewhere
+        match blame:
+            case Blame.HOST_CANNOT:
+                registry.ejection.failed(lease, reason)
+            case Blame.HOST_BUSY if lease.model is not None:
+                registry.limiter.busy(agent, lease.model, busy_seconds)
+            case Blame.HOST_REFUSES:
+                self._refused(agent, context, reason)
+            case Blame.LACKS_MODEL if context.model_name is not None:
+                self._correct(agent, context.model_name)
+            case Blame.LACKS_ROUTE if route is not None:
+                logger.info("Agent %s does not have %s: it gets no such requests for a while.", agent.name, route.path)
+                registry.avoidance.lacks_route(agent, route.path)
+            case Blame.CANNOT_LOAD if context.demand is not None:
+                registry.avoidance.cannot_load(agent, context.demand.model, context.demand.runner)
+
+    def _refused(self, agent: Agent, context: RequestContext, reason: str) -> None:
+        """Not let in: for a while the agent is not used, unless only this caller's credentials were not good enough."""
+        if context.caller.credentials:
+            if context.route is not None:
+                self.registry.avoidance.refuses(agent, context.route.path)
+            if self.prober is not None:
+                run_in_background(self.prober.probe(agent), "access check")
+            return
+        self.registry.liveness.refuses(agent, reason)
+
+    def _correct(self, agent: Agent, model: str) -> None:
+        """The agent says that it lacks the model: it is not asked for it again until it lists it."""
+        logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
+        self.registry.inventory.forget_model(agent, model)
+        if self.prober is not None:
+            run_in_background(self.prober.refresh(agent), "inventory")

@@ -1,0 +1,51 @@
+"""The addons, put together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from .announcement import Announcement
+from .answers import Answers
+from .balancer import Balancer
+from .configuration import Configuration
+from .connections import Connections
+from .control_api import ControlApi
+from .inspection.commands import Commands
+from .lifecycle import Lifecycle
+from .requests import Requests
+from .startup import Startup
+
+
+class BalancerAddon:
+    """What mitmproxy loads: its hooks are those of its `addons`."""
+
+    name = "ollama-balancer"
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self.balancer = balancer = Balancer(clock)
+        announcement, startup = Announcement(), Startup(balancer)
+        self.answers = Answers(balancer)
+        self.connections = Connections(balancer, self.answers)
+        self.answers.on_end = self.connections.limits.ended
+        self.configuration = Configuration(balancer, self.connections, announcement)
+        self.lifecycle = Lifecycle(balancer, startup, self.configuration, self.connections, announcement)
+        self.requests = Requests(balancer, self.connections, startup)
+        self.control_api = ControlApi(balancer, self.requests, startup)
+        self.commands = Commands(balancer.registry, balancer.gateway.router.line)
+        self.addons = [
+            self.lifecycle,
+            self.configuration,
+            self.connections,
+            self.requests,
+            self.control_api,
+            self.answers,
+            self.commands,
+        ]
+        self.lifecycle.own = (BalancerAddon, *map(type, self.addons))
+
+
+@functools.cache
+def the_addon() -> BalancerAddon:
+    """The one of this process: it outlives a reload of balancer.py."""
+    return BalancerAddon()

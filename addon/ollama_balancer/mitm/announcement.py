@@ -1,0 +1,51 @@
+"""Announces the balancer on the local network while the option says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ..gateway.tasks import run_in_background
+from ..storage.token import Token
+from .listening import listening, port
+
+logger = logging.getLogger(__name__)
+
+
+class Announcement:
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+        self._announced: tuple[str, int, tuple[str, ...]] | None = None
+        """With what it is announced: the token, the port, the addresses."""
+
+    def update(self, token: Token, *, wanted: bool) -> None:
+        """Begin or end to announce it."""
+        announced = self._wanted(token) if wanted else None
+        if announced == self._announced:
+            return
+        self._announced = announced
+        self.stop()
+        if announced is not None:
+            from ..hosts.announcing import announce
+
+            self._task = run_in_background(announce(*announced), "announcement")
+
+    def _wanted(self, token: Token) -> tuple[str, int, tuple[str, ...]] | None:
+        from ..hosts.announcing import addresses_of
+
+        first = port()
+        if first is None:
+            return None
+        addresses = addresses_of(host for host, each in listening() if each == first)
+        if addresses:
+            return token.value, first, addresses
+        logger.warning(
+            "balancer_announce: mitmproxy listens on this machine only, so it is not announced; --listen-host "
+            "0.0.0.0 has it listen on all addresses."
+        )
+        return None
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None

@@ -1,0 +1,59 @@
+"""Every private name of mitmproxy, h11 and Python that the balancer uses, and everything that it replaces in them.
+
+No other module has such a name. Each is in a table of this package, with a check of what stands behind it; all checks
+are run when the balancer is loaded. Without an indispensable name the balancer refuses to start; a fast path that
+lacks one of its names is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .. import versions
+from . import h11_names, mitmproxy_names, python_names
+from .names import Name, Use
+
+NAMES: list[Name] = [*mitmproxy_names.NAMES, *h11_names.NAMES, *python_names.NAMES]
+"""All of them have been run on the versions of `versions.TESTED`."""
+
+FAST_PATHS = (Use.RELAY, Use.SELECTOR, Use.HOOKS)
+
+
+class IncompatibleError(Exception):
+    """The balancer cannot work with what is installed. The text says why, and with what it works."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What does not work with what is installed, and why."""
+
+    uses: frozenset[Use] = frozenset()
+    why: str = ""
+
+    def __contains__(self, use: Use) -> bool:
+        return use in self.uses
+
+    def __str__(self) -> str:
+        """A line for the log."""
+        names = ", ".join(use.value for use in Use if use in self.uses)
+        return f"Off: {names}; all else works. {self.why}. Tested: {versions.tested()}."
+
+
+def check(names: Iterable[Name] = NAMES) -> Lost:
+    """What is lost. IncompatibleError: something indispensable is."""
+    problems = [(name.use, problem) for name in names if (problem := name.problem()) is not None]
+    missing = [problem for use, problem in problems if use is Use.PROXYING]
+    if missing:
+        raise IncompatibleError(
+            f"The balancer does not work with {versions.installed()}: {'; '.join(missing)}. "
+            f"It works with {versions.tested()}."
+        )
+    uses = {use for use, _ in problems}
+    reasons = [problem for _, problem in problems]
+    if not versions.is_tested():
+        uses.update(FAST_PATHS)
+        reasons.insert(0, f"They are private to mitmproxy and not tested with this version ({versions.installed()})")
+    if Use.RELAY in uses:
+        uses.add(Use.SELECTOR)
+    return Lost(frozenset(uses), "; ".join(reasons))

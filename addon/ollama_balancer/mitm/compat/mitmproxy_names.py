@@ -1,0 +1,215 @@
+"""What the balancer uses of mitmproxy's insides, and what it replaces there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy import contentviews, exceptions
+from mitmproxy import flow as flows
+from mitmproxy.optmanager import OptManager
+from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
+
+from .names import Absent, Name, Patches, Replaced, Use, calls, has, lookup, takes
+
+_HTTP = "mitmproxy.proxy.layers.http"
+
+if TYPE_CHECKING:
+    from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection as BufferedH2Connection
+    from mitmproxy.proxy.layers.http._http_h2 import SendH2Data as SendH2Data
+else:
+    BufferedH2Connection = lookup(f"{_HTTP}._http_h2:BufferedH2Connection")
+    SendH2Data = lookup(f"{_HTTP}._http_h2:SendH2Data")
+
+
+# Layers
+
+
+class HttpStreamBase(HttpStream):
+    """mitmproxy's layer of one request, which takes an event by `on_event`."""
+
+    if TYPE_CHECKING:
+
+        def on_event(self, event: events.Event) -> layer.CommandGenerator[None]: ...
+
+    else:
+        on_event = getattr(HttpStream, "_handle_event", Absent)
+
+    def __init_subclass__(cls) -> None:
+        cls._handle_event = cls.on_event  # type: ignore[method-assign]
+
+
+class HttpLayerBase(HttpLayer):
+    """mitmproxy's layer of a client's connection, which takes an event by `on_event`."""
+
+    if TYPE_CHECKING:
+
+        def on_event(self, event: events.Event) -> layer.CommandGenerator[None]: ...
+
+    else:
+        on_event = getattr(HttpLayer, "_handle_event", Absent)
+
+    def __init_subclass__(cls) -> None:
+        cls._handle_event = cls.on_event  # type: ignore[method-assign, assignment]
+
+
+def waits(each: layer.Layer) -> bool:
+    """Whether the layer waits for a command's reply, or has events to handle that came meanwhile."""
+    return bool(each._paused or each._paused_event_queue)
+
+
+# Options, views and lists
+
+
+def deferred_problem(options: OptManager, name: str) -> str | None:
+    """What is wrong with the value that the command line gave an option before there was the option."""
+    value = options.deferred[name]
+    if isinstance(value, _Unconverted):
+        try:
+            options._parse_setval(options._options[name], value.val)
+        except exceptions.OptionsError as e:
+            return str(e)
+    return None
+
+
+_Unconverted = lookup("mitmproxy.optmanager:_UnconvertedStrings")
+
+
+def put_view(view: contentviews.Contentview) -> None:
+    """Have mitmproxy show contents by that view, without telling its pages, which `register` does."""
+    contentviews.registry._by_name[view.name.lower()] = view
+
+
+def take_view(name: str) -> None:
+    contentviews.registry._by_name.pop(name.lower(), None)
+
+
+def can_keep_only(view: Any) -> bool:
+    return hasattr(view, "_store") and hasattr(view, "_refilter")
+
+
+def keep_only(view: Any, is_kept: Callable[[flows.Flow], bool]) -> None:
+    """Drop the other flows from mitmproxy's list of flows."""
+    for each in list(view._store.values()):
+        if not is_kept(each):
+            view._store.pop(each.id)
+    view._refilter()
+    view.sig_store_refresh.send()
+
+
+def wrap_client_column(patches: Patches, dumper: Any, wrap: Callable[[Any], Any]) -> None:
+    """Change how mitmdump names a flow's client. Without effect where it has no function for that."""
+    if hasattr(dumper, "_fmt_client"):
+        patches.set(dumper, "_fmt_client", wrap(dumper._fmt_client))
+
+
+# What is replaced, by `patches`
+
+HANDLE_CONNECTION = Replaced(
+    "mitmproxy.proxy.server:ConnectionHandler.handle_connection", fits=takes("self", "connection")
+)
+DRAIN_WRITERS = Replaced("mitmproxy.proxy.server:ConnectionHandler.drain_writers", fits=takes("self"))
+ASYNCIO_OF_SERVER = Replaced("mitmproxy.proxy.server:asyncio", fits=lambda module: callable(module.open_connection))
+HEAD_BUFFER = Replaced(f"{_HTTP}._http1:ReceiveBuffer", fits=has("maybe_extract_lines"))
+READ_REQUEST = Replaced(f"{_HTTP}._http1:Http1Server.read_headers", fits=takes("self", "event"))
+READ_ANSWER = Replaced(f"{_HTTP}._http1:Http1Client.read_headers", fits=takes("self", "event"))
+ERROR_RESPONSE = Replaced(f"{_HTTP}._http1:make_error_response", fits=takes("status_code", "message"))
+BODY_READER = Replaced(f"{_HTTP}._http1:make_body_reader", fits=takes("expected_size"))
+REQUEST_HEAD = Replaced("mitmproxy.net.http.http1:read_request_head", fits=takes("lines"))
+ANSWER_HEAD = Replaced("mitmproxy.net.http.http1:read_response_head", fits=takes("lines"))
+BODY_SIZE = Replaced("mitmproxy.net.http.http1:expected_http_body_size", fits=takes("request", "response"))
+VALIDATE_HEADERS = Replaced(f"{_HTTP}:validate_headers", fits=takes("message"))
+H2_REQUEST_HEAD = Replaced(f"{_HTTP}._http2:parse_h2_request_headers", fits=takes("h2_headers"))
+H2_EVENT = Replaced(f"{_HTTP}._http2:Http2Connection.handle_h2_event", fits=takes("self", "event"))
+H2_CONNECTION = Replaced(
+    f"{_HTTP}._http2:BufferedH2Connection",
+    fits=has("stream_buffers", "stream_trailers", "connection_window_updated", "stream_window_updated"),
+)
+KILL = Replaced("mitmproxy.flow:Flow.kill", fits=takes("self"))
+REPLAY_HANDLER = Replaced("mitmproxy.addons.clientplayback:ReplayHandler", fits=takes("flow", "options"))
+DECODERS = Replaced("mitmproxy.net.encoding:custom_decode", fits=lambda decoders: {"gzip", "br"} <= decoders.keys())
+CODECS = Replaced("mitmproxy.net.encoding:codecs", fits=lambda module: callable(module.decode))
+ROTATE = Replaced("mitmproxy.addons.save:Save.maybe_rotate_to_new_file", fits=takes("self"))
+MARKED = Replaced("mitmproxy.flowfilter:FMarked.__call__", Use.DISPLAY, takes("self", "f"))
+
+WRITERS_OF_FLOWS = [
+    Name(f"mitmproxy.addons.{module}", fits=calls("open")) for module in ("save", "savehar", "export", "cut")
+]
+"""Modules that get another `open`."""
+
+NAMES = [
+    HANDLE_CONNECTION,
+    DRAIN_WRITERS,
+    ASYNCIO_OF_SERVER,
+    HEAD_BUFFER,
+    READ_REQUEST,
+    READ_ANSWER,
+    ERROR_RESPONSE,
+    BODY_READER,
+    REQUEST_HEAD,
+    ANSWER_HEAD,
+    BODY_SIZE,
+    VALIDATE_HEADERS,
+    H2_REQUEST_HEAD,
+    H2_EVENT,
+    H2_CONNECTION,
+    KILL,
+    REPLAY_HANDLER,
+    DECODERS,
+    CODECS,
+    ROTATE,
+    MARKED,
+    *WRITERS_OF_FLOWS,
+    Name(f"{_HTTP}._http_h2:SendH2Data", fits=has("data", "end_stream")),
+    Name(f"{_HTTP}._http1:Http1Connection", fits=has("buf", "body_reader", "state", "stream_id", "read_body", "done")),
+    Name(f"{_HTTP}._http2:Http2Connection", fits=has("h2_conn", "protocol_error")),
+    Name(
+        f"{_HTTP}:HttpStream",
+        fits=has(
+            "_handle_event",
+            "check_invalid",
+            "check_killed",
+            "handle_protocol_error",
+            "make_server_connection",
+            "request_body_buf",
+            "response_body_buf",
+            "send_response",
+            "start_request_stream",
+            "start_response_stream",
+            "state_consume_request_body",
+            "state_consume_response_body",
+            "state_done",
+            "state_errored",
+            "state_stream_response_body",
+            "state_wait_for_request_headers",
+            "state_wait_for_response_headers",
+        ),
+    ),
+    Name(
+        f"{_HTTP}:HttpLayer",
+        fits=has(
+            "_handle_event", "connections", "event_to_child", "make_stream", "streams", "waiting_for_establishment"
+        ),
+    ),
+    Name("mitmproxy.addons.clientplayback:MockServer", fits=takes("flow", "context")),
+    Name(
+        "mitmproxy.proxy.server:ConnectionHandler",
+        fits=has("max_conns", "server_event", "timeout_watchdog", "transports", "wakeup_timer"),
+    ),
+    Name("mitmproxy.proxy.server:ConnectionIO", fits=has("handler", "reader", "writer")),
+    Name("mitmproxy.optmanager:_UnconvertedStrings", fits=has("val")),
+    Name("mitmproxy.optmanager:OptManager._parse_setval", fits=takes("self", "o", "values")),
+    Name("mitmproxy.optmanager:OptManager", fits=lambda kind: not kind()._options and not kind().deferred),
+    Name("mitmproxy.contentviews:registry", fits=lambda registry: registry._by_name.keys() == set(registry)),
+    Name("mitmproxy.addons.view:View._refilter", Use.DISPLAY, takes("self")),
+    Name("mitmproxy.addons.view:View", Use.DISPLAY, lambda kind: hasattr(kind(), "_store")),
+    Name("mitmproxy.addons.dumper:Dumper._fmt_client", Use.DISPLAY, takes("self", "flow")),
+    Name("mitmproxy.proxy.layer:Layer", Use.RELAY, has("_paused", "_paused_event_queue")),
+    Name("mitmproxy.proxy.server:TimeoutWatchdog.register_activity", Use.RELAY, takes("self")),
+    Name("mitmproxy.addonmanager:AddonManager.handle_lifecycle", Use.HOOKS, takes("self", "event")),
+    Name("mitmproxy.addonmanager:AddonManager.register", Use.HOOKS, takes("self", "addon")),
+    Name("mitmproxy.addonmanager:AddonManager.remove", Use.HOOKS, takes("self", "addon")),
+    Name("mitmproxy.addonmanager:traverse", Use.HOOKS, takes("chain")),
+    Name("mitmproxy.log:LegacyLogEvents", Use.HOOKS),
+]

@@ -1,0 +1,153 @@
+"""The options: checked as a whole, then handed to those who keep to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Container
+
+from mitmproxy import ctx, exceptions
+from mitmproxy.addonmanager import Loader
+
+from ..core.address import Address
+from ..core.agent import Agent, Source
+from ..gateway.timeouts import Timeouts
+from ..storage import token as tokens
+from . import options
+from .announcement import Announcement
+from .balancer import Balancer
+from .connections import Connections
+
+logger = logging.getLogger(__name__)
+
+
+class Configuration:
+    name = "ollama-balancer-configuration"
+
+    def __init__(self, balancer: Balancer, connections: Connections, announcement: Announcement) -> None:
+        self.balancer = balancer
+        self.connections = connections
+        self.announcement = announcement
+        self.static: dict[str, Address] = {}
+        """The agents of the option, as they were taken in."""
+        self.overrides = options.Overrides()
+        self._logged_mode = ""
+
+    def load(self, loader: Loader) -> None:
+        options.add_options(loader)
+        for problem in options.drop_unreadable(loader.master.options):
+            logger.error("%s", problem)
+
+    def configure(self, updated: set[str]) -> None:
+        balancer = self.balancer
+        if balancer.lost is None:
+            return
+        try:
+            settings = options.read(ctx.options)
+            self._check_static_agents(settings)
+            if balancer.token is None or "balancer_token" in updated or "confdir" in updated:
+                balancer.token = _load_token(settings)
+        except ValueError as e:
+            if balancer.running:
+                raise exceptions.OptionsError(str(e)) from e
+            # At the start one clear line, without a traceback: mitmproxy ends itself on an error logged now.
+            logger.error("%s", e)
+            return
+        balancer.settings = settings
+        self._apply(settings)
+        self._soon(self._set_static_agents)
+        if balancer.running:
+            self.log_mode()
+            self.announcement.update(balancer.token, wanted=settings.announce)
+        self._override(settings)
+
+    def _apply(self, settings: options.Settings) -> None:
+        balancer, gateway, registry = self.balancer, self.balancer.gateway, self.balancer.registry
+        registry.mode = settings.mode
+        registry.stale_after = settings.stale_after
+        registry.slots = settings.slots
+        gateway.timeouts = Timeouts(settings.connect_timeout, settings.response_timeout, settings.queue_timeout)
+        gateway.watchdog.idle_seconds = settings.stream_idle_timeout
+        gateway.router.retries = settings.retries
+        gateway.router.line.size = settings.queue_size
+        if balancer.hooks is not None:
+            balancer.hooks.on = settings.lean
+        balancer.networks.allowed = settings.allow_from
+        self.connections.look_at_clients()
+        balancer.budget.limit = settings.memory
+        balancer.flows.keep = settings.keep_flows
+        balancer.flows.show_control = settings.show_control
+        balancer.flows.attach()  # here, as the first calls come before all addons run
+
+    def _override(self, settings: options.Settings) -> None:
+        """Set mitmproxy's own options as the balancer needs them."""
+        # The agent is chosen when the request is there; an early connection would be one to nowhere.
+        self.overrides.set(ctx.options, "connection_strategy", "lazy")
+        # mitmproxy's page about its certificates, under the host name mitm.it, is nothing for clients of Ollama.
+        self.overrides.set(ctx.options, "onboarding", False)
+        # mitmproxy would close the connection of a public address without a word.
+        self.overrides.set(ctx.options, "block_global", False)
+        # mitmproxy closes a connection that is silent for that long, which a waiting client is.
+        silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
+        if ctx.options.tcp_timeout <= silence:
+            self.overrides.set(ctx.options, "tcp_timeout", silence + 60)
+
+    def log_mode(self) -> None:
+        mode = self.balancer.registry.mode
+        if mode != self._logged_mode:
+            self._logged_mode = mode
+            logger.info("Load balancer mode: %s", mode)
+
+    def _soon(self, change: Callable[[], None]) -> None:
+        """Do it when all addons have accepted the new options: if one refuses them, nobody is to have changed."""
+        if not self.balancer.running:
+            change()
+            return
+        try:
+            asyncio.get_running_loop().call_soon(change)
+        except RuntimeError:
+            change()
+
+    def _leaving(self, wanted: Container[str]) -> list[Agent]:
+        """Static agents that are in the option no more."""
+        found = [self.balancer.registry.get(name) for name in self.static if name not in wanted]
+        return [agent for agent in found if agent is not None and agent.source is Source.STATIC]
+
+    def _check_static_agents(self, settings: options.Settings) -> None:
+        """ValueError names the option."""
+        wanted = dict(settings.agents)
+        try:
+            self.balancer.registry.check(wanted, self._leaving(wanted))
+        except ValueError as e:
+            raise ValueError(f"balancer_agents: {e}") from e
+
+    def _set_static_agents(self) -> None:
+        """Take in the agents of the option, and let go of those that are in it no more."""
+        settings, registry = self.balancer.settings, self.balancer.registry
+        assert settings
+        wanted = dict(settings.agents)
+        if wanted == self.static:
+            return
+        for agent in self._leaving(wanted):
+            registry.remove(agent)
+        for name, address in wanted.items():
+            if self.static.get(name) == address and registry.get(name) is not None:
+                continue
+            try:
+                registry.register(name, address, Source.STATIC)
+            except ValueError as e:
+                logger.error("balancer_agents: %s", e)
+        self.static = wanted
+        if self.balancer.prober is not None:
+            self.balancer.prober.wake()
+
+
+def _load_token(settings: options.Settings) -> tokens.Token:
+    try:
+        return tokens.load(settings.token, ctx.options.confdir)
+    except OSError as e:
+        where = f"{ctx.options.confdir}/{tokens.FILE_NAME}"
+        raise ValueError(
+            f"balancer_token: the token cannot be kept in {where} ({e.strerror or e}); make that folder writable "
+            f"or set ${tokens.ENVIRONMENT}"
+        ) from e

@@ -1,0 +1,259 @@
+"""Clients' and agents' connections: how many there may be, who may come in, and what is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from collections.abc import Hashable
+
+from mitmproxy import ctx, http
+from mitmproxy.connection import Client
+from mitmproxy.proxy.commands import StartHook
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import Layer, NextLayer
+from mitmproxy.proxy.layers import TCPLayer, UDPLayer
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from agent_reporter.limits import MAX_BODY_BYTES
+
+from ..api.paths import is_control_path
+from ..gateway import descriptors, unread
+from ..gateway.connections import Connections as Limits
+from ..gateway.messages import RETRY_AFTER
+from . import patches
+from .answers import Answers
+from .balancer import Balancer
+from .flows import context_of, error_of, path_of
+from .layer import BalancedHttpLayer
+from .transports import abort_client, close_server, drain_client, handler_of, handlers
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 128 * 1024 * 1024
+"""Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
+
+REFUSED_BODY = 64 * 1024
+"""Bytes taken of the body of a request that has been refused before it came."""
+
+MAX_CONNECTIONS = 100_000
+"""Connections that one client may have to one agent: an HTTP/2 client sends many requests at once."""
+
+AHEAD_SECONDS = 60.0
+"""How long a client that sends requests ahead may leave its answers unread."""
+
+
+class Connections:
+    name = "ollama-balancer-connections"
+
+    def __init__(self, balancer: Balancer, answers: Answers) -> None:
+        self.balancer = balancer
+        self.answers = answers
+        self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MOST_USEFUL))
+        self.unread = unread.Unread(balancer.clock)
+        self.layers: dict[str, list[BalancedHttpLayer]] = {}
+        """By the client's id."""
+        self.connect_timers: dict[str, asyncio.TimerHandle] = {}
+        """Of attempts to connect, by the connection's id."""
+        self._full_at = float("-inf")
+        """When it was last said that there are too many connections."""
+        self._quiet_accept: descriptors.QuietAccept | None = None
+
+    def look(self) -> None:
+        """Time has gone by: cut who sends no head or takes no answer."""
+        for client in self.limits.overdue():
+            self.limits.discard(client)
+            abort_client(client)
+        if self.unread.due:
+            self._cut_unread()
+
+    def stop(self) -> None:
+        """Have asyncio accept connections as before."""
+        if self._quiet_accept is not None:
+            self._quiet_accept.restore()
+            self._quiet_accept = None
+
+    def next_layer(self, data: NextLayer) -> None:
+        """Let mitmproxy choose the layers, then put ours in the place of its HTTP layer."""
+        ctx.master.addons.get("nextlayer").next_layer(data)
+        parent: Layer | None = None
+        layer: Layer | None = data.layer
+        while layer is not None and type(layer) is not HttpLayer:
+            parent, layer = layer, getattr(layer, "child_layer", None)
+        if layer is None:
+            if isinstance(data.layer, TCPLayer | UDPLayer):
+                # Bytes that are not HTTP have no way past the routes: our layer answers them as a bad request.
+                data.context.layers.remove(data.layer)
+                data.layer = self.http_layer(data.context, HTTPMode.transparent)
+            return
+        assert isinstance(layer, HttpLayer)
+        layer.context.layers.remove(layer)
+        ours = self.http_layer(layer.context, layer.mode)
+        if parent is None:
+            data.layer = ours
+        else:
+            parent.child_layer = ours  # type: ignore[attr-defined]
+
+    def http_layer(self, context: Context, mode: HTTPMode) -> BalancedHttpLayer:
+        hooks = self.balancer.hooks
+        layer = BalancedHttpLayer(
+            context,
+            mode,
+            body_limit=_body_limit,
+            body_too_large=lambda flow, limit: error_of(flow, 413, f"the body has more than {limit} bytes"),
+            via=self.balancer.via,
+            budget=self.balancer.budget,
+            no_memory=_no_memory,
+            internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
+            relay=self.answers.relay,
+            # A replay's handler does more than to run the hooks.
+            run_hook=hooks.run if hooks and handler_of(context.client) else _run_none,
+            client_gone=self._client_gone,
+        )
+        if handler_of(context.client) is not None:
+            self.layers.setdefault(context.client.id, []).append(layer)
+        return layer
+
+    def limit(self) -> None:
+        """Have as many descriptors as there may be, and keep some of them for other things than clients."""
+        limit = descriptors.raise_limit()
+        self.limits.most = descriptors.most_clients(limit)
+        logger.info("Open files: %d, which allows %d clients at once.", limit, self.limits.most)
+        if self._quiet_accept is None:
+            self._quiet_accept = descriptors.QuietAccept(asyncio.get_running_loop())
+
+    def client_connected(self, client: Client) -> None:
+        """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
+        if self.balancer.settings is None:
+            client.error = "the balancer could not be set up, as the log says"  # mitmproxy closes the connection
+            return
+        handler = handler_of(client)
+        if handler is not None:
+            comes_in, leaves = self.limits.add(client.id, str(client.peername[0]) if client.peername else "")
+            if leaves is not None:
+                abort_client(leaves)
+            if not comes_in:
+                self._refuse_client(client, handler)
+                return
+            handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
+        self._look_at(client)
+
+    def _look_at(self, client: Client) -> None:
+        """May it come in?"""
+        if client.peername and not self.balancer.networks.allow(client.peername[0]):
+            self.balancer.strangers.add(client.id)
+
+    def look_at_clients(self) -> None:
+        """The same of all that are connected."""
+        self.balancer.strangers.clear()
+        for handler in handlers().values():
+            self._look_at(handler.client)
+
+    def _refuse_client(self, client: Client, handler: ProxyConnectionHandler) -> None:
+        most, now = self.limits.most, self.balancer.clock()
+        client.error = f"too many connections ({most} at once; the limit of open files allows no more)"
+        writer = handler.transports[client].writer
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.write(patches.refusal(503, client.error))
+        if now - self._full_at >= descriptors.LOG_SECONDS:
+            self._full_at = now
+            logger.warning(
+                "Connections are refused: %d clients are connected, or three quarters of that from one address, and "
+                "all have requests running. A higher limit of open files (ulimit -n, LimitNOFILE=) allows more.",
+                most,
+            )
+
+    def head_begun(self, client: Client) -> None:
+        self.limits.head_begun(client.id)
+
+    async def next_request(self, client: Client) -> None:
+        """A client sends requests ahead: others have a turn before the next, and it takes what it was answered."""
+        try:
+            async with asyncio.timeout(AHEAD_SECONDS):
+                await drain_client(client.id)
+        except TimeoutError:
+            abort_client(client.id)
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Connect to agents only, whatever led here, and not for longer than the connect timeout."""
+        settings = self.balancer.settings
+        assert settings
+        address = data.server.address
+        if address is None or not self.balancer.registry.knows(address[0], address[1]):
+            data.server.error = "the balancer connects to its agents only"
+            return
+        timeout = settings.connect_timeout
+        self.connect_timers[data.server.id] = asyncio.get_running_loop().call_later(
+            timeout, self._close_server, data.client, data.server.id
+        )
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        self._stop_connect_timer(data.server.id)
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        self._stop_connect_timer(data.server.id)
+
+    def _stop_connect_timer(self, server_id: str) -> None:
+        timer = self.connect_timers.pop(server_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _close_server(self, client: Client, server_id: str) -> None:
+        """Cancel the connection, or the attempt at one; the layer hears of it as of any other failure."""
+        self.connect_timers.pop(server_id, None)
+        close_server(client, server_id)
+
+    def client_disconnected(self, client: Client) -> None:
+        """Whatever the client still had running is over, should no other hook have said so."""
+        self.limits.discard(client.id)
+        self.balancer.strangers.discard(client.id)
+        for layer in self.layers.pop(client.id, ()):
+            layer.let_go()
+        for context in [each for each in self.balancer.gateway.live if each.caller.client_id == client.id]:
+            self.answers.cancel(context)
+
+    def _client_gone(self, flow: http.HTTPFlow) -> None:
+        """The client has left, or has reset the request's stream, whatever the request waits for at this moment."""
+        context = context_of(flow)
+        if context is not None:
+            self.answers.cancel(context)
+
+    def _cut_unread(self) -> None:
+        """Cut the clients that do not take their answers, and free what these have taken."""
+        waiting: list[tuple[tuple[str, int], Hashable]] = []
+        for client_id, handler in handlers().items():
+            io = handler.transports.get(handler.client)
+            if io is not None and (amount := unread.unsent(io.writer)) is not None:
+                waiting.append(((client_id, 0), amount))
+        for client_id, layers in self.layers.items():
+            waiting += [((client_id, stream), size) for layer in layers for stream, size in layer.held()]
+        for client_id, stream in self.unread.look(waiting):
+            why = f"the client has taken nothing of its answer for {unread.SEND_SECONDS:g} s"
+            flows = [flow for layer in self.layers.get(client_id, ()) for flow in layer.flows(stream)]
+            contexts = [context for flow in flows if (context := context_of(flow)) is not None]
+            running = [context for context in contexts if context.outcome is None]
+            logger.info("%s: %s, so that it is cut.", self.limits.address_of(client_id), why)
+            for context in running:
+                self.answers.cancel(context, why)
+            if stream and running:
+                self.balancer.gateway.adapter.cut(running[0])  # the client's other streams go on
+            else:
+                abort_client(client_id)
+
+
+def _body_limit(flow: http.HTTPFlow) -> int:
+    if flow.response is not None:
+        return REFUSED_BODY
+    return MAX_BODY_BYTES if is_control_path(path_of(flow)) else MAX_BODY
+
+
+def _no_memory(flow: http.HTTPFlow) -> http.Response:
+    response = error_of(flow, 503, "the balancer holds as much of other requests as it may (balancer_memory)")
+    response.headers["Retry-After"] = RETRY_AFTER
+    return response
+
+
+def _run_none(hook: StartHook) -> bool:
+    return False

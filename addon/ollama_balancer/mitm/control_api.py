@@ -1,0 +1,91 @@
+"""The control API's calls, answered by its application."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+
+from ..api.health import health
+from ..api.paths import HEALTH, is_control_path
+from ..gateway.messages import json_response
+from .balancer import Balancer
+from .flows import error_of, path_of, to_mitmproxy
+from .requests import Requests, is_authorized
+from .serving import serve
+from .startup import Startup
+
+if TYPE_CHECKING:
+    from ..api.app import ControlApi as Application
+
+MAX_CONTROL_PATH = 4 * 1024
+"""Bytes of the path and query of a control call."""
+
+
+class ControlApi:
+    name = "ollama-balancer-control-api"
+
+    def __init__(self, balancer: Balancer, requests: Requests, startup: Startup) -> None:
+        self.balancer = balancer
+        self.requests = requests
+        self.startup = startup
+        self._started = balancer.clock()
+        self._made: Application | None = None
+
+    def _application(self) -> Application:
+        # No property: mitmproxy looks at all that an addon has for commands when it loads it.
+        if self._made is None:
+            from ..api.app import ControlApi as Application
+
+            balancer = self.balancer
+            self._made = Application(
+                balancer.registry,
+                balancer.gateway.router.line,
+                balancer.gateway.tally,
+                balancer.accounting.recent,
+                balancer.accounting.history,
+                self._started,
+                balancer.look_at,
+                lambda: balancer.stopper.ending,
+                lambda: balancer.gateway.in_flight,
+            )
+        return self._made
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        """Answer a call of the balancer's own API."""
+        if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
+            return
+        path = path_of(flow)
+        if is_control_path(path):
+            await self._serve(flow, path)
+
+    async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
+        if not flow.request.data.method.isalpha():
+            flow.response = error_of(flow, 405, "this is not a method of HTTP that is known here")
+            return
+        if len(flow.request.data.path) > MAX_CONTROL_PATH:
+            flow.response = error_of(flow, 414, f"a path of the control API has at most {MAX_CONTROL_PATH} bytes")
+            return
+        self.balancer.accounting.count()
+        authorized = is_authorized(flow)
+        if path == HEALTH and flow.request.method == "GET":
+            status, told = health(self.balancer.registry, ending=self.balancer.stopper.ending)
+            body = json.dumps(told, separators=(",", ":")).encode()
+            flow.response = to_mitmproxy(json_response(status, body))
+            return
+        await self.startup.wait_until_loaded()
+        from ..api.reports import take_report
+        from ..gateway.reachability import told_to_reporter
+
+        reports = authorized and flow.request.method == "POST"
+        agent = take_report(self.balancer.registry, path, flow.request.raw_content or b"") if reports else None
+        if agent is not None:
+            now = time.time()
+            headers = http.Headers([(k.encode(), v.encode()) for k, v in told_to_reporter(agent).items()])
+            flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", headers, b"", None, now, now)
+        else:
+            await serve(self._application().app, flow, authorized=authorized)
+            if flow.response is not None and flow.response.status_code == 401:
+                flow.response = self.requests.slowed(flow, flow.response)

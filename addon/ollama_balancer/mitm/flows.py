@@ -1,0 +1,95 @@
+"""Requests and answers as mitmproxy has them, and the request's context on its flow."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from mitmproxy import http
+
+from ..gateway.callers import Caller, read_caller
+from ..gateway.context import RequestContext
+from ..gateway.messages import Response, json_response
+from ..ollama.errors import error_body
+from ..ollama.routes import dialect_of
+from ..storage.token import Token
+
+_UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
+
+_KEY = "balancer_context"
+
+
+def attach(flow: http.HTTPFlow, context: RequestContext) -> None:
+    """Have the flow carry the request; what mitmproxy copies or saves of the flow does not have it."""
+    vars(flow)[_KEY] = context
+
+
+def context_of(flow: http.HTTPFlow) -> RequestContext | None:
+    context: RequestContext | None = vars(flow).get(_KEY)
+    return context
+
+
+def detach(flow: http.HTTPFlow) -> RequestContext | None:
+    """The flow is over: take from it what it carried."""
+    context: RequestContext | None = vars(flow).pop(_KEY, None)
+    return context
+
+
+def flow_of(context: RequestContext) -> http.HTTPFlow | None:
+    """The flow of a request; None of one that came by another way."""
+    flow = context.handle
+    return flow if isinstance(flow, http.HTTPFlow) else None
+
+
+def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
+    """Read who sends the request, and take what they present out of the flow."""
+    peer, request = flow.client_conn.peername, flow.request
+    if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
+        flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
+    caller, request.headers.fields, request.data.path = read_caller(
+        request.headers.fields,
+        request.data.path,
+        token,
+        salt,
+        client_id=flow.client_conn.id,
+        address=str(peer[0]) if peer else None,
+    )
+    return caller
+
+
+def path_of(flow: http.HTTPFlow) -> str:
+    return flow.request.data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
+
+
+def escape_target(request: http.Request) -> None:
+    """Write what is not printable ASCII in a request's path and query as %XX, as a browser does.
+
+    So it is the same for hosts, and harmless where it is shown.
+    """
+    if _UNPRINTABLE.search(request.data.path):
+        request.data.path = _UNPRINTABLE.sub(lambda found: b"%%%02X" % found[0][0], request.data.path)
+
+
+def to_mitmproxy(response: Response) -> http.Response:
+    now = time.time()
+    head = http.Response.make(response.status)
+    return http.Response(
+        b"HTTP/1.1", response.status, head.data.reason, http.Headers(response.fields), response.body, None, now, now
+    )
+
+
+def from_mitmproxy(response: http.Response, body: bytes) -> Response:
+    """`body`: what has come of it."""
+    return Response(response.status_code, response.headers.fields, body)
+
+
+def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
+    body = error_body(dialect_of(path_of(flow)), status, message)
+    return to_mitmproxy(json_response(status, body))
+
+
+def last_of(flow: http.HTTPFlow, response: http.Response) -> http.Response:
+    """With this answer the client's connection ends, where HTTP has a header that says so."""
+    if flow.request.http_version.startswith("HTTP/1."):
+        response.headers["Connection"] = "close"
+    return response

@@ -1,0 +1,163 @@
+"""Begins and ends with mitmproxy, and has time go by meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from pathlib import Path
+
+from mitmproxy import ctx
+from mitmproxy.addonmanager import Loader
+from mitmproxy.net.local_ip import get_local_ip
+
+from . import compat, options, patches
+from .announcement import Announcement
+from .balancer import Balancer
+from .compat.names import Use
+from .configuration import Configuration
+from .connections import Connections
+from .fastpath import selector
+from .fastpath.hooks import LeanHooks
+from .inspection.saved_files import make_stream_private
+from .listening import first_steps, listening, reach
+from .replay import replay_as_before, replay_through
+from .startup import Startup
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.5
+"""Between two looks at the requests that wait."""
+
+
+class Lifecycle:
+    """`own` are the classes of all addons of the balancer."""
+
+    name = "ollama-balancer-lifecycle"
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        startup: Startup,
+        configuration: Configuration,
+        connections: Connections,
+        announcement: Announcement,
+    ) -> None:
+        self.balancer = balancer
+        self.startup = startup
+        self.configuration = configuration
+        self.connections = connections
+        self.announcement = announcement
+        self.own: tuple[type, ...] = ()
+
+    def load(self, loader: Loader) -> None:
+        # They would log each probe, headers and all, which mitmweb keeps whatever the level.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        balancer = self.balancer
+        try:
+            lost = patches.apply()
+        except compat.IncompatibleError as e:
+            logger.error("%s", e)  # mitmproxy ends itself on an error that is logged at the start
+            balancer.lost = None
+            return
+        if lost != balancer.lost and lost.uses:
+            logger.warning("%s", lost)
+        balancer.lost = lost
+        if balancer.hooks is None and Use.HOOKS not in lost:
+            balancer.hooks = LeanHooks(loader.master.addons, loader.master.options, self.own)
+        replay_through(self.connections.http_layer)  # here, as mitmproxy begins with -C before all addons run
+
+    def running(self) -> None:
+        balancer, settings = self.balancer, self.balancer.settings
+        misplaced = options.misplaced(ctx.options)
+        for problem in misplaced:
+            logger.error("%s", problem)
+        if misplaced or settings is None:
+            return
+        assert balancer.token
+        balancer.running = True
+        self.configuration.log_mode()
+        make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
+        self._listen_for_the_end()
+        balancer.flows.attach()
+        if balancer.hooks is not None:
+            balancer.hooks.forget()
+        if hasattr(ctx.master, "app"):
+            from .inspection.web_page import show_comments
+
+            show_comments()
+        if self.startup.tasks:
+            return  # the script was loaded again: everything goes on
+        self.connections.limit()
+        self._log_start()
+        self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
+        self.startup.begin(self._watch(), "watchdog")
+        self.announcement.update(balancer.token, wanted=settings.announce)
+
+    def done(self) -> None:
+        # A reload calls `running` again before the loop goes on; then nothing is to be stopped.
+        self.balancer.running = False
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._stop)
+
+    def _stop(self) -> None:
+        balancer = self.balancer
+        if balancer.running:
+            return
+        self.announcement.stop()
+        balancer.stopper.let_go()
+        self._restore_mitmproxy()
+        self.connections.stop()
+        balancer.accounting.count()
+        self.startup.stop()
+
+    def _restore_mitmproxy(self) -> None:
+        """Leave mitmproxy as it was before `load`, for connections that begin from now on."""
+        if self.balancer.hooks is not None:
+            self.balancer.hooks.on = False
+        replay_as_before()
+        self.balancer.flows.detach()
+        patches.restore()
+        selector.remove(asyncio.get_running_loop())
+        if not ctx.master.should_exit.is_set():
+            from .inspection.web_page import hide_comments
+
+            hide_comments()
+            self.configuration.overrides.restore(ctx.options)
+
+    def _listen_for_the_end(self) -> None:
+        # In mitmproxy's console the interrupt key asks a person.
+        interrupt = () if hasattr(ctx.master, "prompt_for_exit") else (signal.SIGINT,)
+        # Whoever has started it with nohup wants it to go on.
+        hang_ups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+        heard = [number for number in hang_ups if signal.getsignal(number) is not signal.SIG_IGN]
+        self.balancer.stopper.listen(
+            signal.SIGTERM,
+            *heard,
+            *interrupt,
+            timeout=lambda: self.balancer.settings.stop_timeout if self.balancer.settings else 0,
+        )
+
+    def _log_start(self) -> None:
+        assert self.balancer.token
+        for line in first_steps(reach(listening(), get_local_ip()), self.balancer.token):
+            logger.info("%s", line)
+        if self.balancer.has_nothing_configured:
+            logger.info(
+                "No agent is configured: an Ollama on this machine is taken in if it answers; other hosts come with "
+                "their reporter or with --set balancer_agents=http://HOST:11434. --set balancer_demo=3 starts three "
+                "simulated hosts to try it out."
+            )
+
+    async def _watch(self) -> None:
+        """Have time go by for those who wait."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                self.balancer.accounting.sample()
+                self.balancer.gateway.look()
+                self.connections.look()
+            except Exception:
+                logger.exception("Looking after the waiting requests failed; it goes on.")

@@ -1,0 +1,195 @@
+"""The way in of a request: what is refused at its head, who sends it, and where it goes."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+
+from agent_reporter.addresses import is_loopback
+
+from ..api.paths import is_control_path
+from ..gateway.callers import Caller, share_of
+from ..gateway.headers import AGENT_HEADER
+from ..gateway.messages import Response, date, header
+from ..gateway.wrong_tokens import WrongTokens
+from ..ollama import origins
+from ..ollama.routes import find_route
+from ..text import one_line
+from .balancer import Balancer, timed
+from .connections import Connections
+from .flows import attach, context_of, error_of, escape_target, last_of, path_of, take_caller, to_mitmproxy
+from .headers import allow_origin
+from .host_header import host_problem
+from .layer import NAMED_HOST, continue_later
+from .startup import Startup
+from .transports import drain_agent
+
+if TYPE_CHECKING:
+    from ..gateway.fanout import FanOut
+
+_PIN = AGENT_HEADER.lower().encode()
+
+NOT_ALLOWED = (
+    "this public address may not use the balancer; whoever runs it can allow it with the option balancer_allow_from"
+)
+
+
+class Requests:
+    name = "ollama-balancer-requests"
+
+    def __init__(self, balancer: Balancer, connections: Connections, startup: Startup) -> None:
+        self.balancer = balancer
+        self.connections = connections
+        self.startup = startup
+        self.wrong_tokens = WrongTokens(balancer.clock)
+        self._salt = secrets.token_bytes(16)
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        flow.response = error_of(flow, 403, "the balancer is no open proxy: CONNECT is refused")
+
+    @timed
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Check the token, and take all credentials out of the flow, where people would see them."""
+        balancer = self.balancer
+        if not flow.live:
+            return  # it was read from a file
+        balancer.flows.begun(flow)
+        self.connections.limits.begun(flow.client_conn.id)
+        escape_target(flow.request)
+        assert balancer.token
+        caller = take_caller(flow, balancer.token, self._salt)
+        path = path_of(flow)
+        attach(flow, balancer.gateway.arrived(caller, path, flow))
+        problem = None if flow.is_replay else host_problem(flow.request)
+        if flow.client_conn.id in balancer.strangers and not flow.is_replay:
+            flow.response = last_of(flow, error_of(flow, 403, NOT_ALLOWED))
+        elif problem is not None:
+            flow.response = last_of(flow, error_of(flow, 400, problem))
+        else:
+            flow.response = self._loop_refusal(flow)
+            if flow.response is None and not caller.authorized:
+                flow.response = self.slowed(flow, self._page_refusal(flow))
+        if flow.response is not None or is_control_path(path):
+            return
+        if _is_upload(flow, path):
+            flow.response = None if caller.authorized else self.slowed(flow, self._origin_refusal(flow))
+            # Its body is passed on while it comes: it may be larger than the memory.
+            if flow.response is None:
+                flow.request.stream = True
+                if flow.request.headers.get("expect", "").lower() == "100-continue":
+                    del flow.request.headers["expect"]
+                    flow.request.stream = continue_later
+
+    @timed
+    def request(self, flow: http.HTTPFlow) -> None:
+        """Answer what nobody is to get: the requests of pages of other origins."""
+        if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
+            return
+        # Who sends it again is no web page.
+        trusted = flow.is_replay is not None or is_authorized(flow)
+        flow.response = None if trusted else self.slowed(flow, self._origin_refusal(flow))
+
+    def slowed(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
+        """The refusal of what the balancer's token would allow. Who presents a wrong one too often is not told so."""
+        context = context_of(flow)
+        if refusal is None or context is None or not context.caller.has_wrong_token:
+            return refusal
+        peer = flow.client_conn.peername
+        seconds = self.wrong_tokens.another(share_of(str(peer[0]) if peer else "", "")[0])
+        if seconds is None:
+            return refusal
+        slowed = error_of(
+            flow, 429, "too many wrong tokens came from this address: the balancer's log says where its token is kept"
+        )
+        slowed.headers["Retry-After"] = str(seconds)
+        return slowed
+
+    def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        """What a request gets that only a web page with bad intentions sends."""
+        request = flow.request
+        if header(request.headers.fields, b"service-worker") is not None:
+            return error_of(flow, 403, "the balancer serves no service workers")
+        local = flow.client_conn.sockname
+        host: str | None = vars(request).get(NAMED_HOST)
+        settings = self.balancer.settings
+        if flow.is_replay or local is None or not is_loopback(local[0]) or host is None:
+            return None
+        if origins.allowed_host(host, settings.hosts if settings else ()):
+            return None
+        name = one_line(host, 80)
+        return error_of(
+            flow,
+            403,
+            f"Host {name!r} is not a name of this machine: call it by its address, as localhost, or allow the name "
+            "with --set balancer_hosts=NAME",
+        )
+
+    def _origin_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
+        request = flow.request
+        origin = header(request.headers.fields, b"origin")
+        if not origin or origins.same_origin(origin, request.host_header or ""):
+            return None
+        route = find_route(path_of(flow))
+        allowed = {"Allow": ", ".join(route.methods)} if route is not None else {}
+        if not self.balancer.allows(origin):
+            return _dated(403, allowed if request.method == "OPTIONS" else {})
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            response = _dated(204, allowed)
+            response.headers.pop("content-length", None)
+            asked = header(request.headers.fields, b"access-control-request-headers") or ""
+            response.headers["Access-Control-Allow-Headers"] = origins.allowed_headers(asked)
+            response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
+            response.headers["Access-Control-Max-Age"] = "43200"
+            allow_origin(response, origin)
+            return response
+        return None
+
+    def _loop_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
+        if self.balancer.via in (header(flow.request.headers.fields, b"via") or ""):
+            return error_of(
+                flow, 508, "this request comes from the balancer itself: an agent has the balancer's address"
+            )
+        return None
+
+    async def route_request(self, flow: http.HTTPFlow) -> None:
+        """Choose an agent, or answer."""
+        balancer, gateway = self.balancer, self.balancer.gateway
+        context = context_of(flow)
+        if context is None:  # no head of it was seen
+            context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
+            attach(flow, context)
+        gateway.begin(context, header(flow.request.headers.fields, _PIN))
+        await self.startup.wait_until_asked()
+        if gateway.memory.unsettled and path_of(flow) == "/api/ps":
+            await gateway.memory.settle()
+        direction = await gateway.route(context)
+        if isinstance(direction, Response):
+            flow.response = to_mitmproxy(direction)
+        balancer.show(flow, context)
+
+    async def sending(self, flow: http.HTTPFlow) -> None:
+        """A piece of a large request has been sent."""
+        await drain_agent(flow)
+
+    async def advance(self, fan_out: FanOut) -> None:
+        """The next part of several agents' answer."""
+        await fan_out.advance()
+
+
+def is_authorized(flow: http.HTTPFlow) -> bool:
+    """Whether the balancer's token came with the request."""
+    context = context_of(flow)
+    return context is not None and context.caller.authorized
+
+
+def _is_upload(flow: http.HTTPFlow, path: str) -> bool:
+    route = find_route(path)
+    return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
+
+
+def _dated(status: int, headers: dict[str, str]) -> http.Response:
+    name, value = date()
+    return http.Response.make(status, b"", headers | {name.decode(): value.decode()})

@@ -1,0 +1,136 @@
+"""What begins right after mitmproxy runs: the fleet is known again, and its hosts are asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..gateway import descriptors
+from ..gateway.tasks import run_in_background
+from .balancer import Balancer
+from .listening import port
+
+if TYPE_CHECKING:
+    from ..hosts.demo import Demo
+    from ..storage.persistence import Memory
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 10.0
+"""How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
+
+LOADING_SECONDS = 0.2
+"""After the start, until the rest is loaded if nobody has asked for it: whoever asks for /health first is answered."""
+
+
+class Startup:
+    """Loads what takes long to load, and then has the hosts asked."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self.balancer = balancer
+        self.demo: Demo | None = None
+        self.memory: Memory | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self._needed = asyncio.Event()
+        """Whether somebody waits for what is loaded after the start."""
+        self._ready = asyncio.Event()
+        """Whether the hosts that had registered are known, and are asked."""
+        self._demo_ready = asyncio.Event()
+        self._done = False
+        """Whether the fleet has been asked once."""
+
+    def begin(self, coroutine: Coroutine[None, None, None], name: str) -> None:
+        """Run it until the end."""
+        self.tasks.append(run_in_background(coroutine, name))
+
+    def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        self.tasks.clear()
+        if self.memory is not None:
+            self.memory.save()
+            self.memory = None
+
+    async def run(self, confdir: Path, demo: int) -> None:
+        """Know again who had registered, and begin to ask the hosts."""
+        balancer = self.balancer
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOADING_SECONDS):
+                    await self._needed.wait()
+            await asyncio.to_thread(_load_the_rest)
+            from ..hosts.prober import Prober
+            from ..storage.persistence import Memory
+
+            self.memory = Memory(confdir, balancer.registry, balancer.accounting.history)
+            self.memory.restore_agents()
+            # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
+            gc.freeze()
+            self.begin(self.memory.keep_agents(), "state file")
+            self.begin(self.memory.keep_history(), "history file")
+            balancer.prober = balancer.gateway.prober = Prober(
+                balancer.registry,
+                take_in_local=lambda: balancer.has_nothing_configured,
+                via=balancer.via,
+                at_once=descriptors.most_probes(descriptors.raise_limit()),
+            )
+            self.begin(balancer.prober.run(), "agent prober")
+            if demo:
+                self.begin(self._run_demo(demo), "demo fleet")
+            else:
+                self._demo_ready.set()
+        finally:
+            self._ready.set()
+        await asyncio.to_thread(_load_http_client)
+
+    async def _run_demo(self, count: int) -> None:
+        from ..hosts.demo import Demo  # only here: nobody else pays for the simulator's imports
+
+        token, own_port = self.balancer.token, port()
+        assert token
+        if own_port is None:
+            logger.error("balancer_demo: mitmproxy listens on no port, so the demo fleet has nobody to report to.")
+            self._demo_ready.set()
+            return
+        url = f"http://127.0.0.1:{own_port}"
+        self.demo = Demo(self.balancer.registry, count, url, token.value, self._demo_ready)
+        await self.demo.run()
+
+    async def wait_until_loaded(self) -> None:
+        """Until the fleet is known and all is loaded that answers the control API."""
+        self._needed.set()
+        await self._ready.wait()
+
+    async def wait_until_asked(self) -> None:
+        """Until the hosts have been asked once, for a while at most."""
+        if self._done:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await self.wait_until_loaded()
+                await self._demo_ready.wait()
+                assert self.balancer.prober
+                await self.balancer.prober.first_round.wait()
+        self._done = True
+
+
+def _load_http_client() -> None:
+    """Import what calls to several hosts use, in a thread: the first of them would hold up all streams for it."""
+    import httpx
+
+    from ..gateway import fanout  # noqa: F401
+
+    httpx.AsyncHTTPTransport(verify=False)  # imports what it needs with the first one
+
+
+def _load_the_rest() -> None:
+    """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
+    from ..api import app, reports  # noqa: F401
+    from ..hosts import prober  # noqa: F401
+    from ..ollama import watching  # noqa: F401
+    from ..storage import persistence  # noqa: F401

@@ -1,0 +1,123 @@
+"""Private names of libraries stand in `mitm/compat` alone, each with a check."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ollama_balancer.mitm import compat
+
+ADDON = Path(__file__).resolve().parents[2] / "addon"
+COMPAT = ADDON / "ollama_balancer" / "mitm" / "compat"
+MODULES = sorted(path for path in ADDON.rglob("*.py") if COMPAT not in path.parents)
+
+OF_NAMED_TUPLES = {"_asdict", "_replace", "_fields"}
+"""Public, in spite of how they begin."""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+@functools.cache
+def own_names(ring: Path) -> frozenset[str]:
+    """The private names that a ring of the addon gives to its own attributes, functions, classes and variables."""
+    names: set[str] = set()
+    for path in ring.rglob("*.py") if ring != ADDON else [ADDON / "balancer.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    names.add(name)
+                case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                    names.add(name)
+                case ast.Name(id=name, ctx=ast.Store()):
+                    names.add(name)
+                case ast.Assign(targets=[ast.Name(id="__slots__")], value=slots):
+                    names.update(ast.literal_eval(slots))
+    return frozenset(name for name in names if is_private(name))
+
+
+def ring_of(path: Path) -> Path:
+    parts = path.relative_to(ADDON).parts
+    return ADDON.joinpath(*parts[:2]) if len(parts) > 2 else path.parent
+
+
+def uses(tree: ast.Module, own: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """The line and text of each use of a private name that is not the addon's, and of each patch."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ImportFrom) and node.level == 0) or isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=module, names=aliases) if module != "__future__":
+                parts = [*(module or "").split("."), *(alias.name for alias in aliases)]
+                if any(map(is_private, parts)):
+                    yield node.lineno, ast.unparse(node)
+            case ast.Import(names=aliases):
+                if any(is_private(part) for alias in aliases for part in alias.name.split(".")):
+                    yield node.lineno, ast.unparse(node)
+            case ast.Attribute(attr=name) if is_private(name) and name not in own | OF_NAMED_TUPLES:
+                yield node.lineno, ast.unparse(node)
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr" | "setattr" as function), args=[_, name, *_]):
+                if function == "setattr" or (isinstance(name, ast.Constant) and is_private(str(name.value))):
+                    yield node.lineno, ast.unparse(node)
+            case ast.Assign(targets=targets):
+                for target in targets:
+                    if isinstance(target, ast.Attribute) and ast.unparse(target.value).partition(".")[0] in imported:
+                        yield node.lineno, ast.unparse(node)
+
+
+def inherited(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Private attributes of `self` that a class with a library's class as its only base does not define itself."""
+    ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        if not kind.bases or {ast.unparse(base) for base in kind.bases} & ours:
+            continue
+        nodes = list(ast.walk(kind))
+        defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+        own = [n for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in ("self", "super()")]
+        defined |= {n.attr for n in own if isinstance(n.ctx, ast.Store)}
+        defined |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        yield from (
+            (n.lineno, ast.unparse(n))
+            for n in own
+            if is_private(n.attr)
+            and n.attr not in OF_NAMED_TUPLES
+            and (n.attr not in defined or ast.unparse(n.value) == "super()")
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ADDON)))
+def test_no_module_but_compat_uses_a_private_name_or_patches_a_library(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert sorted({*uses(tree, own_names(ring_of(path))), *inherited(tree)}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from mitmproxy.proxy.layers.http import _http1",
+        "from h11._readers import ChunkedReader",
+        "import h11._readers",
+        "def f(loop): return loop._selector",
+        "def f(loop): return getattr(loop, '_selector', None)",
+        "from mitmproxy import flow\nflow.Flow.kill = print",
+        "from mitmproxy import flow\nsetattr(flow.Flow, 'kill', print)",
+        "from x import Buffer\nclass Mine(Buffer):\n    def f(self): return self._data",
+        "from x import Buffer\nclass Mine(Buffer):\n    def _f(self): return super()._f()",
+    ],
+)
+def test_each_kind_of_use_is_found(source: str) -> None:
+    tree = ast.parse(source)
+    assert [*uses(tree, frozenset()), *inherited(tree)]
+
+
+def test_with_what_is_installed_nothing_is_lost() -> None:
+    assert compat.check() == compat.Lost()
