@@ -301,7 +301,7 @@ def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets
     registry.liveness.reached(agent)
     assert (agent.status, agent.reason) == (
         Status.ONLINE,
-        "returning: for a while it gets no more than it runs at once",
+        "slow start: for a while it gets no more requests than it can run at once",
     )
     registry.update_metrics("a", report(at=2))
     assert registry.selection.select() is agent

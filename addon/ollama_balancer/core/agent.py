@@ -149,21 +149,21 @@ class Agent:
         """Their canonical names."""
         self.version: str | None = None
         self.loaded_models: dict[str, LoadedModel] = {}
-        """Models (canonical names) that it has in memory, as far as is known."""
+        """Models (canonical names) that are loaded, as far as is known."""
         self.loading: dict[str, float] = {}
-        """Models that it loads, and since when."""
+        """Models that are being loaded, and since when."""
         self.memory_known = False
-        """Whether it has told, since it came, what it has in memory."""
+        """Whether its loaded models are known since it came online."""
         self.clock_lead = float("inf")
         """By how much the registry's clock is ahead of its own, in seconds, as its quickest reports have shown."""
         self.rates: dict[str, Rates] = {}
         """By model, those that the estimates had after its last answer: a copy, so that a look costs little."""
         self.most_loaded = 0
-        """Models that it was seen to have in memory at once."""
+        """The most models that it was seen to have loaded at once."""
         self.placed: set[str] = set()
         """Models for which it counts in the fleet's placement."""
         self.epoch = 0
-        """Grows when something changes that a forecast rests on."""
+        """Grows when something changes that an estimate depends on."""
         self.in_flight = 0
         self.running: dict[str, int] = {}
         """Requests in flight by model, of those that take a slot."""
@@ -171,18 +171,18 @@ class Agent:
         """Requests it runs at once per model, where that is set or reported; 0: it is learned."""
         self.learners: dict[str, SlotLearner] = {}
         self.full: set[str] = set()
-        """Models of which it runs as many as it can."""
+        """Models that have no free slot."""
         self.loaders: dict[str, int] = {}
         """Requests in flight, by model, that have it load their model."""
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()
         self.half_open_lease: object = None
-        """The lease of the request that tries it while it is ejected; None: there is none."""
+        """The lease of the request that probes it while it is ejected; None: there is none."""
         self.closed = False
-        """Whether its health forbids new requests at this moment."""
+        """Whether its circuit breaker is open, or its slow start is at its limit."""
         self.decision: Decision | None = None
-        """Why the last request that was weighed went there."""
+        """Why the last scored request went there."""
         self.refusal: str | None = None
         """Why it is not used for a while: it does not let the balancer in."""
         self.was_online = False
@@ -261,7 +261,7 @@ class Agent:
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.SLOW_START:
-                return "returning: for a while it gets no more than it runs at once"
+                return "slow start: for a while it gets no more requests than it can run at once"
             case _:
                 return None
 

@@ -1,4 +1,4 @@
-"""How the agents were weighed for a request: data, for people and for the record."""
+"""The record of a choice: how the candidates were scored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class ScoredCandidate(NamedTuple):
-    """One agent as it was weighed. Seconds."""
+    """An agent with the terms of its score, in seconds."""
 
     agent: str
     cost: float
@@ -18,7 +18,7 @@ class ScoredCandidate(NamedTuple):
     free: bool
     """Whether it had a slot free."""
     observations: int
-    """Answers of that model on that agent from which its pace is known; 0: a guess by others, or a prior."""
+    """Answers of the model on the agent that the rates rest on; 0: estimated from other agents, or a prior."""
 
     def describe(self) -> dict[str, Any]:
         """The candidate as the API and the flows' records have it: `interference` is called `harm` there."""
@@ -27,7 +27,7 @@ class ScoredCandidate(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """How the agents were weighed for a request; the first option is the one that was chosen."""
+    """How the candidates were scored for a request; the first one was chosen."""
 
     at: float
     """Seconds of the registry's clock."""

@@ -1,11 +1,11 @@
-"""What a request asks of an agent, as far as the choice among agents needs to know."""
+"""What a request needs of an agent: the input of the choice."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 Prefix = tuple[bytes, int]
-"""The key of a prompt's beginning, and its tokens."""
+"""The hash of a prompt's prefix, and its length in tokens."""
 
 
 class Demand(NamedTuple):
@@ -16,9 +16,9 @@ class Demand(NamedTuple):
     tokens: int = 0
     """Of the prompt, estimated."""
     prefixes: tuple[Prefix, ...] = ()
-    """The prompt's beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
+    """Prefixes of the prompt that may be cached, the shortest first; none for a very short prompt."""
     new_prefixes: tuple[Prefix, ...] = ()
-    """Those by which a prompt that goes on from this one is known."""
+    """The prefixes by which a follow-up prompt will be recognized."""
     output_limit: int | None = None
     """Tokens that the answer has at most; 0 for an embedding."""
     route: str = ""

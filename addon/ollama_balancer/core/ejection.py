@@ -1,4 +1,4 @@
-"""Takes agents that fail out of the choice, and lets them back in a little at a time, as `health` says."""
+"""Ejects agents that fail and lets them back in through a probe and a slow start: `health`, applied to the fleet."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Ejection:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._unwell: dict[Agent, None] = {}
-        """The ejected and the returning."""
+        """Agents that are ejected or in slow start."""
 
     def failed(self, lease: Lease, reason: str) -> None:
-        """The agent failed at the request, which still holds its lease: a strike. See `health`."""
+        """The agent failed the request, which still holds its lease: count a failure. See `health`."""
         agent = lease.agent
         if lease.model is None or agent.removed:
             return
@@ -48,7 +48,7 @@ class Ejection:
             self._fleet.avoidance.fails(agent)
 
     def succeeded(self, lease: Lease) -> None:
-        """The agent served the request, which still holds its lease, whole."""
+        """The agent served the request, which still holds its lease."""
         agent = lease.agent
         if lease.model is None:
             return
@@ -56,7 +56,7 @@ class Ejection:
             self._fleet.avoidance.served(agent, lease.model, lease.demand.runner)
         if agent.health.succeeded(self._fleet.clock(), half_open=agent.half_open_lease is lease) and not agent.removed:
             logger.info(
-                "Agent %s returns: it served again; for %g s it gets no more than it runs at once.",
+                "Agent %s serves again: slow start, for %g s it gets no more requests than it can run at once.",
                 agent.name,
                 SLOW_START_SECONDS,
             )
@@ -64,13 +64,13 @@ class Ejection:
             self._fleet.eligibility_changed(agent)
 
     def start_slowly(self, agent: Agent) -> None:
-        """An agent that was offline is online again: it serves a little at a time."""
+        """An agent that was offline is online again: let it start slowly, unless it is ejected."""
         if agent.health.phase is not Phase.EJECTED:
             agent.health.start_slowly(self._fleet.clock())
             self.gate(agent)
 
     def gate(self, agent: Agent) -> None:
-        """Close or open an agent, as its health allows at this moment."""
+        """Close or open the agent to new requests, as its health allows now."""
         if agent.removed:
             return
         health, now = agent.health, self._fleet.clock()
@@ -105,7 +105,7 @@ class Ejection:
         return min((agent.health.until for agent in self._unwell if agent.health.until > now), default=math.inf)
 
     def _can_spare_one(self) -> bool:
-        """Whether at most half of the agents that may be used would be ejected with one more."""
+        """Whether at most half of the available agents would be ejected after one more ejection."""
         usable = sum(agent.available for agent in self._fleet.agents.values())
         ejected = sum(agent.available and agent.health.phase is Phase.EJECTED for agent in self._unwell)
         return 2 * (ejected + 1) <= usable

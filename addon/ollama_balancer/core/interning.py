@@ -1,4 +1,4 @@
-"""Entries of models without what they have in common: the hosts of a fleet mostly have the same models."""
+"""Interned model entries: the hosts of a fleet mostly have the same models, whose details are kept once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 MOST = 4_096
-"""Entries that are kept to compare others with; hosts may name as many models as they like."""
+"""Entries that others are compared with; hosts may name as many models as they like."""
 
 
 class ModelInterner:
-    """Has an entry hold the very values that an earlier one of that name and content holds, where they are equal."""
+    """Lets equal entries share their values."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, int], ModelEntry] = {}

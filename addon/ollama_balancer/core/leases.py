@@ -1,4 +1,4 @@
-"""Requests in flight, as handles that count once."""
+"""Requests in flight, as handles that are released once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTE
 
 
 class Lease:
-    """A request in flight on an agent: a handle that counts once. This one takes no slot: no model is run for it."""
+    """A request in flight on an agent. It is released once. This one takes no slot: no model runs for it."""
 
     __slots__ = ("agent", "released")
 
@@ -24,7 +24,7 @@ class Lease:
     """Whether the agent has to load the model for it, and has not begun to answer."""
 
     options: tuple[ScoredCandidate, ...] = ()
-    """How the agents were weighed for it, the best first, by a mode that does."""
+    """How the candidates were scored, the chosen one first; empty under policies that score nothing."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent

@@ -1,11 +1,12 @@
-"""The line of requests that wait for an agent: fair between clients, first in, first out for each.
+"""The queue of requests that wait for an agent: fair between clients, FIFO within each client.
 
-Requests that any of the same agents could serve wait at the same place. At each place the clients take turns, so that
-one who sends a thousand requests does not keep the others waiting; a place whose agents are busy holds up no other.
-Turns go to groups first, and within a group to its clients: whoever can name himself anew at will is no more than one
-group, whatever he calls himself. What a turn costs does not depend on how many wait.
-The line knows who is next, and who goes on with a conversation that a certain agent has read; who gets which agent, and
-when, is `matching`'s to say.
+Requests that the same agents could serve share a queue key. Under each key the clients take turns, so a client that
+sends a thousand requests does not keep the others waiting, and a key whose agents are busy blocks no other key. Turns
+go round robin over groups, then over the clients of a group: a client that can change its name at will gets no more
+than its group's turns. The cost of a turn does not depend on the length of the queue.
+
+The queue knows the order, and which tickets have their prefix cached on which agent. The scheduler decides which agent
+a ticket gets, and when.
 """
 
 from __future__ import annotations
@@ -22,38 +23,38 @@ from .demand import Demand
 from .leases import Lease
 
 UNKNOWN_RETRY = 5
-"""Seconds after which one may try again where nothing is known of the line's pace."""
+"""Seconds for Retry-After while the pace of the queue is unknown."""
 
 LONGEST_RETRY = 600
 
 WEIGHT = 0.1
-"""Of the newest interval between two turns in their average."""
+"""The weight of the newest interval between two turns in the moving average."""
 
 
 type FairnessKey = tuple[str, str]
-"""Whose turns a request uses: a group's, and within it a client's."""
+"""The group whose turns a request uses, and the client within that group."""
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may."""
+    """The queue has reached its size."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueKey:
-    """What kind of turn a request waits for."""
+    """What a request waits for: tickets with equal keys can be served by the same agents."""
 
     model: str
     """A canonical name."""
     agent: Agent | None = None
-    """The only agent that will do."""
+    """The agent that the request is pinned to."""
     tried: frozenset[Agent] = frozenset()
-    """Agents that have failed the request already."""
+    """Agents that have already failed the request."""
 
 
 class Ticket:
-    """One request in the line.
+    """A request in the queue.
 
-    `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
+    `notify` is called once it leaves the queue with a lease, or with None when no agent is left that could serve it.
     """
 
     __slots__ = ("affinity", "client", "demand", "fairness_key", "key", "notify", "overtaken", "since", "waiting")
@@ -70,34 +71,34 @@ class Ticket:
     ) -> None:
         self.key = key
         self.affinity = affinity
-        """The agent that has read the beginning of its prompt."""
+        """The agent that has a prefix of its prompt cached."""
         self.overtaken = 0
-        """How often another has gone before it out of its turn."""
+        """How many other tickets were served before it out of turn."""
         self.demand = demand
         self.client = client
-        """As it is shown."""
+        """The name that people see."""
         self.fairness_key = fairness_key
         self.since = since
         self.notify = notify
         self.waiting = True
 
     def __repr__(self) -> str:
-        return f"Waiter({self.key.model}, {self.client}, since {self.since:.3f})"
+        return f"Ticket({self.key.model}, {self.client}, since {self.since:.3f})"
 
 
 type _Ordered = OrderedDict[Ticket, None]
 
 
 class _Lane:
-    """Those who wait at one place."""
+    """The tickets with one queue key."""
 
     __slots__ = ("arrivals", "groups")
 
     def __init__(self) -> None:
         self.groups: OrderedDict[str, OrderedDict[str, _Ordered]] = OrderedDict()
-        """By group and client: the first group has the turn, in it the first client, and of him the oldest request."""
+        """By group and client: the next turn is the first group's, its first client's, that client's oldest ticket."""
         self.arrivals: _Ordered = OrderedDict()
-        """All of them, in the order in which they came."""
+        """All tickets in order of arrival."""
 
     def add(self, ticket: Ticket) -> None:
         group, client = ticket.fairness_key
@@ -124,18 +125,18 @@ class _Lane:
         return next(iter(next(iter(next(iter(self.groups.values())).values()))))
 
     def rotate(self, ticket: Ticket) -> None:
-        """Its group, and its client there, come last now."""
+        """Move the ticket's group, and its client within the group, to the back."""
         group, client = ticket.fairness_key
         self.groups.move_to_end(group)
         self.groups[group].move_to_end(client)
 
     def in_turn(self) -> Iterator[Ticket]:
-        """As they would be called; no more work is done than what is read of it takes."""
+        """The tickets in the order of their turns, computed lazily."""
         return _alternating(_alternating(map(iter, clients.values())) for clients in self.groups.values())
 
 
 def _alternating[T](iterators: Iterable[Iterator[T]]) -> Iterator[T]:
-    """Of each the first, then of each the second, and so on."""
+    """The first item of each iterator, then the second of each, and so on."""
     alive = []
     for lane in iterators:
         yield from islice(lane, 1)
@@ -150,7 +151,7 @@ def _alternating[T](iterators: Iterable[Iterator[T]]) -> Iterator[T]:
 
 
 class RequestQueue:
-    """`clock` gives monotonic seconds; `size`, which may be changed, is how many may wait."""
+    """`clock` gives monotonic seconds; `size`, which may be changed, is the most tickets it holds."""
 
     def __init__(self, clock: Callable[[], float], size: int = 1000) -> None:
         self.size = size
@@ -159,17 +160,17 @@ class RequestQueue:
         self._all: _Ordered = OrderedDict()
         self._by_affinity: dict[tuple[QueueKey, Agent], _Ordered] = {}
         self._counts: Counter[str] = Counter()
-        """How many wait, by model."""
+        """Tickets by model."""
         self._interval: float | None = None
-        """Seconds between two turns while somebody waits: a moving average."""
+        """Seconds between two turns while the queue is not empty: a moving average."""
         self._last: float = 0.0
-        """When the last turn was called, or the line began."""
+        """When the last ticket was called, or the queue was last empty."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __repr__(self) -> str:
-        return f"WaitingLine({len(self._all)} of {self.size}; {len(self._models)} models)"
+        return f"RequestQueue({len(self._all)} of {self.size}; {len(self._models)} models)"
 
     def join(
         self,
@@ -180,9 +181,9 @@ class RequestQueue:
         affinity: Agent | None = None,
         fairness_key: FairnessKey | None = None,
     ) -> Ticket:
-        """Wait at that place; without a `share` the client is a group of its own.
+        """Add a request; without a `fairness_key` the client is a group of its own.
 
-        LineFullError: the line has its size already.
+        QueueFullError: the queue has reached its size.
         """
         if len(self._all) >= self.size:
             raise QueueFullError(f"{len(self._all)} requests wait already")
@@ -202,7 +203,7 @@ class RequestQueue:
         return ticket
 
     def leave(self, ticket: Ticket) -> bool:
-        """Wait no longer; False if it did not wait any more."""
+        """Remove the ticket; False if it had left before."""
         if not ticket.waiting:
             return False
         ticket.waiting = False
@@ -221,17 +222,17 @@ class RequestQueue:
         return True
 
     def first(self, key: QueueKey) -> Ticket | None:
-        """Whose turn it is at that place; None if nobody waits there."""
+        """The ticket whose turn is next; None if there is none."""
         lane = self._models.get(key.model, {}).get(key)
         return None if lane is None else lane.first()
 
     def oldest_with_affinity(self, key: QueueKey, agent: Agent) -> Ticket | None:
-        """Who has waited longest there of those whose conversation the agent has read."""
+        """The oldest ticket that has its prefix cached on the agent."""
         found = self._by_affinity.get((key, agent))
         return None if found is None else next(iter(found))
 
     def drop_affinity(self, ticket: Ticket) -> None:
-        """Its conversation is no longer there."""
+        """The agent has evicted the ticket's prefix."""
         affinity, ticket.affinity = ticket.affinity, None
         if affinity is not None:
             key = ticket.key, affinity
@@ -240,14 +241,14 @@ class RequestQueue:
                 del self._by_affinity[key]
 
     def next_tickets(self, key: QueueKey, most: int) -> list[Ticket]:
-        """Whose turns are next at that place: of each group the first, then of each the second, and so on."""
+        """The tickets whose turns are next: the first of each group, then the second of each, and so on."""
         lane = self._models.get(key.model, {}).get(key)
         return [] if lane is None else list(islice(lane.in_turn(), most))
 
     def call(self, key: QueueKey, ticket: Ticket | None = None) -> Ticket:
-        """Take out whose turn it is at that place, or that one out of turn; its group and client have had their turn.
+        """Remove the next ticket, or the given one out of turn; the turn of its group and client is used up.
 
-        KeyError: nobody waits there.
+        KeyError: there are no tickets with that key.
         """
         lane = self._models[key.model][key]
         if ticket is None:
@@ -260,7 +261,7 @@ class RequestQueue:
         return ticket
 
     def active_keys(self, model: str | None = None) -> list[QueueKey]:
-        """Where somebody waits for that model, or for any; where it has taken longest comes first."""
+        """The keys that have tickets, for one model or for all; the key whose next ticket is oldest comes first."""
         if model is not None:
             found = list(self._models.get(model, ()))
         else:
@@ -268,26 +269,26 @@ class RequestQueue:
         return found if len(found) < 2 else sorted(found, key=self._first_since)
 
     def tickets(self, key: QueueKey) -> list[Ticket]:
-        """All who wait at that place, as they came."""
+        """All tickets with that key, in order of arrival."""
         lane = self._models.get(key.model, {}).get(key)
         return [] if lane is None else list(lane.arrivals)
 
     def count(self, model: str) -> int:
-        """How many wait for that model."""
+        """The number of requests that wait for the model."""
         return self._counts.get(model, 0)
 
     def last(self, key: QueueKey) -> Ticket:
-        """Who joined that place last. KeyError: nobody waits there."""
+        """The newest ticket with that key. KeyError: there is none."""
         return next(reversed(self._models[key.model][key].arrivals))
 
     def retry_after(self) -> int:
-        """Whole seconds until somebody who finds the line full may expect it to have passed: from 1 to 600."""
+        """Seconds for Retry-After, from 1 to 600: when the requests that wait now are expected to be served."""
         if self._interval is None:
             return UNKNOWN_RETRY
         return round(max(1.0, min(float(LONGEST_RETRY), self._interval * len(self._all))))
 
     def describe(self, most: int = 100) -> dict[str, Any]:
-        """The line as the control API shows it, with the `most` models and clients that have most requests in it."""
+        """The queue as the control API shows it; of models and clients, the `most` with the most requests."""
         clients = Counter(ticket.client for ticket in self._all)
         oldest = next(iter(self._all), None)
         return {

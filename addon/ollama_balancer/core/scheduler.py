@@ -1,4 +1,4 @@
-"""Binds waiting requests to agents: a request is given an agent when one is free, not before."""
+"""Assigns queued requests to agents. A request is bound to an agent when the agent has a free slot, not before."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
 from .registry import AgentRegistry
 
 HEADS = 8
-"""Of those that wait at a place, how many are asked whether they would have a free agent."""
+"""Tickets of a queue key that are considered for a free slot."""
 
 MOST_OVERTAKEN = 8
-"""How often one that waits lets another go before it whose conversation the free agent has read."""
+"""How many tickets with prefix-cache affinity may overtake a ticket."""
 
 
 class Scheduler:
-    """Serves the line whenever an agent has room or changes. Who waits is notified with the lease, already taken."""
+    """Serves the queue whenever a slot becomes free or an agent changes. A ticket is notified with its lease."""
 
     def __init__(self, registry: AgentRegistry, queue: RequestQueue) -> None:
         self.registry = registry
@@ -38,9 +38,10 @@ class Scheduler:
         ahead: int | None = None,
         waited: float = 0.0,
     ) -> Choice:
-        """The agent for a request now: the mode's choice, else the least bad. None: it is to wait.
+        """The agent for a request now: the policy's choice, else the least bad one. None: the request has to wait.
 
-        `only` is the one agent that will do; `ahead` how many wait before it: all that wait, unless given.
+        `only` is the agent that the request is pinned to; `ahead` the number of requests before it, by default all
+        that wait for the model.
         """
         registry, model = self.registry, demand.model
         if only is not None:
@@ -66,19 +67,19 @@ class Scheduler:
         demand: Demand | None = None,
         fairness_key: FairnessKey | None = None,
     ) -> Ticket:
-        """Have a request wait. LineFullError: as many wait as may."""
+        """Queue a request. QueueFullError: the queue has reached its size."""
         affinity = self.registry.learner.prefix_cache.find(demand.prefixes)[0] if demand is not None else None
         return self.queue.join(key, client, notify, demand, affinity, fairness_key)
 
     def is_hopeless(self, key: QueueKey) -> bool:
-        """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
+        """Whether no agent is left for the key: all that could serve it are offline or draining."""
         if key.agent is not None:
             return not key.agent.available or not key.agent.may_have(key.model)
         return not self.registry.selection.could_serve(key.model, key.tried)
 
     def _slot_free(self, agent: Agent, model: str) -> None:
         if len(self.queue) and agent.available:
-            # Of another model, too: an ejected or returning agent gets one after the other, whichever they are.
+            # Any model: an ejected agent, or one in slow start, takes one request after the other, whatever the model.
             self._serve(self.queue.active_keys(None if agent.health.is_limited else model), agent)
 
     def _changed(self, agent: Agent) -> None:
@@ -88,12 +89,12 @@ class Scheduler:
         if agent.available:
             self._serve(keys, agent)
         else:
-            # Those that are left may all be ejected: then one of them is to be tried.
+            # The agents that are left may all be ejected: then one of them gets a half-open probe.
             self._serve(keys)
         self._give_up()
 
     def _give_up(self) -> None:
-        """Have nobody wait for what nobody can serve any more."""
+        """Notify the tickets that no agent can serve any more."""
         for key in self.queue.active_keys():
             if self.is_hopeless(key):
                 for ticket in self.queue.tickets(key):
@@ -101,7 +102,7 @@ class Scheduler:
                     ticket.notify(None)
 
     def _serve(self, keys: Iterable[QueueKey], agent: Agent | None = None) -> None:
-        """Give turns as long as there are agents; the place whose first has waited longest comes first."""
+        """Assign tickets for as long as agents have free slots; keys come in the order given."""
         for key in keys:
             if agent is not None and (agent in key.tried or (key.agent is not None and key.agent is not agent)):
                 continue
@@ -109,7 +110,7 @@ class Scheduler:
                 pass
 
     def _serve_one(self, key: QueueKey) -> bool:
-        """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
+        """Assign one of the key's next tickets, if an agent suits it; whether to try again."""
         if key.agent is None and self.registry.selection.all_busy(key.model):
             return False
         ahead = self.queue.count(key.model) - 1
@@ -117,40 +118,40 @@ class Scheduler:
         for ticket in self._next_tickets(key):
             preference = ticket.demand.runner, ticket.demand.route, ticket.affinity
             if preference in refused:
-                continue  # who has waited longer did not want what there is
+                continue  # an older ticket with the same preference found no agent
             refused.add(preference)
             waited = self.registry.clock() - ticket.since
             choice = self.find(ticket.demand, key.tried, key.agent, ahead=ahead, waited=waited)
             found = choice.agent
             if not ticket.waiting:
-                return True  # to look for an agent may have changed one, which serves the line
+                return True  # the search has changed an agent, which has served the queue
             if found is None:
                 if not choice.free:
                     return False
-                continue  # what this one does not want may be what the next one does
+                continue  # a free agent that does not suit this ticket may suit the next one
             if choice.options and self._has_to_load(found, key.model):
-                # Who has come last is likeliest to stay until then, and a load is given up with its request.
+                # The newest client is the likeliest to wait for the load, which is aborted if its request is.
                 ticket = self.queue.last(key)
             elif choice.options and key.agent is None:
                 ticket, choice = self._prefer_affinity(ticket, choice, ahead)
             if not ticket.waiting or not self._may_get(found, key.model):
-                # To look for who is at home there may have changed either. The next look serves who is left.
+                # The search for affinity may have changed either one. The next look serves who is left.
                 return False
-            # Out of the line first: taking an agent may change it, which serves the line.
+            # Leave the queue first: taking a lease may change the agent, which serves the queue.
             self.queue.call(key, ticket)
             ticket.notify(self.registry.limiter.take(found, key.model, ticket.demand, choice.options))
             return True
         return False
 
     def _next_tickets(self, key: QueueKey) -> Iterator[Ticket]:
-        """The first in the line, who is mostly the only one to be asked; then the others, and he among them."""
+        """The first ticket, which mostly is the only one needed; then the next ones, the first among them."""
         first = self.queue.first(key)
         if first is not None:
             yield first
             yield from self.queue.next_tickets(key, HEADS)
 
     def _may_get(self, agent: Agent, model: str) -> bool:
-        """Whether the agent may still get a request of the model: also an ejected one, to try it."""
+        """Whether the agent may still take a request of the model, if only as a half-open probe."""
         half_open = agent.health.phase is Phase.EJECTED and agent.available and agent.half_open_lease is None
         return half_open or self.registry.selection.has_free_slot(agent, model)
 
@@ -158,9 +159,9 @@ class Scheduler:
         return agent.memory_known and not agent.holds(model)
 
     def _prefer_affinity(self, first: Ticket, choice: Choice, ahead: int) -> tuple[Ticket, Choice]:
-        """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.
+        """The ticket that gets the agent chosen for the first one: one whose prefix is cached there may overtake it.
 
-        Its prompt need not be read anew, by which all that wait behind gain.
+        Its prompt need not be prefilled again, which saves time for all that wait behind it.
         """
         agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
@@ -181,7 +182,7 @@ class Scheduler:
         return first, choice
 
     def look(self) -> None:
-        """Time has gone by: who waits for one agent may do better with another by now."""
+        """Serve the queue after time has passed: a ticket that preferred to wait may by now be better off elsewhere."""
         if len(self.queue):
             self._serve(self.queue.active_keys())
             self._give_up()

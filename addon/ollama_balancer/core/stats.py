@@ -1,4 +1,4 @@
-"""Counts what became of requests, for monitoring. Pure; the sets of labels are bounded whatever clients send."""
+"""Request metrics for monitoring. Pure; the sets of labels are bounded whatever clients send."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Histogram:
 
 
 class RequestSummary(NamedTuple):
-    """A request that is over. Seconds."""
+    """What monitoring counts of a request that has ended. Seconds."""
 
     agent: str
     """Empty: none had it, or several."""
@@ -64,7 +64,7 @@ class RequestSummary(NamedTuple):
     """One of OUTCOMES."""
     seconds: float
     waited: float | None = None
-    """In the line; None: not at all."""
+    """In the queue; None: it did not wait."""
     first_token: float | None = None
     """Of a streamed answer: until it began."""
     tokens_per_second: float | None = None
@@ -79,7 +79,7 @@ class RequestSummary(NamedTuple):
 
 @dataclass(eq=False)
 class RequestMetrics:
-    """All that ended since the start. Every view of what became of requests takes it from here."""
+    """Counters over all requests since the start: the source of every view of them."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     """All requests, by outcome."""

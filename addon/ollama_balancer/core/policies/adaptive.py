@@ -1,7 +1,7 @@
-"""Least expected completion time, for this request on each agent: see `forecast`.
+"""Least expected completion time of the request over all agents: see `scoring.agent_estimate`.
 
-Whoever's cheapest choice is busy waits for it, as long as that takes no longer than the best choice that is free. A
-load that pushes nothing out is the cheaper, the more requests wait that gain by it.
+A request whose cheapest agent is busy waits for it as long as that costs no more than the cheapest agent with a free
+slot. A load that evicts nothing gets cheaper the more queued requests gain from it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..scoring.agent_estimate import Situation
 from ..scoring.scorer import Scorer
 
 LONGEST_PATIENCE = 120.0
-"""Seconds after which a request takes any agent that is free."""
+"""Seconds after which a request takes any agent with a free slot."""
 
 
 class Choice(NamedTuple):
-    """`agent` None: it is better to wait. `options` are the agent and the two next best, as far as there are any."""
+    """`agent` None: it is better to wait. `options` are the chosen agent and up to two runners-up."""
 
     agent: Agent | None
     options: tuple[ScoredCandidate, ...] = ()
     free: bool = False
-    """Where it is better to wait: whether an agent has a slot free all the same."""
+    """If it is better to wait: whether an agent has a free slot all the same."""
 
 
 class Adaptive:
@@ -37,7 +37,7 @@ class Adaptive:
         return agent.in_flight
 
     def select(self, pool: Pool, exclude: Collection[Agent]) -> Agent | None:
-        """Without knowing what is asked: the fewest requests in flight; ties rotate."""
+        """Without a demand: fewest requests in flight; ties rotate."""
         return pool.board.lowest(exclude)
 
     def choose(
@@ -68,7 +68,7 @@ class Adaptive:
 
 
 def in_words(options: tuple[ScoredCandidate, ...]) -> str:
-    """Why the first of them, in a few words: what it was expected to cost, and what the next best was."""
+    """The choice in a few words: the expected cost, and the runner-up."""
     best, *others = options
     rest = f", then {others[0].agent} {others[0].cost:.1f} s" if others else ""
     return f"{'loads it' if best.load > 0 else 'warm'}, cost {best.cost:.1f} s{rest}"

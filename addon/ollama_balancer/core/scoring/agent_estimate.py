@@ -1,14 +1,14 @@
-"""What a request of one model is to expect on one agent, computed anew only where something has changed.
+"""The expected cost of a request on one agent, recomputed only after a change.
 
 With a = requests of the model on the agent, n = how many it runs at once, k = models busy there:
 
     slow = (1 + 0.4 (min(n, a + 1) - 1)) k
-    cost = wait + load + 0.15 answer x slow + harm + tokens / prefill rate x slow
+    cost = wait + load + 0.15 answer x slow + interference + tokens / prefill rate x slow
 
-`wait` is the time until one of n requests ends, where all slots are taken. `harm` is by how much those that run there
-take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one. It is so much dearer
-that the request rather waits, where the load would push out a model in demand or keep the host from those who wait for
-what it has, unless this model has many more requests for each of its slots than the other.
+`wait` is the time until one of n requests ends, if no slot is free. `interference` is the time that the requests which
+run there lose. `load` is 0 for a loaded model, else the rest of the load in progress, or a whole load. Where the load
+would evict a model in demand, or block requests that wait for a model the host has, it costs so much that the request
+rather waits, unless its model has many more requests per slot than the other.
 
 The constants are those that did best in benches/fleet_simulation.
 """
@@ -25,31 +25,31 @@ from ..decision import ScoredCandidate
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
-"""What a second of answering counts against a second before the first token: it is read while it comes."""
+"""The weight of a second of generation against a second before the first token: a stream is read as it comes."""
 
 INTERFERENCE_WEIGHT = 1.0
-"""What a second counts that others take longer."""
+"""The weight of a second that other requests lose."""
 
 LEFT = 0.5
-"""Part of an answer that is still to come of one that runs."""
+"""The expected remaining part of a running answer."""
 
 LOAD_WEIGHT = 1.5
-"""What a second of a load counts: meanwhile the host serves nobody that comes anew."""
+"""The weight of a second of loading: meanwhile the host serves no new request."""
 
 EVICTION = 6.0
-"""Seconds that count for the eviction of any model."""
+"""The cost of evicting any model, in seconds."""
 
 THRASHING = 120.0
-"""Seconds that count for the eviction of a model in demand, and for having to wait until one is idle."""
+"""The cost of evicting a model in demand, and of waiting until a model is idle, in seconds."""
 
 IN_DEMAND = 0.6
-"""Requests for each of its slots, with what is to be evicted gone, above which a model is in demand."""
+"""Requests per remaining slot above which a model is in demand."""
 
 EVICTION_RATIO = 4.0
-"""How many times more requests for each of its slots a model has to have, to push out one in demand."""
+"""How many times the requests per slot a model must have to evict a model in demand."""
 
 DRAIN = 4.0
-"""Answers, in their length, that count for waiting until a busy model can be evicted."""
+"""The cost of waiting until a busy model can be evicted, in answers."""
 
 SPREAD = 1.25
 """By which factor the mean of what is left of a service exceeds the estimate, which is a median."""
@@ -63,18 +63,18 @@ or, for who needs it, to be stuck: it is expected to take as long again as it ha
 
 
 class Situation(NamedTuple):
-    """What the choice goes by, beside the agents. Times are seconds of the registry's clock."""
+    """What scores depend on besides the agents. Times are seconds of the registry's clock."""
 
     learner: Learner
     now: float
     waiting: Callable[[str], int]
-    """How many wait for a model."""
+    """The number of requests that wait for a model."""
     chance: Callable[[], float]
     """Random numbers from 0 to 1."""
 
 
 class AgentEstimate:
-    """What a request of one model is to expect on one agent now."""
+    """The terms of the cost of a request for one model on one agent."""
 
     __slots__ = (
         "agent",
@@ -108,14 +108,14 @@ class AgentEstimate:
         """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
         self.wait = self.load = self.answer = self.interference = 0.0
         self.shared = 0.0
-        """Of the load, what others gain by it, too."""
+        """The part of the load that the requests behind this one gain from."""
         self.observations = 0
         self.full = self.cold = False
         self.sole = False
-        """Whether the agent has the model in memory and runs no other."""
+        """Whether the agent has the model loaded and runs no other."""
         self.evicts = False
-        """Whether a load there may be at others' cost: then `eviction` is to be asked, for that changes with every
-        request of the fleet."""
+        """Whether a load may evict another model: then `eviction` has to be computed, which changes with every request
+        of the fleet."""
 
     def refresh(self, at: Situation) -> None:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
@@ -152,7 +152,7 @@ class AgentEstimate:
         self.generation = estimates.generation(model)
 
     def _interference(self, at: Situation, busy: int) -> float:
-        """Seconds by which those that run there take longer together."""
+        """Seconds that the requests running there lose, in total."""
         agent, estimates = self.agent, at.learner.estimates
         before = len(agent.running)
         by_another_model = (busy - before) / before
@@ -166,7 +166,7 @@ class AgentEstimate:
         return interference
 
     def _loading(self, at: Situation) -> None:
-        """What the agent loads now. A load of another model holds up all that come after it."""
+        """Account for loads in progress. A load of another model blocks all requests that come after it."""
         agent, load = self.agent, at.learner.estimates.load
         others = 0.0
         for model, since in agent.loading.items():
@@ -199,9 +199,9 @@ class AgentEstimate:
                 self.load += DRAIN * answer + THRASHING
 
     def eviction(self, at: Situation) -> float:
-        """What it counts that others lose by the load: a model that is pushed out, and the host's time.
+        """The cost of the load to others: an evicted model, and the host's time.
 
-        Which model is pushed out is the host's choice among the idle ones.
+        The host chooses which of its idle models it evicts.
         """
         agent, placement = self.agent, at.learner.placement
         mine = placement.demand_per_slot(self.model, at.waiting(self.model), at.now)

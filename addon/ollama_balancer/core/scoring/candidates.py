@@ -1,4 +1,4 @@
-"""The agents that may serve one model, with what was computed for each of them before."""
+"""The candidates for one model, with their cached estimates."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from ..random_set import RandomSet
 from .agent_estimate import AgentEstimate
 
 MAX_RUNNERS = 8
-"""Sets of runner options for which forecasts are kept."""
+"""Sets of runner options for which estimates are cached."""
 
 ALL = 256
-"""Members up to which all are forecast, in the order of their turn."""
+"""The largest pool of which every member is scored."""
 
 MAX_ESTIMATES = 2_048
-"""Forecasts that are kept of a larger pool, for each set of runner options."""
+"""Estimates that are cached for a larger pool, for each set of runner options."""
 
 
 class Candidates:
-    """`members` may get requests of the model, if perhaps not now: all their slots may be taken."""
+    """`members` may get requests of the model, though perhaps not now: their slots may all be taken."""
 
     __slots__ = ("_estimates", "_lists", "members", "model")
 
@@ -26,7 +26,7 @@ class Candidates:
         self.members: RandomSet[Agent] = RandomSet()
         self._estimates: dict[str, dict[Agent, AgentEstimate]] = {}
         self._lists: dict[str, list[AgentEstimate]] = {}
-        """The same by runner options, in the order of their turn."""
+        """Estimates of all members by runner options, the least recently chosen first."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -42,7 +42,7 @@ class Candidates:
             estimates.pop(agent, None)
 
     def estimates(self, runner: str) -> list[AgentEstimate]:
-        """What a request with those runner options is to expect of each member, full or not; they rotate."""
+        """The estimates of all members, full or not, the least recently chosen first."""
         found = self._lists.get(runner)
         if found is None:
             members = sorted(self.members, key=lambda agent: agent.number)
@@ -50,7 +50,7 @@ class Candidates:
         return found
 
     def estimate(self, runner: str, agent: Agent) -> AgentEstimate:
-        """That of one member."""
+        """The estimate of one member."""
         cached = self.cached(runner)
         estimate = cached.get(agent)
         if estimate is None:
@@ -60,7 +60,7 @@ class Candidates:
         return estimate
 
     def cached(self, runner: str) -> dict[Agent, AgentEstimate]:
-        """The forecasts that were made before."""
+        """The cached estimates for those runner options."""
         cached = self._estimates.get(runner)
         if cached is None:
             if len(self._estimates) >= MAX_RUNNERS:
@@ -70,7 +70,7 @@ class Candidates:
         return cached
 
     def move_to_end(self, estimate: AgentEstimate) -> None:
-        """Its equals come before it the next time."""
+        """The agent was chosen: others with an equal score come first next time."""
         estimates = self._lists.get(estimate.runner)
         if estimates is not None:
             estimates.remove(estimate)

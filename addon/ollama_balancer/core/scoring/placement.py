@@ -1,4 +1,4 @@
-"""Which models are where in memory, and how much is asked of each: what is not to be pushed out for another."""
+"""Where each model is loaded, and the demand for it: what should not be evicted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MEMORY = 120.0
 """Seconds over which requests for a model are averaged."""
 
 MAX_MODELS = 1000
-"""Models that are counted; of more, nothing is known."""
+"""Models that are tracked."""
 
 SELDOM = 1 / 60
-"""Requests per second: what is asked for less often is not kept in memory at the cost of others."""
+"""Requests per second below which a model is not kept loaded at the expense of others."""
 
 
 class ModelUse:
-    """Of one model: who has it, and how much is asked of it. Only `Placement` changes it."""
+    """The agents that have one model loaded, and the demand for it. Only `Placement` changes it."""
 
     __slots__ = (
         "_average_load",
@@ -34,12 +34,12 @@ class ModelUse:
 
     def __init__(self) -> None:
         self.slots_by_agent: dict[Agent, int] = {}
-        """Agents that have it in memory or load it, and may be used; how many requests of it each runs at once."""
+        """Eligible agents that have it loaded or are loading it, and their slots for it."""
         self.holders: RandomSet[Agent] = RandomSet()
         self.free: RandomSet[Agent] = RandomSet()
-        """Those of them that have a slot of it free."""
+        """The holders with a free slot."""
         self.slots = 0
-        """All slots together."""
+        """Slots of all holders."""
         self.in_flight = 0
         self._rate = 0.0
         self._last_arrival = 0.0
@@ -55,13 +55,13 @@ class ModelUse:
         return self._rate * math.exp((self._last_arrival - now) / MEMORY)
 
     def changed(self, by: int, waiting: int, now: float) -> None:
-        """So many more requests are in flight now; `waiting` are not."""
+        """The number of requests in flight has changed; `waiting` are queued."""
         self._average_load = self.average_load(waiting, now)
         self._changed_at = now
         self.in_flight += by
 
     def average_load(self, waiting: int, now: float) -> float:
-        """Requests in flight and waiting, on average over the last minutes."""
+        """Requests in flight and queued, averaged over the last minutes."""
         level = self.in_flight + waiting
         return level + (self._average_load - level) * math.exp((self._changed_at - now) / MEMORY)
 
@@ -85,7 +85,7 @@ class Placement:
         self._models: dict[str, ModelUse] = {}
 
     def use(self, model: str) -> ModelUse:
-        """What is known of the model (a canonical name), to be changed."""
+        """The use of the model (a canonical name), to be updated."""
         found = self._models.get(model)
         if found is None:
             found = ModelUse()
@@ -96,11 +96,11 @@ class Placement:
         return found
 
     def look(self, model: str) -> ModelUse:
-        """The same, to be read."""
+        """The use of the model, to be read only."""
         return self._models.get(model) or ModelUse()
 
     def update(self, agent: Agent, now: float) -> None:
-        """The agent may have other models in memory than before, or may be used, or not be used, now."""
+        """The agent's loaded models or its eligibility may have changed."""
         has = agent.models or {}
         present = (
             {model for model in (*agent.loaded_models, *agent.loading) if model in has} if agent.eligible else set()
@@ -112,13 +112,13 @@ class Placement:
         agent.placed = present
 
     def refit(self, agent: Agent, model: str, slots: int) -> None:
-        """The agent runs so many requests of the model at once; it may have a slot free, or none any more."""
+        """The agent's slots for the model, or whether one is free, may have changed."""
         use = self.look(model)
         if agent in use.slots_by_agent:
             use.add(agent, slots, free=model not in agent.full)
 
     def demand_per_slot(self, model: str, waiting: int, now: float, without: Agent | None = None) -> float:
-        """Requests for the model for each slot that it has in the fleet, but one agent's; infinite: no slot is left."""
+        """Requests per slot of the model in the fleet, not counting one agent; infinite: no slot is left."""
         use = self.look(model)
         wanted = use.in_flight + waiting
         slots = use.slots - (use.slots_by_agent.get(without, 0) if without is not None else 0)

@@ -1,6 +1,6 @@
-"""The agents as one request weighs them, the cheapest first.
+"""Scores the candidates for one request: the lowest expected cost wins.
 
-What the eviction of a model costs depends on what all of the fleet is asked for, and is looked into only where an agent
+The cost of an eviction depends on the demand for other models across the fleet, and is computed only for agents that
 would be among the cheapest without it.
 """
 
@@ -17,13 +17,13 @@ from .agent_estimate import AgentEstimate, Situation
 from .candidates import ALL, Candidates
 
 SAMPLE = 4
-"""Of more agents than `ALL`: those that have the model in memory, and as many others."""
+"""Agents that are drawn from a pool larger than `ALL`: so many with the model loaded, and so many others."""
 
 OTHERS = 2
-"""The next best that the record of a decision names."""
+"""Runners-up in the record of a decision."""
 
 LOOKS = 4
-"""Evictions that are looked into to find them."""
+"""Evictions that are computed to find them."""
 
 
 class Scorer:
@@ -72,10 +72,10 @@ class Scorer:
             self._holder, self._known_tokens = None, 0
         self._estimates: list[AgentEstimate] = []
         self._costs: list[float] = []
-        """Of each, without the eviction until that is looked into; infinite for one that is excluded."""
+        """By candidate, without the cost of eviction until that is computed; infinite: excluded."""
         self._evictions: dict[int, float] = {}
         self._queue = 0.0
-        """Seconds until those ahead have had their turn."""
+        """Seconds until the requests ahead are served."""
         if len(candidates) <= ALL:
             self._score(candidates.estimates(demand.runner), 1.0)
         else:
@@ -88,10 +88,10 @@ class Scorer:
         return self._cheapest(self._costs)
 
     def free(self, patience: float = math.inf) -> int | None:
-        """The cheapest that has a slot free.
+        """The cheapest candidate with a free slot.
 
-        None: there is none, or to use it takes longer than `patience` seconds. An agent that has the model in memory
-        and runs no other is taken all the same: to leave its slots free would gain nothing.
+        None: there is none, or it costs more than `patience` seconds. An agent that has the model loaded and runs no
+        other is taken anyway: leaving its slots idle would gain nothing.
         """
         pairs = zip(self._estimates, self._costs)  # noqa: B905 (they are as long as each other)
         return self._cheapest([math.inf if f.full else cost for f, cost in pairs], patience)
@@ -110,12 +110,12 @@ class Scorer:
             costs[number] = self._look_into(number)
 
     def any_free(self) -> bool:
-        """Whether one has a slot free, whatever it costs."""
+        """Whether any candidate has a free slot, whatever it costs."""
         pairs = zip(self._estimates, self._costs, strict=True)
         return any(not estimate.full and cost < math.inf for estimate, cost in pairs)
 
     def options(self, first: int | None) -> tuple[ScoredCandidate, ...]:
-        """That one, and the next best; or simply the best."""
+        """The given candidate and the runners-up; without one, the best."""
         found = [] if first is None else [first]
         costs, estimates = self._costs.copy(), self._estimates
         if first is not None:
@@ -143,13 +143,13 @@ class Scorer:
         return estimate.option(unread, self._queue, self._gain, eviction)
 
     def _look_into(self, number: int) -> float:
-        """What it costs with the eviction."""
+        """The cost including the eviction."""
         eviction = self._evictions[number] = self._estimates[number].eviction(self._at)
         self._costs[number] += eviction
         return self._costs[number]
 
     def _score(self, estimates: list[AgentEstimate], part: float) -> None:
-        """Take these in, too; `part` is how much of the agents that have the model in memory are among them."""
+        """Add candidates; `part` is the share of all agents with the model loaded that is among them."""
         at, tokens = self._at, self._demand.tokens
         generation = at.learner.estimates.generation(self._demand.model)
         costs = []
@@ -176,9 +176,9 @@ class Scorer:
         self._costs += costs
 
     def _sample(self) -> None:
-        """Who read the beginning of the prompt, some that have the model in memory, and if need be others.
+        """Score the agent with the prefix cached, some with the model loaded, and if need be some others.
 
-        Others have to load it: who finds one that has it and a slot free has no use for them.
+        The others would have to load the model: they are skipped if an agent with the model has a free slot.
         """
         candidates, chance = self._candidates, self._at.chance
         use = self._at.learner.placement.look(self._demand.model)
