@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from agent_reporter.wire import AgentMetrics, ModelEntry
 
 HOT_CPU = 80.0
-"""Percent of CPU above which a host is busy in itself (the coordinator's spec)."""
+"""Percent of CPU above which a host counts as busy."""
 
 RANK_SCALE = 1000
 """Ranks are scores in thousandths, so that they are exact integers and equal scores are equal ranks."""
 
 ACTIVE_REQUEST_SCORE = 10
-"""What one active request adds to the score (the coordinator's spec)."""
+"""What one active request adds to the score."""
 
 ACTIVE_REQUEST_RANK = ACTIVE_REQUEST_SCORE * RANK_SCALE
 
 SLOWDOWN = 0.4
-"""By how much each further request of the same model slows those that run beside it (DESIGN: measured)."""
+"""The slowdown of requests of one model by each further request that runs beside them."""
 
 NOT_HEARD_OF = "not heard of yet"
 
@@ -45,9 +45,9 @@ class Status(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
     UNREACHABLE = "unreachable"
-    """It reports, and the balancer does not get through to it."""
+    """It reports, but the balancer cannot connect to it."""
     UNAUTHORIZED = "unauthorized"
-    """It, or a proxy in front of it, does not let the balancer in."""
+    """It, or a proxy in front of it, refuses the balancer's credentials."""
     EJECTED = "ejected"
     DRAINING = "draining"
 
@@ -58,14 +58,14 @@ def agent_id(name: str) -> str:
 
 
 class Ranking(Protocol):
-    """What ranks agents by their metrics."""
+    """Something that ranks agents by their metrics."""
 
     def changed(self, agent: Agent) -> None:
-        """The agent's metrics are others, or no longer fresh."""
+        """The agent's metrics have changed, or have expired."""
 
 
 class Agent:
-    """One Ollama host. Only the registry changes it; equality is identity."""
+    """One Ollama host. Only the core changes it; equality is identity."""
 
     __slots__ = (
         "address",
@@ -97,6 +97,7 @@ class Agent:
         "loaded_names",
         "loaders",
         "loading",
+        "logged_status",
         "memory_known",
         "metrics",
         "metrics_at",
@@ -116,7 +117,6 @@ class Agent:
         "reported_active",
         "reported_alive",
         "running",
-        "said",
         "silent_since",
         "source",
         "stats",
@@ -131,9 +131,9 @@ class Agent:
         self.address = address
         self.source = source
         self.host_key: Hashable | None = None
-        """Where its host listens, as far as is known: equal for two agents that are one host."""
+        """Identifies its host, where that is known: equal for two agents that are one host."""
         self.alias_of: Agent | None = None
-        """The agent that stands for the host that both are: that one gets its requests."""
+        """The agent that represents the host that both are: it gets the requests."""
         self.instance: str | None = None
         """Of the reporter that registered it last."""
         self.number = number
@@ -155,25 +155,25 @@ class Agent:
         self.memory_known = False
         """Whether its loaded models are known since it came online."""
         self.clock_lead = float("inf")
-        """By how much the registry's clock is ahead of its own, in seconds, as its quickest reports have shown."""
+        """Seconds by which the registry's clock is ahead of its own, from its fastest reports."""
         self.rates: dict[str, Rates] = {}
-        """By model, those that the estimates had after its last answer: a copy, so that a look costs little."""
+        """By model, the rates after its last answer: a copy of the estimates, for fast access."""
         self.most_loaded = 0
         """The most models that it was seen to have loaded at once."""
         self.placed: set[str] = set()
-        """Models for which it counts in the fleet's placement."""
+        """Models for which the fleet's placement counts it."""
         self.epoch = 0
         """Grows when something changes that an estimate depends on."""
         self.in_flight = 0
         self.running: dict[str, int] = {}
         """Requests in flight by model, of those that take a slot."""
         self.fixed_slots = 0
-        """Requests it runs at once per model, where that is set or reported; 0: it is learned."""
+        """Requests it runs at once per model, as configured or reported; 0: learned."""
         self.learners: dict[str, SlotLearner] = {}
         self.full: set[str] = set()
         """Models that have no free slot."""
         self.loaders: dict[str, int] = {}
-        """Requests in flight, by model, that have it load their model."""
+        """Requests in flight that wait for their model to load, by model."""
         self.heard_at = float("-inf")
         """When a byte of any answer of its came, or one ended, on the registry's clock."""
         self.health = Health()
@@ -184,24 +184,24 @@ class Agent:
         self.decision: Decision | None = None
         """Why the last scored request went there."""
         self.refusal: str | None = None
-        """Why it is not used for a while: it does not let the balancer in."""
+        """Why it is not used for a while: it refuses the balancer's credentials."""
         self.was_online = False
         self.draining = False
         self.draining_until_registration = False
         self.removed = False
         self.offline_reason = NOT_HEARD_OF
         self.reported_alive = False
-        """Whether a report that still counts says that its Ollama answers."""
+        """Whether a fresh report says that its Ollama answers."""
         self.probed = False
-        """Whether it has answered a probe of late."""
+        """Whether it has answered a recent probe."""
         self.reachable = True
-        """Whether nothing has failed to reach its address since something got through."""
+        """Whether no connection has failed since the last one that succeeded."""
         self.unreached = ""
-        """Why the last attempt to reach it failed; empty once something gets through."""
+        """Why the last connection failed; empty once one succeeds."""
         self.silent_since: float | None = None
-        """When the first probe since something got through was left without an answer."""
-        self.said: Status | None = None
-        """Whether it is online, offline or unreachable, as the log has it."""
+        """Time of the first unanswered probe since the last contact."""
+        self.logged_status: Status | None = None
+        """Online, offline or unreachable, as last logged."""
         self.metrics: AgentMetrics | None = None
         self.metrics_at = 0.0
         self.fresh = False
@@ -211,14 +211,14 @@ class Agent:
         self.stats = Statistics()
         self.pools: list[Ranking] = []
         self.boards: list[Scoreboard[Agent]] = []
-        """The boards of `pools`, in the same order: what a request's begin and end have to tell."""
+        """The scoreboards of `pools` on which it has a place: each request's begin and end update them."""
 
     def __repr__(self) -> str:
         return f"Agent({self.name}, {self.status}, {self.in_flight} in flight)"
 
     @property
     def online(self) -> bool:
-        """A report or a probe of late says that its Ollama answers, and the balancer gets through to it."""
+        """A fresh report or a recent probe says that its Ollama answers, and the balancer can connect to it."""
         return (self.reported_alive and self.reachable) or self.probed
 
     @property
@@ -235,19 +235,19 @@ class Agent:
 
     @property
     def available(self) -> bool:
-        """Online and to be used, though perhaps not at this moment: it may be ejected, or have all its slots taken."""
+        """Online and usable, though perhaps not now: it may be ejected, or all its slots may be taken."""
         return self.online and self.alias_of is None and not (self.draining or self.removed or self.refusal)
 
     @property
     def eligible(self) -> bool:
-        """May get new requests now, of a model it has a slot for."""
+        """May get new requests now, of models it has a free slot for."""
         if not self.probed and not (self.reported_alive and self.reachable):
             return False
         return not (self.draining or self.removed or self.closed or self.refusal or self.alias_of is not None)
 
     @property
     def reason(self) -> str | None:
-        """Why it is not simply online."""
+        """Why its status is not plainly online."""
         if self.alias_of is not None and self.status is Status.ONLINE:
             other = self.alias_of
             return f"the same host as {other.name} ({other.address}), which gets its requests: remove one of the two"
@@ -265,7 +265,7 @@ class Agent:
             case _:
                 return None
 
-    # What happens to it. The core alone tells it.
+    # Events. Only the core calls these.
 
     def registered_by(self, instance: str | None) -> None:
         """Its reporter has registered: `instance` tells this run of it from others."""
@@ -286,7 +286,7 @@ class Agent:
         self.alias_of = stands_for
 
     def drain_started(self, *, until_registration: bool) -> None:
-        """It is to get no new requests. A drain that does not end by itself takes the place of one that does."""
+        """It gets no new requests. A drain until further notice overrides one that ends with the next registration."""
         if not (self.draining and until_registration):
             self.draining_until_registration = until_registration
         self.draining = True
@@ -295,7 +295,7 @@ class Agent:
         self.draining = self.draining_until_registration = False
 
     def left(self) -> None:
-        """It is no longer one of the fleet."""
+        """It has left the fleet."""
         self.removed = True
 
     def report_received(self, metrics: AgentMetrics, now: float) -> None:
@@ -310,7 +310,7 @@ class Agent:
         self.fresh = True
 
     def models_listed(self, models: dict[str, ModelEntry], names: list[str]) -> None:
-        """Its models have become known: by canonical name, and the names as it spells them."""
+        """Its models, by canonical name, and their names as it spells them."""
         self.models, self.model_names = models, names
 
     def reached(self) -> None:
@@ -318,7 +318,7 @@ class Agent:
         self.reachable, self.unreached, self.silent_since = True, "", None
 
     def speed_measured(self, model: str, tokens_per_second: float) -> None:
-        """An answer of the model came at that pace."""
+        """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
 
     def heard(self, now: float) -> None:
@@ -326,14 +326,12 @@ class Agent:
         self.heard_at = now
 
     def memory_unknown(self) -> None:
-        """What it has in memory may be anything by the time that it is back."""
+        """Forget its loaded models: by the time it is back they may have changed."""
         for loaded_model in self.loaded_models.values():
             loaded_model.gone = True
         self.loaded_models = {}
         self.memory_known = False
         self.loaded_at = float("-inf")
-
-    # What follows from that.
 
     def may_have(self, model: str | None) -> bool:
         """Whether it has the model (a canonical name), or its models are not known yet."""
@@ -347,23 +345,23 @@ class Agent:
         return learner.limit if learner is not None else 2
 
     def slowness(self, model: str) -> float:
-        """By which factor a request of the model takes longer there than alone, with all that runs there now."""
+        """The factor by which the requests that run there now slow down a request of the model."""
         running = self.running
         at_once = max(1, running.get(model, 1))
         return (1 + SLOWDOWN * (at_once - 1)) * max(1, len(running))
 
     def holds(self, model: str) -> bool:
-        """Whether it has the model in memory, or is loading it."""
+        """Whether it has the model loaded, or is loading it."""
         return model in self.loaded_models or model in self.loading
 
     def fits(self) -> int:
-        """How many models it may have in memory at once, as it reports or as was seen."""
+        """How many models fit in its memory at once, as reported or observed."""
         reported = self.metrics.max_loaded_models if self.metrics is not None else None
         return reported or max(1, self.most_loaded)
 
     @property
     def active_requests(self) -> int:
-        """The larger of what the host reports and what the balancer has running there."""
+        """The larger of the reported count and the balancer's own in-flight count."""
         return max(self.reported_active, self.in_flight)
 
     @property
@@ -375,5 +373,5 @@ class Agent:
 
     @property
     def slots(self) -> int | None:
-        """Requests it runs at once per model: as set or reported, else what is proven; None: nothing is known yet."""
+        """Requests it runs at once per model: as configured or reported, else as proven; None: unknown."""
         return self.fixed_slots or max((learner.proven for learner in self.learners.values()), default=None)

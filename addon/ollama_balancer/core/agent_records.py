@@ -1,4 +1,4 @@
-"""What is kept of each agent: the models in its memory, its pace, and what became of its requests."""
+"""Records of an agent: its loaded models, its rates, and the outcomes of its requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 MAX_SPEEDS = 1000
-"""Models whose speed is kept for one agent."""
+"""Models whose speed is kept per agent."""
 
 
 class Outcome(StrEnum):
@@ -31,21 +31,21 @@ class Rates(NamedTuple):
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model in memory."""
+    """A model that is loaded on an agent."""
 
     runner: str | None = None
     """The options that it was loaded with, in one spelling; None: not known."""
     proven_at: float = float("-inf")
-    """When an answer of it began there."""
+    """When its last answer began there."""
     reads: int = 0
-    """Prompts that it has read of which it knew no beginning."""
+    """Prompts that it has prefilled without a cached prefix."""
     gone: bool = False
-    """Whether it is no longer in memory."""
+    """Whether it has been unloaded."""
 
 
 @dataclass
 class Statistics:
-    """What became of the requests that an agent was sent. One that two agents were tried for counts with both."""
+    """Outcomes of the requests that an agent was sent. A request that was retried counts with each agent."""
 
     succeeded: int = 0
     failed: int = 0
@@ -53,7 +53,7 @@ class Statistics:
     rejected: int = 0
     ejections: int = 0
     response_seconds: float = 0.0
-    """Over the succeeded requests, from the choice of the agent to the last byte."""
+    """Total over the succeeded requests, from the choice of the agent to the last byte."""
     speeds: dict[str, float] = field(default_factory=dict)
     """Tokens per second by model: a moving average with a weight of 0.2 for the newest."""
 

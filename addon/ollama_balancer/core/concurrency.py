@@ -1,12 +1,12 @@
-"""How many requests of one model an agent runs at once, learned from when answers begin and end.
+"""Learns how many requests of one model an agent runs at once, from when its answers begin and end.
 
-What runs beside each other is seen: answers that have begun and not ended. The end of one may be seen late, after the
-next one on the host has begun, so an overlap counts only if it lasts. A host runs a model's requests first in, first
-out; so an answer in one piece, whose beginning is not seen, has been under way since before a later request's began.
+Answers that have begun and not ended overlap: the host runs them in parallel. The end of an answer may be seen late,
+after the next one has begun, so an overlap counts only if it lasts. A host serves a model's requests in FIFO order: an
+unstreamed answer, whose beginning is not seen, has been running since before any later request's answer began.
 
-Now and then one more is sent than is known to run: a trial. Each that succeeds is followed by the next at once. It is
-over when the newest request still waits when an older one ends, or when nothing came of it; the next one comes after a
-pause, which doubles each time.
+Now and then a trial sends one request more than is proven to run. A trial that succeeds is followed by the next at
+once. It fails when the newest request is still waiting as an older one ends, or when it proves nothing; the next trial
+comes after a pause that doubles each time.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from typing import Protocol
 from .demand import Demand
 
 DOUBTS = 2
-"""Times in a row that the newest request was seen waiting when an older one ended, until fewer run than was known.
+"""Consecutive times that the newest request was still waiting when an older one ended, until the limit is lowered.
 
 Once is enough to end a trial: it costs no more than waiting until the next one."""
 
 CONFIRMATIONS = 2
-"""Overlaps that are seen until one more is known to run; a long one counts for two."""
+"""Overlaps that prove one more slot; a long one counts for two."""
 
 TRIES = 5
-"""Answers for each slot, ended while one more was there than is known to run, until a trial has come to nothing."""
+"""Answers per slot that end during a trial until it has failed to prove anything."""
 
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 600.0
 """Seconds between two trials. The host's settings may change."""
 
 PAUSE_PART = 3.0
-"""How many times as long as a trial the pause after it is, at least."""
+"""The shortest pause after a trial, as a multiple of the trial's length."""
 
 PATIENCE = 1.0
-"""Seconds beyond thrice the shortest wait for a first byte, after which a request that has none is held to wait."""
+"""Seconds beyond three times the shortest wait for a first byte, after which a request counts as waiting."""
 
 OVERLAP = 0.25
-"""Seconds that an overlap has to last, at most."""
+"""The longest time that an overlap has to last, in seconds."""
 
 OVERLAP_PART = 0.1
-"""The part of an answer's usual time that is enough."""
+"""The part of an answer's usual duration that an overlap has to last."""
 
 SHORTEST_OVERLAP = 0.01
 
 LONG_OVERLAP = 1.0
-"""Seconds after which no answer's end is still on its way."""
+"""Seconds after which the end of an answer must have arrived."""
 
 HELD = 0.25
-"""The part of a trial's answers that have to begin beside as many others as are known to run: else fewer do."""
+"""The part of a trial's answers that must begin beside as many others as are proven, or the limit is lowered."""
 
 LOOKS = 16
-"""Answers that begin in a trial until that is judged."""
+"""Answers that begin in a trial before that is judged."""
 
 LONG_PROMPT = 100
-"""Tokens from which on a prompt tells how long reading takes."""
+"""Tokens of a prompt that is long enough to measure prefill."""
 
 NEWEST = 0.2
-"""The weight of the newest answer's time in their average."""
+"""The weight of the newest answer in the moving averages."""
 
 
 class SlotRequest(Protocol):
-    """A request in a slot, as far as the learner looks at it."""
+    """A request in a slot: what the learner looks at."""
 
     @property
     def demand(self) -> Demand: ...
@@ -77,14 +77,14 @@ class SlotRequest(Protocol):
 
 
 class _Overlap:
-    """Some answers were under way at a time."""
+    """Answers that were running at the same time."""
 
     __slots__ = ("at", "counted", "others")
 
     def __init__(self, at: float, others: set[SlotRequest]) -> None:
         self.at = at
         self.others = others
-        """All but the one that began last; those that ended too soon are taken out."""
+        """All but the newest; those that end too soon are removed."""
         self.counted = False
 
 
@@ -115,16 +115,16 @@ class SlotLearner:
         self.outstanding: dict[SlotRequest, None] = {}
         self.proven = 1
         self.limit = 2
-        """How many may be sent there at once. It changes only by what is told here."""
+        """How many may be sent at once."""
         self._seen = 0
         self._doubts = 0
         self._tries = 0
         self._looks = 0
         """Answers that have begun in this trial."""
         self._held = 0
-        """Those of them that ran beside as many others as are known to run."""
+        """Of these, the answers that ran beside as many others as are proven."""
         self._expected = 0.0
-        """How many of them are to be, at least."""
+        """The least number of these that is expected."""
         self._trial_at = 0.0
         """When the trial began."""
         self._pause = FIRST_PAUSE
@@ -133,14 +133,14 @@ class SlotLearner:
         self._quickest = math.inf
         """The shortest wait for a first byte, in seconds."""
         self._pace = 0.0
-        """Seconds for a token of the prompt until the first byte."""
+        """Seconds of prefill per token of the prompt."""
         self._usual = math.inf
-        """Seconds that an answer takes."""
+        """The usual duration of an answer, in seconds."""
         self._overlap: _Overlap | None = None
 
     @property
     def due(self) -> float:
-        """When `passed` is to be called, as an overlap will have lasted by then; infinite: there is none."""
+        """When `passed` has to be called, since an overlap will have lasted; infinite: there is none."""
         overlap = self._overlap
         return math.inf if overlap is None else overlap.at + (LONG_OVERLAP if overlap.counted else self._lasting())
 
@@ -149,7 +149,7 @@ class SlotLearner:
         self._open(lease.taken_at)
 
     def began(self, lease: SlotRequest, now: float) -> None:
-        """Its answer has begun; in one piece, it is there."""
+        """Its answer has begun, or has arrived in one piece."""
         outstanding = self.outstanding
         if lease not in outstanding:
             return
@@ -172,7 +172,7 @@ class SlotLearner:
             self._overlap = _Overlap(now, others)
 
     def ended(self, lease: SlotRequest, now: float, *, whole: bool) -> None:
-        """It is over; `whole`: as it should be, so that the host went on to the next one."""
+        """It has ended; `whole`: normally, so that the host went on to the next one."""
         outstanding = self.outstanding
         if lease not in outstanding:
             return
@@ -197,7 +197,7 @@ class SlotLearner:
         self._open(now)
 
     def passed(self, now: float) -> bool:
-        """Time has gone by; True if the limit has changed."""
+        """Time has passed; True if the limit has changed."""
         overlap, limit = self._overlap, self.limit
         if overlap is None or now < self.due:
             return False
@@ -221,11 +221,11 @@ class SlotLearner:
         return self.limit != limit
 
     def _lasting(self) -> float:
-        """Seconds."""
+        """Seconds that an overlap has to last."""
         return max(SHORTEST_OVERLAP, min(OVERLAP, OVERLAP_PART * self._usual))
 
     def _doubt(self, newest: SlotRequest, at_once: int, now: float) -> None:
-        """Another has ended, and the newest of so many may wait for that."""
+        """An answer has ended, and the newest request may have been waiting for that."""
         if newest.began_at is not None:
             if at_once > self.proven:
                 self._doubts = 0
@@ -243,7 +243,7 @@ class SlotLearner:
             self._pause_trials(now)
 
     def _patience(self, lease: SlotRequest) -> float:
-        """Seconds after which it is held to wait."""
+        """Seconds after which the request counts as waiting."""
         unread = max(0, lease.demand.tokens - lease.known_tokens)
         return PATIENCE + 3 * (self._quickest + self._pace * unread)
 
@@ -261,14 +261,14 @@ class SlotLearner:
         self._overlap = None
 
     def _open(self, now: float) -> None:
-        """Begin a trial, if one is due."""
+        """Start a trial, if one is due."""
         if now >= self._next_trial and self.limit <= self.proven:
             self.limit = self.proven + 1
             self._trial_at = now
 
 
 def _runs(other: SlotRequest, sent_before: float) -> bool:
-    """Whether the host runs it, when the answer to a request has begun that was sent a little later than that.
+    """Whether the host is running the request, given that the answer to one sent later than that has begun.
 
     Where its beginning is not seen, it is known by the order: but what waits for a load begins in any, and two that are
     sent at the same time may overtake each other.

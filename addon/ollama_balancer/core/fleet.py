@@ -1,7 +1,7 @@
-"""What the parts of the registry share: the agents and who has which model, the pools, and what is due next.
+"""What the parts of the registry share: the agents and their models, the pools, and the time of the next expiry.
 
-A part tells the fleet what has changed about an agent; the fleet keeps the pools and the placement right and calls
-whoever waits for it. Parts that let go of things after a while are `Expiring`.
+A part tells the fleet what has changed about an agent; the fleet updates the pools and the placement and notifies the
+scheduler. Parts whose state expires are `Expiring`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .scoring.learning import Learner
 
 
 class Expiring(Protocol):
-    """A part that holds what is over after a while. Times are seconds of the registry's clock."""
+    """A part whose state expires. Times are seconds of the registry's clock."""
 
     def expire(self, now: float) -> None:
-        """Let go of what is over by now."""
+        """Drop what has expired by now."""
 
     def next_expiry(self, now: float) -> float:
-        """When there is something to let go of again; infinite: nothing is held."""
+        """When the next thing expires; infinite: nothing does."""
 
 
 class Fleet:
@@ -46,47 +46,47 @@ class Fleet:
         self.generation = 0
         """Grows when an agent comes or goes, or what one has loaded, or its version, changes."""
         self.changed_models: set[str] = set()
-        """Models whose entries or online holders have changed since somebody merged them and cleared this."""
+        """Models whose entries or online holders have changed since the merged lists were last made."""
         self.next_expiry = math.inf
         self.expiring: list[Expiring] = []
         self.waiting: Callable[[str], int] = lambda model: 0
-        """How many requests wait for that model."""
+        """The number of queued requests for a model."""
         self.on_slot_free: Callable[[Agent, str], None] = lambda agent, model: None
-        """Called when an agent may have a slot of that model free again."""
+        """Called when an agent may have a free slot for a model again."""
         self.on_change: Callable[[Agent], None] = lambda agent: None
-        """Called when an agent may have begun or ceased to be one that serves, or serves other models."""
+        """Called when an agent may have become available or unavailable, or its models have changed."""
         self.on_load: Callable[[Agent], object] = lambda agent: None
-        """Called when an agent has loaded a model, for which it may have pushed out another."""
+        """Called when an agent has loaded a model, for which it may have evicted another."""
         self.on_unproven: Callable[[Agent], None] = lambda agent: None
-        """Called when an agent begins to report that it is alive and is still to be reached: it wants a probe now."""
+        """Called when an agent starts to report and has not been reached yet: it needs a probe now."""
 
     def candidates(self, model: str) -> Iterator[Agent]:
-        """The agents that have the model, and those that may, in whatever state."""
+        """The agents that have the model, and those whose models are unknown, in whatever state."""
         yield from self.holders.get(model, ())
         yield from self.undiscovered
 
     def memory_changed(self, agent: Agent) -> None:
-        """Other models are in its memory, or it may be used or not be used."""
+        """Its loaded models or its eligibility have changed."""
         agent.epoch += 1
         self.learner.placement.update(agent, self.clock())
 
     def eligibility_changed(self, agent: Agent) -> None:
-        """It may be given requests now, or no more, or of other models."""
+        """Its eligibility or its models have changed."""
         self.memory_changed(agent)
         self.pools.place(agent)
         self.on_change(agent)
 
     def came_or_went(self, agent: Agent) -> None:
-        """It is online now, or is no longer, or has left."""
+        """It has come online, gone offline or left."""
         self.generation += 1
         self.changed_models.update(agent.models or ())
 
     def settle_aliases(self, agent: Agent) -> None:
-        """The agent has changed: another of its host's names may be the one that gets the requests now."""
+        """The agent has changed: another alias of its host may represent the host now."""
         self.aliases_changed(self.hosts.settle(agent))
 
     def aliases_changed(self, agents: list[Agent]) -> None:
-        """These are aliases now, or are no longer."""
+        """These agents have become aliases, or are no longer."""
         for agent in agents:
             self.came_or_went(agent)
             self.eligibility_changed(agent)
@@ -100,16 +100,16 @@ class Fleet:
                 del self.holders[model]
 
     def expire_by(self, at: float) -> None:
-        """Something is over at that time."""
+        """Something expires at that time."""
         if at < self.next_expiry:
             self.next_expiry = at
 
     def expire(self) -> None:
-        """Let go of what is no longer fresh. Costs a step for each report or probe that has run out."""
+        """Drop what has expired: one step for each report or probe."""
         now = self.clock()
         if now < self.next_expiry:
             return
-        self.next_expiry = math.inf  # who is told of a change may ask for an agent, which comes here again
+        self.next_expiry = math.inf  # a callback may select an agent, which calls this again
         try:
             for part in self.expiring:
                 part.expire(now)

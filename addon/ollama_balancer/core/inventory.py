@@ -1,4 +1,4 @@
-"""Which models the agents have, and which they have in memory."""
+"""Which models the agents have on disk, and which are loaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
 LIST_SECONDS = 2.0
-"""How long it may take a host to find out what it has in memory."""
+"""Seconds that a host may take to list its loaded models."""
 
 MAX_LOADED = 100
-"""Models that one agent is believed to have in memory."""
+"""Loaded models that are accepted from one agent."""
 
 
 class Inventory:
@@ -45,7 +45,7 @@ class Inventory:
         return bool(self._fleet.undiscovered)
 
     def update_models(self, agent: Agent, entries: list[ModelEntry]) -> None:
-        """Store which models the agent has. Of a list that has not changed the known entries take the place."""
+        """Store which models the agent has. If it has not changed, the stored entries replace the list's."""
         fleet, old = self._fleet, agent.models
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
@@ -72,15 +72,15 @@ class Inventory:
         fleet.eligibility_changed(agent)
 
     def forget_model(self, agent: Agent, model: str) -> None:
-        """The agent does not have the model (a canonical name) after all, or no longer."""
+        """The agent does not have the model (a canonical name) any more."""
         if agent.models is not None and model in agent.models:
             self.update_models(agent, [entry for name, entry in agent.models.items() if name != model])
 
     def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
-        """Store which models the agent has in memory, as of then on the registry's clock, or now.
+        """Store which models the agent has loaded, as of a time of the registry's clock, by default now.
 
-        A list that is older than what is known is dropped. What an answer has proven since, or proves now, is in memory
-        whatever an older list says.
+        A list older than the stored one is dropped. A model that has answered since then, or is running, counts as
+        loaded whatever the list says.
         """
         now = self._fleet.clock()
         if as_of is not None and as_of < agent.loaded_at:
@@ -118,7 +118,7 @@ class Inventory:
             self._fleet.memory_changed(agent)
 
     def unloaded(self, agent: Agent, model: str) -> None:
-        """The agent has said that it takes the model (a canonical name) out of memory, when nothing more runs on it."""
+        """The agent has confirmed that it unloads the model (a canonical name) once no request runs on it."""
         if agent.removed or model in agent.running:
             return
         loaded_model = agent.loaded_models.get(model)

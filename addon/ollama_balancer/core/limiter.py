@@ -1,4 +1,4 @@
-"""How many requests run on each agent: leases are given out here, take a slot for their model, and come back here."""
+"""Limits the requests that run on each agent: leases take a slot for their model here, and give it back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .leases import SUCCEEDED, Lease, SlotLease
 from .observations import AnswerObservation
 
 MAX_LEARNERS = 1000
-"""Models whose slots are learned for one agent at once."""
+"""Models whose slots are learned per agent."""
 
 
 class ConcurrencyLimiter:
@@ -28,11 +28,11 @@ class ConcurrencyLimiter:
         self._ejection = ejection
         self._slots = slots
         self._busy: dict[tuple[Agent, str], float] = {}
-        """Until when an agent does not want requests of a model."""
+        """Until when an agent accepts no requests of a model."""
         self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
-        """Those that may know more when an overlap has lasted."""
+        """Learners with an overlap that has yet to last."""
         self.on_contact: Callable[[Agent], None] = lambda agent: None
-        """Called when an answer comes from an agent that was not reached of late."""
+        """Called when an answer comes from an agent that was unreachable."""
 
     @property
     def slots(self) -> int:
@@ -53,7 +53,7 @@ class ConcurrencyLimiter:
     ) -> Lease:
         """Count a request in flight on the agent, from now on; with a model (a canonical name), in a slot of it.
 
-        `options` is how it was chosen, for who is to be told.
+        `options` are the scored candidates, for the record.
         """
         agent.in_flight += 1
         for board in agent.boards:
@@ -67,7 +67,7 @@ class ConcurrencyLimiter:
         return lease
 
     def busy(self, agent: Agent, model: str, seconds: float) -> None:
-        """The agent wants no more requests of the model (a canonical name) for so long: they wait, or go elsewhere."""
+        """The agent accepts no requests of the model (a canonical name) for so long: they wait, or go elsewhere."""
         if agent.removed:
             return
         until = self._fleet.clock() + seconds
@@ -77,13 +77,13 @@ class ConcurrencyLimiter:
         self._refit(agent, model)
 
     def answered(self, lease: Lease, answer: AnswerObservation) -> None:
-        """The answer of a request, which still holds its lease, is whole: learn from it."""
+        """The answer of a request, which still holds its lease, is complete: learn from it."""
         if isinstance(lease, SlotLease) and not lease.agent.removed:
             self._fleet.learner.answered(lease, answer, self._fleet.clock())
             lease.agent.epoch += 1
 
     def fix_slots(self, agent: Agent) -> None:
-        """How many requests it runs at once may be known otherwise now."""
+        """Apply a change of the slots that are configured or reported."""
         fixed = self._slots or (agent.metrics.num_parallel if agent.metrics else None) or 0
         if fixed == agent.fixed_slots:
             return
@@ -94,7 +94,7 @@ class ConcurrencyLimiter:
             self._fleet.on_slot_free(agent, model)
 
     def start_over(self, agent: Agent) -> None:
-        """The agent went offline: what was learned of its slots may hold no longer."""
+        """The agent went offline: forget what was learned of its slots."""
         agent.learners = {}
         for model in agent.running:
             self._refit(agent, model)
@@ -115,7 +115,7 @@ class ConcurrencyLimiter:
             fleet.memory_changed(agent)
         else:
             if loaded_model.runner not in (None, lease.demand.runner):
-                # It was loaded anew, and knows no prompt.
+                # It was reloaded, and its prefix cache is empty.
                 loaded_model.gone = True
                 loaded_model = agent.loaded_models[model] = LoadedModel()
             loaded_model.runner, loaded_model.proven_at = lease.demand.runner, lease.began_at
@@ -127,7 +127,7 @@ class ConcurrencyLimiter:
         lease.slow = agent.slowness(model)
         agent.epoch += 1
         if loaded:
-            # It held up all others there.
+            # The load blocked all other requests there.
             fleet.on_change(agent)
             fleet.on_load(agent)
         learner = lease.learner
@@ -142,7 +142,7 @@ class ConcurrencyLimiter:
             self._ejection.gate(agent)
 
     def lease_ended(self, lease: SlotLease, outcome: Outcome | None) -> None:
-        """It has been released; without an outcome the agent was not the right one to ask."""
+        """The lease has been released; without an outcome the agent was the wrong one to ask."""
         fleet, agent, model = self._fleet, lease.agent, lease.model
         given_up = False
         left = agent.running[model] - 1
@@ -159,7 +159,7 @@ class ConcurrencyLimiter:
             if outcome is SUCCEEDED and lease.began_at is None:
                 lease.learner.began(lease, now)
                 self._watch_overlap(agent, model, lease.learner)
-            # A load holds up all that have come after it.
+            # A load blocks all requests that came after it.
             lease.learner.ended(lease, now, whole=outcome is SUCCEEDED and not agent.loading)
         self._refit(agent, model)
         if agent.half_open_lease is lease:
@@ -167,7 +167,7 @@ class ConcurrencyLimiter:
         if agent.health.phase is not Phase.HEALTHY:
             self._ejection.gate(agent)
         if given_up:
-            fleet.on_change(agent)  # it held up all others there
+            fleet.on_change(agent)  # the load blocked all other requests there
         fleet.on_slot_free(agent, model)
 
     def expire(self, now: float) -> None:
@@ -222,16 +222,16 @@ class ConcurrencyLimiter:
             self._ejection.gate(agent)
 
     def _load_given_up(self, lease: SlotLease) -> bool:
-        """A request ends before the load of its model; whether nobody waits for that any more."""
+        """A request ended before its model was loaded; True if no other request waits for the load."""
         agent, model = lease.agent, lease.model
         self._loads_no_more(lease)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is not None and loaded_model.runner not in (None, lease.demand.runner):
-            # It may have been loaded anew before the request ended: nothing but an answer tells.
+            # It may have been reloaded before the request ended: only an answer would tell.
             loaded_model.runner = None
         if model not in agent.loading:
             return False
-        # The load was this request's, or another's that was behind it: that begins anew.
+        # If another request waits for the load, the host starts it again.
         if model in agent.loaders:
             agent.loading[model] = self._fleet.clock()
             return False
@@ -248,7 +248,7 @@ class ConcurrencyLimiter:
             del loaders[model]
 
     def _refit(self, agent: Agent, model: str) -> None:
-        """Have the pools know whether the agent has a slot of the model free."""
+        """Tell the pools whether the agent has a free slot for the model."""
         slots = agent.slots_for(model)
         full = agent.running.get(model, 0) >= slots or (bool(self._busy) and (agent, model) in self._busy)
         changed = full is not (model in agent.full)
@@ -260,7 +260,7 @@ class ConcurrencyLimiter:
             self._fleet.learner.placement.refit(agent, model, slots)
 
     def _watch_overlap(self, agent: Agent, model: str, learner: SlotLearner) -> None:
-        """Have it told when an overlap that it has seen has lasted."""
+        """Call the learner again when its overlap will have lasted."""
         due = learner.due
         if due < math.inf:
             self._overlaps[learner] = agent, model

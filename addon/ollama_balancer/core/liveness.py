@@ -1,4 +1,4 @@
-"""Whether agents are online: what their reports, the probes of them and the requests to them say together.
+"""Whether agents are online, from their reports, the probes of them and the requests to them.
 
 An agent is online when a probe (not older than `PROBE_GRACE`) got an answer, or a report (not older than `stale_after`)
 says that its Ollama answers and the balancer gets through to it: something has, and nothing has failed to since. A
@@ -40,7 +40,7 @@ class Liveness:
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
         self._refused: dict[Agent, float] = {}
-        """Until when agents are not used that do not let the balancer in."""
+        """Until when agents are not used because they refused the balancer's credentials."""
 
     @property
     def stale_after(self) -> float:
@@ -53,14 +53,14 @@ class Liveness:
         self._fleet.expire()
 
     def report_received(self, agent: Agent, metrics: AgentMetrics, now: float) -> None:
-        """The agent's metrics have come, for the first time or anew."""
+        """Store the agent's metrics."""
         agent.report_received(metrics, now)
         self._reports[agent] = now
         self._reports.move_to_end(agent)
         self._fleet.expire_by(now + self._stale_after)
 
     def reports(self, agent: Agent, metrics: AgentMetrics) -> None:
-        """What a report that was received says of the agent's Ollama."""
+        """Apply what a received report says about the agent's Ollama."""
         if metrics.ollama_ok is False:
             self.lost(agent, "its reporter says that Ollama does not answer there")
         elif not agent.reported_alive:
@@ -81,11 +81,11 @@ class Liveness:
         agent.reached()
 
     def unreachable(self, agent: Agent, reason: str) -> None:
-        """A request or a probe was refused or found nobody: not online until something gets through."""
+        """A request or a probe could not connect: the agent is not online until something gets through."""
         self.lost(agent, reason, found_nobody=True)
 
     def silent(self, agent: Agent, reason: str) -> None:
-        """A probe got no usable answer. That is given `PROBE_GRACE` where something got through before."""
+        """A probe got no usable answer. The agent goes offline after `PROBE_GRACE` if something got through before."""
         if agent.removed:
             return
         now = self._fleet.clock()
@@ -96,7 +96,7 @@ class Liveness:
             self.lost(agent, reason, found_nobody=True)
 
     def refuses(self, agent: Agent, reason: str, seconds: float | None = None) -> None:
-        """The agent, or a proxy in front of it, does not let the balancer in: it is not used for so long."""
+        """The agent, or a proxy in front of it, refused the balancer's credentials: it is not used for so long."""
         seconds = REFUSED_SECONDS if seconds is None else seconds
         if agent.removed:
             return
@@ -111,13 +111,13 @@ class Liveness:
         self._fleet.eligibility_changed(agent)
 
     def needs_probe(self, agent: Agent) -> bool:
-        """Whether a probe is to tell what no report tells: an agent without recent reports, or without known models."""
+        """Whether the agent has to be probed: it has no recent report, or its models are not known."""
         if agent.models is None or not agent.online or agent.metrics is None or agent.metrics.loaded_models is None:
             return True
         return self._fleet.clock() - agent.metrics_at > self._stale_after * 2 / 3
 
     def lost(self, agent: Agent, reason: str, *, found_nobody: bool = False, refused: bool = False) -> None:
-        """It is not online: nobody was found there, or nobody was let in, or reports say no more that it is alive."""
+        """The agent is not online: it is out of reach, refused the balancer, or no longer reports to be alive."""
         fleet, was_online = self._fleet, agent.online
         if not refused:
             agent.refusal = None
@@ -130,11 +130,11 @@ class Liveness:
         else:
             agent.reported_alive = False
         status = agent.status
-        if was_online or status is not agent.said:
+        if was_online or status is not agent.logged_status:
             agent.offline_reason = reason
-            what = "not there" if agent.said is None and status is Status.OFFLINE else status
+            what = "not there" if agent.logged_status is None and status is Status.OFFLINE else status
             logger.warning("Agent %s (%s) is %s: %s.", agent.name, agent.address, what, reason)
-            agent.said = status
+            agent.logged_status = status
         if was_online:
             self._limiter.start_over(agent)
             agent.memory_unknown()
@@ -167,7 +167,7 @@ class Liveness:
         agent.reported_alive = agent.reported_alive or reported
         agent.probed = agent.probed or probed
         if not was_online and agent.online:
-            agent.said = Status.ONLINE
+            agent.logged_status = Status.ONLINE
             if agent.draining:
                 until = "its reporter registers" if agent.draining_until_registration else "it is resumed"
                 words = f"{how} and is still draining: it gets no new requests until {until}"

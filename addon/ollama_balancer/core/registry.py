@@ -1,11 +1,10 @@
-"""The agents of the fleet: who belongs to it, and the choice among them.
+"""The registry of agents: membership in the fleet, and the front of the core.
 
-The registry is the front of the core. Its parts, which may be used beside it: `inventory` (who has which model),
-`liveness` (who is online), `ejection` (who serves), `limiter` (what runs where), `selection` (who gets a request).
+Its parts are public: `inventory` (which agent has which model), `liveness` (who is online), `ejection` (who fails),
+`limiter` (what runs where) and `selection` (who gets a request).
 
-When is a request complete? When its lease is released: at the last byte, the error or the client's disconnect,
-whichever comes first; a lease is released once. A lease for a model takes one of the agent's slots for it; an agent
-that has none left is not chosen.
+A request is complete when its lease is released: at the last byte, the error or the client's disconnect, whichever
+comes first. A lease for a model takes one of the agent's slots; an agent without a free slot is not chosen.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ logger = logging.getLogger(__name__)
 MAX_AGENTS = 200_000
 
 CLOCK_DRIFT = 0.01
-"""Seconds by which a host's clock may run off between two reports."""
+"""Seconds by which a host's clock may drift between two reports."""
 
 LONGEST_DELAY = 60.0
-"""Seconds: a report that seems to have taken longer comes from a host whose clock was set."""
+"""Seconds: a report that seems to have taken longer comes from a host whose clock was changed."""
 
 _ROUND_ROBIN, _METRICS = POLICIES["roundrobin"], POLICIES["metrics"]
 
@@ -121,7 +120,7 @@ class AgentRegistry:
         return Address(host, port) in self._addresses
 
     def expire(self) -> None:
-        """Let go of what is no longer fresh: see `Fleet.expire`."""
+        """Drop what has expired: see `Fleet.expire`."""
         self.fleet.expire()
 
     def register(self, name: str, address: Address, source: Source = Source.REGISTERED) -> tuple[Agent, bool]:
@@ -305,7 +304,7 @@ class AgentRegistry:
 
 
 def _made_at(agent: Agent, metrics: AgentMetrics, now: float) -> float:
-    """When a report was made, on the registry's clock: how much later it came than the quickest one tells."""
+    """When a report was made, on the registry's clock, judged by the fastest report of the agent."""
     lead = now - metrics.timestamp.timestamp()
     # The two clocks drift: what was quickest once counts for less and less.
     agent.clock_lead = min(lead, agent.clock_lead + CLOCK_DRIFT)
