@@ -24,7 +24,8 @@ import httpx
 from benches.proxy import end_on_signals
 from tests.e2e.beside import Cost, stream_beside, stream_host
 from tests.e2e.harness import ROOT, TOKEN, command, environment, free_port, wait_until
-from tests.e2e.hostile_inputs import INPUTS, Input, Site, host
+from tests.e2e.hostile_host import host
+from tests.e2e.hostile_inputs import INPUTS, Input, Site
 from tests.e2e.web import PASSWORD
 
 

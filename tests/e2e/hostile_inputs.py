@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import json
 import re
 import socket
@@ -19,29 +17,11 @@ import httpx
 
 from tests.e2e.clients import Http2Client
 from tests.e2e.harness import TOKEN, report
+from tests.e2e.hostile_host import MIB, STREAMS, WHOLE, many
 from tests.e2e.web import Web
 
-MIB = 1 << 20
 PATIENCE = 30.0
 """Seconds after which an input is given up."""
-
-LINE = b'{"model":"m","response":"%s","done":false}\n' % (b"x" * 32_000)
-DONE = b'{"model":"m","response":"","done":true,"status":"success"}\n'
-
-STREAMS = {
-    "bare CRs": (b"text/event-stream", b"\r" * 65_536, 20 * MIB),
-    "blank lines": (b"application/x-ndjson", b"\n" * 65_536, 20 * MIB),
-    "empty objects": (b"application/x-ndjson", b"{}\n" * 21_000, 20 * MIB),
-    "comments": (b"text/event-stream", b":\n" * 32_000, 20 * MIB),
-    "event of arrays": (b"application/x-ndjson", b"[]," * 21_000, 7 * MIB),
-    "event of floats": (b"application/x-ndjson", b"1.5e3," * 10_000, 7 * MIB),
-}
-"""Answers of the host, by the prompt that asks for them: type, a piece, and how many bytes of it."""
-
-WHOLE = {
-    "answer of arrays": b'{"embeddings":[' + b"[]," * (3 * MIB // 3) + b"1]}",
-    "answer of floats": b'{"embeddings":[' + b"1.5e3," * (3 * MIB // 6) + b"1]}",
-}
 
 HISTORY_ROWS = 60
 """Of each of the 1,440 minutes."""
@@ -74,65 +54,6 @@ class Input:
     write: Callable[[Path], None] = lambda _: None
     """What is in mitmproxy's confdir at the start."""
     tool: str = "mitmdump"
-
-
-async def _serve(listing: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    chunked = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-            body = await reader.readexactly(int(lengths[0][15:]) if lengths else 0)
-            prompt = ""
-            with contextlib.suppress(ValueError):
-                asked = json.loads(body) if 0 < len(body) < 1000 else {}
-                prompt = str(asked.get("prompt") or asked.get("model"))
-            if head.startswith(b"GET"):
-                answer = listing if b"/api/tags" in head else b'{"models":[],"version":"0.33.0"}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
-            elif prompt == "large head":
-                writer.write(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 300_000 + b"\r\n")
-            elif prompt == "endless head":
-                writer.write(b"HTTP/1.1 200 OK\r\nx: ")
-                for _ in range(100):
-                    writer.write(b"y" * MIB)
-                    await writer.drain()
-            elif prompt == "fast":
-                writer.write(chunked % b"application/x-ndjson")
-                while True:
-                    writer.write(b"%x\r\n%s\r\n" % (len(LINE), LINE))
-                    await writer.drain()
-            elif prompt == "chunks of one byte":
-                writer.write(chunked % b"application/x-ndjson")
-                for _ in range(20 if head.startswith(b"POST /api/pull") else 100):
-                    writer.write(b"1\r\nx\r\n" * 10_000)
-                    await writer.drain()
-                writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(DONE) + 1, b"\n" + DONE))
-            elif prompt in STREAMS:
-                kind, piece, size = STREAMS[prompt]
-                writer.write(chunked % kind)
-                for _ in range(size // len(piece)):
-                    writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-                    await writer.drain()
-                writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(DONE) + 1, b"\n" + DONE))
-            else:
-                answer = WHOLE.get(prompt, DONE)
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
-                writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer))
-            await writer.drain()
-
-
-def host(ports: tuple[int, int]) -> None:
-    """The host, in a process of its own."""
-
-    async def run() -> None:
-        usual = b'{"models":[{"name":"m"}]}'
-        large = b'{"models":[{"name":"n","x":' + _many(b"{},", 8 * MIB - 1000) + b"}]}"
-        for port, listing in zip(ports, (usual, large), strict=True):
-            await asyncio.start_server(functools.partial(_serve, listing), "127.0.0.1", port)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
 
 
 def send(site: Site, data: Iterable[bytes]) -> bytes:
@@ -183,10 +104,6 @@ def _prompt(prompt: str) -> Callable[[], bytes]:
     return lambda: _post("/api/generate", json.dumps({"model": "m", "prompt": prompt}).encode())
 
 
-def _many(unit: bytes, size: int) -> bytes:
-    return b"[" + unit * (size // len(unit)) + b"1]"
-
-
 def _report(models: bytes) -> Callable[[], bytes]:
     def made() -> bytes:
         body = json.dumps(report()).encode()
@@ -207,6 +124,22 @@ def _entries(count: int) -> bytes:
 def _endless(begin: bytes, count: int = 100) -> Callable[[Site], bytes]:
     """Bytes of a line that has no end, in MiB."""
     return lambda site: send(site, iter([begin, *[b"x" * MIB] * count]))
+
+
+def _ahead(request: bytes, count: int) -> Callable[[Site], bytes]:
+    """So many requests in one write, of which the last one ends the connection."""
+
+    def act(site: Site) -> bytes:
+        data = request * (count - 1) + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE) as s:
+            s.sendall(data)
+            site.sent += len(data)
+            first = piece = s.recv(65_536)
+            while piece:
+                piece = s.recv(65_536)
+        return first
+
+    return act
 
 
 def _thousand_agents(site: Site) -> None:
@@ -337,9 +270,9 @@ INPUTS: dict[str, Input] = {
     ),
     "field of 100 MiB": Input("heads", _endless(b"GET / HTTP/1.1\r\nHost: x\r\nx: ")),
     "chunk line of 100 MiB": Input("heads", _endless(_chunks(b"1;", 1, b""))),
-    **_all_of("sent ahead", {"400 requests ahead": lambda: _head() * 400}),
+    "400 requests ahead": Input("sent ahead", _ahead(_head(), 400)),
     "240 lists of 1,000 agents ahead": Input(
-        "sent ahead", _sent(lambda: _head(first=b"GET /api/agents HTTP/1.1") * 240), _thousand_agents
+        "sent ahead", _ahead(_head(first=b"GET /api/agents HTTP/1.1"), 240), _thousand_agents
     ),
     "no window, a fast host, 4 s": Input("HTTP/2", _without_window),
     "20,000 resets": Input("HTTP/2", _http2_flood(_reset)),
@@ -367,10 +300,10 @@ INPUTS: dict[str, Input] = {
     **_all_of(
         "bodies",
         {
-            "body of arrays, 60 kB": _chat(_many(b"[],", 60_000)),
-            "body of arrays, 100 MiB": _chat(_many(b"[],", 100 * MIB)),
-            "body of numbers, 100 MiB": _chat(_many(b"1,", 100 * MIB)),
-            "body of short strings, 100 MiB": _chat(_many(b'"a",', 100 * MIB)),
+            "body of arrays, 60 kB": _chat(many(b"[],", 60_000)),
+            "body of arrays, 100 MiB": _chat(many(b"[],", 100 * MIB)),
+            "body of numbers, 100 MiB": _chat(many(b"1,", 100 * MIB)),
+            "body of short strings, 100 MiB": _chat(many(b'"a",', 100 * MIB)),
             "body of escapes, 100 MiB": _chat(b'"' + b'\\"' * (50 * MIB) + b'"'),
             "message of escapes, 100 MiB": lambda: _post(
                 "/api/chat", b'{"model":"m","messages":[{"role":"user","content":"' + b'\\"' * (50 * MIB) + b'"}]}'
@@ -379,7 +312,7 @@ INPUTS: dict[str, Input] = {
             "body of one text, 100 MiB": _chat(b'"' + b"x" * (100 * MIB) + b'"'),
             "deep body": _chat(b"[" * 9_000 + b"]" * 9_000),
             "unknown model, objects of 1 MiB": lambda: _post(
-                "/api/chat", b'{"model":"nope","x":' + _many(b"{},", MIB) + b"}"
+                "/api/chat", b'{"model":"nope","x":' + many(b"{},", MIB) + b"}"
             ),
         },
     ),
@@ -388,7 +321,7 @@ INPUTS: dict[str, Input] = {
         {
             "report of 100,000 entries": _report(b'[{"name":"a"}' + b',{"name":"a"}' * 70_000 + b"]"),
             "report of 2,500 models": _report(_entries(2_500)),
-            "report of arrays": _report(b'[{"name":"a","x":' + _many(b"[],", 900_000) + b"}]"),
+            "report of arrays": _report(b'[{"name":"a","x":' + many(b"[],", 900_000) + b"}]"),
             "report of no models": _report(b"[[]" + b",[]" * 2_400 + b"]"),
         },
     ),

@@ -16,7 +16,8 @@ import pytest
 
 from tests.e2e.beside import Beside, Cost, stream_beside, stream_host
 from tests.e2e.harness import free_port, running_proxy, wait_until
-from tests.e2e.hostile_inputs import INPUTS, MIB, Site, host, send
+from tests.e2e.hostile_host import MIB, host
+from tests.e2e.hostile_inputs import INPUTS, Site, send
 
 TRIES = 3
 """What is the machine's doing does not come again each time."""

@@ -14,13 +14,17 @@ from .agent import Agent
 from .demand import Demand
 
 SECONDS = 300.0
-"""Seconds for which an agent is avoided: its memory, files or version may have changed by then."""
+"""Seconds for which an agent is avoided: its memory, files or version may have changed by then.
+
+As long as the longest ejection."""
 
 REFUSED_SECONDS = 30.0
 """Seconds for which an agent that refused the credentials is avoided."""
 
 FAILING_SECONDS = 10.0
-"""Seconds for which an agent that fails is avoided if the fleet cannot spare it, so that it is not ejected."""
+"""Seconds for which an agent that fails is avoided if the fleet cannot spare it, so that it is not ejected.
+
+As long as a first ejection."""
 
 MOST = 1_000
 """Kinds of requests for which agents are avoided: clients choose the options."""
@@ -119,4 +123,4 @@ class Avoidance:
 
 def _digest(agent: Agent, model: str | None) -> object:
     entry = agent.models.get(model) if model is not None and agent.models is not None else None
-    return (entry.__pydantic_extra__ or {}).get("digest") if entry is not None else None
+    return (entry.model_extra or {}).get("digest") if entry is not None else None

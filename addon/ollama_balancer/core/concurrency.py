@@ -19,26 +19,41 @@ from .demand import Demand
 DOUBTS = 2
 """Consecutive times that the newest request was still waiting when an older one ended, until the limit is lowered.
 
-Once is enough to end a trial: it costs no more than waiting until the next one."""
+Once is enough to end a trial: it costs no more than waiting until the next one.
+
+`--tune concurrency.DOUBTS`: flat from 1 to 4."""
 
 CONFIRMATIONS = 2
-"""Overlaps that prove one more slot; a long one counts for two."""
+"""Overlaps that prove one more slot; a long one counts for two.
+
+`--tune concurrency.CONFIRMATIONS`: 4 is as good, 1 worse."""
 
 TRIES = 5
-"""Answers per slot that end during a trial until it has failed to prove anything."""
+"""Answers per slot that end during a trial until it has failed to prove anything.
+
+`--tune concurrency.TRIES`: flat from 2 to 20."""
 
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 600.0
-"""Seconds between two trials. The host's settings may change."""
+"""Seconds between two trials. The host's settings may change.
+
+`--tune concurrency.FIRST_PAUSE`: flat from 5 to 120. `--tune concurrency.LONGEST_PAUSE`: flat from 120 to 3,600."""
 
 PAUSE_PART = 3.0
-"""The shortest pause after a trial, as a multiple of the trial's length."""
+"""The shortest pause after a trial, as a multiple of the trial's length.
+
+`--tune concurrency.PAUSE_PART`: flat from 1 to 10."""
 
 PATIENCE = 1.0
-"""Seconds beyond three times the shortest wait for a first byte, after which a request counts as waiting."""
+"""Seconds beyond three times the shortest wait for a first byte, after which a request counts as waiting.
+
+`--tune concurrency.PATIENCE`: flat from 0.25 to 4."""
 
 OVERLAP = 0.25
-"""The longest time that an overlap has to last, in seconds."""
+"""The longest time that an overlap has to last, in seconds.
+
+After that the end of an answer is hardly ever still on its way. The simulation has no network, which this is about:
+`--tune concurrency.OVERLAP` is flat from 0.05 to 1."""
 
 OVERLAP_PART = 0.1
 """The part of an answer's usual duration that an overlap has to last."""
@@ -46,19 +61,27 @@ OVERLAP_PART = 0.1
 SHORTEST_OVERLAP = 0.01
 
 LONG_OVERLAP = 1.0
-"""Seconds after which the end of an answer must have arrived."""
+"""Seconds after which the end of an answer must have arrived.
+
+`--tune concurrency.LONG_OVERLAP`: 0.5 and 3 are worse."""
 
 HELD = 0.25
-"""The part of a trial's answers that must begin beside as many others as are proven, or the limit is lowered."""
+"""The part of a trial's answers that must begin beside as many others as are proven, or the limit is lowered.
+
+It matters where answers are not streamed; tests/core/test_concurrency.py has such hosts."""
 
 LOOKS = 16
 """Answers that begin in a trial before that is judged."""
 
 LONG_PROMPT = 100
-"""Tokens of a prompt that is long enough to measure prefill."""
+"""Tokens of a prompt that is long enough to measure prefill.
+
+`--tune concurrency.LONG_PROMPT`: flat from 10 to 1,000."""
 
 NEWEST = 0.2
-"""The weight of the newest answer in the moving averages."""
+"""The weight of the newest answer in the moving averages.
+
+`--tune concurrency.NEWEST`: flat from 0.1 to 0.5."""
 
 
 class SlotRequest(Protocol):

@@ -68,7 +68,7 @@ class Fleet:
     def memory_changed(self, agent: Agent) -> None:
         """Its loaded models or its eligibility have changed."""
         agent.epoch += 1
-        self.learner.placement.update(agent, self.clock())
+        self.learner.placement.update(agent)
 
     def eligibility_changed(self, agent: Agent) -> None:
         """Its eligibility or its models have changed."""

@@ -13,18 +13,26 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 EJECTION_THRESHOLD = 3
-"""Consecutive failures that eject an agent."""
+"""Consecutive failures that eject an agent.
+
+The default of HAProxy's `fall` and Kubernetes' `failureThreshold`. `--tune health.EJECTION_THRESHOLD`: 1 is as good, 10
+somewhat better, as the hosts that fail there soon die or recover."""
 
 FIRST_EJECTION = 10.0
-"""Seconds of the first ejection; each failed probe doubles them."""
+"""Seconds of the first ejection; each failed probe doubles them.
+
+The default of nginx's `fail_timeout`. `--tune health.FIRST_EJECTION`: flat from 2 to 60."""
 
 LONGEST_EJECTION = 300.0
+"""Seconds, the default of Envoy's `max_ejection_time`. `--tune health.LONGEST_EJECTION`: flat from 30 to 900."""
 
 JITTER = 0.1
 """Part of an ejection's length, up or down, so that agents that failed together do not come back together."""
 
 SLOW_START_SECONDS = 30.0
-"""Seconds for which an agent that is back gets no more requests than it can run at once."""
+"""Seconds for which an agent that is back gets no more requests than it can run at once.
+
+`--tune health.SLOW_START_SECONDS`: flat from 1 to 90."""
 
 
 class Phase(StrEnum):

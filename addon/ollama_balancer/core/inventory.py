@@ -50,14 +50,12 @@ class Inventory:
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
             for (model, known), entry in zip(old.items(), entries, strict=True):
-                if known.__pydantic_extra__ != entry.__pydantic_extra__:
-                    self._interner.intern(entry)
-                    old[model] = entry
+                if known.model_extra != entry.model_extra:
+                    old[model] = self._interner.intern(entry)
                     fleet.changed_models.add(model)
             entries[:] = old.values()
             return
-        for entry in entries:
-            self._interner.intern(entry)
+        entries[:] = map(self._interner.intern, entries)
         old = old or {}
         new = {self._canonical_name(entry.name): entry for entry in entries}
         agent.models_listed(new, names)
@@ -92,9 +90,7 @@ class Inventory:
             agent.memory_known = True
             agent.epoch += 1
         if entries != agent.loaded:
-            for entry in entries:
-                self._interner.intern(entry)
-            agent.loaded = entries
+            given[:MAX_LOADED] = agent.loaded = entries = list(map(self._interner.intern, entries))
             self._fleet.generation += 1
         else:
             given[:MAX_LOADED] = agent.loaded

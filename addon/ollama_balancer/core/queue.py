@@ -23,9 +23,10 @@ from .demand import Demand
 from .leases import Lease
 
 UNKNOWN_RETRY = 5
-"""Seconds for Retry-After while the pace of the queue is unknown."""
+"""Seconds for Retry-After while the pace of the queue is unknown: a guess."""
 
 LONGEST_RETRY = 600
+"""Seconds: twice as long as a request may wait by default."""
 
 WEIGHT = 0.1
 """The weight of the newest interval between two turns in the moving average."""

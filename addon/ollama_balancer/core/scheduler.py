@@ -13,10 +13,14 @@ from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
 from .registry import AgentRegistry
 
 HEADS = 8
-"""Tickets of a queue key that are considered for a free slot."""
+"""Tickets of a queue key that are considered for a free slot.
+
+A bound on the work of a turn. `--tune scheduler.HEADS`: flat from 1 to 32."""
 
 MOST_OVERTAKEN = 8
-"""How many tickets with prefix-cache affinity may overtake a ticket."""
+"""How many tickets with prefix-cache affinity may overtake a ticket.
+
+A bound on unfairness. `--tune scheduler.MOST_OVERTAKEN`: flat from 0 to 32."""
 
 
 class Scheduler:

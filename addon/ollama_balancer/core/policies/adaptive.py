@@ -18,7 +18,9 @@ from ..scoring.agent_estimate import Situation
 from ..scoring.scorer import Scorer
 
 LONGEST_PATIENCE = 120.0
-"""Seconds after which a request takes any agent with a free slot."""
+"""Seconds after which a request takes any agent with a free slot.
+
+`--tune adaptive.LONGEST_PATIENCE`: 30 and 10 are far worse, as models then evict each other."""
 
 
 class Choice(NamedTuple):

@@ -10,7 +10,8 @@ run there lose. `load` is 0 for a loaded model, else the rest of the load in pro
 would evict a model in demand, or block requests that wait for a model the host has, it costs so much that the request
 rather waits, unless its model has many more requests per slot than the other.
 
-The constants are those that did best in benches/fleet_simulation.
+`python -m benches.fleet_simulation --tune NAME` shows what other values of a constant come to; "flat" is said of values
+between which it finds no difference beyond its noise.
 """
 
 from __future__ import annotations
@@ -25,41 +26,60 @@ from ..decision import ScoredCandidate
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
-"""The weight of a second of generation against a second before the first token: a stream is read as it comes."""
+"""The weight of a second of generation against a second before the first token: a stream is read as it comes.
 
-INTERFERENCE_WEIGHT = 1.0
-"""The weight of a second that other requests lose."""
+`--tune agent_estimate.ANSWER_WEIGHT`: flat from 0 to 1, so that this is an opinion about readers."""
 
 LEFT = 0.5
-"""The expected remaining part of a running answer."""
+"""The expected remaining part of a running answer.
+
+On average half. `--tune agent_estimate.LEFT`: flat from 0.1 to 1."""
 
 LOAD_WEIGHT = 1.5
-"""The weight of a second of loading: meanwhile the host serves no new request."""
+"""The weight of a second of loading: meanwhile the host serves no new request.
+
+`--tune agent_estimate.LOAD_WEIGHT`: flat from 1 to 3, 0.5 is worse."""
 
 EVICTION = 6.0
-"""The cost of evicting any model, in seconds."""
+"""The cost of evicting any model, in seconds.
+
+`--tune agent_estimate.EVICTION`: flat from 0 to 30."""
 
 THRASHING = 120.0
-"""The cost of evicting a model in demand, and of waiting until a model is idle, in seconds."""
+"""The cost of evicting a model in demand, and of waiting until a model is idle, in seconds.
+
+`--tune agent_estimate.THRASHING`: 120 is as good as 240, 30 and less are far worse."""
 
 IN_DEMAND = 0.6
-"""Requests per remaining slot above which a model is in demand."""
+"""Requests per remaining slot above which a model is in demand.
+
+`--tune agent_estimate.IN_DEMAND`: flat from 0 to 1.2."""
 
 EVICTION_RATIO = 4.0
-"""How many times the requests per slot a model must have to evict a model in demand."""
+"""How many times the requests per slot a model must have to evict a model in demand.
+
+`--tune agent_estimate.EVICTION_RATIO`: 4 is as good as 16, 2 and less are worse."""
 
 DRAIN = 4.0
-"""The cost of waiting until a busy model can be evicted, in answers."""
+"""The cost of waiting until a busy model can be evicted, in answers.
+
+`--tune agent_estimate.DRAIN`: flat from 0 to 16; `THRASHING`, which is added to it, decides."""
 
 SPREAD = 1.25
-"""By which factor the mean of what is left of a service exceeds the estimate, which is a median."""
+"""The factor by which the mean of the remaining service time exceeds the estimate, which is a median.
+
+`--tune agent_estimate.SPREAD`: flat from 0.6 to 2.5; 1 was somewhat better, at the edge of the noise."""
 
 LEAST_LEFT = 0.1
-"""Part of a load's time that is left of one that takes longer than was thought."""
+"""The remaining part of a load that is overdue.
+
+`--tune agent_estimate.LEAST_LEFT`: 0.02 is as good, 0.3 worse."""
 
 LONGEST_LOAD = 2.0
-"""How many times as long as was thought a load may take. After that it is thought to be over and its prompt to be read,
-or, for who needs it, to be stuck: it is expected to take as long again as it has taken."""
+"""How many times as long as estimated a load may take. After that it counts as finished for other models, and as stuck
+for its own: it is expected to take as long again as it has taken.
+
+`--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
 
 class Situation(NamedTuple):
@@ -135,9 +155,9 @@ class AgentEstimate:
         if full or not running:
             self.interference = 0.0
         elif busy == 1:
-            self.interference = INTERFERENCE_WEIGHT * ours * LEFT * alone * SLOWDOWN
+            self.interference = ours * LEFT * alone * SLOWDOWN
         else:
-            self.interference = INTERFERENCE_WEIGHT * self._interference(at, busy)
+            self.interference = self._interference(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
         if agent.loading:

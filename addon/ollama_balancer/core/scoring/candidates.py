@@ -10,7 +10,10 @@ MAX_RUNNERS = 8
 """Sets of runner options for which estimates are cached."""
 
 ALL = 256
-"""The largest pool of which every member is scored."""
+"""The largest pool of which every member is scored.
+
+As many as a choice has time for: `pytest benches/test_adaptive.py --benchmark-only` shows what that takes.
+`--tune candidates.ALL`: a fleet of 24 does as well where only a sample is scored."""
 
 MAX_ESTIMATES = 2_048
 """Estimates that are cached for a larger pool, for each set of runner options."""

@@ -10,13 +10,17 @@ from .placement import Placement
 from .prefix_cache import PrefixCache
 
 FEWEST_READ = 32
-"""A prompt with fewer tokens is too short to measure prefill."""
+"""A prompt with fewer tokens is too short to measure prefill.
+
+`--tune learning.FEWEST_READ`: flat from 1 to 256."""
 
 FEWEST_TOKENS = 10
 """An answer with fewer tokens is too short to measure decoding: its first token counts as prefill."""
 
 SHORTEST_LOAD = 0.2
-"""Seconds: what took less was not a load."""
+"""Seconds: what took less was not a load.
+
+`--tune learning.SHORTEST_LOAD`: all the same from 0.05 to 1."""
 
 
 class Learner:
