@@ -24,9 +24,9 @@ CRASHED = "an error was encountered while running the model: unexpected EOF"
 TERMINATED = "llama-server process has terminated: exit status 1: error loading model: tensor data is cut"
 
 SHORTER_AVOIDANCE = """
-from ollama_balancer.core import registry
+from ollama_balancer.core import liveness
 
-registry.REFUSED_SECONDS = 1.0
+liveness.REFUSED_SECONDS = 1.0
 """
 
 

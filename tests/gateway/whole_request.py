@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.attempts import Failure
 from ollama_balancer.gateway.callers import read_caller

@@ -17,11 +17,12 @@ from agent_reporter.wire import AgentRegistration, check_size, describe
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
+from ..core.agent_view import describe_agent
 from ..core.history import History
-from ..core.queue import WaitingLine
+from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import Tally
+from ..core.stats import RequestMetrics
 from ..gateway.reachability import told_to_reporter
 from . import dashboard
 from . import history as history_api
@@ -48,8 +49,8 @@ class ControlApi:
     def __init__(
         self,
         registry: AgentRegistry,
-        line: WaitingLine,
-        tally: Tally,
+        line: RequestQueue,
+        tally: RequestMetrics,
         recent: Recent,
         history: History,
         started: float,
@@ -134,7 +135,7 @@ class ControlApi:
 
     async def agents(self, request: Request) -> Response:
         now = self.registry.clock()
-        return JSONResponse({"agents": [agent.describe(now, whole=False) for agent in self.registry]})
+        return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._shown(self._found(request))
@@ -162,7 +163,7 @@ class ControlApi:
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
         if takes_over:
-            agent.instance = registration.instance
+            agent.registered_by(registration.instance)
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
@@ -226,7 +227,7 @@ class ControlApi:
 
     def _shown(self, agent: Agent) -> Response:
         learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
-        return JSONResponse(agent.describe(self.registry.clock()) | learned)
+        return JSONResponse(describe_agent(agent, self.registry.clock()) | learned)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.agent import Agent
-from ..core.queue import Place
+from ..core.queue import QueueKey
 from ..ollama.management import NOBODY_AWAY, Away
 from .messages import JSON_TYPE, Response, date
 
@@ -37,7 +37,7 @@ class Everywhere:
 class Wait:
     """All agents that could serve the request are busy: it is to wait for its turn there."""
 
-    place: Place
+    place: QueueKey
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..ollama.management import (
     Away,

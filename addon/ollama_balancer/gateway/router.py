@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from ..core.agent import Agent, Outcome, Status
+from ..core.agent import Agent, Status
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import LineFullError, Place, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
+from ..core.scheduler import Scheduler
 from ..ollama.errors import Blame, error_body, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
@@ -60,8 +61,8 @@ class Router:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
-        self.line = WaitingLine(registry.clock)
-        self.matcher = Matcher(registry, self.line)
+        self.line = RequestQueue(registry.clock)
+        self.scheduler = Scheduler(registry, self.line)
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
         self.explains: Callable[[], bool] = lambda: True
@@ -131,7 +132,7 @@ class Router:
                 away = self._away(route, needed_model(route, body, asked))
                 return self._everywhere(context, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and context.model_name is not None:
-            holders = tuple(agent for agent in registry.holders(context.model_name) if agent.available)
+            holders = tuple(agent for agent in registry.inventory.holders(context.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(context, holders, route)
         # A form is no JSON to begin with.
@@ -140,7 +141,7 @@ class Router:
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
         name = canonical_name(model)
-        if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
+        if name.endswith(":local") and not self.registry.inventory.has_model(name):  # older servers have such tags
             return local_name(model) or name
         return name
 
@@ -172,16 +173,16 @@ class Router:
     def _is_left(self, context: RequestContext, tried: Collection[Agent]) -> bool:
         registry = self.registry
         if context.model:
-            return registry.could_serve(canonical_name(context.model), tried)
+            return registry.selection.could_serve(canonical_name(context.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
-    def join(self, context: RequestContext, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
+    def join(self, context: RequestContext, place: QueueKey, notify: Callable[[Lease | None], None]) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
         context.waiting_since = self.registry.clock()
         context.leave_line = self.line.leave
         try:
-            context.waiter = self.matcher.join(place, context.client, notify, context.demand, context.share)
-        except LineFullError:
+            context.waiter = self.scheduler.join(place, context.client, notify, context.demand, context.share)
+        except QueueFullError:
             context.leave()
             return self._too_busy(
                 context, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
@@ -240,15 +241,15 @@ class Router:
         demand = context.demand
         if demand is None:
             return self._choose_without_slot(context)
-        choice = self.matcher.find(demand, tried)
+        choice = self.scheduler.find(demand, tried)
         context.options = choice.options
         if choice.agent is None:
-            place = Place(demand.model, tried=frozenset(tried))
-            return Wait(place) if registry.could_serve(demand.model, tried) else None
+            place = QueueKey(demand.model, tried=frozenset(tried))
+            return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
         context.why = self._why(context, choice.agent)
         if not choice.options and self.explains():
             context.candidates = self._candidates(choice.agent, demand.model)
-        self._take(context, registry.take(choice.agent, demand.model, demand, choice.options))
+        self._take(context, registry.limiter.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
 
     def _take(self, context: RequestContext, lease: Lease) -> None:
@@ -258,7 +259,7 @@ class Router:
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
         """What the mode saw, for people; of a large fleet only the agent that it chose."""
-        registry, rank = self.registry, self.registry.policy.rank
+        registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
         if len(registry) <= MOST_LISTED:
             others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
@@ -274,16 +275,16 @@ class Router:
         avoided = registry.avoidance.for_route(context.route.path) if context.route is not None else ()
         if avoided and self._is_left(context, others := {*tried, *avoided}):
             tried = others
-        agent = registry.select(model, tried)
+        agent = registry.selection.select(model, tried)
         if agent is not None:
-            context.why = registry.policy.why(agent)
+            context.why = registry.selection.policy.why(agent)
         else:
             able = [a for a in registry if a.available and a.may_have(model) and a not in tried]
             if not able:
                 return None
             agent = min(able, key=lambda agent: agent.in_flight)
             context.why = "needs no slot"
-        self._take(context, registry.take(agent))
+        self._take(context, registry.limiter.take(agent))
         return Forward(agent)
 
     def _why(self, context: RequestContext, agent: Agent) -> str:
@@ -293,7 +294,7 @@ class Router:
             return "to see whether it serves again"
         if context.options:
             return in_words(context.options)
-        return self.registry.policy.why(agent)
+        return self.registry.selection.policy.why(agent)
 
     def _nobody(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
@@ -301,9 +302,9 @@ class Router:
         model = context.model
         if len(registry) == 0 or model is None or context.model_name is None:
             return self._none_online(context.dialect)
-        if registry.has_model(context.model_name):
+        if registry.inventory.has_model(context.model_name):
             return self.error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
-        if registry.may_have_unknown_models() and not registry.any_online:
+        if registry.inventory.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
             return self.error(
                 context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
@@ -315,7 +316,7 @@ class Router:
             if forward is not None:
                 return forward
         path = context.route.path if context.route else ""
-        message = model_not_found(model, path) + did_you_mean(model, registry.models())
+        message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
         return self.error(context.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
@@ -341,7 +342,7 @@ class Router:
         must = route.path == "/api/delete"
         then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
         replies = []
-        for agent in self.registry.holders(canonical_name(model)):
+        for agent in self.registry.inventory.holders(canonical_name(model)):
             if not agent.available:
                 state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
                 replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
@@ -360,11 +361,11 @@ class Router:
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = context.slot_model
-        if model is not None and not registry.has_room(agent, model):
+        if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:
                 return self.error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
-            return Wait(Place(model, agent))
-        self._take(context, registry.take(agent, model, context.demand))
+            return Wait(QueueKey(model, agent))
+        self._take(context, registry.limiter.take(agent, model, context.demand))
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:

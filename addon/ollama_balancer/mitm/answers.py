@@ -12,7 +12,7 @@ from mitmproxy.flow import Error
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from ..api.paths import is_control_path
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..gateway.accounting import KILLED
 from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
@@ -209,7 +209,7 @@ class Answers:
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
         if context.lease is not None:
-            self.balancer.registry.failed(context.lease, message)
+            self.balancer.registry.ejection.failed(context.lease, message)
         context.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
             words = last_words(context.dialect, watcher.content_type, watcher.unended, message)
@@ -223,7 +223,7 @@ class Answers:
         lease = context.lease
         status = context.status = response.status_code
         if lease is not None:
-            lease.agent.heard_at = self.balancer.registry.clock()
+            lease.agent.heard(self.balancer.registry.clock())
         problem = verdict.error or f"status {status}"
         if 400 <= status < 500:  # whoever is at fault, the agent serves
             context.end(outcome_of(status), problem)
@@ -238,13 +238,13 @@ class Answers:
             context.tokens_per_second = speed
         try:
             if lease is not None:
-                self.balancer.registry.succeeded(lease)
+                self.balancer.registry.ejection.succeeded(lease)
                 if context.demand is not None:
                     answer = observation_of(watcher.answer, context.demand, streamed=watcher.streamed)
-                    self.balancer.registry.answered(lease, answer)
+                    self.balancer.registry.limiter.answered(lease, answer)
             agent = context.agent
             if speed and agent is not None and context.model_name is not None:
-                agent.stats.learn_speed(context.model_name, speed)
+                agent.speed_measured(context.model_name, speed)
         finally:
             context.end(Outcome.SUCCEEDED)
             if context.unloads and response.status_code < 400:
