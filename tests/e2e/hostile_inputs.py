@@ -211,7 +211,7 @@ def _history(confdir: Path) -> None:
 def _history_restored(site: Site) -> None:
     """The newest minutes are read last."""
     with site.http as http:
-        while len(http.get("/api/history?minutes=5").json()["minutes"]) < 4:
+        while len(http.get("/api/history?minutes=10").json()["minutes"]) < 5:
             time.sleep(0.2)
 
 
