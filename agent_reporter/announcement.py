@@ -23,7 +23,7 @@ PROOF = "proof"
 MOST_ADDRESSES = 16
 
 ROUNDS = 200_000
-"""Of PBKDF2: some 50 ms."""
+"""Of PBKDF2: tens of milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Announcement:
         return [Endpoint("http", address, self.port).url for address in ordered]
 
     def proven(self, token: str) -> bool:
-        """Whether whoever made it knows the token. Takes some 50 ms."""
+        """Whether whoever made it knows the token. Takes tens of milliseconds."""
         return hmac.compare_digest(self.proof.encode(), prove(token, self.port, self.addresses).encode())
 
 

@@ -105,7 +105,8 @@ async def call(
             connected = True
             try:
                 peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
-                request = h11.Request(method=method, target=parts.path or "/", headers=list(fields.items()))
+                target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+                request = h11.Request(method=method, target=target, headers=list(fields.items()))
                 writer.write(peer.send(request) or b"")
                 writer.write(b"" if content is None else peer.send(h11.Data(content)) or b"")
                 writer.write(peer.send(h11.EndOfMessage()) or b"")

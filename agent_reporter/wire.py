@@ -97,12 +97,6 @@ class AgentMetrics(BaseModel):
     max_loaded_models: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
     ollama_ok: Annotated[bool, Field(strict=True)] | None = None
     """Whether the host's own Ollama answered when the report was made."""
-    max_queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
-    """Requests that the host's own Ollama lets wait."""
-    keep_alive: ShortText | None = None
-    """For how long it keeps a model that nobody asks, as its environment says: `5m`, `-1`."""
-    listen_address: ShortText | None = None
-    """Where it listens: `127.0.0.1:11434`."""
     load_average: Annotated[list[Amount], Field(min_length=3, max_length=3)] | None = None
     """Processes that ran or waited to run, over 1, 5 and 15 minutes."""
     cpu_count: Count | None = None

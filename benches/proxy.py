@@ -49,6 +49,7 @@ START_SECONDS = 30.0
 DIRECT, FORWARDER, BARE = "direct", "forwarder", "mitmdump"
 ONE, FOUR, PLAIN = "balancer, 1 agent", "balancer, 4 agents", "balancer, 1 agent, no relay, not lean"
 NGINX, LITELLM = "nginx", "LiteLLM"
+NO_SHORTCUTS = ("--set", "balancer_relay=false", "--set", "balancer_lean=false")
 
 PATIENCE_SECONDS = 3.0
 """How late the streams of a load may be before they are cut."""
@@ -256,7 +257,7 @@ def start_balancer(
     name: str,
     upstream_ports: list[int],
     *,
-    shortcuts: bool = True,
+    options: Sequence[str] = (),
     token: str | None = None,
 ) -> Side:
     names = [f"agent-{number}" for number in range(len(upstream_ports))]
@@ -270,7 +271,7 @@ def start_balancer(
         *("--set", "balancer_mode=metrics", "--set", "balancer_stale_after=86400"),
         # Else the balancer finds out how many requests an agent runs at once, and has the others wait meanwhile.
         *("--set", "balancer_slots=5000"),
-        *("--set", f"balancer_relay={str(shortcuts).lower()}", "--set", f"balancer_lean={str(shortcuts).lower()}"),
+        *options,
         token=token,
     )
     # With fresh metrics, or the choice would be nothing but taking turns.
@@ -421,7 +422,7 @@ def measure(
             start_mitmdump(stack, folder, BARE, *bare, token=""),
             start_balancer(stack, folder, ONE, ports[:1]),
             start_balancer(stack, folder, FOUR, ports),
-            start_balancer(stack, folder, PLAIN, ports[:1], shortcuts=False),
+            start_balancer(stack, folder, PLAIN, ports[:1], options=NO_SHORTCUTS),
         ]
         if others.nginx is not None:
             sides.append(start_nginx(stack, folder, others.nginx, ports))

@@ -20,9 +20,6 @@ from ..states import StateLog
 from .base import Fields, Host
 from .process import NAMES
 
-MOST_ADDRESSES = 4
-"""On which a server is said to listen."""
-
 
 class Connection(NamedTuple):
     """One record of psutil: each end (ip, port), or () where there is none."""
@@ -33,7 +30,7 @@ class Connection(NamedTuple):
 
 
 class ConnectionsCollector:
-    """Gives `active_requests`, and as `listen_address` where Ollama listens.
+    """Gives `active_requests`.
 
     Raises psutil.AccessDenied where not even the Ollama process's connections are shown.
     """
@@ -48,9 +45,7 @@ class ConnectionsCollector:
         await self._resolve()
         ips = frozenset[str]().union(*self._found.values())
         connections = await asyncio.to_thread(read_connections)
-        fields = {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
-        listening = listen_address(connections, self._port)
-        return fields | {"listen_address": listening} if listening else fields
+        return {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
 
     async def _resolve(self) -> None:
         """Look the balancers up; one that can't be found keeps the addresses it had."""
@@ -85,12 +80,6 @@ def count_active(connections: Iterable[Connection], port: int, balancers: frozen
             continue
         counted.add((here, client, remote[1]))
     return len(counted)
-
-
-def listen_address(connections: Iterable[Connection], port: int) -> str:
-    """On which addresses somebody listens at `port`, with commas between; nothing where that isn't shown."""
-    ips = {local[0] for local, _, status in connections if status == psutil.CONN_LISTEN and local and local[1] == port}
-    return ", ".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in sorted(ips)[:MOST_ADDRESSES])
 
 
 def read_connections() -> list[Connection]:

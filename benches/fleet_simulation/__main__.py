@@ -2,7 +2,8 @@
 
 Prints, for each number of models and each load, what each mode did: the median over the seeds, with the lowest and the
 highest; and by how much the goodput of `adaptive` is above that of `least_requests`, seed by seed. `--chart FILE` draws
-the goodput as an SVG picture. `--help` lists what can be changed.
+the goodput as an SVG picture. `--help` lists what can be changed. `--tune NAME` shows instead what a constant of the
+balancer comes to at other values; `--tune all` does so for each: see `tuning`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.simulation import Result, Simulation
 
 from .chart import Point, svg
+from .tuning import CONSTANTS, Tuning
 from .workload import Shape, draw
 
 
@@ -110,8 +112,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-failures", action="store_true")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the goodput as an SVG picture")
     parser.add_argument("--slots-unknown", action="store_true", help="the reports do not say what a host runs at once")
+    parser.add_argument(
+        "--tune",
+        metavar="NAME",
+        nargs="+",
+        choices=["all", *CONSTANTS],
+        help=f"a constant of the balancer over a grid of values, in the mode adaptive: all, {', '.join(CONSTANTS)}",
+    )
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
+    if chosen.tune:
+        with ProcessPoolExecutor() as pool:
+            tuning = Tuning(pool, chosen.seeds)
+            for name in CONSTANTS if "all" in chosen.tune else chosen.tune:
+                print(tuning.table(name), flush=True)
+        print(f"took {time.perf_counter() - began:.0f} s")
+        return
     print(f"{machine()}; {chosen.hosts} hosts, {chosen.seeds} seeds, {chosen.seconds:g} s each;")
     print("median (lowest–highest)\n")
     panels: dict[str, dict[str, list[Point]]] = {}

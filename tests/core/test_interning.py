@@ -13,18 +13,19 @@ def entry(**fields: Any) -> ModelEntry:
 
 
 def extra(of: ModelEntry) -> dict[str, Any]:
-    assert of.__pydantic_extra__ is not None
-    return of.__pydantic_extra__
+    assert of.model_extra is not None
+    return of.model_extra
 
 
 def test_equal_parts_of_two_hosts_entries_are_one() -> None:
     shared, first, second = SharedParts(), entry(modified_at="monday"), entry(modified_at="tuesday")
     before = second.model_dump()
-    shared.share(first)
-    shared.share(second)
+    assert shared.share(first) is first
+    second = shared.share(second)
     assert second.model_dump() == before
     assert extra(second)["details"] is extra(first)["details"]
     assert second.name is first.name
+    assert second.model_fields_set is first.model_fields_set
     assert second.model_fields_set == {"name", "digest", "details", "modified_at"}
 
 
@@ -38,10 +39,11 @@ def test_what_differs_stays_as_it_is() -> None:
         entry(details={}),
         entry(digest="e"),
         entry(digest=1),
+        entry(cls=1, self=2, values=3, _fields_set=4, model_extra=5),
+        entry(cls=1, self=2, values=3, _fields_set=4, model_extra=6),
     ):
         before = other.model_dump_json()
-        shared.share(other)
-        assert other.model_dump_json() == before
+        assert shared.share(other).model_dump_json() == before
 
 
 def test_however_many_models_hosts_name_what_is_kept_of_them_has_an_end() -> None:

@@ -369,6 +369,25 @@ class RawHost:
         self.owner.run(close())
 
 
+def listing_host(
+    hosts: Hosts,
+    receive: Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]],
+    model: str = "m",
+) -> RawHost:
+    """A host that is well, has the model, and takes prompts as the test says; it is given the length of the body."""
+    lists = b'{"version":"0.33.0","models":[{"name":"%s"}]}' % model.encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if head.startswith(b"post"):
+                await receive(reader, writer, int(head.partition(b"content-length:")[2].split()[0]))
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(lists), lists))
+
+    return RawHost(hosts, serve)
+
+
 def stream_lines(proxy: Proxy, path: str, body: object, seen: queue.Queue[bytes] | None = None) -> list[dict[str, Any]]:
     """POST and read an NDJSON stream to its end."""
     lines: list[dict[str, Any]] = []

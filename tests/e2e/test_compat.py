@@ -13,7 +13,7 @@ from ollama_balancer.mitm import versions
 from tests.e2e.harness import PATIENCE, ROOT, Hosts, Proxy, refused_start, running_proxy, stream_lines, wait_until
 
 PATCHED = Path(__file__).with_name("patched.py")
-WORKS_WITH = "mitmproxy 12.2.0 to 12.3.1"
+WORKS_WITH = "mitmproxy 12.2.2 to 12.3.1"
 
 
 def ask(proxy: Proxy, **query: list[str]) -> dict[str, Any]:

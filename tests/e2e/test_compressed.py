@@ -181,6 +181,18 @@ def test_a_compressed_stream_that_lacks_its_end_after_the_terminal_event_gets_it
     counted(proxy, before, "succeeded")
 
 
+def is_cut_off(proxy: Proxy) -> None:
+    """The client of a stream."""
+    before = stats(proxy)
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        proxy.http.stream("POST", "/api/generate", json=ASKED) as response,
+    ):
+        for _ in response.iter_raw():
+            pass
+    counted(proxy, before, "failed")
+
+
 @pytest.mark.parametrize("encoding", ["br", "zstd"])
 @pytest.mark.parametrize("ends", [True, False])
 def test_where_no_error_event_can_go_into_a_compressed_stream_its_client_is_cut_off(
@@ -188,14 +200,7 @@ def test_where_no_error_event_can_go_into_a_compressed_stream_its_client_is_cut_
 ) -> None:
     host.answers(encoding, NDJSON, TOKEN, TOKEN, finishes=False)
     host.ends = ends
-    before = stats(proxy)
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        proxy.http.stream("POST", "/api/generate", json=ASKED) as response,
-    ):
-        for _ in response.iter_raw():
-            pass
-    counted(proxy, before, "failed")
+    is_cut_off(proxy)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -203,14 +208,7 @@ def test_the_client_of_a_compressed_stream_that_ends_without_its_terminal_event_
     proxy: Proxy, host: PackingHost, encoding: str
 ) -> None:
     host.answers(encoding, NDJSON, TOKEN, TOKEN)
-    before = stats(proxy)
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        proxy.http.stream("POST", "/api/generate", json=ASKED) as response,
-    ):
-        for _ in response.iter_raw():
-            pass
-    counted(proxy, before, "failed")
+    is_cut_off(proxy)
 
 
 def test_the_flow_holds_a_compressed_stream_as_it_reads(tmp_path: Path, host: PackingHost, hosts: Hosts) -> None:

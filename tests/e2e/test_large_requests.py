@@ -6,34 +6,15 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e.clients import Http1Client
-from tests.e2e.harness import PATIENCE, Hosts, RawHost, report, running_proxy, wait_until
+from tests.e2e.harness import PATIENCE, Hosts, listing_host, report, running_proxy, wait_until
 from tests.e2e.scripted import DONE, NDJSON, chunked
 
 SIZE = 20 * 1024 * 1024
 BODY = {"model": "m", "prompt": "x" * SIZE}
-
-
-def host_that(
-    hosts: Hosts, receive: Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
-) -> RawHost:
-    """A host that is well, and takes prompts as the test says; it is given the length of the body."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if head.startswith(b"GET"):
-                text = b'{"version":"1.0"}' if b"/api/version" in head else b'{"models":[{"name":"m"}]}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
-                continue
-            lines = head.lower().split(b"\r\n")
-            await receive(reader, writer, next(int(line[15:]) for line in lines if line.startswith(b"content-length:")))
-
-    return RawHost(hosts, serve)
 
 
 def test_it_arrives_as_it_was_sent(tmp_path: Path, hosts: Hosts) -> None:
@@ -43,7 +24,7 @@ def test_it_arrives_as_it_was_sent(tmp_path: Path, hosts: Hosts) -> None:
         digests.append(hashlib.sha256(await reader.readexactly(length)).hexdigest())
         writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
 
-    host = host_that(hosts, receive)
+    host = listing_host(hosts, receive)
     content = json.dumps(BODY).encode()
     with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
         proxy.wait_online("one")
@@ -61,7 +42,7 @@ def test_a_host_that_answers_before_it_has_read_all_is_heard(tmp_path: Path, hos
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(refusal), refusal))
         await reader.readexactly(length - 1000)
 
-    host = host_that(hosts, receive)
+    host = listing_host(hosts, receive)
     with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
         proxy.wait_online("one")
         for _ in range(2):
@@ -79,7 +60,7 @@ def test_a_host_that_goes_away_in_the_middle_is_replaced(tmp_path: Path, hosts: 
         await reader.readexactly(length)
         writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
 
-    bad, good = host_that(hosts, receive), host_that(hosts, receive_all)
+    bad, good = listing_host(hosts, receive), listing_host(hosts, receive_all)
     agents = f"balancer_agents=bad={bad.url},good={good.url}"
     with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=roundrobin") as proxy:
         proxy.wait_online("bad", "good")
@@ -98,7 +79,7 @@ def test_a_host_that_takes_no_more_of_it_is_replaced_and_nothing_is_left(tmp_pat
         await reader.readexactly(length)
         writer.write(NDJSON + chunked(DONE) + b"0\r\n\r\n")
 
-    bad, good = host_that(hosts, receive), host_that(hosts, receive_all)
+    bad, good = listing_host(hosts, receive), listing_host(hosts, receive_all)
     agents = f"balancer_agents=bad={bad.url},good={good.url}"
     options = ("--set", "balancer_mode=roundrobin", "--set", "balancer_response_timeout=600")
     with running_proxy(tmp_path, "--set", agents, *options) as proxy:
@@ -128,7 +109,7 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(tmp_path: Path, ho
         except asyncio.IncompleteReadError:
             cut.set()
 
-    host = host_that(hosts, receive)
+    host = listing_host(hosts, receive)
     with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}") as proxy:
         proxy.wait_online("one")
         client = Http1Client(proxy)

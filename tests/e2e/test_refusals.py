@@ -17,7 +17,7 @@ import pytest
 
 from ollama_balancer.simulator import SimulatedOllama
 from ollama_balancer.simulator.answers import Answer, api_error, v1_error
-from tests.e2e.harness import Hosts, Proxy, RawHost, running_proxy, wait_until
+from tests.e2e.harness import Hosts, Proxy, RawHost, listing_host, running_proxy, wait_until
 
 HTML = "text/html; charset=utf-8"
 CRASHED = "an error was encountered while running the model: unexpected EOF"
@@ -293,25 +293,19 @@ LONG = 300_000
 def test_a_long_or_slow_answer_that_is_the_callers_fault_comes_whole(tmp_path: Path, hosts: Hosts, slow: bool) -> None:
     body = json.dumps({"error": "the prompt is not good: " + "x" * LONG}).encode()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"POST"):
-                told = b'{"version":"0.33.0","models":[{"name":"m"}]}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
-                continue
-            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
-            kind = b"Content-Type: application/json"
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)))
-            writer.write(body[:1000])
-            await writer.drain()
-            if slow:
-                await asyncio.sleep(0.5)
-            writer.write(body[1000:])
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        kind = b"Content-Type: application/json"
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)))
+        writer.write(body[:1000])
+        await writer.drain()
+        if slow:
+            await asyncio.sleep(0.5)
+        writer.write(body[1000:])
 
     script = tmp_path / "hasty.py"
     script.write_text("from ollama_balancer.mitm import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
-    raw = RawHost(hosts, serve)
+    raw = listing_host(hosts, receive)
     try:
         with running_proxy(tmp_path, "--set", f"balancer_agents=raw={raw.url}", "-s", str(script)) as proxy:
             proxy.wait_online("raw")
@@ -325,19 +319,14 @@ def test_a_long_or_slow_answer_that_is_the_callers_fault_comes_whole(tmp_path: P
 
 
 def test_a_host_whose_refusal_does_not_end_is_replaced(tmp_path: Path, hosts: Hosts) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"POST"):
-                told = b'{"version":"0.33.0","models":[{"name":"llama3.2"}]}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
-                continue
-            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000\r\n\r\nto be continued")
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000\r\n\r\nto be continued")
 
     good = hosts.start("good")
     script = tmp_path / "hasty.py"
     script.write_text("from ollama_balancer.mitm import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
-    raw = RawHost(hosts, serve)
+    raw = listing_host(hosts, receive, "llama3.2")
     agents = f"balancer_agents=raw={raw.url},good={good.url}"
     try:
         with running_proxy(tmp_path, "--set", agents, "--set", "balancer_mode=metrics", "-s", str(script)) as proxy:
@@ -417,22 +406,16 @@ def test_interim_answers_come_in_any_pieces(tmp_path: Path, hosts: Hosts) -> Non
     whole = interim * 2 + b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     sizes = iter((1, 7, 13, len(interim) - 1, len(interim), len(interim) + 5, len(whole)))
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"POST"):
-                told = b'{"version":"0.33.0","models":[{"name":"m"}]}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
-                continue
-            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
-            size = next(sizes)
-            for start in range(0, len(whole), size):
-                writer.write(whole[start : start + size])
-                await writer.drain()
-                await asyncio.sleep(0.002)
-            writer.write(body)
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        size = next(sizes)
+        for start in range(0, len(whole), size):
+            writer.write(whole[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        writer.write(body)
 
-    raw = RawHost(hosts, serve)
+    raw = listing_host(hosts, receive)
     try:
         with running_proxy(tmp_path, "--set", f"balancer_agents=raw={raw.url}") as proxy:
             proxy.wait_online("raw")

@@ -130,6 +130,15 @@ def test_each_protocol_is_told_in_its_own_words_that_it_ends(tmp_path: Path, hos
         assert proxy.process.wait(PATIENCE) == 0
 
 
+def finishes_what_runs(proxy: Proxy) -> None:
+    stream = Stream(proxy)
+    proxy.process.send_signal(signal.SIGTERM)
+    stream.join(PATIENCE)
+    assert stream.broken is None
+    assert stream.lines[-1]["done"] is True
+    assert proxy.process.wait(PATIENCE) == 0
+
+
 def test_it_waits_after_a_reload_of_the_script_too(tmp_path: Path, hosts: Hosts) -> None:
     copy = tmp_path / "addon"
     shutil.copytree(ROOT / "addon", copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,12 +148,7 @@ def test_it_waits_after_a_reload_of_the_script_too(tmp_path: Path, hosts: Hosts)
         loaded = proxy.log.count("Loading script")
         (copy / "balancer.py").touch()
         wait_until(lambda: proxy.log.count("Loading script") > loaded, "the script is loaded again")
-        stream = Stream(proxy)
-        proxy.process.send_signal(signal.SIGTERM)
-        stream.join(PATIENCE)
-        assert stream.broken is None
-        assert stream.lines[-1]["done"] is True
-        assert proxy.process.wait(PATIENCE) == 0
+        finishes_what_runs(proxy)
 
 
 def test_without_the_addon_the_program_ends_as_ever(tmp_path: Path, hosts: Hosts) -> None:
@@ -167,12 +171,7 @@ def test_mitmweb_finishes_what_runs_too(tmp_path: Path, hosts: Hosts) -> None:
     web = ("--no-web-open-browser", "--web-port", str(free_port()))
     with running_proxy(tmp_path, "--set", f"balancer_agents=one={host.url}", *web, tool="mitmweb") as proxy:
         proxy.wait_online("one")
-        stream = Stream(proxy)
-        proxy.process.send_signal(signal.SIGTERM)
-        stream.join(PATIENCE)
-        assert stream.broken is None
-        assert stream.lines[-1]["done"] is True
-        assert proxy.process.wait(PATIENCE) == 0
+        finishes_what_runs(proxy)
 
 
 def test_connections_without_a_request_hold_up_nothing(tmp_path: Path, hosts: Hosts) -> None:

@@ -26,7 +26,7 @@ class Web:
             base_url=self.url,
             # The page gets its XSRF token with its websocket; the server only wants cookie and header to be the same.
             headers={"Authorization": f"Bearer {PASSWORD}", "X-XSRFToken": XSRF},
-            cookies={"_mitmproxy_xsrf": XSRF},
+            cookies={"_xsrf": XSRF, "_mitmproxy_xsrf": XSRF},  # its name before and since mitmproxy 12.2.3
             trust_env=False,
             verify=False,
             timeout=PATIENCE,

@@ -256,3 +256,25 @@ def restored_level() -> Iterator[None]:
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)
+
+
+def test_switched_off_it_leaves_nothing_in_mitmproxy_but_ends_what_it_has_begun(tmp_path: Any) -> None:
+    async def test(scene: Scene) -> None:
+        filters = [list(handler.filters) for handler in logging.getLogger().handlers]
+        assert {"handle_lifecycle", "register", "remove"} <= vars(scene.manager).keys()
+        scene.own.wait_for = asyncio.Event()
+        hook = HttpRequestHook(tflow.tflow())
+        assert not scene.lean.run(hook)
+        scene.lean.on = False
+        assert not scene.lean.run(HttpRequestHook(tflow.tflow()))
+        end = asyncio.create_task(scene.manager.handle_lifecycle(hook))
+        await asyncio.sleep(0)
+        assert not {"handle_lifecycle", "register", "remove"} & vars(scene.manager).keys()
+        scene.own.wait_for.set()
+        await end
+        assert scene.own.seen == ["begins", "ends"], "not once more by mitmproxy"
+        assert [list(handler.filters) for handler in logging.getLogger().handlers] != filters
+        scene.lean.on = True
+        assert [list(handler.filters) for handler in logging.getLogger().handlers] == filters
+
+    run(test, tmp_path)

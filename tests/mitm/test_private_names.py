@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.mitm import compat
-
 ADDON = Path(__file__).resolve().parents[2] / "addon"
 COMPAT = ADDON / "ollama_balancer" / "mitm" / "compat"
 MODULES = sorted(path for path in ADDON.rglob("*.py") if COMPAT not in path.parents)
@@ -117,7 +115,3 @@ def test_no_module_but_compat_uses_a_private_name_or_patches_a_library(path: Pat
 def test_each_kind_of_use_is_found(source: str) -> None:
     tree = ast.parse(source)
     assert [*uses(tree, frozenset()), *inherited(tree)]
-
-
-def test_with_what_is_installed_nothing_is_lost() -> None:
-    assert compat.check() == compat.Lost()

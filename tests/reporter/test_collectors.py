@@ -16,7 +16,6 @@ from agent_reporter.collectors.connections import (
     Connection,
     ConnectionsCollector,
     count_active,
-    listen_address,
     read_connections,
 )
 from agent_reporter.collectors.cpu import CpuCollector, busy_percent
@@ -294,16 +293,3 @@ class TestOllama:
             "does not answer",
             "answers again",
         ]
-
-
-def test_where_ollama_listens_is_read_off_its_sockets() -> None:
-    listen, established = psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED
-    connections = [
-        Connection(("127.0.0.1", 11434), (), listen),
-        Connection(("::", 11434), (), listen),
-        Connection(("::", 11434), (), listen),
-        Connection(("10.0.0.1", 22), (), listen),
-        Connection(("10.0.0.2", 11434), ("10.0.0.3", 5), established),
-    ]
-    assert listen_address(connections, 11434) == "127.0.0.1:11434, [::]:11434"
-    assert listen_address(connections, 80) == ""

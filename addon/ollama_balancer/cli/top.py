@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import functools
 import json
@@ -12,8 +13,9 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
-import httpx
+from agent_reporter.http import CallError, call
 
 from ..api.dashboard import SORTS
 from ..tables import NONE, in_columns
@@ -126,19 +128,32 @@ def _seconds(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f} s"
 
 
-def fetch(client: httpx.Client, query: Mapping[str, str]) -> dict[str, Any]:
+type Ask = Callable[[], tuple[int, bytes]]
+"""Asks the balancer for the dashboard's data: the status and the body. Raises CallError."""
+
+
+def asking(url: str, query: Mapping[str, str]) -> Ask:
+    """Ask the balancer at that URL. Raises ValueError if it is none."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("it takes http://HOST:PORT")
+    whole = f"{url.rstrip('/')}/dashboard/data?{urlencode(query)}"
+
+    def ask() -> tuple[int, bytes]:
+        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MOST_BYTES))
+        return answer.status, answer.body
+
+    return ask
+
+
+def fetch(ask: Ask) -> dict[str, Any]:
     """What the balancer tells. Raises ValueError with a line that says what is wrong."""
-    body = bytearray()
     try:
-        with client.stream("GET", "/dashboard/data", params=query) as response:
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise ValueError("its answer is too long: is it a balancer?")
-    except httpx.HTTPError as e:
-        raise ValueError(f"it does not answer ({e or type(e).__name__})") from e
-    if response.status_code != 200:
-        raise ValueError(f"it answers with status {response.status_code}: is it a balancer?")
+        status, body = ask()
+    except CallError as e:
+        raise ValueError(f"it does not answer ({e})") from e
+    if status != 200:
+        raise ValueError(f"it answers with status {status}: is it a balancer?")
     try:
         told = json.loads(body)
     except ValueError as e:
@@ -149,8 +164,8 @@ def fetch(client: httpx.Client, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def show(
-    client: httpx.Client,
-    query: Mapping[str, str],
+    url: str,
+    ask: Ask,
     interval: float,
     write: Callable[[str], object],
     sleep: Callable[[float], None] = time.sleep,
@@ -161,9 +176,9 @@ def show(
         while True:
             size = shutil.get_terminal_size()
             try:
-                lines = screen(fetch(client, query), size.columns, size.lines)
+                lines = screen(fetch(ask), size.columns, size.lines)
             except ValueError as e:
-                lines = [one_line(f"{client.base_url}: {e}; trying again", size.columns - 1)]
+                lines = [one_line(f"{url}: {e}; trying again", size.columns - 1)]
             first, *others = lines[: size.lines - 1]
             drawn = [f"{BOLD}{first}{PLAIN}", *others]
             write(HOME + "".join(f"{line}{REST_OF_LINE}\r\n" for line in drawn) + REST_OF_SCREEN)
@@ -189,19 +204,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     url = given.balancer if "://" in given.balancer else f"http://{given.balancer}"
     query = {"sort": given.sort, "filter": given.filter, "page": str(given.page), "size": "100"}
     try:
-        client = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)
-    except (httpx.InvalidURL, ValueError) as e:
+        ask = asking(url, query)
+    except ValueError as e:
         parser.error(f"--balancer: {e}")
-    with client:
-        if given.once or not sys.stdout.isatty():
-            try:
-                told = fetch(client, query)
-            except ValueError as e:
-                sys.exit(f"ollama-balancer-top: {url}: {e}")
-            print("\n".join(screen(told, 1000, 1000)))
-            return
-        with contextlib.suppress(KeyboardInterrupt):
-            show(client, query, given.interval, functools.partial(print, end="", flush=True))
+    if given.once or not sys.stdout.isatty():
+        try:
+            told = fetch(ask)
+        except ValueError as e:
+            sys.exit(f"ollama-balancer-top: {url}: {e}")
+        print("\n".join(screen(told, 1000, 1000)))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        show(url, ask, given.interval, functools.partial(print, end="", flush=True))
 
 
 if __name__ == "__main__":

@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from agent_reporter.wire import AgentMetrics, ModelEntry
 
 HOT_CPU = 80.0
-"""Percent of CPU above which a host is busy in itself (the coordinator's spec)."""
+"""Percent of CPU above which a host is busy in itself: the rule of the mode `metrics`, as the README has it."""
 
 RANK_SCALE = 1000
 """Ranks are scores in thousandths, so that they are exact integers and equal scores are equal ranks."""
 
 ACTIVE_REQUEST_SCORE = 10
-"""What one active request adds to the score (the coordinator's spec)."""
+"""What one active request adds to the score: the formula of the mode `metrics`, as the README has it."""
 
 ACTIVE_REQUEST_RANK = ACTIVE_REQUEST_SCORE * RANK_SCALE
 
 SLOWDOWN = 0.4
-"""By how much each further request of the same model slows those that run beside it (DESIGN: measured)."""
+"""By how much each further request of the same model slows those that run beside it.
+
+Source: the sample results in the README of llama.cpp's batched-bench (LLaMA 7B, F16): 2 at once take 1.63 times as long
+each, 4 take 2.23, 8 take 2.39, which is 0.63, 0.41 and 0.20. `--tune agent.SLOWDOWN`: flat from 0.1 to 1 where that of
+the hosts is 0.4."""
 
 NOT_HEARD_OF = "not heard of yet"
 

@@ -14,13 +14,16 @@ from .agent import Agent
 from .demand import Demand
 
 SECONDS = 300.0
-"""How long an agent is avoided: its memory, its files or its version may be others by then."""
+"""How long an agent is avoided: its memory, its files or its version may be others by then.
+
+As long as the longest ejection."""
 
 REFUSED_SECONDS = 30.0
 """The same for one that did not let a request in."""
 
 FAILING_SECONDS = 10.0
-"""The same for one that fails everything and that the fleet cannot spare, so that it is not ejected."""
+"""The same for one that fails everything and that the fleet cannot spare, so that it is not ejected: as long as a first
+ejection."""
 
 MOST = 1_000
 """Kinds of requests for which agents are avoided: clients choose the options."""
@@ -119,4 +122,4 @@ class Avoidance:
 
 def _digest(agent: Agent, model: str | None) -> object:
     entry = agent.models.get(model) if model is not None and agent.models is not None else None
-    return (entry.__pydantic_extra__ or {}).get("digest") if entry is not None else None
+    return (entry.model_extra or {}).get("digest") if entry is not None else None

@@ -19,26 +19,39 @@ from .demand import Demand
 DOUBTS = 2
 """Times in a row that the newest request was seen waiting when an older one ended, until fewer run than was known.
 
-Once is enough to end a trial: it costs no more than waiting until the next one."""
+Once is enough to end a trial: it costs no more than waiting until the next one.
+`--tune concurrency.DOUBTS`: flat from 1 to 4."""
 
 CONFIRMATIONS = 2
-"""Overlaps that are seen until one more is known to run; a long one counts for two."""
+"""Overlaps that are seen until one more is known to run; a long one counts for two.
+
+`--tune concurrency.CONFIRMATIONS`: 4 is as good, 1 worse."""
 
 TRIES = 5
-"""Answers for each slot, ended while one more was there than is known to run, until a trial has come to nothing."""
+"""Answers for each slot, ended while one more was there than is known to run, until a trial has come to nothing.
+
+`--tune concurrency.TRIES`: flat from 2 to 20."""
 
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 600.0
-"""Seconds between two trials. The host's settings may change."""
+"""Seconds between two trials. The host's settings may change.
+
+`--tune concurrency.FIRST_PAUSE`: flat from 5 to 120. `--tune concurrency.LONGEST_PAUSE`: flat from 120 to 3,600."""
 
 PAUSE_PART = 3.0
-"""How many times as long as a trial the pause after it is, at least."""
+"""How many times as long as a trial the pause after it is, at least.
+
+`--tune concurrency.PAUSE_PART`: flat from 1 to 10."""
 
 PATIENCE = 1.0
-"""Seconds beyond thrice the shortest wait for a first byte, after which a request that has none is held to wait."""
+"""Seconds beyond thrice the shortest wait for a first byte, after which a request that has none is held to wait.
+
+`--tune concurrency.PATIENCE`: flat from 0.25 to 4."""
 
 OVERLAP = 0.25
-"""Seconds that an overlap has to last, at most."""
+"""Seconds that an overlap has to last, at most: for longer, the end of an answer is hardly ever on its way.
+
+The simulation has no network, which this is about: `--tune concurrency.OVERLAP` is flat from 0.05 to 1."""
 
 OVERLAP_PART = 0.1
 """The part of an answer's usual time that is enough."""
@@ -46,19 +59,23 @@ OVERLAP_PART = 0.1
 SHORTEST_OVERLAP = 0.01
 
 LONG_OVERLAP = 1.0
-"""Seconds after which no answer's end is still on its way."""
+"""Seconds after which no answer's end is still on its way. `--tune concurrency.LONG_OVERLAP`: 0.5 and 3 are worse."""
 
 HELD = 0.25
-"""The part of a trial's answers that have to begin beside as many others as are known to run: else fewer do."""
+"""The part of a trial's answers that have to begin beside as many others as are known to run: else fewer do.
+
+It counts where answers come in one piece; tests/core/test_concurrency.py has such hosts."""
 
 LOOKS = 16
 """Answers that begin in a trial until that is judged."""
 
 LONG_PROMPT = 100
-"""Tokens from which on a prompt tells how long reading takes."""
+"""Tokens from which on a prompt tells how long reading takes.
+
+`--tune concurrency.LONG_PROMPT`: flat from 10 to 1,000."""
 
 NEWEST = 0.2
-"""The weight of the newest answer's time in their average."""
+"""The weight of the newest answer's time in their average. `--tune concurrency.NEWEST`: flat from 0.1 to 0.5."""
 
 
 class SlotRequest(Protocol):

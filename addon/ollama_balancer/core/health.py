@@ -13,18 +13,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 STRIKES = 3
-"""Failures in a row that eject an agent."""
+"""Failures in a row that eject an agent: as many as HAProxy's `fall` and Kubernetes' `failureThreshold` by default.
+
+`--tune health.STRIKES`: 1 is as good, 10 somewhat better, as the hosts that fail there soon die or recover."""
 
 FIRST_EJECTION = 10.0
-"""Seconds; each return that fails doubles them."""
+"""Seconds, nginx's `fail_timeout` by default; each return that fails doubles them.
+
+`--tune health.FIRST_EJECTION`: flat from 2 to 60."""
 
 LONGEST_EJECTION = 300.0
+"""Seconds, Envoy's `max_ejection_time` by default. `--tune health.LONGEST_EJECTION`: flat from 30 to 900."""
 
 JITTER = 0.1
 """Of an ejection's length, up or down, so that agents which failed together do not return together."""
 
 RETURNING = 30.0
-"""Seconds for which an agent that is back gets no more than it runs at once."""
+"""Seconds for which an agent that is back gets no more than it runs at once.
+
+`--tune health.RETURNING`: flat from 1 to 90."""
 
 
 class Phase(StrEnum):

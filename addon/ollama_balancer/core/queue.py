@@ -22,9 +22,10 @@ from .demand import Demand
 from .leases import Lease
 
 UNKNOWN_RETRY = 5
-"""Seconds after which one may try again where nothing is known of the line's pace."""
+"""Seconds after which one may try again where nothing is known of the line's pace: a guess."""
 
 LONGEST_RETRY = 600
+"""Seconds: twice as long as a request may wait by default."""
 
 WEIGHT = 0.1
 """Of the newest interval between two turns in their average."""

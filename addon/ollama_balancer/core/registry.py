@@ -361,14 +361,12 @@ class AgentRegistry:
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
             for (model, known), entry in zip(old.items(), entries, strict=True):
-                if known.__pydantic_extra__ != entry.__pydantic_extra__:
-                    self._shared.share(entry)
-                    old[model] = entry
+                if known.model_extra != entry.model_extra:
+                    old[model] = self._shared.share(entry)
                     self.changed_models.add(model)
             entries[:] = old.values()
             return
-        for entry in entries:
-            self._shared.share(entry)
+        entries[:] = map(self._shared.share, entries)
         old = old or {}
         new = {self._canonical_name(entry.name): entry for entry in entries}
         agent.models = new
@@ -414,9 +412,7 @@ class AgentRegistry:
             agent.memory_known = True
             agent.epoch += 1
         if entries != agent.loaded:
-            for entry in entries:
-                self._shared.share(entry)
-            agent.loaded = entries
+            given[:MAX_LOADED] = agent.loaded = entries = list(map(self._shared.share, entries))
             self.generation += 1
         else:
             given[:MAX_LOADED] = agent.loaded
@@ -797,7 +793,7 @@ class AgentRegistry:
     def _replace(self, agent: Agent) -> None:
         """Other models are in its memory, or it may be used or not be used."""
         agent.epoch += 1
-        self.learner.placement.update(agent, self.clock())
+        self.learner.placement.update(agent)
 
     def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
         agent.running[model] = agent.running.get(model, 0) + 1

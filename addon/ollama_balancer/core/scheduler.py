@@ -13,10 +13,14 @@ from .queue import Place, Share, Waiter, WaitingLine
 from .registry import AgentRegistry
 
 HEADS = 8
-"""Of those that wait at a place, how many are asked whether they would have a free agent."""
+"""Of those that wait at a place, how many are asked whether they would have a free agent.
+
+A bound on the work of a turn. `--tune scheduler.HEADS`: flat from 1 to 32."""
 
 MOST_OVERTAKEN = 8
-"""How often one that waits lets another go before it whose conversation the free agent has read."""
+"""How often one that waits lets another go before it whose conversation the free agent has read.
+
+A bound on unfairness. `--tune scheduler.MOST_OVERTAKEN`: flat from 0 to 32."""
 
 
 class Matcher:

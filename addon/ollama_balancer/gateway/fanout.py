@@ -9,14 +9,9 @@ the pace: reading from the client stops while one has more than `HIGH_WATER` byt
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-import httpx
-
-from agent_reporter.connecting import address_that_answers, is_address
 
 from ..core.agent import Agent, Outcome
 from ..core.leases import Lease
@@ -34,15 +29,14 @@ from ..ollama.management import (
     read_line,
 )
 from ..ollama.routes import Dialect
-from ..text import one_line
+from .agent_call import Answer, Call, CallError, LateError, Limits, UnreachableError, answer_to
 from .attempts import FailureKind
 from .descriptors import is_ours
 from .headers import NOT_FOR_CLIENTS
-from .messages import RETRY_AFTER, AgentRequest, Response, date
+from .messages import RETRY_AFTER, AgentRequest, Fields, Response, date
 from .outcomes import outcome_of
 from .tasks import run_in_background
 from .timeouts import OFFLINE_SILENCE, Timeouts
-from .uploading import Limits, UnreachableError, Upload, UploadError, upload
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +68,6 @@ PIECES_AT_ONCE = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
-
-
-class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's, which looks names up as all else here does."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        if not is_address(url.host):
-            try:
-                async with asyncio.timeout(request.extensions["timeout"]["connect"]):
-                    ip = await address_that_answers(url.host, url.port or 80)
-            except TimeoutError as error:
-                raise httpx.ConnectTimeout("", request=request) from error
-            except OSError as error:
-                raise httpx.ConnectError(str(error), request=request) from error
-            request.url = url.copy_with(host=ip)
-        return await super().handle_async_request(request)
 
 
 class Leg:
@@ -224,7 +201,7 @@ class FanOut:
                 leg.more.clear()
                 await leg.more.wait()
             if leg.queued > MAX_QUEUED:
-                raise UploadError("it takes the body too slowly")
+                raise CallError("it takes the body too slowly")
             chunk = leg.queue.popleft()
             leg.queued -= len(chunk)
             leg.heard_at = self._clock()
@@ -260,21 +237,13 @@ class FanOut:
 
     async def _run(self) -> None:
         at_once = asyncio.Semaphore(len(self.legs) if self._uploads else AT_ONCE)
-        timeout = httpx.Timeout(self._timeouts.response, connect=self._timeouts.connect, write=WRITE_TIMEOUT, pool=None)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
         async def go(leg: Leg) -> None:
             async with at_once:
-                await self._ask(client, leg)
+                await self._ask(leg)
 
         try:
-            # No proxy of the environment's: the agents are ours. No certificates to load: they speak http.
-            async with (
-                httpx.AsyncClient(
-                    timeout=timeout, transport=_Transport(limits=limits, verify=False, trust_env=False)
-                ) as client,
-                asyncio.TaskGroup() as group,
-            ):
+            async with asyncio.TaskGroup() as group:
                 for leg in self.legs:
                     group.create_task(go(leg))
             if self._head is not None and self._merges:
@@ -295,29 +264,18 @@ class FanOut:
         self._pieces.put_nowait(b"")
         self._head_known.set()
 
-    async def _ask(self, client: httpx.AsyncClient, leg: Leg) -> None:
+    async def _ask(self, leg: Leg) -> None:
         agent = leg.agent
         leg.task, leg.heard_at = asyncio.current_task(), self._clock()
         try:
-            reply = await (self._upload_to(client, leg) if self._uploads else self._call(client, leg))
-        except UploadError as e:
-            reason = NO_CONNECTION if is_ours(e) else str(e)
-            if isinstance(e, UnreachableError) and not is_ours(e):
+            reply = await (self._upload_to(leg) if self._uploads else self._call(leg))
+        except CallError as e:
+            ours, unreachable = is_ours(e), isinstance(e, UnreachableError)
+            if unreachable and not ours:
                 self._unreachable(agent, f"cannot connect: {e}")
-            kind = FailureKind.CONNECT if isinstance(e, UnreachableError) else FailureKind.BROKEN
-            reply = Reply(agent.name, None, problem=reason, failure=kind)
-        except (httpx.HTTPError, httpx.InvalidURL) as e:
-            reason = one_line(str(e)) or type(e).__name__
-            if isinstance(e, httpx.ConnectTimeout):
-                reason = f"not reached within {self._timeouts.connect:g} s"
-            if is_ours(e):
-                reason = NO_CONNECTION
-            elif isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
-                self._unreachable(agent, f"cannot connect: {reason}")
-            kind = FailureKind.CONNECT if isinstance(e, httpx.ConnectError) else FailureKind.BROKEN
-            if isinstance(e, httpx.TimeoutException):
-                kind = FailureKind.TIMEOUT
-            reply = Reply(agent.name, None, problem=reason, failure=kind)
+            kind = FailureKind.TIMEOUT if isinstance(e, LateError) else FailureKind.BROKEN
+            kind = FailureKind.CONNECT if unreachable else kind
+            reply = Reply(agent.name, None, problem=NO_CONNECTION if ours else str(e), failure=kind)
         except asyncio.CancelledError:
             if leg.given_up is None or leg.task is None:
                 raise
@@ -333,51 +291,48 @@ class FanOut:
             outcome = Outcome.FAILED
         self._end(leg, reply, outcome)
 
-    async def _call(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+    def _call_of(self, leg: Leg, method: str, fields: Fields, body: bytes | AsyncIterator[bytes] | None) -> Call:
+        return Call(leg.agent.address, method, self._request.target, fields, body)
+
+    def _limits(self, answer: float) -> Limits:
+        return Limits(self._timeouts.connect, WRITE_TIMEOUT, answer)
+
+    async def _call(self, leg: Leg) -> Reply:
         """Send the request, whose body is at hand."""
-        request = httpx.Request(
-            self._request.method,
-            leg.agent.address.url + self._request.target,
-            headers=[(name, value) for name, value in self._request.fields if name.lower() != b"host"],
-            content=self._request.body,
-        )
-        response = await client.send(request, stream=True)
-        async with contextlib.aclosing(response):
-            return await self._read(response, leg)
+        call = self._call_of(leg, self._request.method, self._request.fields, self._request.body)
+        async with answer_to(call, self._limits(self._timeouts.response)) as answer:
+            return await self._read(answer, leg)
 
-    async def _upload_to(self, client: httpx.AsyncClient, leg: Leg) -> Reply:
+    async def _upload_to(self, leg: Leg) -> Reply:
         """Send the file, unless the agent has it."""
-        agent, fields = leg.agent, self._request.fields
-        if await self._has_it(client, agent):
-            return Reply(agent.name, 200, (date(), (b"Content-Length", b"0")))
+        if await self._has_it(leg):
+            return Reply(leg.agent.name, 200, (date(), (b"Content-Length", b"0")))
         leg.takes = True
-        request = Upload(agent.address, self._request.method, self._request.target, fields, self._body_for(leg))
-        limits = Limits(self._timeouts.connect, WRITE_TIMEOUT, self._timeouts.response, MAX_WHOLE_ANSWER)
-        answer = await upload(request, limits)
-        return self._reply(agent, answer.status, answer.headers, answer.body)
+        call = self._call_of(leg, self._request.method, self._request.fields, self._body_for(leg))
+        async with answer_to(call, self._limits(self._timeouts.response)) as answer:
+            return self._reply(leg.agent, answer.status, answer.fields, await answer.body(MAX_WHOLE_ANSWER))
 
-    async def _has_it(self, client: httpx.AsyncClient, agent: Agent) -> bool:
+    async def _has_it(self, leg: Leg) -> bool:
         """Whether the agent has the file already, as the real server's own client asks before it sends one."""
-        fields = [(n, v) for n, v in self._request.fields if n.lower() not in _OF_BODY]
+        fields = tuple((n, v) for n, v in self._request.fields if n.lower() not in _OF_BODY)
+        call = self._call_of(leg, "HEAD", fields, None)
         try:
-            async with asyncio.timeout(PRESENCE_SECONDS):
-                answer = await client.head(agent.address.url + self._request.target, headers=fields)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+            async with answer_to(call, self._limits(PRESENCE_SECONDS)) as answer:
+                return answer.status == 200
+        except UnreachableError:
             raise
-        except (httpx.HTTPError, TimeoutError):
+        except CallError:
             return False
-        return answer.status_code == 200
 
-    async def _read(self, response: httpx.Response, leg: Leg) -> Reply:
-        name, status = leg.agent.name, response.status_code
-        packed = response.headers.get("content-encoding", "identity").lower() != "identity"
+    async def _read(self, answer: Answer, leg: Leg) -> Reply:
+        name, status, headers = leg.agent.name, answer.status, answer.fields
+        packed = (answer.header(b"content-encoding") or "identity").lower() != "identity"
         if packed and self._request.method != "HEAD":
             return Reply(name, None, problem="its answer is compressed, which it was asked not to be")
-        headers = tuple(response.headers.raw)
-        if status == 200 and "ndjson" in response.headers.get("content-type", ""):
-            return Reply(name, status, headers, problem=await self._read_progress(response, leg, headers))
+        if status == 200 and "ndjson" in answer.header(b"content-type"):
+            return Reply(name, status, headers, problem=await self._read_progress(answer, leg))
         body = bytearray()
-        async for chunk in self._pieces_of(response, leg):
+        async for chunk in self._pieces_of(answer, leg):
             body += chunk
             if len(body) > MAX_WHOLE_ANSWER:
                 return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
@@ -390,33 +345,31 @@ class FanOut:
         problem = error_message(body) or f"status {status}" if status >= 400 and status != 404 else None
         return Reply(agent.name, status, headers, body, problem)
 
-    async def _read_progress(
-        self, response: httpx.Response, leg: Leg, headers: tuple[tuple[bytes, bytes], ...]
-    ) -> str | None:
+    async def _read_progress(self, answer: Answer, leg: Leg) -> str | None:
         """Pass the lines on; returns what went wrong."""
         if self._head is None:
-            self._head = (response.status_code, headers)
+            self._head = (answer.status, answer.fields)
             self._head_known.set()
         lines = LineSplitter()
         problem: str | None = "the stream ended without its terminal event"
         try:
-            async for chunk in self._pieces_of(response, leg):
+            async for chunk in self._pieces_of(answer, leg):
                 whole = [line for line in lines.feed(chunk) if not line.isspace()][-LINES_AT_ONCE:]
                 problem = await self._pass_on(leg, chunk, whole, problem)
             if rest := lines.rest():
                 problem = await self._pass_on(leg, b"", [rest], problem)
-        except httpx.HTTPError as e:
+        except CallError as e:
             if problem is None:
                 return None  # it had said that it succeeded
-            problem = f"failed in the middle of its answer: {one_line(str(e)) or type(e).__name__}"
+            problem = f"failed in the middle of its answer: {e}"
             if self._merges:
                 await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
         return problem
 
-    async def _pieces_of(self, response: httpx.Response, leg: Leg) -> AsyncIterator[bytes]:
+    async def _pieces_of(self, answer: Answer, leg: Leg) -> AsyncIterator[bytes]:
         """The answer's body as it comes. However small its pieces are, others get their turn."""
         count = 0
-        async for piece in response.aiter_raw():
+        async for piece in answer.pieces():
             leg.heard_at = self._clock()
             yield piece
             count += 1

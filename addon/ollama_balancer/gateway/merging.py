@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.agent import Agent
 from ..core.registry import AgentRegistry
+from ..ollama.compact_json import compact
 from ..ollama.times import read_time
 from .running import MAX_AGENTS_SHOWN, RunningModels
 
@@ -124,15 +125,11 @@ def _openai_list(models: list[tuple[str, datetime]]) -> bytes:
         {"id": name, "object": "model", "created": max(0, int(modified.timestamp())), "owned_by": "library"}
         for name, modified in models
     ]
-    return _compact({"object": "list", "data": data})
+    return compact({"object": "list", "data": data})
 
 
 def _json(entry: ModelEntry, **more: Any) -> bytes:
-    return _compact(entry.model_dump(mode="json") | more)
-
-
-def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return compact(entry.model_dump(mode="json") | more)
 
 
 @lru_cache(maxsize=1024)

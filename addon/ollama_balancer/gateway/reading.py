@@ -18,8 +18,8 @@ from .bodies import ZSTD, RefusedBodyError, check_readable, content_of
 from .translation import demand_of
 
 LARGE = 64 * 1024
-"""Bytes of a body that is read in a thread. A smaller one takes 25 ms at the worst, a usual one far less than the way
-to the thread and back."""
+"""Bytes of a body that is read in a thread. A smaller one holds the loop up for 31 ms at the worst
+(`python -m benches.stalls`, "body of arrays, 60 kB"), a usual one for far less than the way to the thread and back."""
 
 THREADS = 2
 

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable
 
 SHARE = 0.2
-"""Retries for each request of the window."""
+"""Retries for each request of the window: as Finagle's `RetryBudget` has by default."""
 
 PER_SECOND = 3.0
-"""Retries for each second of the window, whatever the requests."""
+"""Retries for each second of the window, whatever the requests. Finagle has 10, for services with
+many more requests."""
 
 WINDOW = 10
-"""Seconds that are looked back on."""
+"""Seconds that are looked back on, as Finagle does."""
 
 
 class RetryBudget:

@@ -5,13 +5,13 @@ A server never lists a name twice, and clients act on the name alone: they show 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.agent import Agent
+from ..ollama.compact_json import compact
 from ..ollama.names import canonical_name
 from ..ollama.times import read_time
 
@@ -83,7 +83,7 @@ def _merge(holders: dict[Agent, _Held]) -> tuple[datetime, bytes]:
     longest = max(holders.values(), key=lambda held: held.expires)
     value = longest.entry.model_dump(mode="json")
     if len(holders) == 1:
-        return longest.expires, _compact(value | {"agent": next(iter(holders)).name})
+        return longest.expires, compact(value | {"agent": next(iter(holders)).name})
     if size := sum([held.size for held in holders.values()]):
         value["size"] = size
         value["size_vram"] = sum([held.size_vram for held in holders.values()])
@@ -95,7 +95,7 @@ def _merge(holders: dict[Agent, _Held]) -> tuple[datetime, bytes]:
         names.append(f"and {len(holders) - len(shown)} more")
     value["agent"] = ", ".join(names)
     value["balancer"] = {"agents": [_shown(agent, held.entry) for agent, held in shown]}
-    return longest.expires, _compact(value)
+    return longest.expires, compact(value)
 
 
 def _shown(agent: Agent, entry: ModelEntry) -> dict[str, Any]:
@@ -116,7 +116,3 @@ def _count(value: object) -> int:
 def _key(entry: ModelEntry) -> _Key:
     digest = (entry.model_extra or {}).get("digest")
     return canonical_name(entry.name), digest if isinstance(digest, str) else ""
-
-
-def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

@@ -52,9 +52,6 @@ class Lifecycle:
         self.own: tuple[type, ...] = ()
 
     def load(self, loader: Loader) -> None:
-        # They would log each probe, headers and all, which mitmweb keeps whatever the level.
-        for name in ("httpx", "httpcore"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         balancer = self.balancer
         try:
             lost = patches.apply()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -39,14 +38,12 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
     await asgiapp.serve(application, flow)
     response = flow.response
     assert response
-    if len(response.raw_content or b"") >= COMPRESSED_FROM and "gzip" in flow.request.headers.get(
-        "accept-encoding", ""
-    ):
-        body = response.raw_content or b""
-        packing = len(body) >= PACKED_IN_THREAD_FROM
-        response.raw_content = await asyncio.to_thread(gzip.compress, body, 1) if packing else gzip.compress(body, 1)
-        response.headers["content-encoding"] = "gzip"
-        response.headers["content-length"] = str(len(response.raw_content))
+    size = len(response.raw_content or b"")
+    if size >= COMPRESSED_FROM and "gzip" in flow.request.headers.get("accept-encoding", ""):
+        if size >= PACKED_IN_THREAD_FROM:
+            await asyncio.to_thread(response.encode, "gzip")
+        else:
+            response.encode("gzip")
         response.headers["vary"] = ", ".join(filter(None, [response.headers.get("vary"), "Accept-Encoding"]))
     if response.status_code == 204:
         response.headers.pop("content-length", None)

@@ -86,7 +86,6 @@ class Startup:
                 self._demo_ready.set()
         finally:
             self._ready.set()
-        await asyncio.to_thread(_load_http_client)
 
     async def _run_demo(self, count: int) -> None:
         from ..hosts.demo import Demo  # only here: nobody else pays for the simulator's imports
@@ -119,18 +118,10 @@ class Startup:
         self._done = True
 
 
-def _load_http_client() -> None:
-    """Import what calls to several hosts use, in a thread: the first of them would hold up all streams for it."""
-    import httpx
-
-    from ..gateway import fanout  # noqa: F401
-
-    httpx.AsyncHTTPTransport(verify=False)  # imports what it needs with the first one
-
-
 def _load_the_rest() -> None:
     """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
     from ..api import app, reports  # noqa: F401
+    from ..gateway import fanout  # noqa: F401
     from ..hosts import prober  # noqa: F401
     from ..ollama import watching  # noqa: F401
     from ..storage import persistence  # noqa: F401

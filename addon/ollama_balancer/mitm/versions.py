@@ -7,17 +7,17 @@ from importlib import metadata
 
 from mitmproxy import version
 
-TESTED = {"mitmproxy": "12.2.0 to 12.3.1", "h11": "0.16.0", "Python": "3.12 and 3.13"}
+TESTED = {"mitmproxy": "12.2.2 to 12.3.1", "h11": "0.16.0", "Python": "3.12 and 3.13"}
 """On all of these every test has passed."""
 
-OLDEST, NEWEST = (12, 2), (12, 3)
-"""Of mitmproxy. The third number, as in 12.3.1, has changed nothing that the balancer uses so far."""
+OLDEST, NEXT = (12, 2, 2), (12, 4)
+"""Of mitmproxy: the oldest of these, and the first that may have changed what the balancer uses."""
 
 
 def is_tested() -> bool:
     """Whether mitmproxy's version is one of those."""
-    numbers = tuple(int(part) for part in version.VERSION.split(".")[:2] if part.isdigit())
-    return OLDEST <= numbers <= NEWEST
+    numbers = tuple(int(part) for part in version.VERSION.split(".") if part.isdigit())
+    return OLDEST <= numbers < NEXT
 
 
 def tested() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from enum import StrEnum
@@ -10,6 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from .compact_json import compact
 from .json_scanning import is_light
 from .routes import Dialect, Kind, Route
 
@@ -44,19 +44,19 @@ def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
 
 
 def error_body(dialect: Dialect, status: int, message: str) -> bytes:
-    return _compact(error_object(dialect, status, message))
+    return compact(error_object(dialect, status, message))
 
 
 def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
     """An error as the last event of a stream that has begun; the caller sees to a line's end before it."""
     event = error_object(dialect, 502, message)
     if "event-stream" not in content_type:
-        return _compact(event) + b"\n"
+        return compact(event) + b"\n"
     if dialect is Dialect.RESPONSES:
         # The event of that API, and the `error` by which the client package knows that it has to raise.
         event = {"type": "error", "code": "server_error", "message": message, "param": None, **event}
     named = dialect in (Dialect.ANTHROPIC, Dialect.RESPONSES)
-    return (b"event: error\n" if named else b"") + b"data: " + _compact(event) + b"\n\n"
+    return (b"event: error\n" if named else b"") + b"data: " + compact(event) + b"\n\n"
 
 
 def not_let_in(status: int) -> str:
@@ -73,10 +73,6 @@ def model_not_found(model: str, path: str) -> str:
     if path in _TAGGING_PATHS and ":" not in model.rsplit("/", 1)[-1]:
         model += ":latest"
     return f"model '{model}' not found"
-
-
-def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 class Blame(StrEnum):
@@ -236,7 +232,7 @@ def classify(status: int, body: bytes, route: Route | None = None, *, asks_to_re
         # server/sched.go: ErrMaxQueue; llama.cpp: "Loading model". A proxy's says that nobody is behind it.
         return Blame.HOST_BUSY if message is not None or asks_to_retry else Blame.HOST_CANNOT
     if status in (404, 405):
-        return _not_found(status, message, body)
+        return _not_found(status, message)
     if status == 501:
         return Blame.CALLER if message is not None else Blame.LACKS_ROUTE
     if status == 500:
@@ -272,7 +268,7 @@ def _refusal(message: str | None, body: bytes, route: Route | None) -> Blame:
     return Blame.HOST_REFUSES
 
 
-def _not_found(status: int, message: str | None, body: bytes) -> Blame:
+def _not_found(status: int, message: str | None) -> Blame:
     if message is None or message == "File Not Found" or status == 405:
         # gin: "404 page not found", text/plain; llama.cpp: "File Not Found"
         return Blame.LACKS_ROUTE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
+
+from .compact_json import compact
 
 MAX_LINE_BYTES = 64 * 1024
 """A line of progress that is longer is passed on, but not read."""
@@ -146,16 +147,16 @@ def line_of(agent: str, line: bytes, progress: dict[str, Any]) -> bytes:
         progress = {"status": f"failed: {error}"}
     elif not progress:
         progress = {"status": line.decode("utf-8", "replace").strip()[:MAX_MESSAGE]}
-    return _compact(progress | {"agent": agent})
+    return compact(progress | {"agent": agent}) + b"\n"
 
 
 def last_line(replies: Sequence[Reply], away: Away = NOBODY_AWAY) -> bytes:
     """The end of several agents' progress: success, or an error that names who failed."""
     combined = combine(replies, away=away)
     if combined.reply is not None and combined.reply.done:
-        return _compact({"status": "success"})
+        return compact({"status": "success"}) + b"\n"
     failed = [reply for reply in replies if not reply.done]
-    return _compact({"error": combined.message or _failures(failed, [])})
+    return compact({"error": combined.message or _failures(failed, [])}) + b"\n"
 
 
 def error_message(body: bytes) -> str | None:
@@ -171,7 +172,3 @@ def _failures(failed: list[Reply], done: list[Reply]) -> str:
     if len(failed) > 10:
         message += f"; and {len(failed) - 10} more"
     return f"{message} (done by {len(done)} other {'agent' if len(done) == 1 else 'agents'})" if done else message
-
-
-def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"

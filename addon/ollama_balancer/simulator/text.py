@@ -28,10 +28,14 @@ def generate(seed: int, prompt: str, mean: float, limit: int | None = None) -> t
     return rng.choices(WORDS, k=wanted), wanted < length
 
 
-def embed(seed: int, text: str, dimensions: int = 64) -> list[float]:
+DIMENSIONS = 64
+"""Of the simulated embeddings."""
+
+
+def embed(seed: int, text: str) -> list[float]:
     """A vector of length 1, the same for the same seed and text."""
     digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8, key=str(seed).encode()).digest()
     rng = random.Random(digest)
-    vector = [rng.gauss(0, 1) for _ in range(dimensions)]
+    vector = [rng.gauss(0, 1) for _ in range(DIMENSIONS)]
     length = math.hypot(*vector) or 1.0
     return [round(x / length, 8) for x in vector]

@@ -18,7 +18,9 @@ from ..scoring.agent_estimate import Situation
 from ..scoring.scorer import Weighing
 
 LONGEST_PATIENCE = 120.0
-"""Seconds after which a request takes any agent that is free."""
+"""Seconds after which a request takes any agent that is free.
+
+`--tune adaptive.LONGEST_PATIENCE`: 30 and 10 are far worse, as models then push each other out of memory."""
 
 
 class Choice(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lowest score: cpu_usage + memory_usage + active_requests * 10 (the coordinator's spec).
+"""Lowest score: cpu_usage + memory_usage + active_requests * 10.
 
 Agents without fresh metrics come last. If every candidate with fresh metrics has a CPU over 80 %, or none has fresh
 metrics, the score says nothing and the candidates get their turn.

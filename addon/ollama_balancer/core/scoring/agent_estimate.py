@@ -10,7 +10,8 @@ take longer. `load` is 0 for a model in memory, else the rest of its load, or al
 that the request rather waits, where the load would push out a model in demand or keep the host from those who wait for
 what it has, unless this model has many more requests for each of its slots than the other.
 
-The constants are those that did best in benches/fleet_simulation.
+What a constant comes to at other values is shown by `python -m benches.fleet_simulation --tune NAME`; "flat" is said of
+values between which that finds no difference beyond its noise.
 """
 
 from __future__ import annotations
@@ -24,41 +25,58 @@ from ..decision import Option
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
-"""What a second of answering counts against a second before the first token: it is read while it comes."""
+"""What a second of answering counts against a second before the first token: it is read while it comes.
 
-HARM_WEIGHT = 1.0
-"""What a second counts that others take longer."""
+`--tune agent_estimate.ANSWER_WEIGHT`: flat from 0 to 1, so that this is an opinion about readers."""
 
 LEFT = 0.5
-"""Part of an answer that is still to come of one that runs."""
+"""Part of an answer that is still to come of one that runs: on average half.
+
+`--tune agent_estimate.LEFT`: flat from 0.1 to 1."""
 
 LOAD_WEIGHT = 1.5
-"""What a second of a load counts: meanwhile the host serves nobody that comes anew."""
+"""What a second of a load counts: meanwhile the host serves nobody that comes anew.
+
+`--tune agent_estimate.LOAD_WEIGHT`: flat from 1 to 3, 0.5 is worse."""
 
 EVICTION = 6.0
-"""Seconds that count for the eviction of any model."""
+"""Seconds that count for the eviction of any model. `--tune agent_estimate.EVICTION`: flat from 0 to 30."""
 
 THRASHING = 120.0
-"""Seconds that count for the eviction of a model in demand, and for having to wait until one is idle."""
+"""Seconds that count for the eviction of a model in demand, and for having to wait until one is idle.
+
+`--tune agent_estimate.THRASHING`: 120 is as good as 240, 30 and less are far worse."""
 
 IN_DEMAND = 0.6
-"""Requests for each of its slots, with what is to be evicted gone, above which a model is in demand."""
+"""Requests for each of its slots, with what is to be evicted gone, above which a model is in demand.
+
+`--tune agent_estimate.IN_DEMAND`: flat from 0 to 1.2."""
 
 MUCH_MORE = 4.0
-"""How many times more requests for each of its slots a model has to have, to push out one in demand."""
+"""How many times more requests for each of its slots a model has to have, to push out one in demand.
+
+`--tune agent_estimate.MUCH_MORE`: 4 is as good as 16, 2 and less are worse."""
 
 DRAIN = 4.0
-"""Answers, in their length, that count for waiting until a busy model can be evicted."""
+"""Answers, in their length, that count for waiting until a busy model can be evicted.
+
+`--tune agent_estimate.DRAIN`: flat from 0 to 16; `THRASHING`, which is added to it, decides."""
 
 SPREAD = 1.25
-"""By which factor the mean of what is left of a service exceeds the estimate, which is a median."""
+"""By which factor the mean of what is left of a service exceeds the estimate, which is a median.
+
+`--tune agent_estimate.SPREAD`: flat from 0.6 to 2.5; 1 was somewhat better, at the edge of the noise."""
 
 LEAST_LEFT = 0.1
-"""Part of a load's time that is left of one that takes longer than was thought."""
+"""Part of a load's time that is left of one that takes longer than was thought.
+
+`--tune agent_estimate.LEAST_LEFT`: 0.02 is as good, 0.3 worse."""
 
 LONGEST_LOAD = 2.0
 """How many times as long as was thought a load may take. After that it is thought to be over and its prompt to be read,
-or, for who needs it, to be stuck: it is expected to take as long again as it has taken."""
+or, for who needs it, to be stuck: it is expected to take as long again as it has taken.
+
+`--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
 
 class Situation(NamedTuple):
@@ -134,9 +152,9 @@ class Forecast:
         if full or not running:
             self.harm = 0.0
         elif busy == 1:
-            self.harm = HARM_WEIGHT * ours * LEFT * alone * SLOWDOWN
+            self.harm = ours * LEFT * alone * SLOWDOWN
         else:
-            self.harm = HARM_WEIGHT * self._harm(at, busy)
+            self.harm = self._harm(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
         if agent.loading:

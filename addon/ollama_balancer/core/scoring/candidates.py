@@ -10,7 +10,10 @@ MAX_RUNNERS = 8
 """Sets of runner options for which forecasts are kept."""
 
 ALL = 256
-"""Members up to which all are forecast, in the order of their turn."""
+"""Members up to which all are forecast, in the order of their turn: as many as a choice has time for.
+
+`pytest benches/test_adaptive.py --benchmark-only` shows what that takes. `--tune candidates.ALL`: a fleet of 24 does as
+well where only a sample is weighed."""
 
 MAX_FORECASTS = 2_048
 """Forecasts that are kept of a larger pool, for each set of runner options."""

@@ -14,15 +14,17 @@ from typing import Any
 from ..agent import Rates
 
 NEWEST = 0.2
-"""The weight of the newest observation, once there are some."""
-
-_FEW = round(1 / NEWEST) - 1
+"""The weight of the newest observation, once there are some. `--tune estimates.NEWEST`: flat from 0.05 to 0.8."""
 
 NEWS = math.log(1.1)
-"""By which factor an average has to change until that is worth computing anew."""
+"""By which factor an average has to change until that is worth computing anew: it saves work.
+
+`--tune estimates.NEWS`: flat up to a factor of 2."""
 
 OUTLIER = math.log(4.0)
-"""By which factor one observation may differ from what is known already: one that is further off is cut to that."""
+"""By which factor one observation may differ from what is known already: one that is further off is cut to that.
+
+`--tune estimates.OUTLIER`: flat from 1.5 to 20."""
 
 MAX_MODELS = 1000
 """Models for which figures are kept, in all and of one agent; more are not learned."""
@@ -57,7 +59,7 @@ class Average:
     def observe(self, log: float) -> bool:
         """Whether it has become so much another that who has computed with it should do so again."""
         if self.observations:
-            weight = 1 / (self.observations + 1) if self.observations < _FEW else NEWEST
+            weight = max(NEWEST, 1 / (self.observations + 1))
             step = log - self.log
             self.log += weight * (-OUTLIER if step < -OUTLIER else OUTLIER if step > OUTLIER else step)
         else:
@@ -139,7 +141,10 @@ class Figure:
 
 
 DECODE, PREFILL, LOAD, OUTPUT = 20.0, 800.0, 15.0, 200.0
-"""The priors, those of a middling GPU and a middling model: tokens per second, the same, seconds, tokens."""
+"""The priors, those of a middling GPU and a middling model: tokens per second, the same, seconds, tokens.
+
+`--tune estimates.LOAD`: 4 is as good, 60 worse. `--tune estimates.DECODE`, `--tune estimates.PREFILL` and
+`--tune estimates.OUTPUT`: none better at a quarter or four times as much, and none worse beyond noise."""
 
 
 class Estimates:

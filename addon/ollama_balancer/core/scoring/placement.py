@@ -8,13 +8,15 @@ from ..agent import Agent
 from ..random_set import DrawingSet
 
 MEMORY = 120.0
-"""Seconds over which requests for a model are averaged."""
+"""Seconds over which requests for a model are averaged. `--tune placement.MEMORY`: 30 is worse, 480 no better."""
 
 MAX_MODELS = 1000
 """Models that are counted; of more, nothing is known."""
 
 SELDOM = 1 / 60
-"""Requests per second: what is asked for less often is not kept in memory at the cost of others."""
+"""Requests per second: what is asked for less often is not kept in memory at the cost of others.
+
+`--tune placement.SELDOM`: better than 0 and 1/15, at the edge of the noise."""
 
 
 class ModelUse:
@@ -89,7 +91,7 @@ class Placement:
         """The same, to be read."""
         return self._models.get(model) or ModelUse()
 
-    def update(self, agent: Agent, now: float) -> None:
+    def update(self, agent: Agent) -> None:
         """The agent may have other models in memory than before, or may be used, or not be used, now."""
         has = agent.models or {}
         present = {model for model in (*agent.warm, *agent.loading) if model in has} if agent.eligible else set()

@@ -17,10 +17,12 @@ from .agent_estimate import Forecast, Situation
 from .candidates import ALL, Candidates
 
 SAMPLE = 4
-"""Of more agents than `ALL`: those that have the model in memory, and as many others."""
+"""Of more agents than `ALL`: those that have the model in memory, and as many others.
+
+`--tune scorer.SAMPLE`: flat from 1 to 8 in a fleet of 24."""
 
 OTHERS = 2
-"""The next best that the record of a decision names."""
+"""The next best that the record of a decision names: shown, and no part of the choice."""
 
 LOOKS = 4
 """Evictions that are looked into to find them."""

@@ -198,6 +198,7 @@ NAMES = [
         fits=has("max_conns", "server_event", "timeout_watchdog", "transports", "wakeup_timer"),
     ),
     Name("mitmproxy.proxy.server:ConnectionIO", fits=has("handler", "reader", "writer")),
+    Name("mitmproxy.options:Options", fits=lambda kind: "tcp_timeout" in kind()),
     Name("mitmproxy.optmanager:_UnconvertedStrings", fits=has("val")),
     Name("mitmproxy.optmanager:OptManager._parse_setval", fits=takes("self", "o", "values")),
     Name("mitmproxy.optmanager:OptManager", fits=lambda kind: not kind()._options and not kind().deferred),

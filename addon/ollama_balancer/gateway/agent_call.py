@@ -1,0 +1,212 @@
+"""A request to one agent whose answer is listened for while its body is sent, and read as it comes.
+
+An answer that comes before the end of the body counts: Ollama answers a file that it has without reading it, a proxy
+one that is too large, and both close. What is sent after that resets the connection, and whoever has not read by then
+loses the answer. A plain socket is used, as asyncio's transports drop what has arrived unread when a write fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import h11
+
+from agent_reporter.connecting import connect
+
+from ..core.address import Address
+from .messages import Fields, header
+
+READ_SIZE = 64 * 1024
+
+LAST_WORDS_SECONDS = 5.0
+"""For the answer of a host that has stopped taking the body: it has sent it before, if at all."""
+
+
+class CallError(Exception):
+    """There was no whole answer. The message says why; it holds nothing of the request."""
+
+
+class UnreachableError(CallError):
+    """No connection could be made."""
+
+
+class LateError(CallError):
+    """There was none in time."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is sent. Host is the address's; with no Content-Length a body that is fed goes in chunks."""
+
+    address: Address
+    method: str
+    target: str
+    fields: Fields
+    body: bytes | AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds to connect, for each piece of the body that is sent, and for each wait for a part of the answer."""
+
+    connect: float
+    write: float
+    answer: float
+
+
+class Answer:
+    """The head of an answer, and its body piece by piece."""
+
+    def __init__(self, sock: socket.socket, peer: h11.Connection, limits: Limits) -> None:
+        self.status = 0
+        self.fields: Fields = ()
+        self._socket = sock
+        self._peer = peer
+        self._limits = limits
+
+    def header(self, name: bytes) -> str:
+        """The values of a header, whose name is in lower case; empty if there is none."""
+        return header(self.fields, name) or ""
+
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        loop = asyncio.get_running_loop()
+        while (event := self._peer.next_event()) is h11.NEED_DATA:
+            self._peer.receive_data(await loop.sock_recv(self._socket, READ_SIZE))
+        return event
+
+    async def read_head(self) -> None:
+        """What comes before it (1xx) is no answer."""
+        while True:
+            match event := await self._next():
+                case h11.Response():
+                    self.status, self.fields = event.status_code, tuple(event.headers.raw_items())
+                    return
+                case h11.ConnectionClosed():
+                    raise CallError("it closed the connection without an answer")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises CallError."""
+        with _in_words():
+            while True:
+                try:
+                    async with asyncio.timeout(self._limits.answer):
+                        event = await self._next()
+                except TimeoutError:
+                    raise LateError(f"silent for {self._limits.answer:g} s") from None
+                if isinstance(event, h11.EndOfMessage):
+                    return
+                if isinstance(event, h11.Data):
+                    yield bytes(event.data)
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body, of `limit` bytes at most. Raises CallError."""
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
+            if len(body) > limit:
+                raise CallError(f"it answers with more than {limit} bytes")
+        return bytes(body)
+
+
+@contextlib.asynccontextmanager
+async def answer_to(call: Call, limits: Limits) -> AsyncIterator[Answer]:
+    """Make the call. Raises CallError, and whatever its body raises."""
+    sock = await _connect(call.address, limits.connect)
+    peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=READ_SIZE)
+    answer = Answer(sock, peer, limits)
+    reading = asyncio.create_task(answer.read_head(), name="fan-out")
+    sending = asyncio.create_task(_send(sock, peer, call, limits.write), name="fan-out")
+    try:
+        with _in_words():
+            await _first_of(reading, sending, limits)
+        yield answer
+    finally:
+        for task in (reading, sending):
+            task.cancel()
+        await asyncio.gather(reading, sending, return_exceptions=True)
+        sock.close()
+
+
+async def _first_of(reading: asyncio.Task[None], sending: asyncio.Task[None], limits: Limits) -> None:
+    """Wait for the head of the answer, however far the body has come."""
+    await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+    if not reading.done():
+        whole = sending.exception() is None
+        await asyncio.wait((reading,), timeout=limits.answer if whole else LAST_WORDS_SECONDS)
+    if reading.done() and (reading.exception() is None or not sending.done()):
+        return reading.result()
+    sending.result()
+    if reading.done():
+        return reading.result()
+    raise LateError(f"no answer within {limits.answer:g} s")
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Have what fails say why."""
+    try:
+        yield
+    except OSError as error:
+        raise CallError(error.strerror or type(error).__name__) from error
+    except h11.RemoteProtocolError as error:
+        raise CallError(f"its answer is no HTTP: {error}") from error
+
+
+async def _connect(address: Address, seconds: float) -> socket.socket:
+    """Connect to the first of the host's addresses that answers."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await connect(address.host, address.port)
+    except TimeoutError:
+        raise UnreachableError(f"not reached within {seconds:g} s") from None
+    except socket.gaierror as error:
+        raise UnreachableError(error.strerror or "host not found") from error
+    except OSError as error:
+        raise UnreachableError(error.strerror or str(error) or type(error).__name__) from error
+
+
+async def _send(sock: socket.socket, peer: h11.Connection, call: Call, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def write(data: bytes | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await loop.sock_sendall(sock, data or b"")
+        except TimeoutError:
+            raise LateError(f"it took nothing of the body for {seconds:g} s") from None
+
+    await write(peer.send(h11.Request(method=call.method, target=call.target, headers=_fields(call))))
+    async for piece in _pieces(call.body):
+        await write(peer.send(h11.Data(piece)))
+    await write(peer.send(h11.EndOfMessage()))
+
+
+async def _pieces(body: bytes | AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
+    if body is None:
+        return
+    if isinstance(body, bytes):
+        for at in range(0, len(body), READ_SIZE):
+            yield body[at : at + READ_SIZE]
+        return
+    async for piece in body:
+        yield piece
+
+
+def _fields(call: Call) -> list[tuple[bytes, bytes]]:
+    own = [(b"Host", str(call.address).encode()), (b"Connection", b"close")]
+    names = {name.lower() for name, _ in call.fields}
+    unwanted = {b"host", b"transfer-encoding"}
+    if isinstance(call.body, bytes) or call.body is None:
+        unwanted.add(b"content-length")
+        if call.body:
+            own.append((b"Content-Length", b"%d" % len(call.body)))
+        elif b"content-length" in names and call.method != "HEAD":
+            own.append((b"Content-Length", b"0"))
+    elif b"transfer-encoding" in names or b"content-length" not in names:
+        unwanted.add(b"content-length")
+        own.append((b"Transfer-Encoding", b"chunked"))
+    return [*own, *(field for field in call.fields if field[0].lower() not in unwanted)]
