@@ -123,7 +123,8 @@ class History:
 
     def _forget(self) -> None:
         """Let go of what is too old, and of what a clock that was wrong has put into the future."""
-        for number in [n for n in self._minutes if not self.now - MINUTES < n <= self.now + 1]:
+        now = self.now
+        for number in [n for n in self._minutes if not now - MINUTES < n <= now + 1]:
             self._rows -= len(self._minutes.pop(number).rows)
 
     def _coarsen(self) -> None:
