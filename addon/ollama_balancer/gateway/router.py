@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
-from ..core.agent import Agent, Outcome, Status
+from ..core.agent import Agent, Status
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import LineFullError, Place, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
+from ..core.scheduler import Scheduler
 from ..ollama.errors import Blame, error_body, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
@@ -25,8 +25,9 @@ from ..text import one_line
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .bodies import RefusedBodyError, model_in_query
 from .context import RequestContext
+from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, redirected
 from .merging import ROOT, MergedFleet
-from .messages import JSON_TYPE, RETRY_AFTER, ClientRequest, Response, date
+from .messages import RETRY_AFTER, ClientRequest
 from .reading import Reading, read_body
 from .retry_budget import RetryBudget
 from .translation import demand_of
@@ -39,9 +40,6 @@ MAX_LOADS = 2
 
 UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
 """Failures after which another agent is no retry: the first has done no work."""
-
-TEXT_TYPE = "text/plain; charset=utf-8"
-HTML_TYPE = "text/html; charset=utf-8"
 
 MOST_LISTED = 64
 """Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
@@ -57,58 +55,14 @@ NO_AGENTS = (
 )
 
 
-@dataclass(frozen=True)
-class Forward:
-    """Send the request to this agent. It has been taken: the context holds the lease."""
-
-    agent: Agent
-
-
-@dataclass(frozen=True)
-class Everywhere:
-    """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
-
-    agents: tuple[Agent, ...]
-    by_all: bool = False
-    """Whether one that does not have it makes it a 404, though others do."""
-    away: Away = NOBODY_AWAY
-    """Who has what it is about and cannot be asked."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """All agents that could serve the request are busy: it is to wait for its turn there."""
-
-    place: Place
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The balancer's own answer."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = field(default=JSON_TYPE.decode(), kw_only=True)
-    problem: str | None = field(default=None, kw_only=True)
-    """What is wrong, for the log and the flow's comment; None: nothing."""
-
-    def response(self, *, head: bool = False) -> Response:
-        """`head`: the request is a HEAD."""
-        fields = [(b"Content-Type", self.content_type.encode())] if self.content_type else []
-        fields += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in self.headers.items()]
-        fields += [date(), (b"Content-Length", b"%d" % len(self.body))]
-        return Response(self.status, tuple(fields), b"" if head else self.body)
-
-
 class Router:
     """`retries` is how many other agents are tried when one fails before its first byte."""
 
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
-        self.line = WaitingLine(registry.clock)
-        self.matcher = Matcher(registry, self.line)
+        self.line = RequestQueue(registry.clock)
+        self.scheduler = Scheduler(registry, self.line)
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
         self.explains: Callable[[], bool] = lambda: True
@@ -125,7 +79,7 @@ class Router:
         if route is None:
             redirect = find_redirect(method, target)
             if redirect is not None:
-                return _redirected(method, redirect.status, redirect.location)
+                return redirected(method, redirect.status, redirect.location)
             if method == "OPTIONS" and path == "*":
                 return Answer(200, b"", content_type="")
             return self.error(
@@ -178,7 +132,7 @@ class Router:
                 away = self._away(route, needed_model(route, body, asked))
                 return self._everywhere(context, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and context.model_name is not None:
-            holders = tuple(agent for agent in registry.holders(context.model_name) if agent.available)
+            holders = tuple(agent for agent in registry.inventory.holders(context.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(context, holders, route)
         # A form is no JSON to begin with.
@@ -187,7 +141,7 @@ class Router:
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
         name = canonical_name(model)
-        if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
+        if name.endswith(":local") and not self.registry.inventory.has_model(name):  # older servers have such tags
             return local_name(model) or name
         return name
 
@@ -219,16 +173,16 @@ class Router:
     def _is_left(self, context: RequestContext, tried: Collection[Agent]) -> bool:
         registry = self.registry
         if context.model:
-            return registry.could_serve(canonical_name(context.model), tried)
+            return registry.selection.could_serve(canonical_name(context.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
-    def join(self, context: RequestContext, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
+    def join(self, context: RequestContext, place: QueueKey, notify: Callable[[Lease | None], None]) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
         context.waiting_since = self.registry.clock()
         context.leave_line = self.line.leave
         try:
-            context.waiter = self.matcher.join(place, context.client, notify, context.demand, context.share)
-        except LineFullError:
+            context.waiter = self.scheduler.join(place, context.client, notify, context.demand, context.share)
+        except QueueFullError:
             context.leave()
             return self._too_busy(
                 context, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
@@ -287,15 +241,15 @@ class Router:
         demand = context.demand
         if demand is None:
             return self._choose_without_slot(context)
-        choice = self.matcher.find(demand, tried)
+        choice = self.scheduler.find(demand, tried)
         context.options = choice.options
         if choice.agent is None:
-            place = Place(demand.model, tried=frozenset(tried))
-            return Wait(place) if registry.could_serve(demand.model, tried) else None
+            place = QueueKey(demand.model, tried=frozenset(tried))
+            return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
         context.why = self._why(context, choice.agent)
         if not choice.options and self.explains():
             context.candidates = self._candidates(choice.agent, demand.model)
-        self._take(context, registry.take(choice.agent, demand.model, demand, choice.options))
+        self._take(context, registry.limiter.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
 
     def _take(self, context: RequestContext, lease: Lease) -> None:
@@ -305,7 +259,7 @@ class Router:
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
         """What the mode saw, for people; of a large fleet only the agent that it chose."""
-        registry, rank = self.registry, self.registry.policy.rank
+        registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
         if len(registry) <= MOST_LISTED:
             others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
@@ -321,16 +275,16 @@ class Router:
         avoided = registry.avoidance.for_route(context.route.path) if context.route is not None else ()
         if avoided and self._is_left(context, others := {*tried, *avoided}):
             tried = others
-        agent = registry.select(model, tried)
+        agent = registry.selection.select(model, tried)
         if agent is not None:
-            context.why = registry.policy.why(agent)
+            context.why = registry.selection.policy.why(agent)
         else:
             able = [a for a in registry if a.available and a.may_have(model) and a not in tried]
             if not able:
                 return None
             agent = min(able, key=lambda agent: agent.in_flight)
             context.why = "needs no slot"
-        self._take(context, registry.take(agent))
+        self._take(context, registry.limiter.take(agent))
         return Forward(agent)
 
     def _why(self, context: RequestContext, agent: Agent) -> str:
@@ -340,7 +294,7 @@ class Router:
             return "to see whether it serves again"
         if context.options:
             return in_words(context.options)
-        return self.registry.policy.why(agent)
+        return self.registry.selection.policy.why(agent)
 
     def _nobody(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
@@ -348,9 +302,9 @@ class Router:
         model = context.model
         if len(registry) == 0 or model is None or context.model_name is None:
             return self._none_online(context.dialect)
-        if registry.has_model(context.model_name):
+        if registry.inventory.has_model(context.model_name):
             return self.error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
-        if registry.may_have_unknown_models() and not registry.any_online:
+        if registry.inventory.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
             return self.error(
                 context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
@@ -362,7 +316,7 @@ class Router:
             if forward is not None:
                 return forward
         path = context.route.path if context.route else ""
-        message = model_not_found(model, path) + did_you_mean(model, registry.models())
+        message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
         return self.error(context.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
@@ -388,7 +342,7 @@ class Router:
         must = route.path == "/api/delete"
         then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
         replies = []
-        for agent in self.registry.holders(canonical_name(model)):
+        for agent in self.registry.inventory.holders(canonical_name(model)):
             if not agent.available:
                 state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
                 replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
@@ -407,11 +361,11 @@ class Router:
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = context.slot_model
-        if model is not None and not registry.has_room(agent, model):
+        if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:
                 return self.error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
-            return Wait(Place(model, agent))
-        self._take(context, registry.take(agent, model, context.demand))
+            return Wait(QueueKey(model, agent))
+        self._take(context, registry.limiter.take(agent, model, context.demand))
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:
@@ -432,12 +386,3 @@ class Router:
                 return Answer(200, merged.running())
             case _:
                 return Answer(200, merged.openai_models(), content_type="application/json")
-
-
-def _redirected(method: str, status: int, location: str) -> Answer:
-    """The server's redirect; only GET has a body, and HEAD its head."""
-    words = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
-    body = f'<a href="{html.escape(location)}">{words}</a>.\n\n'.encode()
-    if method in ("GET", "HEAD"):
-        return Answer(status, body, {"Location": location}, content_type=HTML_TYPE)
-    return Answer(status, b"", {"Location": location}, content_type="")
