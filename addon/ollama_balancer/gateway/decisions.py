@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from ..core.agent import Agent
 from ..core.queue import QueueKey
+from ..ollama.errors import error_body
 from ..ollama.management import NOBODY_AWAY, Away
-from .messages import JSON_TYPE, Response, date
+from ..ollama.routes import Dialect
+from .messages import JSON_TYPE, RETRY_AFTER, Response, date
 
 TEXT_TYPE = "text/plain; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
@@ -57,6 +59,12 @@ class Answer:
         fields += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in self.headers.items()]
         fields += [date(), (b"Content-Length", b"%d" % len(self.body))]
         return Response(self.status, tuple(fields), b"" if head else self.body)
+
+
+def error(dialect: Dialect, status: int, message: str) -> Answer:
+    """An error of the balancer's own, in the caller's protocol."""
+    headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
+    return Answer(status, error_body(dialect, status, message), headers, problem=message)
 
 
 def redirected(method: str, status: int, location: str) -> Answer:

@@ -27,7 +27,7 @@ from .adapter import Adapter, Prober
 from .bodies import RefusedBodyError
 from .callers import Caller
 from .context import RequestContext
-from .decisions import Answer, Everywhere, Forward, Wait
+from .decisions import Answer, Everywhere, Forward, Wait, error
 from .headers import refusal_for_client
 from .load_checks import MemoryChecks
 from .messages import ClientRequest, Response
@@ -158,7 +158,7 @@ class Gateway:
         if context.failure is not None:
             return self.retries.failed(context)
         if self.ending():
-            return self.router.error(context.dialect, 503, "the balancer is ending: it takes no new requests")
+            return error(context.dialect, 503, "the balancer is ending: it takes no new requests")
         return self.router.begin(context, request, reading)
 
     def _carry_out(

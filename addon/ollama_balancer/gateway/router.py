@@ -13,24 +13,23 @@ from ..core.policies.adaptive import in_words
 from ..core.queue import QueueFullError, QueueKey, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
-from ..ollama.errors import Blame, error_body, model_not_found
+from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.names import canonical_name, is_cloud_model, local_name
-from ..ollama.prompts import read_prompt
 from ..ollama.requests import needed_model
-from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
+from ..ollama.routes import Dialect, Kind, Route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
+from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
-from .bodies import RefusedBodyError, model_in_query
+from .bodies import RefusedBodyError
 from .context import RequestContext
-from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, redirected
+from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, error
 from .merging import ROOT, MergedFleet
-from .messages import RETRY_AFTER, ClientRequest
-from .reading import Reading, read_body
+from .messages import ClientRequest
+from .reading import Reading
 from .retry_budget import RetryBudget
-from .translation import demand_of
 
 MAX_CORRECTIONS = 16
 """How many agents that turn out not to have a model, or a route, are passed over for one request."""
@@ -45,9 +44,6 @@ MOST_LISTED = 64
 """Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
 
 MOST_SHOWN = 8
-
-MAX_MODEL_NAME = 512
-"""No agent reports a longer name, so none has it."""
 
 NO_AGENTS = (
     "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
@@ -72,71 +68,34 @@ class Router:
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None = None
     ) -> Forward | Everywhere | Wait | Answer:
         """The first decision on a request. `reading` is what its body says, where that has been read already."""
-        method, target, body, content_type = request.method, request.target, request.body, request.content_type
         registry = self.registry
-        path = target.partition("?")[0]
-        route = context.route = find_route(path)
-        if route is None:
-            redirect = find_redirect(method, target)
-            if redirect is not None:
-                return redirected(method, redirect.status, redirect.location)
-            if method == "OPTIONS" and path == "*":
-                return Answer(200, b"", content_type="")
-            return self.error(
-                context.dialect, 404, f"{path[:200]}: Ollama has no such path, and the balancer forwards nothing else"
-            )
-        if method not in route.methods:
-            if request.websocket:
-                # Codex tries one first and sends its request at once when it is told so.
-                answer = self.error(context.dialect, 426, f"there is no WebSocket at {path[:200]}: send a POST")
-                return replace(answer, headers={"Upgrade": "HTTP/1.1", "Connection": "Upgrade"})
-            answer = self.error(context.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
-            return replace(answer, headers={"Allow": ", ".join(route.methods)})
         context.mode = registry.mode
-        read = reading or read_body(
-            route, path, body, content_type, request.encoding, self.name_of, watched=self.explains()
-        )
-        if isinstance(read, RefusedBodyError):
-            return self.error(context.dialect, read.status, read.message)
-        content, asked, demand, context.excerpt = read
-        model = asked.model
-        if route.is_form and "?" in target:
-            model = model_in_query(target, model)
-        if model is not None and len(model) > MAX_MODEL_NAME:
-            return self.error(context.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
-        context.model = model
-        context.model_name = None if model is None else self.name_of(model)
-        context.unloads = asked.unloads_after
-        if route.runs and context.model_name is not None and not asked.unloads:
-            context.slot_model = context.model_name
-            context.streams = route.streams if asked.stream is None else asked.stream
-            context.body_bytes = len(content or b"")
-            if demand is None or demand.model != context.slot_model:
-                prompt = read_prompt(route, context.slot_model, content or b"", asked.members)
-                demand = demand_of(context.slot_model, route.path, prompt)
-            context.demand = demand
-            if not context.streams:
-                context.demand = context.demand._replace(streams=False)
+        admitted = admit(context, request, reading, name_of=self.name_of, watched=self.explains())
+        if isinstance(admitted, Answer):
+            return admitted
+        route, asked, content = admitted
         if context.pin is not None:
             return self._pinned(context, route, context.pin)
         match route.kind:
             case Kind.MERGED:
                 return self._merged(context, route)
             case Kind.NAMED:
-                return self.error(
+                return error(
                     context.dialect,
                     400,
-                    f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
+                    f"{request.path[:200]} concerns one host and the balancer has many: name it in the header "
+                    "X-Balancer-Agent",
                 )
             case Kind.EVERY:
-                away = self._away(route, needed_model(route, body, asked))
+                away = self._away(route, needed_model(route, request.body, asked))
                 return self._everywhere(context, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and context.model_name is not None:
             holders = tuple(agent for agent in registry.inventory.holders(context.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(context, holders, route)
         # A form is no JSON to begin with.
-        return self._choose(context) or self._nobody(context, None if "form-data" in content_type else content)
+        is_form = "form-data" in request.content_type
+        return self._choose(context) or self._nobody(context, None if is_form else content)
 
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
@@ -215,7 +174,7 @@ class Router:
 
     def _too_busy(self, context: RequestContext, why: str) -> Answer:
         who = f"agent {context.pin!r} is" if context.pin else f"all agents with model '{context.model}' are"
-        answer = self.error(context.dialect, 503, f"{who} busy, and {why}")
+        answer = error(context.dialect, 503, f"{who} busy, and {why}")
         return replace(answer, headers={"Retry-After": str(self.line.retry_after())})
 
     def gave_up(self, context: RequestContext) -> Answer:
@@ -223,18 +182,14 @@ class Router:
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
         if context.retries_spent:
             tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
-        return self.error(context.dialect, 502, f"no agent could answer ({tried})")
+        return error(context.dialect, 502, f"no agent could answer ({tried})")
 
     def own_trouble(self, context: RequestContext, reason: str) -> Answer:
         """The answer where the balancer could not even try; the agent that was to have it is not to blame."""
         if context.lease is not None:
             context.lease.release(Outcome.CANCELLED)
             context.lease = None
-        return self.error(context.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
-
-    def error(self, dialect: Dialect, status: int, message: str) -> Answer:
-        headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
-        return Answer(status, error_body(dialect, status, message), headers, problem=message)
+        return error(context.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
 
     def _choose(self, context: RequestContext) -> Forward | Wait | None:
         registry, tried = self.registry, context.tried
@@ -303,12 +258,10 @@ class Router:
         if len(registry) == 0 or model is None or context.model_name is None:
             return self._none_online(context.dialect)
         if registry.inventory.has_model(context.model_name):
-            return self.error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
+            return error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
         if registry.inventory.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
-            return self.error(
-                context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
-            )
+            return error(context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}")
         if is_cloud_model(model) or (body and not is_json(body)):
             context.model_name = context.slot_model = context.demand = None
             forward = self._choose_without_slot(context)
@@ -317,11 +270,11 @@ class Router:
                 return forward
         path = context.route.path if context.route else ""
         message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
-        return self.error(context.dialect, 404, message)
+        return error(context.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
         problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
-        return self.error(dialect, 503, problem)
+        return error(dialect, 503, problem)
 
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))
@@ -331,7 +284,7 @@ class Router:
     ) -> Everywhere | Answer:
         if not agents:
             who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in away.replies[:MOST_SHOWN])
-            return self.error(context.dialect, 503, who) if who else self._none_online(context.dialect)
+            return error(context.dialect, 503, who) if who else self._none_online(context.dialect)
         context.why = "concerns every host" if len(agents) > 1 else "the only host"
         return Everywhere(agents, "HEAD" in route.methods, away)
 
@@ -352,18 +305,18 @@ class Router:
         registry = self.registry
         agent = registry.get(name)
         if agent is None:
-            return self.error(context.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
+            return error(context.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
         agent = agent.alias_of or agent
         if not agent.available:
             why = f": {agent.reason}" if agent.reason else ""
-            return self.error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
+            return error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
         context.why = "named by the request"
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = context.slot_model
         if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:
-                return self.error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
+                return error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
             return Wait(QueueKey(model, agent))
         self._take(context, registry.limiter.take(agent, model, context.demand))
         return Forward(agent)

@@ -17,7 +17,7 @@ from agent_reporter.limits import NAME_PATTERN
 
 from ..core.agent_records import Outcome
 from ..core.policies import POLICIES
-from ..gateway.router import MAX_MODEL_NAME
+from ..gateway.admission import MAX_MODEL_NAME
 from ..gateway.translation import demand_of
 from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
