@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
@@ -68,9 +68,7 @@ class SharedStream(HttpStreamBase):
 
     @functools.cached_property
     def balanced_layer(self) -> BalancedHttpLayer:
-        parent = self.context.layers[self.context.layers.index(self) - 1]
-        assert isinstance(parent, BalancedHttpLayer)
-        return parent
+        return cast("BalancedHttpLayer", self.context.layers[self.context.layers.index(self) - 1])
 
     def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         commands_of_event = self._handle(event)
