@@ -115,6 +115,7 @@ DEFAULTS: dict[str, Any] = {
     "balancer_show_control": False,
     "balancer_announce": False,
     "balancer_relay": True,
+    "balancer_relay_selector": True,
     "balancer_lean": True,
     "stream_large_bodies": None,
 }

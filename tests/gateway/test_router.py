@@ -13,16 +13,13 @@ from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.attempts import FailureKind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.decisions import Answer, Everywhere, Forward, Wait
 from ollama_balancer.gateway.messages import ClientRequest
 from ollama_balancer.gateway.router import (
     MAX_CORRECTIONS,
     MOST_LISTED,
     MOST_SHOWN,
-    Answer,
-    Everywhere,
-    Forward,
     Router,
-    Wait,
 )
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
-from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, describe
+from agent_reporter.wire import AgentRegistration, check_size, describe
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
@@ -32,7 +32,7 @@ from .models import DrainRequest
 from .openapi import document
 from .paths import AUTHORIZED
 from .prometheus import Exposition
-from .reports import time_problem
+from .reports import store_report
 
 type Handler = Callable[[Request], Awaitable[Response]]
 
@@ -194,12 +194,9 @@ class ControlApi:
     async def metrics(self, request: Request) -> Response:
         agent = self._found(request)
         try:
-            metrics = AgentMetrics.model_validate_json(_checked(await request.body()))
-        except ValidationError as e:
-            raise HTTPException(400, describe(e.errors())) from e
-        if problem := time_problem(metrics, self.wall()):
-            raise HTTPException(400, problem)
-        self.registry.update_metrics(agent.id, metrics)
+            store_report(self.registry, agent, await request.body(), self.wall())
+        except ValueError as e:
+            raise HTTPException(400, str(e)) from e
         return Response(status_code=204, headers=told_to_reporter(agent))
 
     async def drain(self, request: Request) -> Response:

@@ -27,6 +27,7 @@ from .adapter import Adapter, Prober
 from .bodies import RefusedBodyError
 from .callers import Caller
 from .context import RequestContext
+from .decisions import Answer, Everywhere, Forward, Wait
 from .headers import refusal_for_client
 from .load_checks import MemoryChecks
 from .messages import ClientRequest, Response
@@ -34,7 +35,7 @@ from .outcomes import outcome_of
 from .reading import Reading, read_large
 from .refusals import answer_to, most_useful
 from .retries import Retries
-from .router import Answer, Everywhere, Forward, Router, Wait
+from .router import Router
 from .tasks import run_in_background
 from .timeouts import Deadlines, Timeouts
 from .watchdog import Watchdog

@@ -12,10 +12,11 @@ from ..text import one_line
 from .adapter import Prober
 from .attempts import CORRECTIONS, Failure, FailureKind
 from .context import RequestContext
+from .decisions import Answer, Forward, Wait
 from .descriptors import is_ours
 from .reachability import cannot_connect
 from .refusals import retry_after, why_refused
-from .router import Answer, Forward, Router, Wait
+from .router import Router
 from .tasks import run_in_background
 from .timeouts import Timeouts
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from ..core.agent import Agent, Status
 from ..core.agent_records import Outcome
@@ -26,8 +25,9 @@ from ..text import one_line
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .bodies import RefusedBodyError, model_in_query
 from .context import RequestContext
+from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, redirected
 from .merging import ROOT, MergedFleet
-from .messages import JSON_TYPE, RETRY_AFTER, ClientRequest, Response, date
+from .messages import RETRY_AFTER, ClientRequest
 from .reading import Reading, read_body
 from .retry_budget import RetryBudget
 from .translation import demand_of
@@ -41,9 +41,6 @@ MAX_LOADS = 2
 UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
 """Failures after which another agent is no retry: the first has done no work."""
 
-TEXT_TYPE = "text/plain; charset=utf-8"
-HTML_TYPE = "text/html; charset=utf-8"
-
 MOST_LISTED = 64
 """Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
 
@@ -56,50 +53,6 @@ NO_AGENTS = (
     "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
     "or start the balancer with --set balancer_agents=http://HOST:11434"
 )
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Send the request to this agent. It has been taken: the context holds the lease."""
-
-    agent: Agent
-
-
-@dataclass(frozen=True)
-class Everywhere:
-    """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
-
-    agents: tuple[Agent, ...]
-    by_all: bool = False
-    """Whether one that does not have it makes it a 404, though others do."""
-    away: Away = NOBODY_AWAY
-    """Who has what it is about and cannot be asked."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """All agents that could serve the request are busy: it is to wait for its turn there."""
-
-    place: QueueKey
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The balancer's own answer."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = field(default=JSON_TYPE.decode(), kw_only=True)
-    problem: str | None = field(default=None, kw_only=True)
-    """What is wrong, for the log and the flow's comment; None: nothing."""
-
-    def response(self, *, head: bool = False) -> Response:
-        """`head`: the request is a HEAD."""
-        fields = [(b"Content-Type", self.content_type.encode())] if self.content_type else []
-        fields += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in self.headers.items()]
-        fields += [date(), (b"Content-Length", b"%d" % len(self.body))]
-        return Response(self.status, tuple(fields), b"" if head else self.body)
 
 
 class Router:
@@ -126,7 +79,7 @@ class Router:
         if route is None:
             redirect = find_redirect(method, target)
             if redirect is not None:
-                return _redirected(method, redirect.status, redirect.location)
+                return redirected(method, redirect.status, redirect.location)
             if method == "OPTIONS" and path == "*":
                 return Answer(200, b"", content_type="")
             return self.error(
@@ -433,12 +386,3 @@ class Router:
                 return Answer(200, merged.running())
             case _:
                 return Answer(200, merged.openai_models(), content_type="application/json")
-
-
-def _redirected(method: str, status: int, location: str) -> Answer:
-    """The server's redirect; only GET has a body, and HEAD its head."""
-    words = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
-    body = f'<a href="{html.escape(location)}">{words}</a>.\n\n'.encode()
-    if method in ("GET", "HEAD"):
-        return Answer(status, body, {"Location": location}, content_type=HTML_TYPE)
-    return Answer(status, b"", {"Location": location}, content_type="")

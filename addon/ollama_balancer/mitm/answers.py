@@ -30,7 +30,9 @@ from .flows import context_of, detach, flow_of, path_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
 from .inspection.keeping import shortened
-from .layer import BUFFERED_ANSWER, BalancedStream, FailedStream
+from .shared_stream import SharedStream
+from .stream import BUFFERED_ANSWER
+from .stream_hooks import FailedStream
 from .transports import handler_of
 
 if TYPE_CHECKING:
@@ -107,16 +109,17 @@ class Answers:
             response.stream = context.pass_on = _passing_on(context, watcher, response)
         self.balancer.show(flow, context)
 
-    def relay(self, stream: BalancedStream) -> bool:
+    def relay(self, stream: SharedStream) -> bool:
         """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
         flow = stream.flow
         context = context_of(flow)
         handler = handler_of(flow.client_conn)
+        settings, lost = self.balancer.settings, self.balancer.lost
         if (
-            self.balancer.settings is None
-            or not self.balancer.settings.relay
-            or self.balancer.lost is None
-            or Use.RELAY in self.balancer.lost
+            settings is None
+            or not settings.relay
+            or lost is None
+            or Use.RELAY in lost
             or handler is None
             or context is None
             or context.pass_on is None
@@ -125,7 +128,10 @@ class Answers:
             or not relay.suits(stream)
         ):
             return False
-        stream.relay = relay.begin(handler, stream, context.pass_on, _hearing(context, handler))
+        by_selector = settings.relay_selector and Use.SELECTOR not in lost
+        stream.relay = relay.begin(
+            handler, stream, context.pass_on, _hearing(context, handler), by_selector=by_selector
+        )
         if stream.relay is None:
             return True
         self.balancer.gateway.tally.relayed += 1

@@ -55,6 +55,7 @@ class Settings:
     show_control: bool
     announce: bool
     relay: bool
+    relay_selector: bool
     lean: bool
     origins: tuple[str, ...]
     """Patterns for `ollama.origins.allowed_origin`."""
@@ -160,6 +161,13 @@ def add_options(loader: Loader) -> None:
         True,
         "Whether the chunks of streamed answers go straight from the agent's connection to the client's where both are "
         "plain HTTP/1.1, which costs a fraction of mitmproxy's own way. Takes effect for new answers.",
+    )
+    loader.add_option(
+        "balancer_relay_selector",
+        bool,
+        True,
+        "Whether the relay also goes past asyncio, on Linux, which saves a sixth to a quarter of what it takes for a "
+        "chunk. Takes effect for new answers.",
     )
     loader.add_option(
         "balancer_lean",
@@ -314,6 +322,7 @@ def read(options: object) -> Settings:
         show_control=bool(get("balancer_show_control")),
         announce=bool(get("balancer_announce")),
         relay=bool(get("balancer_relay")),
+        relay_selector=bool(get("balancer_relay_selector")),
         lean=bool(get("balancer_lean")),
         origins=_patterns("balancer_origins", get("balancer_origins"), check_pattern),
         hosts=_patterns("balancer_hosts", get("balancer_hosts"), check_host_pattern),
