@@ -182,9 +182,13 @@ def changed(settings: Settings) -> Iterator[None]:
 
 def run(case: Run) -> Outcome:
     scene, settings, seed = case
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with changed(scene.settings + settings):
-        return outcome(Simulation(draw(scene.shape, seed), "adaptive", seed, reports_slots=scene.slots_known).run())
+    try:
+        with changed(scene.settings + settings):
+            return outcome(Simulation(draw(scene.shape, seed), "adaptive", seed, reports_slots=scene.slots_known).run())
+    finally:
+        logging.disable(before)
 
 
 def outcome(result: Result) -> Outcome:

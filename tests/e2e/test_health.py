@@ -83,7 +83,7 @@ def test_a_host_that_fails_fast_is_ejected_and_comes_back(tmp_path: Path, hosts:
         wait_until(lambda: ask(proxy).headers["X-Balancer-Agent"] == "bad", "it is tried again and serves")
         assert status(proxy) == "online"
         assert proxy.log.count("Agent bad is ejected") == 1
-        assert proxy.log.count("Agent bad returns") == 1
+        assert proxy.log.count("Agent bad serves again") == 1
         assert good.counts["failed"] == 0
 
 
