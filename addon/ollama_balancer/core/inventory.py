@@ -50,7 +50,7 @@ class Inventory:
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
             for (model, known), entry in zip(old.items(), entries, strict=True):
-                if known.model_extra != entry.model_extra:
+                if known.__pydantic_extra__ != entry.__pydantic_extra__:  # `model_extra`, without a call for each model
                     old[model] = self._interner.intern(entry)
                     fleet.changed_models.add(model)
             entries[:] = old.values()
