@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from .collectors import COLLECTORS, Collector, Fields, Host, PartlyError
+from .collectors import COLLECTORS, Collector, Fields, Host, PartialError
 from .states import StateLog, printable
 from .wire import AgentMetrics, CollectorOutcome
 
@@ -70,7 +70,7 @@ class _Guarded:
             try:
                 async with asyncio.timeout(self._timeout):
                     given = await self._collector.collect()
-            except PartlyError as error:
+            except PartialError as error:
                 given, partly = error.fields, True
             together = {**fields, **given}
             AgentMetrics.model_validate(together)

@@ -32,7 +32,7 @@ class ConnectError(CallError):
     """No connection could be made."""
 
 
-class LateError(CallError):
+class CallTimeoutError(CallError):
     """There was no whole answer in time; `connected` tells whether there was a connection."""
 
     def __init__(self, message: str, *, connected: bool = True) -> None:
@@ -118,7 +118,7 @@ async def call(
         raise
     except TimeoutError:
         what = "whole answer" if connected else "connection"
-        raise LateError(f"no {what} within {timeout:g} s", connected=connected) from None
+        raise CallTimeoutError(f"no {what} within {timeout:g} s", connected=connected) from None
     except Exception as error:  # whatever becomes of a hostile answer
         raise CallError(_reason(error)) from error
 

@@ -31,7 +31,7 @@ class LinkError(Exception):
         self.state = state
 
 
-class AwayError(LinkError):
+class NoAnswerError(LinkError):
     """No answer at all."""
 
     def __init__(self, message: str) -> None:
@@ -134,7 +134,7 @@ class Link:
                 limit=ANSWER_LIMIT,
             )
         except CallError as error:
-            raise AwayError(f"{self._who} does not answer ({error})") from error
+            raise NoAnswerError(f"{self._who} does not answer ({error})") from error
 
     def _refusal(self, what: str, answer: Answer) -> LinkError:
         if answer.status in (401, 403):

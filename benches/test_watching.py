@@ -84,10 +84,10 @@ def measure(benchmark: BenchmarkFixture, group: str, call: Callable[[], object])
 
 
 def measure_watching(
-    benchmark: BenchmarkFixture, group: str, content_type: str, chunks: list[bytes], text: str, *, skims: bool = False
+    benchmark: BenchmarkFixture, group: str, content_type: str, chunks: list[bytes], text: str, *, skim: bool = False
 ) -> None:
     def watch() -> AnswerWatcher:
-        watcher = AnswerWatcher(content_type, skims=skims)
+        watcher = AnswerWatcher(content_type, skim=skim)
         feed = watcher.feed
         for chunk in chunks:
             feed(chunk)
@@ -95,7 +95,7 @@ def measure_watching(
 
     answer = watch().answer
     assert answer.events == EVENTS
-    assert skims or text in (answer.text, answer.thinking)
+    assert skim or text in (answer.text, answer.thinking)
     measure(benchmark, group, watch)
 
 
@@ -115,7 +115,7 @@ def test_eight_events_a_chunk(benchmark: BenchmarkFixture, shape: str) -> None:
 def test_events_that_the_relay_hands_over(benchmark: BenchmarkFixture, shape: str) -> None:
     content_type, events, text = stream(shape)
     chunks = [b"".join(events[at : at + BATCH]) for at in range(0, EVENTS, BATCH)]
-    measure_watching(benchmark, f"{BATCH} events at once, skimmed", content_type, chunks, text, skims=True)
+    measure_watching(benchmark, f"{BATCH} events at once, skimmed", content_type, chunks, text, skim=True)
 
 
 @by_shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Collector, Fields, Host, PartlyError
+from .base import Collector, Fields, Host, PartialError
 from .connections import ConnectionsCollector
 from .cpu import CpuCollector
 from .disk import DiskCollector
@@ -16,7 +16,7 @@ from .ollama import OllamaCollector
 from .reach import ReachCollector
 from .server import ServerCollector
 
-__all__ = ["COLLECTORS", "Collector", "Fields", "Host", "PartlyError"]
+__all__ = ["COLLECTORS", "Collector", "Fields", "Host", "PartialError"]
 
 COLLECTORS: dict[str, Callable[[Host], Collector]] = {
     "cpu": CpuCollector,

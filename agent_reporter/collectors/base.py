@@ -27,7 +27,7 @@ class Host:
     """The Ollama server's process, which several collectors ask about."""
 
 
-class PartlyError(Exception):
+class PartialError(Exception):
     """A collector that has logged what failed, and gives what did not."""
 
     def __init__(self, fields: Fields) -> None:

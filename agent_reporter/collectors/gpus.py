@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..states import StateLog
 from .amd import read_amd
 from .apple import read_apple
-from .base import Fields, Host, PartlyError
+from .base import Fields, Host, PartialError
 from .nvidia import read_nvidia
 
 type Gpu = dict[str, object]
@@ -48,7 +48,7 @@ class GpusCollector:
             del self._running[maker]
         fields: Fields = {"gpus": found[:MOST]}
         if failed:
-            raise PartlyError(fields)
+            raise PartialError(fields)
         return fields
 
 

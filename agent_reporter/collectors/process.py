@@ -23,7 +23,7 @@ PREFIX = "OLLAMA_"
 
 HOST_VARIABLE = "OLLAMA_HOST"
 
-LOOK_AGAIN = 60.0
+RECHECK_SECONDS = 60.0
 """Seconds after which a server that was not found is looked for again: a look costs some milliseconds of CPU."""
 
 
@@ -64,7 +64,7 @@ class ServerProcess:
         """The OLLAMA_ variables of the server there; none where it is not found or they may not be read."""
         if self._process is not None and not self._process.is_running():
             self._process, self._settings, self._looked = None, {}, None
-        if self._process is None and (self._looked is None or self._clock() - self._looked >= LOOK_AGAIN):
+        if self._process is None and (self._looked is None or self._clock() - self._looked >= RECHECK_SECONDS):
             self._looked = self._clock()
             await asyncio.to_thread(self._find, ollama)
         return self._settings

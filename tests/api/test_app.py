@@ -48,13 +48,13 @@ class Api:
         self.clock = Clock()
         self.registry = new_registry(self.clock)
         self.changes = 0
-        self.tally, self.recent = RequestMetrics(), Recent(self.clock)
+        self.request_metrics, self.recent = RequestMetrics(), Recent(self.clock)
         self.wall = 1_700_000_000.0
         self.history = History(lambda: self.wall)
         self.control = ControlApi(
             self.registry,
             RequestQueue(self.clock),
-            self.tally,
+            self.request_metrics,
             self.recent,
             self.history,
             self.clock(),
@@ -484,7 +484,7 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     api.registry.limiter.take(b)
     for outcome, count in (("succeeded", 4), ("failed", 1), ("cancelled", 2), ("rejected", 3), ("refused", 1)):
         for _ in range(count):
-            api.tally.add(RequestSummary(a.name, "m:latest", "/api/chat", outcome, 0.1))
+            api.request_metrics.add(RequestSummary(a.name, "m:latest", "/api/chat", outcome, 0.1))
     api.registry.remove(a)
     fleet(api.registry, "c")
     api.registry.mode = "least_requests"

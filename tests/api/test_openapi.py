@@ -50,7 +50,7 @@ def busy(api: Api) -> None:
     over = RequestSummary(
         "a", "m:latest", "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7
     )
-    api.tally.add(over)
+    api.request_metrics.add(over)
     api.history.add(over)
 
 

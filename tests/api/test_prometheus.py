@@ -28,8 +28,8 @@ class Page:
     def __init__(self) -> None:
         clock = Clock()
         self.registry = new_registry(clock)
-        self.tally = RequestMetrics()
-        self.exposition = Exposition(self.registry, RequestQueue(clock), self.tally, lambda: self.tally.totals(2))
+        self.metrics = RequestMetrics()
+        self.exposition = Exposition(self.registry, RequestQueue(clock), self.metrics, lambda: self.metrics.totals(2))
 
     def page(self, accept: str) -> tuple[bytes, str]:
         return asyncio.run(self.exposition.page(accept))
@@ -57,13 +57,13 @@ def page() -> Page:
     collectors = [{"name": "cpu", "ok": True, "seconds": 0.5}, {"name": "gpus", "ok": False, "seconds": 5.0}]
     page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU], collectors=collectors, **figures))
     for outcome in ("succeeded", "succeeded", "failed"):
-        page.tally.add(
+        page.metrics.add(
             RequestSummary(
                 "gpu-1", "m:latest", "/api/chat", outcome, 2.0, 0.7, 0.3, 42.0, 5, 9, failures=(("gpu-2", "connect"),)
             )
         )
-    page.tally.add(RequestSummary("", "other", "other", "refused", 0.0))
-    page.tally.add(RequestSummary("gpu-2", "m:latest", "/api/chat", "cancelled", 1.0, cancelled_by="client"))
+    page.metrics.add(RequestSummary("", "other", "other", "refused", 0.0))
+    page.metrics.add(RequestSummary("gpu-2", "m:latest", "/api/chat", "cancelled", 1.0, cancelled_by="client"))
     return page
 
 
@@ -121,7 +121,7 @@ def test_of_an_agent_that_is_removed_the_counts_stay_and_no_gauge_does(page: Pag
 
 
 def test_a_rejection_is_counted_by_its_status(page: Page) -> None:
-    page.tally.add(RequestSummary("gpu-1", "m:latest", "/api/chat", "rejected", 0.1, status=400))
+    page.metrics.add(RequestSummary("gpu-1", "m:latest", "/api/chat", "rejected", 0.1, status=400))
     assert page.value("rejections_total", status="400") == 1
     assert page.value("requests_in_flight") == 2
 

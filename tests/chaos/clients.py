@@ -36,7 +36,7 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """One request. `text` is the answer it must have, None where that is not text."""
 
     kind: str
@@ -49,7 +49,7 @@ class Asked:
     pin: str | None = None
 
 
-def draw(rng: random.Random, number: int, hosts: list[str]) -> Asked:
+def draw(rng: random.Random, number: int, hosts: list[str]) -> ParsedRequest:
     """The next request."""
     model, prompt = rng.choice(MODELS), f"number {number} " + "word " * rng.randrange(30)
     stream = rng.random() < 0.6
@@ -59,38 +59,42 @@ def draw(rng: random.Random, number: int, hosts: list[str]) -> Asked:
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     match kind:
         case "generate":
-            return Asked(kind, "POST", "/api/generate", body | {"prompt": prompt}, stream, text)
+            return ParsedRequest(kind, "POST", "/api/generate", body | {"prompt": prompt}, stream, text)
         case "pinned":
             pin = rng.choice(hosts)
-            return Asked(kind, "POST", "/api/generate", body | {"prompt": prompt}, stream, text, pin=pin)
+            return ParsedRequest(kind, "POST", "/api/generate", body | {"prompt": prompt}, stream, text, pin=pin)
         case "chat":
-            return Asked(kind, "POST", "/api/chat", body | {"messages": messages}, stream, text)
+            return ParsedRequest(kind, "POST", "/api/chat", body | {"messages": messages}, stream, text)
         case "v1 chat":
-            return Asked(kind, "POST", "/v1/chat/completions", body | {"messages": messages}, stream, text)
+            return ParsedRequest(kind, "POST", "/v1/chat/completions", body | {"messages": messages}, stream, text)
         case "v1 completions":
-            return Asked(kind, "POST", "/v1/completions", body | {"prompt": prompt}, stream, text)
+            return ParsedRequest(kind, "POST", "/v1/completions", body | {"prompt": prompt}, stream, text)
         case "v1 responses":
-            return Asked(kind, "POST", "/v1/responses", body | {"input": prompt}, stream, text)
+            return ParsedRequest(kind, "POST", "/v1/responses", body | {"input": prompt}, stream, text)
         case "v1 messages":
-            return Asked(kind, "POST", "/v1/messages", body | {"messages": messages, "max_tokens": 1000}, stream, text)
+            return ParsedRequest(
+                kind, "POST", "/v1/messages", body | {"messages": messages, "max_tokens": 1000}, stream, text
+            )
         case "embed":
-            return Asked(kind, "POST", "/api/embed", {"model": EMBEDDER, "input": prompt}, False, None)
+            return ParsedRequest(kind, "POST", "/api/embed", {"model": EMBEDDER, "input": prompt}, False, None)
         case "v1 embeddings":
-            return Asked(kind, "POST", "/v1/embeddings", {"model": EMBEDDER, "input": prompt}, False, None)
+            return ParsedRequest(kind, "POST", "/v1/embeddings", {"model": EMBEDDER, "input": prompt}, False, None)
         case "show":
-            return Asked(kind, "POST", "/api/show", {"model": model}, False, None)
+            return ParsedRequest(kind, "POST", "/api/show", {"model": model}, False, None)
         case "unknown":
-            return Asked(kind, "POST", "/api/chat", {"model": "nobody-has-it", "messages": messages}, False, None, 404)
+            return ParsedRequest(
+                kind, "POST", "/api/chat", {"model": "nobody-has-it", "messages": messages}, False, None, 404
+            )
         case _:
             path = {"tags": "/api/tags", "ps": "/api/ps", "models": "/v1/models"}[kind]
-            return Asked(kind, "GET", path, None, False, None)
+            return ParsedRequest(kind, "GET", path, None, False, None)
 
 
 class BrokenAnswerError(Exception):
     """It is neither a whole answer nor an error in its protocol."""
 
 
-def judge(asked: Asked, status: int, content: bytes) -> str:
+def judge(asked: ParsedRequest, status: int, content: bytes) -> str:
     """`whole`, `error <status>` or `error event`. BrokenAnswerError: none of them."""
     try:
         if status != 200:
@@ -119,7 +123,7 @@ def judge(asked: Asked, status: int, content: bytes) -> str:
         raise BrokenAnswerError(f"{e!r} in {content[-300:]!r}") from e
 
 
-def _check_text(asked: Asked, text: str) -> None:
+def _check_text(asked: ParsedRequest, text: str) -> None:
     if text != asked.text:
         raise BrokenAnswerError(f"the text is {text!r} and not {asked.text!r}")
 

@@ -7,7 +7,7 @@ from ollama_balancer.mitm import lifecycle
 
 lifecycle.WATCH_SECONDS = 0.1
 watchdog.SILENCE = 1.0
-watchdog.LOOK_AGAIN = 0.2
+watchdog.RECHECK_SECONDS = 0.2
 health.FIRST_EJECTION = 1.0
 health.SLOW_START_SECONDS = 2.0
 liveness.PROBE_GRACE = 1.5

@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from ollama_balancer.core.policies import POLICIES
-from tests.chaos.clients import Asked, BrokenAnswerError, draw, judge
+from tests.chaos.clients import BrokenAnswerError, ParsedRequest, draw, judge
 from tests.chaos.fleet import Chaos, Host
 from tests.e2e.harness import Proxy, running_proxy
 
@@ -135,7 +135,7 @@ class Run:
                     self.broken(f"the chaos itself failed: {result!r}")
             await self.chaos.calm()
 
-    async def _one(self, client: httpx.AsyncClient, number: int, asked: Asked, leaves: float | None) -> None:
+    async def _one(self, client: httpx.AsyncClient, number: int, asked: ParsedRequest, leaves: float | None) -> None:
         report = self.report
         report.kinds[asked.kind] += 1
         headers = {"X-Balancer-Agent": asked.pin} if asked.pin else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.clients import Asked, BrokenAnswerError, judge
+from tests.chaos.clients import BrokenAnswerError, ParsedRequest, judge
 from tests.chaos.fleet import KINDS
 from tests.chaos.run import run
 
@@ -20,9 +20,9 @@ def test_nothing_is_lost_whatever_happens_to_the_hosts(tmp_path: Path) -> None:
     assert sum(report.faults.values()) >= len(KINDS)
 
 
-GENERATE = Asked("generate", "POST", "/api/generate", {}, stream=True, text="ab")
-MESSAGES = Asked("v1 messages", "POST", "/v1/messages", {}, stream=False, text="ab")
-UNKNOWN = Asked("unknown", "POST", "/api/chat", {}, stream=False, text=None, status=404)
+GENERATE = ParsedRequest("generate", "POST", "/api/generate", {}, stream=True, text="ab")
+MESSAGES = ParsedRequest("v1 messages", "POST", "/v1/messages", {}, stream=False, text="ab")
+UNKNOWN = ParsedRequest("unknown", "POST", "/api/chat", {}, stream=False, text=None, status=404)
 
 
 def lines(*events: object) -> bytes:
@@ -40,7 +40,7 @@ def lines(*events: object) -> bytes:
         (UNKNOWN, 404, b'{"error": "not found"}', "whole"),
     ],
 )
-def test_an_answer_or_an_error_is_known_as_one(asked: Asked, status: int, content: bytes, verdict: str) -> None:
+def test_an_answer_or_an_error_is_known_as_one(asked: ParsedRequest, status: int, content: bytes, verdict: str) -> None:
     assert judge(asked, status, content) == verdict
 
 
@@ -58,6 +58,6 @@ def test_an_answer_or_an_error_is_known_as_one(asked: Asked, status: int, conten
         (UNKNOWN, 200, b"{}"),
     ],
 )
-def test_what_is_neither_is_found_out(asked: Asked, status: int, content: bytes) -> None:
+def test_what_is_neither_is_found_out(asked: ParsedRequest, status: int, content: bytes) -> None:
     with pytest.raises(BrokenAnswerError):
         judge(asked, status, content)

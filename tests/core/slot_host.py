@@ -13,7 +13,7 @@ from ollama_balancer.lab.engine import Engine
 from tests.core.fakes import entries, fleet, new_registry
 
 MODEL = "m:latest"
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 SLOWDOWN = 0.4
 TOKENS_A_SECOND = 800
 
@@ -68,7 +68,7 @@ class SlotHost:
         self._since = self._above = self._crowded_since = 0.0
         self._passed = 0.0
         self._tick = 0
-        engine.after(LOOK_SECONDS, self._look)
+        engine.after(POLL_SECONDS, self._look)
 
     @property
     def learned(self) -> int:
@@ -105,7 +105,7 @@ class SlotHost:
         self.registry.liveness.reached(self.agent)
         self.registry.expire()
         self._serve()
-        self.engine.after(LOOK_SECONDS, self._look)
+        self.engine.after(POLL_SECONDS, self._look)
 
     def _serve(self) -> None:
         while self.waiting and self.registry.selection.has_free_slot(self.agent, MODEL):

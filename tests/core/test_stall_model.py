@@ -57,7 +57,7 @@ class Call:
     left: float = 0.0
     begun: bool = False
     patience: float = 0.0
-    seen_loading: bool = False
+    awaits_load: bool = False
     idle_since: dict[Agent, float] = field(default_factory=dict)
     """Since when each agent could have had it."""
 
@@ -244,7 +244,7 @@ class StallMachine(RuleBasedStateMachine):
         assert agent.available
         assert agent not in call.tried
         call.lease, call.begun, call.left = lease, False, call.seconds
-        call.patience, call.seen_loading = self.clock.now, lease.loading
+        call.patience, call.awaits_load = self.clock.now, lease.loading
         call.tried.append(agent)
         self.hosts[agent].queue.append(call)
 
@@ -355,13 +355,13 @@ class StallMachine(RuleBasedStateMachine):
                 continue
             agent = lease.agent
             if not agent.online:
-                if not call.seen_loading:
+                if not call.awaits_load:
                     self.fail(call, "it went offline")
             elif now - max(call.patience, agent.heard_at) >= SILENCE:
                 if call.demand.model not in self.hosts[agent].memory:
-                    call.seen_loading = True
-                elif call.seen_loading:
-                    call.seen_loading, call.patience = False, now
+                    call.awaits_load = True
+                elif call.awaits_load:
+                    call.awaits_load, call.patience = False, now
                 else:
                     self.fail(call, "silent")
 

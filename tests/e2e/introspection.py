@@ -38,7 +38,7 @@ class Introspection:
                 - 1,
                 "wakeups": sum(len(handler.wakeup_timer) for handler in connections.values()),
                 "memory": this.budget.used,
-                "relayed": this.gateway.tally.relayed,
+                "relayed": this.gateway.request_metrics.relayed,
                 "hooks": this.hooks is not None and this.hooks.on,
                 "receivers": len(getattr(selector, "receivers", ())),
             }

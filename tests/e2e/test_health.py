@@ -23,7 +23,7 @@ from ollama_balancer.mitm import lifecycle
 
 lifecycle.WATCH_SECONDS = 0.05
 watchdog.SILENCE = 0.5
-watchdog.LOOK_AGAIN = 0.1
+watchdog.RECHECK_SECONDS = 0.1
 health.FIRST_EJECTION = 1.0
 liveness.PROBE_GRACE = 1.0
 probing.INTERVAL = 0.2

@@ -212,7 +212,7 @@ class Killing:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.request.path == "/kill-who-waits":
             for context in list(the_addon().balancer.gateway.live):
-                if context.waiter is not None:
+                if context.ticket is not None:
                     context.handle.kill()
             flow.response = http.Response.make(204)
 

@@ -38,12 +38,12 @@ def streams_of_events(data: bytes, places: list[float]) -> None:
         assert parse(content_type, data) == expected
         assert parse(content_type, *pieces) == expected
         verdicts = set()
-        for skims in (False, True):
-            watcher = AnswerWatcher(content_type, skims=skims)
+        for skim in (False, True):
+            watcher = AnswerWatcher(content_type, skim=skim)
             for piece in pieces:
                 watcher.feed(piece)
-            unended = watcher.unended
-            assert len(unended.line) + len(unended.data) <= 2 * len(data)
+            partial_event = watcher.partial_event
+            assert len(partial_event.line) + len(partial_event.data) <= 2 * len(data)
             verdict = watcher.verdict()
             assert b"".join(watcher.kept.ends()) == data
             assert verdict.error is None or len(verdict.error) < 100_000

@@ -166,4 +166,4 @@ def request_bodies(body: bytes, content_type: str, encoding: str, pack: bool) ->
         assert len(reading.excerpt) < 10_000
         model = (naive or {}).get("model")
         if route.path == "/api/chat" and isinstance(model, str) and model and (encoding in ("", "zstd")):
-            assert reading.asked.model == json_scanning.well_formed(model)
+            assert reading.parsed.model == json_scanning.well_formed(model)

@@ -4,8 +4,8 @@ import pytest
 
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
-from ollama_balancer.gateway.accounting import ended
-from ollama_balancer.gateway.attempts import FailureKind, kind_of
+from ollama_balancer.gateway.accounting import summarize
+from ollama_balancer.gateway.attempts import FailureKind, failure_kind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.ollama.errors import Blame
@@ -32,7 +32,7 @@ def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(ki
     context.take(registry.limiter.take(next(iter(registry))))
     context.fail_attempt("connection refused, status 503, timed out", kind)
     context.end(Outcome.FAILED, "nobody is left")
-    assert ended(context, registry).failures == (("a", str(kind)),)
+    assert summarize(context, registry).failures == (("a", str(kind)),)
 
 
 def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
@@ -46,7 +46,7 @@ def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
         (Reply("a", 200, problem="pull model manifest: file does not exist"), "caller"),
     ]
     for reply, kind in kinds:
-        assert kind_of(reply) == kind
+        assert failure_kind(reply) == kind
 
 
 def test_a_success_is_counted_with_its_times_and_tokens() -> None:
@@ -62,7 +62,7 @@ def test_a_success_is_counted_with_its_times_and_tokens() -> None:
     context.tokens_per_second = 11.0
     clock.now += 1.0
     context.end(Outcome.SUCCEEDED)
-    told = ended(context, registry)
+    told = summarize(context, registry)
     assert (told.agent, told.model, told.route, told.outcome) == ("b", "m:latest", "/api/chat", "succeeded")
     assert (told.seconds, told.first_token, told.waited) == (1.5, 0.5, None)
     assert (told.prompt_tokens, told.output_tokens, told.tokens_per_second) == (7, 11, 11.0)
@@ -73,18 +73,18 @@ def test_a_model_or_a_path_that_a_client_has_made_up_is_no_label() -> None:
     registry, context = make(Clock(), model="made-up-" + "x" * 300)
     context.route = None
     context.end(Outcome.FAILED, "not found")
-    told = ended(context, registry)
+    told = summarize(context, registry)
     assert (told.agent, told.model, told.route, told.outcome) == ("", "other", "other", "refused")
 
 
 def test_cancels_are_told_apart() -> None:
     registry, waiting = make(Clock())
     waiting.end(Outcome.CANCELLED)
-    assert ended(waiting, registry).cancelled_by == "client_waiting"
+    assert summarize(waiting, registry).cancelled_by == "client_waiting"
     registry, running = make(Clock())
     running.take(registry.limiter.take(next(iter(registry))))
     running.end(Outcome.CANCELLED)
-    assert ended(running, registry).cancelled_by == "client"
+    assert summarize(running, registry).cancelled_by == "client"
     registry, killed = make(Clock())
     killed.end(Outcome.CANCELLED, "killed")
-    assert ended(killed, registry).cancelled_by == "killed"
+    assert summarize(killed, registry).cancelled_by == "killed"

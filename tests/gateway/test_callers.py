@@ -5,7 +5,7 @@ from mitmproxy import http
 from mitmproxy.test import tflow, tutils
 
 from ollama_balancer.gateway.callers import Caller
-from ollama_balancer.mitm.flows import take_caller
+from ollama_balancer.mitm.flows import extract_caller
 from ollama_balancer.mitm.headers import request_to_agent
 from ollama_balancer.storage.token import Token
 
@@ -19,7 +19,7 @@ def flow_with(*fields: tuple[bytes, bytes]) -> http.HTTPFlow:
 
 
 def take(flow: http.HTTPFlow, salt: bytes = b"salt") -> Caller:
-    return take_caller(flow, TOKEN, salt)
+    return extract_caller(flow, TOKEN, salt)
 
 
 @pytest.mark.parametrize(
@@ -102,23 +102,23 @@ def take_from(address: str, key: bytes = b"") -> Caller:
 
 def test_keys_that_nobody_gave_out_share_the_turns_of_their_address() -> None:
     callers = [take_from("10.0.0.1", b"Bearer %d" % n) for n in range(3)] + [take_from("10.0.0.1")]
-    assert {caller.share[0] for caller in callers if caller.share} == {"10.0.0.1"}
-    assert len({caller.share for caller in callers}) == 4
-    assert take_from("10.0.0.2").share == ("10.0.0.2", "")
+    assert {caller.fairness_key[0] for caller in callers if caller.fairness_key} == {"10.0.0.1"}
+    assert len({caller.fairness_key for caller in callers}) == 4
+    assert take_from("10.0.0.2").fairness_key == ("10.0.0.2", "")
 
 
 @pytest.mark.parametrize("key", [b"", b"Bearer one"])
 def test_the_addresses_of_an_ipv6_network_share_its_turns_and_keys_buy_none_there(key: bytes) -> None:
     first, second = take_from("2001:db8::1", key), take_from("2001:db8::2", b"Bearer two")
-    assert first.share == ("2001:db8::/64", "2001:db8::1")
-    assert second.share == ("2001:db8::/64", "2001:db8::2")
-    assert take_from("2001:db8:0:1::1").share == ("2001:db8:0:1::/64", "2001:db8:0:1::1")
-    assert take_from("fe80::1%eth0").share == ("fe80::/64", "fe80::1%eth0")
+    assert first.fairness_key == ("2001:db8::/64", "2001:db8::1")
+    assert second.fairness_key == ("2001:db8::/64", "2001:db8::2")
+    assert take_from("2001:db8:0:1::1").fairness_key == ("2001:db8:0:1::/64", "2001:db8:0:1::1")
+    assert take_from("fe80::1%eth0").fairness_key == ("fe80::/64", "fe80::1%eth0")
 
 
 def test_an_ipv4_client_is_told_by_its_address_also_where_the_socket_is_of_ipv6() -> None:
-    assert take_from("::ffff:10.0.0.1").share == take_from("10.0.0.1").share
-    assert take_from("::ffff:10.0.0.2").share != take_from("10.0.0.1").share
+    assert take_from("::ffff:10.0.0.1").fairness_key == take_from("10.0.0.1").fairness_key
+    assert take_from("::ffff:10.0.0.2").fairness_key != take_from("10.0.0.1").fairness_key
 
 
 def test_the_password_of_mitmproxys_own_proxyauth_is_not_in_the_flow() -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ollama_balancer.gateway.descriptors import QuietAccept, is_ours, most_clients
+from ollama_balancer.gateway.descriptors import QuietAccept, is_local_failure, most_clients
 
 
 def chained() -> Exception:
@@ -35,7 +35,7 @@ def chained() -> Exception:
     ],
 )
 def test_what_this_machine_lacks_is_told_from_what_another_does(error: Exception | str) -> None:
-    assert is_ours(error)
+    assert is_local_failure(error)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_this_machine_lacks_is_told_from_what_another_does(error: Exception
     ],
 )
 def test_what_another_does_is_not_ours(error: Exception | str | None) -> None:
-    assert not is_ours(error)
+    assert not is_local_failure(error)
 
 
 @pytest.mark.parametrize("limit", [64, 200, 256, 1024, 4096, 524_288, 1_048_576])

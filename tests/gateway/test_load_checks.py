@@ -6,7 +6,7 @@ import asyncio
 
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source
-from ollama_balancer.gateway.load_checks import UNLOAD_DELAYS, MemoryChecks
+from ollama_balancer.gateway.load_checks import UNLOAD_DELAYS, LoadedModelChecks
 
 
 class Host:
@@ -33,15 +33,15 @@ class Host:
 def test_a_question_for_what_is_loaded_waits_for_the_host_but_not_for_ever() -> None:
     async def main() -> None:
         host = Host()
-        checks = MemoryChecks(host.refresh)
+        checks = LoadedModelChecks(host.refresh)
         checks.loaded(host.agent)
-        assert checks.unsettled
-        await checks.settle(0.01)
-        assert (checks.unsettled, host.asked) == (True, [(None, True)])
+        assert checks.pending
+        await checks.wait_pending(0.01)
+        assert (checks.pending, host.asked) == (True, [(None, True)])
         host.lists.set()
-        await checks.settle(60)
-        assert not checks.unsettled
-        await checks.settle(60)
+        await checks.wait_pending(60)
+        assert not checks.pending
+        await checks.wait_pending(60)
 
     asyncio.run(main())
 
@@ -49,7 +49,7 @@ def test_a_question_for_what_is_loaded_waits_for_the_host_but_not_for_ever() -> 
 def test_a_host_that_loads_again_while_it_is_asked_is_asked_again_and_not_twice_at_once() -> None:
     async def main() -> None:
         host = Host()
-        checks = MemoryChecks(host.refresh)
+        checks = LoadedModelChecks(host.refresh)
         for _ in range(3):
             checks.loaded(host.agent)
         await asyncio.sleep(0)
@@ -57,7 +57,7 @@ def test_a_host_that_loads_again_while_it_is_asked_is_asked_again_and_not_twice_
         checks.loaded(host.agent)
         assert len(host.asked) == 1
         host.lists.set()
-        await checks.settle(60)
+        await checks.wait_pending(60)
         assert host.asked == [(None, True), (None, True)]
 
     asyncio.run(main())
@@ -69,10 +69,10 @@ def test_a_host_is_asked_until_it_has_unloaded_the_model_and_believed_in_the_end
             host = Host()
             host.lists_still = still
             host.lists.set()
-            checks = MemoryChecks(host.refresh, host.sleep)
-            checks.unloads(host.agent, "m")
+            checks = LoadedModelChecks(host.refresh, host.sleep)
+            checks.watch_unload(host.agent, "m")
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not checks.unsettled
+            assert not checks.pending
             await asyncio.gather(*tasks)
             assert len(host.asked) == looks
             assert host.slept == list(UNLOAD_DELAYS[:looks])
@@ -86,13 +86,13 @@ def test_a_model_that_many_requests_unload_is_looked_after_once() -> None:
         host = Host()
         host.lists.set()
         host.lists_still = 1
-        checks = MemoryChecks(host.refresh, host.sleep)
+        checks = LoadedModelChecks(host.refresh, host.sleep)
         for _ in range(100):
-            checks.unloads(host.agent, "m:latest")
+            checks.watch_unload(host.agent, "m:latest")
         assert len(asyncio.all_tasks()) == 2
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert host.asked == [("m:latest", False)] * 2
-        checks.unloads(host.agent, "m:latest")
+        checks.watch_unload(host.agent, "m:latest")
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert len(host.asked) > 2, "the next time it is looked after again"
 

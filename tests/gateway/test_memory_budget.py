@@ -47,7 +47,7 @@ def test_what_is_only_kept_goes_before_anybody_is_refused() -> None:
         kept -= given
         budget.give_back(given)
 
-    budget.on_short = make_room
+    budget.on_shortage = make_room
     held = budget.hold()
     assert held.grow(3 * STEP)
     assert asked == [2 * STEP]

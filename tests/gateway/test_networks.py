@@ -11,7 +11,7 @@ import pytest
 from ollama_balancer.gateway.networks import (
     LINES_SECONDS,
     MOST_LINES,
-    MOST_NAMED,
+    MOST_LOGGED,
     REFRESH_SECONDS,
     ClientNetworks,
     Network,
@@ -148,7 +148,7 @@ def test_addresses_without_end_fill_neither_the_log_nor_the_memory(caplog: pytes
     clock.now += LINES_SECONDS
     these.allow(PUBLIC)
     assert PUBLIC in caplog.messages[-1]
-    for number in range(2 * MOST_NAMED):
+    for number in range(2 * MOST_LOGGED):
         clock.now += LINES_SECONDS
         these.allow(str(ipaddress.ip_address("2001:4870::") + number))
-    assert len(these._named) <= MOST_NAMED
+    assert len(these._logged) <= MOST_LOGGED

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agent_reporter.http import ConnectError, LateError
+from agent_reporter.http import CallTimeoutError, ConnectError
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, Status
-from ollama_balancer.gateway.reachability import LONGEST_REASON, told_to_reporter
+from ollama_balancer.gateway.reachability import LONGEST_REASON, reachability_headers
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import Prober, explain
 from tests.core.fakes import address, new_registry, report
@@ -87,7 +87,7 @@ def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
             registry.update_metrics("a", report())
             await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
             assert registry.selection.select() is None
-            return agent, told_to_reporter(agent)
+            return agent, reachability_headers(agent)
 
     agent, told = asyncio.run(test())
     assert agent.status is Status.UNAUTHORIZED
@@ -111,7 +111,7 @@ def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
 
 
 def test_a_connection_that_is_dropped_names_the_firewall_and_the_port() -> None:
-    why = explain(address(5), LateError("no connection within 2 s", connected=False))
+    why = explain(address(5), CallTimeoutError("no connection within 2 s", connected=False))
     assert why.startswith("cannot connect: no connection within 2 s at 10.0.0.5:11434; open TCP port 11434")
     assert "firewall" in why
 
@@ -124,14 +124,14 @@ def test_a_reporter_is_told_while_its_host_is_unreachable_and_in_a_header_that_i
     registry = new_registry(lambda: 1000.0, must_reach=True)
     agent, _ = registry.register("a", address(1))
     registry.update_metrics("a", report())
-    assert told_to_reporter(agent) == {}  # nothing is known yet
+    assert reachability_headers(agent) == {}  # nothing is known yet
     registry.liveness.silent(agent, "a\r\nX-Evil: 1 é " + "x" * 10_000)
-    [(name, value)] = told_to_reporter(agent).items()
+    [(name, value)] = reachability_headers(agent).items()
     assert name == "X-Balancer-Reachable"
     assert value.startswith("no; a??X-Evil: 1 ? xxx")
     assert len(value) <= LONGEST_REASON + 4
     registry.liveness.reached(agent)
-    assert told_to_reporter(agent) == {}
+    assert reachability_headers(agent) == {}
 
 
 def test_many_dead_hosts_do_not_keep_a_live_one_waiting_for_its_probe(monkeypatch: pytest.MonkeyPatch) -> None:

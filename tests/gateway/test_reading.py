@@ -36,7 +36,7 @@ def test_a_large_body_is_read_in_a_thread_and_says_the_same(
     read = asyncio.run(read_large("/api/chat?x=1", body, "", "", canonical_name))
     assert read == (expected if in_a_thread else None)
     assert isinstance(expected, Reading)
-    assert expected.asked.model == "m"
+    assert expected.parsed.model == "m"
     assert expected.demand is not None and expected.demand.tokens > 0
     assert [thread is threading.main_thread() for thread in threads] == ([False] if in_a_thread else [])
 

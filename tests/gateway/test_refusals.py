@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
-from ollama_balancer.gateway.attempts import Attempt, FailureKind
+from ollama_balancer.gateway.attempts import FailedAttempt, FailureKind
 from ollama_balancer.gateway.messages import Response
 from ollama_balancer.gateway.refusals import (
     BUSY_SECONDS,
@@ -31,8 +31,8 @@ def response(status: int, body: bytes = PAGE, **headers: str) -> Response:
     return Response(status, tuple(fields), body)
 
 
-def attempt(agent: str, kind: Blame | FailureKind, status: int | None = 500, **headers: str) -> Attempt:
-    return Attempt(agent, str(kind), kind, None if status is None else response(status, PAGE, **headers))
+def attempt(agent: str, kind: Blame | FailureKind, status: int | None = 500, **headers: str) -> FailedAttempt:
+    return FailedAttempt(agent, str(kind), kind, None if status is None else response(status, PAGE, **headers))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_date_to_retry_at_is_understood() -> None:
         ),
     ],
 )
-def test_the_answer_that_tells_the_caller_most_is_chosen(failures: list[Attempt], agent: str | None) -> None:
+def test_the_answer_that_tells_the_caller_most_is_chosen(failures: list[FailedAttempt], agent: str | None) -> None:
     useful = most_useful(failures)
     assert (useful.agent if useful else None) == agent
 
@@ -108,12 +108,12 @@ def test_a_page_becomes_an_error_in_the_callers_protocol(dialect: Dialect, error
 def test_an_error_that_is_one_is_passed_on_as_it_came() -> None:
     body = gzip.compress(b'{"error":"it is gone"}')
     said = response(500, body, Content_Type="application/json", Transfer_Encoding="chunked", Content_Encoding="gzip")
-    made = answer_to(Attempt("a", "", Blame.HOST_CANNOT, said), "not this", Dialect.OLLAMA)
+    made = answer_to(FailedAttempt("a", "", Blame.HOST_CANNOT, said), "not this", Dialect.OLLAMA)
     assert made.body == body
     assert made.header(b"content-length") == str(len(body))
     assert made.header(b"transfer-encoding") is None
     cut = response(500, b'{"error":"it is go')
-    assert b"this" in answer_to(Attempt("a", "", Blame.HOST_CANNOT, cut), "this", Dialect.OLLAMA).body
+    assert b"this" in answer_to(FailedAttempt("a", "", Blame.HOST_CANNOT, cut), "this", Dialect.OLLAMA).body
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_status_that_would_mislead_the_client_is_another(kind: Blame, status: 
 
 def test_who_is_busy_without_a_word_about_when_gets_one() -> None:
     said = response(503, b'{"error":"server busy, please try again."}')
-    made = answer_to(Attempt("a", "", Blame.HOST_BUSY, said), "x", Dialect.OLLAMA)
+    made = answer_to(FailedAttempt("a", "", Blame.HOST_BUSY, said), "x", Dialect.OLLAMA)
     assert int(made.header(b"retry-after") or 0) > 0
     assert made.body == said.body
 

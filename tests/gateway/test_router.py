@@ -13,7 +13,7 @@ from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.attempts import FailureKind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
-from ollama_balancer.gateway.decisions import Answer, Everywhere, Forward, Wait
+from ollama_balancer.gateway.decisions import Answer, Broadcast, Forward, Wait
 from ollama_balancer.gateway.messages import ClientRequest
 from ollama_balancer.gateway.router import (
     MAX_CORRECTIONS,
@@ -39,7 +39,7 @@ def registry(clock: Clock) -> AgentRegistry:
     return new_registry(clock)
 
 
-class Asked:
+class ParsedRequest:
     """One request and what became of it so far."""
 
     def __init__(
@@ -62,8 +62,8 @@ class Asked:
         return self.decision.agent
 
     @property
-    def everywhere(self) -> Everywhere:
-        assert isinstance(self.decision, Everywhere), self.decision
+    def everywhere(self) -> Broadcast:
+        assert isinstance(self.decision, Broadcast), self.decision
         return self.decision
 
     @property
@@ -80,7 +80,7 @@ def test_a_request_is_forwarded_to_the_chosen_agent_and_counted_there(registry: 
     registry.mode = "metrics"
     _, b = fleet(registry, "a", "b")
     registry.update_metrics("b", report(10, 20))
-    asked = Asked(registry, "/api/chat", b'{"model": "LIBRARY/M:latest"}')
+    asked = ParsedRequest(registry, "/api/chat", b'{"model": "LIBRARY/M:latest"}')
     assert asked.agent is b
     assert b.in_flight == 1
     assert asked.context.agent is b
@@ -100,19 +100,19 @@ def test_the_candidates_are_kept_as_they_were_the_chosen_one_first_and_the_other
     fleet(registry, "a", "b", "c", "d")
     for name, cpu in (("a", 50), ("b", 10), ("c", 30)):
         registry.update_metrics(name, report(cpu, 20))
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     told = [(each.agent, each.score, each.in_flight) for each in asked.context.candidates]
     assert told == [("b", 30.0, 0), ("c", 50.0, 0), ("a", 70.0, 0), ("d", None, 0)]
     registry.mode = "adaptive"
-    assert Asked(registry, "/api/chat").context.candidates == ()
+    assert ParsedRequest(registry, "/api/chat").context.candidates == ()
 
 
 def test_of_a_large_fleet_only_the_chosen_agent_is_kept(registry: AgentRegistry) -> None:
     registry.mode = "least_requests"
     fleet(registry, *(f"a{number}" for number in range(MOST_LISTED)))
-    assert len(Asked(registry, "/api/chat").context.candidates) == MOST_SHOWN
+    assert len(ParsedRequest(registry, "/api/chat").context.candidates) == MOST_SHOWN
     fleet(registry, *(f"a{number}" for number in range(MOST_LISTED + 1)))
-    assert len(Asked(registry, "/api/chat").context.candidates) == 1
+    assert len(ParsedRequest(registry, "/api/chat").context.candidates) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_of_a_large_fleet_only_the_chosen_agent_is_kept(registry: AgentRegistry)
 )
 def test_a_path_that_ollama_does_not_have_is_answered_and_never_forwarded(registry: AgentRegistry, path: str) -> None:
     fleet(registry, "a")
-    asked = Asked(registry, path)
+    asked = ParsedRequest(registry, path)
     assert asked.answer.status == 404
     assert "error" in asked.json
     assert registry.in_flight == 0
@@ -129,7 +129,7 @@ def test_a_path_that_ollama_does_not_have_is_answered_and_never_forwarded(regist
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_a_wrong_method_is_refused_with_those_that_are_allowed(registry: AgentRegistry, route: Route) -> None:
     fleet(registry, "a")
-    asked = Asked(registry, route.path.replace("{}", "x"), method="PATCH")
+    asked = ParsedRequest(registry, route.path.replace("{}", "x"), method="PATCH")
     assert asked.answer.status == 405
     assert asked.answer.headers["Allow"] == ", ".join(route.methods)
     assert "error" in asked.json
@@ -139,20 +139,20 @@ def test_a_wrong_method_is_refused_with_those_that_are_allowed(registry: AgentRe
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.kind is Kind.ANY], ids=lambda route: route.path)
 def test_any_agent_will_do_where_no_model_is_concerned(registry: AgentRegistry, route: Route) -> None:
     [agent] = fleet(registry, "a")
-    assert Asked(registry, route.path, b"", method=route.methods[0]).agent is agent
+    assert ParsedRequest(registry, route.path, b"", method=route.methods[0]).agent is agent
 
 
 def test_a_body_that_names_no_model_goes_to_any_agent_for_its_words_of_refusal(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     for body in (None, b"", b"{", b'{"model": 5}'):
-        assert Asked(registry, "/api/chat", body).agent is agent
+        assert ParsedRequest(registry, "/api/chat", body).agent is agent
 
 
 def test_a_model_that_no_agent_has_is_refused_in_the_callers_protocol(registry: AgentRegistry) -> None:
     fleet(registry, "a", "b")
     body = b'{"model": "nope"}'
     ollama, openai, anthropic = (
-        Asked(registry, path, body) for path in ("/api/chat", "/v1/chat/completions", "/v1/messages")
+        ParsedRequest(registry, path, body) for path in ("/api/chat", "/v1/chat/completions", "/v1/messages")
     )
     assert {asked.answer.status for asked in (ollama, openai, anthropic)} == {404}
     assert ollama.json == {"error": "model 'nope' not found"}
@@ -166,20 +166,20 @@ def test_a_model_that_no_agent_has_is_refused_in_the_callers_protocol(registry: 
 
 def test_a_model_that_no_agent_has_is_refused_in_the_words_of_the_route(registry: AgentRegistry) -> None:
     fleet(registry, "a")
-    assert Asked(registry, "/api/embed", b'{"model": "nope"}').json == {
+    assert ParsedRequest(registry, "/api/embed", b'{"model": "nope"}').json == {
         "error": 'model "nope" not found, try pulling it first'
     }
-    show = Asked(registry, "/v1/models/nope", b"", method="GET")
+    show = ParsedRequest(registry, "/v1/models/nope", b"", method="GET")
     assert (show.answer.status, show.json["error"]["message"]) == (404, "model 'nope:latest' not found")
 
 
 def test_an_empty_fleet_is_a_503_that_says_what_to_do(registry: AgentRegistry) -> None:
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     assert asked.answer.status == 503
     assert int(asked.answer.headers["Retry-After"]) > 0
     assert "ollama-agent-reporter" in asked.json["error"]
     assert "balancer_agents" in asked.json["error"]
-    assert Asked(registry, "/v1/messages").json["error"]["type"] == "overloaded_error"
+    assert ParsedRequest(registry, "/v1/messages").json["error"]["type"] == "overloaded_error"
 
 
 def test_a_model_whose_agents_are_all_away_is_a_503_and_not_a_404(registry: AgentRegistry) -> None:
@@ -187,17 +187,17 @@ def test_a_model_whose_agents_are_all_away_is_a_503_and_not_a_404(registry: Agen
     registry.inventory.update_models(other, entries("else"))
     registry.liveness.unreachable(a, "refused")
     registry.drain(b)
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     assert asked.answer.status == 503
     assert "Retry-After" in asked.answer.headers
     assert asked.json["error"] == "no agent that has model 'm' is online: 1 draining, 1 offline, 1 online"
-    assert Asked(registry, "/api/chat", b'{"model": "nope"}').answer.status == 404
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "nope"}').answer.status == 404
 
 
 def test_beside_agents_that_are_there_one_never_heard_of_says_nothing_of_a_model(registry: AgentRegistry) -> None:
     fleet(registry, "a")
     registry.register("new", address(9))
-    asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
+    asked = ParsedRequest(registry, "/api/chat", b'{"model": "nope"}')
     assert (asked.answer.status, asked.json) == (404, {"error": "model 'nope' not found"})
     assert "Retry-After" not in asked.answer.headers
 
@@ -206,7 +206,7 @@ def test_a_model_that_an_unheard_of_agent_may_have_is_a_503_while_nobody_is_ther
     [agent] = fleet(registry, "a")
     registry.liveness.unreachable(agent, "refused")
     registry.register("new", address(9))
-    asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
+    asked = ParsedRequest(registry, "/api/chat", b'{"model": "nope"}')
     assert asked.answer.status == 503
     assert "may have model 'nope'" in asked.json["error"]
 
@@ -224,17 +224,17 @@ def test_a_misspelt_model_gets_the_nearest_name_of_any_agent(registry: AgentRegi
     registry.inventory.update_models(away, entries("qwen3"))
     registry.inventory.update_models(there, entries("llama3.2:3b"))
     registry.liveness.unreachable(away, "refused")
-    asked = Asked(registry, path, b'{"model": "lama3.2"}')
+    asked = ParsedRequest(registry, path, b'{"model": "lama3.2"}')
     error = asked.json["error"]
     assert asked.answer.status == 404
     assert (error if isinstance(error, str) else error["message"]) == words
-    assert "did you mean 'qwen3'" in Asked(registry, "/api/chat", b'{"model": "qwen-3"}').json["error"]
+    assert "did you mean 'qwen3'" in ParsedRequest(registry, "/api/chat", b'{"model": "qwen-3"}').json["error"]
 
 
 def test_a_request_without_a_model_is_a_503_when_all_agents_are_away(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     registry.liveness.unreachable(agent, "refused")
-    assert Asked(registry, "/api/version", method="GET").json == {"error": "no agent is online: 1 offline"}
+    assert ParsedRequest(registry, "/api/version", method="GET").json == {"error": "no agent is online: 1 offline"}
 
 
 # Pins
@@ -243,7 +243,7 @@ def test_a_request_without_a_model_is_a_503_when_all_agents_are_away(registry: A
 def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
     _, b = fleet(registry, "a", "b")
     for pin in ("b", b.id):
-        asked = Asked(registry, "/api/chat", pin=pin)
+        asked = ParsedRequest(registry, "/api/chat", pin=pin)
         assert asked.agent is b
         assert asked.context.why == "named by the request"
     assert b.in_flight == 2
@@ -252,19 +252,19 @@ def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.kind is Kind.NAMED], ids=lambda r: r.path)
 def test_management_of_one_host_goes_to_the_one_that_is_named(registry: AgentRegistry, route: Route) -> None:
     _, b = fleet(registry, "a", "b")
-    assert Asked(registry, route.path.replace("{}", "x"), method=route.methods[0], pin="b").agent is b
+    assert ParsedRequest(registry, route.path.replace("{}", "x"), method=route.methods[0], pin="b").agent is b
 
 
 def test_what_concerns_one_host_has_to_name_it(registry: AgentRegistry) -> None:
     fleet(registry, "a")
-    asked = Asked(registry, "/api/push")
+    asked = ParsedRequest(registry, "/api/push")
     assert asked.answer.status == 400
     assert "X-Balancer-Agent" in asked.json["error"]
 
 
 def test_a_pin_to_an_unknown_agent_is_a_404(registry: AgentRegistry) -> None:
     fleet(registry, "a")
-    asked = Asked(registry, "/api/chat", pin="nobody")
+    asked = ParsedRequest(registry, "/api/chat", pin="nobody")
     assert asked.answer.status == 404
     assert "'nobody'" in asked.json["error"]
 
@@ -274,7 +274,7 @@ def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> Non
     registry.drain(a)
     registry.liveness.unreachable(b, "refused")
     for pin, state in (("a", "draining"), ("b", "offline: refused")):
-        asked = Asked(registry, "/api/chat", pin=pin)
+        asked = ParsedRequest(registry, "/api/chat", pin=pin)
         assert asked.answer.status == 503
         assert "Retry-After" in asked.answer.headers
         assert asked.json == {"error": f"agent '{pin}' is {state}"}
@@ -282,9 +282,9 @@ def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> Non
 
 def test_a_pinned_request_whose_agent_fails_is_not_sent_elsewhere(registry: AgentRegistry) -> None:
     fleet(registry, "a", "b")
-    asked = Asked(registry, "/api/chat", pin="b")
+    asked = ParsedRequest(registry, "/api/chat", pin="b")
     asked.context.fail_attempt("refused")
-    asked.decision = asked.router.again(asked.context)
+    asked.decision = asked.router.retry(asked.context)
     assert asked.answer.status == 502
     assert "b: refused" in asked.json["error"]
     assert registry.in_flight == 0
@@ -296,14 +296,14 @@ def test_a_pinned_request_whose_agent_fails_is_not_sent_elsewhere(registry: Agen
 @pytest.mark.parametrize("retries", [0, 1, 2, 3, 10])
 def test_other_agents_are_tried_up_to_the_number_of_retries(registry: AgentRegistry, retries: int) -> None:
     agents = fleet(registry, "a", "b", "c", "d")
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     asked.router.retries = retries
     tried = []
     while isinstance(asked.decision, Forward):
         tried.append(asked.agent)
         assert asked.agent.in_flight == 1
         asked.context.fail_attempt("reset")
-        asked.decision = asked.router.again(asked.context)
+        asked.decision = asked.router.retry(asked.context)
     assert len(tried) == min(1 + retries, len(agents))
     assert len(set(tried)) == len(tried)
     assert asked.answer.status == 502
@@ -314,15 +314,15 @@ def test_other_agents_are_tried_up_to_the_number_of_retries(registry: AgentRegis
 def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry) -> None:
     a, b, c = fleet(registry, "a", "b", "c")
     registry.inventory.update_models(b, entries("else"))
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     first = asked.agent
     asked.context.fail_attempt("reset")
-    asked.decision = asked.router.again(asked.context)
+    asked.decision = asked.router.retry(asked.context)
     assert {first, asked.agent} == {a, c}
 
 
 def read_demand(registry: AgentRegistry) -> Demand:
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     asked.context.end(Outcome.CANCELLED)
     assert asked.context.demand
     return asked.context.demand
@@ -334,7 +334,7 @@ def attempts_of(router: Router, registry: AgentRegistry, kind: Blame | FailureKi
     decision = router.begin(context, ClientRequest("POST", "/api/chat", CHAT))
     while isinstance(decision, Forward):
         context.fail_attempt("it failed", kind)
-        decision = router.again(context)
+        decision = router.retry(context)
     assert isinstance(decision, Answer)
     return context.attempts, decision
 
@@ -386,7 +386,7 @@ def test_what_a_host_that_has_died_had_running_goes_elsewhere_whatever_the_budge
     registry.liveness.unreachable(agents[0], "connection refused")
     for context in died:
         context.fail_attempt("connection reset", FailureKind.BROKEN)
-        assert isinstance(router.again(context), Forward)
+        assert isinstance(router.retry(context), Forward)
 
 
 def test_a_request_without_anybody_left_spends_no_retry(registry: AgentRegistry) -> None:
@@ -420,7 +420,9 @@ def test_lists_are_answered_for_the_whole_fleet_without_asking_anyone(registry: 
     a, b = fleet(registry, "a", "b")
     registry.inventory.update_models(b, entries("m", "n"))
     registry.inventory.update_loaded(a, [ModelEntry(name="m")])
-    tags, ps, models = (Asked(registry, path, None, method="GET") for path in ("/api/tags", "/api/ps", "/v1/models"))
+    tags, ps, models = (
+        ParsedRequest(registry, path, None, method="GET") for path in ("/api/tags", "/api/ps", "/v1/models")
+    )
     assert {asked.answer.status for asked in (tags, ps, models)} == {200}
     assert sorted(entry["name"] for entry in tags.json["models"]) == ["m", "n"]
     assert ps.json == {"models": [{"name": "m", "agent": "a"}]}
@@ -433,41 +435,41 @@ def test_lists_leave_out_agents_that_are_offline(registry: AgentRegistry) -> Non
     a, b = fleet(registry, "a", "b")
     registry.inventory.update_models(b, entries("n"))
     registry.liveness.unreachable(a, "refused")
-    assert Asked(registry, "/api/tags", None, method="GET").json == {"models": [{"name": "n"}]}
+    assert ParsedRequest(registry, "/api/tags", None, method="GET").json == {"models": [{"name": "n"}]}
     registry.liveness.unreachable(b, "refused")
-    asked = Asked(registry, "/v1/models", None, method="GET")
+    asked = ParsedRequest(registry, "/v1/models", None, method="GET")
     assert asked.answer.status == 503
     assert asked.json["error"]["type"] == "api_error"
 
 
 def test_a_pinned_list_comes_from_that_agent(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    assert Asked(registry, "/api/tags", None, method="GET", pin="a").agent is agent
+    assert ParsedRequest(registry, "/api/tags", None, method="GET", pin="a").agent is agent
 
 
 def test_the_version_is_the_lowest_and_the_root_is_the_servers(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
     registry.inventory.update_version(a, "0.33.0")
     registry.inventory.update_version(b, "0.9.1")
-    assert Asked(registry, "/api/version", None, method="GET").json == {"version": "0.9.1"}
-    root = Asked(registry, "/", None, method="GET").answer
+    assert ParsedRequest(registry, "/api/version", None, method="GET").json == {"version": "0.9.1"}
+    root = ParsedRequest(registry, "/", None, method="GET").answer
     assert (root.status, root.body, root.content_type) == (200, b"Ollama is running", "text/plain; charset=utf-8")
     for agent in (a, b):
         registry.liveness.unreachable(agent, "refused")
-    assert Asked(registry, "/", None, method="HEAD").answer.status == 503
+    assert ParsedRequest(registry, "/", None, method="HEAD").answer.status == 503
 
 
 def test_an_agent_is_asked_for_the_version_while_none_is_known(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    assert Asked(registry, "/api/version", None, method="GET").agent is agent
+    assert ParsedRequest(registry, "/api/version", None, method="GET").agent is agent
 
 
 def test_a_path_that_is_nearly_a_routes_is_redirected(registry: AgentRegistry) -> None:
     fleet(registry, "a")
-    got = Asked(registry, "/api/tags/?x=1", None, method="GET").answer
+    got = ParsedRequest(registry, "/api/tags/?x=1", None, method="GET").answer
     assert (got.status, got.headers["Location"]) == (301, "/api/tags?x=1")
     assert got.body == b'<a href="/api/tags?x=1">Moved Permanently</a>.\n\n'
-    posted = Asked(registry, "/api/chat/", CHAT).answer
+    posted = ParsedRequest(registry, "/api/chat/", CHAT).answer
     assert (posted.status, posted.body, posted.headers["Location"]) == (307, b"", "/api/chat")
 
 
@@ -482,13 +484,13 @@ def test_management_goes_to_every_agent_that_takes_requests_or_to_the_one_that_i
     registry.liveness.unreachable(c, "refused")
     registry.drain(d)
     path = route.path.replace("{}", "x")
-    assert Asked(registry, path, method=route.methods[0]).everywhere.agents == (a, b)
-    assert Asked(registry, path, method=route.methods[0], pin="b").everywhere.agents == (b,)
-    assert Asked(registry, path, method=route.methods[0], pin="c").answer.status == 503
+    assert ParsedRequest(registry, path, method=route.methods[0]).everywhere.agents == (a, b)
+    assert ParsedRequest(registry, path, method=route.methods[0], pin="b").everywhere.agents == (b,)
+    assert ParsedRequest(registry, path, method=route.methods[0], pin="c").answer.status == 503
     assert registry.in_flight == 0
     for agent in (a, b):
         registry.liveness.unreachable(agent, "refused")
-    assert Asked(registry, path, method=route.methods[0]).answer.status == 503
+    assert ParsedRequest(registry, path, method=route.methods[0]).answer.status == 503
 
 
 @pytest.mark.parametrize(("path", "more"), [("/api/generate", b""), ("/api/chat", b', "messages": []')])
@@ -498,11 +500,11 @@ def test_a_request_to_unload_goes_to_every_agent_that_has_the_model(
     a, b, c = fleet(registry, "a", "b", "c")
     registry.inventory.update_models(b, entries("else"))
     body = b'{"model": "M", "keep_alive": 0' + more + b"}"
-    assert Asked(registry, path, body).everywhere.agents == (a, c)
-    assert Asked(registry, path, body, pin="c").agent is c
+    assert ParsedRequest(registry, path, body).everywhere.agents == (a, c)
+    assert ParsedRequest(registry, path, body, pin="c").agent is c
     registry.drain(c)
-    assert Asked(registry, path, body).agent is a
-    assert Asked(registry, path, body.replace(b'"M"', b'"nope"')).answer.status == 404
+    assert ParsedRequest(registry, path, body).agent is a
+    assert ParsedRequest(registry, path, body.replace(b'"M"', b'"nope"')).answer.status == 404
 
 
 # Inventories that turn out to be wrong
@@ -510,7 +512,7 @@ def test_a_request_to_unload_goes_to_every_agent_that_has_the_model(
 
 def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: AgentRegistry) -> None:
     agents = fleet(registry, "a", "b", "c", "d")
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     asked.router.retries = 0
     seen = []
     while isinstance(asked.decision, Forward):
@@ -518,7 +520,7 @@ def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: Agent
         agent = asked.context.fail_attempt("does not have the model", Blame.LACKS_MODEL)
         assert agent is asked.agent
         registry.inventory.forget_model(agent, "m:latest")
-        asked.decision = asked.router.again(asked.context)
+        asked.decision = asked.router.retry(asked.context)
     assert set(seen) == set(agents)
     assert not registry.inventory.has_model("m:latest")
     assert all(agent.stats == Statistics() and agent.in_flight == 0 for agent in agents)
@@ -527,22 +529,22 @@ def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: Agent
 
 def test_so_many_wrong_inventories_in_a_row_are_given_up(registry: AgentRegistry) -> None:
     fleet(registry, *(f"a{n}" for n in range(MAX_CORRECTIONS * 2)))
-    asked = Asked(registry, "/api/chat")
+    asked = ParsedRequest(registry, "/api/chat")
     while isinstance(asked.decision, Forward):
         asked.context.fail_attempt("does not have the model", Blame.LACKS_MODEL)
-        asked.decision = asked.router.again(asked.context)
+        asked.decision = asked.router.retry(asked.context)
     assert asked.context.attempts == MAX_CORRECTIONS + 1
 
 
 def test_an_unknown_model_in_a_body_that_is_no_json_is_for_an_agent_to_refuse(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    assert Asked(registry, "/api/chat", b'{"model": "nope", "messages": [}').agent is agent
-    assert Asked(registry, "/api/chat", b'{"model": "nope", "messages": []}').answer.status == 404
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "nope", "messages": [}').agent is agent
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "nope", "messages": []}').answer.status == 404
 
 
 def test_a_cloud_model_needs_no_agent_that_has_it(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    asked = Asked(registry, "/api/chat", b'{"model": "gpt-oss:120b-cloud"}')
+    asked = ParsedRequest(registry, "/api/chat", b'{"model": "gpt-oss:120b-cloud"}')
     assert asked.agent is agent
     assert asked.context.model == "gpt-oss:120b-cloud"
 
@@ -551,11 +553,11 @@ def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
     _, b = fleet(registry, "other", "b")
     registry.inventory.update_models(b, entries("qwen3:8b"))
     for path in ("/api/chat", "/v1/chat/completions", "/api/show"):
-        asked = Asked(registry, path, b'{"model": "Qwen3:8b:local", "messages": []}')
+        asked = ParsedRequest(registry, path, b'{"model": "Qwen3:8b:local", "messages": []}')
         assert asked.agent is b
         assert (asked.context.model, asked.context.model_name) == ("Qwen3:8b:local", "qwen3:8b")
-    assert Asked(registry, "/v1/models/qwen3:8b:local", b"", method="GET").agent is b
-    assert Asked(registry, "/api/chat", b'{"model": "qwen3:local"}').json["error"] == (
+    assert ParsedRequest(registry, "/v1/models/qwen3:8b:local", b"", method="GET").agent is b
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "qwen3:local"}').json["error"] == (
         "model 'qwen3:local' not found, did you mean 'qwen3:8b'?"
     )
 
@@ -564,20 +566,20 @@ def test_a_model_that_is_tagged_local_is_that_one(registry: AgentRegistry) -> No
     a, b = fleet(registry, "a", "b")
     registry.inventory.update_models(a, entries("mine:latest"))
     registry.inventory.update_models(b, entries("mine:local"))
-    assert Asked(registry, "/api/chat", b'{"model": "mine:local"}').agent is b
-    assert Asked(registry, "/api/chat", b'{"model": "mine"}').agent is a
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "mine:local"}').agent is b
+    assert ParsedRequest(registry, "/api/chat", b'{"model": "mine"}').agent is a
 
 
 def test_a_compressed_request_takes_a_slot_of_its_model_and_waits_for_one(registry: AgentRegistry) -> None:
     registry.slots = 1
     [agent] = fleet(registry, "a")
     body = packed("zstd", b'{"model": "m", "input": "hi"}')
-    first = Asked(registry, "/v1/responses", body, encoding="zstd")
+    first = ParsedRequest(registry, "/v1/responses", body, encoding="zstd")
     assert first.agent is agent
     assert (first.context.slot_model, first.context.body_bytes) == ("m:latest", 29)
-    assert isinstance(Asked(registry, "/v1/responses", body, encoding="zstd").decision, Wait)
+    assert isinstance(ParsedRequest(registry, "/v1/responses", body, encoding="zstd").decision, Wait)
     first.context.end(Outcome.SUCCEEDED)
-    assert Asked(registry, "/v1/responses", body, encoding="zstd").agent is agent
+    assert ParsedRequest(registry, "/v1/responses", body, encoding="zstd").agent is agent
 
 
 @pytest.mark.parametrize("pin", [None, "a"])
@@ -595,7 +597,7 @@ def test_what_cannot_be_read_gets_past_no_queue(
 ) -> None:
     registry.slots = 1
     fleet(registry, "a")
-    asked = Asked(registry, path, body, encoding=encoding, pin=pin)
+    asked = ParsedRequest(registry, path, body, encoding=encoding, pin=pin)
     assert asked.answer.status == 400
     assert ("type" in str(asked.json["error"])) == path.startswith("/v1/")
     assert registry.in_flight == 0

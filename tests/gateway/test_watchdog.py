@@ -10,7 +10,7 @@ from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.timeouts import OFFLINE_SILENCE
 from ollama_balancer.gateway.watchdog import (
-    LOOK_AGAIN,
+    RECHECK_SECONDS,
     SILENCE,
     UNSTREAMED_PATIENCE,
     WORST_PREFILL,
@@ -54,7 +54,7 @@ class Scene:
         """Let time pass, and ask after those that are suspicious."""
         self.clock.now += seconds
         self.registry.liveness.reached(self.agent)
-        suspicious = self.dog.look(self.contexts)
+        suspicious = self.dog.check(self.contexts)
         for context in suspicious:
             asyncio.run(self.dog.judge(context))
         return suspicious
@@ -104,7 +104,7 @@ def test_a_load_is_left_alone_however_long_it_takes_and_then_the_prompt_has_its_
     for _ in range(100):
         assert scene.look(SILENCE) == [context]
     scene.in_memory = {M}
-    assert scene.look(LOOK_AGAIN - 0.1) == []
+    assert scene.look(RECHECK_SECONDS - 0.1) == []
     assert scene.look(0.1) == [context]
     assert scene.given_up == [], "it was not seen in memory before"
     assert scene.look(SILENCE - 0.1) == []
@@ -119,7 +119,7 @@ def test_a_host_that_is_too_busy_loading_to_answer_is_left_alone_while_it_is_onl
     assert scene.given_up == []
     scene.registry.liveness.unreachable(scene.agent, "gone")
     scene.clock.now += SILENCE
-    assert scene.dog.look(scene.contexts) == [context]
+    assert scene.dog.check(scene.contexts) == [context]
     asyncio.run(scene.dog.judge(context))
     assert scene.given_up == [(context, "silent for 60 s, and does not say what it has in memory")]
 
@@ -134,7 +134,7 @@ def test_a_host_with_the_model_in_memory_that_says_nothing_at_all_is_given_up(wa
 def test_what_an_offline_agent_has_not_begun_is_given_up_at_once(warm: Scene) -> None:
     context = warm.send()
     warm.registry.liveness.unreachable(warm.agent, "no answer to probes")
-    assert warm.dog.look(warm.contexts) == []
+    assert warm.dog.check(warm.contexts) == []
     assert warm.given_up == [(context, "it went offline: no answer to probes")]
 
 
@@ -143,7 +143,7 @@ def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(war
     ended.end(Outcome.SUCCEEDED)
     assert warm.look(10 * SILENCE) == []
     warm.registry.liveness.unreachable(warm.agent, "gone")
-    assert warm.dog.look(warm.contexts) == []
+    assert warm.dog.check(warm.contexts) == []
     assert warm.given_up == [(show, "it went offline: gone")]
 
 
@@ -151,14 +151,14 @@ def answering(scene: Scene, route: str = "/api/chat") -> RequestContext:
     context = scene.send()
     context.route = find_route(route)
     context.first_byte = scene.clock.now
-    context.heard()
+    context.note_activity()
     return context
 
 
 def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online(warm: Scene) -> None:
     context = answering(warm)
     warm.look(warm.dog.idle_seconds - 0.1)
-    context.heard()
+    context.note_activity()
     warm.look(warm.dog.idle_seconds - 0.1)
     assert warm.given_up == []
     warm.look(0.2)
@@ -170,11 +170,11 @@ def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Sce
     warm.registry.liveness.unreachable(warm.agent, "gone")
     for _ in range(10):
         warm.clock.now += OFFLINE_SILENCE - 0.1
-        warm.dog.look(warm.contexts)
-        context.heard()
+        warm.dog.check(warm.contexts)
+        context.note_activity()
     assert warm.given_up == []
     warm.clock.now += OFFLINE_SILENCE
-    warm.dog.look(warm.contexts)
+    warm.dog.check(warm.contexts)
     assert warm.given_up == [(context, "it went offline: gone")]
 
 
@@ -191,11 +191,11 @@ def test_a_client_that_does_not_take_its_answer_is_no_failure_of_the_agent(warm:
     warm.slow_clients.append(context)
     warm.look(2 * warm.dog.idle_seconds)
     warm.registry.liveness.unreachable(warm.agent, "gone")
-    warm.dog.look(warm.contexts)
+    warm.dog.check(warm.contexts)
     assert warm.given_up == []
     warm.slow_clients.clear()
     warm.clock.now += OFFLINE_SILENCE
-    warm.dog.look(warm.contexts)
+    warm.dog.check(warm.contexts)
     assert [given for given, _ in warm.given_up] == [context]
 
 

@@ -89,7 +89,7 @@ async def whole_request() -> None:
     third = scene.arrived()
     routed = asyncio.create_task(gateway.route(third))
     await scene.adapter.waiting_now.wait()
-    assert (len(gateway.router.line), third.agent) == (1, None)
+    assert (len(gateway.router.queue), third.agent) == (1, None)
     scene.clock.now += 3
     first.end(Outcome.SUCCEEDED)
     assert isinstance(await routed, Forward)

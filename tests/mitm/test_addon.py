@@ -250,10 +250,10 @@ def test_the_decision_on_public_addresses_is_the_balancers_and_follows_the_optio
         client.peername = ("8.8.8.8", 1)
         proxyserver.connections[client.id] = SimpleNamespace(client=client)  # type: ignore[assignment]
         addon.connections.client_connected(client)
-        assert addon.balancer.strangers == {client.id}
+        assert addon.balancer.blocked_clients == {client.id}
         running.configure(addon, balancer_allow_from=["8.8.8.0/24"])
-        assert addon.balancer.strangers == set()
+        assert addon.balancer.blocked_clients == set()
         running.configure(addon, balancer_allow_from=[])
-        assert addon.balancer.strangers == {client.id}
+        assert addon.balancer.blocked_clients == {client.id}
         addon.connections.client_disconnected(client)
-        assert addon.balancer.strangers == set()
+        assert addon.balancer.blocked_clients == set()

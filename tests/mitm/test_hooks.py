@@ -16,7 +16,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.layers.http import HttpRequestHook
 from mitmproxy.test import tflow
 
-from ollama_balancer.mitm.fastpath.hooks import IDLE, LeanHooks
+from ollama_balancer.mitm.fastpath.hooks import IDLE, HookFastPath
 
 
 class Own:
@@ -42,7 +42,7 @@ class Scene:
         self.options = master.options
         self.own = Own()
         self.manager.add(*addons.default_addons(), dumper.Dumper(), self.own)
-        self.lean = LeanHooks(self.manager, self.options, (Own,))
+        self.lean = HookFastPath(self.manager, self.options, (Own,))
         self.lean.on = True
         self.options.update(flow_detail=0)
 
@@ -193,24 +193,24 @@ def test_functions_and_addons_that_an_unknown_addon_gets_later_are_found(tmp_pat
 
 def test_flows_are_watched_where_a_person_or_an_unknown_addon_may_look(tmp_path: Any) -> None:
     async def test(scene: Scene) -> None:
-        assert not scene.lean.watched
+        assert not scene.lean.observed
         scene.options.update(save_stream_file=str(tmp_path / "flows"))
-        assert scene.lean.watched
+        assert scene.lean.observed
         scene.options.update(save_stream_file=None)
-        assert not scene.lean.watched
+        assert not scene.lean.observed
         scene.options.update(flow_detail=2)
-        assert not scene.lean.watched
+        assert not scene.lean.observed
         scene.options.update(dumper_filter="~comment slow")
-        assert scene.lean.watched
+        assert scene.lean.observed
         scene.options.update(dumper_filter=None)
         stranger: Any = ModuleType("stranger")
         scene.manager.add(stranger)
-        assert scene.lean.watched
+        assert scene.lean.observed
         scene.manager.remove(stranger)
-        assert not scene.lean.watched
+        assert not scene.lean.observed
         scene.lean.on = False
         scene.lean.forget()
-        assert scene.lean.watched
+        assert scene.lean.observed
 
     run(test, tmp_path)
 

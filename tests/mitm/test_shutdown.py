@@ -88,7 +88,7 @@ def test_a_signal_asks_and_once_let_go_ends_at_once() -> None:
         stopper = program.stopper
         stopper.listen(signal.SIGUSR1, timeout=lambda: 3600)
         stopper.listen(signal.SIGUSR1, timeout=lambda: 3600)  # as after a reload
-        stopper.let_go()
+        stopper.release()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert await program.has_ended()
         assert not stopper.ending
@@ -108,7 +108,7 @@ def test_where_the_loop_takes_no_signals_nothing_happens(monkeypatch: pytest.Mon
 
         monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", refuse)
         program.stopper.listen(signal.SIGTERM, timeout=lambda: 1)
-        program.stopper.let_go()
+        program.stopper.release()
         assert program.ends == 0
 
     with_program(0, test)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.body_capture import STEP, KeptBody
+from ollama_balancer.ollama.body_capture import STEP, CapturedBody
 
 
-def kept(limit: int, *chunks: bytes) -> KeptBody:
-    body = KeptBody(limit)
+def kept(limit: int, *chunks: bytes) -> CapturedBody:
+    body = CapturedBody(limit)
     for chunk in chunks:
         body.feed(chunk)
     return body
@@ -45,7 +45,7 @@ def test_where_there_is_no_room_no_more_is_kept_than_there_was_room_for(chunk: i
         return size <= room
 
     body = bytes(range(256)) * 40_000
-    kept = KeptBody(8_000_000, may_hold)
+    kept = CapturedBody(8_000_000, may_hold)
     for at in range(0, len(body), chunk):
         kept.feed(body[at : at + chunk])
     head, tail = kept.ends()
@@ -58,7 +58,7 @@ def test_where_there_is_no_room_no_more_is_kept_than_there_was_room_for(chunk: i
 
 def test_where_there_is_room_all_is_kept_as_ever() -> None:
     body = bytes(range(256)) * 4000
-    kept = KeptBody(2_000_000, lambda size: True)
+    kept = CapturedBody(2_000_000, lambda size: True)
     for at in range(0, len(body), 1000):
         kept.feed(body[at : at + 1000])
     assert kept.joined() == body

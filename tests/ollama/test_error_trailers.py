@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.error_trailers import MAX_COMPLETED, last_words
-from ollama_balancer.ollama.events import MAX_EVENT_BYTES, Unended
+from ollama_balancer.ollama.error_trailers import MAX_COMPLETED, error_trailer
+from ollama_balancer.ollama.events import MAX_EVENT_BYTES, PartialEvent
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.watching import AnswerWatcher
 
@@ -46,7 +46,7 @@ def content_type(dialect: Dialect) -> str:
 def broken_off(dialect: Dialect, sent: bytes) -> bytes:
     watcher = AnswerWatcher(content_type(dialect))
     watcher.feed(sent)
-    return sent + last_words(dialect, watcher.content_type, watcher.unended, MESSAGE)
+    return sent + error_trailer(dialect, watcher.content_type, watcher.partial_event, MESSAGE)
 
 
 def read_by_client(dialect: Dialect, body: bytes) -> Iterator[tuple[str | None, Any]]:
@@ -130,7 +130,7 @@ def test_an_event_of_several_lines_may_be_cut(dialect: Dialect, sent: bytes) -> 
 def test_an_event_that_is_too_long_or_no_object_is_left_as_it_is() -> None:
     event = json.dumps({"error": "gone"}, separators=(",", ":")).encode() + b"\n"
     for cut in (b"[1, 2", b"1", b"x{", b'{"a" 1', b'{"a":"' + b"x" * MAX_COMPLETED, b'{"a":' + b"[" * 60_000):
-        assert last_words(Dialect.OLLAMA, NDJSON, Unended(cut, cut), "gone") == b"\n" + event
+        assert error_trailer(Dialect.OLLAMA, NDJSON, PartialEvent(cut, cut), "gone") == b"\n" + event
 
 
 def test_an_event_beyond_the_parsers_limit_is_left_as_it_is() -> None:

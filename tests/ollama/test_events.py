@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
-from ollama_balancer.ollama.error_trailers import last_words
+from ollama_balancer.ollama.error_trailers import error_trailer
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, SHORTEST, EventParser, NdjsonParser, SseParser, event_parser
 from ollama_balancer.ollama.json_scanning import MAX_VALUES
 from ollama_balancer.ollama.routes import Dialect
@@ -219,11 +219,11 @@ def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cut
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 5000), max_size=30))
 def test_who_skims_a_stream_judges_it_alike(name: str, cuts: list[int]) -> None:
     content_type, body = recording(name)
-    read, skimmed = AnswerWatcher(content_type), AnswerWatcher(content_type, skims=True)
+    read, skimmed = AnswerWatcher(content_type), AnswerWatcher(content_type, skim=True)
     for chunk in split(body, cuts):
         read.feed(chunk)
         skimmed.feed(chunk)
-        assert skimmed.unended == read.unended
+        assert skimmed.partial_event == read.partial_event
     assert skimmed.verdict() == read.verdict() == VERDICTS[name]
     for what in ("events", "terminal", "error", "timings", "context", "ends_too_large"):
         assert getattr(skimmed.answer, what) == getattr(read.answer, what), what
@@ -240,12 +240,12 @@ def test_who_skims_counts_the_events_in_the_middle_and_reads_those_that_end_or_f
         (b"", Verdict(False, NO_TERMINAL)),
     ):
         for chunks in ([goes_on * 3, then], [goes_on, goes_on * 2 + then], [goes_on * 3 + then[:9], then[9:]]):
-            watcher = AnswerWatcher(NDJSON, skims=True)
+            watcher = AnswerWatcher(NDJSON, skim=True)
             for chunk in chunks:
                 watcher.feed(chunk)
             assert watcher.verdict() == verdict
             assert watcher.answer.pieces == 3
-    watcher = AnswerWatcher(NDJSON, skims=True)
+    watcher = AnswerWatcher(NDJSON, skim=True)
     watcher.feed(goes_on * 3)
     assert watcher.answer.text == ""
 
@@ -462,7 +462,7 @@ def test_an_error_event_put_behind_a_stream_that_broke_off_is_the_reason_from_th
 ) -> None:
     content_type = NDJSON if dialect is Dialect.OLLAMA else SSE
     watcher = watch(content_type, end)
-    watcher.feed(last_words(dialect, content_type, watcher.unended, "gone"))
+    watcher.feed(error_trailer(dialect, content_type, watcher.partial_event, "gone"))
     assert watcher.verdict() == watcher.verdict() == Verdict(False, "gone")
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ollama_balancer.ollama.management import (
     MAX_LINE_BYTES,
-    Away,
     LineSplitter,
     Reply,
+    Unavailable,
     combine,
     error_message,
     last_line,
@@ -34,8 +34,8 @@ def test_it_is_done_if_one_did_it_and_the_others_lack_the_model() -> None:
 
 
 def test_a_file_that_one_lacks_is_not_there() -> None:
-    assert combine([done("a"), GONE], by_all=True).status == 404
-    assert combine([done("a"), done("b")], by_all=True).status == 200
+    assert combine([done("a"), GONE], require_all=True).status == 404
+    assert combine([done("a"), done("b")], require_all=True).status == 200
 
 
 def test_what_was_new_to_one_is_new() -> None:
@@ -64,20 +64,20 @@ OFFLINE = Reply("off", 503, problem="it is offline and still has model 'm'")
 
 
 def test_without_an_agent_that_has_it_and_is_away_a_model_is_not_deleted() -> None:
-    must = Away((OFFLINE,), must=True)
+    required = Unavailable((OFFLINE,), required=True)
     for replies, said in (
         ([GONE, GONE], "off: it is offline and still has model 'm'"),
         ([done("a"), GONE], "off: it is offline and still has model 'm' (done by 1 other agent)"),
         ([BROKEN], "broken: disk full; off: it is offline and still has model 'm'"),
     ):
-        combined = combine(replies, away=must)
+        combined = combine(replies, unavailable=required)
         assert (combined.status, combined.message) == (500 if BROKEN in replies else 503, said)
 
 
 def test_an_agent_that_is_away_only_tells_why_none_could_do_what_the_others_can_do_alone() -> None:
-    away = Away((OFFLINE,))
-    assert combine([done("a"), GONE], away=away).status == 200
-    assert combine([GONE], away=away).status == 503
+    away = Unavailable((OFFLINE,))
+    assert combine([done("a"), GONE], unavailable=away).status == 200
+    assert combine([GONE], unavailable=away).status == 503
     assert json.loads(last_line([done("a")], away)) == {"status": "success"}
     assert json.loads(last_line([BROKEN], away)) == {
         "error": "broken: disk full; off: it is offline and still has model 'm'"

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.watching import MOST_UNPACKED, NO_TERMINAL, AnswerWatcher, PackedWatcher, watcher_of
+from ollama_balancer.ollama.watching import (
+    MOST_UNPACKED,
+    NO_TERMINAL,
+    AnswerWatcher,
+    CompressedAnswerWatcher,
+    watcher_of,
+)
 from tests.packing import BITS, ENCODINGS, Packer, header_of, packed
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
@@ -74,7 +80,7 @@ def test_what_is_not_compressed_as_is_said_is_not_judged() -> None:
 def test_an_answer_that_is_not_compressed_is_read_as_it_is(encoding: str) -> None:
     watcher = watcher_of(NDJSON, encoding, 1_000_000)
     watcher.feed(TOKEN)
-    assert not isinstance(watcher, PackedWatcher)
+    assert not isinstance(watcher, CompressedAnswerWatcher)
     assert watcher.ending(b"words") == b"words"
     assert watcher.verdict().error == NO_TERMINAL
 

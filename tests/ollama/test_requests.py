@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from ollama_balancer.ollama import json_scanning
 from ollama_balancer.ollama.json_scanning import MAX_STRICT, MAX_STRICT_VALUES, is_json
-from ollama_balancer.ollama.requests import Asked, read_request
+from ollama_balancer.ollama.requests import ParsedRequest, read_request
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, find_route
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 NAME_TOO = ["/api/show", "/api/pull", "/api/push", "/api/create", "/api/delete"]
 
 
-def asked(body: bytes | None, path: str = "/api/generate", content_type: str = "") -> Asked:
+def asked(body: bytes | None, path: str = "/api/generate", content_type: str = "") -> ParsedRequest:
     route = find_route(path)
     assert route
     return read_request(route, path, body, content_type)
@@ -72,7 +72,7 @@ def test_the_model_is_read_as_leniently_as_the_server_reads_it(body: bytes) -> N
     ],
 )
 def test_an_object_need_not_name_a_model(body: bytes) -> None:
-    assert asked(body) == Asked()
+    assert asked(body) == ParsedRequest()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_object_need_not_name_a_model(body: bytes) -> None:
     ],
 )
 def test_a_body_that_is_no_object_is_not_readable_and_no_error(body: bytes | None) -> None:
-    assert asked(body) == Asked(readable=False)
+    assert asked(body) == ParsedRequest(readable=False)
 
 
 def test_a_name_that_is_half_a_character_is_made_safe() -> None:
@@ -149,7 +149,7 @@ def test_what_is_copied_is_the_source() -> None:
     ],
 )
 def test_a_model_in_the_path_is_the_one_asked_for(path: str, model: str) -> None:
-    assert asked(b'{"model": "ignored"}', path) == Asked(model)
+    assert asked(b'{"model": "ignored"}', path) == ParsedRequest(model)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_a_model_in_the_path_is_the_one_asked_for(path: str, model: str) -> None
     ],
 )
 def test_the_body_of_other_routes_is_not_looked_at(path: str) -> None:
-    assert asked(b'{"model": "tiny-a"}', path) == Asked()
-    assert asked(None, path) == Asked()
+    assert asked(b'{"model": "tiny-a"}', path) == ParsedRequest()
+    assert asked(None, path) == ParsedRequest()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ NOT_ZERO = [
 )
 def test_nothing_to_say_and_nothing_to_keep_is_to_unload(keep_alive: str, path: str, rest: str) -> None:
     body = f'{{"model": "tiny-a", "KEEP_ALIVE": {keep_alive}{rest}}}'.encode()
-    assert asked(body, path) == Asked("tiny-a", unloads=True, unloads_after=True)
+    assert asked(body, path) == ParsedRequest("tiny-a", unloads=True, unloads_after=True)
 
 
 @pytest.mark.parametrize("keep_alive", NOT_ZERO)
@@ -317,7 +317,7 @@ def test_recorded_requests_name_these_models(name: str, model: str | None) -> No
 def test_what_a_real_server_called_malformed_is_not_readable(name: str) -> None:
     request = recorded(name)["request"]
     body = request["body"]["text"].encode()
-    assert asked(body, request["path"]) == Asked(readable=False)
+    assert asked(body, request["path"]) == ParsedRequest(readable=False)
     assert not is_json(body)
 
 
@@ -452,7 +452,7 @@ def test_any_object_is_read_as_a_naive_reader_reads_it(value: Members, random: R
     text = written(value, random)
     body = (text + rest).encode("utf-8", "replace")
     model, stream = naive(text.encode("utf-8", "replace").decode())
-    assert asked(body, "/api/show") == Asked(model, stream=stream)
+    assert asked(body, "/api/show") == ParsedRequest(model, stream=stream)
     assert is_json(body)
 
 
@@ -461,7 +461,7 @@ def test_any_object_is_read_as_a_naive_reader_reads_it(value: Members, random: R
 def test_what_is_cut_short_is_not_readable_and_no_error(value: Members, random: Random, part: float) -> None:
     body = written(value, random).encode("utf-8", "replace")
     cut = body[: int(part * (len(body) - 1))]
-    assert asked(cut) == Asked(readable=False)
+    assert asked(cut) == ParsedRequest(readable=False)
     assert not is_json(cut)
 
 
@@ -480,7 +480,7 @@ def test_the_end_of_a_string_of_escapes_is_found(pieces: list[str], times: int) 
     expected = len(json.dumps(text)) - len(text)  # each backslash and quote is written with one more
     assert expected == 2 + text.count("\\") + text.count('"')
     body = json.dumps({"x": [text, text], text: text, "model": "tiny-a"}).encode()
-    assert asked(body) == Asked("tiny-a")
+    assert asked(body) == ParsedRequest("tiny-a")
 
 
 @settings(derandomize=True, deadline=None)
@@ -516,7 +516,7 @@ M = 1_000_000
 )
 def test_a_large_body_is_read_unless_it_has_more_structure_than_any_request(value: bytes, readable: bool) -> None:
     body = b'{"model": "tiny-a", "x": ' + value + b"}"
-    assert asked(body) == Asked("tiny-a" if readable else None, readable=readable)
+    assert asked(body) == ParsedRequest("tiny-a" if readable else None, readable=readable)
 
 
 def test_an_object_with_endless_members_is_not_readable() -> None:
@@ -526,7 +526,7 @@ def test_an_object_with_endless_members_is_not_readable() -> None:
 
 def test_a_conversation_of_ten_thousand_messages_is_readable() -> None:
     messages = [{"role": "user", "content": 'He said "no".\n' * 30, "images": ["A" * 100]}] * 10_000
-    assert asked(json.dumps({"messages": messages, "model": "tiny-a"}).encode(), "/api/chat") == Asked("tiny-a")
+    assert asked(json.dumps({"messages": messages, "model": "tiny-a"}).encode(), "/api/chat") == ParsedRequest("tiny-a")
 
 
 # --- Forms ------------------------------------------------------------------------------------------------------------
@@ -539,7 +539,7 @@ FIELD = b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny-a\r\
 END = b"--xyz--\r\n"
 
 
-def form(body: bytes, content_type: str = FORM) -> Asked:
+def form(body: bytes, content_type: str = FORM) -> ParsedRequest:
     return asked(body, "/v1/audio/transcriptions", content_type)
 
 
@@ -566,7 +566,7 @@ def form(body: bytes, content_type: str = FORM) -> Asked:
     ],
 )
 def test_a_forms_model_is_found(body: bytes, content_type: str) -> None:
-    assert form(body, content_type) == Asked("tiny-a")
+    assert form(body, content_type) == ParsedRequest("tiny-a")
 
 
 @pytest.mark.parametrize(
@@ -583,7 +583,7 @@ def test_a_forms_model_is_found(body: bytes, content_type: str) -> None:
     ],
 )
 def test_a_form_need_not_name_a_model(body: bytes) -> None:
-    assert form(body) == Asked()
+    assert form(body) == ParsedRequest()
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_a_form_need_not_name_a_model(body: bytes) -> None:
     ],
 )
 def test_a_malformed_form_names_no_model_and_is_no_error(body: bytes, content_type: str) -> None:
-    assert form(body, content_type) == Asked(readable=False)
+    assert form(body, content_type) == ParsedRequest(readable=False)
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)

@@ -7,7 +7,7 @@ import pytest
 
 from agent_reporter.addresses import Endpoint
 from agent_reporter.collect import Collection
-from agent_reporter.collectors import Fields, Host, PartlyError
+from agent_reporter.collectors import Fields, Host, PartialError
 from agent_reporter.wire import AgentMetrics
 
 HOST = Host(ollama=Endpoint("http", "127.0.0.1", 11434))
@@ -101,7 +101,7 @@ def test_a_report_says_of_each_collector_how_long_it_took_and_whether_it_worked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ticks = iter([0.0, 0.25, 1.0, 1.5, 2.0, 2.0])
-    partly = Gives(PartlyError({"gpus": [{"name": "Radeon"}]}))
+    partly = Gives(PartialError({"gpus": [{"name": "Radeon"}]}))
     collectors = {"cpu": GOOD["cpu"], "gpus": partly, "broken": Gives(OSError("gone"))}
     report = asyncio.run(Collection(HOST, collectors, clock=lambda: next(ticks))())
     assert [(c.name, c.ok, c.seconds) for c in report.collectors or ()] == [

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 
 from agent_reporter.addresses import Endpoint
-from agent_reporter.collectors import Host, PartlyError
+from agent_reporter.collectors import Host, PartialError
 from agent_reporter.collectors.amd import read_amd
 from agent_reporter.collectors.apple import parse
 from agent_reporter.collectors.gpus import GpusCollector
@@ -141,7 +141,7 @@ class TestAllMakers:
 
         collector = GpusCollector(HOST, {"NVIDIA": fails, "AMD": lambda: [{"name": "Radeon"}]})
         for _ in range(2):
-            with pytest.raises(PartlyError) as caught:
+            with pytest.raises(PartialError) as caught:
                 asyncio.run(collector.collect())
             assert caught.value.fields == {"gpus": [{"name": "Radeon"}]}
         assert [record.getMessage() for record in caplog.records] == ["NVIDIA GPUs cannot be read: driver mismatch"]

@@ -18,7 +18,7 @@ from agent_reporter.addresses import Endpoint
 from agent_reporter.collect import Collection
 from agent_reporter.collectors import COLLECTORS, Host
 from agent_reporter.collectors import reach as reach_module
-from agent_reporter.collectors.process import LOOK_AGAIN, Server, ServerProcess, choose
+from agent_reporter.collectors.process import RECHECK_SECONDS, Server, ServerProcess, choose
 from agent_reporter.collectors.reach import ReachCollector, facing, on_loopback_only
 from agent_reporter.collectors.server import ServerCollector, parse
 
@@ -266,7 +266,7 @@ def test_a_server_that_is_not_there_is_looked_for_again_only_after_a_while() -> 
         nonlocal now
         found = ServerProcess(processes, clock=lambda: now)
         looks = []
-        for at in (0.0, 10.0, LOOK_AGAIN - 1, LOOK_AGAIN, LOOK_AGAIN + 1):
+        for at in (0.0, 10.0, RECHECK_SECONDS - 1, RECHECK_SECONDS, RECHECK_SECONDS + 1):
             now = at
             await found.settings(HOST.ollama)
             looks.append(asked)

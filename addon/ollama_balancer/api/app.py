@@ -23,7 +23,7 @@ from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 from ..core.stats import RequestMetrics
-from ..gateway.reachability import told_to_reporter
+from ..gateway.reachability import reachability_headers
 from . import dashboard
 from . import history as history_api
 from .calls import CALLS, JSON, Call
@@ -38,19 +38,18 @@ type Handler = Callable[[Request], Awaitable[Response]]
 
 
 class ControlApi:
-    """Answers the control calls. `line` is where requests wait, `tally`, `recent` and `history` have what became of
-    them.
+    """Serves the control API. `request_metrics`, `recent` and `history` describe finished requests.
 
-    `on_change` is told of an agent that came or moved, so that it is probed at once. `ending` tells whether the program
-    is about to end, and takes no more requests. `in_flight` counts the requests that agents have now. `wall` gives
-    the time of day, in seconds since 1970.
+    `on_change` is called with an agent that was added or has moved, so that it is probed at once. `ending` returns
+    whether the balancer is shutting down, `in_flight` the number of requests now at agents, `wall` the time of day in
+    seconds since 1970.
     """
 
     def __init__(
         self,
         registry: AgentRegistry,
-        line: RequestQueue,
-        tally: RequestMetrics,
+        queue: RequestQueue,
+        request_metrics: RequestMetrics,
         recent: Recent,
         history: History,
         started: float,
@@ -62,11 +61,11 @@ class ControlApi:
         self.registry = registry
         self.started = started
         self.on_change = on_change
-        self.line = line
-        self.tally = tally
+        self.queue = queue
+        self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
-        board = dashboard.Dashboard(registry, line, recent, self._totals)
-        self.exposition = Exposition(registry, line, tally, self._totals)
+        board = dashboard.Dashboard(registry, queue, recent, self._totals)
+        self.exposition = Exposition(registry, queue, request_metrics, self._totals)
         self.ending = ending
         self.wall = wall
         self._answers: dict[str, Handler] = {
@@ -107,7 +106,7 @@ class ControlApi:
         return answer
 
     def _totals(self) -> dict[str, int]:
-        return self.tally.totals(self.in_flight())
+        return self.request_metrics.totals(self.in_flight())
 
     async def health(self, request: Request) -> Response:
         status, body = health(self.registry, ending=self.ending())
@@ -127,8 +126,8 @@ class ControlApi:
                 "mode": registry.mode,
                 "uptime": round(registry.clock() - self.started, 3),
                 "totals": self._totals(),
-                "waiting": len(self.line),
-                "line": self.line.describe(),
+                "waiting": len(self.queue),
+                "line": self.queue.describe(),
                 "agents": by_state(registry.counts()),
             }
         )
@@ -197,7 +196,7 @@ class ControlApi:
             store_report(self.registry, agent, await request.body(), self.wall())
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
-        return Response(status_code=204, headers=told_to_reporter(agent))
+        return Response(status_code=204, headers=reachability_headers(agent))
 
     async def drain(self, request: Request) -> Response:
         agent = self._found(request)

@@ -53,10 +53,10 @@ class Dashboard:
     """`totals` gives the counts of all requests since the start."""
 
     def __init__(
-        self, registry: AgentRegistry, line: RequestQueue, recent: Recent, totals: Callable[[], dict[str, int]]
+        self, registry: AgentRegistry, queue: RequestQueue, recent: Recent, totals: Callable[[], dict[str, int]]
     ) -> None:
         self.registry = registry
-        self.line = line
+        self.queue = queue
         self.recent = recent
         self.totals = totals
 
@@ -90,7 +90,7 @@ class Dashboard:
                 "totals": (totals := self.totals()),
                 "in_flight": totals["in_flight"],
                 "states": {str(status): counts.get(status, 0) for status in Status},
-                "line": self.line.describe(20),
+                "line": self.queue.describe(20),
                 "agents": [self._row(agent, now) for agent in agents[(page - 1) * size : page * size]],
                 "found": len(agents),
                 "page": page,

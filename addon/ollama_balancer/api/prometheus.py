@@ -45,11 +45,15 @@ class Exposition:
     """The page, made anew for each who asks. `totals` gives the counts of all requests since the start."""
 
     def __init__(
-        self, registry: AgentRegistry, line: RequestQueue, tally: RequestMetrics, totals: Callable[[], dict[str, int]]
+        self,
+        registry: AgentRegistry,
+        queue: RequestQueue,
+        metrics: RequestMetrics,
+        totals: Callable[[], dict[str, int]],
     ) -> None:
         self.registry = registry
-        self.line = line
-        self.tally = tally
+        self.queue = queue
+        self.metrics = metrics
         self.totals = totals
 
     async def page(self, accept: str) -> tuple[bytes, str]:
@@ -71,41 +75,46 @@ class Exposition:
         yield from self._hosts(agents)
 
     def _requests(self) -> Iterator[Metric]:
-        tally = self.tally
+        metrics = self.metrics
         pair = ("agent", "model")
         yield _counter(
-            "requests", "Requests that ended.", ("agent", "model", "route", "outcome"), tally.requests.items()
+            "requests", "Requests that ended.", ("agent", "model", "route", "outcome"), metrics.requests.items()
         )
-        yield _counter("prompt_tokens", "Tokens of prompts, as hosts tell.", pair, tally.prompt_tokens.items())
-        yield _counter("output_tokens", "Tokens of answers, as hosts tell.", pair, tally.output_tokens.items())
+        yield _counter("prompt_tokens", "Tokens of prompts, as hosts tell.", pair, metrics.prompt_tokens.items())
+        yield _counter("output_tokens", "Tokens of answers, as hosts tell.", pair, metrics.output_tokens.items())
         yield _counter(
             "failed_attempts",
             "Agents tried in vain before the first byte.",
             ("agent", "reason"),
-            tally.failures.items(),
+            metrics.failures.items(),
         )
         yield _counter(
             "rejections",
             "Requests answered with a 4xx because of the request itself, by status.",
             ("status",),
-            (((str(status),), n) for status, n in tally.rejections.items()),
+            (((str(status),), n) for status, n in metrics.rejections.items()),
         )
         yield _counter(
-            "cancels", "Requests cancelled.", ("reason",), (((reason,), n) for reason, n in tally.cancels.items())
+            "cancels",
+            "Requests cancelled.",
+            ("reason",),
+            (((reason,), n) for reason, n in metrics.cancels.items()),
         )
         yield _histogram(
-            "request_duration_seconds", "From arrival to the last byte, of those that succeeded.", tally.durations
+            "request_duration_seconds",
+            "From arrival to the last byte, of those that succeeded.",
+            metrics.durations,
         )
-        yield _histogram("time_to_first_token_seconds", "From arrival, of streamed answers.", tally.first_tokens)
-        yield _histogram("output_tokens_per_second", "How fast answers came.", tally.rates)
-        yield _histogram("wait_seconds", "In the line, of those that waited.", {None: tally.waits})
-        yield _counter("own_seconds", "What the balancer itself spent on requests.", (), [((), tally.own_seconds)])
+        yield _histogram("time_to_first_token_seconds", "From arrival, of streamed answers.", metrics.first_tokens)
+        yield _histogram("output_tokens_per_second", "How fast answers came.", metrics.rates)
+        yield _histogram("wait_seconds", "In the line, of those that waited.", {None: metrics.waits})
+        yield _counter("own_seconds", "What the balancer itself spent on requests.", (), [((), metrics.own_seconds)])
 
     def _fleet(self, agents: list[Agent]) -> Iterator[Metric]:
         counts = self.registry.counts()
         yield _gauge("agents", "Agents by state.", ("state",), (((s.value,), counts.get(s, 0)) for s in Status))
         yield _gauge("requests_in_flight", "Requests that hosts have.", (), [((), self.totals()["in_flight"])])
-        yield _gauge("waiting_requests", "Requests in the line.", (), [((), len(self.line))])
+        yield _gauge("waiting_requests", "Requests in the line.", (), [((), len(self.queue))])
         yield _by_agent("agent_up", "1: online.", agents, lambda a: int(a.status is Status.ONLINE))
         yield _by_agent("agent_draining", "1: gets no new requests, on purpose.", agents, lambda a: int(a.draining))
         yield _by_agent("agent_requests_in_flight", "Requests that run there.", agents, lambda a: a.in_flight)

@@ -21,11 +21,11 @@ KILLED = "killed"
 MOST_UNCOUNTED = 64
 """Requests that are over and not counted yet."""
 
-CUT_OFF = "cancelled"
+CLIENT_LEFT = "cancelled"
 """The reason of an agent's part of a request to several when the client has left."""
 
 
-def ended(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
+def summarize(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
     """What there is to count of it."""
     agent = context.agent
     model = context.model_name or ""
@@ -51,12 +51,12 @@ def ended(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
         prompt_tokens=(timings.prompt_eval_count or 0) if timings is not None else 0,
         output_tokens=(timings.eval_count or 0) if timings is not None else 0,
         cancelled_by=cancelled_by,
-        failures=tuple([(each.agent, str(each.kind)) for each in context.failures if each.reason != CUT_OFF]),
+        failures=tuple([(each.agent, str(each.kind)) for each in context.failures if each.reason != CLIENT_LEFT]),
         status=context.status,
     )
 
 
-def unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
+def summarize_unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
     """A request that ended before a route was asked for: answered with that status, or given up."""
     route = find_route(path)
     refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
@@ -71,31 +71,31 @@ def unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSu
     )
 
 
-def is_row(context: RequestContext) -> bool:
+def is_listed(context: RequestContext) -> bool:
     """Whether it is one of those that people are shown: not what the balancer answers from what it knows."""
     listing = context.route is not None and context.route.kind is Kind.MERGED
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
-def decision_of(context: RequestContext, over: RequestSummary) -> dict[str, Any]:
+def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, Any]:
     """What people are shown of it in passing."""
     return {
-        "agent": over.agent or None,
+        "agent": summary.agent or None,
         "model": one_line(context.model, 100) if context.model else None,
         "mode": context.mode,
         "why": context.why or (one_line(context.problem, 200) if context.problem else ""),
         "attempts": context.attempts,
-        "outcome": over.outcome,
-        "status": over.status,
-        "ttft": over.first_token,
+        "outcome": summary.outcome,
+        "status": summary.status,
+        "ttft": summary.first_token,
     }
 
 
 class Accounting:
     """Counts requests that are over, for all who show figures. Some at a time takes less than each alone."""
 
-    def __init__(self, registry: AgentRegistry, tally: RequestMetrics) -> None:
-        self.tally = tally
+    def __init__(self, registry: AgentRegistry, request_metrics: RequestMetrics) -> None:
+        self.request_metrics = request_metrics
         self.history = History()
         self.recent = Recent(registry.clock)
         self._registry = registry
@@ -105,12 +105,12 @@ class Accounting:
 
     def ended(self, context: RequestContext) -> None:
         """A request that was to be routed is over."""
-        summary = ended(context, self._registry)
-        self._add(summary, decision_of(context, summary) if is_row(context) else None)
+        summary = summarize(context, self._registry)
+        self._add(summary, decision_of(context, summary) if is_listed(context) else None)
 
     def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
         """One that ended before a route was asked for."""
-        self._add(unrouted(path, status, cancelled_by))
+        self._add(summarize_unrouted(path, status, cancelled_by))
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         self._uncounted.append((summary, decision))
@@ -120,7 +120,7 @@ class Accounting:
     def _count(self) -> None:
         while self._uncounted:
             summary, decision = self._uncounted.popleft()
-            self.tally.add(summary)
+            self.request_metrics.add(summary)
             self.history.add(summary)
             self.recent.add(summary, decision)
 
@@ -128,7 +128,7 @@ class Accounting:
         """Before anybody asks for the counts, and every now and then."""
         began = time.perf_counter()
         self._count()
-        self.tally.own_seconds += time.perf_counter() - began
+        self.request_metrics.own_seconds += time.perf_counter() - began
 
     def sample(self) -> None:
         """Every now and then: what the fleet does at this moment."""
@@ -136,4 +136,4 @@ class Accounting:
         self.recent.sample(self._registry)
         if self._revision != self._registry.revision:
             self._revision = self._registry.revision
-            self.tally.fold_removed({agent.name for agent in self._registry})
+            self.request_metrics.fold_removed({agent.name for agent in self._registry})

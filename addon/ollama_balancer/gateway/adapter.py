@@ -46,7 +46,7 @@ class Prober(Protocol):
     async def refresh(self, agent: Agent) -> object:
         """See what models the host has."""
 
-    async def refresh_memory(self, agent: Agent, *, unloading: str | None, last: bool) -> bool:
+    async def refresh_loaded(self, agent: Agent, *, unloading: str | None, last: bool) -> bool:
         """See what models the host has loaded; whether there is nothing more to see (`load_checks`)."""
 
     async def loaded(self, agent: Agent) -> set[str] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..ollama.errors import model_not_found
 from ..ollama.prompts import read_prompt
-from ..ollama.requests import Asked
+from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route, find_redirect, find_route
 from .bodies import RefusedBodyError, model_in_query
 from .context import RequestContext
@@ -25,7 +25,7 @@ class Admitted(NamedTuple):
     """A request that is to be routed."""
 
     route: Route
-    asked: Asked
+    parsed: ParsedRequest
     content: bytes | None
     """Its body as the server reads it."""
 
@@ -36,40 +36,40 @@ def admit(
     reading: Reading | RefusedBodyError | None,
     *,
     name_of: Callable[[str], str],
-    watched: bool,
+    observed: bool,
 ) -> Admitted | Answer:
     """Read what the request asks for into its context, or say why it cannot come in.
 
     `reading` is what its body says, where that has been read already. `name_of` gives the canonical name of a model as
-    a request names it; `watched`: somebody may look at the prompt.
+    a request names it; `observed`: somebody may look at the prompt.
     """
     path = request.path
     route = context.route = find_route(path)
     if route is None or request.method not in route.methods:
         return _not_there(context, request, route)
     read = reading or read_body(
-        route, path, request.body, request.content_type, request.encoding, name_of, watched=watched
+        route, path, request.body, request.content_type, request.encoding, name_of, observed=observed
     )
     if isinstance(read, RefusedBodyError):
         return error(context.dialect, read.status, read.message)
-    content, asked, demand, context.excerpt = read
-    model = asked.model
+    content, parsed, demand, context.excerpt = read
+    model = parsed.model
     if route.is_form and "?" in request.target:
         model = model_in_query(request.target, model)
     if model is not None and len(model) > MAX_MODEL_NAME:
         return error(context.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
     context.model = model
     context.model_name = None if model is None else name_of(model)
-    context.unloads = asked.unloads_after
-    if route.runs and context.model_name is not None and not asked.unloads:
+    context.unloads = parsed.unloads_after
+    if route.runs and context.model_name is not None and not parsed.unloads:
         context.slot_model = context.model_name
-        context.streams = route.streams if asked.stream is None else asked.stream
+        context.streams = route.streams if parsed.stream is None else parsed.stream
         context.body_bytes = len(content or b"")
         if demand is None or demand.model != context.slot_model:
-            prompt = read_prompt(route, context.slot_model, content or b"", asked.members)
+            prompt = read_prompt(route, context.slot_model, content or b"", parsed.members)
             demand = demand_of(context.slot_model, route.path, prompt)
         context.demand = demand if context.streams else demand._replace(streams=False)
-    return Admitted(route, asked, content)
+    return Admitted(route, parsed, content)
 
 
 def _not_there(context: RequestContext, request: ClientRequest, route: Route | None) -> Answer:

@@ -22,7 +22,7 @@ from .messages import Fields, header
 
 READ_SIZE = 64 * 1024
 
-LAST_WORDS_SECONDS = 5.0
+EARLY_ANSWER_SECONDS = 5.0
 """For the answer of a host that has stopped taking the body: it has sent it before, if at all."""
 
 
@@ -34,7 +34,7 @@ class UnreachableError(CallError):
     """No connection could be made."""
 
 
-class LateError(CallError):
+class CallTimeoutError(CallError):
     """There was none in time."""
 
 
@@ -90,13 +90,13 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises CallError."""
-        with _in_words():
+        with _as_call_errors():
             while True:
                 try:
                     async with asyncio.timeout(self._limits.answer):
                         event = await self._next()
                 except TimeoutError:
-                    raise LateError(f"silent for {self._limits.answer:g} s") from None
+                    raise CallTimeoutError(f"silent for {self._limits.answer:g} s") from None
                 if isinstance(event, h11.EndOfMessage):
                     return
                 if isinstance(event, h11.Data):
@@ -121,8 +121,8 @@ async def answer_to(call: Call, limits: Limits) -> AsyncIterator[Answer]:
     reading = asyncio.create_task(answer.read_head(), name="fan-out")
     sending = asyncio.create_task(_send(sock, peer, call, limits.write), name="fan-out")
     try:
-        with _in_words():
-            await _first_of(reading, sending, limits)
+        with _as_call_errors():
+            await _wait_for_head(reading, sending, limits)
         yield answer
     finally:
         for task in (reading, sending):
@@ -131,22 +131,22 @@ async def answer_to(call: Call, limits: Limits) -> AsyncIterator[Answer]:
         sock.close()
 
 
-async def _first_of(reading: asyncio.Task[None], sending: asyncio.Task[None], limits: Limits) -> None:
+async def _wait_for_head(reading: asyncio.Task[None], sending: asyncio.Task[None], limits: Limits) -> None:
     """Wait for the head of the answer, however far the body has come."""
     await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
     if not reading.done():
-        whole = sending.exception() is None
-        await asyncio.wait((reading,), timeout=limits.answer if whole else LAST_WORDS_SECONDS)
+        sent_whole = sending.exception() is None
+        await asyncio.wait((reading,), timeout=limits.answer if sent_whole else EARLY_ANSWER_SECONDS)
     if reading.done() and (reading.exception() is None or not sending.done()):
         return reading.result()
     sending.result()
     if reading.done():
         return reading.result()
-    raise LateError(f"no answer within {limits.answer:g} s")
+    raise CallTimeoutError(f"no answer within {limits.answer:g} s")
 
 
 @contextlib.contextmanager
-def _in_words() -> Iterator[None]:
+def _as_call_errors() -> Iterator[None]:
     """Have what fails say why."""
     try:
         yield
@@ -177,7 +177,7 @@ async def _send(sock: socket.socket, peer: h11.Connection, call: Call, seconds: 
             async with asyncio.timeout(seconds):
                 await loop.sock_sendall(sock, data or b"")
         except TimeoutError:
-            raise LateError(f"it took nothing of the body for {seconds:g} s") from None
+            raise CallTimeoutError(f"it took nothing of the body for {seconds:g} s") from None
 
     await write(peer.send(h11.Request(method=call.method, target=call.target, headers=_fields(call))))
     async for piece in _pieces(call.body):

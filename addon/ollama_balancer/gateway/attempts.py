@@ -39,7 +39,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class FailedAttempt:
     """An agent that was tried in vain."""
 
     agent: str
@@ -57,7 +57,7 @@ class Candidate(NamedTuple):
     in_flight: int
 
 
-def kind_of(reply: Reply) -> Blame | FailureKind:
+def failure_kind(reply: Reply) -> Blame | FailureKind:
     """How an agent failed at its part of a request to several."""
     if reply.status is None:
         return FailureKind(reply.failure or FailureKind.BROKEN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from urllib.parse import parse_qsl
 
 from ..ollama.json_scanning import is_json
-from ..ollama.requests import Asked
+from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route
 from ..ollama.unpacking import TooLargeError, UnpackingError, unpacked
 
@@ -48,12 +48,14 @@ def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
         raise RefusedBodyError(400, f"failed to decompress request body: {e}") from None
 
 
-def check_readable(route: Route, asked: Asked, content: bytes | None, content_type: str, *, packed: bool) -> None:
+def check_readable(
+    route: Route, parsed: ParsedRequest, content: bytes | None, content_type: str, *, packed: bool
+) -> None:
     """RefusedBodyError: the request might run a model, and nobody knows which. `packed`: it has a Content-Encoding.
 
     The words are those of the server.
     """
-    if asked.readable or not route.runs or content is None:
+    if parsed.readable or not route.runs or content is None:
         return
     if route.is_form:
         is_form = "multipart/form-data" in content_type.lower()

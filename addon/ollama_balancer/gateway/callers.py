@@ -43,13 +43,13 @@ LONGEST_TOKEN_FIELD = 16 * 1024
 
 
 @functools.lru_cache(256)
-def _tell_secrets(names: bytes) -> bool:
+def _has_secret_names(names: bytes) -> bool:
     """Most requests of a client have the same ones."""
     return _SECRET.search(names) is not None
 
 
 @functools.lru_cache(1024)
-def _share_of(address: str) -> tuple[str, bool]:
+def _fairness_group(address: str) -> tuple[str, bool]:
     """The group whose turns are used from that address, and whether the address is only one of it."""
     try:
         ip = ipaddress.ip_address(address)
@@ -63,13 +63,13 @@ def _share_of(address: str) -> tuple[str, bool]:
     return str(network), True
 
 
-def share_of(address: str, key: str) -> FairnessKey:
+def fairness_key_of(address: str, key: str) -> FairnessKey:
     """Whose turns in the line a request from that address uses, which shows that key or "".
 
     Nobody has given these keys out, so a fresh one is as good as any: they share out the turns of their address, and
     buy none. The addresses of an IPv6 network share out the network's turns.
     """
-    group, shared = _share_of(address)
+    group, shared = _fairness_group(address)
     return (group, address) if shared else (group, key)
 
 
@@ -83,7 +83,7 @@ class Caller:
 
     client_id: str
     name: str = UNKNOWN
-    share: FairnessKey | None = None
+    fairness_key: FairnessKey | None = None
     """Whose turns its requests use in the line."""
     authorized: bool = False
     """Whether the balancer's token was presented."""
@@ -98,7 +98,7 @@ class Caller:
         return not self.authorized and any(name.lower() == b"authorization" for name, _ in self.credentials)
 
 
-class Introduction(NamedTuple):
+class CallerReading(NamedTuple):
     """Who sends a request, and what of its head may be shown."""
 
     caller: Caller
@@ -110,26 +110,28 @@ class Introduction(NamedTuple):
 
 def read_caller(
     fields: Fields, target: bytes, token: Token, salt: bytes, *, client_id: str, address: str | None
-) -> Introduction:
+) -> CallerReading:
     """Read who sends the request from `address`, and part what they present from what may be shown."""
-    who = address or UNKNOWN
+    client_name = address or UNKNOWN
     masked = None
     if b"?" in target or token.is_in(target):
-        target, given = mask_target(target, token)
-        masked = (target, given) if given is not None else None
+        target, forwarded = mask_target(target, token)
+        masked = (target, forwarded) if forwarded is not None else None
     names = b"\n".join([name for name, _ in fields])
-    own = token.is_in(names) or token.is_in(b"\n".join([value for _, value in fields]))
-    if not own and not (_tell_secrets(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
-        return Introduction(Caller(client_id, who, share_of(who, ""), target=masked), fields, target)
+    has_token = token.is_in(names) or token.is_in(b"\n".join([value for _, value in fields]))
+    if not has_token and not (_has_secret_names(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
+        return CallerReading(
+            Caller(client_id, client_name, fairness_key_of(client_name, ""), target=masked), fields, target
+        )
     kept, secret, authorized = [], [], False
     for name, value in fields:
-        if own and (token.is_in(name) or token.is_in(value)):
-            words = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
+        if has_token and (token.is_in(name) or token.is_in(value)):
+            parts = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
             authorized |= (
                 name.lower() == b"authorization"
-                and len(words) == 2
-                and words[0].lower() == "bearer"
-                and token.matches(words[1])
+                and len(parts) == 2
+                and parts[0].lower() == "bearer"
+                and token.matches(parts[1])
             )
         elif not _SECRET.search(name):
             kept.append((name, value))
@@ -137,8 +139,8 @@ def read_caller(
             secret.append((name, value))
     keys = [value for known in _KEYS for name, value in secret if name.lower() == known]
     key = f"key {hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()}" if keys else ""
-    caller = Caller(client_id, key or who, share_of(who, key), authorized, tuple(secret), masked)
-    return Introduction(caller, tuple(kept), target)
+    caller = Caller(client_id, key or client_name, fairness_key_of(client_name, key), authorized, tuple(secret), masked)
+    return CallerReading(caller, tuple(kept), target)
 
 
 def _is_basic_with(token: Token, value: bytes) -> bool:

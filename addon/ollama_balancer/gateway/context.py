@@ -21,9 +21,9 @@ from ..core.queue import FairnessKey, Ticket
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
-from .attempts import CORRECTIONS, Attempt, Candidate, Failure, FailureKind, kind_of
+from .attempts import CORRECTIONS, Candidate, FailedAttempt, Failure, FailureKind, failure_kind
 from .callers import Caller
-from .memory_budget import Held
+from .memory_budget import Reservation
 from .messages import Response
 from .timeouts import Deadlines
 
@@ -40,7 +40,7 @@ class RequestContext:
     dialect: Dialect
     clock: Callable[[], float]
     """Monotonic seconds."""
-    begun: bool = False
+    is_routed: bool = False
     """Whether it was to be routed: what the balancer answers itself before that does not count."""
     route: Route | None = None
     model: str | None = None
@@ -53,15 +53,15 @@ class RequestContext:
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
-    taken: float = 0.0
+    leased_at: float = 0.0
     """When the lease was taken."""
     tried: list[Agent] = field(default_factory=list)
-    failures: list[Attempt] = field(default_factory=list)
+    failures: list[FailedAttempt] = field(default_factory=list)
     watcher: AnswerWatcher | None = None
     pass_on: Callable[[bytes], bytes] | None = None
     """What each chunk of a streamed answer goes through."""
     first_byte: float | None = None
-    heard_at: float = float("-inf")
+    last_activity: float = float("-inf")
     """When the last part of the answer came."""
     outcome: Outcome | None = None
     problem: str | None = None
@@ -78,7 +78,7 @@ class RequestContext:
     """What the adapter knows the request by."""
     head_only: bool = False
     """Whether it is a HEAD."""
-    retries_spent: bool = False
+    retry_budget_spent: bool = False
     """Whether it was not sent elsewhere because the fleet's retries were spent."""
     on_end: Callable[[RequestContext], None] | None = None
     """Called once, when it has ended and holds nothing any more."""
@@ -86,7 +86,7 @@ class RequestContext:
     """The canonical name of the model that is run for it; None if none is, or none is known."""
     demand: Demand | None = None
     """What it asks of an agent; None where `slot_model` is."""
-    options: tuple[ScoredCandidate, ...] = ()
+    scored_candidates: tuple[ScoredCandidate, ...] = ()
     """How the agents were weighed when it was sent, the best first."""
     candidates: tuple[Candidate, ...] = ()
     """In modes that weigh no request: the agent that was chosen, and the next ones."""
@@ -95,33 +95,33 @@ class RequestContext:
     unloads: bool = False
     """Whether its model is to be in memory no more when it is done."""
     body_bytes: int = 0
-    spent: float = 0.0
+    elapsed: float = 0.0
     """Seconds that attempts have taken of the time for a first byte."""
-    waiter: Ticket | None = None
+    ticket: Ticket | None = None
     """Its place in the line."""
     waiting_since: float | None = None
     waited: float = 0.0
     """Seconds in the line."""
     turn: asyncio.Future[None] | None = None
     """Done when the wait in the line is over, for whatever reason."""
-    leave_line: Callable[[Ticket], object] | None = None
+    on_leave_queue: Callable[[Ticket], object] | None = None
     address: Address | None = None
     """Of the agent that gets the request."""
     failure: Failure | None = None
     """How the last attempt ended; None at the first."""
-    expired: bool = False
+    timed_out: bool = False
     """The time for a first byte has run out: no attempt more."""
-    given_up: str | None = None
+    abort_reason: str | None = None
     """Why the attempt that runs now is to end without an answer."""
-    may_repeat: bool = True
+    resendable: bool = True
     """Whether it does no harm to send the request again where it is not certain that it has not arrived."""
-    held: Held | None = None
+    reservation: Reservation | None = None
     """The memory that its kept answer takes."""
-    patience: float = 0.0
+    grace_until: float = 0.0
     """Until then the agent's silence says nothing."""
-    ask_after: float = 0.0
+    next_silence_check: float = 0.0
     """Until then the agent is not asked about its silence again."""
-    seen_loading: bool = False
+    awaits_load: bool = False
     """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
     started: float = field(init=False)
     _deadlines: Deadlines[RequestContext] | None = field(init=False, default=None)
@@ -137,9 +137,9 @@ class RequestContext:
         return self.caller.name
 
     @property
-    def share(self) -> FairnessKey | None:
+    def fairness_key(self) -> FairnessKey | None:
         """Whose turns it uses in the line; None: the client's."""
-        return self.caller.share
+        return self.caller.fairness_key
 
     @property
     def seconds_to_first_byte(self) -> float | None:
@@ -167,17 +167,17 @@ class RequestContext:
             lease.release(Outcome.CANCELLED)
             return
         self.lease = lease
-        self.taken = self.patience = self.clock()
-        self.seen_loading = lease.loading
+        self.leased_at = self.grace_until = self.clock()
+        self.awaits_load = lease.loading
         self.tried.append(lease.agent)
 
     def count(self, *kinds: Blame | FailureKind) -> int:
         """How many attempts have failed so."""
         return sum([failure.kind in kinds for failure in self.failures])
 
-    def heard(self) -> None:
-        """A part of the answer has come."""
-        self.heard_at = now = self.clock()
+    def note_activity(self) -> None:
+        """A part of the answer has arrived."""
+        self.last_activity = now = self.clock()
         if self.lease is not None:
             self.lease.agent.heard(now)
 
@@ -193,7 +193,7 @@ class RequestContext:
         """
         agent = self.agent
         if self.lease is not None and self.lease.release(None if kind in CORRECTIONS else Outcome.FAILED):
-            self.failures.append(Attempt(self.lease.agent.name, one_line(reason), kind, refusal))
+            self.failures.append(FailedAttempt(self.lease.agent.name, one_line(reason), kind, refusal))
         self.lease = None
         return agent
 
@@ -202,22 +202,22 @@ class RequestContext:
         if self._deadlines is None:
             self._deadlines = deadlines
             self._waits_since = self.clock()
-            deadlines.set(self, self._waits_since + seconds - self.spent)
+            deadlines.set(self, self._waits_since + seconds - self.elapsed)
 
     def stop_timer(self) -> None:
         if self._deadlines is not None:
-            self.spent += self.clock() - self._waits_since
+            self.elapsed += self.clock() - self._waits_since
             self._deadlines.drop(self)
             self._deadlines = None
 
-    def leave(self) -> None:
+    def leave_queue(self) -> None:
         """Wait no longer."""
-        waiter, self.waiter = self.waiter, None
+        ticket, self.ticket = self.ticket, None
         if self.waiting_since is not None:
             self.waited += self.clock() - self.waiting_since
             self.waiting_since = None
-        if waiter is not None and self.leave_line is not None:
-            self.leave_line(waiter)
+        if ticket is not None and self.on_leave_queue is not None:
+            self.on_leave_queue(ticket)
         if self.turn is not None and not self.turn.done():
             self.turn.set_result(None)
 
@@ -229,14 +229,16 @@ class RequestContext:
         self.outcome = outcome
         self.problem = problem
         self.total = self.clock() - self.started
-        self.leave()
-        if self.held is not None:
-            self.held.release()
+        self.leave_queue()
+        if self.reservation is not None:
+            self.reservation.release()
         if self.lease is not None:
-            self.lease.release(outcome, self.clock() - self.taken)
+            self.lease.release(outcome, self.clock() - self.leased_at)
         if self.fan_out is not None:
             replies = [reply for reply in self.fan_out.replies if not reply.done]
-            self.failures = [Attempt(reply.agent, one_line(reply.reason), kind_of(reply)) for reply in replies]
+            self.failures = [
+                FailedAttempt(reply.agent, one_line(reply.reason), failure_kind(reply)) for reply in replies
+            ]
             self.fan_out.cancel()
         if self.on_end is not None:
             self.on_end(self)
@@ -251,7 +253,7 @@ class RequestContext:
             "mode": self.mode,
             "why": self.why,
             "model": self.model,
-            "options": [option.describe() for option in self.options],
+            "options": [option.describe() for option in self.scored_candidates],
             "candidates": [candidate._asdict() for candidate in self.candidates],
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,

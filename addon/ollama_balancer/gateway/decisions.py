@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..core.agent import Agent
 from ..core.queue import QueueKey
 from ..ollama.errors import error_body
-from ..ollama.management import NOBODY_AWAY, Away
+from ..ollama.management import NONE_UNAVAILABLE, Unavailable
 from ..ollama.routes import Dialect
 from .messages import JSON_TYPE, RETRY_AFTER, Response, date
 
@@ -25,13 +25,13 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Everywhere:
+class Broadcast:
     """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
 
     agents: tuple[Agent, ...]
-    by_all: bool = False
+    require_all: bool = False
     """Whether one that does not have it makes it a 404, though others do."""
-    away: Away = NOBODY_AWAY
+    unavailable: Unavailable = NONE_UNAVAILABLE
     """Who has what it is about and cannot be asked."""
 
 
@@ -39,7 +39,7 @@ class Everywhere:
 class Wait:
     """All agents that could serve the request are busy: it is to wait for its turn there."""
 
-    place: QueueKey
+    queue_key: QueueKey
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def most_probes(limit: int) -> int:
     return reserved(limit) // 4
 
 
-def is_ours(error: BaseException | str | None) -> bool:
+def is_local_failure(error: BaseException | str | None) -> bool:
     """Whether a connection failed for want of something on this machine, which says nothing about the other side.
 
     By the number of the error, or of those that led to it; of a text, by what Python writes of it.
@@ -75,9 +75,9 @@ def is_ours(error: BaseException | str | None) -> bool:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and (error.errno in _OURS or is_ours(str(error))):
+        if isinstance(error, OSError) and (error.errno in _OURS or is_local_failure(str(error))):
             return True
-        if isinstance(error, BaseExceptionGroup) and any(map(is_ours, error.exceptions)):
+        if isinstance(error, BaseExceptionGroup) and any(map(is_local_failure, error.exceptions)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -17,9 +17,9 @@ from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..ollama.management import (
-    Away,
     LineSplitter,
     Reply,
+    Unavailable,
     combine,
     error_message,
     is_success,
@@ -28,10 +28,10 @@ from ..ollama.management import (
     line_of,
     read_line,
 )
-from .agent_call import Answer, Call, CallError, LateError, Limits, UnreachableError, answer_to
+from .agent_call import Answer, Call, CallError, CallTimeoutError, Limits, UnreachableError, answer_to
 from .attempts import FailureKind
 from .combined_answers import FRAMING, combined, streamed_head
-from .descriptors import is_ours
+from .descriptors import is_local_failure
 from .messages import AgentRequest, Fields, Response, date
 from .outcomes import outcome_of
 from .tasks import run_in_background
@@ -76,9 +76,9 @@ class Leg:
         self.queue: deque[bytes] = deque()
         self.queued = 0
         self.more = asyncio.Event()
-        self.heard_at = float("-inf")
+        self.last_activity = float("-inf")
         """When the agent last took or sent something, from the moment it is asked."""
-        self.given_up: str | None = None
+        self.abort_reason: str | None = None
         """Why its part was cut."""
         self.task: asyncio.Task[None] | None = None
         self.takes = False
@@ -103,8 +103,8 @@ class FanOut:
         request: AgentRequest,
         *,
         uploads: bool,
-        by_all: bool,
-        away: Away,
+        require_all: bool,
+        unavailable: Unavailable,
         timeouts: Timeouts,
         clock: Callable[[], float],
         refresh: Callable[[Agent], Awaitable[None]],
@@ -120,9 +120,9 @@ class FanOut:
         """The piece that the last `advance` brought; empty at the end."""
         self._request = request
         self._uploads = uploads
-        self._by_all = by_all
-        self._away = away
-        self._merges = len(leases) + len(away.replies) > 1
+        self._require_all = require_all
+        self._unavailable = unavailable
+        self._merges = len(leases) + len(unavailable.replies) > 1
         """Whether the answer is made of several; else it is the one agent's own."""
         self._timeouts = timeouts
         self._clock = clock
@@ -163,12 +163,12 @@ class FanOut:
         """Cut the parts of agents that are offline and have fallen silent. `now` is on the registry's clock."""
         waits_for_client = self._pieces.full()
         for leg in self.legs:
-            if leg.task is None or leg.reply is not None or leg.given_up is not None:
+            if leg.task is None or leg.reply is not None or leg.abort_reason is not None:
                 continue
             if waits_for_client:
-                leg.heard_at = now
-            elif not leg.agent.online and now - leg.heard_at >= OFFLINE_SILENCE:
-                leg.given_up = f"it went offline: {leg.agent.offline_reason}"
+                leg.last_activity = now
+            elif not leg.agent.online and now - leg.last_activity >= OFFLINE_SILENCE:
+                leg.abort_reason = f"it went offline: {leg.agent.offline_reason}"
                 leg.task.cancel()
 
     # The request's body
@@ -187,7 +187,7 @@ class FanOut:
     def _backlog(self) -> int:
         return max((leg.queued for leg in self.legs if leg.reply is None), default=0)
 
-    def _go_on_reading(self) -> None:
+    def _resume_reading(self) -> None:
         if self._paused and self._backlog() <= LOW_WATER:
             self._paused = False
             self._read_client(True)
@@ -201,8 +201,8 @@ class FanOut:
                 raise CallError("it takes the body too slowly")
             chunk = leg.queue.popleft()
             leg.queued -= len(chunk)
-            leg.heard_at = self._clock()
-            self._go_on_reading()
+            leg.last_activity = self._clock()
+            self._resume_reading()
             if not chunk:
                 return
             yield chunk
@@ -218,7 +218,9 @@ class FanOut:
                 self.streamed = True
                 self.response = streamed_head(self._request, *self._head, merges=self._merges)
             else:
-                self.response = combined(self._request, combine(self.replies, by_all=self._by_all, away=self._away))
+                self.response = combined(
+                    self._request, combine(self.replies, require_all=self._require_all, unavailable=self._unavailable)
+                )
             return
         await self._drain_client()
         if self.room is not None:
@@ -248,7 +250,7 @@ class FanOut:
                 for leg in self.legs:
                     group.create_task(go(leg))
             if self._head is not None and self._merges:
-                await self._pieces.put(last_line(self.replies, self._away))
+                await self._pieces.put(last_line(self.replies, self._unavailable))
         finally:
             self._finish()
 
@@ -267,21 +269,21 @@ class FanOut:
 
     async def _ask(self, leg: Leg) -> None:
         agent = leg.agent
-        leg.task, leg.heard_at = asyncio.current_task(), self._clock()
+        leg.task, leg.last_activity = asyncio.current_task(), self._clock()
         try:
             reply = await (self._upload_to(leg) if self._uploads else self._call(leg))
         except CallError as e:
-            ours, unreachable = is_ours(e), isinstance(e, UnreachableError)
+            ours, unreachable = is_local_failure(e), isinstance(e, UnreachableError)
             if unreachable and not ours:
                 self._unreachable(agent, f"cannot connect: {e}")
-            kind = FailureKind.TIMEOUT if isinstance(e, LateError) else FailureKind.BROKEN
+            kind = FailureKind.TIMEOUT if isinstance(e, CallTimeoutError) else FailureKind.BROKEN
             kind = FailureKind.CONNECT if unreachable else kind
             reply = Reply(agent.name, None, problem=NO_CONNECTION if ours else str(e), failure=kind)
         except asyncio.CancelledError:
-            if leg.given_up is None or leg.task is None:
+            if leg.abort_reason is None or leg.task is None:
                 raise
             leg.task.uncancel()
-            reply = Reply(agent.name, None, problem=leg.given_up, failure=FailureKind.TIMEOUT)
+            reply = Reply(agent.name, None, problem=leg.abort_reason, failure=FailureKind.TIMEOUT)
         except Exception as e:
             logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
@@ -306,14 +308,14 @@ class FanOut:
 
     async def _upload_to(self, leg: Leg) -> Reply:
         """Send the file, unless the agent has it."""
-        if await self._has_it(leg):
+        if await self._has_file(leg):
             return Reply(leg.agent.name, 200, (date(), (b"Content-Length", b"0")))
         leg.takes = True
         call = self._call_of(leg, self._request.method, self._request.fields, self._body_for(leg))
         async with answer_to(call, self._limits(self._timeouts.response)) as answer:
             return self._reply(leg.agent, answer.status, answer.fields, await answer.body(MAX_WHOLE_ANSWER))
 
-    async def _has_it(self, leg: Leg) -> bool:
+    async def _has_file(self, leg: Leg) -> bool:
         """Whether the agent has the file already, as the real server's own client asks before it sends one."""
         fields = tuple((n, v) for n, v in self._request.fields if n.lower() not in _OF_BODY)
         call = self._call_of(leg, "HEAD", fields, None)
@@ -327,8 +329,8 @@ class FanOut:
 
     async def _read(self, answer: Answer, leg: Leg) -> Reply:
         name, status, headers = leg.agent.name, answer.status, answer.fields
-        packed = (answer.header(b"content-encoding") or "identity").lower() != "identity"
-        if packed and self._request.method != "HEAD":
+        compressed = (answer.header(b"content-encoding") or "identity").lower() != "identity"
+        if compressed and self._request.method != "HEAD":
             return Reply(name, None, problem="its answer is compressed, which it was asked not to be")
         if status == 200 and "ndjson" in answer.header(b"content-type"):
             return Reply(name, status, headers, problem=await self._read_progress(answer, leg))
@@ -371,7 +373,7 @@ class FanOut:
         """The answer's body as it comes. However small its pieces are, others get their turn."""
         count = 0
         async for piece in answer.pieces():
-            leg.heard_at = self._clock()
+            leg.last_activity = self._clock()
             yield piece
             count += 1
             if count % PIECES_AT_ONCE == 0:
@@ -379,7 +381,7 @@ class FanOut:
 
     async def _pass_on(self, leg: Leg, piece: bytes, lines: list[bytes], problem: str | None) -> str | None:
         """Pass on a piece of an agent's progress, and read the lines that are whole with it."""
-        told = []
+        tagged_lines = []
         for line in lines:
             progress = read_line(line)
             if is_success(progress):
@@ -388,9 +390,9 @@ class FanOut:
                 problem = None
             elif (error := line_error(progress)) is not None:
                 problem = error
-            told.append(line_of(leg.agent.name, line, progress) if self._merges else b"")
-        if passed := b"".join(told) if self._merges else piece:
-            await self._pieces.put(passed)
+            tagged_lines.append(line_of(leg.agent.name, line, progress) if self._merges else b"")
+        if output := b"".join(tagged_lines) if self._merges else piece:
+            await self._pieces.put(output)
         return problem
 
     def _end(self, leg: Leg, reply: Reply, outcome: Outcome) -> None:
@@ -398,4 +400,4 @@ class FanOut:
         leg.queue.clear()
         leg.queued = 0
         leg.lease.release(outcome, self._clock() - self._started)
-        self._go_on_reading()
+        self._resume_reading()

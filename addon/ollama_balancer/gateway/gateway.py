@@ -27,9 +27,9 @@ from .adapter import Adapter, Prober
 from .bodies import RefusedBodyError
 from .callers import Caller
 from .context import RequestContext
-from .decisions import Answer, Everywhere, Forward, Wait, error
+from .decisions import Answer, Broadcast, Forward, Wait, error
 from .headers import refusal_for_client
-from .load_checks import MemoryChecks
+from .load_checks import LoadedModelChecks
 from .messages import ClientRequest, Response
 from .outcomes import outcome_of
 from .reading import Reading, read_large
@@ -62,11 +62,11 @@ class Gateway:
         self.live: set[RequestContext] = set()
         """Requests that were to be routed and have not ended."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, adapter.client_is_slow)
-        self.memory = MemoryChecks(self._refresh_memory)
-        registry.fleet.on_load = self.memory.loaded
+        self.load_checks = LoadedModelChecks(self._refresh_loaded)
+        registry.fleet.on_load = self.load_checks.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
-        self.tally = RequestMetrics()
+        self.request_metrics = RequestMetrics()
         self.on_end: Callable[[RequestContext], None] = lambda context: None
         """Told of each request that has ended, once."""
         self._prober: Prober | None = None
@@ -97,15 +97,15 @@ class Gateway:
 
     def begin(self, context: RequestContext, pin: str | None) -> None:
         """The request is to be routed: from here on it counts. `pin` is the agent that it names."""
-        if not context.begun:
-            context.begun = True
+        if not context.is_routed:
+            context.is_routed = True
             context.started = self.registry.clock()
             context.pin = pin
             if context.outcome is None:
                 self.live.add(context)
 
     def _ended(self, context: RequestContext) -> None:
-        if context.begun:
+        if context.is_routed:
             self.live.discard(context)
             self.on_end(context)
 
@@ -128,14 +128,14 @@ class Gateway:
         del reading  # while the request waits, nothing holds its body unpacked
         while isinstance(decision, Wait):
             context.stop_timer()
-            self.tally.own_seconds += time.perf_counter() - began
-            waited = await self._wait(decision.place, context)
+            self.request_metrics.own_seconds += time.perf_counter() - began
+            waited = await self._wait(decision.queue_key, context)
             if waited is None:
                 return None  # the client is gone
             began = time.perf_counter()
             decision = waited
         direction = self._carry_out(decision, context, request) if decision is not None else None
-        self.tally.own_seconds += time.perf_counter() - began
+        self.request_metrics.own_seconds += time.perf_counter() - began
         return direction
 
     async def _read(self, request: ClientRequest) -> Reading | RefusedBodyError | None:
@@ -146,12 +146,12 @@ class Gateway:
             request.content_type,
             request.encoding,
             self.router.name_of,
-            watched=self.router.explains(),
+            observed=self.router.is_observed(),
         )
 
     def _decide(
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None
-    ) -> Forward | Everywhere | Wait | Answer | None:
+    ) -> Forward | Broadcast | Wait | Answer | None:
         """What is to be done with the request now; None: nothing, as nobody wants its answer."""
         if context.outcome is not None:
             return None
@@ -162,14 +162,14 @@ class Gateway:
         return self.router.begin(context, request, reading)
 
     def _carry_out(
-        self, decision: Forward | Everywhere | Answer, context: RequestContext, request: ClientRequest
+        self, decision: Forward | Broadcast | Answer, context: RequestContext, request: ClientRequest
     ) -> Direction:
         if isinstance(decision, Forward):
             context.address = decision.agent.address
             context.start_timer(self.timeouts.response, self.deadlines)
-            context.may_repeat = context.route is not None and context.route.kind is not Kind.NAMED
+            context.resendable = context.route is not None and context.route.kind is not Kind.NAMED
             return decision
-        if isinstance(decision, Everywhere):
+        if isinstance(decision, Broadcast):
             context.fan_out = self._fan_out(decision, context)
             return context.fan_out
         context.stop_timer()
@@ -189,7 +189,7 @@ class Gateway:
         logger.info("%s", one_line(f"{request.method} {request.path}: {decision.problem}", 500))
         return response
 
-    async def _wait(self, place: QueueKey, context: RequestContext) -> Forward | Everywhere | Wait | Answer | None:
+    async def _wait(self, queue_key: QueueKey, context: RequestContext) -> Forward | Broadcast | Wait | Answer | None:
         """Wait in the line for an agent; None if the client leaves."""
         turn = context.turn = asyncio.get_running_loop().create_future()
         granted: list[Forward] = []
@@ -197,11 +197,11 @@ class Gateway:
         def notify(lease: Lease | None) -> None:
             # At once and not when this coroutine goes on: whoever ends the context meanwhile gives the lease back.
             if lease is not None:
-                granted.append(self.router.granted(context, lease))
+                granted.append(self.router.dispatch(context, lease))
             elif not turn.done():
                 turn.set_result(None)
 
-        refused = self.router.join(context, place, notify)
+        refused = self.router.join(context, queue_key, notify)
         if refused is not None:
             return refused
         self.adapter.waiting(context)
@@ -211,15 +211,15 @@ class Gateway:
                 await asyncio.shield(turn)
         except TimeoutError:
             if not granted and context.outcome is None:
-                return self.router.waited_too_long(context, timeout)
+                return self.router.queue_timed_out(context, timeout)
         except asyncio.CancelledError:
             context.end(Outcome.CANCELLED)
             raise
         if context.outcome is not None:
             return None
-        return granted[0] if granted else self.router.deserted(context)
+        return granted[0] if granted else self.router.candidates_gone(context)
 
-    def _fan_out(self, decision: Everywhere, context: RequestContext) -> FanOut:
+    def _fan_out(self, decision: Broadcast, context: RequestContext) -> FanOut:
         from .fanout import FanOut
 
         request = self.adapter.agent_request(context)
@@ -227,8 +227,8 @@ class Gateway:
             [self.registry.limiter.take(agent) for agent in decision.agents],
             request,
             uploads=request.body is None,
-            by_all=decision.by_all,
-            away=decision.away,
+            require_all=decision.require_all,
+            unavailable=decision.unavailable,
             timeouts=self.timeouts,
             clock=self.registry.clock,
             refresh=self._refresh,
@@ -242,8 +242,8 @@ class Gateway:
         if self.prober is not None:
             await self.prober.refresh(agent)
 
-    async def _refresh_memory(self, agent: Agent, unloading: str | None, last: bool) -> bool:
-        return self.prober is None or await self.prober.refresh_memory(agent, unloading=unloading, last=last)
+    async def _refresh_loaded(self, agent: Agent, unloading: str | None, last: bool) -> bool:
+        return self.prober is None or await self.prober.refresh_loaded(agent, unloading=unloading, last=last)
 
     async def _loaded(self, agent: Agent) -> set[str] | None:
         return await self.prober.loaded(agent) if self.prober is not None else set()
@@ -253,25 +253,25 @@ class Gateway:
         model = canonical_name(context.model or "")
         for agent in context.agents:
             self.registry.inventory.unloaded(agent, model)
-            self.memory.unloads(agent, model)
+            self.load_checks.watch_unload(agent, model)
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
         self.registry.expire()
         self.router.scheduler.look()
         for context in list(self.live):
             if self.adapter.is_killed(context) and context.end(Outcome.CANCELLED, "killed"):
                 self.adapter.cut(context)
-        for context in self.watchdog.look(list(self.live)):
+        for context in self.watchdog.check(list(self.live)):
             run_in_background(self.watchdog.judge(context), "silence check")
 
     def _expire(self, context: RequestContext) -> None:
         """No first byte in time: give up the attempt that runs now."""
-        context.expired = True
+        context.timed_out = True
         self.adapter.cut(context)
 
     def _give_up(self, context: RequestContext, reason: str) -> None:
         """The attempt that runs now comes to nothing: the next agent is tried."""
-        if context.given_up is None:
-            context.given_up = reason
+        if context.abort_reason is None:
+            context.abort_reason = reason
             self.adapter.cut(context)

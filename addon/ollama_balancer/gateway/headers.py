@@ -131,8 +131,8 @@ def for_agent(
     unwanted = _NOT_FOR_AGENTS if content_length is None else _NOT_FOR_AGENTS_WITH_BODY
     connection = header(fields, b"connection")
     if connection is not None:
-        named = set(connection.lower().replace(",", " ").split()) - _NEVER_HOP_BY_HOP
-        unwanted |= {name.encode("utf-8", "surrogateescape") for name in named}
+        connection_options = set(connection.lower().replace(",", " ").split()) - _NEVER_HOP_BY_HOP
+        unwanted |= {name.encode("utf-8", "surrogateescape") for name in connection_options}
     if host is not None:
         kept = [field for field in fields if (name := field[0].lower()) not in unwanted and name != b"host"]
         kept.insert(0, (b"Host", host))

@@ -14,11 +14,11 @@ from .tasks import run_in_background
 UNLOAD_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between the looks at a host that unloads a model: it answers before it has done so."""
 
-SETTLE_SECONDS = 1.0
+PENDING_SECONDS = 1.0
 """How long a question for the list waits for hosts that are being asked."""
 
 
-class MemoryChecks:
+class LoadedModelChecks:
     """`refresh` asks a host and stores what it says; with a model that the host has been told to unload, only where
     that is gone or it is the last look. It returns whether there is nothing more to see.
     """
@@ -37,28 +37,28 @@ class MemoryChecks:
         """Hosts on which something has changed since they were asked last."""
 
     @property
-    def unsettled(self) -> bool:
+    def pending(self) -> bool:
         return bool(self._loads)
 
     def loaded(self, agent: Agent) -> None:
         """A request has loaded a model there, for which another may have been pushed out."""
         self._changed.add(agent)
         if agent not in self._loads:
-            self._loads[agent] = run_in_background(self._look(agent), "memory check")
+            self._loads[agent] = run_in_background(self._check_load(agent), "memory check")
 
-    def unloads(self, agent: Agent, model: str) -> None:
+    def watch_unload(self, agent: Agent, model: str) -> None:
         """It has answered that it unloads the model (a canonical name)."""
         if (agent, model) in self._unloads:
             return
         self._unloads.add((agent, model))
-        run_in_background(self._follow(agent, model), "memory check")
+        run_in_background(self._check_unload(agent, model), "memory check")
 
-    async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
+    async def wait_pending(self, seconds: float = PENDING_SECONDS) -> None:
         """Wait until the hosts that are asked about a load have answered."""
         if self._loads:
             await asyncio.wait(self._loads.values(), timeout=seconds)
 
-    async def _look(self, agent: Agent) -> None:
+    async def _check_load(self, agent: Agent) -> None:
         try:
             while agent in self._changed:
                 self._changed.discard(agent)
@@ -67,7 +67,7 @@ class MemoryChecks:
             self._changed.discard(agent)
             del self._loads[agent]
 
-    async def _follow(self, agent: Agent, model: str) -> None:
+    async def _check_unload(self, agent: Agent, model: str) -> None:
         try:
             for delay in UNLOAD_DELAYS:
                 await self._sleep(delay)

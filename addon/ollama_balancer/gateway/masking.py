@@ -22,14 +22,14 @@ def mask_target(target: bytes, token: Token) -> tuple[bytes, bytes | None]:
 
     The balancer's own token is in neither.
     """
-    given = target
+    forwarded = target
     if token.is_in(target) or (b"%" in target and token.is_in(unquote_to_bytes(target))):
-        given = _without(target, token)
-    if b"?" not in given:
-        return given, None
-    path, mark, query = given.partition(b"?")
-    shown = path + _PARAMETER.sub(_masked, mark + query)
-    return shown, None if shown == given else given
+        forwarded = _without(target, token)
+    if b"?" not in forwarded:
+        return forwarded, None
+    path, mark, query = forwarded.partition(b"?")
+    masked_target = path + _PARAMETER.sub(_masked, mark + query)
+    return masked_target, None if masked_target == forwarded else forwarded
 
 
 def _masked(found: re.Match[bytes]) -> bytes:

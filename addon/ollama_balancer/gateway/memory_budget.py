@@ -1,7 +1,7 @@
-"""What bodies and kept answers may take of memory, all together.
+"""One memory budget for all request bodies and stored answers.
 
-Whoever holds something has a `Held`, which grows in steps and is released once. What is kept for people to look at goes
-before anybody is refused: `on_short` is asked for that.
+Each holder has a `Reservation`, which grows in steps and is released once. Before a request is refused, `on_shortage`
+drops what is stored for inspection only.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self.on_short: Callable[[int], None] = lambda missing: None
+        self.on_shortage: Callable[[int], None] = lambda missing: None
         """Asked to give so many bytes back, as far as that can be."""
 
     def __repr__(self) -> str:
         return f"MemoryBudget({self.used} of {self.limit})"
 
-    def hold(self) -> Held:
-        return Held(self)
+    def hold(self) -> Reservation:
+        return Reservation(self)
 
     def take(self, size: int) -> bool:
         """Whether there is room for so many more bytes, which are taken then."""
         missing = self.used + size - self.limit
         if missing > 0:
-            self.on_short(missing)
+            self.on_shortage(missing)
             if self.used + size > self.limit:
                 return False
         self.used += size
@@ -51,7 +51,7 @@ class MemoryBudget:
         self.used -= size
 
 
-class Held:
+class Reservation:
     """What one of them holds."""
 
     __slots__ = ("_budget", "_released", "size")
@@ -87,7 +87,7 @@ def machine_memory() -> int:
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        found = _told_by_psutil()
+        found = _psutil_memory()
     for path in _CGROUPS:
         try:
             allowed = int(path.read_text())
@@ -98,7 +98,7 @@ def machine_memory() -> int:
     return found
 
 
-def _told_by_psutil() -> int:
+def _psutil_memory() -> int:
     import psutil  # Windows has no sysconf
 
     return int(psutil.virtual_memory().total) or UNKNOWN_MEMORY

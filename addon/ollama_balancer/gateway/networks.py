@@ -20,7 +20,7 @@ ANY = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 REFRESH_SECONDS = 10.0
 """Between two looks at the machine's interfaces, however many strangers come."""
 
-MOST_NAMED = 1_000
+MOST_LOGGED = 1_000
 """Addresses whose refusal was logged that are remembered."""
 
 MOST_LINES = 20
@@ -79,7 +79,7 @@ class ClientNetworks:
         self._read_own = own
         self._own: tuple[Network, ...] = ()
         self._own_until = float("-inf")
-        self._named: dict[str, None] = {}
+        self._logged: dict[str, None] = {}
         self._lines = 0
         self._lines_until = float("-inf")
 
@@ -92,7 +92,7 @@ class ClientNetworks:
             return True
         if any(plain in network for network in self._own_networks()):
             return True
-        self._name(str(plain))
+        self._log_refusal(str(plain))
         return False
 
     def _own_networks(self) -> tuple[Network, ...]:
@@ -105,20 +105,20 @@ class ClientNetworks:
                 logger.warning("The networks of this machine's interfaces cannot be read: %s.", e.strerror or e)
         return self._own
 
-    def _name(self, address: str) -> None:
+    def _log_refusal(self, address: str) -> None:
         now = self._clock()
         if now >= self._lines_until:
             self._lines_until = now + LINES_SECONDS
             self._lines = 0
-        if address in self._named or self._lines > MOST_LINES:
+        if address in self._logged or self._lines > MOST_LINES:
             return
         self._lines += 1
         if self._lines > MOST_LINES:
             logger.warning("More public addresses are refused; for a minute they are not named.")
             return
-        self._named[address] = None
-        if len(self._named) > MOST_NAMED:
-            del self._named[next(iter(self._named))]
+        self._logged[address] = None
+        if len(self._logged) > MOST_LOGGED:
+            del self._logged[next(iter(self._logged))]
         logger.warning(
             "Requests from %s are refused, as it is a public address: --set balancer_allow_from=%s lets it in.",
             address,

@@ -33,7 +33,7 @@ def cannot_connect(address: Address, why: str) -> str:
     return f"cannot connect: {why} at {address}; {what}"
 
 
-def told_to_reporter(agent: Agent) -> dict[str, str]:
+def reachability_headers(agent: Agent) -> dict[str, str]:
     """The headers of the answer to a report: empty where all is well, or nothing is known yet."""
     reason = agent.refusal if agent.status is Status.UNAUTHORIZED else agent.unreached
     if not reason or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):

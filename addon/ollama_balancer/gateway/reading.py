@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..core.demand import Demand
 from ..ollama.excerpts import last_turn
 from ..ollama.prompts import read_prompt
-from ..ollama.requests import Asked, read_request
+from ..ollama.requests import ParsedRequest, read_request
 from ..ollama.routes import Route, find_route
 from ..text import one_line
 from .bodies import ZSTD, RefusedBodyError, check_readable, content_of
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
 
     content: bytes | None
     """As the server reads it: unpacked."""
-    asked: Asked
+    parsed: ParsedRequest
     demand: Demand | None
     """What it demands of an agent, where a model is run for it."""
     excerpt: str
@@ -51,28 +51,30 @@ def read_body(
     encoding: str,
     name_of: NameOf,
     *,
-    watched: bool = True,
+    observed: bool = True,
 ) -> Reading | RefusedBodyError:
-    """`path` is without its query, `encoding` the first Content-Encoding, `watched` whether somebody may look at it.
+    """`path` is without its query, `encoding` the first Content-Encoding, `observed` whether somebody may look at it.
 
     Whatever the body is, nothing is raised.
     """
     try:
         content = content_of(route, body, encoding)
-        asked = read_request(route, path, content, content_type)
-        check_readable(route, asked, content, content_type, packed=bool(encoding))
+        parsed = read_request(route, path, content, content_type)
+        check_readable(route, parsed, content, content_type, packed=bool(encoding))
     except RefusedBodyError as e:
         return e
-    excerpt = one_line(last_turn(content or b"", asked.members), LONGEST_EXCERPT) if watched and asked.members else ""
-    if not (route.runs and asked.model) or asked.unloads:
-        return Reading(content, asked, None, excerpt)
-    model = name_of(asked.model)
-    demand = demand_of(model, route.path, read_prompt(route, model, content or b"", asked.members))
-    return Reading(content, asked, demand, excerpt)
+    excerpt = (
+        one_line(last_turn(content or b"", parsed.members), LONGEST_EXCERPT) if observed and parsed.members else ""
+    )
+    if not (route.runs and parsed.model) or parsed.unloads:
+        return Reading(content, parsed, None, excerpt)
+    model = name_of(parsed.model)
+    demand = demand_of(model, route.path, read_prompt(route, model, content or b"", parsed.members))
+    return Reading(content, parsed, demand, excerpt)
 
 
 async def read_large(
-    target: str, body: bytes | None, content_type: str, encoding: str, name_of: NameOf, *, watched: bool = True
+    target: str, body: bytes | None, content_type: str, encoding: str, name_of: NameOf, *, observed: bool = True
 ) -> Reading | RefusedBodyError | None:
     """The same for a large body, and one that may unpack into one, while others go on; None for any other. `target` is
     its path and query.
@@ -84,7 +86,7 @@ async def read_large(
     if route is None or (len(body) <= LARGE and not route.unpacks):
         return None
     loop = asyncio.get_running_loop()
-    read = functools.partial(read_body, watched=watched)
+    read = functools.partial(read_body, observed=observed)
     return await loop.run_in_executor(_threads(), read, route, path, body, content_type, encoding, name_of)
 
 

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from ..ollama.errors import Blame, classify, error_body, is_object, not_let_in
 from ..ollama.routes import Dialect, Route
 from ..ollama.unpacking import UnpackingError, unpacker_for
-from .attempts import Attempt
+from .attempts import FailedAttempt
 from .messages import RETRY_AFTER, Response, json_response
 
 BUSY_SECONDS = 1.0
@@ -38,7 +38,7 @@ _OF_BODY = frozenset({b"content-type", b"content-length", b"content-encoding", b
 def blame_of(refusal: Response, route: Route | None) -> Blame:
     """Whom the answer blames. Its body may be the beginning only."""
     asks_to_retry = refusal.header(b"retry-after") is not None
-    return classify(refusal.status, _unpacked(refusal), route, asks_to_retry=asks_to_retry)
+    return classify(refusal.status, _decompressed(refusal), route, asks_to_retry=asks_to_retry)
 
 
 def why_refused(blame: Blame, status: int, path: str) -> str:
@@ -71,7 +71,7 @@ def retry_after(refusal: Response | None) -> float:
     return max(0.0, min(seconds, MOST_BUSY_SECONDS))
 
 
-def most_useful(failures: Sequence[Attempt]) -> Attempt | None:
+def most_useful(failures: Sequence[FailedAttempt]) -> FailedAttempt | None:
     """The attempt whose answer tells the caller most; None where none tells as much as the list of what was tried."""
     answered = [failure for failure in failures if failure.refusal is not None]
     if len(answered) < len(failures):
@@ -88,14 +88,14 @@ def most_useful(failures: Sequence[Attempt]) -> Attempt | None:
     )
 
 
-def answer_to(attempt: Attempt, message: str, dialect: Dialect, *, head: bool = False) -> Response:
+def answer_to(attempt: FailedAttempt, message: str, dialect: Dialect, *, head: bool = False) -> Response:
     """The agent's answer, as it came or, where it is not in the caller's protocol, an error with that message.
 
     `head`: the request was a HEAD.
     """
     refusal = attempt.refusal
     assert refusal
-    if head or is_object(_unpacked(refusal)):
+    if head or is_object(_decompressed(refusal)):
         fields = [field for field in refusal.fields if field[0].lower() != b"transfer-encoding"]
         if not head:
             fields = [field for field in fields if field[0].lower() != b"content-length"]
@@ -113,7 +113,7 @@ def answer_to(attempt: Attempt, message: str, dialect: Dialect, *, head: bool = 
 
 def for_caller(response: Response, dialect: Dialect, *, head: bool = False) -> Response | None:
     """An answer that is the caller's fault, in the caller's protocol; None: it is already."""
-    if head or is_object(_unpacked(response), whole=False):
+    if head or is_object(_decompressed(response), whole=False):
         return None
     status = response.status
     error = json_response(status, error_body(dialect, status, f"{status} {_phrase(status)}"))
@@ -121,7 +121,7 @@ def for_caller(response: Response, dialect: Dialect, *, head: bool = False) -> R
     return Response(status, (*kept, *error.fields), error.body)
 
 
-def _rank(failure: Attempt) -> int:
+def _rank(failure: FailedAttempt) -> int:
     return _USEFUL.index(failure.kind) if failure.kind in _USEFUL else len(_USEFUL)
 
 
@@ -132,14 +132,14 @@ def _phrase(status: int) -> str:
         return "error"
 
 
-def _unpacked(response: Response) -> bytes:
+def _decompressed(response: Response) -> bytes:
     """What has come of the body."""
     encoding = response.header(b"content-encoding")
     if encoding is None or not response.body:
         return response.body
-    unpacker = unpacker_for(encoding)
+    decompressor = unpacker_for(encoding)
     try:
-        text = unpacker.feed(response.body, MAX_UNPACKED) if unpacker is not None else b""
+        text = decompressor.feed(response.body, MAX_UNPACKED) if decompressor is not None else b""
     except UnpackingError:
         text = b""
     return text or _UNREADABLE

@@ -13,7 +13,7 @@ from .adapter import Prober
 from .attempts import CORRECTIONS, Failure, FailureKind
 from .context import RequestContext
 from .decisions import Answer, Forward, Wait
-from .descriptors import is_ours
+from .descriptors import is_local_failure
 from .reachability import cannot_connect
 from .refusals import retry_after, why_refused
 from .router import Router
@@ -37,8 +37,8 @@ class Retries:
         """The attempt that `context.failure` tells of came to nothing: what now?"""
         failure = context.failure
         assert failure
-        if not failure.connected and is_ours(failure.reason):
-            return self.router.own_trouble(context, failure.reason)
+        if not failure.connected and is_local_failure(failure.reason):
+            return self.router.local_failure(context, failure.reason)
         agent = context.agent
         if failure.blame is not None and failure.refusal is not None:
             reason = why_refused(failure.blame, failure.refusal.status, context.path[:200])
@@ -53,23 +53,23 @@ class Retries:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
             if not failure.connected:
                 self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
-        if not failure.retriable or context.expired:
-            return self.router.gave_up(context)
-        return self.router.again(context)
+        if not failure.retriable or context.timed_out:
+            return self.router.attempts_failed(context)
+        return self.router.retry(context)
 
     def _without_answer(self, failure: Failure, context: RequestContext) -> tuple[FailureKind, str]:
         """What kind of failure it was, and why."""
         reason = one_line(failure.reason)
         kind = FailureKind.BROKEN if failure.connected else FailureKind.CONNECT
-        if context.expired:
+        if context.timed_out:
             kind, reason = FailureKind.TIMEOUT, f"no first byte within {self.timeouts.response:g} s"
         elif not failure.connected and reason == "timeout":
             kind, reason = FailureKind.TIMEOUT, f"not reached within {self.timeouts.connect:g} s"
-        if context.given_up is not None:
-            kind, reason, context.given_up = FailureKind.TIMEOUT, context.given_up, None
+        if context.abort_reason is not None:
+            kind, reason, context.abort_reason = FailureKind.TIMEOUT, context.abort_reason, None
         return kind, reason
 
-    def heard_error(self, context: RequestContext, message: str) -> None:
+    def midstream_error(self, context: RequestContext, message: str) -> None:
         """The agent has said so in the middle of an answer that had begun as a success; the lease is still held."""
         self._blame(context, classify_message(message), one_line(message, 200), retry_after(None))
 

@@ -15,7 +15,7 @@ from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
 from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
-from ..ollama.management import NOBODY_AWAY, Away, Reply
+from ..ollama.management import NONE_UNAVAILABLE, Reply, Unavailable
 from ..ollama.names import canonical_name, is_cloud_model, local_name
 from ..ollama.requests import needed_model
 from ..ollama.routes import Dialect, Kind, Route
@@ -25,7 +25,7 @@ from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .bodies import RefusedBodyError
 from .context import RequestContext
-from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, error
+from .decisions import TEXT_TYPE, Answer, Broadcast, Forward, Wait, error
 from .merging import ROOT, MergedFleet
 from .messages import ClientRequest
 from .reading import Reading
@@ -57,23 +57,23 @@ class Router:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
-        self.line = RequestQueue(registry.clock)
-        self.scheduler = Scheduler(registry, self.line)
+        self.queue = RequestQueue(registry.clock)
+        self.scheduler = Scheduler(registry, self.queue)
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
-        self.explains: Callable[[], bool] = lambda: True
+        self.is_observed: Callable[[], bool] = lambda: True
         """Whether somebody may want to see what else could have been chosen."""
 
     def begin(
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None = None
-    ) -> Forward | Everywhere | Wait | Answer:
+    ) -> Forward | Broadcast | Wait | Answer:
         """The first decision on a request. `reading` is what its body says, where that has been read already."""
         registry = self.registry
         context.mode = registry.mode
-        admitted = admit(context, request, reading, name_of=self.name_of, watched=self.explains())
+        admitted = admit(context, request, reading, name_of=self.name_of, observed=self.is_observed())
         if isinstance(admitted, Answer):
             return admitted
-        route, asked, content = admitted
+        route, parsed, content = admitted
         if context.pin is not None:
             return self._pinned(context, route, context.pin)
         match route.kind:
@@ -87,15 +87,15 @@ class Router:
                     "X-Balancer-Agent",
                 )
             case Kind.EVERY:
-                away = self._away(route, needed_model(route, request.body, asked))
-                return self._everywhere(context, tuple(a for a in registry if a.available), route, away)
-        if asked.unloads and context.model_name is not None:
+                unavailable = self._unavailable_holders(route, needed_model(route, request.body, parsed))
+                return self._broadcast(context, tuple(a for a in registry if a.available), route, unavailable)
+        if parsed.unloads and context.model_name is not None:
             holders = tuple(agent for agent in registry.inventory.holders(context.model_name) if agent.available)
             if len(holders) > 1:
-                return self._everywhere(context, holders, route)
+                return self._broadcast(context, holders, route)
         # A form is no JSON to begin with.
         is_form = "form-data" in request.content_type
-        return self._choose(context) or self._nobody(context, None if is_form else content)
+        return self._choose(context) or self._no_agent(context, None if is_form else content)
 
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
@@ -104,15 +104,15 @@ class Router:
             return local_name(model) or name
         return name
 
-    def again(self, context: RequestContext) -> Forward | Wait | Answer:
+    def retry(self, context: RequestContext) -> Forward | Wait | Answer:
         """The decision after the last agent failed before its first byte; its failure is in the context."""
-        if context.pin is None and self._may_go_elsewhere(context):
+        if context.pin is None and self._may_retry(context):
             decision = self._choose(context)
             if decision is not None:
                 return decision
-        return self.gave_up(context)
+        return self.attempts_failed(context)
 
-    def _may_go_elsewhere(self, context: RequestContext) -> bool:
+    def _may_retry(self, context: RequestContext) -> bool:
         """Whether the request may be sent to one more agent, and there is one."""
         corrections = context.count(*CORRECTIONS)
         if context.attempts - corrections > self.retries or corrections > MAX_CORRECTIONS:
@@ -120,71 +120,75 @@ class Router:
         tried = context.tried
         if context.count(Blame.CANNOT_LOAD):
             avoided = self.registry.avoidance.for_demand(context.demand) if context.demand is not None else ()
-            if context.count(Blame.CANNOT_LOAD) >= MAX_LOADS or not self._is_left(context, {*tried, *avoided}):
+            if context.count(Blame.CANNOT_LOAD) >= MAX_LOADS or not self._has_untried(context, {*tried, *avoided}):
                 return False
-        if not self._is_left(context, tried):
+        if not self._has_untried(context, tried):
             return False
         if context.failures[-1].kind in UNSENT or not tried[-1].eligible:
             return True  # nothing was done; or it fails no others now, and who had been sent there must not suffer
-        context.retries_spent = not self.retry_budget.spend()
-        return not context.retries_spent
+        context.retry_budget_spent = not self.retry_budget.spend()
+        return not context.retry_budget_spent
 
-    def _is_left(self, context: RequestContext, tried: Collection[Agent]) -> bool:
+    def _has_untried(self, context: RequestContext, tried: Collection[Agent]) -> bool:
         registry = self.registry
         if context.model:
             return registry.selection.could_serve(canonical_name(context.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
-    def join(self, context: RequestContext, place: QueueKey, notify: Callable[[Lease | None], None]) -> Answer | None:
+    def join(
+        self, context: RequestContext, queue_key: QueueKey, notify: Callable[[Lease | None], None]
+    ) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
         context.waiting_since = self.registry.clock()
-        context.leave_line = self.line.leave
+        context.on_leave_queue = self.queue.leave
         try:
-            context.waiter = self.scheduler.join(place, context.client, notify, context.demand, context.share)
+            context.ticket = self.scheduler.join(
+                queue_key, context.client, notify, context.demand, context.fairness_key
+            )
         except QueueFullError:
-            context.leave()
+            context.leave_queue()
             return self._too_busy(
-                context, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
+                context, f"{len(self.queue)} requests wait already, which is the most (balancer_queue_size)"
             )
         return None
 
-    def granted(self, context: RequestContext, lease: Lease) -> Forward:
+    def dispatch(self, context: RequestContext, lease: Lease) -> Forward:
         """The request's turn has come, with an agent."""
-        context.waiter = None
-        context.leave()
-        context.options = lease.options
+        context.ticket = None
+        context.leave_queue()
+        context.scored_candidates = lease.options
         context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in line"
         self._take(context, lease)
         return Forward(lease.agent)
 
-    def deserted(self, context: RequestContext) -> Forward | Everywhere | Wait | Answer:
+    def candidates_gone(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
         """All agents for which the request has waited are gone: what now?"""
-        context.waiter = None
-        context.leave()
+        context.ticket = None
+        context.leave_queue()
         if context.failures:
-            return self.gave_up(context)
+            return self.attempts_failed(context)
         if context.pin is not None:
             assert context.route
             return self._pinned(context, context.route, context.pin)
-        return self._choose(context) or self._nobody(context, None)
+        return self._choose(context) or self._no_agent(context, None)
 
-    def waited_too_long(self, context: RequestContext, seconds: float) -> Answer:
-        context.leave()
+    def queue_timed_out(self, context: RequestContext, seconds: float) -> Answer:
+        context.leave_queue()
         return self._too_busy(context, f"none was free within {seconds:g} s (balancer_queue_timeout)")
 
     def _too_busy(self, context: RequestContext, why: str) -> Answer:
         who = f"agent {context.pin!r} is" if context.pin else f"all agents with model '{context.model}' are"
         answer = error(context.dialect, 503, f"{who} busy, and {why}")
-        return replace(answer, headers={"Retry-After": str(self.line.retry_after())})
+        return replace(answer, headers={"Retry-After": str(self.queue.retry_after())})
 
-    def gave_up(self, context: RequestContext) -> Answer:
+    def attempts_failed(self, context: RequestContext) -> Answer:
         """The answer when nobody is left to try."""
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
-        if context.retries_spent:
+        if context.retry_budget_spent:
             tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
         return error(context.dialect, 502, f"no agent could answer ({tried})")
 
-    def own_trouble(self, context: RequestContext, reason: str) -> Answer:
+    def local_failure(self, context: RequestContext, reason: str) -> Answer:
         """The answer where the balancer could not even try; the agent that was to have it is not to blame."""
         if context.lease is not None:
             context.lease.release(Outcome.CANCELLED)
@@ -197,12 +201,12 @@ class Router:
         if demand is None:
             return self._choose_without_slot(context)
         choice = self.scheduler.find(demand, tried)
-        context.options = choice.options
+        context.scored_candidates = choice.options
         if choice.agent is None:
-            place = QueueKey(demand.model, tried=frozenset(tried))
-            return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
+            queue_key = QueueKey(demand.model, tried=frozenset(tried))
+            return Wait(queue_key) if registry.selection.could_serve(demand.model, tried) else None
         context.why = self._why(context, choice.agent)
-        if not choice.options and self.explains():
+        if not choice.options and self.is_observed():
             context.candidates = self._candidates(choice.agent, demand.model)
         self._take(context, registry.limiter.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
@@ -228,7 +232,7 @@ class Router:
         model = context.model_name
         tried: Collection[Agent] = context.tried
         avoided = registry.avoidance.for_route(context.route.path) if context.route is not None else ()
-        if avoided and self._is_left(context, others := {*tried, *avoided}):
+        if avoided and self._has_untried(context, others := {*tried, *avoided}):
             tried = others
         agent = registry.selection.select(model, tried)
         if agent is not None:
@@ -247,11 +251,11 @@ class Router:
             return "named by the request"
         if agent.status is Status.EJECTED:
             return "to see whether it serves again"
-        if context.options:
-            return in_words(context.options)
+        if context.scored_candidates:
+            return in_words(context.scored_candidates)
         return self.registry.selection.policy.why(agent)
 
-    def _nobody(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
+    def _no_agent(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
         registry = self.registry
         model = context.model
@@ -279,29 +283,33 @@ class Router:
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))
 
-    def _everywhere(
-        self, context: RequestContext, agents: tuple[Agent, ...], route: Route, away: Away = NOBODY_AWAY
-    ) -> Everywhere | Answer:
+    def _broadcast(
+        self,
+        context: RequestContext,
+        agents: tuple[Agent, ...],
+        route: Route,
+        unavailable: Unavailable = NONE_UNAVAILABLE,
+    ) -> Broadcast | Answer:
         if not agents:
-            who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in away.replies[:MOST_SHOWN])
+            who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in unavailable.replies[:MOST_SHOWN])
             return error(context.dialect, 503, who) if who else self._none_online(context.dialect)
         context.why = "concerns every host" if len(agents) > 1 else "the only host"
-        return Everywhere(agents, "HEAD" in route.methods, away)
+        return Broadcast(agents, "HEAD" in route.methods, unavailable)
 
-    def _away(self, route: Route, model: str | None) -> Away:
+    def _unavailable_holders(self, route: Route, model: str | None) -> Unavailable:
         """The agents that have the model which is to be managed, and get no requests now."""
         if model is None:
-            return NOBODY_AWAY
-        must = route.path == "/api/delete"
-        then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
+            return NONE_UNAVAILABLE
+        required = route.path == "/api/delete"
+        then = f"still has model '{model}': delete it again when it is back" if required else f"has model '{model}'"
         replies = []
         for agent in self.registry.inventory.holders(canonical_name(model)):
             if not agent.available:
                 state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
                 replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
-        return Away(tuple(replies), must)
+        return Unavailable(tuple(replies), required)
 
-    def _pinned(self, context: RequestContext, route: Route, name: str) -> Forward | Everywhere | Wait | Answer:
+    def _pinned(self, context: RequestContext, route: Route, name: str) -> Forward | Broadcast | Wait | Answer:
         registry = self.registry
         agent = registry.get(name)
         if agent is None:
@@ -312,7 +320,7 @@ class Router:
             return error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
         context.why = "named by the request"
         if route.kind is Kind.EVERY:
-            return Everywhere((agent,))
+            return Broadcast((agent,))
         model = context.slot_model
         if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:

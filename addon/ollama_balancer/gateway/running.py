@@ -27,7 +27,7 @@ type _Key = tuple[str, str]
 """Canonical name and digest: agents may have different builds under one name."""
 
 
-class _Held(NamedTuple):
+class _LoadedEntry(NamedTuple):
     """What one agent says of a model, with its figures read. Zero: it says no usable one."""
 
     entry: ModelEntry
@@ -42,7 +42,7 @@ class RunningModels:
 
     def __init__(self) -> None:
         self._known: dict[Agent, list[ModelEntry]] = {}
-        self._holders: dict[_Key, dict[Agent, _Held]] = {}
+        self._holders: dict[_Key, dict[Agent, _LoadedEntry]] = {}
         self._merged: dict[_Key, tuple[datetime, bytes]] = {}
 
     def update(self, agents: Iterable[Agent]) -> list[bytes]:
@@ -56,7 +56,7 @@ class RunningModels:
                 self._drop(agent, changed)
                 for entry in entries:
                     key = _key(entry)
-                    self._holders.setdefault(key, {})[agent] = _held(entry)
+                    self._holders.setdefault(key, {})[agent] = _loaded_entry(entry)
                     changed.add(key)
         self._known = loaded
         for key in changed:
@@ -78,7 +78,7 @@ class RunningModels:
                     del self._holders[key]
 
 
-def _merge(holders: dict[Agent, _Held]) -> tuple[datetime, bytes]:
+def _merge(holders: dict[Agent, _LoadedEntry]) -> tuple[datetime, bytes]:
     """The entry of the agent that keeps the model longest, with the sizes of all; `balancer` has what each one says."""
     longest = max(holders.values(), key=lambda held: held.expires)
     value = longest.entry.model_dump(mode="json")
@@ -89,24 +89,24 @@ def _merge(holders: dict[Agent, _Held]) -> tuple[datetime, bytes]:
         value["size_vram"] = sum([held.size_vram for held in holders.values()])
     if contexts := [held.context_length for held in holders.values() if held.context_length]:
         value["context_length"] = min(contexts)
-    shown = list(islice(holders.items(), MAX_AGENTS_SHOWN))
-    names = [agent.name for agent, _ in shown]
-    if len(holders) > len(shown):
-        names.append(f"and {len(holders) - len(shown)} more")
+    listed = list(islice(holders.items(), MAX_AGENTS_SHOWN))
+    names = [agent.name for agent, _ in listed]
+    if len(holders) > len(listed):
+        names.append(f"and {len(holders) - len(listed)} more")
     value["agent"] = ", ".join(names)
-    value["balancer"] = {"agents": [_shown(agent, held.entry) for agent, held in shown]}
+    value["balancer"] = {"agents": [_described(agent, held.entry) for agent, held in listed]}
     return longest.expires, compact(value)
 
 
-def _shown(agent: Agent, entry: ModelEntry) -> dict[str, Any]:
-    said = entry.model_dump(mode="json")
-    return {"agent": agent.name} | {name: said[name] for name in _SHOWN_OF_EACH if name in said}
+def _described(agent: Agent, entry: ModelEntry) -> dict[str, Any]:
+    fields = entry.model_dump(mode="json")
+    return {"agent": agent.name} | {name: fields[name] for name in _SHOWN_OF_EACH if name in fields}
 
 
-def _held(entry: ModelEntry) -> _Held:
-    said = entry.model_extra or {}
-    size, vram, context = (_count(said.get(name)) for name in ("size", "size_vram", "context_length"))
-    return _Held(entry, read_time(said.get("expires_at")), size, vram, context)
+def _loaded_entry(entry: ModelEntry) -> _LoadedEntry:
+    fields = entry.model_extra or {}
+    size, vram, context = (_count(fields.get(name)) for name in ("size", "size_vram", "context_length"))
+    return _LoadedEntry(entry, read_time(fields.get("expires_at")), size, vram, context)
 
 
 def _count(value: object) -> int:

@@ -40,29 +40,29 @@ class Deadlines[T: Hashable]:
     def __len__(self) -> int:
         return len(self._due)
 
-    def set(self, what: T, at: float) -> None:
-        self._due[what] = at
+    def set(self, item: T, at: float) -> None:
+        self._due[item] = at
         if at < self._next:
-            self._look_at(at)
+            self._arm(at)
 
-    def drop(self, what: T) -> None:
+    def drop(self, item: T) -> None:
         """Without effect if there is none."""
-        self._due.pop(what, None)
+        self._due.pop(item, None)
 
-    def _look_at(self, at: float) -> None:
+    def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         call_later = self._call_later or asyncio.get_running_loop().call_later
         self._next = at
-        self._timer = call_later(max(0.0, at - self._clock()), self._look)
+        self._timer = call_later(max(0.0, at - self._clock()), self._fire)
 
-    def _look(self) -> None:
+    def _fire(self) -> None:
         self._timer, self._next = None, float("inf")
         now = self._clock()
         try:
-            for what in [what for what, at in self._due.items() if at <= now]:
-                if self._due.pop(what, None) is not None:
-                    self._expire(what)
+            for item in [item for item, at in self._due.items() if at <= now]:
+                if self._due.pop(item, None) is not None:
+                    self._expire(item)
         finally:  # a fault with one must not keep the others waiting
             if self._due:
-                self._look_at(min(self._due.values()))
+                self._arm(min(self._due.values()))

@@ -28,7 +28,7 @@ WORST_PREFILL = 40.0
 UNSTREAMED_PATIENCE = 10.0
 """Times as long while a request is there whose answer comes in one piece: the agent may be busy with that."""
 
-LOOK_AGAIN = 5.0
+RECHECK_SECONDS = 5.0
 """Seconds until an agent is asked again about the same request."""
 
 
@@ -56,7 +56,7 @@ class Watchdog:
         self._give_up = give_up
         self._client_is_slow = client_is_slow
 
-    def look(self, contexts: Iterable[RequestContext]) -> list[RequestContext]:
+    def check(self, contexts: Iterable[RequestContext]) -> list[RequestContext]:
         """Give up what will not be answered, or not to its end; returns the suspicious requests, for `judge`."""
         now = self._clock()
         waiting = []
@@ -68,7 +68,7 @@ class Watchdog:
             elif context.lease is None or context.lease.released:
                 continue
             elif context.first_byte is not None:
-                self._look_at_answer(context, now)
+                self._check_answer(context, now)
             elif context.lease.model is not None:
                 waiting.append(context)
             elif not context.lease.agent.online:
@@ -78,28 +78,28 @@ class Watchdog:
         for context in waiting:
             agent = context.agent
             assert agent is not None
-            if not agent.online and not context.seen_loading:
+            if not agent.online and not context.awaits_load:
                 self._give_up(context, f"it went offline: {agent.offline_reason}")
                 continue
             limit = SILENCE + context.body_bytes / WORST_PREFILL
             if agent in in_one_piece:
                 limit *= UNSTREAMED_PATIENCE
-            if now >= context.ask_after and now - max(context.patience, agent.heard_at) >= limit:
+            if now >= context.next_silence_check and now - max(context.grace_until, agent.heard_at) >= limit:
                 suspicious.append(context)
         return suspicious
 
-    def _look_at_answer(self, context: RequestContext, now: float) -> None:
+    def _check_answer(self, context: RequestContext, now: float) -> None:
         """Give up an answer that has begun, if no more is to be expected of it."""
         assert context.lease is not None
         agent, route = context.lease.agent, context.route
-        silent = now - context.heard_at
+        silent = now - context.last_activity
         limit = self.idle_seconds
         if route is None or not route.runs:
             limit = max(limit, self.response_seconds)
         if silent < min(limit, OFFLINE_SILENCE):
             return
         if self._client_is_slow(context):
-            context.heard_at = now
+            context.last_activity = now
         elif not agent.online and silent >= OFFLINE_SILENCE:
             self._give_up(context, f"it went offline: {agent.offline_reason}")
         elif silent >= limit:
@@ -110,21 +110,21 @@ class Watchdog:
         agent, lease = context.agent, context.lease
         if agent is None or lease is None or lease.model is None:
             return
-        silent = self._clock() - max(context.patience, agent.heard_at)
-        context.ask_after = self._clock() + LOOK_AGAIN
+        silent = self._clock() - max(context.grace_until, agent.heard_at)
+        context.next_silence_check = self._clock() + RECHECK_SECONDS
         names = await self._loaded(agent)
         if context.lease is not lease or not _unanswered(context):
             return
         if names is None:
-            if context.seen_loading and agent.online:
+            if context.awaits_load and agent.online:
                 return  # a load may keep a host so busy that it answers late
             self._give_up(context, f"silent for {silent:.0f} s, and does not say what it has in memory")
         elif lease.model not in names:
             # Loading, or waiting to: patience begins anew when it is seen in memory.
-            context.seen_loading = True
-        elif context.seen_loading:
-            context.seen_loading = False
-            context.patience = self._clock()
+            context.awaits_load = True
+        elif context.awaits_load:
+            context.awaits_load = False
+            context.grace_until = self._clock()
         else:
             self._give_up(context, f"silent for {silent:.0f} s with the model in memory")
 

@@ -26,7 +26,7 @@ class WrongTokens:
     def __len__(self) -> int:
         return len(self._counts)
 
-    def another(self, address: str) -> int | None:
+    def record(self, address: str) -> int | None:
         """Another one came from there. None: it may be told that it is wrong; else seconds until the next one may."""
         now = self._clock()
         for other, (since, _) in list(islice(self._counts.items(), 2)):

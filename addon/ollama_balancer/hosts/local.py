@@ -21,7 +21,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 HERE = "this machine"
 
 
-LOOK_AGAIN = 10.0
+RECHECK_SECONDS = 10.0
 """Seconds until it is looked again where this machine listens, which takes milliseconds."""
 
 
@@ -56,7 +56,7 @@ class Locator:
                 self._registry.located(each, (ip, port))
             return
         seen_at, listening = self._listening.get(port, (0.0, frozenset[str]()))
-        if ip in listening and self._registry.clock() - seen_at < LOOK_AGAIN:
+        if ip in listening and self._registry.clock() - seen_at < RECHECK_SECONDS:
             self._registry.located(agent, key_here(ip, port, listening))
             return
         listening = await asyncio.to_thread(listening_at, port)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent_reporter import wire
-from agent_reporter.http import Answer, CallError, ConnectError, LateError, call
+from agent_reporter.http import Answer, CallError, CallTimeoutError, ConnectError, call
 from agent_reporter.wire import ModelEntry, check_size
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.liveness import PROBE_GRACE
 from ..core.registry import AgentRegistry
-from ..gateway.descriptors import is_ours
+from ..gateway.descriptors import is_local_failure
 from ..gateway.reachability import cannot_connect
 from ..ollama.errors import not_let_in
 from ..ollama.names import canonical_name
@@ -41,7 +41,7 @@ LONGEST_INTERVAL = 2
 PATIENT_TRIES = 4
 """Probes in vain after which an agent is asked less often, twice as long each time."""
 
-LOOKS_IN_INTERVAL = 10
+CHECKS_PER_INTERVAL = 10
 """How often it is seen who is due."""
 
 ALIVE_TIMEOUT = 2.0
@@ -89,9 +89,9 @@ class StatusError(ValueError):
 def explain(address: Address, error: Exception) -> str:
     """Why a probe of that address failed, and what is to be done about it."""
     match error:
-        case ConnectError() | LateError(connected=False):
+        case ConnectError() | CallTimeoutError(connected=False):
             return cannot_connect(address, str(error))
-        case LateError():
+        case CallTimeoutError():
             return f"{address} takes connections and does not answer GET /api/version ({error}); restart Ollama there"
         case StatusError(status=508):
             what = "is the balancer itself, or leads back to it"
@@ -191,7 +191,7 @@ class Prober:
             except Exception:
                 logger.exception("Probes failed; the next ones are in %g s.", INTERVAL)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL / LOOKS_IN_INTERVAL):
+                async with asyncio.timeout(INTERVAL / CHECKS_PER_INTERVAL):
                     await self._wake.wait()
 
     async def _ask_those_due(self, group: asyncio.TaskGroup) -> None:
@@ -250,7 +250,7 @@ class Prober:
             answer = await self._get(address, "/api/version", ALIVE_TIMEOUT)
             version = Version.model_validate_json(answer.body).version
         except ConnectError as e:
-            if is_ours(e):
+            if is_local_failure(e):
                 if agent.online:
                     self.registry.liveness.reached(agent)  # nothing is known of it; it is not to blame for that
                 elif agent.address == address:
@@ -262,7 +262,7 @@ class Prober:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
             if agent.address != address:
                 return False
-            late = isinstance(e, LateError)
+            late = isinstance(e, CallTimeoutError)
             if isinstance(e, StatusError) and e.status in (401, 403):
                 self.registry.liveness.refuses(agent, not_let_in(e.status), PROBE_GRACE)
                 return True
@@ -299,7 +299,7 @@ class Prober:
         """See at once what models an agent has, after something has changed there."""
         await self._list(agent, agent.address)
 
-    async def refresh_memory(self, agent: Agent, *, unloading: str | None = None, last: bool = True) -> bool:
+    async def refresh_loaded(self, agent: Agent, *, unloading: str | None = None, last: bool = True) -> bool:
         """See at once what an agent has in memory; False if it is still to unload that model (a canonical name).
 
         Then what it says is stored only if this is the last look.

@@ -38,7 +38,7 @@ MOST_SLOTS = 1_000
 _NAME = re.compile(NAME_PATTERN)
 
 
-class OddRecordError(ValueError):
+class MalformedRecordError(ValueError):
     """A record that no balancer has written."""
 
 
@@ -49,7 +49,7 @@ def read(paths: Iterable[Path]) -> Recording:
         for flow in _flows(path, recording):
             recording.flows += 1
             try:
-                _take(flow, recording)
+                _add_request(flow, recording)
             except Exception:  # mitmproxy takes whatever is in the file for a flow's parts
                 recording.odd += 1
     recording.arrange()
@@ -78,22 +78,22 @@ def _flows(path: Path, recording: Recording) -> Iterator[http.HTTPFlow]:
             recording.problems.append(f"{name}: holds no flow")
 
 
-def _take(flow: http.HTTPFlow, recording: Recording) -> None:
+def _add_request(flow: http.HTTPFlow, recording: Recording) -> None:
     """Add the flow's request, if it ran a model. Raises OddRecordError, or anything where the flow itself is odd."""
     record = flow.metadata.get(METADATA_KEY)
     if record is None:
         return
     if not isinstance(record, dict):
-        raise OddRecordError
+        raise MalformedRecordError
     model, route = record.get("model"), find_route(path_of(flow))
     if model is None or route is None or not route.runs:
         return
     if not isinstance(model, str) or len(model) > MAX_MODEL_NAME:
-        raise OddRecordError
+        raise MalformedRecordError
     request, response = flow.request, flow.response
     body = request.raw_content or b""
-    asked = read_request(route, path_of(flow), body, request.headers.get("content-type", ""))
-    if asked.unloads:
+    parsed = read_request(route, path_of(flow), body, request.headers.get("content-type", ""))
+    if parsed.unloads:
         return
     status = response.status_code if response is not None else None
     if status is not None and (400 <= status < 500 or status == 501):
@@ -103,8 +103,8 @@ def _take(flow: http.HTTPFlow, recording: Recording) -> None:
     outcome, agent = record.get("outcome"), _name(record.get("agent"))
     at = request.timestamp_end or request.timestamp_start
     if not isinstance(at, float | int) or not 0 < at < 1e11:
-        raise OddRecordError
-    demand = demand_of(model, route.path, read_prompt(route, model, body, asked.members))
+        raise MalformedRecordError
+    demand = demand_of(model, route.path, read_prompt(route, model, body, parsed.members))
     served = outcome == Outcome.SUCCEEDED and agent is not None and status is not None
     first = _seconds(record, "first_byte_ms")
     mode = record.get("mode")
@@ -124,7 +124,7 @@ def _take(flow: http.HTTPFlow, recording: Recording) -> None:
     )
     if response is not None and status == 200 and served:
         recorded = _with_answer(recorded, response)
-    _note(record, model, agent, recording)
+    _record_agents(record, model, agent, recording)
     recording.pinned += record.get("pinned") is True
     recording.requests.append(recorded)
 
@@ -145,7 +145,7 @@ def _with_answer(recorded: Recorded, response: http.Response) -> Recorded:
     return replace(recorded, demand=demand, timings=answer.timings, pieces=answer.pieces if watcher.streamed else 0)
 
 
-def _note(record: Mapping[Any, Any], model: str, agent: str | None, recording: Recording) -> None:
+def _record_agents(record: Mapping[Any, Any], model: str, agent: str | None, recording: Recording) -> None:
     """What the record tells of the agents."""
     room = record.get("room")
     if agent is not None and isinstance(room, dict):
@@ -193,7 +193,7 @@ def _seconds(record: Mapping[Any, Any], key: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise OddRecordError
+        raise MalformedRecordError
     if not 0 <= value <= LONGEST * 1000:
-        raise OddRecordError
+        raise MalformedRecordError
     return value / 1000

@@ -25,7 +25,7 @@ from .hosts import Host, Job, Runner
 from .workload import Request, Workload
 
 REPORT_SECONDS = 10.0
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 PROBE_SECONDS = 0.05
 RETRIES = 2
 PATIENCE = 60.0
@@ -124,7 +124,7 @@ class Simulation:
     def run(self) -> Result:
         workload = self.workload
         self._next_call()
-        self.engine.after(LOOK_SECONDS, self._look)
+        self.engine.after(POLL_SECONDS, self._look)
         self.engine.run(workload.warm_up)
         before = sum(host.loads for host in self.hosts.values())
         self.engine.run(workload.warm_up + workload.seconds + 2 * self.patience)
@@ -272,7 +272,7 @@ class Simulation:
         """What the balancer does every half second."""
         self.registry.expire()
         self.scheduler.look()
-        self.engine.after(LOOK_SECONDS, self._look)
+        self.engine.after(POLL_SECONDS, self._look)
 
     def _reports(self, agent: Agent) -> None:
         if self.hosts[agent].up:

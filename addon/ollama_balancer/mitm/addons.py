@@ -32,7 +32,7 @@ class BalancerAddon:
         self.lifecycle = Lifecycle(balancer, startup, self.configuration, self.connections, announcement)
         self.requests = Requests(balancer, self.connections, startup)
         self.control_api = ControlApi(balancer, self.requests, startup)
-        self.commands = Commands(balancer.registry, balancer.gateway.router.line)
+        self.commands = Commands(balancer.registry, balancer.gateway.router.queue)
         self.addons = [
             self.lifecycle,
             self.configuration,

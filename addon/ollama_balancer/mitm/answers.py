@@ -20,7 +20,7 @@ from ..gateway.messages import header
 from ..gateway.outcomes import outcome_of
 from ..gateway.translation import observation_of
 from ..ollama import origins
-from ..ollama.error_trailers import last_words
+from ..ollama.error_trailers import error_trailer
 from ..ollama.shapes import FEWEST_TOKENS
 from ..text import one_line
 from .balancer import Balancer, timed
@@ -79,7 +79,7 @@ class Answers:
             allow_origin(response, origin)
         if flow.request.data.http_version == b"HTTP/1.0":
             keep_alive(flow.request, response)
-        if context is None or not context.begun:
+        if context is None or not context.is_routed:
             return
         context.stop_timer()
         agents = context.agents
@@ -87,18 +87,18 @@ class Answers:
         response.headers.fields = for_client(response.headers.fields, context.attempts, names_of(agents), own=own)
         if own:
             return  # the balancer's own answer
-        context.heard()
-        context.first_byte = context.heard_at
+        context.note_activity()
+        context.first_byte = context.last_activity
         if context.lease is not None and response.status_code < 400:
             context.lease.began()
         told = by_name(response.headers.fields)
-        if context.held is None:
-            context.held = self.balancer.budget.hold()
+        if context.reservation is None:
+            context.reservation = self.balancer.budget.hold()
         watcher = context.watcher = _watcher()(
             told.get(b"content-type", b"").lower().decode("latin-1"),
             told.get(b"content-encoding", b"").strip().lower().decode("latin-1"),
             self.balancer.settings.body_limit if self.balancer.settings else 0,
-            context.held.grow,
+            context.reservation.grow,
         )
         if context.fan_out is not None:
             streams = context.fan_out.streamed
@@ -134,7 +134,7 @@ class Answers:
         )
         if stream.relay is None:
             return True
-        self.balancer.gateway.tally.relayed += 1
+        self.balancer.gateway.request_metrics.relayed += 1
         return False
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
@@ -154,7 +154,7 @@ class Answers:
             return
         self.on_end(flow.client_conn.id)
         response = flow.response
-        if context.begun and response is not None:
+        if context.is_routed and response is not None:
             watcher = context.watcher
             if watcher is not None and context.outcome is None:
                 if response.stream:
@@ -176,7 +176,7 @@ class Answers:
         if context is None:
             return
         self.on_end(flow.client_conn.id)
-        if context.begun:
+        if context.is_routed:
             self._end_in_error(flow, context)
         elif not is_control_path(path := path_of(flow)):
             killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
@@ -212,9 +212,9 @@ class Answers:
             self.balancer.registry.ejection.failed(context.lease, message)
         context.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
-            words = last_words(context.dialect, watcher.content_type, watcher.unended, message)
+            words = error_trailer(context.dialect, watcher.content_type, watcher.partial_event, message)
             # Where a compressed stream cannot go on with them, the client's connection is cut.
-            failed.last_words = watcher.ending(words) or b""
+            failed.error_trailer = watcher.ending(words) or b""
             watcher.feed_own(words)
 
     def _judge(self, context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> None:
@@ -231,7 +231,7 @@ class Answers:
         if status >= 500 or not verdict.whole:
             # Of a 500 that comes here the caller is to blame: the others never get as far.
             if lease is not None and status < 400:
-                self.balancer.gateway.retries.heard_error(context, problem)
+                self.balancer.gateway.retries.midstream_error(context, problem)
             context.end(Outcome.FAILED, problem)
             return
         if speed := _speed(context, watcher, verdict):
@@ -251,7 +251,7 @@ class Answers:
                 self.balancer.gateway.unloaded(context)
 
     def _annotate(self, flow: http.HTTPFlow, context: RequestContext) -> None:
-        if self.balancer.is_watched():
+        if self.balancer.is_observed():
             annotate(flow, context)
 
 
@@ -269,7 +269,7 @@ def _hearing(context: RequestContext, handler: ProxyConnectionHandler) -> Callab
 
     def heard() -> None:
         register_activity()
-        context.heard()
+        context.note_activity()
 
     return heard
 
@@ -283,14 +283,14 @@ def _passing_on(context: RequestContext, watcher: AnswerWatcher, response: http.
     def passed(chunk: bytes) -> bytes:
         if chunk:
             watcher.feed(chunk)
-            context.heard()
+            context.note_activity()
             return chunk
         if watcher.streamed and status < 400:
-            unended = watcher.unended
+            partial_event = watcher.partial_event
             error = watcher.verdict().error
             if error == NO_TERMINAL and "content-length" not in response.headers:
                 context.problem = error
-                words = last_words(context.dialect, watcher.content_type, unended, error)
+                words = error_trailer(context.dialect, watcher.content_type, partial_event, error)
                 ending = watcher.ending(words)
                 watcher.feed_own(words)
                 if ending is None:

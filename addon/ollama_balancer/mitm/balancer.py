@@ -25,7 +25,7 @@ from ..storage.token import Token
 from . import transports
 from .adapter import FlowAdapter
 from .compat import Lost
-from .fastpath.hooks import LeanHooks
+from .fastpath.hooks import HookFastPath
 from .flow_list import FlowList
 from .inspection.annotations import annotate
 from .options import Settings
@@ -42,7 +42,7 @@ def timed[A](hook: Callable[[A, http.HTTPFlow], None]) -> Callable[[A, http.HTTP
     def counted(self: A, flow: http.HTTPFlow) -> None:
         began = time.perf_counter()
         hook(self, flow)
-        self.balancer.gateway.tally.own_seconds += time.perf_counter() - began  # type: ignore[attr-defined]
+        self.balancer.gateway.request_metrics.own_seconds += time.perf_counter() - began  # type: ignore[attr-defined]
 
     return counted
 
@@ -62,15 +62,15 @@ class Balancer:
         self.registry.fleet.on_unproven = self.look_at
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.gateway = Gateway(self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending)
-        self.gateway.router.explains = self.is_watched
-        self.accounting = Accounting(self.registry, self.gateway.tally)
+        self.gateway.router.is_observed = self.is_observed
+        self.accounting = Accounting(self.registry, self.gateway.request_metrics)
         self.gateway.on_end = self.accounting.ended
         self.networks = ClientNetworks(self.clock)
-        self.strangers: set[str] = set()
+        self.blocked_clients: set[str] = set()
         """The ids of connections whose requests are refused, for where they come from."""
         self.budget = MemoryBudget(machine_memory() // PART)
-        self.flows = FlowList(self.budget, self.strangers)
-        self.hooks: LeanHooks | None = None
+        self.flows = FlowList(self.budget, self.blocked_clients)
+        self.hooks: HookFastPath | None = None
         """mitmproxy's hooks by the short way; None before the addon is loaded."""
         self.lost: Lost | None = None
         """What does not work with what is installed. None: nothing does, or it is not loaded."""
@@ -92,13 +92,13 @@ class Balancer:
         """Whether web pages of that origin may call."""
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
 
-    def is_watched(self) -> bool:
+    def is_observed(self) -> bool:
         """Whether somebody may look at flows."""
-        return self.hooks is None or self.hooks.watched
+        return self.hooks is None or self.hooks.observed
 
     def show(self, flow: http.HTTPFlow, context: RequestContext) -> None:
         """Write down on the flow how its request stands, and have that seen, if somebody may look at flows."""
-        if self.is_watched():
+        if self.is_observed():
             annotate(flow, context)
             self.flows.changed(flow)
 

@@ -69,11 +69,11 @@ class Configuration:
         gateway.timeouts = Timeouts(settings.connect_timeout, settings.response_timeout, settings.queue_timeout)
         gateway.watchdog.idle_seconds = settings.stream_idle_timeout
         gateway.router.retries = settings.retries
-        gateway.router.line.size = settings.queue_size
+        gateway.router.queue.size = settings.queue_size
         if balancer.hooks is not None:
             balancer.hooks.on = settings.lean
         balancer.networks.allowed = settings.allow_from
-        self.connections.look_at_clients()
+        self.connections.recheck_clients()
         balancer.budget.limit = settings.memory
         balancer.flows.keep = settings.keep_flows
         balancer.flows.show_control = settings.show_control

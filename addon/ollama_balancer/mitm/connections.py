@@ -20,7 +20,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from agent_reporter.limits import MAX_BODY_BYTES
 
 from ..api.paths import is_control_path
-from ..gateway import descriptors, unread
+from ..gateway import descriptors, stalled_clients
 from ..gateway.connections import Connections as Limits
 from ..gateway.messages import RETRY_AFTER
 from . import patches
@@ -52,7 +52,7 @@ class Connections:
         self.balancer = balancer
         self.answers = answers
         self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MOST_USEFUL))
-        self.unread = unread.Unread(balancer.clock)
+        self.stalled = stalled_clients.StalledClients(balancer.clock)
         self.layers: dict[str, list[BalancedHttpLayer]] = {}
         """By the client's id."""
         self.connect_timers: dict[str, asyncio.TimerHandle] = {}
@@ -61,12 +61,12 @@ class Connections:
         """When it was last said that there are too many connections."""
         self._quiet_accept: descriptors.QuietAccept | None = None
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """Time has gone by: cut who sends no head or takes no answer."""
         for client in self.limits.overdue():
             self.limits.discard(client)
             abort_client(client)
-        if self.unread.due:
+        if self.stalled.due:
             self._cut_unread()
 
     def stop(self) -> None:
@@ -143,11 +143,11 @@ class Connections:
     def _look_at(self, client: Client) -> None:
         """May it come in?"""
         if client.peername and not self.balancer.networks.allow(client.peername[0]):
-            self.balancer.strangers.add(client.id)
+            self.balancer.blocked_clients.add(client.id)
 
-    def look_at_clients(self) -> None:
+    def recheck_clients(self) -> None:
         """The same of all that are connected."""
-        self.balancer.strangers.clear()
+        self.balancer.blocked_clients.clear()
         for handler in handlers().values():
             self._look_at(handler.client)
 
@@ -208,9 +208,9 @@ class Connections:
     def client_disconnected(self, client: Client) -> None:
         """Whatever the client still had running is over, should no other hook have said so."""
         self.limits.discard(client.id)
-        self.balancer.strangers.discard(client.id)
+        self.balancer.blocked_clients.discard(client.id)
         for layer in self.layers.pop(client.id, ()):
-            layer.let_go()
+            layer.release()
         for context in [each for each in self.balancer.gateway.live if each.caller.client_id == client.id]:
             self.answers.cancel(context)
 
@@ -225,12 +225,12 @@ class Connections:
         waiting: list[tuple[tuple[str, int], Hashable]] = []
         for client_id, handler in handlers().items():
             io = handler.transports.get(handler.client)
-            if io is not None and (amount := unread.unsent(io.writer)) is not None:
+            if io is not None and (amount := stalled_clients.unsent(io.writer)) is not None:
                 waiting.append(((client_id, 0), amount))
         for client_id, layers in self.layers.items():
             waiting += [((client_id, stream), size) for layer in layers for stream, size in layer.held()]
-        for client_id, stream in self.unread.look(waiting):
-            why = f"the client has taken nothing of its answer for {unread.SEND_SECONDS:g} s"
+        for client_id, stream in self.stalled.find_stalled(waiting):
+            why = f"the client has taken nothing of its answer for {stalled_clients.SEND_SECONDS:g} s"
             flows = [flow for layer in self.layers.get(client_id, ()) for flow in layer.flows(stream)]
             contexts = [context for flow in flows if (context := context_of(flow)) is not None]
             running = [context for context in contexts if context.outcome is None]

@@ -42,8 +42,8 @@ class ControlApi:
             balancer = self.balancer
             self._made = Application(
                 balancer.registry,
-                balancer.gateway.router.line,
-                balancer.gateway.tally,
+                balancer.gateway.router.queue,
+                balancer.gateway.request_metrics,
                 balancer.accounting.recent,
                 balancer.accounting.history,
                 self._started,
@@ -77,13 +77,13 @@ class ControlApi:
             return
         await self.startup.wait_until_loaded()
         from ..api.reports import take_report
-        from ..gateway.reachability import told_to_reporter
+        from ..gateway.reachability import reachability_headers
 
         reports = authorized and flow.request.method == "POST"
         agent = take_report(self.balancer.registry, path, flow.request.raw_content or b"") if reports else None
         if agent is not None:
             now = time.time()
-            headers = http.Headers([(k.encode(), v.encode()) for k, v in told_to_reporter(agent).items()])
+            headers = http.Headers([(k.encode(), v.encode()) for k, v in reachability_headers(agent).items()])
             flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", headers, b"", None, now, now)
         else:
             await serve(self._application().app, flow, authorized=authorized)

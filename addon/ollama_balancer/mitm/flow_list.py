@@ -49,14 +49,14 @@ def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
 class FlowList:
     """`keep` is the number of finished flows that stay; 0: all of them. What they hold counts in the `budget`.
 
-    `strangers` are the ids of connections whose requests are refused, whatever they are: they are not shown.
+    `blocked_clients` are the ids of connections whose requests are refused, whatever they are: they are not shown.
     """
 
-    def __init__(self, budget: MemoryBudget | None = None, strangers: Collection[str] = ()) -> None:
+    def __init__(self, budget: MemoryBudget | None = None, blocked_clients: Collection[str] = ()) -> None:
         self._budget = budget or MemoryBudget(MOST_BYTES)
-        self._budget.on_short = self.make_room
+        self._budget.on_shortage = self.make_room
         self.keep = 0
-        self._strangers = strangers
+        self._blocked_clients = blocked_clients
         self.show_control = False
         self._finished: dict[str, int] = {}
         """The bytes of finished flows by id, the one first that was finished first."""
@@ -85,7 +85,7 @@ class FlowList:
         return lambda flow: None if self.hides(flow) else hook(flow)
 
     def hides(self, flow: http.HTTPFlow) -> bool:
-        if flow.client_conn.id in self._strangers:
+        if flow.client_conn.id in self._blocked_clients:
             return True
         return not self.show_control and is_control_path(path_of(flow))
 

@@ -41,7 +41,7 @@ def flow_of(context: RequestContext) -> http.HTTPFlow | None:
     return flow if isinstance(flow, http.HTTPFlow) else None
 
 
-def take_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
+def extract_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
     """Read who sends the request, and take what they present out of the flow."""
     peer, request = flow.client_conn.peername, flow.request
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
@@ -88,7 +88,7 @@ def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
     return to_mitmproxy(json_response(status, body))
 
 
-def last_of(flow: http.HTTPFlow, response: http.Response) -> http.Response:
+def closing(flow: http.HTTPFlow, response: http.Response) -> http.Response:
     """With this answer the client's connection ends, where HTTP has a header that says so."""
     if flow.request.http_version.startswith("HTTP/1."):
         response.headers["Connection"] = "close"

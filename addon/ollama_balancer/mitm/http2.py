@@ -177,7 +177,7 @@ class BoundedH2Connection(BufferedH2Connection):
         super().reset_stream(stream_id, error_code)
         self._wake()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The client is gone."""
         self.stream_buffers.clear()
         self.stream_trailers.clear()

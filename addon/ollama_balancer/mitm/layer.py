@@ -108,14 +108,14 @@ class BalancedHttpLayer(HttpLayerBase):
             stream, self.streaming = self.streaming, None
             stream.may_relay = self.relay(stream)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The client is gone, and so is what it had sent."""
         for stream in list(self.streams.values()):
             if isinstance(stream, BalancedStream):
-                stream.let_go()
+                stream.release()
                 stream.response_body_buf.clear()
         if self.held_up is not None:
-            self.held_up.connection.let_go()
+            self.held_up.connection.release()
 
     def held(self) -> list[tuple[int, int]]:
         """The streams of HTTP/2 for whose windows something waits, and how many bytes."""

@@ -19,7 +19,7 @@ from .compat.names import Use
 from .configuration import Configuration
 from .connections import Connections
 from .fastpath import selector
-from .fastpath.hooks import LeanHooks
+from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
 from .listening import first_steps, listening, reach
 from .replay import replay_as_before, replay_through
@@ -63,7 +63,7 @@ class Lifecycle:
             logger.warning("%s", lost)
         balancer.lost = lost
         if balancer.hooks is None and Use.HOOKS not in lost:
-            balancer.hooks = LeanHooks(loader.master.addons, loader.master.options, self.own)
+            balancer.hooks = HookFastPath(loader.master.addons, loader.master.options, self.own)
         replay_through(self.connections.http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def running(self) -> None:
@@ -104,7 +104,7 @@ class Lifecycle:
         if balancer.running:
             return
         self.announcement.stop()
-        balancer.stopper.let_go()
+        balancer.stopper.release()
         self._restore_mitmproxy()
         self.connections.stop()
         balancer.accounting.count()
@@ -154,7 +154,7 @@ class Lifecycle:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 self.balancer.accounting.sample()
-                self.balancer.gateway.look()
-                self.connections.look()
+                self.balancer.gateway.tick()
+                self.connections.tick()
             except Exception:
                 logger.exception("Looking after the waiting requests failed; it goes on.")

@@ -34,10 +34,10 @@ from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check
 from .inspection import decoding, saved_files
 from .inspection.contentview import OllamaContentview
 
-SWALLOWED = 32 * 1024 * 1024
+DISCARD_LIMIT = 32 * 1024 * 1024
 """Bytes of a refused request that are read and dropped, so that the client can read why."""
 
-SWALLOWING_SECONDS = 1.0
+DISCARD_SECONDS = 1.0
 
 
 @dataclass
@@ -103,13 +103,13 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
             nonlocal swallowed
             swallowed += len(self.buf)
             self.buf = LimitedBuffer()
-            if not isinstance(event, events.DataReceived) or swallowed > SWALLOWED:
+            if not isinstance(event, events.DataReceived) or swallowed > DISCARD_LIMIT:
                 yield commands.CloseConnection(self.conn)
                 self.state = self.done
 
         self.state = swallow
         yield from swallow(events.DataReceived(self.conn, b""))
-        yield commands.RequestWakeup(SWALLOWING_SECONDS)
+        yield commands.RequestWakeup(DISCARD_SECONDS)
 
 
 def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:

@@ -10,7 +10,7 @@ from mitmproxy import http
 from agent_reporter.addresses import is_loopback
 
 from ..api.paths import is_control_path
-from ..gateway.callers import Caller, share_of
+from ..gateway.callers import Caller, fairness_key_of
 from ..gateway.headers import AGENT_HEADER
 from ..gateway.messages import Response, date, header
 from ..gateway.wrong_tokens import WrongTokens
@@ -19,7 +19,7 @@ from ..ollama.routes import find_route
 from ..text import one_line
 from .balancer import Balancer, timed
 from .connections import Connections
-from .flows import attach, context_of, error_of, escape_target, last_of, path_of, take_caller, to_mitmproxy
+from .flows import attach, closing, context_of, error_of, escape_target, extract_caller, path_of, to_mitmproxy
 from .headers import allow_origin
 from .host_header import host_problem
 from .shared_stream import NAMED_HOST
@@ -60,14 +60,14 @@ class Requests:
         self.connections.limits.begun(flow.client_conn.id)
         escape_target(flow.request)
         assert balancer.token
-        caller = take_caller(flow, balancer.token, self._salt)
+        caller = extract_caller(flow, balancer.token, self._salt)
         path = path_of(flow)
         attach(flow, balancer.gateway.arrived(caller, path, flow))
         problem = None if flow.is_replay else host_problem(flow.request)
-        if flow.client_conn.id in balancer.strangers and not flow.is_replay:
-            flow.response = last_of(flow, error_of(flow, 403, NOT_ALLOWED))
+        if flow.client_conn.id in balancer.blocked_clients and not flow.is_replay:
+            flow.response = closing(flow, error_of(flow, 403, NOT_ALLOWED))
         elif problem is not None:
-            flow.response = last_of(flow, error_of(flow, 400, problem))
+            flow.response = closing(flow, error_of(flow, 400, problem))
         else:
             flow.response = self._loop_refusal(flow)
             if flow.response is None and not caller.authorized:
@@ -98,7 +98,7 @@ class Requests:
         if refusal is None or context is None or not context.caller.has_wrong_token:
             return refusal
         peer = flow.client_conn.peername
-        seconds = self.wrong_tokens.another(share_of(str(peer[0]) if peer else "", "")[0])
+        seconds = self.wrong_tokens.record(fairness_key_of(str(peer[0]) if peer else "", "")[0])
         if seconds is None:
             return refusal
         slowed = error_of(
@@ -163,9 +163,9 @@ class Requests:
             context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
             attach(flow, context)
         gateway.begin(context, header(flow.request.headers.fields, _PIN))
-        await self.startup.wait_until_asked()
-        if gateway.memory.unsettled and path_of(flow) == "/api/ps":
-            await gateway.memory.settle()
+        await self.startup.wait_until_probed()
+        if gateway.load_checks.pending and path_of(flow) == "/api/ps":
+            await gateway.load_checks.wait_pending()
         direction = await gateway.route(context)
         if isinstance(direction, Response):
             flow.response = to_mitmproxy(direction)

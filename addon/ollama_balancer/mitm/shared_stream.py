@@ -37,7 +37,7 @@ from .stream_hooks import AdvanceHook, RouteRequestHook, continue_later
 
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
-    from ..gateway.memory_budget import Held
+    from ..gateway.memory_budget import Reservation
     from .fastpath.relay import Relay
     from .layer import BalancedHttpLayer
 
@@ -58,9 +58,9 @@ class SharedStream(HttpStreamBase):
     """Takes the answer past this layer."""
     may_relay = True
     """Whether it is of use to ask for that after the next chunk."""
-    held: Held | None = None
+    held: Reservation | None = None
     """The memory that its request's body takes."""
-    held_answer: Held | None = None
+    held_answer: Reservation | None = None
 
     def __init__(self, context: Context, stream_id: int) -> None:
         super().__init__(context, stream_id)
@@ -80,7 +80,7 @@ class SharedStream(HttpStreamBase):
             except StopIteration:
                 return
             if type(command) is DropStream:
-                self.let_go()
+                self.release()
             if isinstance(command, commands.StartHook) and balanced_layer.run_at_once(command):
                 reply = None
             else:
@@ -108,7 +108,7 @@ class SharedStream(HttpStreamBase):
     def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
             if self.client_state == self.state_upload:
-                yield from self.look_at_upload()
+                yield from self.poll_upload()
         else:
             yield from super().on_event(event)
 
@@ -126,7 +126,7 @@ class SharedStream(HttpStreamBase):
             if self.held is None:
                 self.held = self.balanced_layer.budget.hold()
             if size > limit or not self.held.grow(size):
-                self.let_go()
+                self.release()
                 self.client_state = self.state_done
                 if self.flow.response is None:
                     above = size > limit
@@ -137,7 +137,7 @@ class SharedStream(HttpStreamBase):
                 return
         yield from super().state_consume_request_body(event)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Nothing of its bodies is of use any more."""
         self.request_body_buf.clear()
         for held in (self.held, self.held_answer):
@@ -177,7 +177,7 @@ class SharedStream(HttpStreamBase):
             if not (yield from self.check_killed(True)):
                 yield from self.pass_on(self.ours.fan_out)
 
-    def look_at_upload(self) -> layer.CommandGenerator[None]:
+    def poll_upload(self) -> layer.CommandGenerator[None]:
         """The agents may have answered without the body, or ask for it of a client that waits for that."""
         assert self.ours and self.ours.fan_out
         if not self.flow.live:

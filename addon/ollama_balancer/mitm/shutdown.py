@@ -12,7 +12,7 @@ from mitmproxy.utils import asyncio_utils
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 class Stopper:
@@ -29,7 +29,7 @@ class Stopper:
         self._signals = signals
         self._handle(lambda: self.ask(timeout()))
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Have the signals end the program at once again."""
         self._handle(self._end)
         self._signals = ()
@@ -61,7 +61,7 @@ class Stopper:
         quiet = 0
         while quiet < 2 and loop.time() < deadline:  # twice: the last bytes go out after a request has ended
             quiet = 0 if self._running() else quiet + 1
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         cut = self._running()
         if cut:
             logger.warning("Ending with %d requests cut: they took longer than %g s.", cut, seconds)

@@ -71,8 +71,8 @@ class Startup:
             self.memory.restore_agents()
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
             gc.freeze()
-            self.begin(self.memory.keep_agents(), "state file")
-            self.begin(self.memory.keep_history(), "history file")
+            self.begin(self.memory.persist_agents(), "state file")
+            self.begin(self.memory.persist_history(), "history file")
             balancer.prober = balancer.gateway.prober = Prober(
                 balancer.registry,
                 take_in_local=lambda: balancer.has_nothing_configured,
@@ -105,7 +105,7 @@ class Startup:
         self._needed.set()
         await self._ready.wait()
 
-    async def wait_until_asked(self) -> None:
+    async def wait_until_probed(self) -> None:
         """Until the hosts have been asked once, for a while at most."""
         if self._done:
             return

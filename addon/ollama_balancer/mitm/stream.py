@@ -64,7 +64,7 @@ class BalancedStream(SharedStream):
         if not isinstance(event, events.Wakeup) or event.command is not self.refusal_limit:
             yield from super()._handle(event)
         elif self.server_state == self.state_consume_refusal:
-            yield from self.sort_refusal()
+            yield from self.classify_refusal()
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """Have an agent get the request; False: mitmproxy, which calls this, has nothing to send."""
@@ -91,7 +91,7 @@ class BalancedStream(SharedStream):
             err = yield from self.connect()
             if (yield from self.check_killed(True)):
                 return False
-            if err is None and not ours.expired and ours.given_up is None:
+            if err is None and not ours.timed_out and ours.abort_reason is None:
                 return True
             ours.failure = Failure(err or "timeout", connected=err is None, retriable=True)
 
@@ -149,7 +149,7 @@ class BalancedStream(SharedStream):
 
     def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         if self.ours is not None:
-            self.ours.heard()
+            self.ours.note_activity()
         yield from super().state_consume_response_body(event)
         still_holding = self.server_state == self.state_consume_response_body
         if still_holding and isinstance(event, ResponseData) and not self.may_hold(len(self.response_body_buf)):
@@ -171,11 +171,11 @@ class BalancedStream(SharedStream):
         if isinstance(event, ResponseData):
             self.response_body_buf += event.data
             if len(self.response_body_buf) > REFUSAL_BYTES:
-                yield from self.sort_refusal()
+                yield from self.classify_refusal()
         elif isinstance(event, ResponseEndOfMessage):
-            yield from self.sort_refusal(event)
+            yield from self.classify_refusal(event)
 
-    def sort_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
+    def classify_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
         """Give it to the caller whose fault it is, or try the next agent; without an end, the rest is yet to come."""
         assert self.refusal and self.ours
         refusal = from_mitmproxy(self.refusal, bytes(self.response_body_buf))
@@ -232,13 +232,13 @@ class BalancedStream(SharedStream):
         elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
             yield from self.balanced_layer.abandon(self.context.server)
             stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
-            given_up = self.ours.expired or self.ours.given_up is not None or not self.ours.may_repeat
+            given_up = self.ours.timed_out or self.ours.abort_reason is not None or not self.ours.resendable
             if stale and self.refusal is None and not given_up:
                 # An idle connection that the agent closed just now says nothing about the agent.
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):
                     return
-                if err is None and not self.ours.expired and self.ours.given_up is None:
+                if err is None and not self.ours.timed_out and self.ours.abort_reason is None:
                     yield from self.send_request()
                     return
                 yield from self.try_next(Failure(err or "timeout", connected=err is None, retriable=True))
@@ -266,7 +266,7 @@ class BalancedStream(SharedStream):
     def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
         """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
         assert self.ours
-        failed = FailedStream(self.flow, self.ours.given_up or event.message)
+        failed = FailedStream(self.flow, self.ours.abort_reason or event.message)
         yield from self.balanced_layer.abandon(self.context.server)
         yield StreamFailedHook(failed)
         if (yield from self.check_killed(True)):
@@ -274,13 +274,13 @@ class BalancedStream(SharedStream):
         if failed.whole:
             yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
             return
-        if not failed.last_words:
+        if not failed.error_trailer:
             yield from super().handle_protocol_error(event)
             return
         self.flow.error = flow.Error(event.message)
         yield HttpErrorHook(self.flow)
         self.server_state = self.state_errored
         self.flow.live = False
-        yield SendHttp(ResponseData(self.stream_id, failed.last_words), self.context.client)
+        yield SendHttp(ResponseData(self.stream_id, failed.error_trailer), self.context.client)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)

@@ -60,14 +60,14 @@ class FailedStream:
     """What has come of an answer that was to be held until it is whole."""
     whole: bool = False
     """All has come but the end of the body's framing."""
-    last_words: bytes = b""
+    error_trailer: bytes = b""
 
 
 @dataclass
 class StreamFailedHook(commands.StartHook):
     """The agent failed in the middle of its answer.
 
-    The addon says whether the answer is `whole` nevertheless, or may give the client last words in `last_words`.
+    The addon says whether the answer is `whole` nevertheless, or may give the client last words in `error_trailer`.
     """
 
     failed: FailedStream

@@ -8,7 +8,7 @@ STEP = 64 * 1024
 """Bytes between two questions whether there is room."""
 
 
-class KeptBody:
+class CapturedBody:
     """Fed with the chunks of one body. It holds at most one and a half times `limit` bytes.
 
     `room` is asked whether so many bytes may be held in all. Where they may not, no more of the beginning is kept than

@@ -11,7 +11,7 @@ from .errors import error_body, error_event
 from .routes import Dialect
 
 if TYPE_CHECKING:
-    from .events import Unended
+    from .events import PartialEvent
 
 MAX_COMPLETED = 64 * 1024
 """A longer event that was cut is left cut: its client will call it malformed."""
@@ -35,23 +35,23 @@ _MISSING = [b"", b'"', b"null", b'"":null', b":null", b'":null', b"0", *_LITERAL
 _MISSING += [escape + b":null" for escape in _ESCAPES]
 
 
-def last_words(dialect: Dialect, content_type: str, unended: Unended, message: str) -> bytes:
-    """The bytes after which a client of that protocol has read an error event with `message`, and nothing malformed.
+def error_trailer(dialect: Dialect, content_type: str, partial_event: PartialEvent, message: str) -> bytes:
+    """The bytes to append to a broken stream so that its client reads an error event and nothing malformed.
 
-    `unended` is what came since the last event's end. An event that was cut is made the error event itself: what was
-    sent of it cannot be taken back.
+    `partial_event` is what came after the last complete event. An event that was cut is completed into the error event,
+    because what was sent of it cannot be taken back.
     """
     event = error_event(dialect, content_type, message)
-    new_line = b"\n" if unended.line else b""
-    if not unended.data.strip():
+    new_line = b"\n" if partial_event.line else b""
+    if not partial_event.data.strip():
         return new_line + event
     is_sse = "event-stream" in content_type
-    if not _is_whole(unended.data):
-        completion = _complete(unended.data, error_body(dialect, 502, message)[1:])
+    if not _is_whole(partial_event.data):
+        completion = _complete(partial_event.data, error_body(dialect, 502, message)[1:])
         if completion is not None:
             if not is_sse:
                 return completion + b"\n"
-            if not unended.line.startswith(b"data:"):
+            if not partial_event.line.startswith(b"data:"):
                 completion = new_line + b"data: " + completion
             fields, _, _ = event.partition(b"data:")
             return completion + b"\n" + fields + b"\n"

@@ -21,7 +21,7 @@ SHORTEST = 12
 """Bytes of an event that may tell anything, such as {"error":""}: a shorter one is not read."""
 
 
-class Unended(NamedTuple):
+class PartialEvent(NamedTuple):
     """What a stream has sent since its last event's end."""
 
     line: bytes
@@ -46,10 +46,10 @@ class EventParser:
         return len(self._line) + len(self._data)
 
     @property
-    def unended(self) -> Unended:
+    def partial_event(self) -> PartialEvent:
         """Of an event that is too large, no more than whether a line has begun."""
         line = bytes(self._line)
-        return Unended(line, b"" if self._too_large else bytes(self._data) + self._data_of(line))
+        return PartialEvent(line, b"" if self._too_large else bytes(self._data) + self._data_of(line))
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end in these bytes."""

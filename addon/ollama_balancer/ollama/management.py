@@ -53,37 +53,39 @@ class Combined:
 
 
 @dataclass(frozen=True)
-class Away:
-    """Agents that have what a request is about and could not be asked, as replies that say so.
+class Unavailable:
+    """Agents that have the model but cannot be asked, as replies that say so.
 
-    `must`: it is not done without them, as a model is not deleted that comes back with its host. Else they only tell
-    why no agent could do it.
+    `required`: the request fails without them; a deleted model, for example, would come back with its host. Otherwise
+    they only explain why no agent could do it.
     """
 
     replies: tuple[Reply, ...] = ()
-    must: bool = False
+    required: bool = False
 
 
-NOBODY_AWAY = Away()
+NONE_UNAVAILABLE = Unavailable()
 
 
-def combine(replies: Sequence[Reply], *, by_all: bool = False, away: Away = NOBODY_AWAY) -> Combined:
+def combine(
+    replies: Sequence[Reply], *, require_all: bool = False, unavailable: Unavailable = NONE_UNAVAILABLE
+) -> Combined:
     """Success if an agent did it and none failed for another reason than not having the model; 404 if none has it.
 
-    `by_all`: one that does not have it makes it a 404 (whether a blob is there: it must be everywhere).
+    `require_all`: one that does not have it makes it a 404 (whether a blob is there: it must be everywhere).
     """
     done = [reply for reply in replies if reply.done]
     lacking = [reply for reply in replies if reply.lacks_it]
     failed = [reply for reply in replies if not reply.done and not reply.lacks_it]
-    if away.must or not done:
-        failed += away.replies
+    if unavailable.required or not done:
+        failed += unavailable.replies
     if failed:
         first = failed[0]
         alike = all((reply.status, reply.body) == (first.status, first.body) for reply in failed)
         if first.status is not None and alike and not done and not lacking:
             return Combined(first.status, first)
         return Combined(first.status or 502, message=_failures(failed, done))
-    if lacking and (by_all or not done):
+    if lacking and (require_all or not done):
         return Combined(404, lacking[0])
     best = max(done, key=lambda reply: reply.status or 0)  # 201, created, says more than 200
     return Combined(best.status or 200, best)
@@ -150,9 +152,9 @@ def line_of(agent: str, line: bytes, progress: dict[str, Any]) -> bytes:
     return compact(progress | {"agent": agent}) + b"\n"
 
 
-def last_line(replies: Sequence[Reply], away: Away = NOBODY_AWAY) -> bytes:
+def last_line(replies: Sequence[Reply], unavailable: Unavailable = NONE_UNAVAILABLE) -> bytes:
     """The end of several agents' progress: success, or an error that names who failed."""
-    combined = combine(replies, away=away)
+    combined = combine(replies, unavailable=unavailable)
     if combined.reply is not None and combined.reply.done:
         return compact({"status": "success"}) + b"\n"
     failed = [reply for reply in replies if not reply.done]

@@ -37,7 +37,7 @@ null empties."""
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedRequest:
     """What a request asks for, of what the balancer has to know.
 
     `model` is spelled as the caller spells it; None where none is named. `readable`: the body's first JSON value is an
@@ -56,27 +56,27 @@ class Asked:
     """Where in the body the values of the object's members are, by key in lower case."""
 
 
-def read_request(route: Route, path: str, body: bytes | None, content_type: str = "") -> Asked:
+def read_request(route: Route, path: str, body: bytes | None, content_type: str = "") -> ParsedRequest:
     """What a request asks for. `path` is without its query. Whatever the body is, nothing is raised."""
     if route.is_form:
         return _read_form(body or b"", content_type)
     if route.kind is Kind.MODEL and route.path.endswith("{}"):
-        return Asked(well_formed(last_part(route, path)) or None)
+        return ParsedRequest(well_formed(last_part(route, path)) or None)
     keys = _MODEL_KEYS.get(route.path, _MODEL if route.kind is Kind.MODEL else ())
     if not keys:
-        return Asked()
+        return ParsedRequest()
     body = body or b""
     try:
         members = _last_members(body)
     except UnreadableError:
-        return Asked(readable=False)
+        return ParsedRequest(readable=False)
     model = None
     for key in keys:
         if model := text_of(body, members.get(key)):
             break
     stream = _STREAM.get(written(body, members.get("stream"), 5))
     unloads_after = _keeps_no_longer(route, body, members)
-    return Asked(
+    return ParsedRequest(
         model or None,
         unloads=unloads_after and _is_empty(route, body, members),
         unloads_after=unloads_after,
@@ -85,11 +85,11 @@ def read_request(route: Route, path: str, body: bytes | None, content_type: str 
     )
 
 
-def needed_model(route: Route, body: bytes | None, asked: Asked) -> str | None:
+def needed_model(route: Route, body: bytes | None, parsed: ParsedRequest) -> str | None:
     """The model that a host has to have to manage it: what is deleted or copied, or another is made from."""
     if route.path == "/api/create":
-        return text_of(body or b"", asked.members.get("from")) or None
-    return asked.model if route.path in ("/api/delete", "/api/copy") else None
+        return text_of(body or b"", parsed.members.get("from")) or None
+    return parsed.model if route.path in ("/api/delete", "/api/copy") else None
 
 
 _N = ord("n")
@@ -127,12 +127,12 @@ def _is_empty(route: Route, body: bytes, members: dict[str, Span]) -> bool:
     content = _EMPTY_MEANS_LOAD.get(route.path)
     if content is None:
         return False
-    given = members.get(content)
-    if given is None:
+    content_span = members.get(content)
+    if content_span is None:
         return True
     if content == "prompt":
-        return written(body, given, 2) == b'""'
-    return written(body, given, 4) == b"null" or _EMPTY_LIST.fullmatch(body, *given) is not None
+        return written(body, content_span, 2) == b'""'
+    return written(body, content_span, 4) == b"null" or _EMPTY_LIST.fullmatch(body, *content_span) is not None
 
 
 # --- Forms ------------------------------------------------------------------------------------------------------------
@@ -150,15 +150,15 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 _QUOTED_PAIR = re.compile(rb"\\(.)")
 
 
-def _read_form(body: bytes, content_type: str) -> Asked:
+def _read_form(body: bytes, content_type: str) -> ParsedRequest:
     form = _FORM.fullmatch(content_type.encode("utf-8", "replace"))
     boundary = _parameters(form[1]).get(b"boundary") if form is not None else None
     if not boundary:
-        return Asked(readable=False)
+        return ParsedRequest(readable=False)
     try:
-        return Asked(_form_field(body, boundary, b"model") or None)
+        return ParsedRequest(_form_field(body, boundary, b"model") or None)
     except UnreadableError:
-        return Asked(readable=False)
+        return ParsedRequest(readable=False)
 
 
 def _form_field(body: bytes, boundary: bytes, name: bytes) -> str | None:

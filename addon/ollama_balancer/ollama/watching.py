@@ -11,8 +11,8 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from .answers import Answer
-from .body_capture import KeptBody
-from .events import Unended, event_parser
+from .body_capture import CapturedBody
+from .events import PartialEvent, event_parser
 from .json_scanning import is_light
 from .shapes import read_answer, speed_of
 from .unpacking import LEAST_LIMIT, MOST_GROWTH, UnpackingError, unpacker_for
@@ -42,8 +42,8 @@ class Verdict(NamedTuple):
 class AnswerWatcher:
     """Fed with the chunks of one answer's body, in order. `keep` is how many bytes of a stream are kept.
 
-    `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked. With `skims`
-    only how the answer goes and ends is told, not its text. `room` is `KeptBody`'s.
+    `answer` is what the body has said so far; of an answer that is no stream, once the verdict was asked. With `skim`
+    only how the answer goes and ends is told, not its text. `room` is `CapturedBody`'s.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class AnswerWatcher:
         content_type: str,
         keep: int = READ_BYTES,
         *,
-        skims: bool = False,
+        skim: bool = False,
         room: Callable[[int], bool] | None = None,
     ) -> None:
         self.content_type = content_type
         self.answer = Answer()
         self._parser = event_parser(content_type)
-        self.kept = KeptBody(keep if self._parser is not None else max(keep, READ_BYTES), room)
-        self._skims = skims
+        self.kept = CapturedBody(keep if self._parser is not None else max(keep, READ_BYTES), room)
+        self._skim = skim
 
     @property
     def streamed(self) -> bool:
@@ -75,15 +75,15 @@ class AnswerWatcher:
         return self.answer.terminal
 
     @property
-    def unended(self) -> Unended:
+    def partial_event(self) -> PartialEvent:
         """What a stream has sent since its last event's end; to be asked before the verdict."""
-        return Unended(b"", b"") if self._parser is None else self._parser.unended
+        return PartialEvent(b"", b"") if self._parser is None else self._parser.partial_event
 
     def feed(self, chunk: bytes) -> None:
         self.kept.feed(chunk)
         if self._parser is None:
             return
-        if self._skims and (events := self._parser.middle(chunk)):
+        if self._skim and (events := self._parser.middle(chunk)):
             self.answer.skip(events)
             return
         for event in self._parser.feed(chunk):
@@ -132,7 +132,7 @@ class AnswerWatcher:
         return answer
 
 
-class PackedWatcher(AnswerWatcher):
+class CompressedAnswerWatcher(AnswerWatcher):
     """The same for a compressed body. What cannot be unpacked is not judged: it may be whole."""
 
     def __init__(
@@ -141,10 +141,10 @@ class PackedWatcher(AnswerWatcher):
         content_type: str,
         keep: int = READ_BYTES,
         *,
-        skims: bool = False,
+        skim: bool = False,
         room: Callable[[int], bool] | None = None,
     ) -> None:
-        super().__init__(content_type, keep, skims=skims, room=room)
+        super().__init__(content_type, keep, skim=skim, room=room)
         self._unpacker = unpacker_for(encoding)
         self._unreadable = self._unpacker is None
         self._most = MOST_UNPACKED if self.streamed else READ_BYTES
@@ -184,5 +184,5 @@ class PackedWatcher(AnswerWatcher):
 def watcher_of(content_type: str, encoding: str, keep: int, room: Callable[[int], bool] | None = None) -> AnswerWatcher:
     """Watches an answer with these headers, of which only how it goes and ends is told; `encoding` may be empty."""
     if encoding in ("", "identity"):
-        return AnswerWatcher(content_type, keep, skims=True, room=room)
-    return PackedWatcher(encoding, content_type, keep, skims=True, room=room)
+        return AnswerWatcher(content_type, keep, skim=True, room=room)
+    return CompressedAnswerWatcher(encoding, content_type, keep, skim=True, room=room)

@@ -8,7 +8,7 @@ from typing import Any
 from . import native, openai
 from .answers import Answer, ErrorShape, Headers, api_error, messages_error, v1_error
 from .anthropic import MessagesShape
-from .models import SimulatedModel, asked_key
+from .models import SimulatedModel, requested_key
 from .openai import ChatShape, CompletionShape
 from .requests import Models, Parsed, RefusedError, Spelled, keep_alive, named_model
 from .responses import ResponsesShape
@@ -102,7 +102,7 @@ def text_job(endpoint: TextEndpoint, parsed: Parsed, models: Models) -> TextJob:
     if (missing := endpoint.missing(parsed)) is not None:
         raise refuse(400, missing, unread=True)
     spelling = named_model(parsed) or ""
-    key = asked_key(spelling)
+    key = requested_key(spelling)
     if key is None and endpoint.ability == "chat":
         raise refuse(400, "model is required")
     if key is None and spelling:
@@ -136,7 +136,7 @@ def embed_job(endpoint: EmbedEndpoint, parsed: Parsed, models: Models) -> EmbedJ
     if endpoint.required and not inputs:
         raise RefusedError(endpoint.error(400, "invalid input", unread=True))
     spelling = named_model(parsed) or ""
-    key = asked_key(spelling)
+    key = requested_key(spelling)
     if key is None or key not in models:
         raise RefusedError(endpoint.error(404, f'model "{spelling}" not found, try pulling it first'))
     if isinstance(inputs, str):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .models import ModelKey, SimulatedModel, asked_key, model_key
+from .models import ModelKey, SimulatedModel, model_key, requested_key
 
 
 class Library:
@@ -28,7 +28,7 @@ class Library:
 
     def find(self, spelling: str) -> SimulatedModel | None:
         """The model that a caller means, if there is one."""
-        key = asked_key(spelling)
+        key = requested_key(spelling)
         return self.by_key.get(key) if key is not None else None
 
     def remove(self, model: SimulatedModel) -> None:

@@ -86,7 +86,7 @@ def model_key(spelling: str) -> ModelKey | None:
     return key if all(NAME_PART.fullmatch(part) for part in key) else None
 
 
-def asked_key(spelling: str) -> ModelKey | None:
+def requested_key(spelling: str) -> ModelKey | None:
     """The same of what a caller asks for: `:local` behind a name says that it is not the model of Ollama's cloud."""
     base, _, source = spelling.rpartition(":")
     return model_key(base if source.strip().lower() == "local" else spelling)

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from .models import ModelKey, SimulatedModel, asked_key, model_key, with_tag
+from .models import ModelKey, SimulatedModel, model_key, requested_key, with_tag
 
 Models = Mapping[ModelKey, SimulatedModel]
 Parsed = dict[str, Any]
@@ -167,7 +167,7 @@ def managed_name(parsed: Parsed) -> str:
 def shown_model(parsed: Parsed, models: Models) -> SimulatedModel:
     """The model a show request means. Raises RefusedError."""
     spelling = managed_name(parsed)
-    key = asked_key(spelling)
+    key = requested_key(spelling)
     if key is None or key not in models:
         raise RefusedError(api_error(404, f"model '{with_tag(spelling)}' not found"))
     return models[key]

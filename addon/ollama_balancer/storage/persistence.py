@@ -43,7 +43,7 @@ class Memory:
         if count:
             logger.info("%d agents that had registered are known again.", count)
 
-    async def keep_agents(self) -> None:
+    async def persist_agents(self) -> None:
         """Write down who has registered whenever that has changed, until cancelled."""
         stored = -1
         while True:
@@ -56,7 +56,7 @@ class Memory:
             else:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def keep_history(self) -> None:
+    async def persist_history(self) -> None:
         """Take in what the file has, and write down each minute that is over, until cancelled."""
         for line in await asyncio.to_thread(self._history_file.read):
             for agent, model, values in line.rows:

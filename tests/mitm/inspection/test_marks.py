@@ -9,7 +9,7 @@ from mitmproxy import flow, flowfilter, http
 from mitmproxy.addons import view
 from mitmproxy.test import taddons, tflow
 
-from ollama_balancer.mitm.inspection.marks import MARK_KEY, PersonsMarks, marked_by_person, set_mark
+from ollama_balancer.mitm.inspection.marks import MARK_KEY, UserMarks, is_user_mark, set_mark
 
 OWN = ":boom:"
 
@@ -21,7 +21,7 @@ def test_the_balancers_mark_follows_what_happens() -> None:
     for mark in (OWN, ":x:", ""):
         set_mark(each, mark)
         assert each.marked == mark
-        assert not marked_by_person(each)
+        assert not is_user_mark(each)
 
 
 def test_a_persons_mark_stays_also_where_it_is_one_that_the_balancer_uses() -> None:
@@ -31,7 +31,7 @@ def test_a_persons_mark_stays_also_where_it_is_one_that_the_balancer_uses() -> N
         for own in (":x:", ""):
             set_mark(each, own)
             assert each.marked == mark
-            assert marked_by_person(each)
+            assert is_user_mark(each)
 
 
 def test_a_mark_that_a_person_took_away_comes_back_only_as_another() -> None:
@@ -63,7 +63,7 @@ class List:
 @pytest.fixture
 def flows() -> Iterator[List]:
     with taddons.context() as context:
-        made, marks = List(context), PersonsMarks()
+        made, marks = List(context), UserMarks()
         marks.install()
         try:
             yield made
@@ -93,7 +93,7 @@ def test_what_the_person_has_not_marked_is_cleared(flows: List) -> None:
 
 def test_all_is_as_mitmproxy_had_it_when_the_balancer_is_gone() -> None:
     with taddons.context() as context:
-        made, marks = List(context), PersonsMarks()
+        made, marks = List(context), UserMarks()
         marks.install()
         marks.install()
         marks.remove()
@@ -106,4 +106,4 @@ def test_a_flow_that_was_saved_keeps_whose_mark_it_is() -> None:
     set_mark(each, OWN)
     again = http.HTTPFlow.from_state(each.get_state())
     assert again.metadata[MARK_KEY] == OWN
-    assert not marked_by_person(again)
+    assert not is_user_mark(again)

@@ -48,7 +48,7 @@ _WATCHERS = (IDLE.keys() - {dumper.Dumper}) | {view.View, intercept.Intercept}
 Hooked = tuple[Callable[..., Any], ...]
 
 
-class LeanHooks:
+class HookFastPath:
     """Takes the place of the addon manager's walk over its addons while it is `on`; else it changes nothing.
 
     `own` are the classes of addons that have no other addons than when they were registered.
@@ -60,11 +60,11 @@ class LeanHooks:
         self._manager = manager
         self._options = options
         self._own = own
-        self._mitmproxys = manager.handle_lifecycle
+        self._original = manager.handle_lifecycle
         self._chain: list[Any] = []
         self._table: dict[str, list[Any | Hooked]] = {}
         """By hook's name, in order: an addon's functions, or an addon that has to be asked each time."""
-        self._watched: bool | None = None
+        self._observed: bool | None = None
         self._begun: weakref.WeakKeyDictionary[hooks.Hook, asyncio.Task[None]] = weakref.WeakKeyDictionary()
 
     @property
@@ -81,7 +81,7 @@ class LeanHooks:
     def _install(self) -> None:
         manager, changed = self._manager, self._options.changed
         self.forget()
-        self._mitmproxys = manager.handle_lifecycle
+        self._original = manager.handle_lifecycle
         self._patches.set(manager, "handle_lifecycle", self.handle_lifecycle)
         self._patches.set(manager, "register", self._and_forget(manager.register))
         self._patches.set(manager, "remove", self._and_forget(manager.remove))
@@ -100,7 +100,7 @@ class LeanHooks:
     def forget(self) -> None:
         """Look at the addons and the options anew."""
         self._table.clear()
-        self._watched = None
+        self._observed = None
 
     def _options_changed(self, updated: set[str]) -> None:
         self.forget()
@@ -120,10 +120,10 @@ class LeanHooks:
         return not self._on or bool(self._functions("add_log"))
 
     @property
-    def watched(self) -> bool:
+    def observed(self) -> bool:
         """Whether somebody may look at flows: a person, a file, or an addon that is not known."""
-        if self._watched is None:
-            self._watched = (
+        if self._observed is None:
+            self._observed = (
                 not self._on
                 or ("dumper_filter" in self._options and bool(self._options.dumper_filter))
                 or any(
@@ -132,7 +132,7 @@ class LeanHooks:
                     if not self._is_idle(addon)
                 )
             )
-        return self._watched
+        return self._observed
 
     def run(self, hook: commands.StartHook) -> bool:
         """Run the hook as far as it goes without waiting; whether that was all of it."""
@@ -155,7 +155,7 @@ class LeanHooks:
         elif self._on:
             await self._walk(event, _argument_of(event))
         else:
-            await self._mitmproxys(event)
+            await self._original(event)
 
     async def _walk(self, event: hooks.Hook, argument: Any) -> None:
         await self._trigger(event.name, argument)

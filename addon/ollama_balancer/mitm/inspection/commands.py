@@ -25,7 +25,7 @@ from ..flows import path_of
 from ..replay import send_again
 from .annotations import COMPARED, COMPARISON_KEY, METADATA_KEY
 from .copies import ReplayedCopies, copy_of
-from .marks import PersonsMarks, set_mark
+from .marks import UserMarks, set_mark
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Commands:
 
     name = "ollama-balancer-commands"
 
-    def __init__(self, registry: AgentRegistry, line: RequestQueue) -> None:
+    def __init__(self, registry: AgentRegistry, queue: RequestQueue) -> None:
         self.registry = registry
-        self.line = line
-        self.marks = PersonsMarks()
+        self.request_queue = queue
+        self.marks = UserMarks()
         self.copies = ReplayedCopies()
 
     def running(self) -> None:
@@ -79,7 +79,7 @@ class Commands:
     @define("balancer.queue")
     def queue(self) -> mitmproxy.types.Data:
         """Show how many requests wait for an agent, by model and by client."""
-        return _shown(queue_table(self.line.describe()))
+        return _shown(queue_table(self.request_queue.describe()))
 
     @define("balancer.mode")
     @choice("mode", of="balancer.modes")

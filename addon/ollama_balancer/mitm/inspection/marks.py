@@ -36,11 +36,11 @@ def set_mark(marked: flow.Flow, marker: str) -> None:
         marked.metadata[MARK_KEY] = marker
 
 
-def marked_by_person(each: flow.Flow) -> bool:
+def is_user_mark(each: flow.Flow) -> bool:
     return bool(each.marked) and each.marked != each.metadata.get(MARK_KEY)
 
 
-class PersonsMarks:
+class UserMarks:
     """mitmproxy's filters and commands about marks, as long as it is `install`ed."""
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class PersonsMarks:
         if self._patches or view is None:
             return
         if MARKED.problem() is None:
-            self._patches.replace(MARKED, lambda _, each: marked_by_person(each))
+            self._patches.replace(MARKED, lambda _, each: is_user_mark(each))
         resolve = self._replace("view.flows.resolve", lambda spec: resolve(_SPECIFICATIONS.get(spec, spec)))
         if can_keep_only(view):
-            self._replace("view.clear_unmarked", lambda: keep_only(view, marked_by_person))
+            self._replace("view.clear_unmarked", lambda: keep_only(view, is_user_mark))
         self._replace("flow.mark.toggle", _toggle)
 
     def remove(self) -> None:
@@ -77,5 +77,5 @@ _SPECIFICATIONS = {"@marked": "~marked", "@unmarked": "!~marked"}
 def _toggle(flows: Sequence[flow.Flow]) -> None:
     """A person's mark takes the place of the balancer's, which is there again without it."""
     for each in flows:
-        each.marked = each.metadata.get(MARK_KEY, "") if marked_by_person(each) else DEFAULT_MARK
+        each.marked = each.metadata.get(MARK_KEY, "") if is_user_mark(each) else DEFAULT_MARK
     ctx.master.addons.trigger(UpdateHook(list(flows)))

@@ -179,7 +179,7 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
     watcher = AnswerWatcher(content_type)
     watcher.feed(head)
     if cut is None:
-        begun = bool(watcher.unended.line or watcher.unended.data)
+        begun = bool(watcher.partial_event.line or watcher.partial_event.data)
         error = watcher.verdict().error
         if error == NO_TERMINAL and begun:
             error += ", in the middle of an event"

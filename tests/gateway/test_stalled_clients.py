@@ -3,36 +3,36 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from ollama_balancer.gateway.unread import Unread, unsent
+from ollama_balancer.gateway.stalled_clients import StalledClients, unsent
 from tests.core.fakes import Clock
 
 
 def test_who_takes_nothing_for_a_minute_is_stuck() -> None:
     clock = Clock()
-    unread = Unread(clock)
-    assert unread.due
+    clients = StalledClients(clock)
+    assert clients.due
     for second in range(0, 60, 5):
         clock.now = 1000.0 + second
-        assert unread.look([("a", 5), ("b", second)]) == []
-        assert not unread.due
+        assert clients.find_stalled([("a", 5), ("b", second)]) == []
+        assert not clients.due
     clock.now = 1060.0
-    assert unread.due
-    assert unread.look([("a", 5), ("b", 60)]) == ["a"]
+    assert clients.due
+    assert clients.find_stalled([("a", 5), ("b", 60)]) == ["a"]
 
 
 def test_who_has_taken_all_meanwhile_begins_anew_and_nobody_is_remembered() -> None:
     clock = Clock()
-    unread = Unread(clock)
-    unread.look([("a", 5)])
+    clients = StalledClients(clock)
+    clients.find_stalled([("a", 5)])
     clock.now += 40
-    unread.look([])
-    assert len(unread) == 0
-    unread.look([("a", 5)])
+    clients.find_stalled([])
+    assert len(clients) == 0
+    clients.find_stalled([("a", 5)])
     clock.now += 40
-    assert unread.look([("a", 5)]) == []
+    assert clients.find_stalled([("a", 5)]) == []
     clock.now += 20
-    assert unread.look([("a", 5)]) == ["a"]
-    assert len(unread) == 0
+    assert clients.find_stalled([("a", 5)]) == ["a"]
+    assert len(clients) == 0
 
 
 def test_what_waits_for_a_client_changes_as_soon_as_it_takes_some() -> None:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Hashable, Iterable
 SEND_SECONDS = 60.0
 """How long a client may take nothing of what waits for it."""
 
-LOOKS = 12
+CHECKS = 12
 """Within that time."""
 
 _ACKED = struct.Struct("@120xQ")
 """Of the system's `tcp_info`, the bytes that the other side has received (Linux, tcp(7))."""
 
 
-class Unread:
+class StalledClients:
     """What waits for clients. Seconds are those of `clock`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -40,20 +40,20 @@ class Unread:
         """Whether it is time for a look."""
         return self._clock() >= self._due
 
-    def look[K: Hashable](self, waiting: Iterable[tuple[K, Hashable]]) -> list[K]:
+    def find_stalled[K: Hashable](self, waiting: Iterable[tuple[K, Hashable]]) -> list[K]:
         """Given for whom something waits, and how much: those who have taken nothing of it for too long."""
         now = self._clock()
-        self._due = now + SEND_SECONDS / LOOKS
+        self._due = now + SEND_SECONDS / CHECKS
         before, self._seen = self._seen, {}
-        stuck = []
-        for whom, amount in waiting:
-            known = before.get(whom)
-            since = known[1] if known is not None and known[0] == amount else now
+        stalled = []
+        for client, amount in waiting:
+            previous = before.get(client)
+            since = previous[1] if previous is not None and previous[0] == amount else now
             if now - since >= SEND_SECONDS:
-                stuck.append(whom)
+                stalled.append(client)
             else:
-                self._seen[whom] = amount, since
-        return stuck
+                self._seen[client] = amount, since
+        return stalled
 
 
 def unsent(writer: object) -> Hashable | None:
@@ -69,8 +69,8 @@ def _received(writer: asyncio.StreamWriter) -> int | None:
         return None
     connection = writer.get_extra_info("socket")
     try:
-        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
-        received: int = _ACKED.unpack(told)[0]
+        tcp_info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+        received: int = _ACKED.unpack(tcp_info)[0]
     except (AttributeError, OSError, struct.error):
         return None
     return received
