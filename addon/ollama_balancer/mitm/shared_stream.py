@@ -68,6 +68,8 @@ class SharedStream(HttpStreamBase):
 
     @functools.cached_property
     def balanced_layer(self) -> BalancedHttpLayer:
+        from .layer import BalancedHttpLayer
+
         parent = self.context.layers[self.context.layers.index(self) - 1]
         assert isinstance(parent, BalancedHttpLayer)
         return parent

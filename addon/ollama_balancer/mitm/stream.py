@@ -8,7 +8,6 @@ must not reach the client: its connection is taken out of the layer's books at o
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from mitmproxy import flow, http
 from mitmproxy.proxy import commands, events, layer
@@ -35,9 +34,6 @@ from ..ollama.errors import Blame
 from .flows import from_mitmproxy, to_mitmproxy
 from .shared_stream import SharedStream
 from .stream_hooks import FailedStream, LongAnswerHook, SendingHook, StreamFailedHook
-
-if TYPE_CHECKING:
-    pass
 
 BODY_PIECE = 256 * 1024
 """Bytes of a request's body that are given to its agent's connection at once."""
