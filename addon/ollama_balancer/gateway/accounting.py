@@ -101,7 +101,7 @@ class Accounting:
         self._registry = registry
         self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
         self._revision = 0
-        """The registry's when the tally was last told which agents there are."""
+        """The registry's when the request_metrics was last told which agents there are."""
 
     def ended(self, context: RequestContext) -> None:
         """A request that was to be routed is over."""
@@ -128,7 +128,7 @@ class Accounting:
         """Before anybody asks for the counts, and every now and then."""
         began = time.perf_counter()
         self._count()
-        self.request_metrics.own_seconds += time.perf_counter() - began
+        self.request_metrics.processing_seconds += time.perf_counter() - began
 
     def sample(self) -> None:
         """Every now and then: what the fleet does at this moment."""
