@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ollama_balancer.mitm.fastpath.relay import BATCH
-from ollama_balancer.ollama.watching import AnswerWatcher
+from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 EVENTS = 1_000

@@ -33,7 +33,7 @@ def measure(what: str, bounded: bool) -> None:
     flow = tflow.tflow(req=tutils.treq(path=b"/api/chat", headers=headers, content=bomb()))
     matches = flowfilter.parse("~b hello")
     with taddons.context() as context:
-        context.scored_candidates.add_option("protobuf_definitions", str, "", "")
+        context.options.add_option("protobuf_definitions", str, "", "")
         does: dict[str, Callable[[], object]] = {
             "opened": lambda: contentviews.prettify_message(flow.request, flow),
             "opened as Raw": lambda: contentviews.prettify_message(flow.request, flow, "raw"),

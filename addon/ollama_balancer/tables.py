@@ -42,13 +42,13 @@ def fleet_table(agents: Iterable[Agent], now: float) -> Table:
     return [head, *([one_line(cell, 80) for cell in row] for row in rows)]
 
 
-def queue_table(line: Mapping[str, Any]) -> Table:
-    """How many requests wait, by model and by client; `line` is `RequestQueue.describe`."""
-    rows = [["all", str(line["length"])]]
-    if line["oldest"] is not None:
-        rows.append(["the first one's wait", f"{line['oldest']:.1f} s"])
-    rows += [[f"model {one_line(model, 80)}", str(count)] for model, count in line["models"].items()]
-    rows += [[f"client {one_line(client, 80)}", str(count)] for client, count in line["clients"].items()]
+def queue_table(queue: Mapping[str, Any]) -> Table:
+    """How many requests wait, by model and by client; `queue` is `RequestQueue.describe`."""
+    rows = [["all", str(queue["length"])]]
+    if queue["oldest"] is not None:
+        rows.append(["the first one's wait", f"{queue['oldest']:.1f} s"])
+    rows += [[f"model {one_line(model, 80)}", str(count)] for model, count in queue["models"].items()]
+    rows += [[f"client {one_line(client, 80)}", str(count)] for client, count in queue["clients"].items()]
     return [["waiting", "requests"], *rows]
 
 
@@ -77,12 +77,12 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     rows, seen = [], set()
     for run in sorted(runs, key=lambda run: list(first).index(run.group) if run.group in first else len(first)):
         if run.problem is not None:
-            said = run.problem
+            outcome = run.problem
         elif run.group in seen:
-            said = difference(first[run.group], run.text)
+            outcome = difference(first[run.group], run.text)
         else:
             seen.add(run.group)
-            said = f"{len(run.text)} characters"
+            outcome = f"{len(run.text)} characters"
         rows.append(
             [
                 run.group or NONE,
@@ -92,7 +92,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
                 NONE if run.tokens_per_second is None else f"{run.tokens_per_second:.1f}",
                 NONE if run.tokens is None else str(run.tokens),
                 _milliseconds(run.total),
-                said,
+                outcome,
             ]
         )
     return [head, *([one_line(cell, 160) for cell in row] for row in rows)]
@@ -118,4 +118,4 @@ def in_columns(table: Table) -> str:
     """The table as aligned text."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(queue.rstrip() for queue in lines)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agent_reporter.http import CallError
-from ollama_balancer.cli.top import ENTER, LEAVE, asking, fetch, screen, show
+from ollama_balancer.cli.top import ENTER, LEAVE, fetch, make_request, screen, show
 
 
 def agent(name: str, **more: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_what_is_no_balancer_is_told_in_a_line(answer: tuple[int, bytes] | CallE
 @pytest.mark.parametrize("url", ["ftp://b", "http://", "http://b:x", "http://b:99999", "http://b:0", "http://[b"])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        asking(url, {})
+        make_request(url, {})
 
 
 def test_the_screen_is_drawn_again_and_a_balancer_that_is_away_is_waited_for() -> None:

@@ -157,8 +157,8 @@ class RecordedHost:
 
 def restored(value: str) -> str:
     """A header's value, of which the recording of a very long one has only the beginning."""
-    shortened = re.fullmatch(r"(.)\1*\.\.\.\((\d+) bytes\)", value)
-    return shortened[1] * int(shortened[2]) if shortened else value
+    truncated = re.fullmatch(r"(.)\1*\.\.\.\((\d+) bytes\)", value)
+    return truncated[1] * int(truncated[2]) if truncated else value
 
 
 @dataclass

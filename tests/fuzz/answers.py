@@ -7,8 +7,8 @@ import json
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 
-from ollama_balancer.ollama.unpacking import UnpackingError, unpacked, unpacker_for
-from ollama_balancer.ollama.watching import AnswerWatcher
+from ollama_balancer.ollama.answer_watcher import AnswerWatcher
+from ollama_balancer.ollama.decompression import DecompressionError, decompress, decompressor_for
 from tests.fuzz.bodies import chunked_body, read_chunks
 from tests.fuzz.corpus import STREAMS, cut, head_of
 from tests.ollama.test_events import NDJSON, SSE, parse, plainly_read
@@ -45,7 +45,7 @@ def streams_of_events(data: bytes, places: list[float]) -> None:
             partial_event = watcher.partial_event
             assert len(partial_event.line) + len(partial_event.data) <= 2 * len(data)
             verdict = watcher.verdict()
-            assert b"".join(watcher.kept.ends()) == data
+            assert b"".join(watcher.captured.ends()) == data
             assert verdict.error is None or len(verdict.error) < 100_000
             verdicts.add(verdict)
         assert len(verdicts) == 1
@@ -60,21 +60,21 @@ def whole_answers(data: bytes, places: list[float]) -> None:
     json.dumps(verdict)
 
 
-MOST_UNPACKED = 65_536
+MAX_DECOMPRESSED = 65_536
 
 
 def packed_bodies(encoding: str, data: bytes, places: list[float]) -> None:
     try:
-        whole: bytes | None = unpacked(data, header_of(encoding), MOST_UNPACKED)
-    except UnpackingError:
+        whole: bytes | None = decompress(data, header_of(encoding), MAX_DECOMPRESSED)
+    except DecompressionError:
         whole = None
-    assert whole is None or len(whole) <= MOST_UNPACKED
-    reader, text = unpacker_for(header_of(encoding)), b""
+    assert whole is None or len(whole) <= MAX_DECOMPRESSED
+    reader, text = decompressor_for(header_of(encoding)), b""
     assert reader is not None
     try:
         for piece in cut(data, places):
-            text += reader.feed(piece, MOST_UNPACKED - len(text))
-    except UnpackingError:
+            text += reader.feed(piece, MAX_DECOMPRESSED - len(text))
+    except DecompressionError:
         assert whole is None
     else:
         assert (whole is not None) is reader.ended
@@ -83,5 +83,5 @@ def packed_bodies(encoding: str, data: bytes, places: list[float]) -> None:
         expected = plainly_unpacked(encoding, data)
     except Exception:  # each library has its own
         return
-    if data and len(expected) <= MOST_UNPACKED:
+    if data and len(expected) <= MAX_DECOMPRESSED:
         assert whole == expected

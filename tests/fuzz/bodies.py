@@ -11,7 +11,7 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import strategies as st
 
 from ollama_balancer.gateway.bodies import RefusedBodyError
-from ollama_balancer.gateway.reading import Reading, read_body
+from ollama_balancer.gateway.body_reader import Reading, read_body
 from ollama_balancer.mitm.body_buffers import CoalescingReader
 from ollama_balancer.mitm.fastpath.relay import LARGEST_CHUNK, ChunkSplitter
 from ollama_balancer.mitm.head_limits import MAX_CHUNK_LINE, LimitedBuffer
@@ -52,15 +52,15 @@ def _plainly_split(data: bytes) -> tuple[bytes, list[bytes]]:
 def relayed_chunks(data: bytes, places: list[float]) -> None:
     splitter = ChunkSplitter()
     forwarded, payloads, left = b"", [], cut(data, places)
-    while left and not splitter.over:
+    while left and not splitter.ended:
         piece = left.pop(0)
-        alone = splitter.only(piece)
+        alone = splitter.single_chunk(piece)
         some, more = (piece, [alone]) if alone else splitter.feed(piece)
         forwarded += some
         payloads += more
     assert (forwarded, payloads) == _plainly_split(data)
-    assert forwarded + splitter.rest + b"".join(left) == data
-    assert splitter.over or len(splitter.rest) <= LARGEST_CHUNK + len(b"10000\r\n\r\n")
+    assert forwarded + splitter.remainder + b"".join(left) == data
+    assert splitter.ended or len(splitter.remainder) <= LARGEST_CHUNK + len(b"10000\r\n\r\n")
 
 
 def read_chunks(reader: ChunkedReader, buffer: ReceiveBuffer, pieces: list[bytes]) -> tuple[bytes, str]:

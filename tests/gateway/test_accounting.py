@@ -8,11 +8,11 @@ from ollama_balancer.gateway.accounting import summarize
 from ollama_balancer.gateway.attempts import FailureKind, failure_kind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.management import Reply
 from ollama_balancer.ollama.names import canonical_name
 from ollama_balancer.ollama.routes import Dialect, find_route
-from ollama_balancer.ollama.watching import AnswerWatcher
 from tests.core.fakes import Clock, fleet, new_registry
 
 FINAL = b'{"done":true,"prompt_eval_count":7,"eval_count":11,"eval_duration":1000000000}\n'

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.gateway.bodies import MOST_UNPACKED, RefusedBodyError, check_readable, content_of, model_in_query
+from ollama_balancer.gateway.bodies import (
+    MAX_DECOMPRESSED,
+    RefusedBodyError,
+    check_readable,
+    content_of,
+    model_in_query,
+)
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, Route, find_route
 from tests.packing import ENCODINGS, header_of, packed
 
 CHAT = b'{"model": "m", "messages": []}'
-UNPACKING = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
+DECOMPRESSED_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
 
 
 def route_of(path: str) -> Route:
@@ -21,15 +27,15 @@ def checked(path: str, body: bytes, encoding: str = "", content_type: str = "app
     route = route_of(path)
     content = content_of(route, body, encoding)
     asked = read_request(route, path, content, content_type)
-    check_readable(route, asked, content, content_type, packed=bool(encoding))
+    check_readable(route, asked, content, content_type, compressed=bool(encoding))
     return content
 
 
 def test_the_routes_that_read_zstd_are_those_of_the_server() -> None:
-    assert sorted(route.path for route in ROUTES if route.unpacks) == sorted(UNPACKING)
+    assert sorted(route.path for route in ROUTES if route.accepts_zstd) == sorted(DECOMPRESSED_ROUTES)
 
 
-@pytest.mark.parametrize("path", UNPACKING)
+@pytest.mark.parametrize("path", DECOMPRESSED_ROUTES)
 def test_a_body_of_zstd_is_read_where_the_server_reads_it(path: str) -> None:
     assert checked(path, packed("zstd", CHAT), "zstd") == CHAT
 
@@ -41,7 +47,7 @@ def test_elsewhere_it_is_refused_in_the_servers_words(path: str) -> None:
     assert refused.value.status == 400
 
 
-@pytest.mark.parametrize("path", [*UNPACKING, "/api/chat"])
+@pytest.mark.parametrize("path", [*DECOMPRESSED_ROUTES, "/api/chat"])
 @pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "zstd"])
 def test_a_body_of_another_encoding_is_refused_and_goes_to_no_host(path: str, encoding: str) -> None:
     with pytest.raises(RefusedBodyError, match=r"invalid character '.*' looking for beginning of value") as refused:
@@ -62,9 +68,9 @@ def test_a_body_that_is_not_compressed_as_is_said_is_read_as_it_is() -> None:
 
 
 def test_a_body_that_unpacks_into_too_much_is_refused() -> None:
-    most = b'{"model":"m","input":"%s"}' % (b"x" * (MOST_UNPACKED - 25))
+    most = b'{"model":"m","input":"%s"}' % (b"x" * (MAX_DECOMPRESSED - 25))
     assert checked("/v1/responses", packed("zstd", most), "zstd") == most
-    for body in (packed("zstd", most + b" " * 100), b"x" * (MOST_UNPACKED + 1)):
+    for body in (packed("zstd", most + b" " * 100), b"x" * (MAX_DECOMPRESSED + 1)):
         with pytest.raises(RefusedBodyError) as refused:
             checked("/v1/responses", body, "zstd")
         assert refused.value.status == 413

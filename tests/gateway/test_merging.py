@@ -11,7 +11,7 @@ from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.merging import MergedFleet
-from ollama_balancer.gateway.running import MAX_AGENTS_SHOWN
+from ollama_balancer.gateway.running_models import MAX_AGENTS_SHOWN
 from tests.core.fakes import Clock, entries, fleet, new_registry
 
 OLD, NEW = "2026-11-23T18:50:48.263151753Z", "2026-11-23T20:00:00.5+01:00"

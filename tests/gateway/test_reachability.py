@@ -67,7 +67,7 @@ def test_who_gives_no_answer_from_the_start_is_named_with_the_first_probe(
             agent, _ = registry.register("a", where, Source.REGISTERED)
             if reports:
                 registry.update_metrics("a", report())
-            await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
+            await Prober(registry, wants_local=lambda: False, via="1.1 test").probe(agent)
             return agent
 
     agent = asyncio.run(test())
@@ -85,7 +85,7 @@ def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
         async with server(http("401 Unauthorized", "<html>")) as where:
             agent, _ = registry.register("a", where, Source.REGISTERED)
             registry.update_metrics("a", report())
-            await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
+            await Prober(registry, wants_local=lambda: False, via="1.1 test").probe(agent)
             assert registry.selection.select() is None
             return agent, reachability_headers(agent)
 
@@ -99,7 +99,7 @@ def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
     async def test(host: str) -> str:
         registry = new_registry(lambda: 1000.0, must_reach=True)
         agent, _ = registry.register("a", Address(host, free_port()))
-        assert await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
+        assert await Prober(registry, wants_local=lambda: False, via="1.1 test").probe(agent)
         return agent.reason or ""
 
     here = asyncio.run(test("127.0.0.1"))
@@ -141,7 +141,7 @@ def test_many_dead_hosts_do_not_keep_a_live_one_waiting_for_its_probe(monkeypatc
 
     async def test() -> None:
         registry = new_registry(must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         body = json.dumps({"version": "0.33.0", "models": []})
         async with server(http("200 OK", body)) as live, server(None) as dead:
             agent, _ = registry.register("live", live)

@@ -11,7 +11,7 @@ import pytest
 
 from agent_reporter.collectors.reach import facing
 from ollama_balancer.core.address import Address
-from ollama_balancer.hosts.local import Locator, key_here, listening_at
+from ollama_balancer.hosts.local import Locator, listening_at, local_key
 from ollama_balancer.hosts.prober import Prober
 from tests.core.fakes import new_registry
 from tests.e2e.harness import free_port
@@ -32,7 +32,7 @@ def aliases(listening: Sequence[str], hosts: Sequence[str]) -> list[str | None]:
 
     async def run() -> list[str | None]:
         registry = new_registry(must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         async with AsyncExitStack() as stack:
             for address in listening:
                 await stack.enter_async_context(await asyncio.start_server(serve, address, port, reuse_address=True))
@@ -63,8 +63,8 @@ def test_servers_that_listen_at_addresses_of_their_own_are_hosts_of_their_own() 
 
 
 def test_a_socket_for_one_address_takes_what_one_for_all_does_not() -> None:
-    assert key_here("127.0.0.1", 1, {"127.0.0.1"}) != key_here("10.0.0.1", 1, {"127.0.0.1"})
-    assert key_here("10.0.0.2", 1, {"127.0.0.1"}) == key_here("10.0.0.1", 1, {"127.0.0.1"})
+    assert local_key("127.0.0.1", 1, {"127.0.0.1"}) != local_key("10.0.0.1", 1, {"127.0.0.1"})
+    assert local_key("10.0.0.2", 1, {"127.0.0.1"}) == local_key("10.0.0.1", 1, {"127.0.0.1"})
     assert listening_at(free_port()) == frozenset()
 
 
@@ -91,7 +91,7 @@ def test_an_agent_that_has_moved_away_is_no_host_of_this_machine_any_more() -> N
 def test_names_that_are_left_when_another_goes_are_one_host_still() -> None:
     async def run() -> None:
         registry = new_registry(must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         async with await asyncio.start_server(serve, "0.0.0.0", 0) as server:
             port = server.sockets[0].getsockname()[1]
             hosts = {"a": "127.0.0.1", "b": "localhost", "c": "127.0.0.2"}

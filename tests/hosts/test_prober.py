@@ -12,7 +12,7 @@ from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Source, Status
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
-from ollama_balancer.hosts.prober import HEARD_SECONDS, Prober
+from ollama_balancer.hosts.prober import ACTIVITY_SECONDS, Prober
 from tests.core.fakes import new_registry
 
 
@@ -38,7 +38,7 @@ async def silent_server() -> AsyncIterator[Address]:
     ("was_online", "ago", "status"),
     [
         (True, 0.5, Status.ONLINE),
-        (True, HEARD_SECONDS + 1, Status.OFFLINE),
+        (True, ACTIVITY_SECONDS + 1, Status.OFFLINE),
         (False, 0.5, Status.OFFLINE),  # an old stream says nothing about whether it can be reached again
     ],
 )
@@ -50,7 +50,7 @@ def test_who_answers_late_but_is_heard_stays_online(
     async def test() -> None:
         now = 1000.0
         registry = new_registry(lambda: now)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         async with silent_server() as address:
             agent, _ = registry.register("a", address, Source.STATIC)
             if was_online:
@@ -79,7 +79,7 @@ def test_who_does_not_let_a_probe_in_is_unauthorized_until_it_does() -> None:
         nonlocal status
         now = 1000.0
         registry = new_registry(lambda: now)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             agent, _ = registry.register("a", Address(*server.sockets[0].getsockname()[:2]), Source.STATIC)

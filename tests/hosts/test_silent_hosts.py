@@ -92,7 +92,7 @@ def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch
 
     async def test() -> None:
         registry = new_registry(must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test", at_once=64)
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test", at_once=64)
         async with machine(monkeypatch):
             live, dead = fleet(registry, 100, silent)
             running = asyncio.create_task(prober.run())
@@ -111,7 +111,7 @@ def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch
                 await asyncio.gather(running, return_exceptions=True)
             assert not any(agent.online for agent in dead)
             assert Machine.most <= 64 + 64 + 2 * 16
-            misses = [prober._turns[agent].misses for agent in dead]
+            misses = [prober._schedules[agent].misses for agent in dead]
             assert max(misses) >= 1
 
     asyncio.run(test())
@@ -126,7 +126,7 @@ def test_a_host_that_is_slow_to_list_what_it_has_stays_online_and_holds_up_nobod
     async def test() -> None:
         now = 1000.0
         registry = new_registry(lambda: now, must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         async with machine(monkeypatch):
             _, [slow] = fleet(registry, 0, 1, "slow-lists")
             await prober.probe(slow)
@@ -149,11 +149,11 @@ def test_thousands_of_first_looks_take_few_connections(monkeypatch: pytest.Monke
 
     async def test() -> None:
         registry = new_registry(must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test", at_once=64)
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test", at_once=64)
         prober._has_begun = True
         async with machine(monkeypatch):
             [live], silent = fleet(registry, 1, 4000)
-            looks = [asyncio.create_task(prober.look_at(agent)) for agent in silent]
+            looks = [asyncio.create_task(prober.probe_now(agent)) for agent in silent]
             async with asyncio.timeout(30):
                 while len(Machine.asked) < 100:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -171,7 +171,7 @@ def test_who_stays_silent_is_asked_less_often_until_it_answers(monkeypatch: pyte
     async def test() -> None:
         now = 1000.0
         registry = new_registry(lambda: now, must_reach=True)
-        prober = Prober(registry, take_in_local=lambda: False, via="1.1 test")
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
         agent, _ = registry.register("a", Address("127.0.0.1", 1), Source.STATIC)
         answers = False
 
@@ -181,14 +181,14 @@ def test_who_stays_silent_is_asked_less_often_until_it_answers(monkeypatch: pyte
         monkeypatch.setattr(prober, "probe", probe)
         waits = []
         for _ in range(8):
-            turn = prober._turn_of(agent)
-            await prober._take_turn(agent, turn, prober._silent)
+            turn = prober._claim(agent)
+            await prober._probe_on_schedule(agent, turn, prober._silent_lane)
             waits.append(turn.at - now)
             now = turn.at
         assert waits == [5, 5, 5, 5, 10, 10, 10, 10]
         answers = True
-        turn = prober._turn_of(agent)
-        await prober._take_turn(agent, turn, prober._silent)
+        turn = prober._claim(agent)
+        await prober._probe_on_schedule(agent, turn, prober._silent_lane)
         assert turn.at - now == 5
 
     asyncio.run(test())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.__main__ import experiment, main
+from ollama_balancer.lab.caveats import Settings
 from ollama_balancer.lab.flows import read
-from ollama_balancer.lab.notes import Settings
 from ollama_balancer.lab.rates import learn
-from ollama_balancer.lab.replaying import LONGEST_PAUSE, as_recorded, workload
+from ollama_balancer.lab.recorded_workload import LONGEST_PAUSE, as_recorded, workload
 from ollama_balancer.lab.workload import Workload
 from tests.lab.flowfiles import final, flow, record, write
 from tests.lab.test_flows import JSON

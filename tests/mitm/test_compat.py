@@ -103,7 +103,7 @@ def test_on_an_untested_version_of_mitmproxy_the_fast_paths_are_lost(
 
 
 def test_with_what_is_installed_nothing_is_lost() -> None:
-    assert compat.check() == compat.Lost()
+    assert compat.check() == compat.Unsupported()
 
 
 def test_the_table_names_each_once_and_all_that_is_replaced_is_in_it() -> None:

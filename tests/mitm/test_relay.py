@@ -19,7 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
-from ollama_balancer.mitm.fastpath.relay import BATCH, BATCH_BYTES, HEARD_EVERY, LARGEST_CHUNK, ChunkSplitter, Relay
+from ollama_balancer.mitm.fastpath.relay import (
+    ACTIVITY_SECONDS,
+    BATCH,
+    BATCH_BYTES,
+    LARGEST_CHUNK,
+    ChunkSplitter,
+    StreamRelay,
+)
 from ollama_balancer.mitm.fastpath.selector import install
 
 
@@ -32,13 +39,13 @@ def feed(pieces: list[bytes]) -> tuple[bytes, list[bytes], bytes, bool]:
     splitter = ChunkSplitter()
     forwarded, payloads = b"", []
     for at, piece in enumerate(pieces):
-        alone = splitter.only(piece)
+        alone = splitter.single_chunk(piece)
         some, more = (piece, [alone]) if alone else splitter.feed(piece)
         forwarded += some
         payloads += more
-        if splitter.over:
-            return forwarded, payloads, splitter.rest + b"".join(pieces[at + 1 :]), True
-    return forwarded, payloads, splitter.rest, False
+        if splitter.ended:
+            return forwarded, payloads, splitter.remainder + b"".join(pieces[at + 1 :]), True
+    return forwarded, payloads, splitter.remainder, False
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -117,8 +124,8 @@ def test_of_any_bytes_only_what_mitmproxy_reads_as_the_same_chunks_is_forwarded(
 def test_what_is_no_plain_chunk_ends_it_as_soon_as_that_shows(data: bytes) -> None:
     splitter = ChunkSplitter()
     assert splitter.feed(chunk(b"before") + data) == (chunk(b"before"), [b"before"])
-    assert splitter.over
-    assert splitter.rest == data
+    assert splitter.ended
+    assert splitter.remainder == data
 
 
 def test_the_largest_chunk_is_taken_in_any_pieces() -> None:
@@ -173,11 +180,11 @@ class Between:
     def in_charge(self) -> bool:
         """Whether the relay no longer has the agent's transport."""
         transport: Any = self.upstream.transport
-        return not isinstance(transport.get_protocol(), Relay)
+        return not isinstance(transport.get_protocol(), StreamRelay)
 
 
 @asynccontextmanager
-async def relaying(way: str) -> AsyncIterator[tuple[Between, Relay]]:
+async def relaying(way: str) -> AsyncIterator[tuple[Between, StreamRelay]]:
     agent, ours = socket.socketpair()
     client, its = socket.socketpair()
     for end in (agent, client):
@@ -189,7 +196,7 @@ async def relaying(way: str) -> AsyncIterator[tuple[Between, Relay]]:
     between.response.stream = see
     transport: Any = upstream.transport
     shortcut = install(asyncio.get_running_loop()) if way == "shortcut" else None
-    relay = Relay(transport, to_client, between.response, see, between.active, shortcut)
+    relay = StreamRelay(transport, to_client, between.response, see, between.active, shortcut)
     assert not between.in_charge
     assert shortcut is None or list(shortcut.receivers) == [ours.fileno()]
     try:
@@ -207,7 +214,7 @@ async def relaying(way: str) -> AsyncIterator[tuple[Between, Relay]]:
         assert [task for task in asyncio.all_tasks() if task.get_name().startswith("slow client")] == []
 
 
-type Run = Callable[[Callable[[Between, Relay], Coroutine[Any, Any, None]]], None]
+type Run = Callable[[Callable[[Between, StreamRelay], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture(params=["shortcut", "asyncio"])
@@ -216,7 +223,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     if request.param == "shortcut" and not hasattr(selectors, "EpollSelector"):
         pytest.skip("asyncio has no epoll here")
 
-    def run(test: Callable[[Between, Relay], Coroutine[Any, Any, None]]) -> None:
+    def run(test: Callable[[Between, StreamRelay], Coroutine[Any, Any, None]]) -> None:
         async def with_relay() -> None:
             async with relaying(request.param) as (between, relay):
                 await test(between, relay)
@@ -227,7 +234,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def test_whole_chunks_go_out_as_they_came_and_are_seen_and_count_as_activity(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(chunk(b"one") + chunk(b"two")[:4])
         assert await between.receive(8) == chunk(b"one")
         await between.send(chunk(b"two")[4:])
@@ -241,7 +248,7 @@ def test_whole_chunks_go_out_as_they_came_and_are_seen_and_count_as_activity(run
 
 
 def test_the_last_chunk_and_all_after_it_are_left_to_mitmproxy(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(chunk(b"one") + b"0\r\n\r\nmore")
         assert await between.receive(8) == chunk(b"one")
         assert between.in_charge
@@ -255,7 +262,7 @@ def test_the_last_chunk_and_all_after_it_are_left_to_mitmproxy(run: Run) -> None
 
 @pytest.mark.parametrize("rest", [b"", b"5", b"5\r\nab"])
 def test_mitmproxy_sees_the_end_of_the_connection_and_first_what_came_of_a_chunk(run: Run, rest: bytes) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(chunk(b"one") + rest)
         assert await between.receive(8) == chunk(b"one")
         between.agent.shutdown(socket.SHUT_WR)
@@ -266,7 +273,7 @@ def test_mitmproxy_sees_the_end_of_the_connection_and_first_what_came_of_a_chunk
 
 
 def test_a_transport_that_is_closed_closes_for_mitmproxy(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(b"5\r\nab")
         await between.until(lambda: between.activity == 1)
         between.upstream.close()
@@ -278,7 +285,7 @@ def test_a_transport_that_is_closed_closes_for_mitmproxy(run: Run) -> None:
 
 
 def test_a_broken_connection_breaks_for_mitmproxy(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         transport: Any = between.upstream.transport
         transport._fatal_error(ConnectionResetError("broken"))
         with pytest.raises(ConnectionResetError, match="broken"):
@@ -288,7 +295,7 @@ def test_a_broken_connection_breaks_for_mitmproxy(run: Run) -> None:
 
 
 def test_a_client_that_takes_nothing_holds_the_agent_up_and_one_that_goes_on_gets_everything(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         one = chunk(b"x" * 5000)
         sending = asyncio.create_task(between.send(one * 1000))
         upstream: Any = between.upstream.transport
@@ -312,7 +319,7 @@ def test_a_client_that_takes_nothing_holds_the_agent_up_and_one_that_goes_on_get
 
 
 def test_chunks_are_seen_some_at_a_time(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(chunk(b"x") * (BATCH - 1))
         await between.receive(6 * (BATCH - 1))
         assert between.seen == []
@@ -326,7 +333,7 @@ def test_chunks_are_seen_some_at_a_time(run: Run) -> None:
 
 
 def test_when_it_stops_while_the_client_is_slow_mitmproxy_reads_on(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         sending = asyncio.create_task(between.send(chunk(b"x" * 5000) * 1000))
         upstream: Any = between.upstream.transport
         await between.until(lambda: not upstream.is_reading())
@@ -339,7 +346,7 @@ def test_when_it_stops_while_the_client_is_slow_mitmproxy_reads_on(run: Run) -> 
 
 
 def test_a_client_that_breaks_off_while_it_is_slow_leaves_nothing_behind(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         sending = asyncio.create_task(between.send(chunk(b"x" * 5000) * 1000))
         upstream: Any = between.upstream.transport
         await between.until(lambda: not upstream.is_reading())
@@ -353,7 +360,7 @@ def test_a_client_that_breaks_off_while_it_is_slow_leaves_nothing_behind(run: Ru
 
 @pytest.mark.parametrize("why", ["another stream", "closing"])
 def test_when_another_sees_the_answer_or_the_client_is_closed_mitmproxy_gets_all(run: Run, why: str) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         await between.send(chunk(b"one") + b"3\r\n")
         assert await between.receive(8) == chunk(b"one")
         if why == "closing":
@@ -369,7 +376,7 @@ def test_when_another_sees_the_answer_or_the_client_is_closed_mitmproxy_gets_all
 
 
 def test_what_an_event_loop_still_hands_to_a_relay_that_has_stopped_is_mitmproxys(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         relay.stop()
         relay.stop()
         relay.get_buffer(-1)[:3] = b"abc"
@@ -380,7 +387,7 @@ def test_what_an_event_loop_still_hands_to_a_relay_that_has_stopped_is_mitmproxy
 
 
 def test_the_agents_writer_is_paused_as_ever(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         between.upstream.write(b"x" * 10_000_000)
         draining = asyncio.create_task(between.upstream.drain())
         await asyncio.sleep(0.02)
@@ -394,7 +401,7 @@ def test_the_agents_writer_is_paused_as_ever(run: Run) -> None:
 
 
 def test_a_client_that_is_gone_is_found_gone(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         between.client.close()
         await between.send(chunk(b"one"))
         await between.until(between.to_client.is_closing)
@@ -406,7 +413,7 @@ def test_a_client_that_is_gone_is_found_gone(run: Run) -> None:
 
 
 def test_a_fault_of_what_watches_ends_the_agents_connection_and_is_told(run: Run) -> None:
-    async def test(between: Between, relay: Relay) -> None:
+    async def test(between: Between, relay: StreamRelay) -> None:
         told: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
 
@@ -427,7 +434,7 @@ def test_a_fault_of_what_watches_ends_the_agents_connection_and_is_told(run: Run
 def test_of_an_agent_that_sends_all_the_time_is_told_now_and_then() -> None:
     async def test() -> None:
         async with relaying("shortcut") as (between, relay):
-            for now, heard in [(0, 1), (0, 1), (HEARD_EVERY / 2, 1), (HEARD_EVERY, 2), (99, 3), (99, 3)]:
+            for now, heard in [(0, 1), (0, 1), (ACTIVITY_SECONDS / 2, 1), (ACTIVITY_SECONDS, 2), (99, 3), (99, 3)]:
                 between.agent.send(chunk(b"word"))
                 assert relay.receive(now) is False
                 assert between.activity == heard

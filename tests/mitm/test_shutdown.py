@@ -40,7 +40,7 @@ def with_program(requests: int, test: Callable[[Program], Awaitable[None]]) -> N
 def test_with_nothing_running_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     async def test(program: Program) -> None:
         assert not program.stopper.ending
-        program.stopper.ask(3600)
+        program.stopper.request(3600)
         assert program.stopper.ending
         assert await program.has_ended()
 
@@ -51,7 +51,7 @@ def test_with_nothing_running_it_ends(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_it_ends_when_the_last_request_has(caplog: pytest.LogCaptureFixture) -> None:
     async def test(program: Program) -> None:
-        program.stopper.ask(3600)
+        program.stopper.request(3600)
         await asyncio.sleep(0.2)
         assert program.ends == 0
         program.requests = 0
@@ -66,7 +66,7 @@ def test_it_ends_when_the_last_request_has(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("timeout", [0, 0.1])
 def test_it_does_not_wait_longer_than_it_may(caplog: pytest.LogCaptureFixture, timeout: float) -> None:
     async def test(program: Program) -> None:
-        program.stopper.ask(timeout)
+        program.stopper.request(timeout)
         assert await program.has_ended()
 
     with_program(3, test)
@@ -75,8 +75,8 @@ def test_it_does_not_wait_longer_than_it_may(caplog: pytest.LogCaptureFixture, t
 
 def test_asked_again_it_ends_at_once() -> None:
     async def test(program: Program) -> None:
-        program.stopper.ask(3600)
-        program.stopper.ask(3600)
+        program.stopper.request(3600)
+        program.stopper.request(3600)
         assert program.ends == 1
 
     with_program(1, test)

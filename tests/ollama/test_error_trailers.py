@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 from ollama_balancer.ollama.error_trailers import MAX_COMPLETED, error_trailer
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, PartialEvent
 from ollama_balancer.ollama.routes import Dialect
-from ollama_balancer.ollama.watching import AnswerWatcher
 
 RECORDINGS = Path(__file__).parent / "recordings"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from ollama_balancer.ollama import answers, events
+from ollama_balancer.ollama.answer_watcher import READ_BYTES, AnswerWatcher, Verdict
 from ollama_balancer.ollama.answers import MAX_TEXT, Answer, ToolCall
 from ollama_balancer.ollama.error_trailers import error_trailer
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, SHORTEST, EventParser, NdjsonParser, SseParser, event_parser
@@ -34,7 +35,6 @@ from ollama_balancer.ollama.shapes import (
     read_answer,
     read_event,
 )
-from ollama_balancer.ollama.watching import READ_BYTES, AnswerWatcher, Verdict
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
 TYPES = {".ndjson": NDJSON, ".sse": SSE, ".json": JSON}
@@ -211,8 +211,8 @@ def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cut
     watcher = watch(content_type, *chunks)
     assert watcher.verdict() == VERDICTS[name]
     assert watcher.terminal_seen is VERDICTS[name].whole
-    assert b"".join(watcher.kept.ends()) == body
-    assert watcher.kept.left_out == 0
+    assert b"".join(watcher.captured.ends()) == body
+    assert watcher.captured.left_out == 0
 
 
 @settings(derandomize=True, deadline=None, max_examples=500)
@@ -227,7 +227,7 @@ def test_who_skims_a_stream_judges_it_alike(name: str, cuts: list[int]) -> None:
     assert skimmed.verdict() == read.verdict() == VERDICTS[name]
     for what in ("events", "terminal", "error", "timings", "context", "ends_too_large"):
         assert getattr(skimmed.answer, what) == getattr(read.answer, what), what
-    assert skimmed.kept.ends() == read.kept.ends()
+    assert skimmed.captured.ends() == read.captured.ends()
 
 
 def test_who_skims_counts_the_events_in_the_middle_and_reads_those_that_end_or_fail() -> None:
@@ -484,7 +484,7 @@ def test_of_an_answer_of_unknown_type_nothing_is_said(content_type: str) -> None
     assert not watcher.streamed
     assert watcher.verdict() == Verdict(True)
     assert watcher.answer.events == 0
-    assert b"".join(watcher.kept.ends()) == b'{"error":"no"}\n'
+    assert b"".join(watcher.captured.ends()) == b'{"error":"no"}\n'
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"error"', b'{"error":', b"[" * 100_000, b"\xff", b'{"a":NaN}'])
@@ -499,7 +499,7 @@ def test_an_answer_that_is_too_large_to_be_kept_is_not_read() -> None:
     assert watch(JSON, fits).verdict() == Verdict(False, "no")
     watcher = watch(JSON, fits, b" ")
     assert watcher.verdict() == Verdict(True)
-    assert watcher.kept.left_out == 1
+    assert watcher.captured.left_out == 1
 
 
 THOUGHTFUL_ANSWERS: list[dict[str, Any]] = [
@@ -792,7 +792,7 @@ def test_random_bytes_are_survived(content_type: str, chunks: list[bytes]) -> No
     watcher.verdict()
     watcher.verdict()
     body = b"".join(chunks)
-    assert b"".join(watcher.kept.ends()) == body
+    assert b"".join(watcher.captured.ends()) == body
 
 
 HOSTILE: list[Any] = [
@@ -971,7 +971,7 @@ def test_an_endless_event_takes_bounded_memory(content_type: str, piece: bytes) 
         watcher.feed(piece)
         reader.feed(piece)
         assert reader.pending <= MAX_EVENT_BYTES
-    head, tail = watcher.kept.ends()
+    head, tail = watcher.captured.ends()
     assert len(head) + len(tail) <= READ_BYTES
     assert (piece * 300).startswith(head)
     assert watcher.verdict() == Verdict(False, NO_TERMINAL)
@@ -1074,10 +1074,10 @@ def test_the_end_is_found_wherever_the_kept_parts_begin_and_end(over: int, chunk
     assert len(body) == READ_BYTES + over
     watcher = watch(NDJSON, *(body[at : at + chunk] for at in range(0, len(body), chunk)))
     assert watcher.verdict() == Verdict(True, None, 4, 1.0)
-    head, tail = watcher.kept.ends()
+    head, tail = watcher.captured.ends()
     assert body.startswith(head)
     assert body.endswith(tail)
-    assert (watcher.kept.left_out, len(head) + len(tail)) == (over, READ_BYTES)
+    assert (watcher.captured.left_out, len(head) + len(tail)) == (over, READ_BYTES)
 
 
 @pytest.mark.parametrize("chunk", [65_536, 64 * 1024 * 1024])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_balancer.gateway.reading import LONGEST_EXCERPT as LENGTH
+from ollama_balancer.gateway.body_reader import LONGEST_EXCERPT as LENGTH
 from ollama_balancer.ollama.excerpts import last_turn
 from ollama_balancer.ollama.json_scanning import MAX_DEPTH
 from ollama_balancer.ollama.requests import read_request

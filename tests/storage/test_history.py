@@ -9,7 +9,7 @@ import pytest
 from ollama_balancer.core.history import FEWEST_FIELDS, FIELDS, MINUTES, History
 from ollama_balancer.core.stats import RequestSummary
 from ollama_balancer.storage import history as history_file
-from ollama_balancer.storage.history import HistoryFile, Line, finished
+from ollama_balancer.storage.history import HistoryFile, MinuteRecord, closed_minutes
 
 NOW = 1_700_000_040.0
 ROW = [1.0] * len(FIELDS)
@@ -17,8 +17,8 @@ OLD_ROW = [1.0] * FEWEST_FIELDS
 """As it was kept before there were rejections."""
 
 
-def minute(number: int, requests: float = 1.0) -> Line:
-    return Line(minute=number, rows=[("a", "m:latest", [requests, *ROW[1:]])])
+def minute(number: int, requests: float = 1.0) -> MinuteRecord:
+    return MinuteRecord(minute=number, rows=[("a", "m:latest", [requests, *ROW[1:]])])
 
 
 def numbers(file: HistoryFile) -> list[int]:
@@ -34,8 +34,8 @@ def test_minutes_that_are_over_are_written_and_read_again(tmp_path: Path) -> Non
     history.add(RequestSummary("", "", "other", "refused", 0.0))
     file = HistoryFile(tmp_path / "new folder" / "history.jsonl")
     first = int(NOW // 60)
-    assert [line.minute for line in finished(history, first)] == [first + 1, first + 2]
-    assert file.append(finished(history, 0, with_running=True))
+    assert [line.minute for line in closed_minutes(history, first)] == [first + 1, first + 2]
+    assert file.append(closed_minutes(history, 0, with_running=True))
     again = History(lambda: now)
     for line in HistoryFile(file.path).read():
         for agent, model, values in line.rows:

@@ -64,17 +64,17 @@ class ControlApi:
         self.queue = queue
         self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
-        board = dashboard.Dashboard(registry, queue, recent, self._totals)
+        pages = dashboard.Dashboard(registry, queue, recent, self._totals)
         self.exposition = Exposition(registry, queue, request_metrics, self._totals)
         self.ending = ending
         self.wall = wall
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
-            "page": board.page,
-            "script": board.script,
-            "style": board.style,
-            "data": board.data,
+            "page": pages.page,
+            "script": pages.script,
+            "style": pages.style,
+            "data": pages.data,
             "balancer": self.balancer,
             "history": history_api.endpoint(history),
             "openapi": self.openapi,
@@ -137,11 +137,11 @@ class ControlApi:
         return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
-        return self._shown(self._found(request))
+        return self._agent_response(self._find_agent(request))
 
     async def register(self, request: Request) -> Response:
         try:
-            registration = AgentRegistration.model_validate_json(_checked(await request.body()))
+            registration = AgentRegistration.model_validate_json(_check_body(await request.body()))
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
         try:
@@ -155,8 +155,8 @@ class ControlApi:
             raise HTTPException(400, f"url: {e}") from e
         known = self.registry.get(registration.name)
         if known is not None:
-            address = self._settled(known, registration, address)
-        takes_over = known is None or not _is_held(known, registration)
+            address = self._registered_address(known, registration, address)
+        takes_over = known is None or not _is_taken(known, registration)
         try:
             agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
         except ValueError as e:
@@ -166,7 +166,7 @@ class ControlApi:
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
-    def _settled(self, agent: Agent, registration: AgentRegistration, address: Address) -> Address:
+    def _registered_address(self, agent: Agent, registration: AgentRegistration, address: Address) -> Address:
         """Where a known agent is to be found from now on. A token alone does not lead its requests elsewhere."""
         if agent.address == address:
             return address
@@ -180,7 +180,7 @@ class ControlApi:
                 f"same host, register it with that url (--advertise {agent.address.url}); if it is another one, give "
                 "it a name of its own with --name",
             )
-        if _is_held(agent, registration):
+        if _is_taken(agent, registration):
             # Two hosts of one name would take the agent from each other with every report.
             raise HTTPException(
                 409,
@@ -191,7 +191,7 @@ class ControlApi:
         return address
 
     async def metrics(self, request: Request) -> Response:
-        agent = self._found(request)
+        agent = self._find_agent(request)
         try:
             store_report(self.registry, agent, await request.body(), self.wall())
         except ValueError as e:
@@ -199,32 +199,32 @@ class ControlApi:
         return Response(status_code=204, headers=reachability_headers(agent))
 
     async def drain(self, request: Request) -> Response:
-        agent = self._found(request)
+        agent = self._find_agent(request)
         body = await request.body()
         try:
-            wish = DrainRequest.model_validate_json(_checked(body)) if body.strip() else DrainRequest()
+            drain_request = DrainRequest.model_validate_json(_check_body(body)) if body.strip() else DrainRequest()
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
-        self.registry.drain(agent, until_registration=wish.until == "registration")
-        return self._shown(agent)
+        self.registry.drain(agent, until_registration=drain_request.until == "registration")
+        return self._agent_response(agent)
 
     async def resume(self, request: Request) -> Response:
-        agent = self._found(request)
+        agent = self._find_agent(request)
         self.registry.resume(agent)
-        return self._shown(agent)
+        return self._agent_response(agent)
 
     async def delete(self, request: Request) -> Response:
-        self.registry.remove(self._found(request))
+        self.registry.remove(self._find_agent(request))
         return Response(status_code=204)
 
-    def _found(self, request: Request) -> Agent:
+    def _find_agent(self, request: Request) -> Agent:
         key = request.path_params["id"]
         agent = self.registry.get(key)
         if agent is None:
             raise HTTPException(404, f"no agent has the id or name {key[:80]!r}: GET /api/agents lists them")
         return agent
 
-    def _shown(self, agent: Agent) -> Response:
+    def _agent_response(self, agent: Agent) -> Response:
         learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
         return JSONResponse(describe_agent(agent, self.registry.clock()) | learned)
 
@@ -241,7 +241,7 @@ class ControlApi:
         return JSONResponse({"error": detail}, error.status_code, headers)
 
 
-def _checked(body: bytes) -> bytes:
+def _check_body(body: bytes) -> bytes:
     try:
         return check_size(body)
     except ValueError as e:
@@ -258,7 +258,7 @@ def _authorize(request: Request) -> None:
         )
 
 
-def _is_held(agent: Agent, registration: AgentRegistration) -> bool:
+def _is_taken(agent: Agent, registration: AgentRegistration) -> bool:
     """Whether another reporter than the one that registers holds the name: it reports, and has not said goodbye."""
     return (
         agent.fresh

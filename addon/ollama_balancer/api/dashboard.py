@@ -71,16 +71,16 @@ class Dashboard:
 
     async def data(self, request: Request) -> Response:
         """All that the page shows, in one answer, whatever the fleet's size."""
-        asked = request.query_params
-        order = SORTS.get(asked.get("sort", ""))
-        words = asked.get("filter", "").casefold()[:200]
+        query = request.query_params
+        order = SORTS.get(query.get("sort", ""))
+        words = query.get("filter", "").casefold()[:200]
         agents = [agent for agent in self.registry if not words or _matches(agent, words)]
         agents.sort(key=attrgetter("name"))
         if order is not None:
             agents.sort(key=order)
-        size = min(max(_number(asked.get("size"), 50), 1), MOST_ROWS)
+        size = min(max(_number(query.get("size"), 50), 1), MOST_ROWS)
         pages = max(1, -(-len(agents) // size))
-        page = min(max(_number(asked.get("page"), 1), 1), pages)
+        page = min(max(_number(query.get("page"), 1), 1), pages)
         now = self.registry.clock()
         counts = self.registry.counts()
         return JSONResponse(

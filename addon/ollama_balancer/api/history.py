@@ -40,33 +40,33 @@ def endpoint(history: History) -> Any:
     one_at_a_time = asyncio.Lock()
 
     async def answer(request: Request) -> Response:
-        asked = request.query_params
-        minutes, after = _minutes(asked.get("minutes", str(DEFAULT))), _after(asked.get("after"))
-        agent, model = asked.get("agent"), asked.get("model")
-        written: list[str] = []
-        following, last = None, ""
-        written_rows = since_pause = 0
+        query = request.query_params
+        minutes, after = _minutes(query.get("minutes", str(DEFAULT))), _after(query.get("after"))
+        agent, model = query.get("agent"), query.get("model")
+        minutes_json: list[str] = []
+        next_page, last = None, ""
+        row_count = since_pause = 0
         async with one_at_a_time:
             for number, minute in list(history.last(minutes)):
                 if number <= after:
                     continue
                 rows = [row for row in minute.rows.items() if agent in (None, row[0][0]) and model in (None, row[0][1])]
-                written_rows += len(rows)
-                if written and written_rows > ROWS_IN_PAGE:
-                    following = _address(request, last)
+                row_count += len(rows)
+                if minutes_json and row_count > ROWS_IN_PAGE:
+                    next_page = _address(request, last)
                     break
                 texts = []
                 for start in range(0, len(rows), ROWS_AT_ONCE):
-                    some = rows[start : start + ROWS_AT_ONCE]
-                    texts.append(_written([_row(key, values) for key, values in some])[1:-1])
-                    since_pause += len(some)
+                    batch = rows[start : start + ROWS_AT_ONCE]
+                    texts.append(_to_json([_row(key, values) for key, values in batch])[1:-1])
+                    since_pause += len(batch)
                     if since_pause >= ROWS_AT_ONCE:
                         since_pause = 0
                         await asyncio.sleep(0)
                 last = _time(number)
-                written.append(f'{{"at":"{last}","rows":[{",".join(texts)}]}}')
+                minutes_json.append(f'{{"at":"{last}","rows":[{",".join(texts)}]}}')
                 since_pause += 1
-        body = f'{{"minutes":[{",".join(written)}],"next":{_written(following)}}}'
+        body = f'{{"minutes":[{",".join(minutes_json)}],"next":{_to_json(next_page)}}}'
         return Response(body, media_type="application/json")
 
     return answer
@@ -104,7 +104,7 @@ def _row(key: tuple[str, str], values: Iterable[float]) -> dict[str, Any]:
     return {"agent": key[0] or None, "model": key[1] or None, **figures}
 
 
-def _written(value: object) -> str:
+def _to_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 

@@ -148,12 +148,14 @@ class Exposition:
 
     def _hosts(self, agents: list[Agent]) -> Iterator[Metric]:
         now = self.registry.clock()
-        told = [agent for agent in agents if agent.metrics is not None]
+        reporting = [agent for agent in agents if agent.metrics is not None]
 
         def reported(name: str, text: str, value: Any) -> Metric:
-            return _by_agent(f"host_{name}", text, told, lambda agent: value(agent.metrics))
+            return _by_agent(f"host_{name}", text, reporting, lambda agent: value(agent.metrics))
 
-        yield _by_agent("host_report_age_seconds", "Time since the last report.", told, lambda a: now - a.metrics_at)
+        yield _by_agent(
+            "host_report_age_seconds", "Time since the last report.", reporting, lambda a: now - a.metrics_at
+        )
         yield reported("cpu_usage_ratio", "CPU in use, 0 to 1.", lambda m: _ratio(m.cpu_usage))
         yield reported("memory_usage_ratio", "Memory in use, 0 to 1.", lambda m: _ratio(m.memory_usage))
         for field, name, text in HOST_FIGURES:
@@ -163,7 +165,7 @@ class Exposition:
         )
         collectors = {
             (agent.name, each.name): each
-            for agent in told
+            for agent in reporting
             if agent.metrics is not None
             for each in agent.metrics.collectors or ()
         }
@@ -182,7 +184,7 @@ class Exposition:
         )
         gpus = [
             ((agent.name, str(number), gpu.name), gpu)
-            for agent in told
+            for agent in reporting
             if agent.metrics is not None
             for number, gpu in enumerate(agent.metrics.gpus or ())
         ]

@@ -107,9 +107,9 @@ def _memory(gpus: Sequence[tuple[float, float]]) -> str:
 
 def _reasons(agents: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     """What to do about some agents that cannot be used, in full: a row has no room for it."""
-    told = [agent for agent in agents if len(agent["reason"] or "") > SHORT_REASON and agent["status"] != "online"]
+    data = [agent for agent in agents if len(agent["reason"] or "") > SHORT_REASON and agent["status"] != "online"]
     lines = []
-    for agent in told[:MOST_REASONS]:
+    for agent in data[:MOST_REASONS]:
         lines += textwrap.wrap(one_line(f"{agent['name']}: {agent['reason']}", 600), max(width, 20))
     return ["", *lines] if lines else []
 
@@ -128,44 +128,44 @@ def _seconds(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f} s"
 
 
-type Ask = Callable[[], tuple[int, bytes]]
+type Request = Callable[[], tuple[int, bytes]]
 """Asks the balancer for the dashboard's data: the status and the body. Raises CallError."""
 
 
-def asking(url: str, query: Mapping[str, str]) -> Ask:
+def make_request(url: str, query: Mapping[str, str]) -> Request:
     """Ask the balancer at that URL. Raises ValueError if it is none."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("it takes http://HOST:PORT")
     whole = f"{url.rstrip('/')}/dashboard/data?{urlencode(query)}"
 
-    def ask() -> tuple[int, bytes]:
+    def request() -> tuple[int, bytes]:
         answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MOST_BYTES))
         return answer.status, answer.body
 
-    return ask
+    return request
 
 
-def fetch(ask: Ask) -> dict[str, Any]:
+def fetch(request: Request) -> dict[str, Any]:
     """What the balancer tells. Raises ValueError with a line that says what is wrong."""
     try:
-        status, body = ask()
+        status, body = request()
     except CallError as e:
         raise ValueError(f"it does not answer ({e})") from e
     if status != 200:
         raise ValueError(f"it answers with status {status}: is it a balancer?")
     try:
-        told = json.loads(body)
+        data = json.loads(body)
     except ValueError as e:
         raise ValueError("it answers with no JSON: is it a balancer?") from e
-    if not isinstance(told, dict) or "figures" not in told:
+    if not isinstance(data, dict) or "figures" not in data:
         raise ValueError("it tells of no fleet: is it a balancer?")
-    return told
+    return data
 
 
 def show(
     url: str,
-    ask: Ask,
+    request: Request,
     interval: float,
     write: Callable[[str], object],
     sleep: Callable[[float], None] = time.sleep,
@@ -176,7 +176,7 @@ def show(
         while True:
             size = shutil.get_terminal_size()
             try:
-                lines = screen(fetch(ask), size.columns, size.lines)
+                lines = screen(fetch(request), size.columns, size.lines)
             except ValueError as e:
                 lines = [one_line(f"{url}: {e}; trying again", size.columns - 1)]
             first, *others = lines[: size.lines - 1]
@@ -198,24 +198,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--page", type=int, default=1, help="of a hundred agents each (1)")
     add("--interval", metavar="S", type=float, default=2.0, help="seconds between two looks (2)")
     add("--once", action="store_true", help="print it once; so it does where the output is no terminal")
-    given = parser.parse_args(arguments)
-    if not 0.1 <= given.interval <= 3600:
+    options = parser.parse_args(arguments)
+    if not 0.1 <= options.interval <= 3600:
         parser.error("--interval takes a number of seconds from 0.1 to 3600")
-    url = given.balancer if "://" in given.balancer else f"http://{given.balancer}"
-    query = {"sort": given.sort, "filter": given.filter, "page": str(given.page), "size": "100"}
+    url = options.balancer if "://" in options.balancer else f"http://{options.balancer}"
+    query = {"sort": options.sort, "filter": options.filter, "page": str(options.page), "size": "100"}
     try:
-        ask = asking(url, query)
+        request = make_request(url, query)
     except ValueError as e:
         parser.error(f"--balancer: {e}")
-    if given.once or not sys.stdout.isatty():
+    if options.once or not sys.stdout.isatty():
         try:
-            told = fetch(ask)
+            data = fetch(request)
         except ValueError as e:
             sys.exit(f"ollama-balancer-top: {url}: {e}")
-        print("\n".join(screen(told, 1000, 1000)))
+        print("\n".join(screen(data, 1000, 1000)))
         return
     with contextlib.suppress(KeyboardInterrupt):
-        show(url, ask, given.interval, functools.partial(print, end="", flush=True))
+        show(url, request, options.interval, functools.partial(print, end="", flush=True))
 
 
 if __name__ == "__main__":

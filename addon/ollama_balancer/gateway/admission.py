@@ -11,10 +11,10 @@ from ..ollama.prompts import read_prompt
 from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route, find_redirect, find_route
 from .bodies import RefusedBodyError, model_in_query
+from .body_reader import Reading, read_body
 from .context import RequestContext
 from .decisions import Answer, error, redirected
 from .messages import ClientRequest
-from .reading import Reading, read_body
 from .translation import demand_of
 
 MAX_MODEL_NAME = 512

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl
 
+from ..ollama.decompression import DecompressionError, TooLargeError, decompress
 from ..ollama.json_scanning import is_json
 from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route
-from ..ollama.unpacking import TooLargeError, UnpackingError, unpacked
 
 ZSTD = "zstd"
 """The one Content-Encoding of requests that the server reads."""
 
-MOST_UNPACKED = 20 * 1024 * 1024
+MAX_DECOMPRESSED = 20 * 1024 * 1024
 """Bytes into which a body may unpack: the server's own limit (`maxDecompressedBodySize`)."""
 
 MOST_FIELDS = 100
@@ -36,22 +36,22 @@ class RefusedBodyError(Exception):
 
 def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
     """What the server reads. `encoding` is the first Content-Encoding, as it is written. RefusedBodyError: nothing."""
-    if not route.unpacks or encoding != ZSTD or body is None:
+    if not route.accepts_zstd or encoding != ZSTD or body is None:
         return body
     try:
-        if len(body) > MOST_UNPACKED:
+        if len(body) > MAX_DECOMPRESSED:
             raise TooLargeError
-        return unpacked(body, encoding, MOST_UNPACKED)
+        return decompress(body, encoding, MAX_DECOMPRESSED)
     except TooLargeError:
-        raise RefusedBodyError(413, f"the body unpacks into more than {MOST_UNPACKED} bytes") from None
-    except UnpackingError as e:
+        raise RefusedBodyError(413, f"the body unpacks into more than {MAX_DECOMPRESSED} bytes") from None
+    except DecompressionError as e:
         raise RefusedBodyError(400, f"failed to decompress request body: {e}") from None
 
 
 def check_readable(
-    route: Route, parsed: ParsedRequest, content: bytes | None, content_type: str, *, packed: bool
+    route: Route, parsed: ParsedRequest, content: bytes | None, content_type: str, *, compressed: bool
 ) -> None:
-    """RefusedBodyError: the request might run a model, and nobody knows which. `packed`: it has a Content-Encoding.
+    """RefusedBodyError: the request might run a model, and nobody knows which. `compressed`: it has a Content-Encoding.
 
     The words are those of the server.
     """
@@ -64,7 +64,7 @@ def check_readable(
     begins = content.lstrip(b" \t\r\n")[:1]
     if begins == b"{" and is_json(content):
         raise RefusedBodyError(400, "the body has too many values, or is nested too deeply, to be read")
-    if packed and begins:
+    if compressed and begins:
         raise RefusedBodyError(400, f"invalid character {_quoted(begins[0])} looking for beginning of value")
 
 

@@ -41,20 +41,20 @@ class Connections:
         """Whether it may come in, and which other has to go for that."""
         full = len(self._addresses) >= self.most
         too_many = self._counts[address] >= max(1, int(self.most * PART_OF_ONE))
-        leaves: str | None = None
+        evicted: str | None = None
         if too_many:
-            leaves = next((idle for idle in self._idle if self._addresses[idle] == address), None)
+            evicted = next((idle for idle in self._idle if self._addresses[idle] == address), None)
         elif full:
-            leaves = next(iter(self._idle), None)
-        if (full or too_many) and leaves is None:
+            evicted = next(iter(self._idle), None)
+        if (full or too_many) and evicted is None:
             return False, None
-        if leaves is not None:
-            self.discard(leaves)
+        if evicted is not None:
+            self.discard(evicted)
         self._addresses[client] = address
         self._counts[address] += 1
         self._idle[client] = None
         self._heads[client] = self._clock() + HEAD_SECONDS
-        return True, leaves
+        return True, evicted
 
     def address_of(self, client: str) -> str:
         return self._addresses.get(client, "a client")
@@ -93,9 +93,9 @@ class Connections:
     def overdue(self) -> list[str]:
         """Those whose head has not come in time."""
         now = self._clock()
-        late = []
+        overdue_clients = []
         for client, until in self._heads.items():
             if until > now:
                 break
-            late.append(client)
-        return late
+            overdue_clients.append(client)
+        return overdue_clients

@@ -28,7 +28,7 @@ from .messages import Response
 from .timeouts import Deadlines
 
 if TYPE_CHECKING:
-    from ..ollama.watching import AnswerWatcher
+    from ..ollama.answer_watcher import AnswerWatcher
     from .fanout import FanOut
 
 

@@ -12,7 +12,7 @@ from ..core.agent import Agent
 from ..core.registry import AgentRegistry
 from ..ollama.compact_json import compact
 from ..ollama.times import read_time
-from .running import MAX_AGENTS_SHOWN, RunningModels
+from .running_models import MAX_AGENTS_SHOWN, RunningModels
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
+from ..ollama.decompression import DecompressionError, decompressor_for
 from ..ollama.errors import Blame, classify, error_body, is_object, not_let_in
 from ..ollama.routes import Dialect, Route
-from ..ollama.unpacking import UnpackingError, unpacker_for
 from .attempts import FailedAttempt
 from .messages import RETRY_AFTER, Response, json_response
 
@@ -19,7 +19,7 @@ BUSY_SECONDS = 1.0
 MOST_BUSY_SECONDS = 60.0
 """For which it is left alone at most, whatever it says."""
 
-MAX_UNPACKED = 64 * 1024
+MAX_DECOMPRESSED = 64 * 1024
 
 _USEFUL = (
     Blame.CANNOT_LOAD,
@@ -137,9 +137,9 @@ def _decompressed(response: Response) -> bytes:
     encoding = response.header(b"content-encoding")
     if encoding is None or not response.body:
         return response.body
-    decompressor = unpacker_for(encoding)
+    decompressor = decompressor_for(encoding)
     try:
-        text = decompressor.feed(response.body, MAX_UNPACKED) if decompressor is not None else b""
-    except UnpackingError:
+        text = decompressor.feed(response.body, MAX_DECOMPRESSED) if decompressor is not None else b""
+    except DecompressionError:
         text = b""
     return text or _UNREADABLE

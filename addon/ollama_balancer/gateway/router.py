@@ -24,11 +24,11 @@ from ..text import one_line
 from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .bodies import RefusedBodyError
+from .body_reader import Reading
 from .context import RequestContext
 from .decisions import TEXT_TYPE, Answer, Broadcast, Forward, Wait, error
 from .merging import ROOT, MergedFleet
 from .messages import ClientRequest
-from .reading import Reading
 from .retry_budget import RetryBudget
 
 MAX_CORRECTIONS = 16

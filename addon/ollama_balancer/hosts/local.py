@@ -18,7 +18,7 @@ from ..core.agent import Agent
 from ..core.registry import AgentRegistry
 
 EVERYWHERE = ("0.0.0.0", "::")
-HERE = "this machine"
+THIS_MACHINE = "this machine"
 
 
 RECHECK_SECONDS = 10.0
@@ -30,7 +30,7 @@ class Locator:
 
     def __init__(self, registry: AgentRegistry) -> None:
         self._registry = registry
-        self._here: dict[int, dict[Agent, tuple[str, Address]]] = {}
+        self._local_agents: dict[int, dict[Agent, tuple[str, Address]]] = {}
         """Agents on this machine, by port: at which of its addresses they were reached, and what theirs was then."""
         self._listening: dict[int, tuple[float, frozenset[str]]] = {}
         """At which addresses alone this machine was last seen to listen, by port, and when."""
@@ -41,30 +41,30 @@ class Locator:
         ip, port = plain_ip(peer), address.port
         if agent.address != address or agent.removed or not ip:
             return
-        if not await self._is_here(ip):
-            self._here.get(port, {}).pop(agent, None)
+        if not await self._is_local(ip):
+            self._local_agents.get(port, {}).pop(agent, None)
             self._registry.located(agent, (ip, port))
             return
-        neighbours = self._here.setdefault(port, {})
-        if neighbours.get(agent) == (ip, address) and agent.host_key is not None and agent.online:
+        local_agents = self._local_agents.setdefault(port, {})
+        if local_agents.get(agent) == (ip, address) and agent.host_key is not None and agent.online:
             return
-        neighbours[agent] = ip, address
-        for other in [each for each, (_, at) in neighbours.items() if each.removed or each.address != at]:
-            del neighbours[other]
-        if all(where == ip for where, _ in neighbours.values()):
-            for each in list(neighbours):
+        local_agents[agent] = ip, address
+        for other in [each for each, (_, at) in local_agents.items() if each.removed or each.address != at]:
+            del local_agents[other]
+        if all(reached_at == ip for reached_at, _ in local_agents.values()):
+            for each in list(local_agents):
                 self._registry.located(each, (ip, port))
             return
         seen_at, listening = self._listening.get(port, (0.0, frozenset[str]()))
         if ip in listening and self._registry.clock() - seen_at < RECHECK_SECONDS:
-            self._registry.located(agent, key_here(ip, port, listening))
+            self._registry.located(agent, local_key(ip, port, listening))
             return
         listening = await asyncio.to_thread(listening_at, port)
         self._listening[port] = (self._registry.clock(), listening)
-        for each, (where, _) in list(neighbours.items()):
-            self._registry.located(each, key_here(where, port, listening))
+        for each, (reached_at, _) in list(local_agents.items()):
+            self._registry.located(each, local_key(reached_at, port, listening))
 
-    async def _is_here(self, ip: str) -> bool:
+    async def _is_local(self, ip: str) -> bool:
         if is_loopback(ip):
             return True
         if self._own is None:
@@ -72,9 +72,9 @@ class Locator:
         return ip in self._own
 
 
-def key_here(ip: str, port: int, listening: Collection[str]) -> Hashable:
+def local_key(ip: str, port: int, listening: Collection[str]) -> Hashable:
     """Where a server of this machine listens that is reached at that address, if these are listened at."""
-    return (ip, port) if ip in listening else (HERE, port)
+    return (ip, port) if ip in listening else (THIS_MACHINE, port)
 
 
 def listening_at(port: int) -> frozenset[str]:

@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 INTERVAL = 5.0
 """Seconds from one probe of an agent to the next."""
 
-LONGEST_INTERVAL = 2
+MAX_BACKOFF = 2
 """Times as long for who stays silent: it takes a connection and a time-out each time. Who is back is seen in 15 s."""
 
-PATIENT_TRIES = 4
+BACKOFF_AFTER = 4
 """Probes in vain after which an agent is asked less often, twice as long each time."""
 
 CHECKS_PER_INTERVAL = 10
@@ -47,10 +47,10 @@ CHECKS_PER_INTERVAL = 10
 ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
 
-HEARD_SECONDS = 5.0
+ACTIVITY_SECONDS = 5.0
 """An agent that is late to answer a probe, but has sent a part of an answer so recently, stays online."""
 
-FIRST_TRIES = 4
+STARTUP_ROUNDS = 4
 """How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
 
 INVENTORY_TIMEOUT = 5.0
@@ -105,13 +105,13 @@ def explain(address: Address, error: Exception) -> str:
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
+class Schedule:
     """When an agent is asked next."""
 
     at: float
     misses: int = 0
     """Probes that it has let run out of time, one after the other."""
-    asked: bool = False
+    in_progress: bool = False
     began: float = float("-inf")
     """When it was asked last."""
 
@@ -126,59 +126,59 @@ class Prober:
     """
 
     def __init__(
-        self, registry: AgentRegistry, *, take_in_local: Callable[[], bool], via: str, at_once: int | None = None
+        self, registry: AgentRegistry, *, wants_local: Callable[[], bool], via: str, at_once: int | None = None
     ) -> None:
         self.registry = registry
         self.via = via
-        self.take_in_local = take_in_local
+        self.wants_local = wants_local
         self.first_round = asyncio.Event()
         self._wake = asyncio.Event()
         self._has_begun = False
         self._locator = Locator(registry)
-        self._asked: set[tuple[Agent, Address]] = set()
+        self._in_progress: set[tuple[Agent, Address]] = set()
         """Who is asked at this moment."""
-        self._turns: dict[Agent, Turn] = {}
+        self._schedules: dict[Agent, Schedule] = {}
         at_once = AT_ONCE if at_once is None else min(at_once, AT_ONCE)
-        self._first = asyncio.Semaphore(max(1, at_once))
-        self._living = asyncio.Semaphore(max(1, at_once))
-        self._silent = asyncio.Semaphore(max(1, at_once // 4))
-        self._new = asyncio.Semaphore(max(1, at_once // 4))
+        self._startup_lane = asyncio.Semaphore(max(1, at_once))
+        self._online_lane = asyncio.Semaphore(max(1, at_once))
+        self._silent_lane = asyncio.Semaphore(max(1, at_once // 4))
+        self._new_lane = asyncio.Semaphore(max(1, at_once // 4))
 
     def wake(self) -> None:
         """Ask all now."""
-        for turn in self._turns.values():
-            turn.at, turn.misses = float("-inf"), 0
+        for schedule in self._schedules.values():
+            schedule.at, schedule.misses = float("-inf"), 0
         self._wake.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
         self._has_begun = True
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._first_rounds())
-            group.create_task(self._keep_asking(group))
+            group.create_task(self._probe_at_startup())
+            group.create_task(self._probe_regularly(group))
 
-    async def _first_rounds(self) -> None:
-        for _ in range(FIRST_TRIES):
-            if await self._ask_all() or self.registry.any_online:
+    async def _probe_at_startup(self) -> None:
+        for _ in range(STARTUP_ROUNDS):
+            if await self._probe_all() or self.registry.any_online:
                 break  # else: a host that was too slow once must not fail the first requests
         self.first_round.set()
 
-    async def _ask_all(self) -> bool:
+    async def _probe_all(self) -> bool:
         """Ask those that are not online; False if one did not answer in time."""
-        await self._take_in_local()
+        await self._add_local()
         probes = []
         async with asyncio.TaskGroup() as group:
             for agent in [a for a in self.registry if not a.online and self.registry.liveness.needs_probe(a)]:
-                probes.append(group.create_task(self._take_turn(agent, self._turn_of(agent), self._first)))
+                probes.append(group.create_task(self._probe_on_schedule(agent, self._claim(agent), self._startup_lane)))
                 await asyncio.sleep(0)  # a thousand that are begun at once would hold up everybody's streams
         return all(task.result() for task in probes)
 
-    async def _take_in_local(self) -> None:
-        if self.take_in_local() and len(self.registry) == 0 and await self._answers(LOCAL):
+    async def _add_local(self) -> None:
+        if self.wants_local() and len(self.registry) == 0 and await self._is_ollama(LOCAL):
             self.registry.register("local", LOCAL, Source.LOCAL)
             logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
 
-    async def _keep_asking(self, group: asyncio.TaskGroup) -> None:
+    async def _probe_regularly(self, group: asyncio.TaskGroup) -> None:
         local = self.registry.clock() + INTERVAL
         while True:
             self._wake.clear()
@@ -186,51 +186,53 @@ class Prober:
                 now = self.registry.clock()
                 if now >= local:
                     local = now + INTERVAL
-                    await self._take_in_local()
-                await self._ask_those_due(group)
+                    await self._add_local()
+                await self._probe_due(group)
             except Exception:
                 logger.exception("Probes failed; the next ones are in %g s.", INTERVAL)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL / CHECKS_PER_INTERVAL):
                     await self._wake.wait()
 
-    async def _ask_those_due(self, group: asyncio.TaskGroup) -> None:
+    async def _probe_due(self, group: asyncio.TaskGroup) -> None:
         now = self.registry.clock()
-        for agent in [agent for agent in self._turns if agent.removed]:
-            del self._turns[agent]
+        for agent in [agent for agent in self._schedules if agent.removed]:
+            del self._schedules[agent]
         for agent in list(self.registry):
-            turn = self._turns.get(agent)
-            if turn is not None and (turn.asked or now < turn.at):
+            schedule = self._schedules.get(agent)
+            if schedule is not None and (schedule.in_progress or now < schedule.at):
                 continue
             if not self.registry.liveness.needs_probe(agent) or not (agent.online or self.first_round.is_set()):
                 continue
-            lane = self._living if agent.online and agent.silent_since is None else self._silent
-            group.create_task(self._take_turn(agent, self._turn_of(agent), lane))
+            lane = self._online_lane if agent.online and agent.silent_since is None else self._silent_lane
+            group.create_task(self._probe_on_schedule(agent, self._claim(agent), lane))
             await asyncio.sleep(0)  # as above
 
-    def _turn_of(self, agent: Agent) -> Turn:
+    def _claim(self, agent: Agent) -> Schedule:
         """Its turn, which begins now: it is not due while it waits for its lane."""
-        turn = self._turns.get(agent)
-        if turn is None:
-            turn = self._turns[agent] = Turn(0.0)
-        turn.asked = True
-        return turn
+        schedule = self._schedules.get(agent)
+        if schedule is None:
+            schedule = self._schedules[agent] = Schedule(0.0)
+        schedule.in_progress = True
+        return schedule
 
-    async def _take_turn(self, agent: Agent, turn: Turn, lane: AbstractAsyncContextManager[None]) -> bool:
+    async def _probe_on_schedule(
+        self, agent: Agent, schedule: Schedule, lane: AbstractAsyncContextManager[None]
+    ) -> bool:
         """Ask an agent and say when it is asked next; False if it did not answer in time."""
         answered = True
         try:
             async with lane:
-                turn.began = self.registry.clock()
+                schedule.began = self.registry.clock()
                 if not agent.removed:
                     answered = await self.probe(agent)
         except Exception:
             logger.exception("Agent %s cannot be probed; the next try is in %g s.", agent.name, INTERVAL)
         finally:
-            turn.misses = 0 if answered or agent.online else turn.misses + 1
-            longer = min(LONGEST_INTERVAL, 2 ** max(0, turn.misses - PATIENT_TRIES))
-            turn.at = turn.began + INTERVAL * longer
-            turn.asked = False
+            schedule.misses = 0 if answered or agent.online else schedule.misses + 1
+            factor = min(MAX_BACKOFF, 2 ** max(0, schedule.misses - BACKOFF_AFTER))
+            schedule.at = schedule.began + INTERVAL * factor
+            schedule.in_progress = False
         return answered
 
     async def probe(self, agent: Agent) -> bool:
@@ -238,12 +240,12 @@ class Prober:
 
         What it answers is not trusted: sizes and types are checked, a bad answer is no answer.
         """
-        asked = (agent, agent.address)
-        self._asked.add(asked)
+        in_progress = (agent, agent.address)
+        self._in_progress.add(in_progress)
         try:
             return await self._ask(agent, agent.address)
         finally:
-            self._asked.discard(asked)
+            self._in_progress.discard(in_progress)
 
     async def _ask(self, agent: Agent, address: Address) -> bool:
         try:
@@ -267,7 +269,7 @@ class Prober:
                 self.registry.liveness.refuses(agent, not_let_in(e.status), PROBE_GRACE)
                 return True
             # On a machine that is busy with its answers, these tell that it is still there.
-            if late and agent.online and self.registry.clock() - agent.heard_at <= HEARD_SECONDS:
+            if late and agent.online and self.registry.clock() - agent.heard_at <= ACTIVITY_SECONDS:
                 self.registry.liveness.reached(agent)
                 return True
             reason = explain(address, e)
@@ -282,18 +284,18 @@ class Prober:
             self.registry.liveness.reached(agent)
         return True
 
-    async def look_at(self, agent: Agent) -> None:
+    async def probe_now(self, agent: Agent) -> None:
         """Ask one agent now, that is new, has moved or begins to report, if the rounds have begun; else they will."""
         if not self._has_begun:
             return
         since = self.registry.clock()
-        async with self._new:
-            turn = self._turns.get(agent)
-            if turn is not None:
-                turn.misses = 0
-            already = turn is not None and turn.began >= since and not turn.asked
-            if not (agent.removed or already or (agent, agent.address) in self._asked):
-                await self._take_turn(agent, self._turn_of(agent), contextlib.nullcontext())
+        async with self._new_lane:
+            schedule = self._schedules.get(agent)
+            if schedule is not None:
+                schedule.misses = 0
+            just_probed = schedule is not None and schedule.began >= since and not schedule.in_progress
+            if not (agent.removed or just_probed or (agent, agent.address) in self._in_progress):
+                await self._probe_on_schedule(agent, self._claim(agent), contextlib.nullcontext())
 
     async def refresh(self, agent: Agent) -> None:
         """See at once what models an agent has, after something has changed there."""
@@ -338,7 +340,7 @@ class Prober:
             self.registry.inventory.update_loaded(agent, loaded, began)
             self.registry.inventory.update_models(agent, models)
 
-    async def _answers(self, address: Address) -> bool:
+    async def _is_ollama(self, address: Address) -> bool:
         try:
             Version.model_validate_json((await self._get(address, "/api/version", ALIVE_TIMEOUT)).body)
         except (CallError, ValueError):

@@ -21,7 +21,7 @@ from ..core.policies import POLICIES
 from ..text import one_line
 
 if TYPE_CHECKING:
-    from .notes import Settings
+    from .caveats import Settings
     from .report import Report
 
 HOW_TO_RECORD = "save flows with: mitmdump -s addon/balancer.py -w FILE"
@@ -30,7 +30,7 @@ HOW_TO_RECORD = "save flows with: mitmdump -s addon/balancer.py -w FILE"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 where there is nothing to simulate."""
     chosen = parser().parse_args(arguments)
-    from .notes import Settings
+    from .caveats import Settings
 
     settings = Settings(chosen.seed, chosen.load, chosen.patience, chosen.slots, chosen.fits, chosen.keep_alive)
     before = logging.root.manager.disable
@@ -52,7 +52,7 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
     """Read, learn and simulate. ValueError: what is wrong and what to do, in a line."""
     from .flows import read
     from .rates import learn
-    from .replaying import as_recorded, workload
+    from .recorded_workload import as_recorded, workload
     from .report import Report
     from .simulation import Simulation
 

@@ -21,11 +21,11 @@ from ..gateway.admission import MAX_MODEL_NAME
 from ..gateway.translation import demand_of
 from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
+from ..ollama.answer_watcher import AnswerWatcher
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_prefix, read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
-from ..ollama.watching import AnswerWatcher
 from ..text import one_line
 from .recording import Recorded, Recording
 

@@ -11,8 +11,8 @@ from statistics import median
 from ..core.agent import Agent
 from ..core.scoring.estimates import Estimates, Figure
 from .hosts import Model, Rates, Spec
+from .learning_replay import LearningReplay
 from .recording import Recorded, Recording
-from .retelling import Retelling
 
 KEEP_ALIVE = 300.0
 """Seconds for which a host keeps an idle model in memory, as Ollama does, unless it was seen to keep one for longer."""
@@ -62,10 +62,10 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
         name: fits or recording.fits.get(name) or max(recording.together.get(name, 1), at_once)
         for name, (at_once, _) in seen.items()
     }
-    retelling = Retelling(names, room)
-    retelling.run(recording.requests)
+    replay = LearningReplay(names, room)
+    replay.run(recording.requests)
     models = sorted({request.model for request in recording.requests})
-    pace = _Pace(retelling.registry.learner.estimates, retelling.agents.values(), models)
+    pace = _Pace(replay.registry.learner.estimates, replay.agents.values(), models)
     having, assumed = _holders(recording, answered, names, models)
     hosts = tuple(
         Spec(
@@ -78,7 +78,7 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
             loaded=_loaded_at_first(answered.get(name, ()))[: room[name]],
             keep=keep or max(KEEP_ALIVE, seen[name][1]),
         )
-        for name, agent in retelling.agents.items()
+        for name, agent in replay.agents.items()
     )
     pairs = {(host.name, model) for host in hosts for model in host.rates or ()}
     return LearnedFleet(

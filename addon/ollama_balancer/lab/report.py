@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from .notes import Settings, counted, notes
+from .caveats import Settings, counted, notes
 from .rates import LearnedFleet
 from .recording import Recording
 from .simulation import IN_TIME, Result

@@ -20,7 +20,7 @@ class Announcement:
 
     def update(self, token: Token, *, wanted: bool) -> None:
         """Begin or end to announce it."""
-        announced = self._wanted(token) if wanted else None
+        announced = self._parameters(token) if wanted else None
         if announced == self._announced:
             return
         self._announced = announced
@@ -30,7 +30,7 @@ class Announcement:
 
             self._task = run_in_background(announce(*announced), "announcement")
 
-    def _wanted(self, token: Token) -> tuple[str, int, tuple[str, ...]] | None:
+    def _parameters(self, token: Token) -> tuple[str, int, tuple[str, ...]] | None:
         from ..hosts.announcing import addresses_of
 
         first = port()

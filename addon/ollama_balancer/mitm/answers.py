@@ -29,18 +29,18 @@ from .fastpath import relay
 from .flows import context_of, detach, flow_of, path_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
-from .inspection.keeping import shortened
+from .inspection.truncation import truncated
 from .shared_stream import SharedStream
 from .stream import BUFFERED_ANSWER
 from .stream_hooks import FailedStream
 from .transports import handler_of
 
 if TYPE_CHECKING:
-    from ..ollama.watching import AnswerWatcher, Verdict
+    from ..ollama.answer_watcher import AnswerWatcher, Verdict
 
 logger = logging.getLogger(__name__)
 
-TELLING_SECONDS = 0.1
+MIN_STREAM_SECONDS = 0.1
 """How long an answer has to take for the times of its pieces to tell how fast it was made."""
 
 
@@ -91,22 +91,22 @@ class Answers:
         context.first_byte = context.last_activity
         if context.lease is not None and response.status_code < 400:
             context.lease.began()
-        told = by_name(response.headers.fields)
+        headers = by_name(response.headers.fields)
         if context.reservation is None:
             context.reservation = self.balancer.budget.hold()
         watcher = context.watcher = _watcher()(
-            told.get(b"content-type", b"").lower().decode("latin-1"),
-            told.get(b"content-encoding", b"").strip().lower().decode("latin-1"),
+            headers.get(b"content-type", b"").lower().decode("latin-1"),
+            headers.get(b"content-encoding", b"").strip().lower().decode("latin-1"),
             self.balancer.settings.body_limit if self.balancer.settings else 0,
             context.reservation.grow,
         )
         if context.fan_out is not None:
             streams = context.fan_out.streamed
         else:
-            length = told.get(b"content-length", b"")
+            length = headers.get(b"content-length", b"")
             streams = watcher.streamed or (length.isdigit() and int(length) > BUFFERED_ANSWER)
         if streams:
-            response.stream = context.pass_on = _passing_on(context, watcher, response)
+            response.stream = context.pass_on = _chunk_filter(context, watcher, response)
         self.balancer.show(flow, context)
 
     def relay(self, stream: SharedStream) -> bool:
@@ -114,12 +114,12 @@ class Answers:
         flow = stream.flow
         context = context_of(flow)
         handler = handler_of(flow.client_conn)
-        settings, lost = self.balancer.settings, self.balancer.lost
+        settings, unsupported = self.balancer.settings, self.balancer.unsupported
         if (
             settings is None
             or not settings.relay
-            or lost is None
-            or Use.RELAY in lost
+            or unsupported is None
+            or Use.RELAY in unsupported
             or handler is None
             or context is None
             or context.pass_on is None
@@ -128,9 +128,9 @@ class Answers:
             or not relay.suits(stream)
         ):
             return False
-        by_selector = settings.relay_selector and Use.SELECTOR not in lost
+        by_selector = settings.relay_selector and Use.SELECTOR not in unsupported
         stream.relay = relay.begin(
-            handler, stream, context.pass_on, _hearing(context, handler), by_selector=by_selector
+            handler, stream, context.pass_on, _activity_callback(context, handler), by_selector=by_selector
         )
         if stream.relay is None:
             return True
@@ -143,7 +143,7 @@ class Answers:
         if response is not None:
             watcher = context.watcher if context is not None else None
             if context and watcher:
-                response.stream = context.pass_on = _passing_on(context, watcher, response)
+                response.stream = context.pass_on = _chunk_filter(context, watcher, response)
             else:
                 response.stream = True
 
@@ -167,7 +167,7 @@ class Answers:
             self._annotate(flow, context)
         elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
             self.balancer.accounting.unrouted(path, response.status_code)
-        _let_go(flow, context)
+        _release_filter(flow, context)
         self.balancer.flows.finished(flow)
 
     @timed
@@ -177,14 +177,14 @@ class Answers:
             return
         self.on_end(flow.client_conn.id)
         if context.is_routed:
-            self._end_in_error(flow, context)
+            self._end_failed(flow, context)
         elif not is_control_path(path := path_of(flow)):
             killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
             self.balancer.accounting.unrouted(path, None, cancelled_by=KILLED if killed else "client")
-        _let_go(flow, context)
+        _release_filter(flow, context)
         self.balancer.flows.finished(flow)
 
-    def _end_in_error(self, flow: http.HTTPFlow, context: RequestContext) -> None:
+    def _end_failed(self, flow: http.HTTPFlow, context: RequestContext) -> None:
         message = flow.error.msg if flow.error else "unknown error"
         gone = not flow.client_conn.connected or message == Error.KILLED_MESSAGE
         context.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
@@ -212,10 +212,10 @@ class Answers:
             self.balancer.registry.ejection.failed(context.lease, message)
         context.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
-            words = error_trailer(context.dialect, watcher.content_type, watcher.partial_event, message)
+            trailer = error_trailer(context.dialect, watcher.content_type, watcher.partial_event, message)
             # Where a compressed stream cannot go on with them, the client's connection is cut.
-            failed.error_trailer = watcher.ending(words) or b""
-            watcher.feed_own(words)
+            failed.error_trailer = watcher.encode_trailer(trailer) or b""
+            watcher.feed_trailer(trailer)
 
     def _judge(self, context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> None:
         """Was it a success?"""
@@ -258,29 +258,29 @@ class Answers:
 @functools.cache
 def _watcher() -> Callable[[str, str, int, Callable[[int], bool] | None], AnswerWatcher]:
     """Loaded when the first answer comes; to import it each time takes long, too."""
-    from ..ollama.watching import watcher_of
+    from ..ollama.answer_watcher import watcher_of
 
     return watcher_of
 
 
-def _hearing(context: RequestContext, handler: ProxyConnectionHandler) -> Callable[[], None]:
+def _activity_callback(context: RequestContext, handler: ProxyConnectionHandler) -> Callable[[], None]:
     """Notes that the agent has sent something."""
     register_activity: Callable[[], None] = handler.timeout_watchdog.register_activity
 
-    def heard() -> None:
+    def on_activity() -> None:
         register_activity()
         context.note_activity()
 
-    return heard
+    return on_activity
 
 
-def _passing_on(context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
+def _chunk_filter(context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
     """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
-    from ..ollama.watching import NO_TERMINAL
+    from ..ollama.answer_watcher import NO_TERMINAL
 
     status = response.status_code
 
-    def passed(chunk: bytes) -> bytes:
+    def filter_chunk(chunk: bytes) -> bytes:
         if chunk:
             watcher.feed(chunk)
             context.note_activity()
@@ -290,9 +290,9 @@ def _passing_on(context: RequestContext, watcher: AnswerWatcher, response: http.
             error = watcher.verdict().error
             if error == NO_TERMINAL and "content-length" not in response.headers:
                 context.problem = error
-                words = error_trailer(context.dialect, watcher.content_type, partial_event, error)
-                ending = watcher.ending(words)
-                watcher.feed_own(words)
+                trailer = error_trailer(context.dialect, watcher.content_type, partial_event, error)
+                ending = watcher.encode_trailer(trailer)
+                watcher.feed_trailer(trailer)
                 if ending is None:
                     # The compressed stream has ended: only a connection that is cut tells the client.
                     flow = flow_of(context)
@@ -300,11 +300,11 @@ def _passing_on(context: RequestContext, watcher: AnswerWatcher, response: http.
                         flow.kill()
                     return b""
                 return ending
-            if watcher.packed and error is None and "content-length" not in response.headers:
-                return watcher.missing
+            if watcher.compressed and error is None and "content-length" not in response.headers:
+                return watcher.missing_end
         return b""
 
-    return passed
+    return filter_chunk
 
 
 def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) -> float | None:
@@ -312,10 +312,10 @@ def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) ->
     if verdict.decode_seconds is not None or not watcher.streamed or context.first_byte is None:
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, context.clock() - context.first_byte
-    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= TELLING_SECONDS else None
+    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= MIN_STREAM_SECONDS else None
 
 
-def _let_go(flow: http.HTTPFlow, context: RequestContext) -> None:
+def _release_filter(flow: http.HTTPFlow, context: RequestContext) -> None:
     """A flow that is kept for people to see is not to keep what its answer went through."""
     if flow.response is not None and context.pass_on is not None and flow.response.stream is context.pass_on:
         flow.response.stream = True
@@ -323,6 +323,6 @@ def _let_go(flow: http.HTTPFlow, context: RequestContext) -> None:
 
 def _store(response: http.Response, watcher: AnswerWatcher) -> None:
     """Have the flow show what was passed on, unpacked."""
-    response.raw_content = shortened(*watcher.kept.ends(), watcher.kept.left_out)
-    if watcher.packed:
+    response.raw_content = truncated(*watcher.captured.ends(), watcher.captured.left_out)
+    if watcher.compressed:
         response.headers.pop("content-encoding", None)

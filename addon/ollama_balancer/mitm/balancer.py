@@ -24,7 +24,7 @@ from ..ollama.names import canonical_name
 from ..storage.token import Token
 from . import transports
 from .adapter import FlowAdapter
-from .compat import Lost
+from .compat import Unsupported
 from .fastpath.hooks import HookFastPath
 from .flow_list import FlowList
 from .inspection.annotations import annotate
@@ -59,7 +59,7 @@ class Balancer:
         self.settings: Settings | None = None
         self.token: Token | None = None
         self.registry = AgentRegistry(self.clock, must_reach=True, canonical_name=canonical_name)
-        self.registry.fleet.on_unproven = self.look_at
+        self.registry.fleet.on_unproven = self.probe_now
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.gateway = Gateway(self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending)
         self.gateway.router.is_observed = self.is_observed
@@ -72,7 +72,7 @@ class Balancer:
         self.flows = FlowList(self.budget, self.blocked_clients)
         self.hooks: HookFastPath | None = None
         """mitmproxy's hooks by the short way; None before the addon is loaded."""
-        self.lost: Lost | None = None
+        self.unsupported: Unsupported | None = None
         """What does not work with what is installed. None: nothing does, or it is not loaded."""
         self.prober: Prober | None = None
         self.running = False
@@ -83,10 +83,10 @@ class Balancer:
         """Whether no option names an agent."""
         return self.settings is not None and not self.settings.agents and not self.settings.demo
 
-    def look_at(self, agent: Agent) -> None:
+    def probe_now(self, agent: Agent) -> None:
         """Probe an agent that is new or has moved."""
         if self.prober is not None:
-            run_in_background(self.prober.look_at(agent), "first look")
+            run_in_background(self.prober.probe_now(agent), "first look")
 
     def allows(self, origin: str) -> bool:
         """Whether web pages of that origin may call."""

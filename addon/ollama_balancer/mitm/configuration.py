@@ -40,7 +40,7 @@ class Configuration:
 
     def configure(self, updated: set[str]) -> None:
         balancer = self.balancer
-        if balancer.lost is None:
+        if balancer.unsupported is None:
             return
         try:
             settings = options.read(ctx.options)

@@ -67,7 +67,7 @@ class Connections:
             self.limits.discard(client)
             abort_client(client)
         if self.stalled.due:
-            self._cut_unread()
+            self._cut_stalled()
 
     def stop(self) -> None:
         """Have asyncio accept connections as before."""
@@ -90,11 +90,11 @@ class Connections:
             return
         assert isinstance(layer, HttpLayer)
         layer.context.layers.remove(layer)
-        ours = self.http_layer(layer.context, layer.mode)
+        balanced = self.http_layer(layer.context, layer.mode)
         if parent is None:
-            data.layer = ours
+            data.layer = balanced
         else:
-            parent.child_layer = ours  # type: ignore[attr-defined]
+            parent.child_layer = balanced  # type: ignore[attr-defined]
 
     def http_layer(self, context: Context, mode: HTTPMode) -> BalancedHttpLayer:
         hooks = self.balancer.hooks
@@ -131,16 +131,16 @@ class Connections:
             return
         handler = handler_of(client)
         if handler is not None:
-            comes_in, leaves = self.limits.add(client.id, str(client.peername[0]) if client.peername else "")
-            if leaves is not None:
-                abort_client(leaves)
-            if not comes_in:
+            accepted, evicted = self.limits.add(client.id, str(client.peername[0]) if client.peername else "")
+            if evicted is not None:
+                abort_client(evicted)
+            if not accepted:
                 self._refuse_client(client, handler)
                 return
             handler.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(MAX_CONNECTIONS))
-        self._look_at(client)
+        self._check_address(client)
 
-    def _look_at(self, client: Client) -> None:
+    def _check_address(self, client: Client) -> None:
         """May it come in?"""
         if client.peername and not self.balancer.networks.allow(client.peername[0]):
             self.balancer.blocked_clients.add(client.id)
@@ -149,7 +149,7 @@ class Connections:
         """The same of all that are connected."""
         self.balancer.blocked_clients.clear()
         for handler in handlers().values():
-            self._look_at(handler.client)
+            self._check_address(handler.client)
 
     def _refuse_client(self, client: Client, handler: ProxyConnectionHandler) -> None:
         most, now = self.limits.most, self.balancer.clock()
@@ -220,7 +220,7 @@ class Connections:
         if context is not None:
             self.answers.cancel(context)
 
-    def _cut_unread(self) -> None:
+    def _cut_stalled(self) -> None:
         """Cut the clients that do not take their answers, and free what these have taken."""
         waiting: list[tuple[tuple[str, int], Hashable]] = []
         for client_id, handler in handlers().items():

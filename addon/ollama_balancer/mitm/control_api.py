@@ -32,26 +32,26 @@ class ControlApi:
         self.requests = requests
         self.startup = startup
         self._started = balancer.clock()
-        self._made: Application | None = None
+        self._app: Application | None = None
 
     def _application(self) -> Application:
         # No property: mitmproxy looks at all that an addon has for commands when it loads it.
-        if self._made is None:
+        if self._app is None:
             from ..api.app import ControlApi as Application
 
             balancer = self.balancer
-            self._made = Application(
+            self._app = Application(
                 balancer.registry,
                 balancer.gateway.router.queue,
                 balancer.gateway.request_metrics,
                 balancer.accounting.recent,
                 balancer.accounting.history,
                 self._started,
-                balancer.look_at,
+                balancer.probe_now,
                 lambda: balancer.stopper.ending,
                 lambda: balancer.gateway.in_flight,
             )
-        return self._made
+        return self._app
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer a call of the balancer's own API."""
@@ -71,8 +71,8 @@ class ControlApi:
         self.balancer.accounting.count()
         authorized = is_authorized(flow)
         if path == HEALTH and flow.request.method == "GET":
-            status, told = health(self.balancer.registry, ending=self.balancer.stopper.ending)
-            body = json.dumps(told, separators=(",", ":")).encode()
+            status, health_data = health(self.balancer.registry, ending=self.balancer.stopper.ending)
+            body = json.dumps(health_data, separators=(",", ":")).encode()
             flow.response = to_mitmproxy(json_response(status, body))
             return
         await self.startup.wait_until_loaded()
@@ -88,4 +88,4 @@ class ControlApi:
         else:
             await serve(self._application().app, flow, authorized=authorized)
             if flow.response is not None and flow.response.status_code == 401:
-                flow.response = self.requests.slowed(flow, flow.response)
+                flow.response = self.requests.throttled(flow, flow.response)

@@ -34,9 +34,9 @@ def allow_origin(response: http.Response, origin: str) -> None:
 def keep_alive(request: http.Request, response: http.Response) -> None:
     """Tell a client of HTTP/1.0 that its connection goes on, where it does: it would wait for the end otherwise."""
     if response.data.http_version != b"HTTP/1.0" and "content-length" in response.headers:
-        asked = (header(request.headers.fields, b"connection") or "").lower()
-        if asked == "keep-alive":
-            response.headers["Connection"] = asked
+        connection = (header(request.headers.fields, b"connection") or "").lower()
+        if connection == "keep-alive":
+            response.headers["Connection"] = connection
 
 
 def client_request(request: http.Request) -> ClientRequest:

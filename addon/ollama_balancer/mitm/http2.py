@@ -149,7 +149,7 @@ class BoundedH2Connection(BufferedH2Connection):
             self._wake()
 
     def _take_updates(self, events: list[h2.events.Event]) -> list[h2.events.Event]:
-        rest: list[h2.events.Event] = []
+        remaining: list[h2.events.Event] = []
         updated: dict[int, None] = {}
         for event in events:
             match event:
@@ -164,13 +164,13 @@ class BoundedH2Connection(BufferedH2Connection):
                 case h2.events.ConnectionTerminated():
                     self.stream_buffers.clear()
                     self.stream_trailers.clear()
-            rest.append(event)
+            remaining.append(event)
         if 0 in updated:
             self.connection_window_updated()
         else:
             for stream_id in updated:
                 self.stream_window_updated(stream_id)
-        return rest
+        return remaining
 
     def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
         self._drop(stream_id)
@@ -194,7 +194,7 @@ class BoundedH2Connection(BufferedH2Connection):
                 future.set_result(None)
 
 
-class HeldUp:
+class BackloggedHosts:
     """The hosts whose answers wait for the client of one connection."""
 
     def __init__(self, client_id: str, connection: BoundedH2Connection) -> None:
@@ -202,7 +202,7 @@ class HeldUp:
         self._streams: dict[Connection, int] = {}
         _of_clients[client_id] = self
 
-    def look(self, stream_id: int, host: Connection) -> None:
+    def check(self, stream_id: int, host: Connection) -> None:
         """A piece of that stream's answer, which comes from that host, has been passed on."""
         if self.connection.held(stream_id) > MOST_HELD:
             self._streams[host] = stream_id
@@ -224,22 +224,22 @@ class HeldUp:
                     self._streams.pop(host, None)
 
 
-_of_clients: WeakValueDictionary[str, HeldUp] = WeakValueDictionary()
+_of_clients: WeakValueDictionary[str, BackloggedHosts] = WeakValueDictionary()
 
 
-def holds_up(client_id: str, host: Connection | None) -> bool:
+def is_backlogged(client_id: str, host: Connection | None) -> bool:
     """Whether that host's answer waits for the windows of that client."""
-    held_up = _of_clients.get(client_id)
-    return held_up is not None and host is not None and host in held_up
+    backlogged = _of_clients.get(client_id)
+    return backlogged is not None and host is not None and host in backlogged
 
 
 async def drain_writers(self: Any) -> None:
     """`ConnectionHandler.drain_writers`, which waits for the windows of HTTP/2 as well."""
     await DRAIN_WRITERS.original(self)
     if _of_clients:
-        held_up = _of_clients.get(self.client.id)
-        if held_up is not None:
-            await held_up.wait(self)
+        backlogged = _of_clients.get(self.client.id)
+        if backlogged is not None:
+            await backlogged.wait(self)
 
 
 def handle_event(self: Any, event: Any) -> CommandGenerator[bool]:

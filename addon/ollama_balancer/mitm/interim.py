@@ -12,7 +12,7 @@ from typing import Any
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import ErrorCode, Http1Client, ReceiveHttp, ResponseProtocolError
 
-MOST = 100
+MAX_INTERIM = 100
 """Interim answers to one request; a host that sends more says nothing."""
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r\n]")
@@ -24,7 +24,7 @@ def read_past(read_headers: Read, client: Http1Client, event: events.Event) -> l
     """`read_headers`, of what comes after interim answers."""
     if isinstance(event, events.DataReceived) and client.stream_id is not None and not _skip(client):
         yield commands.CloseConnection(client.conn)
-        problem = f"more than {MOST} interim answers"
+        problem = f"more than {MAX_INTERIM} interim answers"
         yield ReceiveHttp(ResponseProtocolError(client.stream_id, problem, ErrorCode.GENERIC_SERVER_ERROR))
         return
     yield from read_headers(client, event)
@@ -32,13 +32,13 @@ def read_past(read_headers: Read, client: Http1Client, event: events.Event) -> l
 
 def _skip(client: Http1Client) -> bool:
     """Take the interim answers off what has come; False if there are too many."""
-    known: Any = client.__dict__
+    attributes: Any = client.__dict__
     while _INTERIM.match(bytes(client.buf)):
-        stream_id, seen = known.get("_interim", (None, 0))
-        seen = seen + 1 if stream_id == client.stream_id else 1
+        stream_id, count = attributes.get("_interim", (None, 0))
+        count = count + 1 if stream_id == client.stream_id else 1
         if client.buf.maybe_extract_lines() is None:
             break  # its end has not come
-        known["_interim"] = client.stream_id, seen
-        if seen > MOST:
+        attributes["_interim"] = client.stream_id, count
+        if count > MAX_INTERIM:
             return False
     return True

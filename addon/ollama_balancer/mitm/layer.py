@@ -32,7 +32,7 @@ from mitmproxy.proxy.layers.http import (
 
 from .compat.mitmproxy_names import HttpLayerBase
 from .headers import request_to_agent
-from .http2 import BoundedH2Connection, HeldUp
+from .http2 import BackloggedHosts, BoundedH2Connection
 from .shared_stream import SharedStream
 from .stream import BalancedStream
 
@@ -89,7 +89,7 @@ class BalancedHttpLayer(HttpLayerBase):
         """The connection whose events are being handled."""
         self.used: set[Connection] = set()
         """Connections to agents that have carried a request."""
-        self.held_up: HeldUp | None = None
+        self.backlogged: BackloggedHosts | None = None
         """Of a client that speaks HTTP/2."""
 
     def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -114,12 +114,12 @@ class BalancedHttpLayer(HttpLayerBase):
             if isinstance(stream, BalancedStream):
                 stream.release()
                 stream.response_body_buf.clear()
-        if self.held_up is not None:
-            self.held_up.connection.release()
+        if self.backlogged is not None:
+            self.backlogged.connection.release()
 
     def held(self) -> list[tuple[int, int]]:
         """The streams of HTTP/2 for whose windows something waits, and how many bytes."""
-        return self.held_up.connection.all_held() if self.held_up is not None else []
+        return self.backlogged.connection.all_held() if self.backlogged is not None else []
 
     def flows(self, stream_id: int) -> list[http.HTTPFlow]:
         """The request of that stream; of all, if it is 0."""
@@ -162,10 +162,10 @@ class BalancedHttpLayer(HttpLayerBase):
 
     def make_stream(self, stream_id: StreamId) -> layer.CommandGenerator[None]:
         client = self.connections[self.context.client]
-        if self.held_up is None and isinstance(client, Http2Server):
+        if self.backlogged is None and isinstance(client, Http2Server):
             connection = client.h2_conn
             if isinstance(connection, BoundedH2Connection):
-                self.held_up = HeldUp(self.context.client.id, connection)
+                self.backlogged = BackloggedHosts(self.context.client.id, connection)
         self.streams[stream_id] = BalancedStream(self.context.fork(), stream_id)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 

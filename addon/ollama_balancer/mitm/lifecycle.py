@@ -54,15 +54,15 @@ class Lifecycle:
     def load(self, loader: Loader) -> None:
         balancer = self.balancer
         try:
-            lost = patches.apply()
+            unsupported = patches.apply()
         except compat.IncompatibleError as e:
             logger.error("%s", e)  # mitmproxy ends itself on an error that is logged at the start
-            balancer.lost = None
+            balancer.unsupported = None
             return
-        if lost != balancer.lost and lost.uses:
-            logger.warning("%s", lost)
-        balancer.lost = lost
-        if balancer.hooks is None and Use.HOOKS not in lost:
+        if unsupported != balancer.unsupported and unsupported.uses:
+            logger.warning("%s", unsupported)
+        balancer.unsupported = unsupported
+        if balancer.hooks is None and Use.HOOKS not in unsupported:
             balancer.hooks = HookFastPath(loader.master.addons, loader.master.options, self.own)
         replay_through(self.connections.http_layer)  # here, as mitmproxy begins with -C before all addons run
 
@@ -77,7 +77,7 @@ class Lifecycle:
         balancer.running = True
         self.configuration.log_mode()
         make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
-        self._listen_for_the_end()
+        self._install_signal_handlers()
         balancer.flows.attach()
         if balancer.hooks is not None:
             balancer.hooks.forget()
@@ -124,15 +124,15 @@ class Lifecycle:
             hide_comments()
             self.configuration.overrides.restore(ctx.options)
 
-    def _listen_for_the_end(self) -> None:
+    def _install_signal_handlers(self) -> None:
         # In mitmproxy's console the interrupt key asks a person.
         interrupt = () if hasattr(ctx.master, "prompt_for_exit") else (signal.SIGINT,)
         # Whoever has started it with nohup wants it to go on.
         hang_ups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-        heard = [number for number in hang_ups if signal.getsignal(number) is not signal.SIG_IGN]
+        handled = [number for number in hang_ups if signal.getsignal(number) is not signal.SIG_IGN]
         self.balancer.stopper.listen(
             signal.SIGTERM,
-            *heard,
+            *handled,
             *interrupt,
             timeout=lambda: self.balancer.settings.stop_timeout if self.balancer.settings else 0,
         )

@@ -51,9 +51,9 @@ def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
     if at is None:
         return ["mitmproxy listens on no port, so nobody can reach the balancer: start it without --no-server."]
     report = f"ollama-agent-reporter --balancer {at.url}"
-    given = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+    token_hint = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
     if at.local:
-        token_file = f" --token-file {token.file}" if token.file is not None else f" {given}"
+        token_file = f" --token-file {token.file}" if token.file is not None else f" {token_hint}"
         return [
             f"Clients on this machine: set OLLAMA_HOST={at.url}, or use it as the base URL.",
             f"This machine's own Ollama reports with: {report}{token_file}",
@@ -61,11 +61,11 @@ def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
             "--listen-host 0.0.0.0 it listens on all addresses.",
         ]
     if token.file is not None:
-        given = f"with a copy of {token.file} from here"
+        token_hint = f"with a copy of {token.file} from here"
         report += f" --token-file {credentials.FILE_NAME}"
     return [
         f"Clients: set OLLAMA_HOST={at.url}, or use it as the base URL.",
-        f"On each Ollama host, {given}, run: {report}",
+        f"On each Ollama host, {token_hint}, run: {report}",
     ]
 
 

@@ -83,8 +83,8 @@ def _memory(value: object) -> int:
 
 def _entries(value: object) -> Iterator[str]:
     """mitmproxy hands a sequence option given once as one entry: let that hold several, as people expect."""
-    for whole in value if isinstance(value, Sequence) else ():
-        yield from (part.strip() for part in whole.split(",") if part.strip())
+    for text in value if isinstance(value, Sequence) else ():
+        yield from (part.strip() for part in text.split(",") if part.strip())
 
 
 def static_agents(value: object) -> tuple[tuple[str, Address], ...]:

@@ -267,13 +267,15 @@ def misplaced(options: OptManager) -> list[str]:
     """What is wrong with options that look like the balancer's and are not, and with arguments that look like a part of
     one; to be asked at the start, when all addons are loaded.
     """
-    ours = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
-    wrong = [name for name in options.deferred if name.startswith(PREFIX)]
-    known = ", ".join(ours)
-    return [f"{name}: there is no such option; the balancer's are {known}" for name in wrong] + _cut_off(options, ours)
+    own_names = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
+    unknown = [name for name in options.deferred if name.startswith(PREFIX)]
+    known = ", ".join(own_names)
+    return [f"{name}: there is no such option; the balancer's are {known}" for name in unknown] + _find_stray_value(
+        options, own_names
+    )
 
 
-def _cut_off(options: OptManager, ours: Sequence[str]) -> list[str]:
+def _find_stray_value(options: OptManager, own_names: Sequence[str]) -> list[str]:
     """mitmdump takes an argument that belongs to no option for a filter of flows, without a word. After a blank in a
     list, as in `--set balancer_agents=a=http://x, b=http://y`, that is the rest of the list.
     """
@@ -286,7 +288,7 @@ def _cut_off(options: OptManager, ours: Sequence[str]) -> list[str]:
         except ValueError:
             continue
         return [f"balancer_agents: {without_password(word)[:200]!r} stands outside of the option; {advice}"]
-    for name in ours:
+    for name in own_names:
         value = getattr(options, name)
         if stray and not isinstance(value, str) and isinstance(value, Sequence):
             last = str(value[-1]) if value else ""

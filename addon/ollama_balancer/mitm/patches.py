@@ -58,11 +58,11 @@ class HeadBegunHook(commands.StartHook):
 def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> bytes:
     """An answer, head and all, after which the connection is closed."""
     body = error_body(dialect, status, one_line(message, 300))
-    later = b"Retry-After: 5\r\n" if status == 503 else b""
+    retry_header = b"Retry-After: 5\r\n" if status == 503 else b""
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n%s"
         b"Content-Length: %d\r\n\r\n%s"
-        % (status, status_codes.RESPONSES.get(status, "").encode(), later, len(body), body)
+        % (status, status_codes.RESPONSES.get(status, "").encode(), retry_header, len(body), body)
     )
 
 
@@ -97,18 +97,18 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
         dialect = dialect_of(path[0].partition(b"?")[0].decode("utf-8", "replace")) if path else Dialect.OLLAMA
         yield commands.Log(f"{human.format_address(self.conn.peername)}: refused: {e.message}")
         yield commands.SendData(self.conn, refusal(e.status, e.message, dialect))
-        swallowed = 0
+        discarded = 0
 
-        def swallow(event: events.Event) -> CommandGenerator[None]:
-            nonlocal swallowed
-            swallowed += len(self.buf)
+        def discard(event: events.Event) -> CommandGenerator[None]:
+            nonlocal discarded
+            discarded += len(self.buf)
             self.buf = LimitedBuffer()
-            if not isinstance(event, events.DataReceived) or swallowed > DISCARD_LIMIT:
+            if not isinstance(event, events.DataReceived) or discarded > DISCARD_LIMIT:
                 yield commands.CloseConnection(self.conn)
                 self.state = self.done
 
-        self.state = swallow
-        yield from swallow(events.DataReceived(self.conn, b""))
+        self.state = discard
+        yield from discard(events.DataReceived(self.conn, b""))
         yield commands.RequestWakeup(DISCARD_SECONDS)
 
 
@@ -122,20 +122,20 @@ def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
         yield ReceiveHttp(ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR))
 
 
-def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_client_data(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, whose ValueErrors do not have in them what a client sent: it may be a secret."""
 
     @functools.wraps(function)
-    def discreet(*arguments: Any) -> Any:
+    def wrapper(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except ValueError as e:
             raise ValueError(without_bytes(str(e))) from None
 
-    return discreet
+    return wrapper
 
 
-@_discreet
+@_without_client_data
 def _read_request_head(lines: list[bytes]) -> Any:
     check_authority(lines)
     check_request(lines)
@@ -150,7 +150,7 @@ def _read_response_head(lines: list[bytes]) -> Any:
     return response
 
 
-@_discreet
+@_without_client_data
 def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
         if len(value) > MAX_HOST and name in (b":authority", b"host"):
@@ -172,11 +172,11 @@ async def _handle_connection(self: Any, connection: Connection) -> None:
         io = self.transports.get(connection)
         if io is not None:
             connection.state = ConnectionState.CLOSED
-            told = False
-            while not told:
+            delivered = False
+            while not delivered:
                 with contextlib.suppress(asyncio.CancelledError):
                     await self.server_event(events.ConnectionClosed(connection))
-                    told = True
+                    delivered = True
             self.transports.pop(connection, None)
             if io.writer is not None:
                 io.writer.close()
@@ -215,9 +215,9 @@ def _kill(flow: Flow) -> None:
 
     See https://github.com/mitmproxy/mitmproxy/issues/8045
     """
-    held = flow.intercepted
+    was_intercepted = flow.intercepted
     names.KILL.original(flow)
-    if held:
+    if was_intercepted:
         flow.intercepted = True
         flow.resume()
 
@@ -242,8 +242,8 @@ _REPLACEMENTS: list[tuple[Replaced, Any]] = [
     (names.ANSWER_HEAD, _read_response_head),
     (names.H2_CONNECTION, http2.BoundedH2Connection),
     (names.H2_EVENT, http2.handle_event),
-    (names.BODY_SIZE, _discreet(lambda *messages: names.BODY_SIZE.original(*messages))),
-    (names.VALIDATE_HEADERS, _discreet(lambda message: names.VALIDATE_HEADERS.original(message))),
+    (names.BODY_SIZE, _without_client_data(lambda *messages: names.BODY_SIZE.original(*messages))),
+    (names.VALIDATE_HEADERS, _without_client_data(lambda message: names.VALIDATE_HEADERS.original(message))),
     (names.H2_REQUEST_HEAD, _parse_h2_request_headers),
     (names.KILL, _kill),
     (names.DECODERS, decoding.DECODERS),
@@ -252,28 +252,28 @@ _REPLACEMENTS: list[tuple[Replaced, Any]] = [
 ]
 
 _patches = Patches()
-_lost = compat.Lost()
+_unsupported = compat.Unsupported()
 
 
-def apply() -> compat.Lost:
+def apply() -> compat.Unsupported:
     """Put them in place; without effect where they are. What is lost with what is installed.
 
     IncompatibleError: it cannot be done, and nothing is changed.
     """
-    global _lost
+    global _unsupported
     if not _patches:
-        _lost = compat.check()
+        _unsupported = compat.check()
         for name, replacement in _REPLACEMENTS:
             _patches.replace(name, replacement)
         for module in names.WRITERS_OF_FLOWS:
             _patches.set(module.value, "open", saved_files.open_private)
         decoding.bound_views(_patches)
         contentviews.add(OllamaContentview)
-        _patches.on_restore(lambda: names.take_view(OllamaContentview.name))
+        _patches.on_restore(lambda: names.remove_view(OllamaContentview.name))
         log = logging.getLogger("mitmproxy.proxy.server")
         log.addFilter(_without_bytes)
         _patches.on_restore(lambda: log.removeFilter(_without_bytes))
-    return _lost
+    return _unsupported
 
 
 def restore() -> None:

@@ -71,11 +71,11 @@ class Requests:
         else:
             flow.response = self._loop_refusal(flow)
             if flow.response is None and not caller.authorized:
-                flow.response = self.slowed(flow, self._page_refusal(flow))
+                flow.response = self.throttled(flow, self._page_refusal(flow))
         if flow.response is not None or is_control_path(path):
             return
         if _is_upload(flow, path):
-            flow.response = None if caller.authorized else self.slowed(flow, self._origin_refusal(flow))
+            flow.response = None if caller.authorized else self.throttled(flow, self._origin_refusal(flow))
             # Its body is passed on while it comes: it may be larger than the memory.
             if flow.response is None:
                 flow.request.stream = True
@@ -90,9 +90,9 @@ class Requests:
             return
         # Who sends it again is no web page.
         trusted = flow.is_replay is not None or is_authorized(flow)
-        flow.response = None if trusted else self.slowed(flow, self._origin_refusal(flow))
+        flow.response = None if trusted else self.throttled(flow, self._origin_refusal(flow))
 
-    def slowed(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
+    def throttled(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
         """The refusal of what the balancer's token would allow. Who presents a wrong one too often is not told so."""
         context = context_of(flow)
         if refusal is None or context is None or not context.caller.has_wrong_token:
@@ -101,11 +101,11 @@ class Requests:
         seconds = self.wrong_tokens.record(fairness_key_of(str(peer[0]) if peer else "", "")[0])
         if seconds is None:
             return refusal
-        slowed = error_of(
+        throttled = error_of(
             flow, 429, "too many wrong tokens came from this address: the balancer's log says where its token is kept"
         )
-        slowed.headers["Retry-After"] = str(seconds)
-        return slowed
+        throttled.headers["Retry-After"] = str(seconds)
+        return throttled
 
     def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """What a request gets that only a web page with bad intentions sends."""
@@ -136,12 +136,12 @@ class Requests:
         route = find_route(path_of(flow))
         allowed = {"Allow": ", ".join(route.methods)} if route is not None else {}
         if not self.balancer.allows(origin):
-            return _dated(403, allowed if request.method == "OPTIONS" else {})
+            return _empty_response(403, allowed if request.method == "OPTIONS" else {})
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            response = _dated(204, allowed)
+            response = _empty_response(204, allowed)
             response.headers.pop("content-length", None)
-            asked = header(request.headers.fields, b"access-control-request-headers") or ""
-            response.headers["Access-Control-Allow-Headers"] = origins.allowed_headers(asked)
+            requested = header(request.headers.fields, b"access-control-request-headers") or ""
+            response.headers["Access-Control-Allow-Headers"] = origins.allowed_headers(requested)
             response.headers["Access-Control-Allow-Methods"] = origins.ALLOWED_METHODS
             response.headers["Access-Control-Max-Age"] = "43200"
             allow_origin(response, origin)
@@ -191,6 +191,6 @@ def _is_upload(flow: http.HTTPFlow, path: str) -> bool:
     return route is not None and route.uploads and flow.request.method == "POST" and not flow.is_replay
 
 
-def _dated(status: int, headers: dict[str, str]) -> http.Response:
+def _empty_response(status: int, headers: dict[str, str]) -> http.Response:
     name, value = date()
     return http.Response.make(status, b"", headers | {name.decode(): value.decode()})

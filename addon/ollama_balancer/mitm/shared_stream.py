@@ -38,7 +38,7 @@ from .stream_hooks import AdvanceHook, RouteRequestHook, continue_later
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
     from ..gateway.memory_budget import Reservation
-    from .fastpath.relay import Relay
+    from .fastpath.relay import StreamRelay
     from .layer import BalancedHttpLayer
 
 NAMED_HOST = "balancer_named_host"
@@ -54,13 +54,13 @@ class SharedStream(HttpStreamBase):
 
     ours: RequestContext | None = None
     """The request's context, once a route was asked for."""
-    relay: Relay | None = None
+    relay: StreamRelay | None = None
     """Takes the answer past this layer."""
     may_relay = True
     """Whether it is of use to ask for that after the next chunk."""
-    held: Reservation | None = None
+    reservation: Reservation | None = None
     """The memory that its request's body takes."""
-    held_answer: Reservation | None = None
+    answer_reservation: Reservation | None = None
 
     def __init__(self, context: Context, stream_id: int) -> None:
         super().__init__(context, stream_id)
@@ -114,8 +114,10 @@ class SharedStream(HttpStreamBase):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         request = event.request
-        proxied = request.authority and request.data.http_version.startswith(b"HTTP/1")
-        vars(request)[NAMED_HOST] = None if proxied else header(request.headers.fields, b"host") or request.authority
+        is_proxy_request = request.authority and request.data.http_version.startswith(b"HTTP/1")
+        vars(request)[NAMED_HOST] = (
+            None if is_proxy_request else header(request.headers.fields, b"host") or request.authority
+        )
         set_destination(event.request, self.context.client)
         yield from super().state_wait_for_request_headers(event)
 
@@ -123,15 +125,17 @@ class SharedStream(HttpStreamBase):
         if isinstance(event, RequestData):
             limit = self.balanced_layer.body_limit(self.flow)
             size = len(self.request_body_buf) + len(event.data)
-            if self.held is None:
-                self.held = self.balanced_layer.budget.hold()
-            if size > limit or not self.held.grow(size):
+            if self.reservation is None:
+                self.reservation = self.balanced_layer.budget.hold()
+            if size > limit or not self.reservation.grow(size):
                 self.release()
                 self.client_state = self.state_done
                 if self.flow.response is None:
-                    above = size > limit
+                    too_large = size > limit
                     layer = self.balanced_layer
-                    self.flow.response = layer.body_too_large(self.flow, limit) if above else layer.no_memory(self.flow)
+                    self.flow.response = (
+                        layer.body_too_large(self.flow, limit) if too_large else layer.no_memory(self.flow)
+                    )
                 yield from self.answer()
                 self.client_state = self.state_errored  # what is left of the body is swallowed
                 return
@@ -140,9 +144,9 @@ class SharedStream(HttpStreamBase):
     def release(self) -> None:
         """Nothing of its bodies is of use any more."""
         self.request_body_buf.clear()
-        for held in (self.held, self.held_answer):
-            if held is not None:
-                held.release()
+        for reservation in (self.reservation, self.answer_reservation):
+            if reservation is not None:
+                reservation.release()
 
     def ask_for_route(self) -> layer.CommandGenerator[None]:
         if self.ours is not None:
@@ -215,9 +219,9 @@ class SharedStream(HttpStreamBase):
         if (yield from self.check_killed(True)):
             return
         yield from self.start_response_stream()
-        held_up = self.balanced_layer.held_up
-        if held_up is not None:
-            fan_out.room = functools.partial(held_up.connection.room, self.stream_id)
+        backlogged = self.balanced_layer.backlogged
+        if backlogged is not None:
+            fan_out.room = functools.partial(backlogged.connection.room, self.stream_id)
         while True:
             fan_out.chunk = b""
             yield AdvanceHook(fan_out)
@@ -242,5 +246,5 @@ class SharedStream(HttpStreamBase):
         if isinstance(event, ResponseData):
             if self.may_relay:
                 self.balanced_layer.streaming = self
-            if self.balanced_layer.held_up is not None:
-                self.balanced_layer.held_up.look(self.stream_id, self.context.server)
+            if self.balanced_layer.backlogged is not None:
+                self.balanced_layer.backlogged.check(self.stream_id, self.context.server)

@@ -27,7 +27,7 @@ class Stopper:
     def listen(self, *signals: signal.Signals, timeout: Callable[[], float]) -> None:
         """Be asked by these signals from now on. Without effect where the loop takes none, as on Windows."""
         self._signals = signals
-        self._handle(lambda: self.ask(timeout()))
+        self._handle(lambda: self.request(timeout()))
 
     def release(self) -> None:
         """Have the signals end the program at once again."""
@@ -40,7 +40,7 @@ class Stopper:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 loop.add_signal_handler(number, handler)
 
-    def ask(self, timeout: float) -> None:
+    def request(self, timeout: float) -> None:
         """End when nothing runs any more, after `timeout` seconds at the latest; asked again, at once."""
         if self.ending:
             self._end()
@@ -58,11 +58,11 @@ class Stopper:
     async def _wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        quiet = 0
-        while quiet < 2 and loop.time() < deadline:  # twice: the last bytes go out after a request has ended
-            quiet = 0 if self._running() else quiet + 1
+        idle_checks = 0
+        while idle_checks < 2 and loop.time() < deadline:  # twice: the last bytes go out after a request has ended
+            idle_checks = 0 if self._running() else idle_checks + 1
             await asyncio.sleep(POLL_SECONDS)
-        cut = self._running()
-        if cut:
-            logger.warning("Ending with %d requests cut: they took longer than %g s.", cut, seconds)
+        remaining = self._running()
+        if remaining:
+            logger.warning("Ending with %d requests cut: they took longer than %g s.", remaining, seconds)
         self._end()

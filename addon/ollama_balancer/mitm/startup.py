@@ -17,7 +17,7 @@ from .listening import port
 
 if TYPE_CHECKING:
     from ..hosts.demo import Demo
-    from ..storage.persistence import Memory
+    from ..storage.persistence import Persistence
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ class Startup:
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
         self.demo: Demo | None = None
-        self.memory: Memory | None = None
+        self.persistence: Persistence | None = None
         self.tasks: list[asyncio.Task[None]] = []
-        self._needed = asyncio.Event()
+        self._wanted = asyncio.Event()
         """Whether somebody waits for what is loaded after the start."""
         self._ready = asyncio.Event()
         """Whether the hosts that had registered are known, and are asked."""
         self._demo_ready = asyncio.Event()
-        self._done = False
+        self._probed = False
         """Whether the fleet has been asked once."""
 
     def begin(self, coroutine: Coroutine[None, None, None], name: str) -> None:
@@ -52,9 +52,9 @@ class Startup:
         for task in self.tasks:
             task.cancel()
         self.tasks.clear()
-        if self.memory is not None:
-            self.memory.save()
-            self.memory = None
+        if self.persistence is not None:
+            self.persistence.save()
+            self.persistence = None
 
     async def run(self, confdir: Path, demo: int) -> None:
         """Know again who had registered, and begin to ask the hosts."""
@@ -62,20 +62,20 @@ class Startup:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOADING_SECONDS):
-                    await self._needed.wait()
-            await asyncio.to_thread(_load_the_rest)
+                    await self._wanted.wait()
+            await asyncio.to_thread(_import_remaining)
             from ..hosts.prober import Prober
-            from ..storage.persistence import Memory
+            from ..storage.persistence import Persistence
 
-            self.memory = Memory(confdir, balancer.registry, balancer.accounting.history)
-            self.memory.restore_agents()
+            self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history)
+            self.persistence.restore_agents()
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
             gc.freeze()
-            self.begin(self.memory.persist_agents(), "state file")
-            self.begin(self.memory.persist_history(), "history file")
+            self.begin(self.persistence.persist_agents(), "state file")
+            self.begin(self.persistence.persist_history(), "history file")
             balancer.prober = balancer.gateway.prober = Prober(
                 balancer.registry,
-                take_in_local=lambda: balancer.has_nothing_configured,
+                wants_local=lambda: balancer.has_nothing_configured,
                 via=balancer.via,
                 at_once=descriptors.most_probes(descriptors.raise_limit()),
             )
@@ -102,12 +102,12 @@ class Startup:
 
     async def wait_until_loaded(self) -> None:
         """Until the fleet is known and all is loaded that answers the control API."""
-        self._needed.set()
+        self._wanted.set()
         await self._ready.wait()
 
     async def wait_until_probed(self) -> None:
         """Until the hosts have been asked once, for a while at most."""
-        if self._done:
+        if self._probed:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
@@ -115,13 +115,13 @@ class Startup:
                 await self._demo_ready.wait()
                 assert self.balancer.prober
                 await self.balancer.prober.first_round.wait()
-        self._done = True
+        self._probed = True
 
 
-def _load_the_rest() -> None:
+def _import_remaining() -> None:
     """Import what is used right after the start, in a thread, so that the first answers do not wait for it."""
     from ..api import app, reports  # noqa: F401
     from ..gateway import fanout  # noqa: F401
     from ..hosts import prober  # noqa: F401
-    from ..ollama import watching  # noqa: F401
+    from ..ollama import answer_watcher  # noqa: F401
     from ..storage import persistence  # noqa: F401

@@ -151,8 +151,8 @@ class BalancedStream(SharedStream):
         if self.ours is not None:
             self.ours.note_activity()
         yield from super().state_consume_response_body(event)
-        still_holding = self.server_state == self.state_consume_response_body
-        if still_holding and isinstance(event, ResponseData) and not self.may_hold(len(self.response_body_buf)):
+        buffering = self.server_state == self.state_consume_response_body
+        if buffering and isinstance(event, ResponseData) and not self.may_buffer(len(self.response_body_buf)):
             # More than is worth to be held: what is there goes out, and the rest as it comes.
             held = bytes(self.response_body_buf)
             self.response_body_buf.clear()
@@ -160,11 +160,11 @@ class BalancedStream(SharedStream):
             yield from self.start_response_stream()
             yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
 
-    def may_hold(self, size: int) -> bool:
+    def may_buffer(self, size: int) -> bool:
         """Whether so much of an answer may be held."""
-        if self.held_answer is None:
-            self.held_answer = self.balanced_layer.budget.hold()
-        return size <= BUFFERED_ANSWER and self.held_answer.grow(size)
+        if self.answer_reservation is None:
+            self.answer_reservation = self.balanced_layer.budget.hold()
+        return size <= BUFFERED_ANSWER and self.answer_reservation.grow(size)
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Read the agent's refusal: whose fault is it? The client can have it if no other agent serves."""
@@ -232,8 +232,8 @@ class BalancedStream(SharedStream):
         elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
             yield from self.balanced_layer.abandon(self.context.server)
             stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
-            given_up = self.ours.timed_out or self.ours.abort_reason is not None or not self.ours.resendable
-            if stale and self.refusal is None and not given_up:
+            final = self.ours.timed_out or self.ours.abort_reason is not None or not self.ours.resendable
+            if stale and self.refusal is None and not final:
                 # An idle connection that the agent closed just now says nothing about the agent.
                 err = yield from self.connect()
                 if (yield from self.check_killed(True)):

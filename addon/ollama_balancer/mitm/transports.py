@@ -66,7 +66,7 @@ async def drain_client(client_id: str) -> None:
 def is_slow(flow: http.HTTPFlow) -> bool:
     """Whether there is something that the flow's client has yet to take."""
     client_id = flow.client_conn.id
-    return http2.holds_up(client_id, flow.server_conn) or unsent_to(client_id) > 0
+    return http2.is_backlogged(client_id, flow.server_conn) or unsent_to(client_id) > 0
 
 
 async def drain_agent(flow: http.HTTPFlow) -> None:

@@ -159,7 +159,7 @@ _MESSAGES: tuple[_Row, ...] = (
         # llm/llama.go 0.1.11 to 0.1.17, llm/server.go until 0.6
         r"llama runner exited|POST (?:predict|embedding): ",
         r"mlx runner failed",
-        # the balancer's own words, ollama/watching.py
+        # the balancer's own words, ollama/answer_watcher.py
         r"the stream ended without its terminal event",
         r"do (?:embedding|encode|decode|load) request: |read (?:encode|decode|load) request: ",
         r"error (?:reading|closing) (?:llm|llama-server|embed|lm)",

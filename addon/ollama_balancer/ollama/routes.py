@@ -45,7 +45,7 @@ class Route:
     """The agent runs the model for it, which takes one of its slots."""
     streams: bool = False
     """Its answer streams unless the request says otherwise."""
-    unpacks: bool = False
+    accepts_zstd: bool = False
     """The server reads a body that is compressed with zstd, as Codex sends it; none of another encoding."""
 
     @property
@@ -67,11 +67,11 @@ ROUTES = (
     Route(POST, "/api/embed", Kind.MODEL, runs=True),
     Route(POST, "/api/embeddings", Kind.MODEL, runs=True),
     Route(POST, "/api/show", Kind.MODEL),
-    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
-    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
-    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI, runs=True, unpacks=True),
-    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES, runs=True, unpacks=True),
-    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC, runs=True, unpacks=True),
+    Route(POST, "/v1/chat/completions", Kind.MODEL, Dialect.OPENAI, runs=True, accepts_zstd=True),
+    Route(POST, "/v1/completions", Kind.MODEL, Dialect.OPENAI, runs=True, accepts_zstd=True),
+    Route(POST, "/v1/embeddings", Kind.MODEL, Dialect.OPENAI, runs=True, accepts_zstd=True),
+    Route(POST, "/v1/responses", Kind.MODEL, Dialect.RESPONSES, runs=True, accepts_zstd=True),
+    Route(POST, "/v1/messages", Kind.MODEL, Dialect.ANTHROPIC, runs=True, accepts_zstd=True),
     Route(POST, TRANSCRIPTIONS, Kind.MODEL, Dialect.OPENAI, runs=True),
     Route(GET, "/v1/models/{}", Kind.MODEL, Dialect.OPENAI),
     Route(HEAD_GET, "/api/tags", Kind.MERGED),

@@ -18,9 +18,9 @@ from .models import ModelKey, SimulatedModel, model_key, requested_key, with_tag
 Models = Mapping[ModelKey, SimulatedModel]
 Parsed = dict[str, Any]
 
-UNPACKING = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
+DECOMPRESSED_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 """The routes that read bodies compressed with zstd."""
-MOST_UNPACKED = 20 * 1024 * 1024
+MAX_DECOMPRESSED = 20 * 1024 * 1024
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 FOREVER = 9.2e9  # what keep_alive -1 becomes: Go's longest duration, 292 years
@@ -68,18 +68,18 @@ class RefusedError(Exception):
 def sent_body(path: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
     """A body as it is read, which some routes unpack. Raises RefusedError."""
     encoding = next((value for name, value in headers if name.lower() == "content-encoding"), "")
-    if path not in UNPACKING or encoding != "zstd":
+    if path not in DECOMPRESSED_ROUTES or encoding != "zstd":
         return body
     try:
         reader = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23})
-        unpacked = reader.decompress(body, MOST_UNPACKED + 1)
+        decompressed = reader.decompress(body, MAX_DECOMPRESSED + 1)
     except zstd.ZstdError as error:
         raise RefusedError(api_error(400, str(error), unread=True)) from None
-    if len(unpacked) > MOST_UNPACKED:
+    if len(decompressed) > MAX_DECOMPRESSED:
         raise RefusedError(api_error(400, "http: request body too large", unread=True))
     if not reader.eof:
         raise RefusedError(api_error(400, "unexpected EOF", unread=True))
-    return unpacked
+    return decompressed
 
 
 def read_object(path: str, body: bytes) -> Parsed:

@@ -66,13 +66,13 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._taken = 0
+        self._snapshots = 0
         self._newest = 0
         """The snapshot that the file is not to be older than."""
         self._written: str | None = None
         """What the file holds, as far as is known."""
         self._failed = False
-        self._untouchable = False
+        self._protected = False
         """Whether the file holds what could not be read, and is not to be lost."""
 
     def restore(self, registry: AgentRegistry) -> int:
@@ -89,7 +89,7 @@ class StateFile:
                 self.path,
                 e.strerror or e,
             )
-            self._untouchable = True
+            self._protected = True
             return 0
         try:
             if len(content) > MAX_BYTES:
@@ -99,7 +99,7 @@ class StateFile:
         except ValueError as e:
             self._set_aside(_reason(e))
             return 0
-        taken_in = 0
+        restored = 0
         for entry, address in zip(stored, addresses, strict=True):
             if registry.get(entry.name) is not None:
                 continue
@@ -108,16 +108,16 @@ class StateFile:
             except ValueError as e:
                 logger.warning("An agent in %s is left out: %s", self.path, e)
                 continue
-            taken_in += 1
+            restored += 1
             if entry.draining is not None:
                 registry.drain(agent, until_registration=entry.draining == "registration")
-        return taken_in
+        return restored
 
     def snapshot(self, agents: Iterable[Agent]) -> Snapshot:
         """What the file is to hold; cheap, since whoever serves requests waits for it."""
-        self._taken += 1
+        self._snapshots += 1
         return Snapshot(
-            self._taken,
+            self._snapshots,
             [
                 (
                     agent.name,
@@ -132,7 +132,7 @@ class StateFile:
     def save(self, snapshot: Snapshot) -> bool:
         """Have the file hold this, unless it holds something newer. False if the disk did not take it."""
         with self._lock:
-            if self._untouchable or snapshot.number < self._newest:
+            if self._protected or snapshot.number < self._newest:
                 return True
             self._newest = snapshot.number
             text = str(snapshot)
@@ -165,7 +165,7 @@ class StateFile:
             os.replace(self.path, damaged)
             where = f"it is set aside as {damaged}"
         except OSError as e:
-            self._untouchable = True
+            self._protected = True
             where = f"it could not be set aside ({e.strerror or e}), so that no change is kept"
         logger.warning(
             "%s does not hold the agents that had registered: %s; %s, and the fleet starts without them.",

@@ -29,7 +29,7 @@ _Values = Annotated[
 ]
 
 
-class Line(BaseModel):
+class MinuteRecord(BaseModel):
     """One minute. Of two lines for the same minute the later one counts."""
 
     model_config = ConfigDict(extra="ignore")
@@ -38,10 +38,12 @@ class Line(BaseModel):
     rows: list[tuple[_Name, _Name, _Values]]
 
 
-def finished(history: History, after: int, *, with_running: bool = False) -> list[Line]:
+def closed_minutes(history: History, after: int, *, with_running: bool = False) -> list[MinuteRecord]:
     """The minutes after that one which are over; `with_running`: and the one that runs. Cheap."""
     return [
-        Line.model_construct(minute=number, rows=[(*key, values.tolist()) for key, values in minute.rows.items()])
+        MinuteRecord.model_construct(
+            minute=number, rows=[(*key, values.tolist()) for key, values in minute.rows.items()]
+        )
         for number, minute in history.last(MINUTES)
         if number > after and (number < history.now or with_running)
     ]
@@ -54,11 +56,11 @@ class HistoryFile:
         self.path = path
         self._lock = threading.Lock()
         self._lines = 0
-        self._torn = False
+        self._partial_line = False
         """Whether the file may end in the middle of a line."""
         self._failed = False
 
-    def read(self) -> list[Line]:
+    def read(self) -> list[MinuteRecord]:
         """The minutes in the file, the oldest first. What cannot be read is left out, and that is logged."""
         try:
             with open_own(self.path) as file:
@@ -71,31 +73,31 @@ class HistoryFile:
             logger.warning("The history cannot be read from %s: %s.", self.path, e.strerror or e)
             return []
         self._lines = len(texts)
-        self._torn = bool(texts) and not texts[-1].endswith(b"\n")
-        minutes: dict[int, Line] = {}
-        wrong = 0
+        self._partial_line = bool(texts) and not texts[-1].endswith(b"\n")
+        minutes: dict[int, MinuteRecord] = {}
+        malformed = 0
         for text in texts:
             try:
-                line = Line.model_validate_json(text)
+                line = MinuteRecord.model_validate_json(text)
             except ValidationError:
-                wrong += 1
+                malformed += 1
             else:
                 minutes[line.minute] = line
-        if wrong > self._torn:  # half a line at the end is what a crash leaves
-            logger.warning("%d lines of %s are no minutes of the history: they are left out.", wrong, self.path)
+        if malformed > self._partial_line:  # half a line at the end is what a crash leaves
+            logger.warning("%d lines of %s are no minutes of the history: they are left out.", malformed, self.path)
         return [minutes[number] for number in sorted(minutes)]
 
-    def append(self, lines: list[Line]) -> bool:
+    def append(self, lines: list[MinuteRecord]) -> bool:
         """Add minutes to the file. False if the disk did not take them; that is logged once, until it works again."""
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if self._lines > 2 * MINUTES:
-                    self._shorten()
+                    self._truncate()
                 text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
                 with open_own(self.path, append=True) as file:
-                    torn, self._torn = self._torn, True
-                    file.write(b"\n" * torn + text)
+                    partial_line, self._partial_line = self._partial_line, True
+                    file.write(b"\n" * partial_line + text)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as e:
@@ -109,12 +111,12 @@ class HistoryFile:
                 return False
             if self._failed:
                 logger.info("The history is kept in %s again.", self.path)
-            self._torn = self._failed = False
+            self._partial_line = self._failed = False
             self._lines += len(lines)
             return True
 
-    def _shorten(self) -> None:
+    def _truncate(self) -> None:
         """Keep the last day."""
         lines = self.read()[-MINUTES:]
         replace(self.path, "".join(f"{line.model_dump_json()}\n" for line in lines))
-        self._lines, self._torn = len(lines), False
+        self._lines, self._partial_line = len(lines), False

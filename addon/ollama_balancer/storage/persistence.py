@@ -11,7 +11,7 @@ from ..core.registry import AgentRegistry
 from .agents import FILE_NAME as STATE_FILE
 from .agents import StateFile
 from .history import FILE_NAME as HISTORY_FILE
-from .history import HistoryFile, finished
+from .history import HistoryFile, closed_minutes
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ HISTORY_SECONDS = 5.0
 """Between two looks whether a minute is over that is to be written down."""
 
 
-class Memory:
+class Persistence:
     """The files in `folder`, for what is in `registry` and `history`."""
 
     def __init__(self, folder: Path, registry: AgentRegistry, history: History) -> None:
@@ -33,9 +33,9 @@ class Memory:
         self._history = history
         self._state = StateFile(folder / STATE_FILE)
         self._history_file = HistoryFile(folder / HISTORY_FILE)
-        self._history_known = False
+        self._history_loaded = False
         """Whether what the file has is in the history."""
-        self._written = 0
+        self._last_stored_minute = 0
         """The last minute that the file has."""
 
     def restore_agents(self) -> None:
@@ -61,19 +61,19 @@ class Memory:
         for line in await asyncio.to_thread(self._history_file.read):
             for agent, model, values in line.rows:
                 self._history.put(line.minute, (agent, model), values)
-            self._written = max(self._written, min(line.minute, self._history.now - 1))
+            self._last_stored_minute = max(self._last_stored_minute, min(line.minute, self._history.now - 1))
             await asyncio.sleep(0)
-        self._history_known = True
+        self._history_loaded = True
         while True:
             await asyncio.sleep(HISTORY_SECONDS)
-            lines = finished(self._history, self._written)
+            lines = closed_minutes(self._history, self._last_stored_minute)
             if not lines:
                 continue
             if await asyncio.to_thread(self._history_file.append, lines):
-                self._written = lines[-1].minute
+                self._last_stored_minute = lines[-1].minute
 
     def save(self) -> None:
         """Write all of it down now: it is the end."""
         self._state.save(self._state.snapshot(self._registry))
-        if self._history_known:
-            self._history_file.append(finished(self._history, self._written, with_running=True))
+        if self._history_loaded:
+            self._history_file.append(closed_minutes(self._history, self._last_stored_minute, with_running=True))

@@ -42,17 +42,17 @@ class Token:
         How long that takes tells nothing of use: it is looked for by a random half of what its characters are, which is
         another one in each process, and compared in constant time where that fits.
         """
-        table, blurred, token = self._blurred
-        seen = data.translate(table)
-        at = seen.find(blurred)
+        table, masked_token, token = self._search_keys
+        masked_data = data.translate(table)
+        at = masked_data.find(masked_token)
         while at >= 0:
             if hmac.compare_digest(token, data[at : at + len(token)]):
                 return True
-            at = seen.find(blurred, at + 1)
+            at = masked_data.find(masked_token, at + 1)
         return False
 
     @functools.cached_property
-    def _blurred(self) -> tuple[bytes, bytes, bytes]:
+    def _search_keys(self) -> tuple[bytes, bytes, bytes]:
         """What each byte is made, one of two, what that makes of the token, and the token."""
         halves = [0] * 128 + [1] * 128
         secrets.SystemRandom().shuffle(halves)
@@ -73,10 +73,10 @@ def load(option: str, confdir: str) -> Token:
 
     ValueError: it is given and not usable, or its file is. OSError: the file cannot be read or made.
     """
-    given = option or os.environ.get(ENVIRONMENT, "")
-    if given:
+    value = option or os.environ.get(ENVIRONMENT, "")
+    if value:
         try:
-            return Token(check(given))
+            return Token(check(value))
         except ValueError as e:
             raise ValueError(f"balancer_token (or ${ENVIRONMENT}): {e}") from e
     path = Path(confdir).expanduser() / FILE_NAME
@@ -96,15 +96,15 @@ def _read(path: Path) -> str:
         if os.name == "posix" and mode & 0o077:
             try:
                 os.fchmod(file.fileno(), 0o600)
-                mended = "it is readable by its owner alone now"
+                remedy = "it is readable by its owner alone now"
             except OSError as e:
-                mended = f"that cannot be changed ({e.strerror or e}): do so with chmod 600"
+                remedy = f"that cannot be changed ({e.strerror or e}): do so with chmod 600"
             logger.warning(
                 "%s could be read by other users (mode %04o); %s. If others use this machine, delete the file and "
                 "start again to have a new token made.",
                 path,
                 mode,
-                mended,
+                remedy,
             )
         return file.read(4 * MAX_LENGTH).decode("utf-8", "replace")
 

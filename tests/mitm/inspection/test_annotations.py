@@ -26,8 +26,8 @@ from ollama_balancer.mitm.inspection.annotations import (
     annotate,
     comment,
 )
+from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 from ollama_balancer.ollama.routes import Dialect
-from ollama_balancer.ollama.watching import AnswerWatcher
 from tests.core.fakes import Clock, fleet, new_registry
 
 

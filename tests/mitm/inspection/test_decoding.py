@@ -84,7 +84,7 @@ def test_messages_of_grpc_are_not_unpacked_into_too_much(form: int) -> None:
             continue
         flow = tflow.tflow(req=tutils.treq(path=b"/x", headers=headers, content=body))
         with taddons.context() as context:
-            context.scored_candidates.add_option("protobuf_definitions", str, "", "")
+            context.options.add_option("protobuf_definitions", str, "", "")
             assert contentviews.prettify_message(flow.request, flow).view_name == shown
 
 
@@ -102,7 +102,7 @@ def test_four_hundred_megabytes_in_a_few_are_not_unpacked_to_be_seen_or_searched
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
     with taddons.context() as context:
-        context.scored_candidates.add_option("protobuf_definitions", str, "", "")
+        context.options.add_option("protobuf_definitions", str, "", "")
         seen = contentviews.prettify_message(flow.request, flow, "raw")
     assert seen.description == "[cannot decode]"
     for pattern in ("~b hello", "~bq hello"):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.mitm.inspection.keeping import parts, shortened
 from ollama_balancer.mitm.inspection.rendering import render_answer, render_request
+from ollama_balancer.mitm.inspection.truncation import split_gap, truncated
 from tests.mitm.inspection.exchanges import exchange
 
 RECORD: dict[str, Any] = {
@@ -131,7 +131,7 @@ def test_a_stream_that_breaks_off_is_shown_as_far_as_it_goes() -> None:
 def test_of_a_shortened_stream_both_ends_and_the_final_figures_are_shown(name: str) -> None:
     _, asked, kind, body = exchange(name)
     head, tail = body[: len(body) // 3], body[len(body) // 2 + 7 :]
-    stored = shortened(head, tail, len(body) - len(head) - len(tail))
+    stored = truncated(head, tail, len(body) - len(head) - len(tail))
     shown = render_answer(stored, kind, asked, None)
     assert f"\n[... {len(body) - len(head) - len(tail)} bytes are not kept ...]\n" in shown
     assert "answer  " in shown
@@ -142,7 +142,7 @@ def test_of_a_shortened_pull_the_steps_of_both_ends_are_shown() -> None:
     head = b'{"status":"pulling abc","total":4000000,"completed":1000000}\n{"status":"pulling abc","tot'
     tail = b'"completed":3000000}\n{"status":"pulling abc","total":4000000,"completed":4000000}\n{"status":"success"}\n'
     assert (
-        render_answer(shortened(head, tail, 4321), "application/x-ndjson", b"", None)
+        render_answer(truncated(head, tail, 4321), "application/x-ndjson", b"", None)
         == """== Answer ==
 pulling abc: 1.0 of 4.0 MB
 [... 4321 bytes are not kept ...]
@@ -153,7 +153,7 @@ success"""
 
 def test_an_error_before_the_gap_of_a_shortened_stream_is_shown() -> None:
     head = b'{"response":"hi"}\n{"error":"boom"}\n'
-    shown = render_answer(shortened(head, b'\n{"done":true}\n', 99), "application/x-ndjson", b"", None)
+    shown = render_answer(truncated(head, b'\n{"done":true}\n', 99), "application/x-ndjson", b"", None)
     assert "  hi\n[... 99 bytes are not kept ...]" in shown
     assert shown.endswith("\n! boom")
 
@@ -161,26 +161,26 @@ def test_an_error_before_the_gap_of_a_shortened_stream_is_shown() -> None:
 def test_the_end_of_a_shortened_stream_begins_at_an_event_within_a_character() -> None:
     event = 'data: {"choices":[{"delta":{"content":"größer"}}]}\r\n\r\n'.encode()
     tail = event[event.index("ö".encode()) + 1 :] + event + b"data: [DONE]\r\n\r\n"
-    shown = render_answer(shortened(event, tail, 99), "text/event-stream", b"", None)
+    shown = render_answer(truncated(event, tail, 99), "text/event-stream", b"", None)
     assert shown == ("== Answer ==\nassistant:\n  größer\n[... 99 bytes are not kept ...]\nassistant:\n  größer")
 
 
 def test_of_a_shortened_answer_that_is_no_stream_both_ends_are_shown_as_they_are() -> None:
-    stored = shortened(b'{"response":"begi', b'nd","done":true}', 99)
+    stored = truncated(b'{"response":"begi', b'nd","done":true}', 99)
     assert render_answer(stored, "application/json", b"", None) == (
         '== Answer ==\n{"response":"begi\n[... 99 bytes are not kept ...]\nnd","done":true}'
     )
 
 
 def test_of_shortened_embeddings_no_numbers_are_shown() -> None:
-    stored = shortened(b'{"embeddings":[[0.1,', b"0.2]]}", 99)
+    stored = truncated(b'{"embeddings":[[0.1,', b"0.2]]}", 99)
     assert render_answer(stored, "application/json", b"", None) == (
         "== Answer ==\nvectors\n[... 99 bytes are not kept ...]"
     )
 
 
 def test_both_ends_of_a_shortened_request_are_shown() -> None:
-    asked = shortened(b'{"prompt":"' + b"x " * 15_000, b"y " * 15_000 + b'the end"}', 99)
+    asked = truncated(b'{"prompt":"' + b"x " * 15_000, b"y " * 15_000 + b'the end"}', 99)
     shown = render_request(asked, None)
     assert shown.startswith('== Body, of which the middle is not kept ==\n{"prompt":"x x ')
     assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 characters before this) …" in shown
@@ -190,8 +190,8 @@ def test_both_ends_of_a_shortened_request_are_shown() -> None:
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.integers(1, 10**12))
 def test_a_shortened_body_is_taken_apart_again(head: bytes, tail: bytes, left_out: int) -> None:
-    assert parts(shortened(head, tail, left_out)) == (head, left_out, tail)
-    assert parts(shortened(head, tail, 0)) is None
+    assert split_gap(truncated(head, tail, left_out)) == (head, left_out, tail)
+    assert split_gap(truncated(head, tail, 0)) is None
 
 
 def test_in_modes_that_weigh_no_request_the_candidates_are_shown_with_their_scores() -> None:
@@ -306,7 +306,7 @@ def test_of_files_in_a_message_the_size_is_shown(part: dict[str, Any]) -> None:
 
 
 def test_of_images_in_a_shortened_request_the_size_is_shown() -> None:
-    asked = shortened(b'{"images":["' + b"A" * 80_000, b"A" * 40_000 + b'"]}', 99)
+    asked = truncated(b'{"images":["' + b"A" * 80_000, b"A" * 40_000 + b'"]}', 99)
     assert (
         render_request(asked, None)
         == """== Body, of which the middle is not kept ==

@@ -25,7 +25,7 @@ class IncompatibleError(Exception):
 
 
 @dataclass(frozen=True)
-class Lost:
+class Unsupported:
     """What does not work with what is installed, and why."""
 
     uses: frozenset[Use] = frozenset()
@@ -40,7 +40,7 @@ class Lost:
         return f"Off: {names}; all else works. {self.why}. Tested: {versions.tested()}."
 
 
-def check(names: Iterable[Name] = NAMES) -> Lost:
+def check(names: Iterable[Name] = NAMES) -> Unsupported:
     """What is lost. IncompatibleError: something indispensable is."""
     problems = [(name.use, problem) for name in names if (problem := name.problem()) is not None]
     missing = [problem for use, problem in problems if use is Use.PROXYING]
@@ -56,4 +56,4 @@ def check(names: Iterable[Name] = NAMES) -> Lost:
         reasons.insert(0, f"They are private to mitmproxy and not tested with this version ({versions.installed()})")
     if Use.RELAY in uses:
         uses.add(Use.SELECTOR)
-    return Lost(frozenset(uses), "; ".join(reasons))
+    return Unsupported(frozenset(uses), "; ".join(reasons))

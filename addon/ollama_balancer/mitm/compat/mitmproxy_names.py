@@ -54,7 +54,7 @@ class HttpLayerBase(HttpLayer):
         cls._handle_event = cls.on_event  # type: ignore[method-assign, assignment]
 
 
-def waits(each: layer.Layer) -> bool:
+def is_waiting(each: layer.Layer) -> bool:
     """Whether the layer waits for a command's reply, or has events to handle that came meanwhile."""
     return bool(each._paused or each._paused_event_queue)
 
@@ -76,20 +76,20 @@ def deferred_problem(options: OptManager, name: str) -> str | None:
 _Unconverted = lookup("mitmproxy.optmanager:_UnconvertedStrings")
 
 
-def put_view(view: contentviews.Contentview) -> None:
+def install_view(view: contentviews.Contentview) -> None:
     """Have mitmproxy show contents by that view, without telling its pages, which `register` does."""
     contentviews.registry._by_name[view.name.lower()] = view
 
 
-def take_view(name: str) -> None:
+def remove_view(name: str) -> None:
     contentviews.registry._by_name.pop(name.lower(), None)
 
 
-def can_keep_only(view: Any) -> bool:
+def can_filter_view(view: Any) -> bool:
     return hasattr(view, "_store") and hasattr(view, "_refilter")
 
 
-def keep_only(view: Any, is_kept: Callable[[flows.Flow], bool]) -> None:
+def filter_view(view: Any, is_kept: Callable[[flows.Flow], bool]) -> None:
     """Drop the other flows from mitmproxy's list of flows."""
     for each in list(view._store.values()):
         if not is_kept(each):

@@ -76,23 +76,23 @@ class HookFastPath:
         if on and not self._patches:
             self._install()
         self._on = on
-        self._leave_if_off()
+        self._uninstall_if_idle()
 
     def _install(self) -> None:
         manager, changed = self._manager, self._options.changed
         self.forget()
         self._original = manager.handle_lifecycle
         self._patches.set(manager, "handle_lifecycle", self.handle_lifecycle)
-        self._patches.set(manager, "register", self._and_forget(manager.register))
-        self._patches.set(manager, "remove", self._and_forget(manager.remove))
+        self._patches.set(manager, "register", self._then_forget(manager.register))
+        self._patches.set(manager, "remove", self._then_forget(manager.remove))
         changed.connect(self._options_changed)
         self._patches.on_restore(lambda: changed.disconnect(self._options_changed))
         for handler in logging.getLogger().handlers:
             if isinstance(handler, log.LegacyLogEvents):
-                handler.addFilter(self._is_heard)
-                self._patches.on_restore(functools.partial(handler.removeFilter, self._is_heard))
+                handler.addFilter(self._has_log_listener)
+                self._patches.on_restore(functools.partial(handler.removeFilter, self._has_log_listener))
 
-    def _leave_if_off(self) -> None:
+    def _uninstall_if_idle(self) -> None:
         """A hook that has begun here is not to be run again by mitmproxy."""
         if not self._on and not self._begun:
             self._patches.restore()
@@ -105,7 +105,7 @@ class HookFastPath:
     def _options_changed(self, updated: set[str]) -> None:
         self.forget()
 
-    def _and_forget(self, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _then_forget(self, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def called(addon: Any) -> Any:
             self.forget()
             try:
@@ -115,7 +115,7 @@ class HookFastPath:
 
         return called
 
-    def _is_heard(self, record: logging.LogRecord) -> bool:
+    def _has_log_listener(self, record: logging.LogRecord) -> bool:
         """Whether an addon has the hook, long out of use, by which mitmproxy tells of each line of its log."""
         return not self._on or bool(self._functions("add_log"))
 
@@ -139,7 +139,7 @@ class HookFastPath:
         if not self._on:
             return False
         data = _argument_of(hook)
-        task = asyncio.Task(self._walk(hook, data), loop=asyncio.get_running_loop(), eager_start=True)
+        task = asyncio.Task(self._run_hook(hook, data), loop=asyncio.get_running_loop(), eager_start=True)
         if task.done() and not (isinstance(data, flow.Flow) and data.intercepted):
             task.result()
             return True
@@ -150,14 +150,14 @@ class HookFastPath:
         """mitmproxy's entry for hooks of connections and flows."""
         begun = self._begun.pop(event, None)
         if begun is not None:
-            self._leave_if_off()
+            self._uninstall_if_idle()
             await begun
         elif self._on:
-            await self._walk(event, _argument_of(event))
+            await self._run_hook(event, _argument_of(event))
         else:
             await self._original(event)
 
-    async def _walk(self, event: hooks.Hook, argument: Any) -> None:
+    async def _run_hook(self, event: hooks.Hook, argument: Any) -> None:
         await self._trigger(event.name, argument)
         if isinstance(argument, flow.Flow) and self._functions("update"):
             await self._trigger("update", [argument])

@@ -36,7 +36,7 @@ from mitmproxy.proxy.tunnel import TunnelLayer
 from mitmproxy.utils import asyncio_utils
 
 from ..compat.h11_names import ChunkedReader, is_between_chunks
-from ..compat.mitmproxy_names import waits
+from ..compat.mitmproxy_names import is_waiting
 from ..compat.python_names import has_unread, socket_of
 from .selector import Receiver, RelaySelector, install
 
@@ -51,7 +51,7 @@ BATCH = 32
 
 BATCH_BYTES = 16 * 1024
 
-HEARD_EVERY = 0.1
+ACTIVITY_SECONDS = 0.1
 """Seconds, at the most, for which an agent that sends is not told of again."""
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
@@ -63,18 +63,18 @@ _SMALL_SIZES = {b"%x" % size: size for size in range(1, 1024)}
 
 
 class ChunkSplitter:
-    """Finds the whole chunks of a chunked body. What is no plain chunk ends it: see `over` and `rest`."""
+    """Finds the whole chunks of a chunked body. What is no plain chunk ends it: see `ended` and `remainder`."""
 
-    __slots__ = ("_held", "_missing", "over")
+    __slots__ = ("_held", "_missing", "ended")
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._missing = 0
         """With fewer bytes more there is surely nothing whole."""
-        self.over = False
+        self.ended = False
         """Whether something came that is not for this; nothing is to be fed any more."""
 
-    def only(self, data: bytes) -> bytes:
+    def single_chunk(self, data: bytes) -> bytes:
         """The payload, if this is one small chunk and nothing else, as it mostly is; else it is to be fed."""
         at = data.find(b"\r\n", 1, 5)
         size = _SMALL_SIZES.get(data[:at]) if at > 0 else None
@@ -96,19 +96,19 @@ class ChunkSplitter:
         while at < end:
             size_line = _SIZE.match(data, at)
             if size_line is None:
-                self.over = end - at >= _LONGEST_SIZE or not _may_become_size(data[at:])
+                self.ended = end - at >= _LONGEST_SIZE or not _may_become_size(data[at:])
                 break
             size, start = int(size_line[1], 16), size_line.end()
             stop = start + size
             if size == 0 or size > LARGEST_CHUNK:
-                self.over = True
+                self.ended = True
                 break
             if stop + 2 > end:
                 self._missing = stop + 2 - end
-                self.over = data[stop:end] not in (b"", b"\r")
+                self.ended = data[stop:end] not in (b"", b"\r")
                 break
             if data[stop : stop + 2] != b"\r\n":
-                self.over = True
+                self.ended = True
                 break
             payloads.append(data[start:stop])
             at = stop + 2
@@ -120,7 +120,7 @@ class ChunkSplitter:
         return data[:at], payloads
 
     @property
-    def rest(self) -> bytes:
+    def remainder(self) -> bytes:
         """What has been fed and is in no whole chunk."""
         return bytes(self._held)
 
@@ -138,11 +138,11 @@ _RECEIVED = memoryview(bytearray(MOST_RECEIVED))
 """What asyncio received last, for whichever relay: it is taken out at once."""
 
 
-class Relay(asyncio.BufferedProtocol):
+class StreamRelay(asyncio.BufferedProtocol):
     """One answer's way from an agent's transport to its client. `stop` gives the transport back, whatever has been.
 
     `pass_on` is the response's `stream`: it sees all payloads, some at a time, and has to leave them as they are.
-    `heard` is called when something comes, unless it was just before. Given a `selector`, it takes from the agent's
+    `on_activity` is called when data arrives, at most every ACTIVITY_SECONDS. Given a `selector`, it reads the agent's
     socket and gives to the client's without asyncio, as long as neither is held up.
     """
 
@@ -152,7 +152,7 @@ class Relay(asyncio.BufferedProtocol):
         client: asyncio.StreamWriter,
         response: http.Response,
         pass_on: Callable[[bytes], object],
-        heard: Callable[[], None],
+        on_activity: Callable[[], None],
         selector: RelaySelector | None = None,
     ) -> None:
         self._upstream = upstream
@@ -160,10 +160,10 @@ class Relay(asyncio.BufferedProtocol):
         self._to_client = client.transport
         self._response = response
         self._pass_on = pass_on
-        self._heard = heard
-        self._heard_at = float("-inf")
-        self._unseen: list[bytes] = []
-        self._unseen_bytes = 0
+        self._on_activity = on_activity
+        self._last_activity = float("-inf")
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
         self._most_unsent = self._to_client.get_write_buffer_limits()[1]
         self._splitter = ChunkSplitter()
         self._draining: asyncio.Task[None] | None = None
@@ -172,7 +172,7 @@ class Relay(asyncio.BufferedProtocol):
         """mitmproxy's own."""
         self._stopped = False
         upstream.set_protocol(self)
-        self._held_up = True
+        self._client_backlogged = True
         """Whether the client's transport may have something to send."""
         self._receivers: dict[int, Receiver] = {}
         self._agent_socket = self._client_socket = None
@@ -188,7 +188,7 @@ class Relay(asyncio.BufferedProtocol):
         return _RECEIVED
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._take(bytes(_RECEIVED[:nbytes]), time.monotonic())
+        self._forward(bytes(_RECEIVED[:nbytes]), time.monotonic())
 
     def receive(self, now: float) -> bool:
         """Take what has come, without asyncio. Whether the loop has to take a turn."""
@@ -201,7 +201,7 @@ class Relay(asyncio.BufferedProtocol):
             except OSError:
                 data = b""
             if data:
-                return self._take(data, now)
+                return self._forward(data, now)
             # At the end of the connection asyncio takes over; it meets that, too.
         except Exception as e:
             # As asyncio does.
@@ -215,7 +215,7 @@ class Relay(asyncio.BufferedProtocol):
     def _leave_selector(self) -> None:
         self._receivers.pop(self._descriptor, None)
 
-    def _take(self, data: bytes, now: float) -> bool:
+    def _forward(self, data: bytes, now: float) -> bool:
         """Pass on what is whole. Whether anything but that has happened."""
         to_client = self._to_client
         if self._stopped:  # some event loops go on with what they had received before the stop
@@ -226,46 +226,46 @@ class Relay(asyncio.BufferedProtocol):
             self.stop()
             self._protocol.data_received(data)
             return True
-        if now - self._heard_at >= HEARD_EVERY:
-            self._heard_at = now
-            self._heard()
-        payload = self._splitter.only(data)
+        if now - self._last_activity >= ACTIVITY_SECONDS:
+            self._last_activity = now
+            self._on_activity()
+        payload = self._splitter.single_chunk(data)
         if payload:
             whole = data
-            self._unseen.append(payload)
+            self._pending.append(payload)
         else:
             whole, payloads = self._splitter.feed(data)
-            self._unseen += payloads
-        more = False
+            self._pending += payloads
+        needs_turn = False
         if whole:
-            self._unseen_bytes += len(whole)
-            if self._held_up:
-                self._held_up = self._client_socket is None or to_client.get_write_buffer_size() > 0
+            self._pending_bytes += len(whole)
+            if self._client_backlogged:
+                self._client_backlogged = self._client_socket is None or to_client.get_write_buffer_size() > 0
             sent = 0
-            if self._client_socket is not None and not self._held_up:
+            if self._client_socket is not None and not self._client_backlogged:
                 try:
                     sent = self._client_socket.send(whole)
                 except OSError:
                     sent = 0  # the transport meets it again
             if sent < len(whole):
-                self._held_up = more = True
+                self._client_backlogged = needs_turn = True
                 to_client.write(whole[sent:])
                 if to_client.get_write_buffer_size() > self._most_unsent and self._draining is None:
                     self._upstream.pause_reading()
                     self._draining = asyncio_utils.create_task(self._drain(), name="slow client", keep_ref=True)
-            if len(self._unseen) >= BATCH or self._unseen_bytes >= BATCH_BYTES:
-                self._see()
-                more = True
-        if self._splitter.over:
+            if len(self._pending) >= BATCH or self._pending_bytes >= BATCH_BYTES:
+                self._flush()
+                needs_turn = True
+        if self._splitter.ended:
             self.stop()
             return True
-        return more
+        return needs_turn
 
-    def _see(self) -> None:
-        if self._unseen:
-            payloads = b"".join(self._unseen)
-            self._unseen.clear()
-            self._unseen_bytes = 0
+    def _flush(self) -> None:
+        if self._pending:
+            payloads = b"".join(self._pending)
+            self._pending.clear()
+            self._pending_bytes = 0
             self._pass_on(payloads)
 
     async def _drain(self) -> None:
@@ -285,10 +285,10 @@ class Relay(asyncio.BufferedProtocol):
             self._draining.cancel()
             self._draining = None
             self._upstream.resume_reading()
-        rest = self._splitter.rest
-        if rest:
-            self._protocol.data_received(rest)
-        self._see()  # mitmproxy goes on in a later turn of the loop
+        remainder = self._splitter.remainder
+        if remainder:
+            self._protocol.data_received(remainder)
+        self._flush()  # mitmproxy goes on in a later turn of the loop
 
     def eof_received(self) -> bool | None:
         self.stop()
@@ -324,10 +324,10 @@ def begin(
     handler: ConnectionHandler,
     stream: SharedStream,
     pass_on: Callable[[bytes], object],
-    heard: Callable[[], None],
+    on_activity: Callable[[], None],
     *,
     by_selector: bool,
-) -> Relay | None:
+) -> StreamRelay | None:
     """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed.
 
     `by_selector`: past asyncio as well, where the event loop allows it.
@@ -364,7 +364,7 @@ def begin(
     ):
         return None
     selector = install(asyncio.get_running_loop()) if by_selector else None
-    return Relay(upstream, client_writer, response, pass_on, heard, selector)
+    return StreamRelay(upstream, client_writer, response, pass_on, on_activity, selector)
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
@@ -374,7 +374,7 @@ def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -
 
 def _between_chunks(stream: SharedStream, connection: object) -> bool:
     """Whether all that has come from the agent has been passed on, up to the end of a chunk."""
-    if waits(stream) or stream.server_state != stream.state_stream_response_body:
+    if is_waiting(stream) or stream.server_state != stream.state_stream_response_body:
         return False
     # mitmproxy puts a layer that connects around it.
     layers = getattr(getattr(connection, "context", None), "layers", [None])

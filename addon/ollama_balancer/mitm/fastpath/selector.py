@@ -59,16 +59,16 @@ class RelaySelector(selectors.BaseSelector):
                 at = next((at for at, (descriptor, _) in enumerate(events) if descriptor == self._next), 0)
                 events, self._next = events[at:] + events[:at], None
             now = time.monotonic()
-            turn = late = False
+            turn = overdue = False
             others: list[tuple[selectors.SelectorKey, int]] = []
             for descriptor, event in events:
                 receive = receivers.get(descriptor) if event == may_read else None
                 if receive is not None:
-                    if late:
+                    if overdue:
                         self._next = descriptor if self._next is None else self._next
                     elif receive(now):
                         turn = True
-                        late = time.monotonic() - now > LONGEST_PASS
+                        overdue = time.monotonic() - now > LONGEST_PASS
                     continue
                 key = self.inner.get_map().get(descriptor)
                 if key is not None:
@@ -95,7 +95,7 @@ class RelaySelector(selectors.BaseSelector):
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self.inner.get_map()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """The loop has its own selector again."""
         self._epoll.close()
 
@@ -125,4 +125,4 @@ def remove(loop: asyncio.AbstractEventLoop) -> None:
     if isinstance(selector, RelaySelector):
         set_selector(loop, selector.inner)
         selector.receivers.clear()
-        selector.leave()
+        selector.detach()

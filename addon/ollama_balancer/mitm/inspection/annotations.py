@@ -72,15 +72,15 @@ def marker(context: RequestContext) -> str:
 
 def comment(context: RequestContext) -> str:
     """One line: agent, model, prompt, client, speed, time to first token, mode and why, attempts, problem."""
-    asked = [one_line(context.model)] if context.model else []
+    request_parts = [one_line(context.model)] if context.model else []
     if context.excerpt:
-        asked.append(f"“{context.excerpt}”")
+        request_parts.append(f"“{context.excerpt}”")
     if context.client != UNKNOWN:
-        asked.append(one_line(context.client, 60))
+        request_parts.append(one_line(context.client, 60))
     if context.waiting_since is not None:
-        return " · ".join(["waits for a free agent", *asked])
-    nobody = "balancer" if context.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
-    parts = [f"→ {names_of(context.agents) or nobody}", *asked]
+        return " · ".join(["waits for a free agent", *request_parts])
+    fallback = "balancer" if context.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
+    parts = [f"→ {names_of(context.agents) or fallback}", *request_parts]
     if context.tokens_per_second is not None:
         parts.append(f"{context.tokens_per_second:.0f} tok/s")
     first = context.seconds_to_first_byte

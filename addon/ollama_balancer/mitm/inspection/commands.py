@@ -39,7 +39,7 @@ def define[F: Callable[..., Any]](path: str) -> Callable[[F], F]:
     return decorator
 
 
-class Offered(list[str]):
+class CompletionNames(list[str]):
     """Names that are offered for completion. Another is taken as well, so that the command says what is wrong."""
 
     def __contains__(self, name: object) -> bool:
@@ -74,12 +74,12 @@ class Commands:
     @define("balancer.agents")
     def agents(self) -> mitmproxy.types.Data:
         """Show the fleet: each agent's state, load, models in memory and speed."""
-        return _shown(fleet_table(self.registry, self.registry.clock()))
+        return _present(fleet_table(self.registry, self.registry.clock()))
 
     @define("balancer.queue")
     def queue(self) -> mitmproxy.types.Data:
         """Show how many requests wait for an agent, by model and by client."""
-        return _shown(queue_table(self.request_queue.describe()))
+        return _present(queue_table(self.request_queue.describe()))
 
     @define("balancer.mode")
     @choice("mode", of="balancer.modes")
@@ -95,12 +95,12 @@ class Commands:
     @define("balancer.modes")
     def modes(self) -> Sequence[str]:
         """The ways of choosing an agent."""
-        return Offered(POLICIES)
+        return CompletionNames(POLICIES)
 
     @define("balancer.names")
     def names(self) -> Sequence[str]:
         """The names of all agents."""
-        return Offered(agent.name for agent in self.registry)
+        return CompletionNames(agent.name for agent in self.registry)
 
     @define("balancer.drain")
     @choice("agent", of="balancer.names")
@@ -131,7 +131,7 @@ class Commands:
     @define("balancer.compare")
     def compare(self, flows: Sequence[flow.Flow]) -> None:
         """Send copies of these flows' requests to every agent that has the model: balancer.compare '~marked'."""
-        plan = [(prompt, self._able(prompt)) for prompt in _prompts(flows)]
+        plan = [(prompt, self._capable_agents(prompt)) for prompt in _prompts(flows)]
         if sum(len(agents) for _, agents in plan) > MOST_AT_ONCE:
             raise exceptions.CommandError(f"that makes more than {MOST_AT_ONCE} requests: compare fewer flows")
         for prompt, agents in plan:
@@ -152,7 +152,7 @@ class Commands:
         runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
         if not runs:
             raise exceptions.CommandError("none of these flows is a request that went through the balancer")
-        return _shown(comparison_table(runs))
+        return _present(comparison_table(runs))
 
     def _find(self, name: str) -> Agent:
         agent = self.registry.get(name)
@@ -161,7 +161,7 @@ class Commands:
             raise exceptions.CommandError(f"no agent is called {name[:80]!r}; there are: {names[:500]}")
         return agent
 
-    def _able(self, prompt: http.HTTPFlow) -> list[Agent]:
+    def _capable_agents(self, prompt: http.HTTPFlow) -> list[Agent]:
         """The agents that can be sent this request."""
         path = path_of(prompt)
         route = find_route(path)
@@ -208,7 +208,7 @@ def _run(each: http.HTTPFlow) -> Run | None:
     if not isinstance(record, dict):
         return None
     response = each.response
-    from ...ollama.watching import AnswerWatcher
+    from ...ollama.answer_watcher import AnswerWatcher
 
     watcher = AnswerWatcher(response.headers.get("content-type", "").lower() if response is not None else "")
     watcher.feed((response.content if response is not None else None) or b"")
@@ -231,7 +231,7 @@ def _number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _shown(table: Table) -> mitmproxy.types.Data:
+def _present(table: Table) -> mitmproxy.types.Data:
     """In the console a table opens by itself; mitmweb's command bar has one line for it, its event log more."""
     if hasattr(ctx.master, "web_url"):
         logger.info("%s", "\n" + in_columns(table))

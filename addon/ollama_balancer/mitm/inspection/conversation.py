@@ -72,7 +72,7 @@ def read_prompt(body: bytes) -> Prompt | None:
         return None
     if not isinstance(value, dict):
         return None
-    prompt = Prompt([(key, shown(value[key], 500)) for key in _SETTINGS if value.get(key) is not None])
+    prompt = Prompt([(key, display(value[key], 500)) for key in _SETTINGS if value.get(key) is not None])
     if tools := [_name(tool) for tool in _list(value.get("tools"))]:
         prompt.settings.append(("tools", ", ".join(tools)))
     prompt.turns = list(islice(_turns(value), MOST_TURNS))
@@ -91,19 +91,19 @@ def _turns(value: dict[str, Any]) -> Iterator[Turn]:
         yield Turn("context", f"[{len(value['context'])} tokens of an earlier conversation]")
     for message in _list(value.get("messages")):
         yield from _message(message)
-    given = value.get("input")
-    if isinstance(given, list) and any(isinstance(item, dict) for item in given):
-        for item in given:
+    input_value = value.get("input")
+    if isinstance(input_value, list) and any(isinstance(item, dict) for item in input_value):
+        for item in input_value:
             yield from _message(item)
-    elif given is not None:
-        texts = given if isinstance(given, list) else [given]
+    elif input_value is not None:
+        texts = input_value if isinstance(input_value, list) else [input_value]
         yield from (Turn("input", text_of(text)) for text in texts)
 
 
 def _message(message: object) -> Iterator[Turn]:
     """A message, or an item of /v1/responses."""
     if not isinstance(message, dict):
-        yield Turn("message", shown(message))
+        yield Turn("message", display(message))
         return
     match message.get("type"):
         case "function_call":
@@ -115,18 +115,18 @@ def _message(message: object) -> Iterator[Turn]:
         case "reasoning":
             yield Turn("assistant thinks", text_of(message.get("summary") or message.get("content")))
             return
-    who = shown(message.get("role", "message"), 40)
+    who = display(message.get("role", "message"), 40)
     name = message.get("tool_name") or message.get("name")
     if isinstance(name, str):
-        who += f" ({shown(name, 80)})"
+        who += f" ({display(name, 80)})"
     for key in ("thinking", "reasoning"):
         if message.get(key):
             yield Turn(f"{who} thinks", text_of(message[key]))
-    said = [text_of(message.get("content"))] if message.get("content") else []
-    said += [_image(image) for image in _list(message.get("images"))]
+    texts = [text_of(message.get("content"))] if message.get("content") else []
+    texts += [_image(image) for image in _list(message.get("images"))]
     calls = _list(message.get("tool_calls"))
-    if said or not calls:
-        yield Turn(who, "\n".join(said))
+    if texts or not calls:
+        yield Turn(who, "\n".join(texts))
     for call in calls:
         yield Turn(f"{who} calls", _call(call))
 
@@ -135,36 +135,36 @@ def text_of(content: object) -> str:
     """A message's content: a text, or a list of parts."""
     if isinstance(content, list):
         return _cut("\n".join(_part(part) for part in content[:MOST_TURNS]))
-    return shown(content)
+    return display(content)
 
 
 def _part(part: object) -> str:
     if not isinstance(part, dict):
-        return shown(part)
+        return display(part)
     kind = part.get("type")
     if not isinstance(kind, str):
-        return shown(part)
+        return display(part)
     if kind in _TEXTS:
-        return shown(part.get("text"))
+        return display(part.get("text"))
     if kind in _IMAGES:
         source = part.get("source")
         return _image(source.get("data") if isinstance(source, dict) else part.get("image_url"))
     if kind == "thinking":
-        return f"(thinks) {shown(part.get('thinking'))}"
+        return f"(thinks) {display(part.get('thinking'))}"
     if kind == "tool_use":
         return f"calls {_call(part)}"
     if kind == "tool_result":
         return f"(result) {text_of(part.get('content'))}"
-    return shown(part)
+    return display(part)
 
 
 def _call(call: object) -> str:
     if not isinstance(call, dict):
-        return shown(call)
+        return display(call)
     function = call.get("function")
-    said = function if isinstance(function, dict) else call
-    arguments = said.get("arguments", said.get("input"))
-    return f"{shown(said.get('name'), 200)} {shown(arguments, 4_000)}"
+    fields = function if isinstance(function, dict) else call
+    arguments = fields.get("arguments", fields.get("input"))
+    return f"{display(fields.get('name'), 200)} {display(arguments, 4_000)}"
 
 
 def _image(image: object) -> str:
@@ -181,18 +181,18 @@ def _image(image: object) -> str:
 def _name(tool: object) -> str:
     """Of a tool as OpenAI and Ollama, or as Anthropic and /v1/responses describe it."""
     if not isinstance(tool, dict):
-        return shown(tool, 80)
+        return display(tool, 80)
     function = tool.get("function")
-    return shown((function if isinstance(function, dict) else tool).get("name"), 80)
+    return display((function if isinstance(function, dict) else tool).get("name"), 80)
 
 
-def shown(value: object, most: int = MOST_TEXT) -> str:
+def display(value: object, limit: int = MOST_TEXT) -> str:
     """A text as it is, anything else as JSON."""
     if value is None:
         return ""
     if not isinstance(value, str):
         value = without_base64(to_json(value, inf_nan_mode="constants").decode())
-    return _cut(value, most)
+    return _cut(value, limit)
 
 
 def without_base64(text: str) -> str:
@@ -204,8 +204,8 @@ def _size(base64: str) -> str:
     return f"{len(base64) * 3 // 4 / 1000:,.0f} kB"
 
 
-def _cut(text: str, most: int = MOST_TEXT) -> str:
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+def _cut(text: str, limit: int = MOST_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 
 
 def _list(value: object) -> list[Any]:

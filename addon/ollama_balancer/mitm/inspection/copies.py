@@ -30,21 +30,21 @@ class ReplayedCopies:
 
     def __init__(self) -> None:
         self._command: Any = None
-        self._mitmproxys: Callable[[Sequence[flow.Flow]], None] | None = None
+        self._original: Callable[[Sequence[flow.Flow]], None] | None = None
 
     def install(self) -> None:
         command = ctx.master.commands.commands.get("replay.client")
         if self._command is None and command is not None:
-            self._command, self._mitmproxys = command, command.func
+            self._command, self._original = command, command.func
             command.func = self._replay
 
     def remove(self) -> None:
         if self._command is not None:
-            self._command.func = self._mitmproxys
+            self._command.func = self._original
             self._command = None
 
     def _replay(self, flows: Sequence[flow.Flow]) -> None:
-        assert self._mitmproxys is not None
+        assert self._original is not None
         playback, view = ctx.master.addons.get("clientplayback"), ctx.master.addons.get("view")
         copies = []
         for each in flows:
@@ -55,4 +55,4 @@ class ReplayedCopies:
                 copies.append(copy_of(each))
         if copies and view is not None:
             view.add(copies)
-        self._mitmproxys(copies)
+        self._original(copies)

@@ -19,8 +19,8 @@ from mitmproxy import contentviews
 from mitmproxy.contentviews import InteractiveContentview, Metadata, SyntaxHighlight
 from mitmproxy.net import encoding
 
-from ...ollama.unpacking import TooLargeError, unpacked
-from ..compat.mitmproxy_names import put_view
+from ...ollama.decompression import TooLargeError, decompress
+from ..compat.mitmproxy_names import install_view
 from ..compat.names import Patches
 from ..compat.python_names import is_of_text
 
@@ -138,16 +138,16 @@ def bound_views(patches: Patches) -> None:
     """Have mitmproxy's views that unpack do so within bounds."""
     view = contentviews.registry.get("grpc")
     if view is not None:
-        put_view(BoundedGrpc(view))
-        patches.on_restore(lambda: put_view(view))
+        install_view(BoundedGrpc(view))
+        patches.on_restore(lambda: install_view(view))
 
 
 DECODERS = encoding.custom_decode | {
     "gzip": _bounded(lambda body, most: _inflate(body, most, 32 + zlib.MAX_WBITS)),
     "deflate": _bounded(_deflate),
     "deflateraw": _bounded(_deflate),
-    "br": _bounded(lambda body, most: unpacked(body, "br", most)),
-    "zstd": _bounded(lambda body, most: unpacked(body, "zstd", most)),
+    "br": _bounded(lambda body, most: decompress(body, "br", most)),
+    "zstd": _bounded(lambda body, most: decompress(body, "zstd", most)),
 }
 """For `mitmproxy.net.encoding`, by the name of the Content-Encoding."""
 

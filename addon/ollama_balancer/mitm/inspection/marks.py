@@ -13,7 +13,7 @@ from typing import Any
 from mitmproxy import ctx, flow
 from mitmproxy.hooks import UpdateHook
 
-from ..compat.mitmproxy_names import MARKED, can_keep_only, keep_only
+from ..compat.mitmproxy_names import MARKED, can_filter_view, filter_view
 from ..compat.names import Patches
 
 MARK_KEY = "balancer_mark"
@@ -54,8 +54,8 @@ class UserMarks:
         if MARKED.problem() is None:
             self._patches.replace(MARKED, lambda _, each: is_user_mark(each))
         resolve = self._replace("view.flows.resolve", lambda spec: resolve(_SPECIFICATIONS.get(spec, spec)))
-        if can_keep_only(view):
-            self._replace("view.clear_unmarked", lambda: keep_only(view, is_user_mark))
+        if can_filter_view(view):
+            self._replace("view.clear_unmarked", lambda: filter_view(view, is_user_mark))
         self._replace("flow.mark.toggle", _toggle)
 
     def remove(self) -> None:
@@ -66,9 +66,9 @@ class UserMarks:
         command: Any = ctx.master.commands.commands.get(name)
         if command is None:
             return function
-        mitmproxys: Callable[..., Any] = command.func
+        original: Callable[..., Any] = command.func
         self._patches.set(command, "func", function)
-        return mitmproxys
+        return original
 
 
 _SPECIFICATIONS = {"@marked": "~marked", "@unmarked": "!~marked"}

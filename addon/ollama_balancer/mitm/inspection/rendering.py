@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from ...ollama.answer_watcher import NO_TERMINAL, AnswerWatcher
 from ...ollama.answers import MAX_TEXT, Answer
 from ...ollama.events import event_parser
 from ...ollama.shapes import Timings, speed_of
-from ...ollama.watching import NO_TERMINAL, AnswerWatcher
 from ...tables import in_columns
 from ...text import one_line
-from .conversation import MOST_TEXT, Prompt, Turn, read_prompt, shown, without_base64
-from .keeping import gap, parts, shortened
+from .conversation import MOST_TEXT, Prompt, Turn, display, read_prompt, without_base64
+from .truncation import gap, split_gap, truncated
 
 MOST_EVENTS = 100_000
 """Lines of a stream that are read, half of them at its beginning: a host may send millions of empty ones."""
@@ -49,7 +49,7 @@ def render_request(body: bytes, record: object) -> str:
     sections = [_decision(record)]
     prompt = read_prompt(body)
     if prompt is None:
-        title = "Body, which is no JSON object" if parts(body) is None else "Body, of which the middle is not kept"
+        title = "Body, which is no JSON object" if split_gap(body) is None else "Body, of which the middle is not kept"
         sections.append(_section(title, _raw(body)))
     else:
         width = max((len(key) for key, _ in prompt.settings), default=0)
@@ -63,15 +63,15 @@ def render_answer(body: bytes, content_type: str, request: bytes, record: object
     sections = [_decision(record)]
     prompt = read_prompt(request) if request else None
     if prompt is not None:
-        sections.append(_section("Conversation", _last_turns(prompt)))
-    elif parts(request) is not None:
+        sections.append(_section("Conversation", _latest_turns(prompt)))
+    elif split_gap(request) is not None:
         sections.append(_section("Conversation", ["(not kept whole: see the request)"]))
-    answer, said, notes = _read(body, content_type)
+    answer, content, notes = _read(body, content_type)
     if vectors := _vectors(body, content_type):
-        said = [vectors]
-    elif not (said or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
-        said = _raw(body)
-    sections.append(_section("Answer", said + [f"! {note}" for note in notes]))
+        content = [vectors]
+    elif not (content or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
+        content = _raw(body)
+    sections.append(_section("Answer", content + [f"! {note}" for note in notes]))
     sections.append(_section("Figures", _figures(answer.timings, record)))
     return "\n\n".join(filter(None, sections))
 
@@ -90,9 +90,9 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for wrapped in lines for line in wrapped)
 
 
-def _last_turns(prompt: Prompt) -> list[str]:
-    asked = [at for at, turn in enumerate(prompt.turns) if turn.who.startswith(("user", "input"))]
-    at = asked[-1] if asked else max(0, len(prompt.turns) - 1)
+def _latest_turns(prompt: Prompt) -> list[str]:
+    user_turns = [at for at, turn in enumerate(prompt.turns) if turn.who.startswith(("user", "input"))]
+    at = user_turns[-1] if user_turns else max(0, len(prompt.turns) - 1)
     before = [f"({at} earlier {'turn' if at == 1 else 'turns'}: see the request)"] if at else []
     return before + [_turn(turn) for turn in prompt.turns[at:]]
 
@@ -172,7 +172,7 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
     """The answer with its figures, what it says, and what is wrong with it."""
     if "json" not in content_type or "ndjson" in content_type:
         body = _bounded(body)
-    cut = parts(body)
+    cut = split_gap(body)
     if cut is not None and event_parser(content_type) is None:
         return Answer(), [], []
     head, left_out, tail = cut if cut is not None else (body, 0, b"")
@@ -183,18 +183,18 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
         error = watcher.verdict().error
         if error == NO_TERMINAL and begun:
             error += ", in the middle of an event"
-        return watcher.answer, _told(watcher.answer, body, content_type), [] if error is None else [error]
+        return watcher.answer, _content(watcher.answer, body, content_type), [] if error is None else [error]
     rest = AnswerWatcher(content_type)
     start = (_EVENT_END if "event-stream" in content_type else _LINE_END).search(tail)
     tail = tail[start.end() :] if start is not None else b""
     rest.feed(tail)
     errors = [watcher.answer.error, rest.verdict().error]
-    said = [
-        *_told(watcher.answer, head, content_type),
+    content = [
+        *_content(watcher.answer, head, content_type),
         gap(left_out),
-        *_told(rest.answer, tail, content_type),
+        *_content(rest.answer, tail, content_type),
     ]
-    return rest.answer, said, [error for error in errors if error is not None]
+    return rest.answer, content, [error for error in errors if error is not None]
 
 
 def _bounded(body: bytes) -> bytes:
@@ -203,33 +203,33 @@ def _bounded(body: bytes) -> bytes:
     if lines <= MOST_EVENTS:
         return body
     kept = len(body) * MOST_EVENTS // lines // 2
-    return shortened(body[:kept], body[-kept:], len(body) - 2 * kept)
+    return truncated(body[:kept], body[-kept:], len(body) - 2 * kept)
 
 
 def _raw(body: bytes) -> list[str]:
     """A body as it is; both its ends, where the middle is not kept."""
-    cut = parts(body)
+    cut = split_gap(body)
     if cut is None:
-        return [shown(_text(body))]
+        return [display(_text(body))]
     head, left_out, tail = cut
     end = _text(tail)
     if len(end) > MOST_TEXT:
         end = f"({len(end) - MOST_TEXT:,} characters before this) …{end[-MOST_TEXT:]}"
-    return [shown(_text(head)), gap(left_out), end]
+    return [display(_text(head)), gap(left_out), end]
 
 
 def _text(body: bytes) -> str:
     return without_base64(body.decode("utf-8", "replace"))
 
 
-def _told(answer: Answer, body: bytes, content_type: str) -> list[str]:
+def _content(answer: Answer, body: bytes, content_type: str) -> list[str]:
     """What the model said, or how far a pull, a push or a create got."""
-    return _said(answer) or (_progress(body) if "ndjson" in content_type else [])
+    return _message_turns(answer) or (_progress(body) if "ndjson" in content_type else [])
 
 
-def _said(answer: Answer) -> list[str]:
-    said = (("thinking", answer.thinking), ("assistant", answer.text))
-    turns = [Turn(who, text if len(text) < MAX_TEXT else f"{text}…") for who, text in said]
+def _message_turns(answer: Answer) -> list[str]:
+    content = (("thinking", answer.thinking), ("assistant", answer.text))
+    turns = [Turn(who, text if len(text) < MAX_TEXT else f"{text}…") for who, text in content]
     turns += [Turn(f"calls {one_line(call.name, 200)}", _pretty(call.arguments)) for call in answer.tool_calls]
     return [_turn(turn) for turn in turns if turn.text or turn.who.startswith("calls")]
 
@@ -245,7 +245,7 @@ def _vectors(body: bytes, content_type: str) -> str:
     """Of an answer with embeddings: how many, of what size."""
     if "json" not in content_type or b'"embedding' not in body:
         return ""
-    if (cut := parts(body)) is not None:
+    if (cut := split_gap(body)) is not None:
         return f"vectors\n{gap(cut[1])}"
     try:
         value = from_json(body)
@@ -286,7 +286,7 @@ def _progress(body: bytes) -> list[str]:
 
 
 def _figures(timings: Timings, record: object) -> list[str]:
-    told: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
+    fields: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
     lines = []
     if timings.load_duration is not None:
         lines.append(f"load    {_time(timings.load_duration)}")
@@ -296,16 +296,16 @@ def _figures(timings: Timings, record: object) -> list[str]:
     ):
         if tokens is not None:
             took = f" in {_time(seconds)}" if seconds else ""
-            pace = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens, seconds)) is not None else ""
-            lines.append(f"{name}  {tokens:,} tokens{took}{pace}")
+            rate = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens, seconds)) is not None else ""
+            lines.append(f"{name}  {tokens:,} tokens{took}{rate}")
     if timings.total_duration is not None:
         lines.append(f"host    {_time(timings.total_duration)} in all")
-    speed = _number(told.get("tokens_per_second"))
+    speed = _number(fields.get("tokens_per_second"))
     if speed is not None and timings.eval_duration is None:
         lines.append(f"speed   {speed:,.1f} tokens/s, by when they came")
     for name, milliseconds in (
-        ("first ", _number(told.get("first_byte_ms"))),
-        ("total ", _number(told.get("total_ms"))),
+        ("first ", _number(fields.get("first_byte_ms"))),
+        ("total ", _number(fields.get("total_ms"))),
     ):
         if milliseconds is not None:
             lines.append(f"{name}  {_time(milliseconds / 1000)} after the request came")

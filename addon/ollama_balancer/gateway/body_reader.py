@@ -60,7 +60,7 @@ def read_body(
     try:
         content = content_of(route, body, encoding)
         parsed = read_request(route, path, content, content_type)
-        check_readable(route, parsed, content, content_type, packed=bool(encoding))
+        check_readable(route, parsed, content, content_type, compressed=bool(encoding))
     except RefusedBodyError as e:
         return e
     excerpt = (
@@ -83,7 +83,7 @@ async def read_large(
         return None
     path = target.partition("?")[0]
     route = find_route(path)
-    if route is None or (len(body) <= LARGE and not route.unpacks):
+    if route is None or (len(body) <= LARGE and not route.accepts_zstd):
         return None
     loop = asyncio.get_running_loop()
     read = functools.partial(read_body, observed=observed)

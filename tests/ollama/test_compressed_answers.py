@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.ollama.watching import (
-    MOST_UNPACKED,
+from ollama_balancer.ollama.answer_watcher import (
+    MAX_DECOMPRESSED,
     NO_TERMINAL,
     AnswerWatcher,
     CompressedAnswerWatcher,
@@ -28,10 +28,10 @@ def watched(encoding: str, *pieces: bytes, content_type: str = NDJSON, ends: boo
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_compressed_stream_is_judged_like_another(encoding: str) -> None:
     watcher = watched(encoding, TOKEN, TOKEN, FINAL)
-    assert (watcher.streamed, watcher.terminal_seen, watcher.packed) == (True, True, True)
+    assert (watcher.streamed, watcher.terminal_seen, watcher.compressed) == (True, True, True)
     verdict = watcher.verdict()
     assert (verdict.whole, verdict.tokens_per_second) == (True, 20.0)
-    assert watcher.kept.joined() == TOKEN + TOKEN + FINAL
+    assert watcher.captured.joined() == TOKEN + TOKEN + FINAL
     cut = watched(encoding, TOKEN, TOKEN)
     assert (cut.verdict().whole, cut.verdict().error) == (False, NO_TERMINAL)
     told = watched(encoding, TOKEN, b'{"error":"the runner died"}\n')
@@ -54,20 +54,20 @@ def test_of_an_encoding_that_is_not_known_nothing_is_said(encoding: str) -> None
     watcher.feed(b"whatever")
     assert watcher.streamed
     assert watcher.verdict().whole
-    assert not watcher.packed
-    assert watcher.kept.joined() == b"whatever"
-    assert watcher.ending(b"words") is None
+    assert not watcher.compressed
+    assert watcher.captured.joined() == b"whatever"
+    assert watcher.encode_trailer(b"words") is None
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_stream_that_unpacks_into_too_much_is_not_read_and_not_judged(encoding: str) -> None:
     watcher, packer = watcher_of(NDJSON, header_of(encoding), 1_000_000), Packer(encoding)
     watcher.feed(packer.add(TOKEN))
-    watcher.feed(packer.add(b"x" * (64 * MOST_UNPACKED)))
+    watcher.feed(packer.add(b"x" * (64 * MAX_DECOMPRESSED)))
     watcher.feed(packer.add(TOKEN))
-    assert watcher.kept.joined() == TOKEN
+    assert watcher.captured.joined() == TOKEN
     assert watcher.verdict().whole
-    assert watcher.ending(b"words") is None
+    assert watcher.encode_trailer(b"words") is None
 
 
 def test_what_is_not_compressed_as_is_said_is_not_judged() -> None:
@@ -81,15 +81,15 @@ def test_an_answer_that_is_not_compressed_is_read_as_it_is(encoding: str) -> Non
     watcher = watcher_of(NDJSON, encoding, 1_000_000)
     watcher.feed(TOKEN)
     assert not isinstance(watcher, CompressedAnswerWatcher)
-    assert watcher.ending(b"words") == b"words"
+    assert watcher.encode_trailer(b"words") == b"words"
     assert watcher.verdict().error == NO_TERMINAL
 
 
 @pytest.mark.parametrize("encoding", BITS)
 def test_what_is_put_behind_a_compressed_stream_is_compressed_and_kept_as_it_reads(encoding: str) -> None:
     watcher = watched(encoding, TOKEN, ends=False)
-    ending = watcher.ending(b'{"error":"x"}\n')
+    ending = watcher.encode_trailer(b'{"error":"x"}\n')
     assert ending is not None
     assert b"error" not in ending[:2]
-    watcher.feed_own(b'{"error":"x"}\n')
-    assert watcher.kept.joined() == TOKEN + b'{"error":"x"}\n'
+    watcher.feed_trailer(b'{"error":"x"}\n')
+    assert watcher.captured.joined() == TOKEN + b'{"error":"x"}\n'

@@ -33,15 +33,15 @@ ZSTD_WINDOW_LOG = 23
 """The server takes windows of up to 8 MiB."""
 
 
-class UnpackingError(ValueError):
+class DecompressionError(ValueError):
     """It is not compressed as is said, or breaks off."""
 
 
-class TooLargeError(UnpackingError):
+class TooLargeError(DecompressionError):
     """It unpacks into more than it may."""
 
 
-class Unpacker(Protocol):
+class Decompressor(Protocol):
     """One body, fed in pieces."""
 
     def feed(self, data: bytes, most: int) -> bytes:
@@ -51,11 +51,11 @@ class Unpacker(Protocol):
     def ended(self) -> bool:
         """Whether the body may end here."""
 
-    def ending(self, text: bytes) -> bytes | None:
+    def encode_trailer(self, text: bytes) -> bytes | None:
         """The bytes after which whoever unpacks has read `text` and then the end; None: there are none."""
 
 
-def unpacker_for(encoding: str) -> Unpacker | None:
+def decompressor_for(encoding: str) -> Decompressor | None:
     """What unpacks a body with that Content-Encoding; None: it is not known, or cannot be unpacked within bounds."""
     match encoding.strip().lower():
         case "gzip" | "x-gzip":
@@ -69,14 +69,14 @@ def unpacker_for(encoding: str) -> Unpacker | None:
     return None
 
 
-def unpacked(body: bytes, encoding: str, most: int) -> bytes:
+def decompress(body: bytes, encoding: str, most: int) -> bytes:
     """A whole body. UnpackingError: it is not of that encoding, or breaks off; TooLargeError: it has more bytes."""
-    unpacker = unpacker_for(encoding)
+    unpacker = decompressor_for(encoding)
     if unpacker is None:
-        raise UnpackingError(f"the encoding {encoding[:40]!r} cannot be read")
+        raise DecompressionError(f"the encoding {encoding[:40]!r} cannot be read")
     text = unpacker.feed(body, most)
     if not unpacker.ended:
-        raise UnpackingError("it breaks off")
+        raise DecompressionError("it breaks off")
     return text
 
 
@@ -96,12 +96,12 @@ class _Members:
                     break
                 self._members += 1
                 if self._members > MOST_MEMBERS:
-                    raise UnpackingError("it has too many parts")
+                    raise DecompressionError("it has too many parts")
                 self._stream = self._begin(data)
             try:
                 part, data = self._take(data, room + 1)
             except _ERRORS as e:
-                raise UnpackingError(str(e)) from None
+                raise DecompressionError(str(e)) from None
             room -= len(part)
             if room < 0:
                 raise TooLargeError(f"it unpacks into more than {most} bytes")
@@ -112,7 +112,7 @@ class _Members:
     def ended(self) -> bool:
         return self._stream is not None and bool(self._stream.eof)
 
-    def ending(self, text: bytes) -> bytes | None:
+    def encode_trailer(self, text: bytes) -> bytes | None:
         return None
 
     def _goes_on(self, data: bytes) -> bool:
@@ -178,12 +178,12 @@ class _Deflate(_Members):
         elif self._format == 15:
             self._check = zlib.adler32(part, self._check)
 
-    def ending(self, text: bytes) -> bytes | None:
+    def encode_trailer(self, text: bytes) -> bytes | None:
         """Where a server has flushed what it had, as those do that compress streams, another block may follow."""
         if self._stream is None or self._stream.eof:
             return None
-        packer = zlib.compressobj(0, zlib.DEFLATED, -15)
-        end = packer.compress(text) + packer.flush()
+        compressor = zlib.compressobj(0, zlib.DEFLATED, -15)
+        end = compressor.compress(text) + compressor.flush()
         if self._format == 31:
             end += struct.pack("<II", zlib.crc32(text, self._check), (self._size + len(text)) & 0xFFFFFFFF)
         elif self._format == 15:
@@ -203,11 +203,11 @@ class _Brotli:
         if not data:
             return b""
         if self._stream.is_finished():
-            raise UnpackingError("something follows its end")
+            raise DecompressionError("something follows its end")
         try:
             text: bytes = self._stream.process(data, output_buffer_limit=most + 1)
         except brotli.error as e:
-            raise UnpackingError(str(e)) from None
+            raise DecompressionError(str(e)) from None
         if len(text) > most or not (self._stream.is_finished() or self._stream.can_accept_more_data()):
             raise TooLargeError(f"it unpacks into more than {most} bytes")
         return text
@@ -216,5 +216,5 @@ class _Brotli:
     def ended(self) -> bool:
         return bool(self._stream.is_finished())
 
-    def ending(self, text: bytes) -> bytes | None:
+    def encode_trailer(self, text: bytes) -> bytes | None:
         return None

@@ -12,15 +12,15 @@ from pydantic_core import from_json
 
 from .answers import Answer
 from .body_capture import CapturedBody
+from .decompression import LEAST_LIMIT, MOST_GROWTH, DecompressionError, decompressor_for
 from .events import PartialEvent, event_parser
 from .json_scanning import is_light
 from .shapes import read_answer, speed_of
-from .unpacking import LEAST_LIMIT, MOST_GROWTH, UnpackingError, unpacker_for
 
 READ_BYTES = 4 * 1024 * 1024
 """A larger answer that is no stream is not read."""
 
-MOST_UNPACKED = 1024 * 1024
+MAX_DECOMPRESSED = 1024 * 1024
 """Bytes into which a piece of a compressed stream may unpack; of one with more the rest is not read."""
 
 NO_TERMINAL = "the stream ended without its terminal event"
@@ -57,7 +57,7 @@ class AnswerWatcher:
         self.content_type = content_type
         self.answer = Answer()
         self._parser = event_parser(content_type)
-        self.kept = CapturedBody(keep if self._parser is not None else max(keep, READ_BYTES), room)
+        self.captured = CapturedBody(keep if self._parser is not None else max(keep, READ_BYTES), room)
         self._skim = skim
 
     @property
@@ -66,7 +66,7 @@ class AnswerWatcher:
         return self._parser is not None
 
     @property
-    def packed(self) -> bool:
+    def compressed(self) -> bool:
         """Whether what is kept of the body is unpacked, which the body is not."""
         return False
 
@@ -80,7 +80,7 @@ class AnswerWatcher:
         return PartialEvent(b"", b"") if self._parser is None else self._parser.partial_event
 
     def feed(self, chunk: bytes) -> None:
-        self.kept.feed(chunk)
+        self.captured.feed(chunk)
         if self._parser is None:
             return
         if self._skim and (events := self._parser.middle(chunk)):
@@ -89,16 +89,16 @@ class AnswerWatcher:
         for event in self._parser.feed(chunk):
             self.answer.add(event)
 
-    def feed_own(self, words: bytes) -> None:
+    def feed_trailer(self, trailer: bytes) -> None:
         """What the balancer itself has put behind the body, as a client reads it."""
-        self.feed(words)
+        self.feed(trailer)
 
-    def ending(self, words: bytes) -> bytes | None:
+    def encode_trailer(self, trailer: bytes) -> bytes | None:
         """The bytes that go on with the body so that a client reads these words, then the end; None: there are none."""
-        return words
+        return trailer
 
     @property
-    def missing(self) -> bytes:
+    def missing_end(self) -> bytes:
         """What the body lacks to be whole though the answer is, where that can be told."""
         return b""
 
@@ -118,9 +118,9 @@ class AnswerWatcher:
         return Verdict(True, None, answer.timings.eval_count, answer.timings.eval_duration)
 
     def _read_whole(self) -> Answer:
-        answer, kept = self.answer, self.kept
-        if not answer.events and "json" in self.content_type and kept.bytes_seen <= READ_BYTES:
-            body = kept.joined()
+        answer, captured = self.answer, self.captured
+        if not answer.events and "json" in self.content_type and captured.bytes_seen <= READ_BYTES:
+            body = captured.joined()
             if not is_light(body):
                 return answer
             try:
@@ -145,37 +145,37 @@ class CompressedAnswerWatcher(AnswerWatcher):
         room: Callable[[int], bool] | None = None,
     ) -> None:
         super().__init__(content_type, keep, skim=skim, room=room)
-        self._unpacker = unpacker_for(encoding)
-        self._unreadable = self._unpacker is None
-        self._most = MOST_UNPACKED if self.streamed else READ_BYTES
+        self._decompressor = decompressor_for(encoding)
+        self._unreadable = self._decompressor is None
+        self._most = MAX_DECOMPRESSED if self.streamed else READ_BYTES
 
     @property
-    def packed(self) -> bool:
-        return self._unpacker is not None
+    def compressed(self) -> bool:
+        return self._decompressor is not None
 
     def feed(self, chunk: bytes) -> None:
-        if self._unpacker is None:
-            self.kept.feed(chunk)
+        if self._decompressor is None:
+            self.captured.feed(chunk)
         elif not self._unreadable:
             most = min(max(LEAST_LIMIT, MOST_GROWTH * len(chunk)), self._most)
             try:
-                text = self._unpacker.feed(chunk, most)
-            except UnpackingError:
+                text = self._decompressor.feed(chunk, most)
+            except DecompressionError:
                 self._unreadable = True
             else:
                 super().feed(text)
 
-    def feed_own(self, words: bytes) -> None:
-        super().feed(words)
+    def feed_trailer(self, trailer: bytes) -> None:
+        super().feed(trailer)
 
-    def ending(self, words: bytes) -> bytes | None:
-        return None if self._unpacker is None or self._unreadable else self._unpacker.ending(words)
+    def encode_trailer(self, trailer: bytes) -> bytes | None:
+        return None if self._decompressor is None or self._unreadable else self._decompressor.encode_trailer(trailer)
 
     @property
-    def missing(self) -> bytes:
-        if self._unpacker is None or self._unreadable or self._unpacker.ended:
+    def missing_end(self) -> bytes:
+        if self._decompressor is None or self._unreadable or self._decompressor.ended:
             return b""
-        return self._unpacker.ending(b"") or b""
+        return self._decompressor.encode_trailer(b"") or b""
 
     def verdict(self) -> Verdict:
         return Verdict(True) if self._unreadable else super().verdict()

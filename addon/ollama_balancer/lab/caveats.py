@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from .hosts import SLOWDOWN
 from .rates import LearnedFleet
+from .recorded_workload import LONGEST_PAUSE
 from .recording import Recording
-from .replaying import LONGEST_PAUSE
 from .simulation import Result
 
 MOST_NAMES = 5

@@ -19,7 +19,7 @@ from .recording import Recorded
 
 
 @dataclass
-class Retelling:
+class LearningReplay:
     """A registry of these agents, of which nothing is known."""
 
     names: list[str]

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from ollama_balancer.gateway import reading
-from ollama_balancer.gateway.reading import LARGE, Reading, read_body, read_large
+from ollama_balancer.gateway import body_reader
+from ollama_balancer.gateway.body_reader import LARGE, Reading, read_body, read_large
 from ollama_balancer.ollama.names import canonical_name
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import find_route
@@ -32,7 +32,7 @@ def test_a_large_body_is_read_in_a_thread_and_says_the_same(
         threads.append(threading.current_thread())
         return read_request(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reading, "read_request", noted)
+    monkeypatch.setattr(body_reader, "read_request", noted)
     read = asyncio.run(read_large("/api/chat?x=1", body, "", "", canonical_name))
     assert read == (expected if in_a_thread else None)
     assert isinstance(expected, Reading)
