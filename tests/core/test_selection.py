@@ -216,9 +216,9 @@ def test_the_metrics_policy_names_the_score_and_what_stands_against_it(registry:
     registry.mode = "metrics"
     [agent] = fleet(registry, "a")
     why = registry.selection.policy.why
-    assert why(agent) == "its turn: no fresh metrics"
+    assert why(agent) == "round robin: no fresh metrics"
     registry.update_metrics("a", report(95, 20))
-    assert why(agent) == "its turn: CPU over 80 %, score 115"
+    assert why(agent) == "round robin: CPU over 80 %, score 115"
     registry.update_metrics("a", report(10.5, 20, 1))
     assert why(agent) == "score 40.5"
 

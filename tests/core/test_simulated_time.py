@@ -110,7 +110,7 @@ class Simulation:
         try:
             ticket = self.queue.join(key, client, notify)
         except QueueFullError:
-            self.outcomes["line full"] += 1
+            self.outcomes["queue full"] += 1
             return
         queue.append(number)
         if self.rng.random() < 0.02:

@@ -35,7 +35,7 @@ def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_pa
         ("balancer_stale_after=0", "whole number from 1"),
         ("balancer_retries=-1", "whole number from 0"),
         ("balancer_retries=many", "integer"),
-        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's are balancer_agents"),
+        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's options are balancer_agents"),
         ("balancer_token=short", "8 to 512 visible ASCII characters"),
         ("balancer_allow_from=office", "it takes addresses and networks such as 203.0.113.7"),
         ("stream_large_bodies=1m", "cannot be used with the balancer"),
@@ -62,8 +62,8 @@ def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setti
 def test_the_rest_of_a_list_that_a_blank_cuts_off_is_refused(tmp_path: Path, arguments: list[str], stray: str) -> None:
     status, output = refused_start(tmp_path, "--set", *arguments)
     assert status != 0
-    assert f"{arguments[0].partition('=')[0]}: {stray!r} stands outside of the option" in output
-    assert "in quotes: --set 'NAME=ONE, TWO'" in output
+    assert f"{arguments[0].partition('=')[0]}: {stray!r} is not part of the option" in output
+    assert "or quote it: --set 'NAME=ONE, TWO'" in output
     assert "Traceback" not in output
     assert "Load balancer mode" not in output
 

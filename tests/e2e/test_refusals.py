@@ -119,7 +119,7 @@ def test_a_host_that_does_not_let_the_balancer_in_is_shown_and_avoided(tmp_path:
         assert (shown["status"], shown["strikes"]) == ("unauthorized", 0)
         assert "status 401" in shown["reason"]
         assert proxy.http.get("/api/balancer").json()["agents"]["unauthorized"] == 1
-        assert "bad" in proxy.log and "does not let the balancer in" in proxy.log
+        assert "bad" in proxy.log and "refuses the balancer" in proxy.log
         bad.faults.answer = None
         wait_until(lambda: went(proxy.generate()) == ("bad", "1"), "it is tried again")
         assert proxy.agents()["bad"]["status"] == "online"

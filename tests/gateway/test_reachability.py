@@ -44,14 +44,14 @@ def http(status: str, body: str) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (None, "takes connections and does not answer GET /api/version"),
-        (http("508 Loop Detected", "{}"), "is the balancer itself, or leads back to it; name the host and port"),
+        (None, "accepts connections but does not answer GET /api/version"),
+        (http("508 Loop Detected", "{}"), "is the balancer itself or leads back to it; give the host and port"),
         (
             http("404 Not Found", "<html>"),
-            "is no Ollama, or not well: GET /api/version is answered with status 404; name the",
+            "is not Ollama, or is in trouble: GET /api/version returned status 404; give the",
         ),
-        (http("200 OK", "<html>nginx</html>"), "as Ollama does; name the host and port on which Ollama listens"),
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "name the host and port on which Ollama listens"),
+        (http("200 OK", "<html>nginx</html>"), "as Ollama does; give the host and port that Ollama listens on"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "give the host and port that Ollama listens on"),
     ],
     ids=["hangs", "the balancer", "another server", "a page", "no HTTP"],
 )
@@ -75,7 +75,7 @@ def test_who_gives_no_answer_from_the_start_is_named_with_the_first_probe(
     assert reason in (agent.reason or "")
     assert "\n" not in (agent.reason or "")
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"Agent a ({agent.address}) is {'unreachable' if reports else 'not there'}: ")
+    assert line.startswith(f"Agent a ({agent.address}) is {'unreachable' if reports else 'not reachable'}: ")
     assert reason in line
 
 
@@ -91,7 +91,7 @@ def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
 
     agent, told = asyncio.run(test())
     assert agent.status is Status.UNAUTHORIZED
-    assert "does not let the balancer in (status 401)" in (agent.reason or "")
+    assert "refuses the balancer (status 401)" in (agent.reason or "")
     assert told == {"X-Balancer-Reachable": f"no; {agent.reason}"}
 
 
@@ -112,7 +112,10 @@ def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
 
 def test_a_connection_that_is_dropped_names_the_firewall_and_the_port() -> None:
     why = explain(address(5), LateError("no connection within 2 s", connected=False))
-    assert why.startswith("cannot connect: no connection within 2 s at 10.0.0.5:11434; open TCP port 11434")
+    assert why.startswith(
+        "cannot connect: no connection within 2 s at 10.0.0.5:11434; check the address, and that no firewall blocks "
+        "TCP port 11434"
+    )
     assert "firewall" in why
 
 

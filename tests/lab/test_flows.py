@@ -127,11 +127,11 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "holds no flow"),
-        (b"hello", "is no file of mitmproxy's flows"),
-        (b'{"log": 3}', "is no file of mitmproxy's flows"),
-        (b"999999999999:", "is no file of mitmproxy's flows"),
-        (b"2:{}}", "is no file of mitmproxy's flows"),
+        (b"", "contains no flows"),
+        (b"hello", "is not a file of mitmproxy flows"),
+        (b'{"log": 3}', "is not a file of mitmproxy flows"),
+        (b"999999999999:", "is not a file of mitmproxy flows"),
+        (b"2:{}}", "is not a file of mitmproxy flows"),
         (None, "cannot be read: No such file or directory"),
     ],
 )

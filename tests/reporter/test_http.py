@@ -89,11 +89,11 @@ def test_the_request_is_whole_and_says_what_the_client_wants() -> None:
             "longer than",
         ),
         (says(HEAD + b"\r\n" + b"x" * 1001, hang=True), "longer than"),
-        (says(HEAD + b"Content-Length: 5\r\n\r\nab"), "its answer is no HTTP"),
-        (says(), "without an answer|no HTTP"),
-        (says(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "its answer is no HTTP"),
-        (says(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n", hang=True), "its answer is no HTTP"),
-        (says((b"HTTP/1.1 100 Continue\r\n\r\n") * 5), "without an answer|no HTTP"),
+        (says(HEAD + b"Content-Length: 5\r\n\r\nab"), "its answer is not HTTP"),
+        (says(), "without an answer|not HTTP"),
+        (says(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "its answer is not HTTP"),
+        (says(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n", hang=True), "its answer is not HTTP"),
+        (says((b"HTTP/1.1 100 Continue\r\n\r\n") * 5), "without an answer|not HTTP"),
     ],
 )
 def test_what_is_no_whole_answer_of_a_fair_size_is_an_error_that_says_why(serve: Serve, why: str) -> None:

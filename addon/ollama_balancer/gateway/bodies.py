@@ -43,7 +43,7 @@ def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
             raise TooLargeError
         return unpacked(body, encoding, MOST_UNPACKED)
     except TooLargeError:
-        raise RefusedBodyError(413, f"the body unpacks into more than {MOST_UNPACKED} bytes") from None
+        raise RefusedBodyError(413, f"the body decompresses to more than {MOST_UNPACKED} bytes") from None
     except UnpackingError as e:
         raise RefusedBodyError(400, f"failed to decompress request body: {e}") from None
 
@@ -61,7 +61,7 @@ def check_readable(route: Route, asked: Asked, content: bytes | None, content_ty
         raise RefusedBodyError(400, f"failed to parse multipart form: {why}")
     begins = content.lstrip(b" \t\r\n")[:1]
     if begins == b"{" and is_json(content):
-        raise RefusedBodyError(400, "the body has too many values, or is nested too deeply, to be read")
+        raise RefusedBodyError(400, "the body has too many values or is nested too deeply")
     if packed and begins:
         raise RefusedBodyError(400, f"invalid character {_quoted(begins[0])} looking for beginning of value")
 

@@ -18,7 +18,7 @@ RECORD: dict[str, Any] = {
     "agent": "gpu-1",
     "url": "http://10.0.0.1:11434",
     "mode": "adaptive",
-    "why": "warm, cost 0.2 s, then gpu-2 14.9 s",
+    "why": "model loaded, cost 0.2 s; next best gpu-2 14.9 s",
     "attempts": 2,
     "waited_ms": 1200,
     "failures": [{"agent": "gpu-3", "reason": "refused"}],
@@ -36,13 +36,13 @@ RECORD: dict[str, Any] = {
 }
 
 DECISION = """== Decision ==
-→ gpu-1 (http://10.0.0.1:11434) · adaptive · warm, cost 0.2 s, then gpu-2 14.9 s
+→ gpu-1 (http://10.0.0.1:11434) · adaptive · model loaded, cost 0.2 s; next best gpu-2 14.9 s
 waited 1.2 s · 2 attempts · 10.0.0.9 · succeeded
 tried gpu-3: refused
 
-agent  cost s  wait s  load s  prompt s  answer s  others s  free  seen
-gpu-1  0.20    0.00    0.00    0.10      0.10      0.00      yes   12
-gpu-2  14.90   0.00    12.00   0.40      2.50      0.00      no    0
+agent  cost s  wait s  load s  prompt s  answer s  interference s  free  seen
+gpu-1  0.20    0.00    0.00    0.10      0.10      0.00            yes   12
+gpu-2  14.90   0.00    12.00   0.40      2.50      0.00            no    0
 """
 
 
@@ -70,13 +70,13 @@ calls get_weather:
     "city": "Paris"
   }
 
-== Figures ==
+== Timings ==
 load    0.26 s
 prompt  206 tokens in 4.9 ms, 42,101.0 tokens/s
 answer  2 tokens in 1.5 ms
-host    0.27 s in all
-first   0.31 s after the request came
-total   1.20 s after the request came"""
+host    0.27 s in total
+first   0.31 s after the request arrived
+total   1.20 s after the request arrived"""
     )
 
 
@@ -86,7 +86,7 @@ total   1.20 s after the request came"""
         ("generate_stream", " in far near hills", "answer  6 tokens in "),
         ("generate_nostream", "assistant:", "prompt  "),
         ("chat_stream", "assistant:", "tokens/s"),
-        ("v1_chat_stream", " the dog old quick joy", "speed   44.0 tokens/s, by when they came"),
+        ("v1_chat_stream", " the dog old quick joy", "speed   44.0 tokens/s, as the balancer saw them arrive"),
         ("v1_messages_stream", " bright who dog wind home", "answer  5 tokens"),
         ("v1_responses_stream", " in while hills of each", "answer  5 tokens"),
     ],
@@ -182,10 +182,10 @@ def test_of_shortened_embeddings_no_numbers_are_shown() -> None:
 def test_both_ends_of_a_shortened_request_are_shown() -> None:
     asked = shortened(b'{"prompt":"' + b"x " * 15_000, b"y " * 15_000 + b'the end"}', 99)
     shown = render_request(asked, None)
-    assert shown.startswith('== Body, of which the middle is not kept ==\n{"prompt":"x x ')
-    assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 characters before this) …" in shown
+    assert shown.startswith('== Body (its middle is not stored) ==\n{"prompt":"x x ')
+    assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 earlier characters) …" in shown
     assert shown.endswith('y y the end"}')
-    assert "== Conversation ==\n(not kept whole: see the request)" in render_answer(b"{}", "", asked, None)
+    assert "== Conversation ==\n(not stored completely: see the request)" in render_answer(b"{}", "", asked, None)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.integers(1, 10**12))
@@ -309,7 +309,7 @@ def test_of_images_in_a_shortened_request_the_size_is_shown() -> None:
     asked = shortened(b'{"images":["' + b"A" * 80_000, b"A" * 40_000 + b'"]}', 99)
     assert (
         render_request(asked, None)
-        == """== Body, of which the middle is not kept ==
+        == """== Body (its middle is not stored) ==
 {"images":["[60 kB of base64]
 [... 99 bytes are not kept ...]
 [30 kB of base64]"]}"""
@@ -373,7 +373,7 @@ def test_long_lines_are_broken_between_words_where_there_are_any() -> None:
 
 
 def test_a_body_that_is_no_json_is_shown_as_text() -> None:
-    assert render_request(b"model=x", None) == "== Body, which is no JSON object ==\nmodel=x"
+    assert render_request(b"model=x", None) == "== Body (not a JSON object) ==\nmodel=x"
     assert "<html>" in render_answer(b"<html>", "text/html", b"", None)
 
 
