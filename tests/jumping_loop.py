@@ -1,4 +1,4 @@
-"""An event loop whose time is not the machine's: it passes when nothing is left to do, and then jumps to the next timer.
+"""An event loop whose time is not the machine's: when nothing is left to do, it jumps to the next timer.
 
 What is tested waits for its own seconds, or hours, in no time, and nothing is late because the machine is busy. Sockets
 within the process work as ever; what a thread of an executor does takes no time. Pass the loop's `time` to what takes a
@@ -49,7 +49,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     def _other_is_done(self, _: asyncio.Future[Any]) -> None:
         self._clock.others -= 1
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         await super().shutdown_default_executor()  # a time-out would be over at once
 
 

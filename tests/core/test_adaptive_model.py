@@ -23,6 +23,7 @@ from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
 from ollama_balancer.core.scheduler import Matcher
 from ollama_balancer.core.scoring.agent_estimate import Forecast, Situation
 from tests.core.fakes import Clock, address, entries, new_registry, report
+from tests.examples import examples
 
 NAMES = ("a", "b", "c", "d")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -409,6 +410,6 @@ class AdaptiveMachine(RuleBasedStateMachine):
 
 
 AdaptiveMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=250, stateful_step_count=50, database=None
+    derandomize=True, deadline=None, max_examples=examples(250), stateful_step_count=50, database=None
 )
 TestAdaptiveAgainstRecounts = AdaptiveMachine.TestCase

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.core.queue import LONGEST_RETRY, UNKNOWN_RETRY, LineFullError, Place, Waiter, WaitingLine
 from tests.core.fakes import Clock, address
+from tests.examples import examples
 
 M = Place("m:latest")
 OTHER = Place("other:latest")
@@ -301,5 +302,5 @@ class AgainstAList(RuleBasedStateMachine):
             assert_empty(self.line)
 
 
-AgainstAList.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+AgainstAList.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=40, deadline=None)
 test_the_line_is_as_a_list = AgainstAList.TestCase

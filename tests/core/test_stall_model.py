@@ -25,6 +25,7 @@ from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
 from ollama_balancer.core.scheduler import HEADS, Matcher
 from tests.core.fakes import Clock, address, entries, new_registry, report
+from tests.examples import examples
 
 NAMES = ("a", "b", "c")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -432,6 +433,6 @@ class StallMachine(RuleBasedStateMachine):
 
 
 StallMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=20, stateful_step_count=30, database=None
+    derandomize=True, deadline=None, max_examples=examples(20), stateful_step_count=30, database=None
 )
 TestNoRequestWaitsWhileAHostIsIdle = StallMachine.TestCase

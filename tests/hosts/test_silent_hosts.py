@@ -84,6 +84,7 @@ def asked(agents: list[Agent]) -> list[int]:
     return [Machine.asked[f"/{agent.name}.test/api/version"] for agent in agents]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("silent", [900, 1500])
 def test_silent_hosts_take_no_living_one_offline(monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
     async def test() -> None:
@@ -137,6 +138,7 @@ def test_a_host_that_is_slow_to_list_what_it_has_stays_online_and_holds_up_nobod
     jumping_loop.run(test())
 
 
+@pytest.mark.e2e
 def test_thousands_of_first_looks_take_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         registry = new_registry(asyncio.get_running_loop().time, must_reach=True)

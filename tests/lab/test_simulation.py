@@ -39,6 +39,7 @@ def poisson(servers: int, utilization: float, count: int, seed: int) -> Workload
     return Workload(hosts, (model,), tuple(requests), seconds=at, warm_up=100.0)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(("servers", "utilization"), [(1, 0.5), (4, 0.8), (10, 0.9)])
 def test_the_mean_wait_is_that_of_m_m_k(servers: int, utilization: float) -> None:
     waits: list[float] = []
