@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .proxy import (
-    HERE,
     LOADS,
     NO_SHORTCUTS,
     OPEN_FILES,
@@ -40,7 +39,7 @@ ALL, NO_SELECTOR, NO_RELAY, NONE = "all", "no selector", "no selector, no relay"
 
 OPTIONS: dict[str, Sequence[str]] = {
     ALL: (),
-    NO_SELECTOR: ("-s", str(HERE / "no_selector.py")),
+    NO_SELECTOR: ("--set", "balancer_relay_selector=false"),
     NO_RELAY: ("--set", "balancer_relay=false"),
     NONE: NO_SHORTCUTS,
 }

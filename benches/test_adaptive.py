@@ -61,10 +61,10 @@ class Fleet:
             )
             registry.update_metrics(agent.id, metrics)
             for model in warm:
-                lease = registry.take(agent, model, Demand(model))
+                lease = registry.limiter.take(agent, model, Demand(model))
                 self.now += 0.01
                 lease.began()
-                registry.answered(lease, AnswerObservation(300, 0.4, 200, rng.uniform(2, 20), 0.02))
+                registry.limiter.answered(lease, AnswerObservation(300, 0.4, 200, rng.uniform(2, 20), 0.02))
                 lease.release()
             if rng.random() < BUSY:
                 self.leases.append(self.begin(agent.id, rng.choice(warm)))
@@ -72,7 +72,7 @@ class Fleet:
     def begin(self, agent_id: str, model: str) -> Lease:
         agent = self.registry.get(agent_id)
         assert agent is not None
-        lease = self.registry.take(agent, model, Demand(model))
+        lease = self.registry.limiter.take(agent, model, Demand(model))
         lease.began()
         return lease
 
@@ -87,7 +87,7 @@ class Fleet:
         model, agent = self.leases[at].model, self.rng.choice(self.leases).agent
         assert model is not None
         self.leases[at].release()
-        self.leases[at] = self.begin(agent.id, next(iter(agent.warm), model))
+        self.leases[at] = self.begin(agent.id, next(iter(agent.loaded_models), model))
         return self.demand()
 
 
@@ -101,17 +101,17 @@ def test_choose(benchmark: BenchmarkFixture, size: int) -> None:
     at_work = fleet(size)
     registry = at_work.registry
     for _ in range(WARM_UP):
-        registry.choose(at_work.others())
+        registry.selection.choose(at_work.others())
     benchmark.group = f"adaptive: {CHOICES} choices"
 
     def choose(demands: list[Demand]) -> None:
         for demand in demands:
-            registry.choose(demand)
+            registry.selection.choose(demand)
 
     def setup() -> tuple[tuple[list[Demand]], dict[str, object]]:
         return ([at_work.others() for _ in range(CHOICES)],), {}
 
     benchmark.pedantic(choose, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
-    choice = registry.choose(at_work.demand())
+    choice = registry.selection.choose(at_work.demand())
     assert choice.options
     assert [option.cost for option in choice.options] == sorted(option.cost for option in choice.options)

@@ -157,7 +157,7 @@ def test_select_naive(benchmark: BenchmarkFixture, size: int) -> None:
 @by_size
 def test_select_take_release(benchmark: BenchmarkFixture, size: int) -> None:
     registry = fleet(size)
-    select, take = registry.select_agent_by_metrics, registry.take
+    select, take = registry.select_agent_by_metrics, registry.limiter.take
 
     def request() -> None:
         agent = select()
@@ -175,14 +175,14 @@ def test_select_take_release_with_slots(benchmark: BenchmarkFixture, size: int) 
     registry = fleet_with_models(size)
     registry.slots = 4
     model = HALVES[0]
-    select, take = registry.select_agent_by_metrics, registry.take
+    select, take = registry.select_agent_by_metrics, registry.limiter.take
 
     def request() -> None:
         agent = select(model)
         assert agent is not None
         lease = take(agent, model)
         lease.began()
-        registry.succeeded(lease)
+        registry.ejection.succeeded(lease)
         lease.release()
 
     measure(benchmark, "a request in a slot", request, calls_a_round(6e-6))
@@ -207,7 +207,7 @@ def test_select_take_release_naive(benchmark: BenchmarkFixture, size: int) -> No
 @by_size
 def test_half_held_model(benchmark: BenchmarkFixture, size: int) -> None:
     registry = fleet_with_models(size)
-    select, take = registry.select_agent_by_metrics, registry.take
+    select, take = registry.select_agent_by_metrics, registry.limiter.take
     model = HALVES[0]
 
     def request() -> None:
@@ -240,7 +240,7 @@ def test_half_held_model_naive(benchmark: BenchmarkFixture, size: int) -> None:
 def test_many_open_leases(benchmark: BenchmarkFixture, size: int) -> None:
     """A request begins and, of the hundreds that run, a random one ends."""
     registry = new_fleet(size)
-    select, take = registry.select_agent_by_metrics, registry.take
+    select, take = registry.select_agent_by_metrics, registry.limiter.take
 
     def begin() -> Lease:
         agent = select()

@@ -121,10 +121,16 @@ def test_every_room_is_described() -> None:
 
 
 @pytest.mark.e2e
+def test_the_table_of_options_is_the_one_in_the_code() -> None:
+    printed = output(sys.executable, "-m", "ollama_balancer.mitm.options")
+    assert f"\n\n{printed}\n" in text_of(DOCS / "options.md")
+
+
+@pytest.mark.e2e
 def test_every_option_is_documented_with_its_default() -> None:
     rows = table(DOCS / "options.md", "option", "default")
     assert [code(row[0]) for row in rows] == [[name] for name in dict.fromkeys(code(row[0])[0] for row in rows)]
-    documented = {code(name)[0]: default for name, default, _ in rows}
+    documented = {code(name)[0]: default for name, default, *_ in rows}
     assert set(documented) == set(options())
     for name, value in options().items():
         default = documented[name]

@@ -43,7 +43,7 @@ def fleet_table(agents: Iterable[Agent], now: float) -> Table:
 
 
 def queue_table(line: Mapping[str, Any]) -> Table:
-    """How many requests wait, by model and by client; `line` is `WaitingLine.describe`."""
+    """How many requests wait, by model and by client; `line` is `RequestQueue.describe`."""
     rows = [["all", str(line["length"])]]
     if line["oldest"] is not None:
         rows.append(["the first one's wait", f"{line['oldest']:.1f} s"])

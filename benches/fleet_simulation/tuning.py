@@ -70,9 +70,9 @@ class Constant:
 
 IMPORTED = {
     "core.agent:SLOWDOWN": "core.scoring.agent_estimate",
-    "core.scoring.agent_estimate:LONGEST_LOAD": "core.registry",
-    "core.health:STRIKES": "core.registry",
-    "core.health:RETURNING": "core.registry",
+    "core.scoring.agent_estimate:LONGEST_LOAD": "core.selection",
+    "core.health:EJECTION_THRESHOLD": "core.ejection",
+    "core.health:SLOW_START_SECONDS": "core.ejection",
     "core.scoring.candidates:ALL": "core.scoring.scorer",
 }
 """Constants that another module imports by name: which."""
@@ -105,7 +105,7 @@ CONSTANTS: dict[str, Constant] = {
         EVICTION=(0.0, 6.0, 12.0, 30.0),
         THRASHING=(0.0, 30.0, 60.0, 120.0, 240.0),
         IN_DEMAND=(0.0, 0.3, 0.6, 1.2),
-        MUCH_MORE=(1.0, 2.0, 4.0, 16.0),
+        EVICTION_RATIO=(1.0, 2.0, 4.0, 16.0),
         DRAIN=(0.0, 4.0, 16.0),
         LEAST_LEFT=(0.02, 0.1, 0.3),
         LONGEST_LOAD=(1.2, 2.0, 4.0),
@@ -143,10 +143,10 @@ CONSTANTS: dict[str, Constant] = {
     **_of(
         "failing",
         "core.health",
-        STRIKES=(1, 3, 10),
+        EJECTION_THRESHOLD=(1, 3, 10),
         FIRST_EJECTION=(2.0, 10.0, 60.0),
         LONGEST_EJECTION=(30.0, 300.0, 900.0),
-        RETURNING=(1.0, 30.0, 90.0),
+        SLOW_START_SECONDS=(1.0, 30.0, 90.0),
     ),
     **_of("sampled", "core.scoring.scorer", SAMPLE=(1, 2, 4, 8)),
     **_of("large", "core.scoring.candidates", ALL=(8, 256)),
@@ -182,9 +182,13 @@ def changed(settings: Settings) -> Iterator[None]:
 
 def run(case: Run) -> Outcome:
     scene, settings, seed = case
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with changed(scene.settings + settings):
-        return outcome(Simulation(draw(scene.shape, seed), "adaptive", seed, reports_slots=scene.slots_known).run())
+    try:
+        with changed(scene.settings + settings):
+            return outcome(Simulation(draw(scene.shape, seed), "adaptive", seed, reports_slots=scene.slots_known).run())
+    finally:
+        logging.disable(before)
 
 
 def outcome(result: Result) -> Outcome:

@@ -16,12 +16,13 @@ from ollama_balancer.api.app import ControlApi
 from ollama_balancer.api.paths import AUTHORIZED, is_control_path
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, agent_id
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.history import History
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.queue import WaitingLine
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.recent import Recent
-from ollama_balancer.core.stats import Ended, Tally
+from ollama_balancer.core.stats import RequestMetrics, RequestSummary
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 METRICS: dict[str, Any] = {
@@ -47,12 +48,12 @@ class Api:
         self.clock = Clock()
         self.registry = new_registry(self.clock)
         self.changes = 0
-        self.tally, self.recent = Tally(), Recent(self.clock)
+        self.tally, self.recent = RequestMetrics(), Recent(self.clock)
         self.wall = 1_700_000_000.0
         self.history = History(lambda: self.wall)
         self.control = ControlApi(
             self.registry,
-            WaitingLine(self.clock),
+            RequestQueue(self.clock),
             self.tally,
             self.recent,
             self.history,
@@ -270,19 +271,19 @@ def test_a_name_that_is_another_agents_id_is_400(api: Api) -> None:
 def test_agents_are_listed_and_shown_by_id_and_by_name(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
     listed = api.call("GET", "/api/agents").json()["agents"]
-    assert listed == [a.describe(api.clock.now), b.describe(api.clock.now)]
+    assert listed == [describe_agent(a, api.clock.now), describe_agent(b, api.clock.now)]
     shown = listed[1] | {"learned": {}}
     assert api.call("GET", "/api/agents/b").json() == api.call("GET", f"/api/agents/{b.id}").json() == shown
 
 
 def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_it(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
-    api.registry.update_loaded(a, entries("m"))
-    api.registry.update_loaded(b, [])
+    api.registry.inventory.update_loaded(a, entries("m"))
+    api.registry.inventory.update_loaded(b, [])
     demand = Demand("m:latest", tokens=800)
-    choice = api.registry.choose(demand)
+    choice = api.registry.selection.choose(demand)
     assert choice.agent is a
-    lease = api.registry.take(a, demand.model, demand, choice.options)
+    lease = api.registry.limiter.take(a, demand.model, demand, choice.options)
     shown = api.call("GET", "/api/agents").json()["agents"][0]
     assert shown["running"] == {"m:latest": 1}
     assert shown["decision"]["model"] == "m:latest"
@@ -292,7 +293,7 @@ def test_an_agent_shows_why_its_last_request_went_there_and_what_was_learned_of_
     assert (other["agent"], other["load"]) == ("b", 22.5)
     api.clock.now += 4
     lease.began()
-    api.registry.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
+    api.registry.limiter.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
     lease.release()
     shown = api.call("GET", "/api/agents/a").json()
     assert shown["decision"]["age"] == 4
@@ -375,7 +376,7 @@ def test_a_wrong_method_is_405_and_tells_the_right_ones(api: Api, method: str, p
 
 def test_a_deleted_agent_is_gone_and_its_requests_finish(api: Api) -> None:
     [agent] = fleet(api.registry, "a")
-    lease = api.registry.take(agent)
+    lease = api.registry.limiter.take(agent)
     answer = api.call("DELETE", "/api/agents/a")
     assert (answer.status_code, answer.content) == (204, b"")
     assert api.call("GET", "/api/agents/a").status_code == 404
@@ -386,10 +387,10 @@ def test_a_drained_agent_is_shown_draining_until_it_is_resumed(api: Api) -> None
     [agent] = fleet(api.registry, "a")
     drained = api.call("POST", "/api/agents/a/drain")
     assert (drained.status_code, drained.json()["status"]) == (200, "draining")
-    assert api.registry.select() is None
+    assert api.registry.selection.select() is None
     resumed = api.call("POST", f"/api/agents/{agent.id}/resume")
     assert (resumed.status_code, resumed.json()["status"]) == (200, "online")
-    assert api.registry.select() is agent
+    assert api.registry.selection.select() is agent
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_a_bad_drain_is_400_and_drains_nothing(api: Api, body: Any, field: str) 
     answer = api.call("POST", "/api/agents/a/drain", body)
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(f"{field}: ")
-    assert api.registry.select() is not None
+    assert api.registry.selection.select() is not None
 
 
 # Reports
@@ -461,7 +462,7 @@ def test_a_bad_report_is_400_and_names_the_field_and_changes_nothing(api: Api, b
 def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
     assert api.call("GET", "/health").status_code == 503
     a, b, _ = fleet(api.registry, "a", "b", "c")
-    api.registry.unreachable(a, "refused")
+    api.registry.liveness.unreachable(a, "refused")
     api.registry.drain(b)
     healthy = api.call("GET", "/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
@@ -480,10 +481,10 @@ def test_health_is_200_while_an_agent_can_serve(api: Api) -> None:
 
 def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     a, b = fleet(api.registry, "a", "b")
-    api.registry.take(b)
+    api.registry.limiter.take(b)
     for outcome, count in (("succeeded", 4), ("failed", 1), ("cancelled", 2), ("rejected", 3), ("refused", 1)):
         for _ in range(count):
-            api.tally.add(Ended(a.name, "m:latest", "/api/chat", outcome, 0.1))
+            api.tally.add(RequestSummary(a.name, "m:latest", "/api/chat", outcome, 0.1))
     api.registry.remove(a)
     fleet(api.registry, "c")
     api.registry.mode = "least_requests"
@@ -532,8 +533,10 @@ def test_reports_bring_models_that_are_then_listed(api: Api) -> None:
 
 
 class TestHistory:
-    def over(self, agent: str, model: str) -> Ended:
-        return Ended(agent, model, "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7)
+    def over(self, agent: str, model: str) -> RequestSummary:
+        return RequestSummary(
+            agent, model, "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7
+        )
 
     def test_the_last_hours_minutes_are_told_by_agent_and_model(self) -> None:
         api = Api()

@@ -20,7 +20,7 @@ from ollama_balancer.api.paths import OPENAPI, PATHS, is_control_path
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.stats import Ended
+from ollama_balancer.core.stats import RequestSummary
 from tests.api.test_app import Api
 from tests.core.fakes import entries, fleet, report
 from tests.examples import examples
@@ -45,10 +45,12 @@ def busy(api: Api) -> None:
     api.registry.update_metrics(first.id, FULL_REPORT)
     second.alias_of = first
     demand = Demand("m:latest", tokens=800)
-    lease = api.registry.take(first, demand.model, demand, api.registry.choose(demand).options)
+    lease = api.registry.limiter.take(first, demand.model, demand, api.registry.selection.choose(demand).options)
     lease.began()
-    api.registry.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
-    over = Ended("a", "m:latest", "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7)
+    api.registry.limiter.answered(lease, AnswerObservation(800, 0.5, 100, 2.5, 6.0))
+    over = RequestSummary(
+        "a", "m:latest", "/api/chat", "succeeded", 2.5, first_token=0.25, prompt_tokens=3, output_tokens=7
+    )
     api.tally.add(over)
     api.history.add(over)
 

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_balancer.api.prometheus import PREFIX, Exposition
-from ollama_balancer.core.queue import WaitingLine
-from ollama_balancer.core.stats import Ended, Tally
+from ollama_balancer.core.queue import RequestQueue
+from ollama_balancer.core.stats import RequestMetrics, RequestSummary
 from tests.core.fakes import Clock, fleet, new_registry, report
 
 GPU: dict[str, Any] = {
@@ -28,8 +28,8 @@ class Page:
     def __init__(self) -> None:
         clock = Clock()
         self.registry = new_registry(clock)
-        self.tally = Tally()
-        self.exposition = Exposition(self.registry, WaitingLine(clock), self.tally, lambda: self.tally.totals(2))
+        self.tally = RequestMetrics()
+        self.exposition = Exposition(self.registry, RequestQueue(clock), self.tally, lambda: self.tally.totals(2))
 
     def page(self, accept: str) -> tuple[bytes, str]:
         return asyncio.run(self.exposition.page(accept))
@@ -58,12 +58,12 @@ def page() -> Page:
     page.registry.update_metrics("gpu-1", report(40, 60, gpus=[GPU], collectors=collectors, **figures))
     for outcome in ("succeeded", "succeeded", "failed"):
         page.tally.add(
-            Ended(
+            RequestSummary(
                 "gpu-1", "m:latest", "/api/chat", outcome, 2.0, 0.7, 0.3, 42.0, 5, 9, failures=(("gpu-2", "connect"),)
             )
         )
-    page.tally.add(Ended("", "other", "other", "refused", 0.0))
-    page.tally.add(Ended("gpu-2", "m:latest", "/api/chat", "cancelled", 1.0, cancelled_by="client"))
+    page.tally.add(RequestSummary("", "other", "other", "refused", 0.0))
+    page.tally.add(RequestSummary("gpu-2", "m:latest", "/api/chat", "cancelled", 1.0, cancelled_by="client"))
     return page
 
 
@@ -84,7 +84,7 @@ def test_what_became_of_requests_is_told(page: Page) -> None:
 
 
 def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
-    page.registry.take(next(iter(page.registry)))
+    page.registry.limiter.take(next(iter(page.registry)))
     assert page.value("agents", state="online") == 2
     assert page.value("agents", state="ejected") == 0
     assert page.value("agent_requests_in_flight", agent="gpu-1") == 1
@@ -121,7 +121,7 @@ def test_of_an_agent_that_is_removed_the_counts_stay_and_no_gauge_does(page: Pag
 
 
 def test_a_rejection_is_counted_by_its_status(page: Page) -> None:
-    page.tally.add(Ended("gpu-1", "m:latest", "/api/chat", "rejected", 0.1, status=400))
+    page.tally.add(RequestSummary("gpu-1", "m:latest", "/api/chat", "rejected", 0.1, status=400))
     assert page.value("rejections_total", status="400") == 1
     assert page.value("requests_in_flight") == 2
 

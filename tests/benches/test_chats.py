@@ -36,8 +36,8 @@ def test_the_length_of_the_answer_is_told_to_the_hosts_and_not_to_the_balancer()
 
 def test_the_next_turn_goes_on_from_the_one_before() -> None:
     first, other, second = map(read, bodies([turn(1, 100, 0, 50), turn(2, 100, 0, 50), turn(1, 190, 150, 50)]))
-    assert set(first.remember) & set(second.steps)
-    assert not set(other.remember) & set(second.steps)
+    assert set(first.new_prefixes) & set(second.prefixes)
+    assert not set(other.new_prefixes) & set(second.prefixes)
     assert abs(second.tokens - 190) <= 4
 
 

@@ -48,7 +48,7 @@ def fleet(registry: AgentRegistry, *names: str) -> list[Agent]:
     agents = []
     for number, name in enumerate(names, 1):
         agent, _ = registry.register(name, address(number))
-        registry.update_models(agent, entries("m"))
-        registry.reached(agent)
+        registry.inventory.update_models(agent, entries("m"))
+        registry.liveness.reached(agent)
         agents.append(agent)
     return agents

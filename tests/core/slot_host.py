@@ -6,7 +6,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.lab.engine import Engine
@@ -55,7 +55,7 @@ class SlotHost:
         self.rng = random.Random(seed)
         self.registry = new_registry(engine, chance=self.rng.random)
         self.agent = fleet(self.registry, "a")[0]
-        self.registry.update_loaded(self.agent, entries("m"))
+        self.registry.inventory.update_loaded(self.agent, entries("m"))
         self.parallel = parallel
         self.traffic = traffic
         self.waiting = 0
@@ -63,7 +63,7 @@ class SlotHost:
         self.served = 0
         self.queue: deque[_Job] = deque()
         self.running: list[_Job] = []
-        self.registry.on_room = lambda agent, model: self._serve()
+        self.registry.fleet.on_slot_free = lambda agent, model: self._serve()
         self.sent = 0
         self._since = self._above = self._crowded_since = 0.0
         self._passed = 0.0
@@ -102,13 +102,13 @@ class SlotHost:
         self.engine.after(self.rng.expovariate(self.traffic.rate), self._arrive)
 
     def _look(self) -> None:
-        self.registry.reached(self.agent)
+        self.registry.liveness.reached(self.agent)
         self.registry.expire()
         self._serve()
         self.engine.after(LOOK_SECONDS, self._look)
 
     def _serve(self) -> None:
-        while self.waiting and self.registry.has_room(self.agent, MODEL):
+        while self.waiting and self.registry.selection.has_free_slot(self.agent, MODEL):
             self.waiting -= 1
             self._send()
 
@@ -118,7 +118,7 @@ class SlotHost:
         low, high = traffic.prefill
         prefill = low + (high - low) * rng.random() ** 3
         tokens = round(prefill * TOKENS_A_SECOND * rng.uniform(0.7, 1.4))
-        lease = self.registry.take(self.agent, MODEL, Demand(MODEL, tokens=tokens, streams=streams))
+        lease = self.registry.limiter.take(self.agent, MODEL, Demand(MODEL, tokens=tokens, streams=streams))
         job = _Job(
             lease,
             prefill,

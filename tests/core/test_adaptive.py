@@ -6,11 +6,12 @@ import random
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words
-from ollama_balancer.core.queue import Place
+from ollama_balancer.core.queue import QueueKey
 from ollama_balancer.core.scheduler import MOST_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
@@ -28,7 +29,7 @@ def test_with_no_information_at_all_it_is_least_requests_with_rotation() -> None
 
 def test_a_host_that_has_the_model_in_memory_is_preferred() -> None:
     room = Room("a", "b", "c")
-    room.registry.update_loaded(room.agents[1], entries("m"))
+    room.registry.inventory.update_loaded(room.agents[1], entries("m"))
     assert [room.find() for _ in range(3)] == [room.agents[1]] * 3
 
 
@@ -45,22 +46,22 @@ def test_a_report_that_comes_late_does_not_erase_what_a_first_byte_has_proven_si
     agent = room.agents[0]
     room.registry.update_metrics(agent.id, report(at=0, loaded_models=entries("other")))
     room.clock.now += 10
-    lease = room.registry.take(agent, MODEL)
+    lease = room.registry.limiter.take(agent, MODEL)
     lease.began()
     lease.release()
     room.clock.now += 1
     # Made six seconds ago by the host's clock, when the model was not there yet.
     room.registry.update_metrics(agent.id, report(at=5, loaded_models=entries("other")))
-    assert MODEL in agent.warm
+    assert MODEL in agent.loaded_models
     room.clock.now += 10
     room.registry.update_metrics(agent.id, report(at=21, loaded_models=entries("other")))
-    assert MODEL not in agent.warm
+    assert MODEL not in agent.loaded_models
 
 
 def test_a_load_is_told_of_when_it_is_over_for_another_model_may_have_been_pushed_out() -> None:
     room = Room("a")
     told: list[Agent] = []
-    room.registry.on_load = told.append
+    room.registry.fleet.on_load = told.append
     lease = room.take()
     assert told == []
     lease.began()
@@ -77,17 +78,17 @@ def test_how_many_models_fit_is_what_was_seen_together_not_what_was_loaded_one_a
         room.serve(agent, Demand(model))
     assert agent.fits() == 1
     room.clock.now += 10
-    room.registry.update_loaded(agent, entries("m", "n"))
+    room.registry.inventory.update_loaded(agent, entries("m", "n"))
     assert agent.fits() == 2
 
 
 def test_a_host_that_was_away_is_cold() -> None:
     room = Room("a", "b")
     agent = room.agents[0]
-    room.registry.update_loaded(agent, entries("m"))
-    room.registry.unreachable(agent, "gone")
-    room.registry.reached(agent)
-    assert MODEL not in agent.warm
+    room.registry.inventory.update_loaded(agent, entries("m"))
+    room.registry.liveness.unreachable(agent, "gone")
+    room.registry.liveness.reached(agent)
+    assert MODEL not in agent.loaded_models
 
 
 def test_other_runner_options_need_another_load() -> None:
@@ -96,12 +97,12 @@ def test_other_runner_options_need_another_load() -> None:
     first = room.take(plain)
     first.began()
     first.release()
-    second = room.registry.take(first.agent, MODEL, large)
+    second = room.registry.limiter.take(first.agent, MODEL, large)
     assert second.loading
     second.began()
     second.release()
-    assert not room.registry.take(first.agent, MODEL, large).loading
-    assert room.registry.take(first.agent, MODEL, plain).loading
+    assert not room.registry.limiter.take(first.agent, MODEL, large).loading
+    assert room.registry.limiter.take(first.agent, MODEL, plain).loading
 
 
 def test_the_faster_host_is_preferred_once_it_has_shown_to_be() -> None:
@@ -116,14 +117,14 @@ def test_the_faster_host_is_preferred_once_it_has_shown_to_be() -> None:
 def test_a_conversation_goes_on_where_its_beginning_was_read_if_that_is_long() -> None:
     room = Room("a", "b", slots=4)
     for agent in room.agents:
-        room.registry.update_loaded(agent, entries("m"))
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+        room.registry.inventory.update_loaded(agent, entries("m"))
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
     lease = room.take(first)
     lease.began()
     lease.release()
-    following = Demand(MODEL, tokens=4200, steps=((b"1", 4000), (b"2", 4200)))
+    following = Demand(MODEL, tokens=4200, prefixes=((b"1", 4000), (b"2", 4200)))
     assert [room.find(following) for _ in range(4)] == [lease.agent] * 4
-    others = {room.find(Demand(MODEL, tokens=4200, steps=((b"3", 4200),))) for _ in range(4)}
+    others = {room.find(Demand(MODEL, tokens=4200, prefixes=((b"3", 4200),))) for _ in range(4)}
     assert others == set(room.agents)
 
 
@@ -134,17 +135,17 @@ def test_a_request_waits_for_a_warm_host_rather_than_load_on_a_cold_one_but_not_
         room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     assert busy.agent is warm
-    choice = room.matcher.find(Demand(MODEL))
+    choice = room.scheduler.find(Demand(MODEL))
     assert choice.agent is None
     assert [option.agent for option in choice.options] == ["warm", "cold"]
     granted: list[Lease | None] = []
-    room.line.join(Place(MODEL), "me", granted.append)
+    room.queue.join(QueueKey(MODEL), "me", granted.append)
     room.clock.now += 5
-    room.matcher.look()
+    room.scheduler.look()
     assert granted == []
     room.clock.now += 60
-    room.registry.reached(cold)
-    room.matcher.look()
+    room.registry.liveness.reached(cold)
+    room.scheduler.look()
     assert [lease.agent for lease in granted if lease] == [cold]
 
 
@@ -155,16 +156,16 @@ def test_who_waits_gets_the_warm_host_when_it_is_free() -> None:
         room.serve(warm, output_tokens=100, output_seconds=1.0, load_seconds=15.0)
     busy = room.take()
     granted: list[Lease | None] = []
-    room.line.join(Place(MODEL), "me", granted.append)
+    room.queue.join(QueueKey(MODEL), "me", granted.append)
     busy.release()
     assert [lease.agent for lease in granted if lease] == [warm]
 
 
 def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_but_not_for_ever() -> None:
     room = Room("a", slots=1)
-    room.registry.update_loaded(room.agents[0], entries("m"))
+    room.registry.inventory.update_loaded(room.agents[0], entries("m"))
     said = ((b"1", 2000),)
-    busy = room.take(Demand(MODEL, tokens=2000, steps=said, remember=said))
+    busy = room.take(Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
     busy.began()
     served: list[str] = []
 
@@ -176,11 +177,11 @@ def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_bu
             lease.began()
             served.append(name)
 
-        room.matcher.join(Place(MODEL), name, served_now, demand)
+        room.scheduler.join(QueueKey(MODEL), name, served_now, demand)
 
     join("first", Demand(MODEL, tokens=100))
     for number in range(MOST_OVERTAKEN + 2):
-        join(f"again {number}", Demand(MODEL, tokens=2100, steps=said, remember=said))
+        join(f"again {number}", Demand(MODEL, tokens=2100, prefixes=said, new_prefixes=said))
     for _ in range(MOST_OVERTAKEN + 1):
         busy.release()
     assert served == [*(f"again {number}" for number in range(MOST_OVERTAKEN)), "first"]
@@ -190,11 +191,11 @@ def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_sl
     room = Room("a", "b", slots=2)
     agent = room.agents[0]
     said = ((b"1", 2000),)
-    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
-    find = room.registry.learner.conversations.find
+    room.serve(agent, Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
+    find = room.registry.learner.prefix_cache.find
     room.serve(agent, Demand(MODEL, tokens=50))
     assert find(said) == (agent, 2000)
-    room.serve(agent, Demand(MODEL, tokens=2100, steps=said))
+    room.serve(agent, Demand(MODEL, tokens=2100, prefixes=said))
     assert find(said) == (agent, 2000), "going on with a conversation takes no other's place"
     room.serve(agent, Demand(MODEL, tokens=50))
     assert find(said) == (None, 0)
@@ -204,11 +205,11 @@ def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
     room = Room("a", "b", slots=2)
     agent = room.agents[0]
     said = ((b"1", 2000),)
-    room.serve(agent, Demand(MODEL, tokens=2000, steps=said, remember=said))
+    room.serve(agent, Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
     room.clock.now += 10
-    room.registry.update_loaded(agent, [])
-    room.registry.update_loaded(agent, entries("m"))
-    assert room.registry.learner.conversations.find(said) == (None, 0)
+    room.registry.inventory.update_loaded(agent, [])
+    room.registry.inventory.update_loaded(agent, entries("m"))
+    assert room.registry.learner.prefix_cache.find(said) == (None, 0)
 
 
 def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> None:
@@ -219,7 +220,7 @@ def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> 
     room.take()
     assert room.find() is None
     for number in range(8):
-        room.line.join(Place(MODEL), f"c{number}", lambda lease: None)
+        room.queue.join(QueueKey(MODEL), f"c{number}", lambda lease: None)
     assert room.find() is cold
 
 
@@ -228,7 +229,7 @@ def test_a_model_in_demand_is_not_pushed_out_where_another_host_has_room() -> No
     a, b = room.agents
     for number, agent in enumerate(room.agents):
         room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
-    room.registry.update_loaded(a, entries("m"))
+    room.registry.inventory.update_loaded(a, entries("m"))
     for _ in range(5):
         room.serve(a)
     lease = room.take("n:latest")
@@ -246,10 +247,10 @@ def test_two_models_that_are_both_asked_for_settle_on_a_host_each() -> None:
             loads += lease.loading
             lease.began()
             # What a host that fits one model does.
-            room.registry.update_loaded(lease.agent, entries(model))
+            room.registry.inventory.update_loaded(lease.agent, entries(model))
             room.clock.now += 1
             for agent in room.agents:
-                room.registry.reached(agent)
+                room.registry.liveness.reached(agent)
             lease.release()
     assert loads == 2
 
@@ -260,7 +261,7 @@ def test_a_host_that_loads_gets_nothing_else_until_it_has() -> None:
     assert lease.loading
     assert room.find("n:latest") is None
     granted: list[Lease | None] = []
-    room.line.join(Place("n:latest"), "me", granted.append)
+    room.queue.join(QueueKey("n:latest"), "me", granted.append)
     lease.began()
     assert len(granted) == 1
 
@@ -271,7 +272,7 @@ def test_load_times_are_learned_only_from_a_host_that_had_nothing_else_to_do() -
     room.serve(a, load_seconds=4.0)
     load = room.registry.learner.estimates.load
     assert load.of(a.id, MODEL).value == pytest.approx(4)
-    other = room.registry.take(b, "n:latest")
+    other = room.registry.limiter.take(b, "n:latest")
     room.serve(b, load_seconds=30.0)
     other.release()
     assert load.of(b.id, MODEL).observations == 0
@@ -286,7 +287,7 @@ def test_a_short_load_duration_is_no_load() -> None:
 def test_streams_that_tell_no_timings_are_learned_from_when_their_bytes_come() -> None:
     room = Room("a")
     agent = room.agents[0]
-    room.registry.update_loaded(agent, entries("m"))
+    room.registry.inventory.update_loaded(agent, entries("m"))
     room.serve(agent, Demand(MODEL, tokens=1000), seconds=10.0, output_tokens=101)
     estimates = room.registry.learner.estimates
     assert estimates.decode.of(agent.id, MODEL).value == pytest.approx(100 / 5)
@@ -296,11 +297,11 @@ def test_streams_that_tell_no_timings_are_learned_from_when_their_bytes_come() -
 def test_reading_a_prompt_of_which_most_was_known_says_nothing_about_the_pace() -> None:
     room = Room("a")
     agent = room.agents[0]
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
     room.serve(agent, first, prompt_tokens=4000, prompt_seconds=4.0)
     prefill = room.registry.learner.estimates.prefill
     assert prefill.of(agent.id, MODEL).value == pytest.approx(1000)
-    again = Demand(MODEL, tokens=4100, steps=((b"1", 4000), (b"2", 4100)))
+    again = Demand(MODEL, tokens=4100, prefixes=((b"1", 4000), (b"2", 4100)))
     room.serve(agent, again, prompt_tokens=4100, prompt_seconds=0.02)
     assert prefill.of(agent.id, MODEL).observations == 1
 
@@ -316,8 +317,8 @@ def test_an_answer_that_was_cut_short_by_its_limit_says_nothing_about_the_models
 def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> None:
     room = Room("a", slots=2)
     agent = room.agents[0]
-    room.registry.update_loaded(agent, entries("m"))
-    beside = room.registry.take(agent, MODEL)
+    room.registry.inventory.update_loaded(agent, entries("m"))
+    beside = room.registry.limiter.take(agent, MODEL)
     beside.began()
     room.serve(agent, output_tokens=100, output_seconds=7.0)
     beside.release()
@@ -326,23 +327,23 @@ def test_the_pace_of_a_request_is_that_of_one_alone_whatever_ran_beside_it() -> 
 
 def test_the_decision_names_the_chosen_and_the_two_next_best_with_their_terms() -> None:
     room = Room("a", "b", "c", "d")
-    room.registry.update_loaded(room.agents[2], entries("m"))
-    choice = room.matcher.find(Demand(MODEL, tokens=800))
+    room.registry.inventory.update_loaded(room.agents[2], entries("m"))
+    choice = room.scheduler.find(Demand(MODEL, tokens=800))
     assert choice.agent is room.agents[2]
     assert len(choice.options) == 3
     best, second, _ = choice.options
     assert best.agent == "c"
     assert best.load == 0 < second.load
     assert best.prefill == pytest.approx(1.0)
-    assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.harm)
+    assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.interference)
     assert in_words(choice.options).startswith("warm, cost 2.5 s, then ")
 
 
 def test_an_agent_that_has_failed_the_request_is_left_out() -> None:
     room = Room("a", "b")
-    room.registry.update_loaded(room.agents[0], entries("m"))
-    assert room.matcher.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
-    assert room.matcher.find(Demand(MODEL), room.agents).agent is None
+    room.registry.inventory.update_loaded(room.agents[0], entries("m"))
+    assert room.scheduler.find(Demand(MODEL), [room.agents[0]]).agent is room.agents[1]
+    assert room.scheduler.find(Demand(MODEL), room.agents).agent is None
 
 
 def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() -> None:
@@ -350,7 +351,7 @@ def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() 
     assert room.take().loading
     assert room.find("n:latest") is None
     room.clock.now += 2 * LOAD
-    room.registry.reached(room.agents[0])
+    room.registry.liveness.reached(room.agents[0])
     assert room.find("n:latest") is room.agents[0]
 
 
@@ -359,15 +360,15 @@ def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_loo
     registry = new_registry(clock, mode="adaptive", chance=random.Random(3).random)
     for number in range(ALL * 2):
         new, _ = registry.register(f"a{number}", address(number % 250 + 1))
-        registry.update_models(new, entries("m"))
-        registry.reached(new)
-    first = Demand(MODEL, tokens=4000, steps=((b"1", 4000),), remember=((b"1", 4000),))
-    agent = registry.choose(first).agent
+        registry.inventory.update_models(new, entries("m"))
+        registry.liveness.reached(new)
+    first = Demand(MODEL, tokens=4000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 4000),))
+    agent = registry.selection.choose(first).agent
     assert agent is not None
-    lease = registry.take(agent, MODEL, first)
+    lease = registry.limiter.take(agent, MODEL, first)
     lease.began()
     lease.release()
-    assert all(registry.choose(first).agent is agent for _ in range(20))
+    assert all(registry.selection.choose(first).agent is agent for _ in range(20))
 
 
 def test_nothing_is_left_when_all_have_ended() -> None:
@@ -383,5 +384,5 @@ def test_nothing_is_left_when_all_have_ended() -> None:
     for agent in room.agents:
         room.registry.remove(agent)
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
-    assert not placement.use(MODEL).places
+    assert not placement.use(MODEL).slots_by_agent
     assert not placement.use(MODEL).free

@@ -13,15 +13,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease, SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
-from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
-from ollama_balancer.core.scheduler import Matcher
-from ollama_balancer.core.scoring.agent_estimate import Forecast, Situation
+from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.scoring.agent_estimate import AgentEstimate, Situation
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.examples import examples
 
@@ -34,7 +35,7 @@ names = st.sampled_from(NAMES)
 models = st.sampled_from(MODELS)
 runners = st.sampled_from(("", "", "", *RUNNERS))
 inventories = st.sets(models).map(sorted)
-conversations = st.integers(0, 3)
+prefix_cache = st.integers(0, 3)
 counts = st.none() | st.sampled_from((0, 1, 4, 100, 5_000, LARGE))
 durations = st.none() | st.sampled_from((0.0, 1e-9, 0.05, 1.0, 30.0, LARGE / 1e9))
 
@@ -44,12 +45,12 @@ class AdaptiveMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock(0)
         self.registry = new_registry(self.clock, mode="adaptive", chance=random.Random(1).random)
-        self.line = WaitingLine(self.clock, size=12)
-        self.matcher = Matcher(self.registry, self.line)
+        self.queue = RequestQueue(self.clock, size=12)
+        self.scheduler = Scheduler(self.registry, self.queue)
         self.fleet: dict[str, Agent] = {}
         self.removed: list[Agent] = []
         self.leases: list[SlotLease] = []
-        self.waiters: list[Waiter] = []
+        self.tickets: list[Ticket] = []
         self.addresses = 0
 
     @property
@@ -68,7 +69,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         for number, name in enumerate(NAMES[:3]):
             self.register(name, moves=False)
             self.report(name, list(MODELS), None if loaded is None else loaded[number], None, fits, True)
-            self.registry.reached(self.fleet[name])
+            self.registry.liveness.reached(self.fleet[name])
 
     def register(self, name: str, *, moves: bool) -> None:
         known = self.fleet.get(name)
@@ -97,7 +98,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             case "resume" if agent is not None:
                 self.registry.resume(agent)
             case "lose" if agent is not None:
-                self.registry.unreachable(agent, "refused")
+                self.registry.liveness.unreachable(agent, "refused")
             case "remove" if agent is not None:
                 self.registry.remove(self.fleet.pop(name))
                 self.removed.append(agent)
@@ -130,13 +131,13 @@ class AdaptiveMachine(RuleBasedStateMachine):
     @rule(name=names, loaded=inventories)
     def list_memory(self, name: str, loaded: list[str]) -> None:
         if name in self.fleet:
-            self.registry.update_loaded(self.fleet[name], entries(*loaded))
+            self.registry.inventory.update_loaded(self.fleet[name], entries(*loaded))
 
     @rule(name=st.none() | names)
     def reach(self, name: str | None) -> None:
         for agent in list(self.fleet.values()):
             if name in (None, agent.name):
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     @rule(
         seconds=st.sampled_from((0.01, 0.5, 1.0, 5.0, 12.0, 40.0, 700.0)),
@@ -146,7 +147,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.clock.now += seconds
         for agent in list(self.fleet.values()):
             if probed and agent.online:
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     # Requests
 
@@ -165,7 +166,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         model=models,
         runner=runners,
         turns=st.integers(0, 2),
-        conversation=conversations,
+        conversation=prefix_cache,
         tried=st.sets(names, max_size=1),
         only=st.sampled_from((None, None, None, None, *NAMES)),
         client=st.sampled_from("xy"),
@@ -176,14 +177,14 @@ class AdaptiveMachine(RuleBasedStateMachine):
         demand = self.demand(model, runner, turns, conversation)
         failed = [self.fleet[name] for name in sorted(tried) if name in self.fleet and only is None]
         pin = None if only is None else self.fleet.get(only)
-        choice = self.matcher.find(demand, failed, pin)
+        choice = self.scheduler.find(demand, failed, pin)
         if choice.agent is not None:
             assert choice.agent not in failed
             assert choice.agent.available
-            self.granted(self.registry.take(choice.agent, model, demand, choice.options))
+            self.granted(self.registry.limiter.take(choice.agent, model, demand, choice.options))
             return
-        place = Place(model, pin, frozenset(failed))
-        if self.matcher.hopeless(place):
+        key = QueueKey(model, pin, frozenset(failed))
+        if self.scheduler.is_hopeless(key):
             return
         told: list[Lease | None] = []
 
@@ -193,20 +194,20 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.granted(lease)
 
         try:
-            self.waiters.append(self.matcher.join(place, client, notify, demand))
-        except LineFullError:
-            assert len(self.line) == self.line.size
+            self.tickets.append(self.scheduler.join(key, client, notify, demand))
+        except QueueFullError:
+            assert len(self.queue) == self.queue.size
 
     @rule(model=models, many=st.integers(2, 6))
     def crowd(self, model: str, many: int) -> None:
         for number in range(many):
             self.ask(model, "", 0, number, set(), None, "x")
 
-    @precondition(lambda self: any(waiter.waiting for waiter in self.waiters))
+    @precondition(lambda self: any(ticket.waiting for ticket in self.tickets))
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        waiter = data.draw(st.sampled_from([waiter for waiter in self.waiters if waiter.waiting]))
-        assert self.line.leave(waiter)
+        ticket = data.draw(st.sampled_from([ticket for ticket in self.tickets if ticket.waiting]))
+        assert self.queue.leave(ticket)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -218,7 +219,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, outcome: Outcome) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         if outcome is Outcome.FAILED:
-            self.registry.failed(lease, "no")
+            self.registry.ejection.failed(lease, "no")
         self.leases.remove(lease)
         assert lease.release(outcome)
         assert not lease.release(outcome)
@@ -236,57 +237,57 @@ class AdaptiveMachine(RuleBasedStateMachine):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         lease.began()
-        self.registry.answered(lease, AnswerObservation(prompt, seconds, tokens, seconds, load, streamed))
-        self.registry.succeeded(lease)
+        self.registry.limiter.answered(lease, AnswerObservation(prompt, seconds, tokens, seconds, load, streamed))
+        self.registry.ejection.succeeded(lease)
         self.leases.remove(lease)
         lease.release()
 
     @rule()
     def look(self) -> None:
         self.registry.expire()
-        self.matcher.look()
+        self.scheduler.look()
         if self.registry.mode != "adaptive":
             return
-        for place in self.line.places():
-            first = self.line.first(place)
+        for key in self.queue.active_keys():
+            first = self.queue.first(key)
             assert first is not None
-            idle = [agent for agent in self.fleet.values() if self.stands_idle(agent, place, first.demand)]
-            others = [agent for agent in self.fleet.values() if agent not in idle and self.has_room(agent, place)]
-            assert others or not idle, (place, idle)
+            idle = [agent for agent in self.fleet.values() if self.stands_idle(agent, key, first.demand)]
+            others = [agent for agent in self.fleet.values() if agent not in idle and self.has_free_slot(agent, key)]
+            assert others or not idle, (key, idle)
 
-    def has_room(self, agent: Agent, place: Place) -> bool:
+    def has_free_slot(self, agent: Agent, key: QueueKey) -> bool:
         """Whether it could be sent what is waited for there."""
-        able = place.agent in (None, agent) and agent not in place.tried
-        return able and agent.may_have(place.model) and self.registry.has_room(agent, place.model)
+        able = key.agent in (None, agent) and agent not in key.tried
+        return able and agent.may_have(key.model) and self.registry.selection.has_free_slot(agent, key.model)
 
-    def stands_idle(self, agent: Agent, place: Place, demand: Demand) -> bool:
+    def stands_idle(self, agent: Agent, key: QueueKey, demand: Demand) -> bool:
         """Whether it runs nothing and has in memory what is waited for."""
-        warm = agent.warm.get(place.model)
+        warm = agent.loaded_models.get(key.model)
         ready = warm.runner in (None, demand.runner) if warm is not None else not agent.memory_known
         listed = agent.models is not None
-        return ready and listed and not agent.running and not agent.loading and self.has_room(agent, place)
+        return ready and listed and not agent.running and not agent.loading and self.has_free_slot(agent, key)
 
     # The choice, computed plainly
 
     def plain(self, demand: Demand, exclude: Collection[Agent], ahead: int, waited: float) -> float | None:
         """What the chosen agent costs; None: it is better to wait."""
-        at = Situation(self.registry.learner, self.clock.now, self.line.count, lambda: 0.5)
-        last, known = self.registry.learner.conversations.find(demand.steps)
+        at = Situation(self.registry.learner, self.clock.now, self.queue.count, lambda: 0.5)
+        last, known = self.registry.learner.prefix_cache.find(demand.prefixes)
         known = known if known <= demand.tokens else 0
         able = [a for a in self.fleet.values() if a.eligible and a.models is not None and demand.model in a.models]
-        forecasts = [Forecast(agent, demand.model, demand.runner) for agent in able]
-        for forecast in forecasts:
+        estimates = [AgentEstimate(agent, demand.model, demand.runner) for agent in able]
+        for forecast in estimates:
             forecast.refresh(at)
-        pace = sum(1 / f.wait for f in forecasts if f.full and not f.cold)
+        pace = sum(1 / f.wait for f in estimates if f.full and not f.cold)
         queue = ahead / pace if pace else 0.0
 
-        def cost(f: Forecast) -> float:
+        def cost(f: AgentEstimate) -> float:
             unread = demand.tokens - (known if f.agent is last and not f.cold else 0)
             part = ahead / (ahead + 1)
             total = f.fixed + f.per_token * unread - f.shared * part
             return total + (queue if f.full else 0.0) + (f.eviction(at) if f.evicts else 0.0)
 
-        costs = {f: cost(f) for f in forecasts if f.agent not in exclude}
+        costs = {f: cost(f) for f in estimates if f.agent not in exclude}
         assert all(map(math.isfinite, costs.values()))
         if not costs:
             return math.inf
@@ -300,7 +301,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         model=models,
         runner=runners,
         turns=st.integers(0, 2),
-        conversation=conversations,
+        conversation=prefix_cache,
         excluded=st.sets(names, max_size=2),
         ahead=st.integers(0, 3),
         waited=st.sampled_from((0.0, 10.0, 1000.0, 1000.0)),
@@ -322,7 +323,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.forget_forecasts()
         demand = self.demand(model, runner, turns, conversation)
         exclude = [self.fleet[name] for name in sorted(excluded) if name in self.fleet]
-        choice = self.registry.choose(demand, exclude, ahead=ahead, waited=waited)
+        choice = self.registry.selection.choose(demand, exclude, ahead=ahead, waited=waited)
         expected = self.plain(demand, exclude, ahead, waited)
         if expected is None:
             assert choice.agent is None or choice.agent.models is None
@@ -361,19 +362,19 @@ class AdaptiveMachine(RuleBasedStateMachine):
         for model in MODELS:
             use = placement.use(model)
             holders = {a for a in self.everybody if a.eligible and a.holds(model) and model in (a.models or {})}
-            assert use.places == {agent: agent.slots_for(model) for agent in holders}
+            assert use.slots_by_agent == {agent: agent.slots_for(model) for agent in holders}
             assert set(use.holders) == holders
             assert set(use.free) == {agent for agent in holders if model not in agent.full}
-            assert use.slots == sum(use.places.values())
-            assert use.usual(0, self.clock.now) >= 0
+            assert use.slots == sum(use.slots_by_agent.values())
+            assert use.average_load(0, self.clock.now) >= 0
 
     @invariant()
     def the_line_is_what_a_recount_gives(self) -> None:
-        waiting = [waiter for waiter in self.waiters if waiter.waiting]
-        assert len(self.line) == len(waiting)
-        assert {m: self.line.count(m) for m in MODELS} == {m: sum(w.place.model == m for w in waiting) for m in MODELS}
-        homes = {waiter for at_home in self.line._homes.values() for waiter in at_home}
-        assert homes == {waiter for waiter in waiting if waiter.home is not None}
+        waiting = [ticket for ticket in self.tickets if ticket.waiting]
+        assert len(self.queue) == len(waiting)
+        assert {m: self.queue.count(m) for m in MODELS} == {m: sum(w.key.model == m for w in waiting) for m in MODELS}
+        homes = {ticket for oldest_with_affinity in self.queue._by_affinity.values() for ticket in oldest_with_affinity}
+        assert homes == {ticket for ticket in waiting if ticket.affinity is not None}
 
     # The end
 
@@ -381,7 +382,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         """Whoever still waits is served once there is time and an agent; and nothing is left when all have ended."""
         self.registry.mode = "adaptive"
         for _ in range(200):
-            if not len(self.line):
+            if not len(self.queue):
                 break
             for lease in self.leases:
                 lease.release(Outcome.CANCELLED)
@@ -389,20 +390,20 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.clock.now += 5
             for agent in self.fleet.values():
                 self.registry.resume(agent)
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
             self.registry.expire()
-            self.matcher.look()
+            self.scheduler.look()
         self.end_all()
-        self.matcher.look()
-        assert not len(self.line), self.line.places()
-        assert not self.line._homes
-        assert not self.line._models
+        self.scheduler.look()
+        assert not len(self.queue), self.queue.active_keys()
+        assert not self.queue._by_affinity
+        assert not self.queue._models
         for agent in self.everybody:
             assert (agent.in_flight, agent.running, agent.loaders, agent.full) == (0, {}, {}, set())
             self.registry.remove(agent)
         for model in MODELS:
             use = self.registry.learner.placement.use(model)
-            assert (use.in_flight, use.slots, use.places, len(use.holders), len(use.free)) == (0, 0, {}, 0, 0)
+            assert (use.in_flight, use.slots, use.slots_by_agent, len(use.holders), len(use.free)) == (0, 0, {}, 0, 0)
 
     def end_all(self) -> None:
         while self.leases:

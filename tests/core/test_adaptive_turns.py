@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
-from ollama_balancer.core.queue import WaitingLine
-from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.queue import RequestQueue
+from ollama_balancer.core.scheduler import Scheduler
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import MAX_OUTPUT
 from ollama_balancer.core.scoring.placement import MAX_MODELS, Placement
@@ -29,15 +29,15 @@ def test_who_waits_is_told_when_the_last_agent_turns_out_not_to_have_the_model(m
     room.take()
     for name in "xyz":
         room.wait(name)
-    room.registry.forget_model(room.agents[0], MODEL)
-    room.matcher.look()
+    room.registry.inventory.forget_model(room.agents[0], MODEL)
+    room.scheduler.look()
     assert room.granted == {"x": None, "y": None, "z": None}
 
 
 def test_an_agent_whose_models_are_not_known_yet_is_used_where_the_others_are_busy() -> None:
     room = Room("a", slots=1)
     unknown, _ = room.registry.register("b", address(9))
-    room.registry.reached(unknown)
+    room.registry.liveness.reached(unknown)
     assert room.take().agent is room.agents[0]
     assert room.find() is unknown
 
@@ -46,15 +46,19 @@ def test_who_waits_for_the_host_that_knows_its_conversation_does_not_hold_up_tho
     room = Room("a", "b", models=("m", "n"), slots=1)
     a, b = room.agents
     for agent in room.agents:
-        room.registry.update_loaded(agent, entries("m", "n"))
+        room.registry.inventory.update_loaded(agent, entries("m", "n"))
     said = ((b"1", 100_000),)
-    room.serve(a, Demand(MODEL, tokens=100_000, steps=said, remember=said), seconds=250.0)
+    room.serve(a, Demand(MODEL, tokens=100_000, prefixes=said, new_prefixes=said), seconds=250.0)
     for agent in room.agents:
-        room.registry.reached(agent)
-    busy = [room.registry.take(a, MODEL), room.registry.take(b, MODEL), room.registry.take(b, "n:latest")]
+        room.registry.liveness.reached(agent)
+    busy = [
+        room.registry.limiter.take(a, MODEL),
+        room.registry.limiter.take(b, MODEL),
+        room.registry.limiter.take(b, "n:latest"),
+    ]
     for lease in busy:
         lease.began()
-    room.wait("long", Demand(MODEL, tokens=100_100, steps=said))
+    room.wait("long", Demand(MODEL, tokens=100_100, prefixes=said))
     room.wait("short", Demand(MODEL, tokens=50))
     busy[1].release()
     assert list(room.granted) == ["short"]
@@ -65,8 +69,8 @@ def test_who_waits_for_another_runner_does_not_hold_up_those_behind() -> None:
     a, b = room.agents
     room.serve(a, LARGE, load_seconds=15.0)
     room.serve(b, load_seconds=15.0)
-    room.registry.take(a, MODEL, LARGE).began()
-    other = room.registry.take(b, MODEL)
+    room.registry.limiter.take(a, MODEL, LARGE).began()
+    other = room.registry.limiter.take(b, MODEL)
     other.began()
     room.wait("large", LARGE)
     room.wait("plain")
@@ -80,9 +84,9 @@ def test_an_idle_host_that_has_the_model_is_used_though_a_busier_one_would_be_ch
     for agent, seconds in ((fast, 1.0), (mid, 1.5), (slow, 75.0)):
         for _ in range(6):
             room.serve(agent, output_tokens=200, output_seconds=seconds)
-        room.registry.update_loaded(agent, entries("m", "n"))
-    room.registry.take(fast, MODEL).began()
-    room.registry.take(mid, "n:latest").began()
+        room.registry.inventory.update_loaded(agent, entries("m", "n"))
+    room.registry.limiter.take(fast, MODEL).began()
+    room.registry.limiter.take(mid, "n:latest").began()
     assert room.find() is slow
 
 
@@ -93,12 +97,12 @@ def test_nobody_waits_for_longer_than_two_minutes_beside_an_idle_host() -> None:
         room.registry.update_metrics(agent.id, report(at=number, max_loaded_models=1))
     for _ in range(5):
         room.serve(a, output_tokens=200, output_seconds=10.0, load_seconds=130.0)
-    room.registry.update_loaded(a, entries("m"))
-    room.registry.update_loaded(b, entries("n"))
+    room.registry.inventory.update_loaded(a, entries("m"))
+    room.registry.inventory.update_loaded(b, entries("n"))
     room.clock.now += 10
     for _ in range(6):
         room.serve(b, "n:latest")
-    room.registry.take(a, MODEL).began()
+    room.registry.limiter.take(a, MODEL).began()
     room.wait("me")
     room.pass_time(LONGEST_PATIENCE - 1)
     assert room.granted == {}
@@ -118,17 +122,17 @@ def test_a_load_that_is_given_up_lets_the_other_models_go_on() -> None:
 def test_of_a_large_fleet_others_are_looked_at_where_the_one_that_is_free_has_failed_the_request() -> None:
     clock = Clock()
     registry = new_registry(clock, mode="adaptive", slots=1, chance=random.Random(3).random)
-    matcher = Matcher(registry, WaitingLine(clock))
+    scheduler = Scheduler(registry, RequestQueue(clock))
     agents = []
     for number in range(ALL + 40):
         agent, _ = registry.register(f"a{number}", address(number % 250 + 1))
-        registry.update_models(agent, entries("m"))
-        registry.update_loaded(agent, entries("m") if number < 2 else [])
-        registry.reached(agent)
+        registry.inventory.update_models(agent, entries("m"))
+        registry.inventory.update_loaded(agent, entries("m") if number < 2 else [])
+        registry.liveness.reached(agent)
         agents.append(agent)
     said = ((b"1", 4000),)
-    registry.take(agents[0], MODEL, Demand(MODEL, tokens=4000, steps=said, remember=said)).began()
-    found = matcher.find(Demand(MODEL, tokens=4100, steps=said), [agents[1]], waited=60.0).agent
+    registry.limiter.take(agents[0], MODEL, Demand(MODEL, tokens=4000, prefixes=said, new_prefixes=said)).began()
+    found = scheduler.find(Demand(MODEL, tokens=4100, prefixes=said), [agents[1]], waited=60.0).agent
     assert found is not None
     assert found not in agents[:2]
 
@@ -161,9 +165,9 @@ def test_a_reload_that_is_given_up_beside_a_running_request_is_over() -> None:
     room = Room("a", models=("m", "n"), slots=4)
     [agent] = room.agents
     room.serve(agent)
-    running = room.registry.take(agent, MODEL)
+    running = room.registry.limiter.take(agent, MODEL)
     running.began()
-    reload = room.registry.take(agent, MODEL, LARGE)
+    reload = room.registry.limiter.take(agent, MODEL, LARGE)
     assert MODEL in agent.loading
     reload.release(Outcome.CANCELLED)
     assert agent.loading == agent.loaders == {}
@@ -175,20 +179,20 @@ def test_a_report_of_more_room_in_memory_counts_at_once() -> None:
     room = Room("a", models=("m", "n"), slots=2)
     [agent] = room.agents
     room.registry.update_metrics(agent.id, report(at=0, max_loaded_models=1))
-    room.registry.update_loaded(agent, entries("n"))
-    before = room.matcher.find(Demand(MODEL)).options[0].load
+    room.registry.inventory.update_loaded(agent, entries("n"))
+    before = room.scheduler.find(Demand(MODEL)).options[0].load
     room.registry.update_metrics(agent.id, report(at=1, max_loaded_models=3))
-    assert room.matcher.find(Demand(MODEL)).options[0].load < before
+    assert room.scheduler.find(Demand(MODEL)).options[0].load < before
 
 
 def test_a_model_that_was_loaded_with_other_options_has_forgotten_what_it_read() -> None:
     room = Room("a", slots=4)
     [agent] = room.agents
     said = ((b"1", 4000),)
-    room.serve(agent, Demand(MODEL, tokens=4000, steps=said, remember=said))
+    room.serve(agent, Demand(MODEL, tokens=4000, prefixes=said, new_prefixes=said))
     room.serve(agent, LARGE)
     room.serve(agent)
-    assert room.registry.learner.conversations.find(said) == (None, 0)
+    assert room.registry.learner.prefix_cache.find(said) == (None, 0)
 
 
 def test_a_clock_that_was_an_hour_ahead_once_does_not_make_all_later_reports_old() -> None:
@@ -200,23 +204,23 @@ def test_a_clock_that_was_an_hour_ahead_once_does_not_make_all_later_reports_old
     for number in range(3):
         room.clock.now += 10
         room.registry.update_metrics(agent.id, report(at=90 + 10 * number, loaded_models=entries("n")))
-    room.registry.take(agent, MODEL).release()
-    lease = room.registry.take(agent, MODEL)
+    room.registry.limiter.take(agent, MODEL).release()
+    lease = room.registry.limiter.take(agent, MODEL)
     lease.began()
     lease.release()
     room.clock.now += 10
     room.registry.update_metrics(agent.id, report(at=120, loaded_models=entries("n")))
-    assert MODEL not in agent.warm
+    assert MODEL not in agent.loaded_models
 
 
 def test_a_prompt_that_is_longer_than_its_context_is_known_nowhere() -> None:
     room = Room("a", "b", slots=1)
     for agent in room.agents:
-        room.registry.update_loaded(agent, entries("m"))
+        room.registry.inventory.update_loaded(agent, entries("m"))
     said = ((b"1", 40_000),)
-    lease = room.take(Demand(MODEL, tokens=4096, steps=said, remember=said))
+    lease = room.take(Demand(MODEL, tokens=4096, prefixes=said, new_prefixes=said))
     lease.began()
-    choice = room.matcher.find(Demand(MODEL, tokens=4096, steps=said))
+    choice = room.scheduler.find(Demand(MODEL, tokens=4096, prefixes=said))
     assert choice.agent not in (None, lease.agent)
     assert all(option.cost > 0 for option in choice.options)
 
@@ -227,8 +231,8 @@ def test_a_load_that_never_ends_attracts_nobody() -> None:
     assert room.take().agent is a
     for agent in room.agents:
         room.clock.now += 60
-        room.registry.reached(agent)
-    room.registry.reached(a)
+        room.registry.liveness.reached(agent)
+    room.registry.liveness.reached(a)
     assert room.find() is b
 
 
@@ -256,10 +260,10 @@ def test_figures_that_cannot_be_true_are_cut_to_what_may_be() -> None:
         for model in (MODEL, "n:latest", "o:latest"):
             assert 0.0099 < estimates.decode.value(agent.id, model) < 100_001
     assert estimates.output(MODEL) <= MAX_OUTPUT
-    assert all(0 < option.cost < 1e12 for option in room.matcher.find(Demand(MODEL)).options)
+    assert all(0 < option.cost < 1e12 for option in room.scheduler.find(Demand(MODEL)).options)
 
 
 def test_no_agent_is_believed_to_have_ten_thousand_models_in_memory() -> None:
     room = Room("a")
-    room.registry.update_loaded(room.agents[0], entries(*(f"m{number}" for number in range(10_000))))
-    assert len(room.agents[0].warm) == 100
+    room.registry.inventory.update_loaded(room.agents[0], entries(*(f"m{number}" for number in range(10_000))))
+    assert len(room.agents[0].loaded_models) == 100

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.concurrency import DOUBTS, LONGEST_PAUSE
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
@@ -37,11 +38,11 @@ class Host:
 
     def step(self) -> None:
         """A tenth of a second under full load: as much as the balancer allows is sent."""
-        while self.registry.select("m:latest") is not None:
-            self.sent.append(self.registry.take(self.agent, "m:latest"))
+        while self.registry.selection.select("m:latest") is not None:
+            self.sent.append(self.registry.limiter.take(self.agent, "m:latest"))
         self.most = max(self.most, len(self.sent))
         self.clock.now += 0.1
-        self.registry.reached(self.agent)
+        self.registry.liveness.reached(self.agent)
         for lease in self.sent[: self.parallel]:
             if lease not in self.ends:
                 lease.began()
@@ -95,21 +96,23 @@ def test_a_host_that_runs_fewer_than_before_is_found_out() -> None:
 def test_an_end_that_is_seen_after_the_next_answer_has_begun_proves_nothing(
     registry: AgentRegistry, agent: Agent, clock: Clock
 ) -> None:
-    registry.update_loaded(agent, entries("m"))
-    running = registry.take(agent, "m:latest")
+    registry.inventory.update_loaded(agent, entries("m"))
+    running = registry.limiter.take(agent, "m:latest")
     running.began()
     for _ in range(20):
         clock.now += 3
-        registry.reached(agent)
+        registry.liveness.reached(agent)
         registry.expire()
-        following = registry.take(agent, "m:latest") if registry.has_room(agent, "m:latest") else None
+        following = (
+            registry.limiter.take(agent, "m:latest") if registry.selection.has_free_slot(agent, "m:latest") else None
+        )
         clock.now += 3
         if following is not None:
             following.began()
         clock.now += 0.05
         running.release()
         if following is None:
-            following = registry.take(agent, "m:latest")
+            following = registry.limiter.take(agent, "m:latest")
             following.began()
         running = following
     assert agent.slots == 1
@@ -117,7 +120,7 @@ def test_an_end_that_is_seen_after_the_next_answer_has_begun_proves_nothing(
 
 
 def test_requests_that_overtake_each_other_once_prove_nothing(registry: AgentRegistry, agent: Agent) -> None:
-    first, second = registry.take(agent, "m:latest"), registry.take(agent, "m:latest")
+    first, second = registry.limiter.take(agent, "m:latest"), registry.limiter.take(agent, "m:latest")
     second.began()
     assert agent.learners["m:latest"].proven == 1
     first.release()
@@ -127,11 +130,11 @@ def test_requests_that_overtake_each_other_once_prove_nothing(registry: AgentReg
 def test_answers_in_one_piece_prove_an_overlap_when_one_overtakes_another(
     registry: AgentRegistry, agent: Agent, clock: Clock
 ) -> None:
-    registry.update_loaded(agent, entries("m"))
+    registry.inventory.update_loaded(agent, entries("m"))
     piece = Demand("m:latest", streams=False)
-    first = registry.take(agent, "m:latest", piece)
+    first = registry.limiter.take(agent, "m:latest", piece)
     clock.now += 1
-    second = registry.take(agent, "m:latest", piece)
+    second = registry.limiter.take(agent, "m:latest", piece)
     clock.now += 3
     second.release()
     assert agent.learners["m:latest"].proven == 1, "the end of the first may be on its way"
@@ -143,10 +146,10 @@ def test_answers_in_one_piece_prove_an_overlap_when_one_overtakes_another(
 
 def test_failures_and_departures_prove_nothing(registry: AgentRegistry, agent: Agent, clock: Clock) -> None:
     for outcome in (Outcome.FAILED, Outcome.CANCELLED) * DOUBTS:
-        first, second = registry.take(agent, "m:latest"), registry.take(agent, "m:latest")
+        first, second = registry.limiter.take(agent, "m:latest"), registry.limiter.take(agent, "m:latest")
         first.began()
         clock.now += 100
-        registry.reached(agent)
+        registry.liveness.reached(agent)
         first.release(outcome)
         second.release(outcome)
     assert agent.slots_for("m:latest") == 2
@@ -159,7 +162,7 @@ def test_what_was_learned_is_forgotten_when_the_host_goes_away(
     for _ in range(3000):
         host.step()
     assert agent.slots == 4
-    registry.unreachable(agent, "gone")
+    registry.liveness.unreachable(agent, "gone")
     assert agent.slots is None
     for lease in host.sent:
         lease.release(Outcome.FAILED)

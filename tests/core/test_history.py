@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ollama_balancer.core import history as module
 from ollama_balancer.core.history import FIELDS, MINUTES, History
-from ollama_balancer.core.stats import OTHER, Ended
+from ollama_balancer.core.stats import OTHER, RequestSummary
 
 START = 1_700_000_040.0  # a minute begins
 
@@ -21,8 +21,8 @@ class Wall:
         return self.now
 
 
-def over(agent: str = "a", model: str = "m:latest", outcome: str = "succeeded", **more: Any) -> Ended:
-    return Ended(agent, model, "/api/chat", outcome, 2.0, **more)
+def over(agent: str = "a", model: str = "m:latest", outcome: str = "succeeded", **more: Any) -> RequestSummary:
+    return RequestSummary(agent, model, "/api/chat", outcome, 2.0, **more)
 
 
 def told(history: History, minutes: int = MINUTES) -> dict[int, dict[tuple[str, str], dict[str, float]]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core import interning as sharing
-from ollama_balancer.core.interning import SharedParts
+from ollama_balancer.core.interning import ModelInterner
 
 
 def entry(**fields: Any) -> ModelEntry:
@@ -18,10 +18,10 @@ def extra(of: ModelEntry) -> dict[str, Any]:
 
 
 def test_equal_parts_of_two_hosts_entries_are_one() -> None:
-    shared, first, second = SharedParts(), entry(modified_at="monday"), entry(modified_at="tuesday")
+    shared, first, second = ModelInterner(), entry(modified_at="monday"), entry(modified_at="tuesday")
     before = second.model_dump()
-    assert shared.share(first) is first
-    second = shared.share(second)
+    assert shared.intern(first) is first
+    second = shared.intern(second)
     assert second.model_dump() == before
     assert extra(second)["details"] is extra(first)["details"]
     assert second.name is first.name
@@ -30,8 +30,8 @@ def test_equal_parts_of_two_hosts_entries_are_one() -> None:
 
 
 def test_what_differs_stays_as_it_is() -> None:
-    shared = SharedParts()
-    shared.share(entry(size=1))
+    shared = ModelInterner()
+    shared.intern(entry(size=1))
     for other in (
         entry(size=True),
         entry(size=1.0),
@@ -43,11 +43,11 @@ def test_what_differs_stays_as_it_is() -> None:
         entry(cls=1, self=2, values=3, _fields_set=4, model_extra=6),
     ):
         before = other.model_dump_json()
-        assert shared.share(other).model_dump_json() == before
+        assert shared.intern(other).model_dump_json() == before
 
 
 def test_however_many_models_hosts_name_what_is_kept_of_them_has_an_end() -> None:
-    shared = SharedParts()
+    shared = ModelInterner()
     for number in range(3 * sharing.MOST):
-        shared.share(entry(digest=str(number)))
+        shared.intern(entry(digest=str(number)))
     assert len(shared._known) <= sharing.MOST

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_balancer.core.random_set import DrawingSet
+from ollama_balancer.core.random_set import RandomSet
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 8))))
 def test_it_holds_what_a_set_holds_and_draws_from_that(steps: list[tuple[bool, int]]) -> None:
-    drawing, plain = DrawingSet[int](), set[int]()
+    drawing, plain = RandomSet[int](), set[int]()
     for add, number in steps:
         if add:
             drawing.add(number)
@@ -27,7 +27,7 @@ def test_it_holds_what_a_set_holds_and_draws_from_that(steps: list[tuple[bool, i
 
 
 def test_each_member_may_be_drawn() -> None:
-    drawing = DrawingSet[int]()
+    drawing = RandomSet[int]()
     for number in range(5):
         drawing.add(number)
     chances = iter([0.1, 0.3, 0.5, 0.7, 0.9])

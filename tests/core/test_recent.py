@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.core.recent import MOST_DECISIONS, MOST_ENDED, POINTS, STEP, WINDOW, Recent
-from ollama_balancer.core.stats import Ended
+from ollama_balancer.core.stats import RequestSummary
 from tests.core.fakes import Clock, fleet, new_registry, report
 
 
-def over(outcome: str = "succeeded", first: float | None = 0.5, tokens: int = 30) -> Ended:
-    return Ended("a", "m", "/api/chat", outcome, 1.0, first_token=first, output_tokens=tokens)
+def over(outcome: str = "succeeded", first: float | None = 0.5, tokens: int = 30) -> RequestSummary:
+    return RequestSummary("a", "m", "/api/chat", outcome, 1.0, first_token=first, output_tokens=tokens)
 
 
 def test_rates_are_those_of_the_last_minute() -> None:
@@ -68,7 +68,7 @@ def test_curves_have_a_point_a_step_for_a_quarter_of_an_hour_and_end_with_their_
     recent.sample(registry)
     recent.sample(registry)
     clock.now += STEP
-    registry.take(a)
+    registry.limiter.take(a)
     recent.sample(registry)
     curve = recent.curve(a)
     assert curve is not None

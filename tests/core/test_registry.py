@@ -6,8 +6,11 @@ import pytest
 
 from ollama_balancer.core import registry as registry_module
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.agent import MAX_SPEEDS, Agent, Outcome, Source, Statistics, Status, agent_id
-from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
+from ollama_balancer.core.agent import Agent, Source, Status, agent_id
+from ollama_balancer.core.agent_records import MAX_SPEEDS, Outcome, Statistics
+from ollama_balancer.core.agent_view import describe_agent
+from ollama_balancer.core.liveness import PROBE_GRACE
+from ollama_balancer.core.registry import AgentRegistry
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 
@@ -57,7 +60,7 @@ def test_an_agent_that_moves_is_offline_until_it_is_heard_of_at_the_new_address(
     assert status_of(agent) == "offline"
     assert not registry.knows(*_parts(address(1)))
     assert registry.knows(*_parts(address(7)))
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     assert status_of(agent) == "online"
 
 
@@ -149,30 +152,30 @@ def test_a_report_that_was_made_before_a_look_does_not_undo_what_the_look_has_se
     [a] = fleet(registry, "a")
     registry.update_metrics("a", report(at=0, loaded_models=[]))
     clock.now += 10
-    registry.update_loaded(a, entries("m"), clock.now)
+    registry.inventory.update_loaded(a, entries("m"), clock.now)
     clock.now += 0.5
     registry.update_metrics("a", report(at=9.9, loaded_models=[]))
     assert a.loaded_names == ["m"]
     clock.now += 10
     registry.update_metrics("a", report(at=20.5, loaded_models=[]))
     assert a.loaded_names == []
-    registry.unreachable(a, "refused")
-    registry.reached(a)
+    registry.liveness.unreachable(a, "refused")
+    registry.liveness.reached(a)
     registry.update_metrics("a", report(at=20.6, loaded_models=entries("n")))
     assert a.loaded_names == ["n"]
 
 
 def test_a_model_that_an_agent_unloads_is_gone_at_once_unless_it_runs(registry: AgentRegistry) -> None:
     [a] = fleet(registry, "a")
-    registry.update_loaded(a, entries("m", "n"))
-    lease = registry.take(a, "m:latest")
+    registry.inventory.update_loaded(a, entries("m", "n"))
+    lease = registry.limiter.take(a, "m:latest")
     lease.began()
-    registry.unloaded(a, "m:latest")
+    registry.inventory.unloaded(a, "m:latest")
     assert a.loaded_names == ["m", "n"]
     lease.release()
-    registry.unloaded(a, "m:latest")
-    registry.unloaded(a, "unknown:latest")
-    assert (a.loaded_names, list(a.warm)) == (["n"], ["n:latest"])
+    registry.inventory.unloaded(a, "m:latest")
+    registry.inventory.unloaded(a, "unknown:latest")
+    assert (a.loaded_names, list(a.loaded_models)) == (["n"], ["n:latest"])
 
 
 def test_a_late_report_is_dropped(registry: AgentRegistry, clock: Clock) -> None:
@@ -241,7 +244,7 @@ def test_an_agent_that_reports_and_answers_probes_stays_online_while_either_hold
     registry.update_metrics("a", report())
     clock.now += 20  # the probe has run out, the report has not
     assert registry.counts() == {Status.ONLINE: 1}
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     clock.now += 11  # and now the other way round
     assert registry.counts() == {Status.ONLINE: 1}
     assert not agent.fresh
@@ -278,10 +281,10 @@ def test_a_report_that_ollama_does_not_answer_takes_the_agent_offline_at_once(re
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report(ollama_ok=False))
     assert status_of(agent) == "offline"
-    assert registry.select() is None
+    assert registry.selection.select() is None
     registry.update_metrics("a", report(ollama_ok=True))
     assert status_of(agent) == "online"
-    assert registry.select() is agent
+    assert registry.selection.select() is agent
 
 
 def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets_through(
@@ -289,25 +292,25 @@ def test_who_reports_and_refuses_connections_is_unreachable_until_something_gets
 ) -> None:
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report())
-    registry.unreachable(agent, "connection refused")
+    registry.liveness.unreachable(agent, "connection refused")
     assert (agent.status, agent.reason) == (Status.UNREACHABLE, "connection refused")
     registry.update_metrics("a", report(at=1))
     assert registry.counts() == {Status.UNREACHABLE: 1}
-    assert registry.select() is None
-    assert registry.wants_probe(agent)
-    registry.reached(agent)
+    assert registry.selection.select() is None
+    assert registry.liveness.needs_probe(agent)
+    registry.liveness.reached(agent)
     assert (agent.status, agent.reason) == (
         Status.ONLINE,
-        "returning: for a while it gets no more than it runs at once",
+        "slow start: for a while it gets no more requests than it can run at once",
     )
     registry.update_metrics("a", report(at=2))
-    assert registry.select() is agent
+    assert registry.selection.select() is agent
 
 
 def test_a_first_report_alone_makes_nobody_online_where_it_is_to_be_reached(clock: Clock) -> None:
     registry = new_registry(clock, must_reach=True)
     unproven: list[Agent] = []
-    registry.on_unproven = unproven.append
+    registry.fleet.on_unproven = unproven.append
     agent, _ = registry.register("a", address(1))
     assert status_of(agent) == "offline"
     for second in range(3):
@@ -315,9 +318,9 @@ def test_a_first_report_alone_makes_nobody_online_where_it_is_to_be_reached(cloc
     assert agent.status is Status.UNREACHABLE
     assert "has not been reached at 10.0.0.1:11434 yet" in (agent.reason or "")
     assert unproven == [agent]  # once, not with each report
-    assert registry.select("m:latest") is None
-    registry.reached(agent)
-    assert registry.select("m:latest") is agent
+    assert registry.selection.select("m:latest") is None
+    registry.liveness.reached(agent)
+    assert registry.selection.select("m:latest") is agent
     clock.now += PROBE_GRACE + 1  # from here on its reports are enough
     registry.update_metrics("a", report(at=3, models=entries("m"), loaded_models=[]))
     clock.now += 29
@@ -332,8 +335,8 @@ def test_an_agent_whose_request_is_answered_is_reached(clock: Clock) -> None:
     registry = new_registry(clock, must_reach=True)
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report())
-    lease = registry.take(agent, "m")
-    registry.unreachable(agent, "a connection timed out")
+    lease = registry.limiter.take(agent, "m")
+    registry.liveness.unreachable(agent, "a connection timed out")
     assert status_of(agent) == "unreachable"
     lease.began()
     assert status_of(agent) == "online"
@@ -345,7 +348,7 @@ def test_probes_without_an_answer_take_a_reporting_agent_offline_in_time(registr
     while registry.counts() == {Status.ONLINE: 1}:
         registry.update_metrics("a", report(at=clock.now))  # it does not tell what it has in memory: it is probed
         clock.now += 5
-        registry.silent(agent, "no whole answer within 2 s")
+        registry.liveness.silent(agent, "no whole answer within 2 s")
         assert clock.now - began < 40
     assert PROBE_GRACE <= clock.now - began <= 2 * PROBE_GRACE + 5
     assert (agent.status, agent.reason) == (Status.UNREACHABLE, "no whole answer within 2 s")
@@ -353,7 +356,7 @@ def test_probes_without_an_answer_take_a_reporting_agent_offline_in_time(registr
 
 def test_probes_without_an_answer_give_an_offline_agent_its_reason(registry: AgentRegistry, clock: Clock) -> None:
     [agent] = fleet(registry, "a")
-    registry.silent(agent, "GET /api/version is answered with status 500")
+    registry.liveness.silent(agent, "GET /api/version is answered with status 500")
     assert registry.counts() == {Status.ONLINE: 1}
     clock.now += PROBE_GRACE
     assert registry.counts() == {Status.OFFLINE: 1}
@@ -364,21 +367,21 @@ def test_probes_that_were_late_count_together_only_while_nothing_gets_through(cl
     registry = new_registry(clock, must_reach=True)
     (agent,) = fleet(registry, "a")
     registry.update_metrics("a", report())
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     clock.now += PROBE_GRACE - 1
     registry.update_metrics("a", report())
     clock.now += 2
     registry.expire()
-    registry.silent(agent, "late")
+    registry.liveness.silent(agent, "late")
     for _ in range(20):
         clock.now += 10
         registry.update_metrics("a", report())
-        lease = registry.take(agent, "m:latest")
+        lease = registry.limiter.take(agent, "m:latest")
         lease.began()
         lease.release()
     clock.now += 20
     registry.update_metrics("a", report())
-    registry.silent(agent, "late again")
+    registry.liveness.silent(agent, "late again")
     assert agent.online
 
 
@@ -394,23 +397,23 @@ def test_each_change_of_what_is_reached_is_logged_once(clock: Clock, caplog: pyt
 
     for second in range(3):
         registry.update_metrics("a", report(at=second))
-        registry.silent(agent, "a firewall")
+        registry.liveness.silent(agent, "a firewall")
     assert logged() == ["unreachable: a firewall."]
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     assert (agent.reason, logged()) == ("refused", [])
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     assert logged() == ["online: it answers."]
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     registry.update_metrics("a", report(at=4, ollama_ok=False))
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     registry.update_metrics("a", report(at=5))
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     assert logged() == [
         "unreachable: refused.",
         "offline: its reporter says that Ollama does not answer there.",
         "online: it answers.",
     ]
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     clock.now += 31
     registry.expire()
     assert logged()[:2] == ["unreachable: refused.", "offline: no report for 30 s."]
@@ -418,7 +421,7 @@ def test_each_change_of_what_is_reached_is_logged_once(clock: Clock, caplog: pyt
 
 def test_the_reason_for_being_offline_outlasts_the_last_probes_grace(registry: AgentRegistry, clock: Clock) -> None:
     [agent] = fleet(registry, "a")
-    registry.unreachable(agent, "connection refused")
+    registry.liveness.unreachable(agent, "connection refused")
     clock.now += PROBE_GRACE
     assert registry.counts() == {Status.OFFLINE: 1}
     assert agent.offline_reason == "connection refused"
@@ -426,15 +429,15 @@ def test_the_reason_for_being_offline_outlasts_the_last_probes_grace(registry: A
 
 def test_a_probe_is_wanted_where_no_report_tells_what_it_would_tell(registry: AgentRegistry, clock: Clock) -> None:
     agent, _ = registry.register("a", address(1))
-    assert registry.wants_probe(agent)
+    assert registry.liveness.needs_probe(agent)
     registry.update_metrics("a", report())
-    assert registry.wants_probe(agent)  # its models are not known
+    assert registry.liveness.needs_probe(agent)  # its models are not known
     registry.update_metrics("a", report(models=entries("m")))
-    assert registry.wants_probe(agent)  # nor is what it has in memory
+    assert registry.liveness.needs_probe(agent)  # nor is what it has in memory
     registry.update_metrics("a", report(models=entries("m"), loaded_models=[]))
-    assert not registry.wants_probe(agent)
+    assert not registry.liveness.needs_probe(agent)
     clock.now += 20.1
-    assert registry.wants_probe(agent)  # its reporter has been silent for a while
+    assert registry.liveness.needs_probe(agent)  # its reporter has been silent for a while
 
 
 # Draining
@@ -442,23 +445,23 @@ def test_a_probe_is_wanted_where_no_report_tells_what_it_would_tell(registry: Ag
 
 def test_a_draining_agent_gets_no_new_requests_and_keeps_those_it_has(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    lease = registry.take(agent)
+    lease = registry.limiter.take(agent)
     registry.drain(agent)
     assert (agent.status, agent.in_flight) == (Status.DRAINING, 1)
-    assert registry.select() is None
+    assert registry.selection.select() is None
     assert lease.release()
     registry.resume(agent)
-    assert registry.select() is agent
+    assert registry.selection.select() is agent
 
 
 def test_a_drain_outlasts_reports_and_probes(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     registry.drain(agent)
     registry.update_metrics("a", report())
-    registry.reached(agent)
-    registry.unreachable(agent, "refused")
+    registry.liveness.reached(agent)
+    registry.liveness.unreachable(agent, "refused")
     assert status_of(agent) == "unreachable"
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     assert status_of(agent) == "draining"
 
 
@@ -470,13 +473,13 @@ def test_the_log_says_of_a_drained_agent_that_comes_back_that_it_is_still_draini
     registry.drain(a)
     registry.drain(b, until_registration=True)
     for agent in (a, b):
-        registry.unreachable(agent, "refused")
+        registry.liveness.unreachable(agent, "refused")
     caplog.clear()
-    registry.reached(a)
-    registry.reached(b)
-    registry.unreachable(a, "refused")
+    registry.liveness.reached(a)
+    registry.liveness.reached(b)
+    registry.liveness.unreachable(a, "refused")
     registry.resume(a)
-    registry.reached(a)
+    registry.liveness.reached(a)
     registry.resume(b)
     assert [record.getMessage() for record in caplog.records] == [
         f"Agent a ({a.address}) answers and is still draining: it gets no new requests until it is resumed.",
@@ -513,7 +516,7 @@ def test_registration_does_not_end_a_drain_by_a_person(registry: AgentRegistry) 
 
 def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    lease = registry.take(agent)
+    lease = registry.limiter.take(agent)
     assert (agent.in_flight, registry.in_flight) == (1, 1)
     assert lease.release(Outcome.SUCCEEDED, 2)
     assert not lease.release(Outcome.FAILED)
@@ -524,10 +527,10 @@ def test_a_lease_counts_once_whoever_releases_it(registry: AgentRegistry) -> Non
 def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, clock: Clock) -> None:
     [agent] = fleet(registry, "a")
     for outcome in (*[Outcome.SUCCEEDED] * 2, Outcome.FAILED, Outcome.CANCELLED, *[Outcome.REJECTED] * 3):
-        lease = registry.take(agent)
+        lease = registry.limiter.take(agent)
         lease.release(outcome, 1.5 if outcome is Outcome.SUCCEEDED else 100)
-    registry.take(agent)
-    assert agent.describe(clock.now)["stats"] == {
+    registry.limiter.take(agent)
+    assert describe_agent(agent, clock.now)["stats"] == {
         "requests": 8,
         "succeeded": 2,
         "failed": 1,
@@ -540,10 +543,10 @@ def test_requests_are_the_sum_of_what_became_of_them(registry: AgentRegistry, cl
 
 def test_running_requests_of_a_removed_agent_finish_and_a_successor_begins_at_zero(registry: AgentRegistry) -> None:
     [old] = fleet(registry, "a")
-    lease = registry.take(old)
+    lease = registry.limiter.take(old)
     registry.remove(old)
     assert registry.get("a") is None
-    assert registry.select() is None
+    assert registry.selection.select() is None
     [new] = fleet(registry, "a")
     assert (new.id, new.in_flight, old.in_flight) == (old.id, 0, 1)
     assert lease.release()
@@ -554,11 +557,11 @@ def test_what_is_heard_of_a_removed_agent_does_not_bring_it_back(registry: Agent
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report())
     registry.remove(agent)
-    registry.reached(agent)
-    registry.update_models(agent, entries("other"))
+    registry.liveness.reached(agent)
+    registry.inventory.update_models(agent, entries("other"))
     registry.resume(agent)
-    assert registry.select() is None
-    assert not registry.has_model("other:latest")
+    assert registry.selection.select() is None
+    assert not registry.inventory.has_model("other:latest")
     clock.now += 100
     assert registry.counts() == {}
 
@@ -570,7 +573,7 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report(10, 20, 1, loaded_models=entries("m")))
     clock.now += 1.25
-    shown = agent.describe(clock.now)
+    shown = describe_agent(agent, clock.now)
     assert shown["metrics"]["cpu_usage"] == 10
     assert shown["metrics"]["timestamp"] == "2026-01-31T12:00:00Z"
     shown["metrics"] = ...
@@ -603,7 +606,7 @@ def test_an_agent_is_described_as_the_contract_says(registry: AgentRegistry, clo
 def test_a_registry_shows_its_counts(registry: AgentRegistry) -> None:
     assert repr(registry) == "AgentRegistry(adaptive: no agents; 0 in flight)"
     a, b, _ = fleet(registry, "a", "b", "c")
-    registry.take(a)
+    registry.limiter.take(a)
     registry.drain(b)
     assert repr(registry) == "AgentRegistry(adaptive: 1 draining, 2 online; 1 in flight)"
 
@@ -681,9 +684,9 @@ def test_an_agent_that_was_never_there_is_told_once(
 ) -> None:
     agent, _ = registry.register("gone", address(1))
     for _ in range(3):
-        registry.unreachable(agent, "cannot connect: refused")
+        registry.liveness.unreachable(agent, "cannot connect: refused")
     assert caplog.text.count("Agent gone (10.0.0.1:11434) is not there: cannot connect: refused.") == 1
-    assert agent.describe(clock())["reason"] == "cannot connect: refused"
+    assert describe_agent(agent, clock())["reason"] == "cannot connect: refused"
 
 
 # One host under several names
@@ -698,7 +701,7 @@ def one_host(registry: AgentRegistry, *names: str) -> list[Agent]:
 
 
 def chosen(registry: AgentRegistry) -> set[Agent | None]:
-    return {registry.select("m:latest") for _ in range(4)}
+    return {registry.selection.select("m:latest") for _ in range(4)}
 
 
 def test_a_host_of_two_names_has_one_set_of_slots_and_is_named_once_in_the_log(
@@ -707,14 +710,14 @@ def test_a_host_of_two_names_has_one_set_of_slots_and_is_named_once_in_the_log(
     registry.slots = 1
     a, b = one_host(registry, "a", "b")
     assert chosen(registry) == {a}
-    registry.take(a, "m:latest")
+    registry.limiter.take(a, "m:latest")
     assert chosen(registry) == {None}
-    assert not registry.could_serve("m:latest", [a])
+    assert not registry.selection.could_serve("m:latest", [a])
     assert (b.status, b.reason) == (
         Status.ONLINE,
         "the same host as a (10.0.0.1:11434), which gets its requests: remove one of the two",
     )
-    assert (a.describe(0)["alias_of"], b.describe(0)["alias_of"]) == (None, "a")
+    assert (describe_agent(a, 0)["alias_of"], describe_agent(b, 0)["alias_of"]) == (None, "a")
     for agent in (a, b):
         registry.located(agent, ("10.0.0.1", 11434))
         registry.update_metrics(agent.name, report())
@@ -726,7 +729,7 @@ def test_a_host_of_two_names_has_one_set_of_slots_and_is_named_once_in_the_log(
 
 def test_the_name_that_reports_stands_for_the_host_once_nothing_runs_there(registry: AgentRegistry) -> None:
     a, b = one_host(registry, "a", "b")
-    lease = registry.take(a, "m:latest")
+    lease = registry.limiter.take(a, "m:latest")
     registry.update_metrics("b", report(num_parallel=1))
     assert chosen(registry) == {a}  # b would run the same number beside it
     lease.release(Outcome.SUCCEEDED)
@@ -736,9 +739,9 @@ def test_the_name_that_reports_stands_for_the_host_once_nothing_runs_there(regis
 
 def test_the_other_name_serves_while_the_first_is_not_online_or_gone(registry: AgentRegistry) -> None:
     a, b = one_host(registry, "a", "b")
-    registry.unreachable(a, "refused")
+    registry.liveness.unreachable(a, "refused")
     assert chosen(registry) == {b}
-    registry.reached(a)
+    registry.liveness.reached(a)
     registry.expire()
     assert len(chosen(registry)) == 1
     registry.remove(a)
@@ -772,7 +775,7 @@ def test_a_host_that_moves_or_turns_out_to_be_another_stands_for_itself(registry
     registry.located(c, ("10.0.0.9", 11434))
     assert c.alias_of is None
     registry.register("b", address(7))
-    registry.reached(b)
+    registry.liveness.reached(b)
     assert (a.alias_of, b.alias_of, c.alias_of) == (None, None, None)
     assert chosen(registry) == {a, b, c}
     registry.located(a, ("10.0.0.9", 11434))

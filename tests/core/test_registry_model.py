@@ -9,10 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.agent_view import describe_agent
 from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.policies import POLICIES
-from ollama_balancer.core.registry import PROBE_GRACE
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.examples import examples
 
@@ -112,7 +114,7 @@ class RegistryMachine(RuleBasedStateMachine):
             "metrics": self.registry.select_agent_by_metrics,
         }
         if self.registry.mode == "least_requests":
-            ways["least_requests"] = self.registry.select
+            ways["least_requests"] = self.registry.selection.select
         return ways
 
     # Events
@@ -207,14 +209,14 @@ class RegistryMachine(RuleBasedStateMachine):
     def learn_models(self, name: str, models: list[str]) -> None:
         seen = self.fleet.get(name)
         if seen is not None:
-            self.registry.update_models(seen.agent, entries(*models))
+            self.registry.inventory.update_models(seen.agent, entries(*models))
             seen.models = set(models)
 
     @rule(name=names)
     def answer_probe(self, name: str) -> None:
         seen = self.fleet.get(name)
         if seen is not None:
-            self.registry.reached(seen.agent)
+            self.registry.liveness.reached(seen.agent)
             seen.probed_at = self.clock.now
             seen.reachable = True
 
@@ -222,7 +224,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def find_unreachable(self, name: str) -> None:
         seen = self.fleet.get(name)
         if seen is not None:
-            self.registry.unreachable(seen.agent, "refused")
+            self.registry.liveness.unreachable(seen.agent, "refused")
             seen.probed_at = None
             seen.reachable = False
 
@@ -268,7 +270,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def take(self, name: str) -> None:
         seen = self.fleet.get(name)
         if seen is not None:
-            seen.leases.append(self.registry.take(seen.agent))
+            seen.leases.append(self.registry.limiter.take(seen.agent))
 
     @precondition(lambda self: any(seen.leases for seen in self.everybody()))
     @rule(data=st.data(), outcome=st.sampled_from(Outcome))
@@ -307,10 +309,10 @@ class RegistryMachine(RuleBasedStateMachine):
     def serve(self, model: str | None) -> None:
         """The mode in force chooses, and the request is in flight."""
         allowed = self.allowed(self.registry.mode, model, ())
-        agent = self.registry.select(model)
+        agent = self.registry.selection.select(model)
         assert (agent in allowed) if allowed else agent is None
         if agent is not None:
-            self.fleet[agent.name].leases.append(self.registry.take(agent))
+            self.fleet[agent.name].leases.append(self.registry.limiter.take(agent))
 
     @rule()
     def look(self) -> None:
@@ -324,12 +326,14 @@ class RegistryMachine(RuleBasedStateMachine):
             assert agent.status == (away if not online else "draining" if seen.draining else "online")
             fresh = seen.fresh(now, self.stale_after)
             assert agent.score == (seen.score / 10 if fresh else None)
-            assert agent.describe(now)["stale"] is not fresh
+            assert describe_agent(agent, now)["stale"] is not fresh
         assert len(self.registry) == len(self.fleet)
         for model in MODELS:
             held = any(seen.models is not None and model in seen.models for seen in self.fleet.values())
-            assert self.registry.has_model(model) is held
-        assert self.registry.may_have_unknown_models() is any(seen.models is None for seen in self.fleet.values())
+            assert self.registry.inventory.has_model(model) is held
+        assert self.registry.inventory.may_have_unknown_models() is any(
+            seen.models is None for seen in self.fleet.values()
+        )
 
     def everybody(self) -> list[Seen]:
         return [*self.fleet.values(), *self.removed]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.leases import Lease
 from tests.core.fakes import Clock, address, entries, new_registry, report
 
@@ -36,7 +37,7 @@ class SameHostMachine(RuleBasedStateMachine):
         where = address(self.port) if moves or known is None else known.address
         agent, new = self.registry.register(name, where)
         if new:
-            self.registry.update_models(agent, entries("m"))
+            self.registry.inventory.update_models(agent, entries("m"))
 
     @rule(name=names, key=st.sampled_from((None, 1, 1, 2)))
     def locate(self, name: str, key: int | None) -> None:
@@ -44,11 +45,11 @@ class SameHostMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def reach(self, name: str) -> None:
-        self.registry.reached(self.agent(name))
+        self.registry.liveness.reached(self.agent(name))
 
     @rule(name=names)
     def lose(self, name: str) -> None:
-        self.registry.unreachable(self.agent(name), "refused")
+        self.registry.liveness.unreachable(self.agent(name), "refused")
 
     @rule(name=names, ok=st.booleans())
     def hear(self, name: str, ok: bool) -> None:
@@ -68,9 +69,9 @@ class SameHostMachine(RuleBasedStateMachine):
 
     @rule()
     def serve(self) -> None:
-        agent = self.registry.select(M)
+        agent = self.registry.selection.select(M)
         if agent is not None:
-            self.leases.append(self.registry.take(agent, M))
+            self.leases.append(self.registry.limiter.take(agent, M))
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -93,7 +94,7 @@ class SameHostMachine(RuleBasedStateMachine):
             assert [other for other in host if other.eligible] in ([first], [])
             if first.draining_until_registration:
                 assert all(other.draining_until_registration or not other.online for other in host)
-        chosen = self.registry.select(M)
+        chosen = self.registry.selection.select(M)
         serving = [agent for agent in agents if agent.eligible and M not in agent.full]
         assert (chosen in serving) if serving else chosen is None
 

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.queue import Place, WaitingLine
-from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.queue import QueueKey, RequestQueue
+from ollama_balancer.core.scheduler import Scheduler
 from tests.core.fakes import Clock, entries, fleet, new_registry
 
-M = Place("m:latest")
-OTHER = Place("other:latest")
+M = QueueKey("m:latest")
+OTHER = QueueKey("other:latest")
 
 
 class Room:
@@ -20,24 +21,24 @@ class Room:
         self.clock = Clock()
         self.registry = new_registry(self.clock, slots=1, chance=lambda: 0.5)
         self.agents = fleet(self.registry, *names)
-        self.line = WaitingLine(self.clock)
-        self.matcher = Matcher(self.registry, self.line)
+        self.queue = RequestQueue(self.clock)
+        self.scheduler = Scheduler(self.registry, self.queue)
         self.got: dict[str, Lease | None] = {}
 
-    def fill(self, place: Place = M) -> list[Lease]:
+    def fill(self, key: QueueKey = M) -> list[Lease]:
         leases = []
-        while (agent := self.matcher.find(Demand(place.model)).agent) is not None:
-            leases.append(self.registry.take(agent, place.model))
+        while (agent := self.scheduler.find(Demand(key.model)).agent) is not None:
+            leases.append(self.registry.limiter.take(agent, key.model))
         return leases
 
-    def wait(self, name: str, place: Place = M, client: str = "c") -> None:
+    def wait(self, name: str, key: QueueKey = M, client: str = "c") -> None:
         self.clock.now += 0.001
 
         def notify(lease: Lease | None) -> None:
             assert name not in self.got
             self.got[name] = lease
 
-        self.line.join(place, client, notify)
+        self.queue.join(key, client, notify)
 
     def agent_of(self, name: str) -> Agent:
         lease = self.got[name]
@@ -46,8 +47,8 @@ class Room:
 
     def fail(self, agent: Agent, times: int = 3) -> None:
         for _ in range(times):
-            lease = self.registry.take(agent, "m:latest")
-            self.registry.failed(lease, "no")
+            lease = self.registry.limiter.take(agent, "m:latest")
+            self.registry.ejection.failed(lease, "no")
             lease.release(Outcome.FAILED)
 
 
@@ -67,22 +68,22 @@ def test_a_request_is_bound_to_the_agent_that_is_free_first(room: Room) -> None:
     assert (a.running, b.running) == ({"m:latest": 1}, {"m:latest": 1}), "never one more"
     leases[a].release()
     assert room.agent_of("2") is a
-    assert len(room.line) == 0
+    assert len(room.queue) == 0
 
 
 def test_a_model_nobody_is_busy_with_is_not_held_up(room: Room) -> None:
     for agent in room.agents:
-        room.registry.update_models(agent, entries("m", "other"))
+        room.registry.inventory.update_models(agent, entries("m", "other"))
     room.fill()
     for n in range(100):
         room.wait(str(n))
-    assert room.matcher.find(Demand("other:latest")).agent in room.agents
+    assert room.scheduler.find(Demand("other:latest")).agent in room.agents
 
 
 def test_a_request_that_an_agent_has_failed_does_not_hold_up_the_others(room: Room) -> None:
     a, b = room.agents
     leases = {lease.agent: lease for lease in room.fill()}
-    room.wait("not a", Place("m:latest", tried=frozenset({a})))
+    room.wait("not a", QueueKey("m:latest", tried=frozenset({a})))
     room.wait("any")
     leases[a].release()
     assert room.agent_of("any") is a
@@ -93,7 +94,7 @@ def test_a_request_that_an_agent_has_failed_does_not_hold_up_the_others(room: Ro
 def test_a_pinned_request_waits_for_its_agent_and_the_oldest_comes_first(room: Room) -> None:
     a, b = room.agents
     leases = {lease.agent: lease for lease in room.fill()}
-    room.wait("pinned", Place("m:latest", b))
+    room.wait("pinned", QueueKey("m:latest", b))
     room.wait("any")
     leases[b].release()
     assert room.agent_of("pinned") is b
@@ -104,17 +105,17 @@ def test_a_pinned_request_waits_for_its_agent_and_the_oldest_comes_first(room: R
 
 def test_all_are_told_when_no_agent_is_left(room: Room) -> None:
     a, b = room.agents
-    room.registry.update_models(b, entries("m", "other"))
+    room.registry.inventory.update_models(b, entries("m", "other"))
     leases = room.fill() + room.fill(OTHER)
     room.wait("any")
-    room.wait("pinned", Place("m:latest", a))
-    room.wait("not b", Place("m:latest", tried=frozenset({b})))
+    room.wait("pinned", QueueKey("m:latest", a))
+    room.wait("not b", QueueKey("m:latest", tried=frozenset({b})))
     room.wait("other", OTHER)
-    room.registry.unreachable(a, "gone")
+    room.registry.liveness.unreachable(a, "gone")
     assert room.got == {"pinned": None, "not b": None}
     room.registry.drain(b)
     assert room.got == dict.fromkeys(("pinned", "not b", "any", "other"))
-    assert len(room.line) == 0
+    assert len(room.queue) == 0
     for lease in leases:
         lease.release(Outcome.FAILED)
 
@@ -129,10 +130,10 @@ def test_an_agent_that_comes_back_serves_the_line(room: Room) -> None:
     room.registry.resume(b)
     assert room.agent_of("1") is b
     room.wait("2")
-    room.registry.unreachable(a, "gone")
+    room.registry.liveness.unreachable(a, "gone")
     leases[a].release(Outcome.FAILED)
     assert "2" not in room.got
-    room.registry.reached(a)
+    room.registry.liveness.reached(a)
     assert room.agent_of("2") is a
 
 
@@ -145,7 +146,7 @@ def test_a_new_agent_and_a_new_model_serve_the_line(room: Room) -> None:
     (d,) = fleet(room.registry, "d")
     assert room.agent_of("2") is d
     room.wait("other", OTHER)
-    room.registry.update_models(d, entries("m", "other"))
+    room.registry.inventory.update_models(d, entries("m", "other"))
     assert room.agent_of("other") is d
 
 
@@ -166,15 +167,15 @@ def test_an_ejected_agent_that_is_due_tries_one_of_those_who_wait(room: Room) ->
         room.wait(name)
     for _ in range(3):
         room.clock.now += 4
-        room.registry.reached(a)
-        room.registry.reached(b)
+        room.registry.liveness.reached(a)
+        room.registry.liveness.reached(b)
     room.registry.expire()
     assert room.agent_of("1") is a
     assert "2" not in room.got
-    trial = room.got["1"]
-    assert trial is not None
-    room.registry.succeeded(trial)
-    trial.release()
+    half_open = room.got["1"]
+    assert half_open is not None
+    room.registry.ejection.succeeded(half_open)
+    half_open.release()
     assert room.agent_of("2") is a
 
 
@@ -184,13 +185,13 @@ def test_when_the_last_that_is_well_goes_the_least_bad_is_tried(room: Room) -> N
     room.fill()
     for name in "12":
         room.wait(name)
-    room.registry.unreachable(b, "gone")
+    room.registry.liveness.unreachable(b, "gone")
     assert room.agent_of("1") is a
     assert "2" not in room.got
-    trial = room.got["1"]
-    assert trial is not None
-    room.registry.failed(trial, "no")
-    trial.release(Outcome.FAILED)
+    half_open = room.got["1"]
+    assert half_open is not None
+    room.registry.ejection.failed(half_open, "no")
+    half_open.release(Outcome.FAILED)
     assert room.agent_of("2") is a, "never refused while something might serve"
 
 
@@ -201,17 +202,17 @@ def test_a_request_that_ends_while_its_options_are_loaded_leaves_open_with_which
     room.registry.mode = "adaptive"
     room.registry.learner.estimates.load.observe(a.id, "m:latest", 200.0)
     for agent in (a, b):
-        room.registry.update_loaded(agent, entries("m"))
-    first = room.registry.take(a, "m:latest", Demand("m:latest", "num_ctx=8192"))
+        room.registry.inventory.update_loaded(agent, entries("m"))
+    first = room.registry.limiter.take(a, "m:latest", Demand("m:latest", "num_ctx=8192"))
     first.began()
     first.release()
-    busy = room.registry.take(b, "m:latest", Demand("m:latest"))
+    busy = room.registry.limiter.take(b, "m:latest", Demand("m:latest"))
     busy.began()
-    given_up = room.registry.take(a, "m:latest", Demand("m:latest"))
+    given_up = room.registry.limiter.take(a, "m:latest", Demand("m:latest"))
     assert given_up.loading
     room.wait("1")
     room.clock.now += 5
-    room.registry.update_loaded(a, entries("m"))
+    room.registry.inventory.update_loaded(a, entries("m"))
     given_up.release(Outcome.CANCELLED)
     assert room.agent_of("1") is a
 
@@ -219,18 +220,18 @@ def test_a_request_that_ends_while_its_options_are_loaded_leaves_open_with_which
 def test_a_returning_agent_serves_those_who_wait_one_load_at_a_time(room: Room) -> None:
     a, b = room.agents
     for agent in (a, b):
-        room.registry.update_models(agent, entries("m", "other"))
+        room.registry.inventory.update_models(agent, entries("m", "other"))
     room.registry.slots = 2
     room.fill()
     room.fill(OTHER)
-    assert len(room.line) == 0
+    assert len(room.queue) == 0
     (c,) = fleet(room.registry, "c")
-    room.registry.update_models(c, entries("m", "other"))
-    room.registry.unreachable(c, "gone")
+    room.registry.inventory.update_models(c, entries("m", "other"))
+    room.registry.liveness.unreachable(c, "gone")
     for n in range(3):
         room.wait(f"m{n}")
         room.wait(f"other{n}", OTHER)
-    room.registry.reached(c)
+    room.registry.liveness.reached(c)
     assert list(room.got) == ["m0"]
     lease = room.got["m0"]
     assert lease is not None
@@ -242,8 +243,8 @@ def test_a_host_that_forgot_its_slots_while_it_loads_keeps_no_idle_one_from_bein
     """It had a slot free for those that weighed it, and none for those that were to be sent: nobody got anything."""
     clock = Clock()
     registry = new_registry(clock, mode="adaptive")
-    line = WaitingLine(clock)
-    matcher = Matcher(registry, line)
+    queue = RequestQueue(clock)
+    scheduler = Scheduler(registry, queue)
     idle, frozen = fleet(registry, "idle", "frozen")
     estimates = registry.learner.estimates
     estimates.load.observe(frozen.id, "m:latest", 60.0)
@@ -252,33 +253,33 @@ def test_a_host_that_forgot_its_slots_while_it_loads_keeps_no_idle_one_from_bein
 
     def pass_time(seconds: float) -> None:
         clock.now += seconds
-        registry.reached(idle)
-        registry.reached(frozen)
+        registry.liveness.reached(idle)
+        registry.liveness.reached(frozen)
         registry.expire()
-        matcher.look()
+        scheduler.look()
 
-    registry.update_loaded(idle, entries("m"))
-    registry.update_loaded(frozen, entries("m"))
+    registry.inventory.update_loaded(idle, entries("m"))
+    registry.inventory.update_loaded(frozen, entries("m"))
     while frozen.slots_for("m:latest") > 1:
         # It is seen to run one at once.
-        first, second = registry.take(frozen, "m:latest"), registry.take(frozen, "m:latest")
+        first, second = registry.limiter.take(frozen, "m:latest"), registry.limiter.take(frozen, "m:latest")
         first.began()
         pass_time(10)
         first.release()
         second.began()
         second.release()
     pass_time(3)
-    registry.update_loaded(frozen, entries())
-    loading = registry.take(frozen, "m:latest")
+    registry.inventory.update_loaded(frozen, entries())
+    loading = registry.limiter.take(frozen, "m:latest")
     busy = []
-    while (agent := matcher.find(Demand("m:latest")).agent) is not None:
-        busy.append(registry.take(agent, "m:latest"))
+    while (agent := scheduler.find(Demand("m:latest")).agent) is not None:
+        busy.append(registry.limiter.take(agent, "m:latest"))
     got: list[Lease | None] = []
     for _ in range(4):
-        matcher.join(M, "c", got.append)
-    registry.unreachable(frozen, "it answers late")
-    registry.reached(frozen)
-    registry.update_loaded(frozen, entries())
+        scheduler.join(M, "c", got.append)
+    registry.liveness.unreachable(frozen, "it answers late")
+    registry.liveness.reached(frozen)
+    registry.inventory.update_loaded(frozen, entries())
     for _ in range(40):
         pass_time(1)
     got.clear()

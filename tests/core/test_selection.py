@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from ollama_balancer.core.agent import Agent, Source
+from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.policies import DEFAULT_POLICY, POLICIES
-from ollama_balancer.core.registry import MAX_POOLS, PROBE_GRACE, AgentRegistry
+from ollama_balancer.core.pools import MAX_POOLS
+from ollama_balancer.core.registry import AgentRegistry
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 
@@ -42,7 +44,7 @@ def test_score_is_cpu_plus_memory_plus_ten_for_each_active_request(
 def test_requests_in_flight_count_where_the_report_knows_of_fewer(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     registry.update_metrics("a", report(10, 20, 2))
-    leases = [registry.take(agent) for _ in range(3)]
+    leases = [registry.limiter.take(agent) for _ in range(3)]
     assert (agent.active_requests, agent.score) == (3, 60)
     for lease in leases:
         lease.release()
@@ -73,7 +75,7 @@ def test_a_burst_between_two_reports_spreads_by_what_is_in_flight(registry: Agen
     for _ in range(6):
         agent = registry.select_agent_by_metrics()
         assert agent
-        registry.take(agent)
+        registry.limiter.take(agent)
     assert [agent.in_flight for agent in agents] == [4, 2]
 
 
@@ -126,7 +128,7 @@ def test_agent_without_fresh_metrics_comes_last(registry: AgentRegistry, clock: 
     registry.update_metrics("b", report(50, 50))
     registry.update_metrics("c", report(60, 50))
     clock.now += 5
-    registry.reached(a)  # it still answers
+    registry.liveness.reached(a)  # it still answers
     assert in_turn(registry, 2) == ["b", "b"]
     assert registry.select_agent_by_metrics(None, [b, c]) is a
 
@@ -158,10 +160,10 @@ def test_round_robin_gives_each_of_three_agents_three_of_nine(registry: AgentReg
 def test_round_robin_goes_on_by_index_modulo_online_when_one_goes_offline(registry: AgentRegistry) -> None:
     a, b, c = fleet(registry, "a", "b", "c")
     assert [registry.select_agent() for _ in range(4)] == [a, b, c, a]
-    registry.unreachable(c, "refused")
+    registry.liveness.unreachable(c, "refused")
     online = [a, b]
     assert [registry.select_agent() for _ in range(4)] == [online[index % 2] for index in range(4, 8)]
-    registry.reached(c)
+    registry.liveness.reached(c)
     online = [a, b, c]
     assert [registry.select_agent() for _ in range(4)] == [online[index % 3] for index in range(8, 12)]
 
@@ -169,13 +171,13 @@ def test_round_robin_goes_on_by_index_modulo_online_when_one_goes_offline(regist
 def test_least_requests_takes_the_agent_with_the_fewest_in_flight(clock: Clock) -> None:
     registry = new_registry(clock, mode="least_requests")
     a, b, c = fleet(registry, "a", "b", "c")
-    leases = {agent: registry.take(agent) for agent in (a, b)}
-    assert registry.select() is c
-    registry.take(c)
-    registry.take(c)
-    assert [registry.select() for _ in range(4)] == [a, b, a, b]
+    leases = {agent: registry.limiter.take(agent) for agent in (a, b)}
+    assert registry.selection.select() is c
+    registry.limiter.take(c)
+    registry.limiter.take(c)
+    assert [registry.selection.select() for _ in range(4)] == [a, b, a, b]
     leases[b].release()
-    assert registry.select() is b
+    assert registry.selection.select() is b
 
 
 def test_select_follows_the_mode(registry: AgentRegistry) -> None:
@@ -184,12 +186,12 @@ def test_select_follows_the_mode(registry: AgentRegistry) -> None:
     registry.update_metrics("b", report(10, 10))
     assert registry.mode == DEFAULT_POLICY == "adaptive"
     registry.mode = "metrics"
-    assert [registry.select() for _ in range(2)] == [b, b]
+    assert [registry.selection.select() for _ in range(2)] == [b, b]
     registry.mode = "roundrobin"
-    assert [registry.select() for _ in range(2)] == [a, b]
-    registry.take(a)
+    assert [registry.selection.select() for _ in range(2)] == [a, b]
+    registry.limiter.take(a)
     registry.mode = "least_requests"
-    assert [registry.select() for _ in range(2)] == [b, b]
+    assert [registry.selection.select() for _ in range(2)] == [b, b]
 
 
 def test_an_unknown_mode_is_a_key_error_and_changes_nothing(registry: AgentRegistry) -> None:
@@ -205,15 +207,15 @@ def test_every_policy_says_why_in_one_line(clock: Clock, mode: str) -> None:
     for metrics in (None, report(10, 20), report(95, 20)):
         if metrics is not None:
             registry.update_metrics("a", metrics)
-        agent = registry.select()
+        agent = registry.selection.select()
         assert agent
-        assert registry.policy.why(agent).isprintable()
+        assert registry.selection.policy.why(agent).isprintable()
 
 
 def test_the_metrics_policy_names_the_score_and_what_stands_against_it(registry: AgentRegistry) -> None:
     registry.mode = "metrics"
     [agent] = fleet(registry, "a")
-    why = registry.policy.why
+    why = registry.selection.policy.why
     assert why(agent) == "its turn: no fresh metrics"
     registry.update_metrics("a", report(95, 20))
     assert why(agent) == "its turn: CPU over 80 %, score 115"
@@ -226,73 +228,73 @@ def test_the_metrics_policy_names_the_score_and_what_stands_against_it(registry:
 
 def test_only_agents_that_have_the_model_are_chosen(registry: AgentRegistry) -> None:
     _, b, c = fleet(registry, "a", "b", "c")
-    registry.update_models(b, entries("M", "library/other:7b"))
-    registry.update_models(c, entries("other:7b"))
+    registry.inventory.update_models(b, entries("M", "library/other:7b"))
+    registry.inventory.update_models(c, entries("other:7b"))
     assert [registry.select_agent("other:7b") for _ in range(4)] == [b, c, b, c]
     assert registry.select_agent("nope:latest") is None
-    registry.update_models(b, entries("m"))
+    registry.inventory.update_models(b, entries("m"))
     assert [registry.select_agent("other:7b") for _ in range(2)] == [c, c]
 
 
 def test_agents_whose_models_are_not_known_come_after_those_that_have_the_model(registry: AgentRegistry) -> None:
     holder, other = fleet(registry, "holder", "other")
     unknown, _ = registry.register("unknown", address(9))
-    registry.reached(unknown)
-    assert registry.may_have_unknown_models()
+    registry.liveness.reached(unknown)
+    assert registry.inventory.may_have_unknown_models()
     assert {registry.select_agent_by_metrics("m:latest") for _ in range(4)} == {holder, other}
-    registry.unreachable(holder, "refused")
-    registry.update_models(other, entries("else"))
+    registry.liveness.unreachable(holder, "refused")
+    registry.inventory.update_models(other, entries("else"))
     assert registry.select_agent_by_metrics("m:latest") is unknown
     assert registry.select_agent_by_metrics("m:latest", [unknown]) is None
 
 
 def test_an_agent_with_no_models_at_all_is_not_one_whose_models_are_unknown(registry: AgentRegistry) -> None:
     agent, _ = registry.register("a", address(1))
-    registry.reached(agent)
-    assert registry.select("m:latest") is agent
-    registry.update_models(agent, [])
-    assert not registry.may_have_unknown_models()
-    assert registry.select("m:latest") is None
-    assert registry.select() is agent
+    registry.liveness.reached(agent)
+    assert registry.selection.select("m:latest") is agent
+    registry.inventory.update_models(agent, [])
+    assert not registry.inventory.may_have_unknown_models()
+    assert registry.selection.select("m:latest") is None
+    assert registry.selection.select() is agent
 
 
 def test_models_are_known_even_of_an_agent_that_is_offline(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    registry.unreachable(agent, "refused")
-    assert registry.has_model("m:latest")
+    registry.liveness.unreachable(agent, "refused")
+    assert registry.inventory.has_model("m:latest")
     registry.remove(agent)
-    assert not registry.has_model("m:latest")
+    assert not registry.inventory.has_model("m:latest")
 
 
 def test_a_new_list_of_the_same_names_refreshes_what_is_shown_of_them(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     entry = entries("m")[0].model_copy(update={"size": 5})
-    registry.update_models(agent, [entry])
+    registry.inventory.update_models(agent, [entry])
     assert agent.models == {"m:latest": entry}
-    assert registry.select("m:latest") is agent
+    assert registry.selection.select("m:latest") is agent
 
 
 def test_pools_are_bounded_and_choosing_goes_on_beyond_their_number(registry: AgentRegistry, clock: Clock) -> None:
     names = [f"m{number}:latest" for number in range(MAX_POOLS + 50)]
     a, b = fleet(registry, "a", "b")
-    registry.update_models(a, entries(*names))
-    registry.update_models(b, entries(*names))
+    registry.inventory.update_models(a, entries(*names))
+    registry.inventory.update_models(b, entries(*names))
     for model in names:
         clock.now += 0.001
-        assert registry.select(model) in (a, b)
+        assert registry.selection.select(model) in (a, b)
     assert len(a.pools) == len(a.boards) <= MAX_POOLS
     # The one not asked for longest made room, and is made anew when it is asked for again.
-    assert {registry.select(names[0]), registry.select(names[0])} == {a, b}
+    assert {registry.selection.select(names[0]), registry.selection.select(names[0])} == {a, b}
     assert len(a.pools) <= MAX_POOLS
     registry.remove(a)
     assert len(a.pools) == 0
-    assert registry.select(names[0]) is b
+    assert registry.selection.select(names[0]) is b
 
 
 def test_models_that_nobody_has_make_no_pools(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     for number in range(1000):
-        assert registry.select(f"nope{number}:latest") is None
+        assert registry.selection.select(f"nope{number}:latest") is None
     # The one of agents whose models are unknown has no members, so that none is left.
     assert agent.pools == []
 
@@ -304,22 +306,22 @@ def test_nobody_is_chosen_where_all_are_excluded(registry: AgentRegistry) -> Non
     agents = fleet(registry, "a", "b")
     for mode in POLICIES:
         registry.mode = mode
-        assert registry.select(None, agents) is None
-        assert registry.select("m:latest", agents) is None
-        assert registry.select(None, agents[:1]) is agents[1]
+        assert registry.selection.select(None, agents) is None
+        assert registry.selection.select("m:latest", agents) is None
+        assert registry.selection.select(None, agents[:1]) is agents[1]
 
 
 def test_an_empty_fleet_has_nobody_to_choose(registry: AgentRegistry) -> None:
     for mode in POLICIES:
         registry.mode = mode
-        assert registry.select() is None
-        assert registry.select("m:latest") is None
+        assert registry.selection.select() is None
+        assert registry.selection.select("m:latest") is None
 
 
 def test_a_silent_agent_is_not_chosen_once_its_probe_has_run_out(registry: AgentRegistry, clock: Clock) -> None:
     a, b = fleet(registry, "a", "b")
     clock.now += PROBE_GRACE - 0.5
-    registry.reached(b)
+    registry.liveness.reached(b)
     assert {registry.select_agent() for _ in range(2)} == {a, b}
     clock.now += 0.5
     assert {registry.select_agent() for _ in range(2)} == {b}
@@ -335,4 +337,4 @@ def test_a_fleet_of_a_thousand_is_chosen_from_as_exactly_as_one_of_three(registr
         agent_or_none = registry.select_agent_by_metrics()
         assert agent_or_none
         assert agent_or_none.score == min(agent.score or 0 for agent in agents)
-        registry.take(agent_or_none)
+        registry.limiter.take(agent_or_none)

@@ -11,12 +11,13 @@ import pytest
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.agent import Agent, Outcome, Status
+from ollama_balancer.core.agent import Agent, Status
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.queue import LineFullError, Place, WaitingLine
-from ollama_balancer.core.scheduler import Matcher
+from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue
+from ollama_balancer.core.scheduler import Scheduler
 from tests.core.fakes import Clock, new_registry, report
 
 AGENTS = 1000
@@ -36,14 +37,14 @@ class Simulation:
         self.rng = random.Random(seed)
         self.clock = Clock(0.0)
         self.registry = new_registry(self.clock, mode=mode, stale_after=1e9, chance=self.rng.random)
-        self.line = WaitingLine(self.clock, size=20_000)
-        self.matcher = Matcher(self.registry, self.line)
+        self.queue = RequestQueue(self.clock, size=20_000)
+        self.scheduler = Scheduler(self.registry, self.queue)
         self.events: list[tuple[float, int, object]] = []
         self.numbers = count()
         self.outcomes: Counter[str] = Counter()
         self.running: Counter[tuple[Agent, str]] = Counter()
         self.sick: set[Agent] = set()
-        self.queues: defaultdict[tuple[Place, str], deque[int]] = defaultdict(deque)
+        self.queues: defaultdict[tuple[QueueKey, str], deque[int]] = defaultdict(deque)
         """Who waits at a place, by client, as the line ought to have them."""
         self.most_ejected = 0
         self.longest_line = 0
@@ -91,15 +92,15 @@ class Simulation:
         self.route(number, model, client, ())
 
     def route(self, number: int, model: str, client: str, tried: tuple[Agent, ...]) -> None:
-        agent = self.matcher.find(Demand(model), tried).agent
+        agent = self.scheduler.find(Demand(model), tried).agent
         if agent is not None:
-            self.begin(number, client, tried, self.registry.take(agent, model))
+            self.begin(number, client, tried, self.registry.limiter.take(agent, model))
             return
-        if len(tried) > RETRIES or not self.registry.could_serve(model, tried):
+        if len(tried) > RETRIES or not self.registry.selection.could_serve(model, tried):
             self.outcomes["refused"] += 1
             return
-        place = Place(model, tried=frozenset(tried))
-        queue = self.queues[place, client]
+        key = QueueKey(model, tried=frozenset(tried))
+        queue = self.queues[key, client]
 
         def notify(lease: Lease | None) -> None:
             assert queue.popleft() == number, "first in, first out"
@@ -109,15 +110,15 @@ class Simulation:
                 self.begin(number, client, tried, lease)
 
         try:
-            waiter = self.line.join(place, client, notify)
-        except LineFullError:
+            ticket = self.queue.join(key, client, notify)
+        except QueueFullError:
             self.outcomes["line full"] += 1
             return
         queue.append(number)
         if self.rng.random() < 0.02:
 
             def leave() -> None:
-                if self.line.leave(waiter):
+                if self.queue.leave(ticket):
                     queue.remove(number)
                     self.outcomes["left"] += 1
 
@@ -135,7 +136,7 @@ class Simulation:
         self.running[agent, model] += 1
         assert self.running[agent, model] <= agent.fixed_slots, "never one more than it runs"
         if agent.health.phase is Phase.EJECTED:
-            assert agent.trial is lease, "one request tries it"
+            assert agent.half_open_lease is lease, "one request tries it"
         self.at(0.05, ("first_byte", lease))
         fails = agent in self.sick or self.rng.random() < 0.001
         self.at(0.1 if fails else self.rng.uniform(0.2, 2.5), ("end", number, client, tried, lease, fails))
@@ -149,11 +150,11 @@ class Simulation:
         assert model is not None
         self.running[agent, model] -= 1
         if fails:
-            self.registry.failed(lease, "it failed")
+            self.registry.ejection.failed(lease, "it failed")
             lease.release(Outcome.FAILED)
             self.route(number, model, client, (*tried, agent))
         else:
-            self.registry.succeeded(lease)
+            self.registry.ejection.succeeded(lease)
             lease.release()
             self.outcomes["served"] += 1
 
@@ -165,8 +166,10 @@ class Simulation:
                     self.sick.add(agent)
                     self.at(self.rng.uniform(5, 40), ("call", lambda agent=agent: self.sick.discard(agent)))
                 case 1:
-                    self.registry.unreachable(agent, "gone")
-                    self.at(self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.reached(agent)))
+                    self.registry.liveness.unreachable(agent, "gone")
+                    self.at(
+                        self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.liveness.reached(agent))
+                    )
                 case 2:
                     self.registry.drain(agent)
                     self.at(self.rng.uniform(1, 10), ("call", lambda agent=agent: self.registry.resume(agent)))
@@ -174,18 +177,18 @@ class Simulation:
                     self.sick.discard(agent)
         for agent in self.agents:
             if agent.probed:
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
 
     # What holds at every moment
 
     def check(self) -> None:
-        self.longest_line = max(self.longest_line, len(self.line))
-        assert len(self.line) == sum(map(len, self.queues.values()))
-        for place in self.line.places():
-            assert self.matcher.find(Demand(place.model), place.tried).agent is None, (
+        self.longest_line = max(self.longest_line, len(self.queue))
+        assert len(self.queue) == sum(map(len, self.queues.values()))
+        for key in self.queue.active_keys():
+            assert self.scheduler.find(Demand(key.model), key.tried).agent is None, (
                 "an agent is free and somebody waits for it"
             )
-            assert not self.matcher.hopeless(place)
+            assert not self.scheduler.is_hopeless(key)
         online = sum(agent.online for agent in self.agents)
         ejected = sum(agent.status is Status.EJECTED for agent in self.agents)
         self.most_ejected = max(self.most_ejected, ejected)
@@ -204,7 +207,7 @@ def test_a_hundred_thousand_requests_on_a_thousand_agents() -> None:
     assert outcomes["served"] > 0.95 * REQUESTS, outcomes
     assert simulation.longest_line > 500, "there was a line"
     assert simulation.most_ejected > 20, "agents were ejected"
-    assert len(simulation.line) == 0
-    assert not simulation.line._models
+    assert len(simulation.queue) == 0
+    assert not simulation.queue._models
     assert all(agent.in_flight == len(agent.loaders) == 0 for agent in simulation.agents)
     assert all(agent.running == {} and not agent.full for agent in simulation.agents)

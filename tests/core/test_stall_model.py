@@ -15,15 +15,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
-from ollama_balancer.core.queue import LineFullError, Place, Waiter, WaitingLine
-from ollama_balancer.core.scheduler import HEADS, Matcher
+from ollama_balancer.core.pools import belongs
+from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.scheduler import HEADS, Scheduler
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.examples import examples
 
@@ -52,7 +54,7 @@ class Call:
     """Of its answer."""
     tried: list[Agent] = field(default_factory=list)
     lease: SlotLease | None = None
-    waiter: Waiter | None = None
+    ticket: Ticket | None = None
     left: float = 0.0
     begun: bool = False
     patience: float = 0.0
@@ -136,8 +138,8 @@ class StallMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock(0)
         self.registry = new_registry(self.clock, chance=random.Random(1).random)
-        self.line = WaitingLine(self.clock, size=40)
-        self.matcher = Matcher(self.registry, self.line)
+        self.queue = RequestQueue(self.clock, size=40)
+        self.scheduler = Scheduler(self.registry, self.queue)
         self.hosts: dict[Agent, Host] = {}
         self.by_name: dict[str, Agent] = {}
         self.calls: list[Call] = []
@@ -171,7 +173,7 @@ class StallMachine(RuleBasedStateMachine):
             agent, _ = self.registry.register(name, address(number + 1))
             self.by_name[name] = agent
             self.hosts[agent] = Host(parallel[number], fits[number], loads[number])
-            self.registry.update_models(agent, entries(*sorted({*has[number], MODELS[2]})))
+            self.registry.inventory.update_models(agent, entries(*sorted({*has[number], MODELS[2]})))
             self.report(agent)
 
     def report(self, agent: Agent) -> None:
@@ -186,8 +188,8 @@ class StallMachine(RuleBasedStateMachine):
                 ollama_ok=True,
             ),
         )
-        if self.registry.wants_probe(agent):
-            self.registry.reached(agent)
+        if self.registry.liveness.needs_probe(agent):
+            self.registry.liveness.reached(agent)
 
     # What happens
 
@@ -212,18 +214,18 @@ class StallMachine(RuleBasedStateMachine):
 
     def route(self, call: Call) -> None:
         demand, tried = call.demand, call.tried
-        choice = self.matcher.find(demand, tried)
+        choice = self.scheduler.find(demand, tried)
         if choice.agent is not None:
-            lease = self.registry.take(choice.agent, demand.model, demand, choice.options)
+            lease = self.registry.limiter.take(choice.agent, demand.model, demand, choice.options)
             assert isinstance(lease, SlotLease)
             self.send(call, lease)
             return
-        if not self.registry.could_serve(demand.model, tried):
+        if not self.registry.selection.could_serve(demand.model, tried):
             self.calls.remove(call)
             return
 
         def notify(lease: object) -> None:
-            call.waiter = None
+            call.ticket = None
             call.idle_since.clear()
             if lease is None:
                 self.calls.remove(call)
@@ -232,8 +234,10 @@ class StallMachine(RuleBasedStateMachine):
                 self.send(call, lease)
 
         try:
-            call.waiter = self.matcher.join(Place(demand.model, tried=frozenset(tried)), call.client, notify, demand)
-        except LineFullError:
+            call.ticket = self.scheduler.join(
+                QueueKey(demand.model, tried=frozenset(tried)), call.client, notify, demand
+            )
+        except QueueFullError:
             self.calls.remove(call)
 
     def send(self, call: Call, lease: SlotLease) -> None:
@@ -249,7 +253,7 @@ class StallMachine(RuleBasedStateMachine):
         lease = call.lease
         assert lease is not None
         self.hosts[lease.agent].drop(call)
-        self.registry.failed(lease, reason)
+        self.registry.ejection.failed(lease, reason)
         lease.release(Outcome.FAILED)
         call.lease = None
         if call.begun or len(call.tried) > RETRIES:
@@ -263,8 +267,10 @@ class StallMachine(RuleBasedStateMachine):
         if not call.begun:
             lease.began()
         tokens = round(20 * call.seconds)
-        self.registry.succeeded(lease)
-        self.registry.answered(lease, AnswerObservation(600, 0.5, tokens, call.seconds, streamed=call.demand.streams))
+        self.registry.ejection.succeeded(lease)
+        self.registry.limiter.answered(
+            lease, AnswerObservation(600, 0.5, tokens, call.seconds, streamed=call.demand.streams)
+        )
         lease.release()
         call.lease = None
         self.calls.remove(call)
@@ -274,8 +280,8 @@ class StallMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.calls))
         self.calls.remove(call)
-        if call.waiter is not None:
-            self.line.leave(call.waiter)
+        if call.ticket is not None:
+            self.queue.leave(call.ticket)
         if call.lease is not None:
             self.hosts[call.lease.agent].drop(call)
             call.lease.release(Outcome.CANCELLED)
@@ -292,13 +298,13 @@ class StallMachine(RuleBasedStateMachine):
             case "down" if host.up:
                 host.up = False
                 host.memory.clear()
-                self.registry.unreachable(agent, "refused")
+                self.registry.liveness.unreachable(agent, "refused")
                 for call in [*host.running, *host.queue]:
                     self.fail(call, "it died")
             case "up":
                 host.up = True
             case "flap":
-                self.registry.unreachable(agent, "late")
+                self.registry.liveness.unreachable(agent, "late")
             case "unload":
                 for model in list(host.memory):
                     if not any(call.demand.model == model for call in host.running):
@@ -326,7 +332,7 @@ class StallMachine(RuleBasedStateMachine):
                 for call in [*host.running, *host.queue]:
                     self.fail(call, "it fails")
             for call, what in host.step():
-                agent.heard_at = self.clock.now
+                agent.heard(self.clock.now)
                 if what == "began":
                     call.begun = True
                     assert call.lease is not None
@@ -336,7 +342,7 @@ class StallMachine(RuleBasedStateMachine):
             if host.up and (self.steps + number) % REPORT_STEPS == 0:
                 self.report(agent)
         self.registry.expire()
-        self.matcher.look()
+        self.scheduler.look()
         self.watch()
         self.check_line()
         self.check_counts()
@@ -364,16 +370,16 @@ class StallMachine(RuleBasedStateMachine):
 
     def check_line(self) -> None:
         now = self.clock.now
-        heads = {waiter for place in self.line.places() for waiter in self.line.heads(place, HEADS)}
+        next_tickets = {ticket for key in self.queue.active_keys() for ticket in self.queue.next_tickets(key, HEADS)}
         for call in self.calls:
-            if call.waiter not in heads or call.waiter is None:
+            if call.ticket not in next_tickets or call.ticket is None:
                 call.idle_since.clear()
                 continue
             avoided = self.registry.avoidance.for_demand(call.demand)
             for agent, host in self.hosts.items():
                 model = call.demand.model
                 able = agent.eligible and agent not in call.tried and model in (agent.models or {})
-                warm = agent.warm.get(model)
+                warm = agent.loaded_models.get(model)
                 idle = able and not agent.running and agent not in avoided
                 ready = warm is not None and warm.runner in (None, call.demand.runner)
                 assert not (idle and ready), f"{agent.name} is idle and has {model} in memory, {self.about(call)}"
@@ -385,8 +391,8 @@ class StallMachine(RuleBasedStateMachine):
                     call.idle_since.pop(agent, None)
 
     def about(self, call: Call) -> str:
-        assert call.waiter is not None
-        return f"{call.demand.model} has waited for {self.clock.now - call.waiter.since} s"
+        assert call.ticket is not None
+        return f"{call.demand.model} has waited for {self.clock.now - call.ticket.since} s"
 
     def check_counts(self) -> None:
         running = Counter((call.lease.agent, call.lease.model) for call in self.calls if call.lease is not None)
@@ -397,22 +403,20 @@ class StallMachine(RuleBasedStateMachine):
             assert agent.in_flight == sum(ours.values())
             assert sum(agent.loaders.values()) == loads[agent]
             assert agent.loading.keys() <= agent.loaders.keys()
-            assert agent.trial is None or any(call.lease is agent.trial for call in self.calls)
+            assert agent.half_open_lease is None or any(call.lease is agent.half_open_lease for call in self.calls)
             match agent.health.phase:
                 case Phase.HEALTHY:
                     closed = False
                 case Phase.EJECTED:
-                    closed = self.clock.now < agent.health.until or agent.trial is not None
-                case Phase.RETURNING:
+                    closed = self.clock.now < agent.health.until or agent.half_open_lease is not None
+                case Phase.SLOW_START:
                     at_once = agent.fixed_slots or max((each.limit for each in agent.learners.values()), default=2)
                     closed = bool(agent.loaders) or agent.in_flight >= at_once
             assert agent.closed is closed, f"{agent.name} is {agent.health}"
             full = {model for model, n in ours.items() if n >= agent.slots_for(model)}
             assert agent.full == full, f"{agent.name} runs {ours}, and full is {agent.full}"
-        for model, pool in self.registry._pools[self.registry.mode].items():
-            assert set(pool.candidates.members) == {
-                agent for agent in self.hosts if self.registry._belongs(agent, model)
-            }
+        for model, pool in self.registry.fleet.pools.by_policy[self.registry.mode].items():
+            assert set(pool.candidates.members) == {agent for agent in self.hosts if belongs(agent, model)}
             assert pool._full == {agent for agent in pool.candidates.members if model in agent.full}
 
     def teardown(self) -> None:
@@ -426,10 +430,10 @@ class StallMachine(RuleBasedStateMachine):
                 break
             self.step()
         assert not self.calls
-        assert not len(self.line)
+        assert not len(self.queue)
         for agent in self.hosts:
             assert (agent.in_flight, agent.running, agent.loaders, agent.loading, agent.full) == (0, {}, {}, {}, set())
-            assert agent.trial is None
+            assert agent.half_open_lease is None
 
 
 StallMachine.TestCase.settings = settings(

@@ -2,11 +2,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ollama_balancer.core.stats import MOST_MODELS, MOST_PAIRS, MOST_REMOVED, OTHER, REMOVED, Ended, Histogram, Tally
+from ollama_balancer.core.stats import (
+    MOST_MODELS,
+    MOST_PAIRS,
+    MOST_REMOVED,
+    OTHER,
+    REMOVED,
+    Histogram,
+    RequestMetrics,
+    RequestSummary,
+)
 
 
-def over(agent: str = "a", model: str = "m:latest", outcome: str = "succeeded", **more: Any) -> Ended:
-    return Ended(agent, model, "/api/chat", outcome, 2.0, **more)
+def over(agent: str = "a", model: str = "m:latest", outcome: str = "succeeded", **more: Any) -> RequestSummary:
+    return RequestSummary(agent, model, "/api/chat", outcome, 2.0, **more)
 
 
 def test_a_value_counts_in_the_bucket_that_ends_with_it_and_in_all_above() -> None:
@@ -18,7 +27,7 @@ def test_a_value_counts_in_the_bucket_that_ends_with_it_and_in_all_above() -> No
 
 
 def test_what_ended_is_counted_by_what_it_was() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     tally.add(over(first_token=0.3, tokens_per_second=42.0, prompt_tokens=7, output_tokens=11, waited=1.5))
     tally.add(over(outcome="cancelled", cancelled_by="client", failures=(("b", "connect"),)))
     assert tally.requests == {
@@ -36,7 +45,7 @@ def test_what_ended_is_counted_by_what_it_was() -> None:
 
 
 def test_models_beyond_a_number_are_others() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for number in range(MOST_MODELS + 50):
         tally.add(over(model=f"m{number}"))
     assert tally.requests["a", OTHER, "/api/chat", "succeeded"] == 50
@@ -46,14 +55,14 @@ def test_models_beyond_a_number_are_others() -> None:
 
 
 def test_agents_with_models_beyond_a_number_are_counted_by_agent_alone() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for number in range(MOST_PAIRS + 10):
         tally.add(over(agent=f"a{number}"))
     assert sum(key[1] == OTHER for key in tally.requests) == 10
 
 
 def test_a_rejection_has_its_status() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for status in (400, 404, 404):
         tally.add(over(outcome="rejected", status=status))
     assert tally.rejections == {400: 1, 404: 2}
@@ -69,7 +78,7 @@ def test_a_rejection_has_its_status() -> None:
 
 
 def test_the_counts_of_agents_that_are_no_more_stay_and_those_of_the_longest_gone_are_put_together() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for number in range(MOST_REMOVED + 5):
         tally.add(over(f"a{number}", output_tokens=3, prompt_tokens=1, failures=((f"b{number}", "status"),)))
         tally.fold_removed({"here"})
@@ -86,7 +95,7 @@ def test_the_counts_of_agents_that_are_no_more_stay_and_those_of_the_longest_gon
 
 
 def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for fleet in ({"a"}, set(), {"a"}):
         tally.add(over("a"))
         tally.fold_removed(fleet)
@@ -97,7 +106,7 @@ def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
 
 
 def test_agents_that_come_and_go_for_ever_take_no_more_room() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for number in range(2 * MOST_PAIRS):
         tally.add(over(f"a{number}", model=f"m{number % 7}"))
         if number % 50 == 0:

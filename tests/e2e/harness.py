@@ -260,7 +260,7 @@ def refused_start(
         by_script=by_script or before is not None,
     )
     try:
-        status = process.wait(PATIENCE)
+        status = process.wait(2 * PATIENCE)  # it may import everything first
     finally:
         process.kill()
     assert process.stdout

@@ -45,7 +45,7 @@ def test_a_reload_keeps_all_that_is_changed_in_mitmproxy_and_unloading_takes_all
         others = [script for script in loaded["scripts"] if not script.endswith("balancer.py")]
         ask(proxy, scripts=others)
         wait_until(lambda: ask(proxy)["scripts"] == others, "the script is unloaded")
-        wait_until(lambda: not ask(proxy)["differences"], "all is as before", 5)
+        wait_until(lambda: not ask(proxy)["differences"], "all is as before")
 
         ask(proxy, scripts=loaded["scripts"])
         # The selector comes with the first relayed answer.

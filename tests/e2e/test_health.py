@@ -16,15 +16,16 @@ from ollama_balancer.simulator import SimulatedOllama, Timing
 from tests.e2e.harness import QUICK, Hosts, Proxy, running_proxy, wait_until
 
 IMPATIENT = """
-from ollama_balancer import addon, probing
-from ollama_balancer.core import health, registry
-from ollama_balancer.mitm import watchdog
+from ollama_balancer.core import health, liveness
+from ollama_balancer.gateway import watchdog
+from ollama_balancer.hosts import prober as probing
+from ollama_balancer.mitm import lifecycle
 
-addon.WATCH_SECONDS = 0.05
+lifecycle.WATCH_SECONDS = 0.05
 watchdog.SILENCE = 0.5
 watchdog.LOOK_AGAIN = 0.1
 health.FIRST_EJECTION = 1.0
-registry.PROBE_GRACE = 1.0
+liveness.PROBE_GRACE = 1.0
 probing.INTERVAL = 0.2
 probing.ALIVE_TIMEOUT = 0.3
 """
@@ -82,7 +83,7 @@ def test_a_host_that_fails_fast_is_ejected_and_comes_back(tmp_path: Path, hosts:
         wait_until(lambda: ask(proxy).headers["X-Balancer-Agent"] == "bad", "it is tried again and serves")
         assert status(proxy) == "online"
         assert proxy.log.count("Agent bad is ejected") == 1
-        assert proxy.log.count("Agent bad returns") == 1
+        assert proxy.log.count("Agent bad serves again") == 1
         assert good.counts["failed"] == 0
 
 

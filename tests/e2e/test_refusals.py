@@ -24,9 +24,9 @@ CRASHED = "an error was encountered while running the model: unexpected EOF"
 TERMINATED = "llama-server process has terminated: exit status 1: error loading model: tensor data is cut"
 
 SHORTER_AVOIDANCE = """
-from ollama_balancer.core import registry
+from ollama_balancer.core import liveness
 
-registry.REFUSED_SECONDS = 1.0
+liveness.REFUSED_SECONDS = 1.0
 """
 
 
@@ -304,7 +304,7 @@ def test_a_long_or_slow_answer_that_is_the_callers_fault_comes_whole(tmp_path: P
         writer.write(body[1000:])
 
     script = tmp_path / "hasty.py"
-    script.write_text("from ollama_balancer.mitm import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
+    script.write_text("from ollama_balancer.mitm import stream\nstream.REFUSAL_SECONDS = 0.1\n")
     raw = listing_host(hosts, receive)
     try:
         with running_proxy(tmp_path, "--set", f"balancer_agents=raw={raw.url}", "-s", str(script)) as proxy:
@@ -325,7 +325,7 @@ def test_a_host_whose_refusal_does_not_end_is_replaced(tmp_path: Path, hosts: Ho
 
     good = hosts.start("good")
     script = tmp_path / "hasty.py"
-    script.write_text("from ollama_balancer.mitm import layer\nlayer.REFUSAL_SECONDS = 0.1\n")
+    script.write_text("from ollama_balancer.mitm import stream\nstream.REFUSAL_SECONDS = 0.1\n")
     raw = listing_host(hosts, receive, "llama3.2")
     agents = f"balancer_agents=raw={raw.url},good={good.url}"
     try:

@@ -461,6 +461,16 @@ def test_it_is_switched_for_new_answers_and_keeps_off_what_others_stream(tmp_pat
                 assert client.until(END) == chunk(last) + END
             return bool(proxy.introspect()["relayed"] > before)
 
+        def receives() -> int:
+            """Relays that go past asyncio while an answer runs."""
+            with Client(proxy) as client:
+                client.ask()
+                client.until(chunk(line("first")))
+                number: int = proxy.introspect()["receivers"]
+                host.send(host.asked.get(timeout=PATIENCE), chunk(DONE) + END)
+                client.until(END)
+                return number
+
         def switch(option: str) -> None:
             assert proxy.http.get(f"/set/{option}").status_code == 204
 
@@ -470,6 +480,13 @@ def test_it_is_switched_for_new_answers_and_keeps_off_what_others_stream(tmp_pat
         switch("balancer_relay=false")
         assert not relayed()
         switch("balancer_relay=true")
+        by_selector = int(hasattr(selectors, "EpollSelector"))
+        assert receives() == by_selector
+        switch("balancer_relay_selector=false")
+        assert relayed()
+        assert receives() == 0
+        switch("balancer_relay_selector=true")
+        assert receives() == by_selector
         switch("store_streamed_bodies=true")
         assert not relayed()
         switch("store_streamed_bodies=false")

@@ -24,7 +24,7 @@ def fast(hosts: Hosts) -> Iterator[FastHost]:
 @contextlib.contextmanager
 def running(tmp_path: Path, fast: FastHost, *more: str) -> Iterator[Proxy]:
     script = tmp_path / "script.py"
-    script.write_text("from ollama_balancer.mitm import unread\nunread.SEND_SECONDS = 1.5\n")
+    script.write_text("from ollama_balancer.gateway import unread\nunread.SEND_SECONDS = 1.5\n")
     options = ("--set", f"balancer_agents=fast={fast.url}", "--set", "balancer_slots=1", "-s", str(script), *more)
     with running_proxy(tmp_path, *options) as proxy:
         proxy.wait_online("fast")

@@ -238,7 +238,7 @@ def check_end(proxy: Proxy) -> None:
     """The same once all is over: nothing is held any more."""
     check(proxy)
     wait_until(lambda: not any(proxy.introspect()["in_flight"].values()), "no request is in flight")
-    wait_until(lambda: proxy.introspect()["exchanges"] <= 1, "no request is left")
+    wait_until(lambda: proxy.introspect()["contexts"] <= 1, "no request is left")
     check(proxy)
 
 

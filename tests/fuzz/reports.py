@@ -13,6 +13,7 @@ from agent_reporter.limits import MAX_VALUES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 from ollama_balancer.core.address import Address
 from ollama_balancer.mitm import options
+from ollama_balancer.mitm.option_values import static_agents
 from tests.api.test_app import METRICS, Api
 from tests.core.fakes import fleet
 
@@ -115,6 +116,7 @@ DEFAULTS: dict[str, Any] = {
     "balancer_show_control": False,
     "balancer_announce": False,
     "balancer_relay": True,
+    "balancer_relay_selector": True,
     "balancer_lean": True,
     "stream_large_bodies": None,
 }
@@ -135,4 +137,4 @@ def agent_options(texts: list[bytes]) -> None:
             assert len(message) < 2000
             continue
         for agent, address in read.agents:
-            assert options.static_agents([f"{agent}={address.url}"]) == ((agent, address),)
+            assert static_agents([f"{agent}={address.url}"]) == ((agent, address),)

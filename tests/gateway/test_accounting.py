@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.accounting import ended
 from ollama_balancer.gateway.attempts import FailureKind, kind_of
@@ -29,7 +29,7 @@ def make(clock: Clock, model: str | None = "M") -> tuple[AgentRegistry, RequestC
 @pytest.mark.parametrize("kind", [*FailureKind, *Blame])
 def test_attempts_in_vain_are_counted_by_what_they_are_and_not_by_their_words(kind: FailureKind | Blame) -> None:
     registry, context = make(Clock())
-    context.take(registry.take(next(iter(registry))))
+    context.take(registry.limiter.take(next(iter(registry))))
     context.fail_attempt("connection refused, status 503, timed out", kind)
     context.end(Outcome.FAILED, "nobody is left")
     assert ended(context, registry).failures == (("a", str(kind)),)
@@ -52,9 +52,9 @@ def test_how_agents_failed_at_a_request_to_several_is_told_apart() -> None:
 def test_a_success_is_counted_with_its_times_and_tokens() -> None:
     clock = Clock()
     registry, context = make(clock)
-    context.take(registry.take(next(iter(registry))))
+    context.take(registry.limiter.take(next(iter(registry))))
     context.fail_attempt("status 502", Blame.HOST_CANNOT)
-    context.take(registry.take(list(registry)[1]))
+    context.take(registry.limiter.take(list(registry)[1]))
     clock.now += 0.5
     context.first_byte = clock.now
     context.watcher = AnswerWatcher("application/x-ndjson")
@@ -82,7 +82,7 @@ def test_cancels_are_told_apart() -> None:
     waiting.end(Outcome.CANCELLED)
     assert ended(waiting, registry).cancelled_by == "client_waiting"
     registry, running = make(Clock())
-    running.take(registry.take(next(iter(registry))))
+    running.take(registry.limiter.take(next(iter(registry))))
     running.end(Outcome.CANCELLED)
     assert ended(running, registry).cancelled_by == "client"
     registry, killed = make(Clock())

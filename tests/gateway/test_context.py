@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.timeouts import Deadlines
@@ -19,7 +19,7 @@ def test_a_request_ends_once_and_gives_its_lease_back_once() -> None:
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     ours = context()
-    ours.take(registry.take(agent))
+    ours.take(registry.limiter.take(agent))
     assert ours.end(Outcome.FAILED, "reset")
     assert not ours.end(Outcome.SUCCEEDED)
     assert (ours.outcome, ours.problem) == (Outcome.FAILED, "reset")
@@ -36,10 +36,10 @@ def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_n
     registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
     ours = context()
-    ours.take(registry.take(a))
+    ours.take(registry.limiter.take(a))
     assert ours.fail_attempt("refused") is a
     assert ours.fail_attempt("refused again") is None
-    ours.take(registry.take(b))
+    ours.take(registry.limiter.take(b))
     assert ours.end(Outcome.SUCCEEDED)
     assert (a.stats.failed, b.stats.succeeded, registry.in_flight) == (1, 1, 0)
     assert (ours.agent, ours.attempts, ours.tried) == (b, 2, [a, b])
@@ -75,9 +75,9 @@ def test_the_record_of_a_request_is_json() -> None:
     a, b = fleet(registry, "a", "b")
     ours = context(clock)
     ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
-    ours.take(registry.take(a))
+    ours.take(registry.limiter.take(a))
     ours.fail_attempt("refused")
-    ours.take(registry.take(b))
+    ours.take(registry.limiter.take(b))
     ours.first_byte = clock.now + 0.25
     ours.tokens_per_second = 81.2345
     clock.now += 1.5
@@ -116,6 +116,6 @@ def test_a_record_tells_what_is_known_of_the_agents_room() -> None:
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     ours = context()
-    ours.take(registry.take(agent))
+    ours.take(registry.limiter.take(agent))
     registry.update_metrics("a", report(num_parallel=4, max_loaded_models=3, loaded_models=entries("m", "n")))
     assert ours.record()["room"] == {"slots": 4, "fits": 3, "loaded": 2}

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
+from ollama_balancer.core.liveness import PROBE_GRACE
+from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.merging import MergedFleet
 from ollama_balancer.gateway.running import MAX_AGENTS_SHOWN
 from tests.core.fakes import Clock, entries, fleet, new_registry
@@ -51,8 +52,10 @@ def test_each_model_is_listed_once_with_the_newest_entry_and_all_its_fields(
     registry: AgentRegistry, merged: MergedFleet
 ) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_models(a, [model("X:latest", OLD, size=1), model("y:latest", OLD, details={"family": "f"})])
-    registry.update_models(b, [model("x:latest", NEW, size=2)])
+    registry.inventory.update_models(
+        a, [model("X:latest", OLD, size=1), model("y:latest", OLD, details={"family": "f"})]
+    )
+    registry.inventory.update_models(b, [model("x:latest", NEW, size=2)])
     assert models(merged.tags()) == [
         {"name": "x:latest", "modified_at": NEW, "size": 2},
         {"name": "y:latest", "modified_at": OLD, "details": {"family": "f"}},
@@ -61,20 +64,20 @@ def test_each_model_is_listed_once_with_the_newest_entry_and_all_its_fields(
 
 def test_agents_that_have_different_builds_of_a_model_are_shown(registry: AgentRegistry, merged: MergedFleet) -> None:
     a, b, c = fleet(registry, "a", "b", "c")
-    registry.update_models(a, [model("x", OLD, digest="1"), model("y", OLD, digest="9")])
-    registry.update_models(b, [model("x", NEW, digest="2"), model("y", NEW, digest="9")])
-    registry.update_models(c, [model("x", OLD, digest="1")])
+    registry.inventory.update_models(a, [model("x", OLD, digest="1"), model("y", OLD, digest="9")])
+    registry.inventory.update_models(b, [model("x", NEW, digest="2"), model("y", NEW, digest="9")])
+    registry.inventory.update_models(c, [model("x", OLD, digest="1")])
     x, y = models(merged.tags())
     assert (x["digest"], x["balancer"]) == ("2", {"digests": {"1": ["a", "c"], "2": ["b"]}})
     assert "balancer" not in y
-    registry.update_models(b, [model("x", NEW, digest="1"), model("y", NEW, digest="9")])
+    registry.inventory.update_models(b, [model("x", NEW, digest="1"), model("y", NEW, digest="9")])
     assert "balancer" not in models(merged.tags())[0]
 
 
 def test_of_many_agents_with_different_builds_some_are_named(registry: AgentRegistry, merged: MergedFleet) -> None:
     agents = fleet(registry, *(f"a{n}" for n in range(MAX_AGENTS_SHOWN + 5)))
     for n, agent in enumerate(agents):
-        registry.update_models(agent, [model("x", digest="1" if n else "2")])
+        registry.inventory.update_models(agent, [model("x", digest="1" if n else "2")])
     digests = models(merged.tags())[0]["balancer"]["digests"]
     assert len(digests["1"]) == MAX_AGENTS_SHOWN + 1
     assert digests["1"][-1] == "and 4 more"
@@ -82,7 +85,7 @@ def test_of_many_agents_with_different_builds_some_are_named(registry: AgentRegi
 
 def test_openai_models_are_made_from_the_same_entries(registry: AgentRegistry, merged: MergedFleet) -> None:
     [a] = fleet(registry, "a")
-    registry.update_models(a, [model("tiny-a:latest")])
+    registry.inventory.update_models(a, [model("tiny-a:latest")])
     assert json.loads(merged.openai_models()) == {
         "object": "list",
         "data": [{"id": "tiny-a:latest", "object": "model", "created": 1795459848, "owned_by": "library"}],
@@ -96,8 +99,10 @@ def test_a_model_loaded_on_several_agents_is_one_entry_that_adds_them_up(
     soon, late = "2026-01-01T10:00:00.123456789+01:00", "2026-01-01T09:30:00Z"
     of_a = {"size": 5, "size_vram": 4, "context_length": 4096, "expires_at": soon}
     of_b = {"size": 6, "size_vram": 6, "context_length": 8192, "expires_at": late}
-    registry.update_loaded(a, [model("x:latest", digest="1", **of_a), model("y", digest="2", expires_at="2026-01-02")])
-    registry.update_loaded(b, [model("x", digest="1", **of_b)])
+    registry.inventory.update_loaded(
+        a, [model("x:latest", digest="1", **of_a), model("y", digest="2", expires_at="2026-01-02")]
+    )
+    registry.inventory.update_loaded(b, [model("x", digest="1", **of_b)])
     y, x = models(merged.running())
     assert (y["name"], y["agent"]) == ("y", "a")
     assert "balancer" not in y
@@ -110,7 +115,7 @@ def test_a_model_loaded_on_several_agents_is_one_entry_that_adds_them_up(
         "agent": "a, b",
         "balancer": {"agents": [{"agent": "a", **of_a}, {"agent": "b", **of_b}]},
     }
-    registry.update_loaded(a, [])
+    registry.inventory.update_loaded(a, [])
     [x] = models(merged.running())
     assert (x["agent"], x["size"], "balancer" in x) == ("b", 6, False)
 
@@ -119,8 +124,8 @@ def test_builds_of_one_name_that_are_loaded_are_told_apart_by_their_digests(
     registry: AgentRegistry, merged: MergedFleet
 ) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_loaded(a, [model("x", digest="1")])
-    registry.update_loaded(b, [model("x", digest="2")])
+    registry.inventory.update_loaded(a, [model("x", digest="1")])
+    registry.inventory.update_loaded(b, [model("x", digest="2")])
     assert [(entry["agent"], entry["digest"]) for entry in models(merged.running())] == [("a", "1"), ("b", "2")]
 
 
@@ -129,7 +134,9 @@ def test_of_many_agents_with_a_model_loaded_some_are_named_and_no_figure_breaks_
 ) -> None:
     for n, agent in enumerate(fleet(registry, *(f"a{n}" for n in range(MAX_AGENTS_SHOWN + 5)))):
         odd: list[object] = [None, "1", True, [], 7]
-        registry.update_loaded(agent, [model("x", size=odd[n % 5], expires_at=odd[n % 5], context_length=odd[n % 5])])
+        registry.inventory.update_loaded(
+            agent, [model("x", size=odd[n % 5], expires_at=odd[n % 5], context_length=odd[n % 5])]
+        )
     [x] = models(merged.running())
     assert x["agent"].endswith(", a19, and 5 more")
     assert len(x["balancer"]["agents"]) == MAX_AGENTS_SHOWN
@@ -138,12 +145,12 @@ def test_of_many_agents_with_a_model_loaded_some_are_named_and_no_figure_breaks_
 
 def test_lists_follow_agents_that_come_and_go(registry: AgentRegistry, merged: MergedFleet, clock: Clock) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_models(b, entries("n"))
-    registry.update_loaded(b, entries("n"))
+    registry.inventory.update_models(b, entries("n"))
+    registry.inventory.update_loaded(b, entries("n"))
     assert names(merged.tags()) == ["m", "n"]
-    registry.unreachable(b, "refused")
+    registry.liveness.unreachable(b, "refused")
     assert (names(merged.tags()), models(merged.running())) == (["m"], [])
-    registry.reached(b)
+    registry.liveness.reached(b)
     assert (names(merged.tags()), names(merged.running())) == (["m", "n"], ["n"])
     registry.remove(b)
     assert names(merged.tags()) == ["m"]
@@ -154,11 +161,11 @@ def test_lists_follow_agents_that_come_and_go(registry: AgentRegistry, merged: M
 
 def test_what_has_not_changed_is_not_made_again(registry: AgentRegistry, merged: MergedFleet) -> None:
     [a] = fleet(registry, "a")
-    registry.update_models(a, [model("x", size=1)])
+    registry.inventory.update_models(a, [model("x", size=1)])
     first = merged.tags()
-    registry.update_models(a, [model("x", size=1)])
+    registry.inventory.update_models(a, [model("x", size=1)])
     assert merged.tags() is first
-    registry.update_models(a, [model("x", size=2)])
+    registry.inventory.update_models(a, [model("x", size=2)])
     assert models(merged.tags())[0]["size"] == 2
 
 
@@ -177,7 +184,7 @@ def test_the_version_is_the_lowest(
 ) -> None:
     assert merged.version() is None
     for agent, version in zip(fleet(registry, "a", "b"), versions, strict=True):
-        registry.update_version(agent, version)
+        registry.inventory.update_version(agent, version)
     assert json.loads(merged.version() or b"") == {"version": lowest}
 
 
@@ -193,7 +200,7 @@ def test_times_that_cannot_be_read_are_the_oldest_and_no_error(registry: AgentRe
         "0001-01-01T00:00:00+14:00",
         "9999-12-31T23:59:59-14:00",
     ]
-    registry.update_models(a, [model(f"m{n}", value) for n, value in enumerate(odd)])
+    registry.inventory.update_models(a, [model(f"m{n}", value) for n, value in enumerate(odd)])
     listed = names(merged.tags())
     assert len(listed) == len(odd)
     assert listed[:2] == ["m7", "m5"]
@@ -202,7 +209,9 @@ def test_times_that_cannot_be_read_are_the_oldest_and_no_error(registry: AgentRe
 
 def test_figures_that_are_no_json_are_listed_as_null(registry: AgentRegistry, merged: MergedFleet) -> None:
     [a] = fleet(registry, "a")
-    registry.update_models(a, [ModelEntry.model_validate_json(b'{"name": "m", "size": NaN, "x": [Infinity]}')])
+    registry.inventory.update_models(
+        a, [ModelEntry.model_validate_json(b'{"name": "m", "size": NaN, "x": [Infinity]}')]
+    )
     assert models(merged.tags()) == [{"name": "m", "size": None, "x": [None]}]
 
 
@@ -232,20 +241,22 @@ def test_the_list_is_always_that_of_a_merge_from_scratch(
         agent = agents[which]
         match what:
             case "update":
-                registry.update_models(agent, [model(name, at, digest=str(digest)) for name, at, digest in listed])
+                registry.inventory.update_models(
+                    agent, [model(name, at, digest=str(digest)) for name, at, digest in listed]
+                )
             case "lose":
-                registry.unreachable(agent, "refused")
+                registry.liveness.unreachable(agent, "refused")
             case "find":
-                registry.reached(agent)
+                registry.liveness.reached(agent)
             case "forget":
-                registry.forget_model(agent, "x:latest")
+                registry.inventory.forget_model(agent, "x:latest")
             case _:
                 merged.tags()
     fresh = new_registry(Clock())
     for agent, other in zip(agents, fleet(fresh, "a", "b", "c", "d"), strict=True):
-        fresh.update_models(other, list((agent.models or {}).values()))
+        fresh.inventory.update_models(other, list((agent.models or {}).values()))
         if not agent.online:
-            fresh.unreachable(other, "refused")
+            fresh.liveness.unreachable(other, "refused")
     got, wanted = models(merged.tags()), models(MergedFleet(fresh).tags())
     for entry in got + wanted:
         for holders in entry.get("balancer", {}).get("digests", {}).values():

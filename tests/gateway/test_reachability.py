@@ -86,7 +86,7 @@ def test_who_does_not_let_the_balancer_in_is_shown_and_told_as_such() -> None:
             agent, _ = registry.register("a", where, Source.REGISTERED)
             registry.update_metrics("a", report())
             await Prober(registry, take_in_local=lambda: False, via="1.1 test").probe(agent)
-            assert registry.select() is None
+            assert registry.selection.select() is None
             return agent, told_to_reporter(agent)
 
     agent, told = asyncio.run(test())
@@ -125,12 +125,12 @@ def test_a_reporter_is_told_while_its_host_is_unreachable_and_in_a_header_that_i
     agent, _ = registry.register("a", address(1))
     registry.update_metrics("a", report())
     assert told_to_reporter(agent) == {}  # nothing is known yet
-    registry.silent(agent, "a\r\nX-Evil: 1 é " + "x" * 10_000)
+    registry.liveness.silent(agent, "a\r\nX-Evil: 1 é " + "x" * 10_000)
     [(name, value)] = told_to_reporter(agent).items()
     assert name == "X-Balancer-Reachable"
     assert value.startswith("no; a??X-Evil: 1 ? xxx")
     assert len(value) <= LONGEST_REASON + 4
-    registry.reached(agent)
+    registry.liveness.reached(agent)
     assert told_to_reporter(agent) == {}
 
 
@@ -154,7 +154,7 @@ def test_many_dead_hosts_do_not_keep_a_live_one_waiting_for_its_probe(monkeypatc
                 nonlocal asked
                 asked += agent.name == "live"
 
-            monkeypatch.setattr(registry, "update_version", seen)
+            monkeypatch.setattr(registry.inventory, "update_version", seen)
             running = asyncio.create_task(prober.run())
             try:
                 async with asyncio.timeout(30):

@@ -6,22 +6,20 @@ from typing import Any
 import pytest
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core.agent import Agent, Outcome, Statistics
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome, Statistics
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.attempts import FailureKind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.decisions import Answer, Everywhere, Forward, Wait
 from ollama_balancer.gateway.messages import ClientRequest
 from ollama_balancer.gateway.router import (
     MAX_CORRECTIONS,
     MOST_LISTED,
     MOST_SHOWN,
-    Answer,
-    Everywhere,
-    Forward,
     Router,
-    Wait,
 )
 from ollama_balancer.ollama.errors import Blame
 from ollama_balancer.ollama.routes import ROUTES, Dialect, Kind, Route, dialect_of
@@ -186,8 +184,8 @@ def test_an_empty_fleet_is_a_503_that_says_what_to_do(registry: AgentRegistry) -
 
 def test_a_model_whose_agents_are_all_away_is_a_503_and_not_a_404(registry: AgentRegistry) -> None:
     a, b, other = fleet(registry, "a", "b", "other")
-    registry.update_models(other, entries("else"))
-    registry.unreachable(a, "refused")
+    registry.inventory.update_models(other, entries("else"))
+    registry.liveness.unreachable(a, "refused")
     registry.drain(b)
     asked = Asked(registry, "/api/chat")
     assert asked.answer.status == 503
@@ -206,7 +204,7 @@ def test_beside_agents_that_are_there_one_never_heard_of_says_nothing_of_a_model
 
 def test_a_model_that_an_unheard_of_agent_may_have_is_a_503_while_nobody_is_there(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     registry.register("new", address(9))
     asked = Asked(registry, "/api/chat", b'{"model": "nope"}')
     assert asked.answer.status == 503
@@ -223,9 +221,9 @@ def test_a_model_that_an_unheard_of_agent_may_have_is_a_503_while_nobody_is_ther
 )
 def test_a_misspelt_model_gets_the_nearest_name_of_any_agent(registry: AgentRegistry, path: str, words: str) -> None:
     away, there = fleet(registry, "away", "there")
-    registry.update_models(away, entries("qwen3"))
-    registry.update_models(there, entries("llama3.2:3b"))
-    registry.unreachable(away, "refused")
+    registry.inventory.update_models(away, entries("qwen3"))
+    registry.inventory.update_models(there, entries("llama3.2:3b"))
+    registry.liveness.unreachable(away, "refused")
     asked = Asked(registry, path, b'{"model": "lama3.2"}')
     error = asked.json["error"]
     assert asked.answer.status == 404
@@ -235,7 +233,7 @@ def test_a_misspelt_model_gets_the_nearest_name_of_any_agent(registry: AgentRegi
 
 def test_a_request_without_a_model_is_a_503_when_all_agents_are_away(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
-    registry.unreachable(agent, "refused")
+    registry.liveness.unreachable(agent, "refused")
     assert Asked(registry, "/api/version", method="GET").json == {"error": "no agent is online: 1 offline"}
 
 
@@ -274,7 +272,7 @@ def test_a_pin_to_an_unknown_agent_is_a_404(registry: AgentRegistry) -> None:
 def test_a_pin_to_an_agent_that_is_away_is_a_503(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
     registry.drain(a)
-    registry.unreachable(b, "refused")
+    registry.liveness.unreachable(b, "refused")
     for pin, state in (("a", "draining"), ("b", "offline: refused")):
         asked = Asked(registry, "/api/chat", pin=pin)
         assert asked.answer.status == 503
@@ -315,7 +313,7 @@ def test_other_agents_are_tried_up_to_the_number_of_retries(registry: AgentRegis
 
 def test_a_retry_goes_only_to_agents_that_have_the_model(registry: AgentRegistry) -> None:
     a, b, c = fleet(registry, "a", "b", "c")
-    registry.update_models(b, entries("else"))
+    registry.inventory.update_models(b, entries("else"))
     asked = Asked(registry, "/api/chat")
     first = asked.agent
     asked.context.fail_attempt("reset")
@@ -354,7 +352,7 @@ def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: Age
     assert registry.in_flight == 0
     clock.now += 10
     for agent in registry:
-        registry.reached(agent)
+        registry.liveness.reached(agent)
     assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 3
 
 
@@ -385,7 +383,7 @@ def test_what_a_host_that_has_died_had_running_goes_elsewhere_whatever_the_budge
     died = [context for context in contexts if context.agent is agents[0]]
     assert len(died) == 100
     registry.slots = 200
-    registry.unreachable(agents[0], "connection refused")
+    registry.liveness.unreachable(agents[0], "connection refused")
     for context in died:
         context.fail_attempt("connection reset", FailureKind.BROKEN)
         assert isinstance(router.again(context), Forward)
@@ -398,8 +396,8 @@ def test_a_request_without_anybody_left_spends_no_retry(registry: AgentRegistry)
         assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 1
     for name in ("b", "c"):
         agent, _ = registry.register(name, address(ord(name)))
-        registry.update_models(agent, entries("m"))
-        registry.reached(agent)
+        registry.inventory.update_models(agent, entries("m"))
+        registry.liveness.reached(agent)
     assert attempts_of(router, registry, Blame.HOST_CANNOT)[0] == 3
 
 
@@ -420,8 +418,8 @@ def test_a_model_that_cannot_be_loaded_is_tried_by_two(registry: AgentRegistry) 
 
 def test_lists_are_answered_for_the_whole_fleet_without_asking_anyone(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_models(b, entries("m", "n"))
-    registry.update_loaded(a, [ModelEntry(name="m")])
+    registry.inventory.update_models(b, entries("m", "n"))
+    registry.inventory.update_loaded(a, [ModelEntry(name="m")])
     tags, ps, models = (Asked(registry, path, None, method="GET") for path in ("/api/tags", "/api/ps", "/v1/models"))
     assert {asked.answer.status for asked in (tags, ps, models)} == {200}
     assert sorted(entry["name"] for entry in tags.json["models"]) == ["m", "n"]
@@ -433,10 +431,10 @@ def test_lists_are_answered_for_the_whole_fleet_without_asking_anyone(registry: 
 
 def test_lists_leave_out_agents_that_are_offline(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_models(b, entries("n"))
-    registry.unreachable(a, "refused")
+    registry.inventory.update_models(b, entries("n"))
+    registry.liveness.unreachable(a, "refused")
     assert Asked(registry, "/api/tags", None, method="GET").json == {"models": [{"name": "n"}]}
-    registry.unreachable(b, "refused")
+    registry.liveness.unreachable(b, "refused")
     asked = Asked(registry, "/v1/models", None, method="GET")
     assert asked.answer.status == 503
     assert asked.json["error"]["type"] == "api_error"
@@ -449,13 +447,13 @@ def test_a_pinned_list_comes_from_that_agent(registry: AgentRegistry) -> None:
 
 def test_the_version_is_the_lowest_and_the_root_is_the_servers(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_version(a, "0.33.0")
-    registry.update_version(b, "0.9.1")
+    registry.inventory.update_version(a, "0.33.0")
+    registry.inventory.update_version(b, "0.9.1")
     assert Asked(registry, "/api/version", None, method="GET").json == {"version": "0.9.1"}
     root = Asked(registry, "/", None, method="GET").answer
     assert (root.status, root.body, root.content_type) == (200, b"Ollama is running", "text/plain; charset=utf-8")
     for agent in (a, b):
-        registry.unreachable(agent, "refused")
+        registry.liveness.unreachable(agent, "refused")
     assert Asked(registry, "/", None, method="HEAD").answer.status == 503
 
 
@@ -481,7 +479,7 @@ def test_management_goes_to_every_agent_that_takes_requests_or_to_the_one_that_i
     registry: AgentRegistry, route: Route
 ) -> None:
     a, b, c, d = fleet(registry, "a", "b", "c", "d")
-    registry.unreachable(c, "refused")
+    registry.liveness.unreachable(c, "refused")
     registry.drain(d)
     path = route.path.replace("{}", "x")
     assert Asked(registry, path, method=route.methods[0]).everywhere.agents == (a, b)
@@ -489,7 +487,7 @@ def test_management_goes_to_every_agent_that_takes_requests_or_to_the_one_that_i
     assert Asked(registry, path, method=route.methods[0], pin="c").answer.status == 503
     assert registry.in_flight == 0
     for agent in (a, b):
-        registry.unreachable(agent, "refused")
+        registry.liveness.unreachable(agent, "refused")
     assert Asked(registry, path, method=route.methods[0]).answer.status == 503
 
 
@@ -498,7 +496,7 @@ def test_a_request_to_unload_goes_to_every_agent_that_has_the_model(
     registry: AgentRegistry, path: str, more: bytes
 ) -> None:
     a, b, c = fleet(registry, "a", "b", "c")
-    registry.update_models(b, entries("else"))
+    registry.inventory.update_models(b, entries("else"))
     body = b'{"model": "M", "keep_alive": 0' + more + b"}"
     assert Asked(registry, path, body).everywhere.agents == (a, c)
     assert Asked(registry, path, body, pin="c").agent is c
@@ -519,10 +517,10 @@ def test_an_agent_without_the_model_after_all_counts_as_no_retry(registry: Agent
         seen.append(asked.agent)
         agent = asked.context.fail_attempt("does not have the model", Blame.LACKS_MODEL)
         assert agent is asked.agent
-        registry.forget_model(agent, "m:latest")
+        registry.inventory.forget_model(agent, "m:latest")
         asked.decision = asked.router.again(asked.context)
     assert set(seen) == set(agents)
-    assert not registry.has_model("m:latest")
+    assert not registry.inventory.has_model("m:latest")
     assert all(agent.stats == Statistics() and agent.in_flight == 0 for agent in agents)
     assert "does not have the model" in asked.json["error"]
 
@@ -551,7 +549,7 @@ def test_a_cloud_model_needs_no_agent_that_has_it(registry: AgentRegistry) -> No
 
 def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
     _, b = fleet(registry, "other", "b")
-    registry.update_models(b, entries("qwen3:8b"))
+    registry.inventory.update_models(b, entries("qwen3:8b"))
     for path in ("/api/chat", "/v1/chat/completions", "/api/show"):
         asked = Asked(registry, path, b'{"model": "Qwen3:8b:local", "messages": []}')
         assert asked.agent is b
@@ -564,8 +562,8 @@ def test_local_behind_a_name_is_no_part_of_it(registry: AgentRegistry) -> None:
 
 def test_a_model_that_is_tagged_local_is_that_one(registry: AgentRegistry) -> None:
     a, b = fleet(registry, "a", "b")
-    registry.update_models(a, entries("mine:latest"))
-    registry.update_models(b, entries("mine:local"))
+    registry.inventory.update_models(a, entries("mine:latest"))
+    registry.inventory.update_models(b, entries("mine:local"))
     assert Asked(registry, "/api/chat", b'{"model": "mine:local"}').agent is b
     assert Asked(registry, "/api/chat", b'{"model": "mine"}').agent is a
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from ollama_balancer.core.agent import Agent, Outcome
+from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.timeouts import OFFLINE_SILENCE
@@ -45,14 +46,14 @@ class Scene:
     def send(self, *, streams: bool = True, body: int = 0, model: str | None = M) -> RequestContext:
         context = RequestContext(Caller("client"), Dialect.OLLAMA, self.clock)
         context.streams, context.body_bytes = streams, body
-        context.take(self.registry.take(self.agent, model))
+        context.take(self.registry.limiter.take(self.agent, model))
         self.contexts.append(context)
         return context
 
     def look(self, seconds: float = 0.0) -> list[RequestContext]:
         """Let time pass, and ask after those that are suspicious."""
         self.clock.now += seconds
-        self.registry.reached(self.agent)
+        self.registry.liveness.reached(self.agent)
         suspicious = self.dog.look(self.contexts)
         for context in suspicious:
             asyncio.run(self.dog.judge(context))
@@ -66,7 +67,7 @@ def scene() -> Scene:
 
 @pytest.fixture
 def warm(scene: Scene) -> Scene:
-    scene.registry.update_loaded(scene.agent, entries("m"))
+    scene.registry.inventory.update_loaded(scene.agent, entries("m"))
     return scene
 
 
@@ -116,7 +117,7 @@ def test_a_host_that_is_too_busy_loading_to_answer_is_left_alone_while_it_is_onl
     scene.in_memory = None
     scene.look(SILENCE)
     assert scene.given_up == []
-    scene.registry.unreachable(scene.agent, "gone")
+    scene.registry.liveness.unreachable(scene.agent, "gone")
     scene.clock.now += SILENCE
     assert scene.dog.look(scene.contexts) == [context]
     asyncio.run(scene.dog.judge(context))
@@ -132,7 +133,7 @@ def test_a_host_with_the_model_in_memory_that_says_nothing_at_all_is_given_up(wa
 
 def test_what_an_offline_agent_has_not_begun_is_given_up_at_once(warm: Scene) -> None:
     context = warm.send()
-    warm.registry.unreachable(warm.agent, "no answer to probes")
+    warm.registry.liveness.unreachable(warm.agent, "no answer to probes")
     assert warm.dog.look(warm.contexts) == []
     assert warm.given_up == [(context, "it went offline: no answer to probes")]
 
@@ -141,7 +142,7 @@ def test_before_its_answer_a_request_for_no_model_fails_with_its_agent_alone(war
     ended, show = warm.send(), warm.send(model=None)
     ended.end(Outcome.SUCCEEDED)
     assert warm.look(10 * SILENCE) == []
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     assert warm.dog.look(warm.contexts) == []
     assert warm.given_up == [(show, "it went offline: gone")]
 
@@ -166,7 +167,7 @@ def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online
 
 def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Scene) -> None:
     context = answering(warm)
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     for _ in range(10):
         warm.clock.now += OFFLINE_SILENCE - 0.1
         warm.dog.look(warm.contexts)
@@ -189,7 +190,7 @@ def test_a_client_that_does_not_take_its_answer_is_no_failure_of_the_agent(warm:
     context = answering(warm)
     warm.slow_clients.append(context)
     warm.look(2 * warm.dog.idle_seconds)
-    warm.registry.unreachable(warm.agent, "gone")
+    warm.registry.liveness.unreachable(warm.agent, "gone")
     warm.dog.look(warm.contexts)
     assert warm.given_up == []
     warm.slow_clients.clear()

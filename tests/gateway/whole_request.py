@@ -6,15 +6,15 @@ import asyncio
 import json
 import logging
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.attempts import Failure
 from ollama_balancer.gateway.callers import read_caller
 from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.gateway.decisions import Forward
 from ollama_balancer.gateway.gateway import Gateway
 from ollama_balancer.gateway.messages import AgentRequest, ClientRequest, Fields, Response
 from ollama_balancer.gateway.refusals import blame_of
-from ollama_balancer.gateway.router import Forward
 from ollama_balancer.ollama.names import canonical_name
 from ollama_balancer.storage.token import Token
 from tests.core.fakes import Clock, entries, fleet, report

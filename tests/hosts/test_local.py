@@ -82,7 +82,7 @@ def test_an_agent_that_has_moved_away_is_no_host_of_this_machine_any_more() -> N
         await locator.locate(gpu, local, "203.0.113.9")
         await locator.locate(other, moved, "127.0.0.1")
         for agent in (gpu, other):
-            registry.reached(agent)
+            registry.liveness.reached(agent)
         assert (gpu.alias_of, other.alias_of) == (None, None)
 
     asyncio.run(run())
@@ -100,7 +100,7 @@ def test_names_that_are_left_when_another_goes_are_one_host_still() -> None:
                 await prober.probe(agent)
             assert (a.alias_of, b.alias_of, c.alias_of) == (None, a, a)
             registry.remove(c)
-            registry.unreachable(a, "refused")
+            registry.liveness.unreachable(a, "refused")
             await prober.probe(a)
             assert a.online
             assert (a.alias_of, b.alias_of) == (b, None) or (a.alias_of, b.alias_of) == (None, a)

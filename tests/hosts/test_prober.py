@@ -10,7 +10,7 @@ import pytest
 
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Source, Status
-from ollama_balancer.core.registry import PROBE_GRACE
+from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import HEARD_SECONDS, Prober
 from tests.core.fakes import new_registry
@@ -54,9 +54,9 @@ def test_who_answers_late_but_is_heard_stays_online(
         async with silent_server() as address:
             agent, _ = registry.register("a", address, Source.STATIC)
             if was_online:
-                registry.reached(agent)
+                registry.liveness.reached(agent)
             now += PROBE_GRACE - 1
-            agent.heard_at = now - ago
+            agent.heard(now - ago)
             assert await prober.probe(agent) is (status is Status.ONLINE)
             now += 2
             registry.expire()

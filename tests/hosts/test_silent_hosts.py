@@ -13,7 +13,8 @@ import pytest
 from agent_reporter import http
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, Status
-from ollama_balancer.core.registry import PROBE_GRACE, AgentRegistry
+from ollama_balancer.core.liveness import PROBE_GRACE
+from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import Prober
 from tests import jumping_loop

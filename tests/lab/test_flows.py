@@ -97,13 +97,13 @@ def test_requests_of_one_conversation_are_known_by_what_they_repeat(tmp_path: Pa
     one, two, three = recording.requests
     assert one.conversation == three.conversation != two.conversation
     assert one.known == two.known == 0
-    assert three.known == one.demand.remember[-1][1]
-    assert three.demand.steps == one.demand.remember
+    assert three.known == one.demand.new_prefixes[-1][1]
+    assert three.demand.prefixes == one.demand.new_prefixes
 
 
 def test_of_conversations_that_begin_alike_only_the_beginning_is_known(tmp_path: Path) -> None:
     recording = read_flows(tmp_path, chat(0, LONG, "one", "two " * 300), chat(1, LONG, "other", "three " * 300))
-    assert recording.requests[1].known == recording.requests[0].demand.remember[0][1]
+    assert recording.requests[1].known == recording.requests[0].demand.new_prefixes[0][1]
 
 
 def test_a_conversation_is_known_by_the_context_of_its_answer(tmp_path: Path) -> None:

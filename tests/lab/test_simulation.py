@@ -126,7 +126,7 @@ def test_every_request_ends_and_nothing_is_left() -> None:
         simulation = Simulation(workload, mode, 3)
         result = simulation.run()
         assert result.asked == len(workload.requests)
-        assert len(simulation.line) == 0
+        assert len(simulation.queue) == 0
         assert simulation.registry.in_flight == 0
         assert all(not agent.loading and not agent.loaders and not agent.running for agent in simulation.registry)
 

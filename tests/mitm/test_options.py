@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ from ollama_balancer.core.address import Address
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.gateway.memory_budget import machine_memory
 from ollama_balancer.mitm import options
+from ollama_balancer.mitm.option_values import static_agents
 
 DEFAULTS: dict[str, object] = {
     "balancer_mode": "metrics",
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_show_control": False,
     "balancer_announce": False,
     "balancer_relay": True,
+    "balancer_relay_selector": True,
     "balancer_lean": True,
     "balancer_origins": [],
     "balancer_hosts": [],
@@ -62,6 +63,7 @@ def test_the_defaults_are_accepted() -> None:
         show_control=False,
         announce=False,
         relay=True,
+        relay_selector=True,
         lean=True,
         origins=(),
         hosts=(),
@@ -134,7 +136,7 @@ def test_an_unusable_token_is_refused_without_being_shown() -> None:
 
 
 def test_static_agents_have_a_name_or_are_called_by_their_address() -> None:
-    assert options.static_agents(["gpu-1=http://10.0.0.1:8000", "http://10.0.0.2", "http://[::1]:11434/"]) == (
+    assert static_agents(["gpu-1=http://10.0.0.1:8000", "http://10.0.0.2", "http://[::1]:11434/"]) == (
         ("gpu-1", Address("10.0.0.1", 8000)),
         ("10.0.0.2:11434", Address("10.0.0.2", 11434)),
         ("[::1]:11434", Address("::1", 11434)),
@@ -151,7 +153,7 @@ def test_static_agents_have_a_name_or_are_called_by_their_address() -> None:
     ],
 )
 def test_several_agents_may_come_in_one_value(entries: list[str]) -> None:
-    assert [name for name, _ in options.static_agents(entries)] == ["a", "10.0.0.2:11434"]
+    assert [name for name, _ in static_agents(entries)] == ["a", "10.0.0.2:11434"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +178,8 @@ def test_several_agents_may_come_in_one_value(entries: list[str]) -> None:
 )
 def test_what_is_no_agent_is_refused_with_what_is_accepted(entry: str) -> None:
     with pytest.raises(ValueError, match=r"^balancer_agents: ") as refused:
-        options.static_agents(["ok=http://10.0.0.9", entry])
-    assert re.search(r"http://host:port|letters, digits", str(refused.value))
+        read(balancer_agents=["ok=http://10.0.0.9", entry])
+    assert str(refused.value).endswith("; it takes http://host:port or name=http://host:port")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,12 @@ def own_names(ring: Path) -> frozenset[str]:
     return frozenset(name for name in names if is_private(name))
 
 
+@functools.cache
+def own_classes() -> frozenset[str]:
+    trees = [ast.parse(path.read_text()) for path in MODULES]
+    return frozenset(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+
+
 def ring_of(path: Path) -> Path:
     parts = path.relative_to(ADDON).parts
     return ADDON.joinpath(*parts[:2]) if len(parts) > 2 else path.parent
@@ -73,8 +79,11 @@ def uses(tree: ast.Module, own: frozenset[str]) -> Iterator[tuple[int, str]]:
 
 
 def inherited(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Private attributes of `self` that a class with a library's class as its only base does not define itself."""
-    ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    """Private attributes of `self` that a class with none of the addon's classes as a base does not define itself.
+
+    What the others may use is what the addon itself has named, by `uses`.
+    """
+    ours = own_classes() | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
         if not kind.bases or {ast.unparse(base) for base in kind.bases} & ours:
             continue

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.ollama.prompts import IMAGE_TOKENS, MAX_STEPS, MAX_TOKENS, PromptReading, context_step, read_prompt
+from ollama_balancer.ollama.prompts import (
+    IMAGE_TOKENS,
+    MAX_PREFIXES,
+    MAX_TOKENS,
+    PromptReading,
+    context_prefix,
+    read_prompt,
+)
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from ollama_balancer.ollama.shapes import read_event
@@ -34,12 +41,12 @@ def demand(path: str, body: bytes | dict[str, Any], model: str = MODEL) -> Promp
 
 def goes_on(later: PromptReading, earlier: PromptReading) -> int:
     """How many tokens of a prompt are known to whoever has read the other one."""
-    known = dict(earlier.remember)
-    return max((known[key] for key, _ in later.steps if key in known), default=0)
+    known = dict(earlier.new_prefixes)
+    return max((known[key] for key, _ in later.prefixes if key in known), default=0)
 
 
 def all_of(earlier: PromptReading) -> int:
-    tokens = earlier.remember[-1][1]
+    tokens = earlier.new_prefixes[-1][1]
     assert tokens == pytest.approx(earlier.tokens, rel=0.02)
     return tokens
 
@@ -130,13 +137,13 @@ def test_a_context_goes_on_from_the_answer_that_gave_it(separators: tuple[str, s
     for context in (answer["context"], [*range(100_000, 100_500)]):
         event = read_event({**answer, "context": context})
         assert event.context
-        step = context_step(MODEL, "", event.context)
+        prefix = context_prefix(MODEL, "", event.context)
         body = json.dumps({"model": "tiny-a", "prompt": "And?", "context": context}, separators=separators).encode()
         later = demand("/api/generate", body)
-        assert later.steps == (step,)
-        assert step[1] == len(context)
+        assert later.prefixes == (prefix,)
+        assert prefix[1] == len(context)
         assert later.tokens >= len(context)
-        assert demand("/api/generate", asked).steps != later.steps
+        assert demand("/api/generate", asked).prefixes != later.prefixes
 
 
 def test_a_context_of_something_else_is_no_error() -> None:
@@ -234,13 +241,13 @@ def test_of_a_long_chat_the_longest_beginnings_are_looked_for() -> None:
     messages = [user(f"{number} {LONG}") for number in range(200)]
     first = demand("/api/chat", {"messages": messages[:-2]})
     later = demand("/api/chat", {"messages": messages})
-    assert len(later.steps) == MAX_STEPS
+    assert len(later.prefixes) == MAX_PREFIXES
     assert goes_on(later, first) == all_of(first)
-    assert len(first.remember) == 2
+    assert len(first.new_prefixes) == 2
 
 
 def test_a_short_beginning_is_not_remembered() -> None:
-    assert demand("/api/chat", {"messages": [user("Hi")]}).remember == ()
+    assert demand("/api/chat", {"messages": [user("Hi")]}).new_prefixes == ()
 
 
 @pytest.mark.parametrize(
@@ -271,8 +278,8 @@ KEYS = ["messages", "prompt", "input", "system", "tools", "context", "options", 
 def test_nothing_that_is_sent_is_an_error(route: Any, body: dict[str, Any]) -> None:
     read = demand(route.path, body)
     assert 0 <= read.tokens <= MAX_TOKENS
-    assert len(read.steps) <= MAX_STEPS
-    for _, tokens in read.steps:
+    assert len(read.prefixes) <= MAX_PREFIXES
+    for _, tokens in read.prefixes:
         assert tokens >= 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ollama_balancer.core.history import FEWEST_FIELDS, FIELDS, MINUTES, History
-from ollama_balancer.core.stats import Ended
+from ollama_balancer.core.stats import RequestSummary
 from ollama_balancer.storage import history as history_file
 from ollama_balancer.storage.history import HistoryFile, Line, finished
 
@@ -29,9 +29,9 @@ def test_minutes_that_are_over_are_written_and_read_again(tmp_path: Path) -> Non
     now = NOW
     history = History(lambda: now)
     for _ in range(3):
-        history.add(Ended("a", 'm"\n', "/api/chat", "succeeded", 2.0, output_tokens=7))
+        history.add(RequestSummary("a", 'm"\n', "/api/chat", "succeeded", 2.0, output_tokens=7))
         now += 60
-    history.add(Ended("", "", "other", "refused", 0.0))
+    history.add(RequestSummary("", "", "other", "refused", 0.0))
     file = HistoryFile(tmp_path / "new folder" / "history.jsonl")
     first = int(NOW // 60)
     assert [line.minute for line in finished(history, first)] == [first + 1, first + 2]

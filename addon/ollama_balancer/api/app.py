@@ -13,15 +13,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
-from agent_reporter.wire import AgentMetrics, AgentRegistration, check_size, describe
+from agent_reporter.wire import AgentRegistration, check_size, describe
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
+from ..core.agent_view import describe_agent
 from ..core.history import History
-from ..core.queue import WaitingLine
+from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import Tally
+from ..core.stats import RequestMetrics
 from ..gateway.reachability import told_to_reporter
 from . import dashboard
 from . import history as history_api
@@ -31,7 +32,7 @@ from .models import DrainRequest
 from .openapi import document
 from .paths import AUTHORIZED
 from .prometheus import Exposition
-from .reports import time_problem
+from .reports import store_report
 
 type Handler = Callable[[Request], Awaitable[Response]]
 
@@ -48,8 +49,8 @@ class ControlApi:
     def __init__(
         self,
         registry: AgentRegistry,
-        line: WaitingLine,
-        tally: Tally,
+        line: RequestQueue,
+        tally: RequestMetrics,
         recent: Recent,
         history: History,
         started: float,
@@ -134,7 +135,7 @@ class ControlApi:
 
     async def agents(self, request: Request) -> Response:
         now = self.registry.clock()
-        return JSONResponse({"agents": [agent.describe(now, whole=False) for agent in self.registry]})
+        return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._shown(self._found(request))
@@ -162,7 +163,7 @@ class ControlApi:
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
         if takes_over:
-            agent.instance = registration.instance
+            agent.registered_by(registration.instance)
         self.on_change(agent)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
@@ -193,12 +194,9 @@ class ControlApi:
     async def metrics(self, request: Request) -> Response:
         agent = self._found(request)
         try:
-            metrics = AgentMetrics.model_validate_json(_checked(await request.body()))
-        except ValidationError as e:
-            raise HTTPException(400, describe(e.errors())) from e
-        if problem := time_problem(metrics, self.wall()):
-            raise HTTPException(400, problem)
-        self.registry.update_metrics(agent.id, metrics)
+            store_report(self.registry, agent, await request.body(), self.wall())
+        except ValueError as e:
+            raise HTTPException(400, str(e)) from e
         return Response(status_code=204, headers=told_to_reporter(agent))
 
     async def drain(self, request: Request) -> Response:
@@ -229,7 +227,7 @@ class ControlApi:
 
     def _shown(self, agent: Agent) -> Response:
         learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
-        return JSONResponse(agent.describe(self.registry.clock()) | learned)
+        return JSONResponse(describe_agent(agent, self.registry.clock()) | learned)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..core.agent import Agent, Status
-from ..core.queue import WaitingLine
+from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 
@@ -53,7 +53,7 @@ class Dashboard:
     """`totals` gives the counts of all requests since the start."""
 
     def __init__(
-        self, registry: AgentRegistry, line: WaitingLine, recent: Recent, totals: Callable[[], dict[str, int]]
+        self, registry: AgentRegistry, line: RequestQueue, recent: Recent, totals: Callable[[], dict[str, int]]
     ) -> None:
         self.registry = registry
         self.line = line

@@ -12,9 +12,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..core.agent import Agent, Status
-from ..core.queue import WaitingLine
+from ..core.queue import RequestQueue
 from ..core.registry import AgentRegistry
-from ..core.stats import Histogram, Tally
+from ..core.stats import Histogram, RequestMetrics
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -45,7 +45,7 @@ class Exposition:
     """The page, made anew for each who asks. `totals` gives the counts of all requests since the start."""
 
     def __init__(
-        self, registry: AgentRegistry, line: WaitingLine, tally: Tally, totals: Callable[[], dict[str, int]]
+        self, registry: AgentRegistry, line: RequestQueue, tally: RequestMetrics, totals: Callable[[], dict[str, int]]
     ) -> None:
         self.registry = registry
         self.line = line

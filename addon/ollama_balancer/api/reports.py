@@ -1,11 +1,13 @@
-"""POST /api/agents/NAME/metrics, the one control call that comes all the time, past the application."""
+"""POST /api/agents/NAME/metrics: the one control call that comes all the time may go past the application."""
 
 from __future__ import annotations
 
 import re
 import time
 
-from agent_reporter.wire import AgentMetrics, check_size
+from pydantic import ValidationError
+
+from agent_reporter.wire import AgentMetrics, check_size, describe
 
 from ..core.agent import Agent
 from ..core.registry import AgentRegistry
@@ -29,19 +31,29 @@ def time_problem(metrics: AgentMetrics, now: float) -> str | None:
     )
 
 
+def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float) -> None:
+    """Take in an agent's report. ValueError says what is wrong with it. `now` is as for `time_problem`."""
+    try:
+        metrics = AgentMetrics.model_validate_json(check_size(body))
+    except ValidationError as e:
+        raise ValueError(describe(e.errors())) from e
+    except ValueError as e:
+        raise ValueError(f"body: {e}") from e
+    if problem := time_problem(metrics, now):
+        raise ValueError(problem)
+    registry.update_metrics(agent.id, metrics)
+
+
 def take_report(registry: AgentRegistry, path: str, body: bytes) -> Agent | None:
-    """Take in a report of a caller who has presented the token; whose it is. None: the application is to say what is
-    wrong.
+    """The same by the path of the call, for a caller who has presented the token; whose report it is. None: the
+    application is to say what is wrong.
     """
     match = _PATH.fullmatch(path)
     agent = match and registry.get(match[1])
     if not agent:
         return None
     try:
-        metrics = AgentMetrics.model_validate_json(check_size(body))
+        store_report(registry, agent, body, time.time())
     except ValueError:
         return None
-    if time_problem(metrics, time.time()):
-        return None
-    registry.update_metrics(agent.id, metrics)
     return agent

@@ -1,4 +1,4 @@
-"""Agents that have shown that they do not serve one kind of request: others get those first, for a while.
+"""Agents that have shown that they cannot serve one kind of request: others are preferred for a while.
 
 An agent that could not load a model with certain options would try again with each request for it, and push out what it
 has loaded; an older version answers 404 on a route that others have. Neither says anything about what else it serves.
@@ -14,16 +14,17 @@ from .agent import Agent
 from .demand import Demand
 
 SECONDS = 300.0
-"""How long an agent is avoided: its memory, its files or its version may be others by then.
+"""Seconds for which an agent is avoided: its memory, files or version may have changed by then.
 
 As long as the longest ejection."""
 
 REFUSED_SECONDS = 30.0
-"""The same for one that did not let a request in."""
+"""Seconds for which an agent that refused the credentials is avoided."""
 
 FAILING_SECONDS = 10.0
-"""The same for one that fails everything and that the fleet cannot spare, so that it is not ejected: as long as a first
-ejection."""
+"""Seconds for which an agent that fails is avoided if the fleet cannot spare it, so that it is not ejected.
+
+As long as a first ejection."""
 
 MOST = 1_000
 """Kinds of requests for which agents are avoided: clients choose the options."""
@@ -36,7 +37,7 @@ class _Shown(NamedTuple):
     until: float
     version: str | None
     digest: object
-    """Of the model. With another one, or another version, nothing is known."""
+    """The digest of the model. With another digest or version the entry no longer holds."""
 
 
 class Avoidance:
@@ -59,11 +60,11 @@ class Avoidance:
         self._note(route, agent, None)
 
     def refuses(self, agent: Agent, route: str) -> None:
-        """The agent did not let a caller in, whose credentials may be at fault."""
+        """The agent refused a caller, whose credentials may be at fault."""
         self._note(route, agent, None, REFUSED_SECONDS)
 
     def fails(self, agent: Agent) -> None:
-        """The agent fails, and is not ejected: failing fast, it would be the first to get each request."""
+        """The agent fails and is not ejected: as it fails fast, it would attract all requests."""
         self._note(_ANY, agent, None, FAILING_SECONDS)
 
     def served(self, agent: Agent, model: str, runner: str) -> None:
@@ -73,12 +74,12 @@ class Avoidance:
             self._drop(_ANY, agent)
 
     def forget(self, agent: Agent) -> None:
-        """The agent has gone, or has come back: nothing is known of it."""
+        """The agent has left or come back: nothing holds any more."""
         for kind in list(self._kinds):
             self._drop(kind, agent)
 
     def for_demand(self, demand: Demand) -> set[Agent]:
-        """Who is not to be asked for that, as long as there are others."""
+        """The agents to avoid for the demand, as long as there are others."""
         if not self._kinds:
             return set()
         return (
@@ -86,7 +87,7 @@ class Avoidance:
         )
 
     def for_route(self, route: str) -> set[Agent]:
-        """Who is not to be asked on that route, as long as there are others."""
+        """The agents to avoid on the route, as long as there are others."""
         return self._of(route, None) | self._of(_ANY, None) if self._kinds else set()
 
     def _note(self, kind: Hashable, agent: Agent, model: str | None, seconds: float = SECONDS) -> None:

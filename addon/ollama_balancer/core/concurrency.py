@@ -1,12 +1,12 @@
-"""How many requests of one model an agent runs at once, learned from when answers begin and end.
+"""Learns how many requests of one model an agent runs at once, from when its answers begin and end.
 
-What runs beside each other is seen: answers that have begun and not ended. The end of one may be seen late, after the
-next one on the host has begun, so an overlap counts only if it lasts. A host runs a model's requests first in, first
-out; so an answer in one piece, whose beginning is not seen, has been under way since before a later request's began.
+Answers that have begun and not ended overlap: the host runs them in parallel. The end of an answer may be seen late,
+after the next one has begun, so an overlap counts only if it lasts. A host serves a model's requests in FIFO order: an
+unstreamed answer, whose beginning is not seen, has been running since before any later request's answer began.
 
-Now and then one more is sent than is known to run: a trial. Each that succeeds is followed by the next at once. It is
-over when the newest request still waits when an older one ends, or when nothing came of it; the next one comes after a
-pause, which doubles each time.
+Now and then a trial sends one request more than is proven to run. A trial that succeeds is followed by the next at
+once. It fails when the newest request is still waiting as an older one ends, or when it proves nothing; the next trial
+comes after a pause that doubles each time.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Protocol
 from .demand import Demand
 
 DOUBTS = 2
-"""Times in a row that the newest request was seen waiting when an older one ended, until fewer run than was known.
+"""Consecutive times that the newest request was still waiting when an older one ended, until the limit is lowered.
 
 Once is enough to end a trial: it costs no more than waiting until the next one.
+
 `--tune concurrency.DOUBTS`: flat from 1 to 4."""
 
 CONFIRMATIONS = 2
-"""Overlaps that are seen until one more is known to run; a long one counts for two.
+"""Overlaps that prove one more slot; a long one counts for two.
 
 `--tune concurrency.CONFIRMATIONS`: 4 is as good, 1 worse."""
 
 TRIES = 5
-"""Answers for each slot, ended while one more was there than is known to run, until a trial has come to nothing.
+"""Answers per slot that end during a trial until it has failed to prove anything.
 
 `--tune concurrency.TRIES`: flat from 2 to 20."""
 
@@ -39,47 +40,52 @@ LONGEST_PAUSE = 600.0
 `--tune concurrency.FIRST_PAUSE`: flat from 5 to 120. `--tune concurrency.LONGEST_PAUSE`: flat from 120 to 3,600."""
 
 PAUSE_PART = 3.0
-"""How many times as long as a trial the pause after it is, at least.
+"""The shortest pause after a trial, as a multiple of the trial's length.
 
 `--tune concurrency.PAUSE_PART`: flat from 1 to 10."""
 
 PATIENCE = 1.0
-"""Seconds beyond thrice the shortest wait for a first byte, after which a request that has none is held to wait.
+"""Seconds beyond three times the shortest wait for a first byte, after which a request counts as waiting.
 
 `--tune concurrency.PATIENCE`: flat from 0.25 to 4."""
 
 OVERLAP = 0.25
-"""Seconds that an overlap has to last, at most: for longer, the end of an answer is hardly ever on its way.
+"""The longest time that an overlap has to last, in seconds.
 
-The simulation has no network, which this is about: `--tune concurrency.OVERLAP` is flat from 0.05 to 1."""
+After that the end of an answer is hardly ever still on its way. The simulation has no network, which this is about:
+`--tune concurrency.OVERLAP` is flat from 0.05 to 1."""
 
 OVERLAP_PART = 0.1
-"""The part of an answer's usual time that is enough."""
+"""The part of an answer's usual duration that an overlap has to last."""
 
 SHORTEST_OVERLAP = 0.01
 
 LONG_OVERLAP = 1.0
-"""Seconds after which no answer's end is still on its way. `--tune concurrency.LONG_OVERLAP`: 0.5 and 3 are worse."""
+"""Seconds after which the end of an answer must have arrived.
+
+`--tune concurrency.LONG_OVERLAP`: 0.5 and 3 are worse."""
 
 HELD = 0.25
-"""The part of a trial's answers that have to begin beside as many others as are known to run: else fewer do.
+"""The part of a trial's answers that must begin beside as many others as are proven, or the limit is lowered.
 
-It counts where answers come in one piece; tests/core/test_concurrency.py has such hosts."""
+It matters where answers are not streamed; tests/core/test_concurrency.py has such hosts."""
 
 LOOKS = 16
-"""Answers that begin in a trial until that is judged."""
+"""Answers that begin in a trial before that is judged."""
 
 LONG_PROMPT = 100
-"""Tokens from which on a prompt tells how long reading takes.
+"""Tokens of a prompt that is long enough to measure prefill.
 
 `--tune concurrency.LONG_PROMPT`: flat from 10 to 1,000."""
 
 NEWEST = 0.2
-"""The weight of the newest answer's time in their average. `--tune concurrency.NEWEST`: flat from 0.1 to 0.5."""
+"""The weight of the newest answer in the moving averages.
+
+`--tune concurrency.NEWEST`: flat from 0.1 to 0.5."""
 
 
 class SlotRequest(Protocol):
-    """A request in a slot, as far as the learner looks at it."""
+    """A request in a slot: what the learner looks at."""
 
     @property
     def demand(self) -> Demand: ...
@@ -94,14 +100,14 @@ class SlotRequest(Protocol):
 
 
 class _Overlap:
-    """Some answers were under way at a time."""
+    """Answers that were running at the same time."""
 
     __slots__ = ("at", "counted", "others")
 
     def __init__(self, at: float, others: set[SlotRequest]) -> None:
         self.at = at
         self.others = others
-        """All but the one that began last; those that ended too soon are taken out."""
+        """All but the newest; those that end too soon are removed."""
         self.counted = False
 
 
@@ -132,16 +138,16 @@ class SlotLearner:
         self.outstanding: dict[SlotRequest, None] = {}
         self.proven = 1
         self.limit = 2
-        """How many may be sent there at once. It changes only by what is told here."""
+        """How many may be sent at once."""
         self._seen = 0
         self._doubts = 0
         self._tries = 0
         self._looks = 0
         """Answers that have begun in this trial."""
         self._held = 0
-        """Those of them that ran beside as many others as are known to run."""
+        """Of these, the answers that ran beside as many others as are proven."""
         self._expected = 0.0
-        """How many of them are to be, at least."""
+        """The least number of these that is expected."""
         self._trial_at = 0.0
         """When the trial began."""
         self._pause = FIRST_PAUSE
@@ -150,14 +156,14 @@ class SlotLearner:
         self._quickest = math.inf
         """The shortest wait for a first byte, in seconds."""
         self._pace = 0.0
-        """Seconds for a token of the prompt until the first byte."""
+        """Seconds of prefill per token of the prompt."""
         self._usual = math.inf
-        """Seconds that an answer takes."""
+        """The usual duration of an answer, in seconds."""
         self._overlap: _Overlap | None = None
 
     @property
     def due(self) -> float:
-        """When `passed` is to be called, as an overlap will have lasted by then; infinite: there is none."""
+        """When `passed` has to be called, since an overlap will have lasted; infinite: there is none."""
         overlap = self._overlap
         return math.inf if overlap is None else overlap.at + (LONG_OVERLAP if overlap.counted else self._lasting())
 
@@ -166,7 +172,7 @@ class SlotLearner:
         self._open(lease.taken_at)
 
     def began(self, lease: SlotRequest, now: float) -> None:
-        """Its answer has begun; in one piece, it is there."""
+        """Its answer has begun, or has arrived in one piece."""
         outstanding = self.outstanding
         if lease not in outstanding:
             return
@@ -189,7 +195,7 @@ class SlotLearner:
             self._overlap = _Overlap(now, others)
 
     def ended(self, lease: SlotRequest, now: float, *, whole: bool) -> None:
-        """It is over; `whole`: as it should be, so that the host went on to the next one."""
+        """It has ended; `whole`: normally, so that the host went on to the next one."""
         outstanding = self.outstanding
         if lease not in outstanding:
             return
@@ -214,7 +220,7 @@ class SlotLearner:
         self._open(now)
 
     def passed(self, now: float) -> bool:
-        """Time has gone by; True if the limit has changed."""
+        """Time has passed; True if the limit has changed."""
         overlap, limit = self._overlap, self.limit
         if overlap is None or now < self.due:
             return False
@@ -238,11 +244,11 @@ class SlotLearner:
         return self.limit != limit
 
     def _lasting(self) -> float:
-        """Seconds."""
+        """Seconds that an overlap has to last."""
         return max(SHORTEST_OVERLAP, min(OVERLAP, OVERLAP_PART * self._usual))
 
     def _doubt(self, newest: SlotRequest, at_once: int, now: float) -> None:
-        """Another has ended, and the newest of so many may wait for that."""
+        """An answer has ended, and the newest request may have been waiting for that."""
         if newest.began_at is not None:
             if at_once > self.proven:
                 self._doubts = 0
@@ -260,7 +266,7 @@ class SlotLearner:
             self._pause_trials(now)
 
     def _patience(self, lease: SlotRequest) -> float:
-        """Seconds after which it is held to wait."""
+        """Seconds after which the request counts as waiting."""
         unread = max(0, lease.demand.tokens - lease.known_tokens)
         return PATIENCE + 3 * (self._quickest + self._pace * unread)
 
@@ -278,14 +284,14 @@ class SlotLearner:
         self._overlap = None
 
     def _open(self, now: float) -> None:
-        """Begin a trial, if one is due."""
+        """Start a trial, if one is due."""
         if now >= self._next_trial and self.limit <= self.proven:
             self.limit = self.proven + 1
             self._trial_at = now
 
 
 def _runs(other: SlotRequest, sent_before: float) -> bool:
-    """Whether the host runs it, when the answer to a request has begun that was sent a little later than that.
+    """Whether the host is running the request, given that the answer to one sent later than that has begun.
 
     Where its beginning is not seen, it is known by the order: but what waits for a load begins in any, and two that are
     sent at the same time may overtake each other.

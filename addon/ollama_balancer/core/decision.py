@@ -1,12 +1,12 @@
-"""How the agents were weighed for a request: data, for people and for the record."""
+"""The record of a choice: how the candidates were scored."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 
-class Option(NamedTuple):
-    """One agent as it was weighed. Seconds."""
+class ScoredCandidate(NamedTuple):
+    """An agent with the terms of its score, in seconds."""
 
     agent: str
     cost: float
@@ -14,24 +14,25 @@ class Option(NamedTuple):
     load: float
     prefill: float
     answer: float
-    harm: float
+    interference: float
     free: bool
     """Whether it had a slot free."""
     observations: int
-    """Answers of that model on that agent from which its pace is known; 0: a guess by others, or a prior."""
+    """Answers of the model on the agent that the rates rest on; 0: estimated from other agents, or a prior."""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON-serialisable data."""
-        return {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
+        """The candidate as the API and the flows' records have it: `interference` is called `harm` there."""
+        values = {key: round(v, 3) if isinstance(v, float) else v for key, v in self._asdict().items()}
+        return {"harm" if key == "interference" else key: value for key, value in values.items()}
 
 
 class Decision(NamedTuple):
-    """How the agents were weighed for a request; the first option is the one that was chosen."""
+    """How the candidates were scored for a request; the first one was chosen."""
 
     at: float
     """Seconds of the registry's clock."""
     model: str
-    options: tuple[Option, ...]
+    options: tuple[ScoredCandidate, ...]
 
     def describe(self, now: float) -> dict[str, Any]:
         options = [option.describe() for option in self.options]

@@ -1,11 +1,11 @@
-"""What a request asks of an agent, as far as the choice among agents needs to know."""
+"""What a request needs of an agent: the input of the choice."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-Step = tuple[bytes, int]
-"""The key of a prompt's beginning, and its tokens."""
+Prefix = tuple[bytes, int]
+"""The hash of a prompt's prefix, and its length in tokens."""
 
 
 class Demand(NamedTuple):
@@ -15,10 +15,10 @@ class Demand(NamedTuple):
     runner: str = ""
     tokens: int = 0
     """Of the prompt, estimated."""
-    steps: tuple[Step, ...] = ()
-    """The prompt's beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
-    remember: tuple[Step, ...] = ()
-    """Those by which a prompt that goes on from this one is known."""
+    prefixes: tuple[Prefix, ...] = ()
+    """Prefixes of the prompt that may be cached, the shortest first; none for a very short prompt."""
+    new_prefixes: tuple[Prefix, ...] = ()
+    """The prefixes by which a follow-up prompt will be recognized."""
     output_limit: int | None = None
     """Tokens that the answer has at most; 0 for an embedding."""
     route: str = ""

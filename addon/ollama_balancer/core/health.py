@@ -1,10 +1,10 @@
-"""Whether an agent that answers also serves: strikes, ejection and return. Pure: time and chance are handed in.
+"""Outlier ejection: a circuit breaker for each agent. Pure: time and random numbers are passed in.
 
-    healthy ── 3 strikes in a row ──► ejected (10 s x 2^k) ── one request tries it ──► returning (30 s) ──► healthy
-       ▲                                 ▲        │ the trial fails: k + 1                 │ a strike: k + 1
-       └── a success clears strikes      └────────┴────────────────────────────────────────┘
+    healthy ── 3 failures in a row ──► ejected (10 s x 2^k) ── half-open probe serves ──► slow start (30 s) ──► healthy
+       ▲                                  ▲        │ the probe fails: k + 1                  │ a failure: k + 1
+       └── a success resets the count     └────────┴─────────────────────────────────────────┘
 
-An agent that was offline and is back is returning, too: it is empty and cool, and would attract everything at once.
+An agent that was offline goes through slow start too: it is idle, and would otherwise attract all requests at once.
 """
 
 from __future__ import annotations
@@ -12,86 +12,87 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-STRIKES = 3
-"""Failures in a row that eject an agent: as many as HAProxy's `fall` and Kubernetes' `failureThreshold` by default.
+EJECTION_THRESHOLD = 3
+"""Consecutive failures that eject an agent.
 
-`--tune health.STRIKES`: 1 is as good, 10 somewhat better, as the hosts that fail there soon die or recover."""
+The default of HAProxy's `fall` and Kubernetes' `failureThreshold`. `--tune health.EJECTION_THRESHOLD`: 1 is as good, 10
+somewhat better, as the hosts that fail there soon die or recover."""
 
 FIRST_EJECTION = 10.0
-"""Seconds, nginx's `fail_timeout` by default; each return that fails doubles them.
+"""Seconds of the first ejection; each failed probe doubles them.
 
-`--tune health.FIRST_EJECTION`: flat from 2 to 60."""
+The default of nginx's `fail_timeout`. `--tune health.FIRST_EJECTION`: flat from 2 to 60."""
 
 LONGEST_EJECTION = 300.0
-"""Seconds, Envoy's `max_ejection_time` by default. `--tune health.LONGEST_EJECTION`: flat from 30 to 900."""
+"""Seconds, the default of Envoy's `max_ejection_time`. `--tune health.LONGEST_EJECTION`: flat from 30 to 900."""
 
 JITTER = 0.1
-"""Of an ejection's length, up or down, so that agents which failed together do not return together."""
+"""Part of an ejection's length, up or down, so that agents that failed together do not come back together."""
 
-RETURNING = 30.0
-"""Seconds for which an agent that is back gets no more than it runs at once.
+SLOW_START_SECONDS = 30.0
+"""Seconds for which an agent that is back gets no more requests than it can run at once.
 
-`--tune health.RETURNING`: flat from 1 to 90."""
+`--tune health.SLOW_START_SECONDS`: flat from 1 to 90."""
 
 
 class Phase(StrEnum):
     HEALTHY = "healthy"
     EJECTED = "ejected"
-    RETURNING = "returning"
+    SLOW_START = "returning"
 
 
 @dataclass(slots=True)
 class Health:
-    """What the requests of one agent have shown. Times are seconds of the caller's monotonic clock."""
+    """The state of one agent's circuit breaker. Times are seconds of the caller's monotonic clock."""
 
     phase: Phase = Phase.HEALTHY
-    strikes: int = 0
+    consecutive_failures: int = 0
     """Failures since the last success."""
     ejections: int = 0
-    """In a row: without a return that held."""
+    """Consecutive ejections, without a slow start that was completed."""
     until: float = 0.0
-    """Of an ejected agent: when it may be tried. Of a returning one: when it is healthy."""
+    """When an ejected agent may be probed, or when the slow start ends."""
     reason: str = ""
     """The last failure."""
 
     @property
-    def limits(self) -> bool:
-        """Whether the agent gets less than it could run."""
+    def is_limited(self) -> bool:
+        """Whether the agent gets fewer requests than it could run."""
         return self.phase is not Phase.HEALTHY
 
-    def failed(self, now: float, reason: str, *, chance: float, trial: bool, may_eject: bool) -> bool:
+    def failed(self, now: float, reason: str, *, chance: float, half_open: bool, may_eject: bool) -> bool:
         """A request failed; True if that ejects the agent, for the first time or again.
 
-        `chance` is a random number from 0 to 1, `trial` says that the request was let through to try an ejected agent,
-        `may_eject` whether the fleet can spare it. What an agent had running when it was ejected does not count again.
+        `chance` is a random number from 0 to 1, `half_open` says that the request was the probe of an ejected agent,
+        `may_eject` whether the fleet can spare it. Requests that ran when the agent was ejected do not count again.
         """
         self.reason = reason
         if self.phase is Phase.EJECTED:
-            if trial:
+            if half_open:
                 self._eject(now, chance)
-            return trial
-        self.strikes += 1
-        if not may_eject or (self.phase is Phase.HEALTHY and self.strikes < STRIKES):
+            return half_open
+        self.consecutive_failures += 1
+        if not may_eject or (self.phase is Phase.HEALTHY and self.consecutive_failures < EJECTION_THRESHOLD):
             return False
         self._eject(now, chance)
         return True
 
-    def succeeded(self, now: float, *, trial: bool) -> bool:
-        """A request was served whole; True if the agent returns by it."""
+    def succeeded(self, now: float, *, half_open: bool) -> bool:
+        """A request succeeded; True if that ends the agent's ejection."""
         if self.phase is Phase.EJECTED:
-            if trial:
-                self.came_back(now)
-            return trial
-        self.strikes = 0
+            if half_open:
+                self.start_slowly(now)
+            return half_open
+        self.consecutive_failures = 0
         return False
 
-    def came_back(self, now: float) -> None:
-        """It may serve again, a little at a time."""
-        self.phase, self.until, self.strikes = Phase.RETURNING, now + RETURNING, 0
+    def start_slowly(self, now: float) -> None:
+        """Enter slow start."""
+        self.phase, self.until, self.consecutive_failures = Phase.SLOW_START, now + SLOW_START_SECONDS, 0
 
     def passed(self, now: float) -> bool:
-        """Time has gone by; True if a returning agent is healthy by now."""
-        if self.phase is not Phase.RETURNING or now < self.until:
+        """Time has passed; True if the slow start has ended."""
+        if self.phase is not Phase.SLOW_START or now < self.until:
             return False
         self.phase, self.ejections = Phase.HEALTHY, 0
         return True

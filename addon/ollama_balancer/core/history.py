@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .stats import MOST_PAIRS, OTHER, OUTCOMES, Ended
+from .stats import MOST_PAIRS, OTHER, OUTCOMES, RequestSummary
 
 MINUTES = 24 * 60
 """Kept."""
@@ -95,13 +95,13 @@ class History:
         """The minute that runs."""
         return int(self._wall() // 60)
 
-    def add(self, ended: Ended) -> None:
-        counts = _ONE.get(ended.outcome) or _ONE["failed"]
-        first = ended.first_token
+    def add(self, summary: RequestSummary) -> None:
+        counts = _ONE.get(summary.outcome) or _ONE["failed"]
+        first = summary.first_token
         first_token = (0, 0.0) if first is None else (1, first)
-        sums = (ended.prompt_tokens, ended.output_tokens, ended.seconds, ended.waited or 0.0, *first_token)
-        values = (*counts, *sums, int(ended.outcome == "rejected"))
-        self.put(self.now, (ended.agent, ended.model), values)
+        sums = (summary.prompt_tokens, summary.output_tokens, summary.seconds, summary.waited or 0.0, *first_token)
+        values = (*counts, *sums, int(summary.outcome == "rejected"))
+        self.put(self.now, (summary.agent, summary.model), values)
 
     def put(self, number: int, key: Key, values: Iterable[float]) -> None:
         """Add a row to what is known of a minute, unless that is too long ago."""
@@ -123,7 +123,8 @@ class History:
 
     def _forget(self) -> None:
         """Let go of what is too old, and of what a clock that was wrong has put into the future."""
-        for number in [n for n in self._minutes if not self.now - MINUTES < n <= self.now + 1]:
+        now = self.now
+        for number in [n for n in self._minutes if not now - MINUTES < n <= now + 1]:
             self._rows -= len(self._minutes.pop(number).rows)
 
     def _coarsen(self) -> None:

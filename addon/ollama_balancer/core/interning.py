@@ -1,4 +1,4 @@
-"""Entries of models without what they have in common: the hosts of a fleet mostly have the same models."""
+"""Interned model entries: the hosts of a fleet mostly have the same models, whose details are kept once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 MOST = 4_096
-"""Entries that are kept to compare others with; hosts may name as many models as they like."""
+"""Entries that others are compared with; hosts may name as many models as they like."""
 
 
-class SharedParts:
-    """Makes entries that hold the very values of an earlier one with that name and digest, where these are equal.
+class ModelInterner:
+    """Replaces the values of an entry by those of an earlier one with the same name and digest, where they are equal.
 
-    An entry as `/api/tags` gives it takes 2.8 kB alone and 0.6 kB with what another holds.
+    An entry as `/api/tags` gives it takes 2.8 kB alone, and 0.6 kB with interned values.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, int], ModelEntry] = {}
-        """By name, digest and number of fields: lists of what is in memory tell more."""
+        """By name, digest and number of fields: lists of loaded models have more of them."""
 
-    def share(self, entry: ModelEntry) -> ModelEntry:
-        """The entry, or an equal one that holds what is known already."""
+    def intern(self, entry: ModelEntry) -> ModelEntry:
+        """The entry, or an equal one with interned values."""
         fields = entry.model_extra or {}
         digest = fields.get("digest")
         if not isinstance(digest, str):

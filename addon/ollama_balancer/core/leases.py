@@ -1,19 +1,20 @@
-"""Requests in flight, as handles that count once."""
+"""Requests in flight, as handles that are released once."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from .agent import Agent, Outcome
+from .agent import Agent
+from .agent_records import Outcome
 from .concurrency import SlotLearner
-from .decision import Option
+from .decision import ScoredCandidate
 from .demand import Demand
 
 SUCCEEDED, FAILED, REJECTED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REJECTED
 
 
 class Lease:
-    """A request in flight on an agent: a handle that counts once. This one takes no slot: no model is run for it."""
+    """A request in flight on an agent. It is released once. This one takes no slot: no model runs for it."""
 
     __slots__ = ("agent", "released")
 
@@ -22,8 +23,8 @@ class Lease:
     loading: bool = False
     """Whether the agent has to load the model for it, and has not begun to answer."""
 
-    options: tuple[Option, ...] = ()
-    """How the agents were weighed for it, the best first, by a mode that does."""
+    options: tuple[ScoredCandidate, ...] = ()
+    """How the candidates were scored, the chosen one first; empty under policies that score nothing."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -92,7 +93,7 @@ class SlotLease(Lease):
     model: str
 
     def __init__(
-        self, agent: Agent, owner: SlotOwner, demand: Demand, taken_at: float, options: tuple[Option, ...] = ()
+        self, agent: Agent, owner: SlotOwner, demand: Demand, taken_at: float, options: tuple[ScoredCandidate, ...] = ()
     ) -> None:
         super().__init__(agent)
         self.options = options

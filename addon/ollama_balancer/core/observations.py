@@ -1,14 +1,14 @@
-"""What the answer to a request has shown of the agent that gave it."""
+"""What an answer shows about the agent that gave it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from .demand import Step
+from .demand import Prefix
 
 
 class AnswerObservation(NamedTuple):
-    """An answer that is whole. Tokens, and seconds; None: the answer did not say."""
+    """A complete answer. Tokens, and seconds; None: the answer did not say."""
 
     prompt_tokens: int | None = None
     prompt_seconds: float | None = None
@@ -18,6 +18,6 @@ class AnswerObservation(NamedTuple):
     streamed: bool = True
     """Whether it came in pieces, so that its first byte tells when it began."""
     pieces: int = 0
-    """Those that brought text: of a stream, mostly a token each."""
-    context: Step | None = None
-    """The beginning of a request that goes on from it, where the answer gives one."""
+    """Pieces that carried text: in a stream, mostly one token each."""
+    context: Prefix | None = None
+    """The prefix of a follow-up request, where the answer gives a context."""

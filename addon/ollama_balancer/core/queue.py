@@ -1,11 +1,12 @@
-"""The line of requests that wait for an agent: fair between clients, first in, first out for each.
+"""The queue of requests that wait for an agent: fair between clients, FIFO within each client.
 
-Requests that any of the same agents could serve wait at the same place. At each place the clients take turns, so that
-one who sends a thousand requests does not keep the others waiting; a place whose agents are busy holds up no other.
-Turns go to groups first, and within a group to its clients: whoever can name himself anew at will is no more than one
-group, whatever he calls himself. What a turn costs does not depend on how many wait.
-The line knows who is next, and who goes on with a conversation that a certain agent has read; who gets which agent, and
-when, is `matching`'s to say.
+Requests that the same agents could serve share a queue key. Under each key the clients take turns, so a client that
+sends a thousand requests does not keep the others waiting, and a key whose agents are busy blocks no other key. Turns
+go round robin over groups, then over the clients of a group: a client that can change its name at will gets no more
+than its group's turns. The cost of a turn does not depend on the length of the queue.
+
+The queue knows the order, and which tickets have their prefix cached on which agent. The scheduler decides which agent
+a ticket gets, and when.
 """
 
 from __future__ import annotations
@@ -22,274 +23,274 @@ from .demand import Demand
 from .leases import Lease
 
 UNKNOWN_RETRY = 5
-"""Seconds after which one may try again where nothing is known of the line's pace: a guess."""
+"""Seconds for Retry-After while the pace of the queue is unknown: a guess."""
 
 LONGEST_RETRY = 600
 """Seconds: twice as long as a request may wait by default."""
 
 WEIGHT = 0.1
-"""Of the newest interval between two turns in their average."""
+"""The weight of the newest interval between two turns in the moving average."""
 
 
-type Share = tuple[str, str]
-"""Whose turns a request uses: a group's, and within it a client's."""
+type FairnessKey = tuple[str, str]
+"""The group whose turns a request uses, and the client within that group."""
 
 
-class LineFullError(Exception):
-    """As many requests wait as may."""
+class QueueFullError(Exception):
+    """The queue has reached its size."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What kind of turn a request waits for."""
+class QueueKey:
+    """What a request waits for: tickets with equal keys can be served by the same agents."""
 
     model: str
     """A canonical name."""
     agent: Agent | None = None
-    """The only agent that will do."""
+    """The agent that the request is pinned to."""
     tried: frozenset[Agent] = frozenset()
-    """Agents that have failed the request already."""
+    """Agents that have already failed the request."""
 
 
-class Waiter:
-    """One request in the line.
+class Ticket:
+    """A request in the queue.
 
-    `notify` is for whoever takes it out: called with the lease it gets, or None when no agent is left that could serve.
+    `notify` is called once it leaves the queue with a lease, or with None when no agent is left that could serve it.
     """
 
-    __slots__ = ("client", "demand", "home", "notify", "overtaken", "place", "share", "since", "waiting")
+    __slots__ = ("affinity", "client", "demand", "fairness_key", "key", "notify", "overtaken", "since", "waiting")
 
     def __init__(
         self,
-        place: Place,
+        key: QueueKey,
         demand: Demand,
         client: str,
-        share: Share,
+        fairness_key: FairnessKey,
         since: float,
         notify: Callable[[Lease | None], None],
-        home: Agent | None,
+        affinity: Agent | None,
     ) -> None:
-        self.place = place
-        self.home = home
-        """The agent that has read the beginning of its prompt."""
+        self.key = key
+        self.affinity = affinity
+        """The agent that has a prefix of its prompt cached."""
         self.overtaken = 0
-        """How often another has gone before it out of its turn."""
+        """How many other tickets were served before it out of turn."""
         self.demand = demand
         self.client = client
-        """As it is shown."""
-        self.share = share
+        """The name that people see."""
+        self.fairness_key = fairness_key
         self.since = since
         self.notify = notify
         self.waiting = True
 
     def __repr__(self) -> str:
-        return f"Waiter({self.place.model}, {self.client}, since {self.since:.3f})"
+        return f"Ticket({self.key.model}, {self.client}, since {self.since:.3f})"
 
 
-type _Ordered = OrderedDict[Waiter, None]
+type _Ordered = OrderedDict[Ticket, None]
 
 
-class _Queue:
-    """Those who wait at one place."""
+class _Lane:
+    """The tickets with one queue key."""
 
-    __slots__ = ("groups", "joined")
+    __slots__ = ("arrivals", "groups")
 
     def __init__(self) -> None:
         self.groups: OrderedDict[str, OrderedDict[str, _Ordered]] = OrderedDict()
-        """By group and client: the first group has the turn, in it the first client, and of him the oldest request."""
-        self.joined: _Ordered = OrderedDict()
-        """All of them, in the order in which they came."""
+        """By group and client: the next turn is the first group's, its first client's, that client's oldest ticket."""
+        self.arrivals: _Ordered = OrderedDict()
+        """All tickets in order of arrival."""
 
-    def add(self, waiter: Waiter) -> None:
-        group, client = waiter.share
+    def add(self, ticket: Ticket) -> None:
+        group, client = ticket.fairness_key
         clients = self.groups.get(group)
         if clients is None:
             clients = self.groups[group] = OrderedDict()
-        mine = clients.get(client)
-        if mine is None:
-            mine = clients[client] = OrderedDict()
-        mine[waiter] = self.joined[waiter] = None
+        tickets = clients.get(client)
+        if tickets is None:
+            tickets = clients[client] = OrderedDict()
+        tickets[ticket] = self.arrivals[ticket] = None
 
-    def remove(self, waiter: Waiter) -> None:
-        group, client = waiter.share
-        del self.joined[waiter]
+    def remove(self, ticket: Ticket) -> None:
+        group, client = ticket.fairness_key
+        del self.arrivals[ticket]
         clients = self.groups[group]
-        mine = clients[client]
-        del mine[waiter]
-        if not mine:
+        tickets = clients[client]
+        del tickets[ticket]
+        if not tickets:
             del clients[client]
             if not clients:
                 del self.groups[group]
 
-    def first(self) -> Waiter:
+    def first(self) -> Ticket:
         return next(iter(next(iter(next(iter(self.groups.values())).values()))))
 
-    def had_turn(self, waiter: Waiter) -> None:
-        """Its group, and its client there, come last now."""
-        group, client = waiter.share
+    def rotate(self, ticket: Ticket) -> None:
+        """Move the ticket's group, and its client within the group, to the back."""
+        group, client = ticket.fairness_key
         self.groups.move_to_end(group)
         self.groups[group].move_to_end(client)
 
-    def in_turn(self) -> Iterator[Waiter]:
-        """As they would be called; no more work is done than what is read of it takes."""
+    def in_turn(self) -> Iterator[Ticket]:
+        """The tickets in the order of their turns, computed lazily."""
         return _alternating(_alternating(map(iter, clients.values())) for clients in self.groups.values())
 
 
-def _alternating[T](queues: Iterable[Iterator[T]]) -> Iterator[T]:
-    """Of each the first, then of each the second, and so on."""
-    begun = []
-    for queue in queues:
-        yield from islice(queue, 1)
-        begun.append(queue)
-    while begun:
+def _alternating[T](iterators: Iterable[Iterator[T]]) -> Iterator[T]:
+    """The first item of each iterator, then the second of each, and so on."""
+    alive = []
+    for lane in iterators:
+        yield from islice(lane, 1)
+        alive.append(lane)
+    while alive:
         left = []
-        for queue in begun:
-            for each in islice(queue, 1):
+        for lane in alive:
+            for each in islice(lane, 1):
                 yield each
-                left.append(queue)
-        begun = left
+                left.append(lane)
+        alive = left
 
 
-class WaitingLine:
-    """`clock` gives monotonic seconds; `size`, which may be changed, is how many may wait."""
+class RequestQueue:
+    """`clock` gives monotonic seconds; `size`, which may be changed, is the most tickets it holds."""
 
     def __init__(self, clock: Callable[[], float], size: int = 1000) -> None:
         self.size = size
         self._clock = clock
-        self._models: dict[str, dict[Place, _Queue]] = {}
+        self._models: dict[str, dict[QueueKey, _Lane]] = {}
         self._all: _Ordered = OrderedDict()
-        self._homes: dict[tuple[Place, Agent], _Ordered] = {}
+        self._by_affinity: dict[tuple[QueueKey, Agent], _Ordered] = {}
         self._counts: Counter[str] = Counter()
-        """How many wait, by model."""
+        """Tickets by model."""
         self._interval: float | None = None
-        """Seconds between two turns while somebody waits: a moving average."""
+        """Seconds between two turns while the queue is not empty: a moving average."""
         self._last: float = 0.0
-        """When the last turn was called, or the line began."""
+        """When the last ticket was called, or the queue was last empty."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __repr__(self) -> str:
-        return f"WaitingLine({len(self._all)} of {self.size}; {len(self._models)} models)"
+        return f"RequestQueue({len(self._all)} of {self.size}; {len(self._models)} models)"
 
     def join(
         self,
-        place: Place,
+        key: QueueKey,
         client: str,
         notify: Callable[[Lease | None], None],
         demand: Demand | None = None,
-        home: Agent | None = None,
-        share: Share | None = None,
-    ) -> Waiter:
-        """Wait at that place; without a `share` the client is a group of its own.
+        affinity: Agent | None = None,
+        fairness_key: FairnessKey | None = None,
+    ) -> Ticket:
+        """Add a request; without a `fairness_key` the client is a group of its own.
 
-        LineFullError: the line has its size already.
+        QueueFullError: the queue has reached its size.
         """
         if len(self._all) >= self.size:
-            raise LineFullError(f"{len(self._all)} requests wait already")
+            raise QueueFullError(f"{len(self._all)} requests wait already")
         now = self._clock()
         if not self._all:
             self._last = now
-        waiter = Waiter(place, demand or Demand(place.model), client, share or (client, ""), now, notify, home)
-        places = self._models.setdefault(place.model, {})
-        queue = places.get(place)
-        if queue is None:
-            queue = places[place] = _Queue()
-        queue.add(waiter)
-        self._all[waiter] = None
-        if home is not None:
-            self._homes.setdefault((place, home), OrderedDict())[waiter] = None
-        self._counts[place.model] += 1
-        return waiter
+        ticket = Ticket(key, demand or Demand(key.model), client, fairness_key or (client, ""), now, notify, affinity)
+        keys = self._models.setdefault(key.model, {})
+        lane = keys.get(key)
+        if lane is None:
+            lane = keys[key] = _Lane()
+        lane.add(ticket)
+        self._all[ticket] = None
+        if affinity is not None:
+            self._by_affinity.setdefault((key, affinity), OrderedDict())[ticket] = None
+        self._counts[key.model] += 1
+        return ticket
 
-    def leave(self, waiter: Waiter) -> bool:
-        """Wait no longer; False if it did not wait any more."""
-        if not waiter.waiting:
+    def leave(self, ticket: Ticket) -> bool:
+        """Remove the ticket; False if it had left before."""
+        if not ticket.waiting:
             return False
-        waiter.waiting = False
-        del self._all[waiter]
-        self.forget_home(waiter)
-        self._counts[waiter.place.model] -= 1
-        if not self._counts[waiter.place.model]:
-            del self._counts[waiter.place.model]
-        places = self._models[waiter.place.model]
-        queue = places[waiter.place]
-        queue.remove(waiter)
-        if not queue.joined:
-            del places[waiter.place]
-            if not places:
-                del self._models[waiter.place.model]
+        ticket.waiting = False
+        del self._all[ticket]
+        self.drop_affinity(ticket)
+        self._counts[ticket.key.model] -= 1
+        if not self._counts[ticket.key.model]:
+            del self._counts[ticket.key.model]
+        keys = self._models[ticket.key.model]
+        lane = keys[ticket.key]
+        lane.remove(ticket)
+        if not lane.arrivals:
+            del keys[ticket.key]
+            if not keys:
+                del self._models[ticket.key.model]
         return True
 
-    def first(self, place: Place) -> Waiter | None:
-        """Whose turn it is at that place; None if nobody waits there."""
-        queue = self._models.get(place.model, {}).get(place)
-        return None if queue is None else queue.first()
+    def first(self, key: QueueKey) -> Ticket | None:
+        """The ticket whose turn is next; None if there is none."""
+        lane = self._models.get(key.model, {}).get(key)
+        return None if lane is None else lane.first()
 
-    def at_home(self, place: Place, agent: Agent) -> Waiter | None:
-        """Who has waited longest there of those whose conversation the agent has read."""
-        found = self._homes.get((place, agent))
+    def oldest_with_affinity(self, key: QueueKey, agent: Agent) -> Ticket | None:
+        """The oldest ticket that has its prefix cached on the agent."""
+        found = self._by_affinity.get((key, agent))
         return None if found is None else next(iter(found))
 
-    def forget_home(self, waiter: Waiter) -> None:
-        """Its conversation is no longer there."""
-        home, waiter.home = waiter.home, None
-        if home is not None:
-            key = waiter.place, home
-            del self._homes[key][waiter]
-            if not self._homes[key]:
-                del self._homes[key]
+    def drop_affinity(self, ticket: Ticket) -> None:
+        """The agent has evicted the ticket's prefix."""
+        affinity, ticket.affinity = ticket.affinity, None
+        if affinity is not None:
+            key = ticket.key, affinity
+            del self._by_affinity[key][ticket]
+            if not self._by_affinity[key]:
+                del self._by_affinity[key]
 
-    def heads(self, place: Place, most: int) -> list[Waiter]:
-        """Whose turns are next at that place: of each group the first, then of each the second, and so on."""
-        queue = self._models.get(place.model, {}).get(place)
-        return [] if queue is None else list(islice(queue.in_turn(), most))
+    def next_tickets(self, key: QueueKey, most: int) -> list[Ticket]:
+        """The tickets whose turns are next: the first of each group, then the second of each, and so on."""
+        lane = self._models.get(key.model, {}).get(key)
+        return [] if lane is None else list(islice(lane.in_turn(), most))
 
-    def call(self, place: Place, waiter: Waiter | None = None) -> Waiter:
-        """Take out whose turn it is at that place, or that one out of turn; its group and client have had their turn.
+    def call(self, key: QueueKey, ticket: Ticket | None = None) -> Ticket:
+        """Remove the next ticket, or the given one out of turn; the turn of its group and client is used up.
 
-        KeyError: nobody waits there.
+        KeyError: there are no tickets with that key.
         """
-        queue = self._models[place.model][place]
-        if waiter is None:
-            waiter = queue.first()
-        queue.had_turn(waiter)
-        self.leave(waiter)
+        lane = self._models[key.model][key]
+        if ticket is None:
+            ticket = lane.first()
+        lane.rotate(ticket)
+        self.leave(ticket)
         now = self._clock()
         interval, self._last = now - self._last, now
         self._interval = interval if self._interval is None else self._interval + WEIGHT * (interval - self._interval)
-        return waiter
+        return ticket
 
-    def places(self, model: str | None = None) -> list[Place]:
-        """Where somebody waits for that model, or for any; where it has taken longest comes first."""
+    def active_keys(self, model: str | None = None) -> list[QueueKey]:
+        """The keys that have tickets, for one model or for all; the key whose next ticket is oldest comes first."""
         if model is not None:
             found = list(self._models.get(model, ()))
         else:
-            found = [place for places in self._models.values() for place in places]
+            found = [key for keys in self._models.values() for key in keys]
         return found if len(found) < 2 else sorted(found, key=self._first_since)
 
-    def waiters(self, place: Place) -> list[Waiter]:
-        """All who wait at that place, as they came."""
-        queue = self._models.get(place.model, {}).get(place)
-        return [] if queue is None else list(queue.joined)
+    def tickets(self, key: QueueKey) -> list[Ticket]:
+        """All tickets with that key, in order of arrival."""
+        lane = self._models.get(key.model, {}).get(key)
+        return [] if lane is None else list(lane.arrivals)
 
     def count(self, model: str) -> int:
-        """How many wait for that model."""
+        """The number of requests that wait for the model."""
         return self._counts.get(model, 0)
 
-    def last(self, place: Place) -> Waiter:
-        """Who joined that place last. KeyError: nobody waits there."""
-        return next(reversed(self._models[place.model][place].joined))
+    def last(self, key: QueueKey) -> Ticket:
+        """The newest ticket with that key. KeyError: there is none."""
+        return next(reversed(self._models[key.model][key].arrivals))
 
     def retry_after(self) -> int:
-        """Whole seconds until somebody who finds the line full may expect it to have passed: from 1 to 600."""
+        """Seconds for Retry-After, from 1 to 600: when the requests that wait now are expected to be served."""
         if self._interval is None:
             return UNKNOWN_RETRY
         return round(max(1.0, min(float(LONGEST_RETRY), self._interval * len(self._all))))
 
     def describe(self, most: int = 100) -> dict[str, Any]:
-        """The line as the control API shows it, with the `most` models and clients that have most requests in it."""
-        clients = Counter(waiter.client for waiter in self._all)
+        """The queue as the control API shows it; of models and clients, the `most` with the most requests."""
+        clients = Counter(ticket.client for ticket in self._all)
         oldest = next(iter(self._all), None)
         return {
             "length": len(self._all),
@@ -298,8 +299,8 @@ class WaitingLine:
             "clients": _largest(clients, most),
         }
 
-    def _first_since(self, place: Place) -> float:
-        first = self.first(place)
+    def _first_since(self, key: QueueKey) -> float:
+        first = self.first(key)
         return first.since if first is not None else 0.0
 
 

@@ -1,11 +1,11 @@
-"""A set from which some may be drawn at random; all in constant time."""
+"""A set with random sampling; all operations take constant time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 
 
-class DrawingSet[T: Hashable]:
+class RandomSet[T: Hashable]:
     __slots__ = ("_list", "_places")
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class DrawingSet[T: Hashable]:
         return iter(self._list)
 
     def __repr__(self) -> str:
-        return f"DrawingSet({self._list})"
+        return f"RandomSet({self._list})"
 
     def add(self, member: T) -> None:
         if member not in self._places:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .agent import Agent
-from .stats import Ended
+from .stats import RequestSummary
 
 WINDOW = 60.0
 """Seconds over which rates are taken."""
@@ -41,20 +41,20 @@ class Recent:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._started = clock()
-        self._ended: deque[tuple[float, Ended]] = deque(maxlen=MOST_ENDED)
+        self._summaries: deque[tuple[float, RequestSummary]] = deque(maxlen=MOST_ENDED)
         self._curves: dict[str, Curve] = {}
         self._next_point = clock()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MOST_DECISIONS)
         """The last requests that ended, the newest last; without a word of their prompts."""
-        self._ended_ever = 0
+        self._total = 0
 
-    def add(self, ended: Ended, decision: dict[str, Any] | None = None) -> None:
+    def add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         """`decision` is what is shown of it; None: nothing."""
         now = self._clock()
-        self._ended.append((now, ended))
-        self._ended_ever += 1
+        self._summaries.append((now, summary))
+        self._total += 1
         if decision is not None:
-            decision["at"], decision["id"] = now, self._ended_ever
+            decision["at"], decision["id"] = now, self._total
             self.decisions.append(decision)
 
     def sample(self, agents: Iterable[Agent]) -> None:
@@ -77,17 +77,17 @@ class Recent:
     def figures(self) -> dict[str, float | None]:
         """Per second: requests and tokens; in percent: failures; in seconds: the 95th percentile of the TTFT."""
         now = self._clock()
-        while self._ended and self._ended[0][0] < now - WINDOW:
-            self._ended.popleft()
-        ended = [each for _, each in self._ended]
-        full = len(ended) == MOST_ENDED
-        seconds = now - self._ended[0][0] if full else min(WINDOW, now - self._started)
+        while self._summaries and self._summaries[0][0] < now - WINDOW:
+            self._summaries.popleft()
+        summary = [each for _, each in self._summaries]
+        full = len(summary) == MOST_ENDED
+        seconds = now - self._summaries[0][0] if full else min(WINDOW, now - self._started)
         seconds = max(seconds, 1.0)
-        bad = sum(each.outcome in ("failed", "refused") for each in ended)
-        first = sorted(each.first_token for each in ended if each.first_token is not None)
+        bad = sum(each.outcome in ("failed", "refused") for each in summary)
+        first = sorted(each.first_token for each in summary if each.first_token is not None)
         return {
-            "requests_per_second": len(ended) / seconds,
-            "tokens_per_second": sum(each.output_tokens for each in ended) / seconds,
-            "failures": bad / len(ended) * 100 if ended else 0.0,
+            "requests_per_second": len(summary) / seconds,
+            "tokens_per_second": sum(each.output_tokens for each in summary) / seconds,
+            "failures": bad / len(summary) * 100 if summary else 0.0,
             "ttft_p95": first[math.ceil(0.95 * len(first)) - 1] if first else None,
         }

@@ -1,4 +1,4 @@
-"""Agents that are one host under several names: one of them stands for all, so that the host has one set of slots.
+"""Detects agents that are one host under several names: one represents the host, so that it has one set of slots.
 
 The others are its aliases, which get no request. Who stands for the host? One that is online; of those one that is not
 drained by the end of its reporter; of those one that reports, since its slots and its load are known; of those the one
@@ -23,9 +23,7 @@ class SameHost:
         return list(self._members.get(agent.host_key, ())) or [agent]
 
     def move(self, agent: Agent, key: Hashable | None) -> list[Agent]:
-        """The agent's host is that one; None: it is not known. Gives those that stand or do not stand for themselves
-        now.
-        """
+        """Assign the agent to a host; None: unknown. Returns the agents whose alias state has changed."""
         if key == agent.host_key:
             return self.settle(agent)
         changed = []
@@ -34,9 +32,9 @@ class SameHost:
             others.remove(agent)
             if not others:
                 del self._members[agent.host_key]
-        agent.host_key = key
+        agent.located(key)
         if agent.alias_of is not None:
-            agent.alias_of = None
+            agent.alias_changed(None)
             changed.append(agent)
         if others:
             changed += self.settle(others[0])
@@ -46,7 +44,7 @@ class SameHost:
         return list(dict.fromkeys(changed))
 
     def settle(self, agent: Agent) -> list[Agent]:
-        """Something has changed with the agent; those that stand or do not stand for themselves now."""
+        """Choose the host's representative anew. Returns the agents whose alias state has changed."""
         members = self._members.get(agent.host_key, ())
         if len(members) < 2 and agent.alias_of is None:
             return []
@@ -58,7 +56,7 @@ class SameHost:
         for member in members:
             stands_for_it = None if member is first else first
             if member.alias_of is not stands_for_it:
-                member.alias_of = stands_for_it
+                member.alias_changed(stands_for_it)
                 changed.append(member)
         return changed
 

@@ -1,4 +1,4 @@
-"""Binds waiting requests to agents: a request is given an agent when one is free, not before."""
+"""Assigns queued requests to agents. A request is bound to an agent when the agent has a free slot, not before."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from .demand import Demand
 from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
-from .queue import Place, Share, Waiter, WaitingLine
+from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
 from .registry import AgentRegistry
 
 HEADS = 8
-"""Of those that wait at a place, how many are asked whether they would have a free agent.
+"""Tickets of a queue key that are considered for a free slot.
 
 A bound on the work of a turn. `--tune scheduler.HEADS`: flat from 1 to 32."""
 
 MOST_OVERTAKEN = 8
-"""How often one that waits lets another go before it whose conversation the free agent has read.
+"""How many tickets with prefix-cache affinity may overtake a ticket.
 
 A bound on unfairness. `--tune scheduler.MOST_OVERTAKEN`: flat from 0 to 32."""
 
 
-class Matcher:
-    """Serves the line whenever an agent has room or changes. Who waits is notified with the lease, already taken."""
+class Scheduler:
+    """Serves the queue whenever a slot becomes free or an agent changes. A ticket is notified with its lease."""
 
-    def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
+    def __init__(self, registry: AgentRegistry, queue: RequestQueue) -> None:
         self.registry = registry
-        self.line = line
-        registry.waiting = line.count
-        registry.on_room = self._room
-        registry.on_change = self._changed
+        self.queue = queue
+        registry.fleet.waiting = queue.count
+        registry.fleet.on_slot_free = self._slot_free
+        registry.fleet.on_change = self._changed
 
     def find(
         self,
@@ -42,139 +42,143 @@ class Matcher:
         ahead: int | None = None,
         waited: float = 0.0,
     ) -> Choice:
-        """The agent for a request now: the mode's choice, else the least bad. None: it is to wait.
+        """The agent for a request now: the policy's choice, else the least bad one. None: the request has to wait.
 
-        `only` is the one agent that will do; `ahead` how many wait before it: all that wait, unless given.
+        `only` is the agent that the request is pinned to; `ahead` the number of requests before it, by default all
+        that wait for the model.
         """
         registry, model = self.registry, demand.model
         if only is not None:
-            return Choice(only if only not in tried and registry.has_room(only, model) else None)
+            return Choice(only if only not in tried and registry.selection.has_free_slot(only, model) else None)
         exclude: Collection[Agent] = tried if isinstance(tried, list | tuple | frozenset) else tuple(tried)
         avoided = registry.avoidance.for_demand(demand)
-        if avoided and registry.serves_soon(model, others := {*exclude, *avoided}):
+        if avoided and registry.selection.serves_soon(model, others := {*exclude, *avoided}):
             exclude = others
         if ahead is None:
-            ahead = self.line.count(model)
-        choice = registry.choose(demand, exclude, ahead=ahead, waited=waited)
+            ahead = self.queue.count(model)
+        choice = registry.selection.choose(demand, exclude, ahead=ahead, waited=waited)
         if choice.agent is None:
-            agent = registry.least_bad(model, exclude)
+            agent = registry.selection.least_bad(model, exclude)
             if agent is not None:
                 return Choice(agent)
         return choice
 
     def join(
         self,
-        place: Place,
+        key: QueueKey,
         client: str,
         notify: Callable[[Lease | None], None],
         demand: Demand | None = None,
-        share: Share | None = None,
-    ) -> Waiter:
-        """Have a request wait. LineFullError: as many wait as may."""
-        home = self.registry.learner.conversations.find(demand.steps)[0] if demand is not None else None
-        return self.line.join(place, client, notify, demand, home, share)
+        fairness_key: FairnessKey | None = None,
+    ) -> Ticket:
+        """Queue a request. QueueFullError: the queue has reached its size."""
+        affinity = self.registry.learner.prefix_cache.find(demand.prefixes)[0] if demand is not None else None
+        return self.queue.join(key, client, notify, demand, affinity, fairness_key)
 
-    def hopeless(self, place: Place) -> bool:
-        """Whether nobody who waits there can be served any more: all agents that could are offline or draining."""
-        if place.agent is not None:
-            return not place.agent.available or not place.agent.may_have(place.model)
-        return not self.registry.could_serve(place.model, place.tried)
+    def is_hopeless(self, key: QueueKey) -> bool:
+        """Whether no agent is left for the key: all that could serve it are offline or draining."""
+        if key.agent is not None:
+            return not key.agent.available or not key.agent.may_have(key.model)
+        return not self.registry.selection.could_serve(key.model, key.tried)
 
-    def _room(self, agent: Agent, model: str) -> None:
-        if len(self.line) and agent.available:
-            # Of another model, too: an ejected or returning agent gets one after the other, whichever they are.
-            self._serve(self.line.places(None if agent.health.limits else model), agent)
+    def _slot_free(self, agent: Agent, model: str) -> None:
+        if len(self.queue) and agent.available:
+            # Any model: an ejected agent, or one in slow start, takes one request after the other, whatever the model.
+            self._serve(self.queue.active_keys(None if agent.health.is_limited else model), agent)
 
     def _changed(self, agent: Agent) -> None:
-        if not len(self.line):
+        if not len(self.queue):
             return
-        places = [place for place in self.line.places() if agent.may_have(place.model)]
+        keys = [key for key in self.queue.active_keys() if agent.may_have(key.model)]
         if agent.available:
-            self._serve(places, agent)
+            self._serve(keys, agent)
         else:
-            # Those that are left may all be ejected: then one of them is to be tried.
-            self._serve(places)
+            # The agents that are left may all be ejected: then one of them gets a half-open probe.
+            self._serve(keys)
         self._give_up()
 
     def _give_up(self) -> None:
-        """Have nobody wait for what nobody can serve any more."""
-        for place in self.line.places():
-            if self.hopeless(place):
-                for waiter in self.line.waiters(place):
-                    self.line.leave(waiter)
-                    waiter.notify(None)
+        """Notify the tickets that no agent can serve any more."""
+        for key in self.queue.active_keys():
+            if self.is_hopeless(key):
+                for ticket in self.queue.tickets(key):
+                    self.queue.leave(ticket)
+                    ticket.notify(None)
 
-    def _serve(self, places: Iterable[Place], agent: Agent | None = None) -> None:
-        """Give turns as long as there are agents; the place whose first has waited longest comes first."""
-        for place in places:
-            if agent is not None and (agent in place.tried or (place.agent is not None and place.agent is not agent)):
+    def _serve(self, keys: Iterable[QueueKey], agent: Agent | None = None) -> None:
+        """Assign tickets for as long as agents have free slots; keys come in the order given."""
+        for key in keys:
+            if agent is not None and (agent in key.tried or (key.agent is not None and key.agent is not agent)):
                 continue
-            while self._serve_one(place):
+            while self._serve_one(key):
                 pass
 
-    def _serve_one(self, place: Place) -> bool:
-        """Give a turn there, if there is an agent for one of the first in the line; whether to try once more."""
-        if place.agent is None and self.registry.all_busy(place.model):
+    def _serve_one(self, key: QueueKey) -> bool:
+        """Assign one of the key's next tickets, if an agent suits it; whether to try again."""
+        if key.agent is None and self.registry.selection.all_busy(key.model):
             return False
-        ahead = self.line.count(place.model) - 1
-        asked: set[tuple[str, str, Agent | None]] = set()
-        for waiter in self._heads(place):
-            wish = waiter.demand.runner, waiter.demand.route, waiter.home
-            if wish in asked:
-                continue  # who has waited longer did not want what there is
-            asked.add(wish)
-            waited = self.registry.clock() - waiter.since
-            choice = self.find(waiter.demand, place.tried, place.agent, ahead=ahead, waited=waited)
+        ahead = self.queue.count(key.model) - 1
+        refused: set[tuple[str, str, Agent | None]] = set()
+        for ticket in self._next_tickets(key):
+            preference = ticket.demand.runner, ticket.demand.route, ticket.affinity
+            if preference in refused:
+                continue  # an older ticket with the same preference found no agent
+            refused.add(preference)
+            waited = self.registry.clock() - ticket.since
+            choice = self.find(ticket.demand, key.tried, key.agent, ahead=ahead, waited=waited)
             found = choice.agent
-            if not waiter.waiting:
-                return True  # to look for an agent may have changed one, which serves the line
+            if not ticket.waiting:
+                return True  # the search has changed an agent, which has served the queue
             if found is None:
                 if not choice.free:
                     return False
-                continue  # what this one does not want may be what the next one does
-            if choice.options and self._has_to_load(found, place.model):
-                # Who has come last is likeliest to stay until then, and a load is given up with its request.
-                waiter = self.line.last(place)
-            elif choice.options and place.agent is None:
-                waiter, choice = self._at_home(waiter, choice, ahead)
-            if not waiter.waiting or not self._may_get(found, place.model):
-                # To look for who is at home there may have changed either. The next look serves who is left.
+                continue  # a free agent that does not suit this ticket may suit the next one
+            if choice.options and self._has_to_load(found, key.model):
+                # The newest client is the likeliest to wait for the load, which is aborted if its request is.
+                ticket = self.queue.last(key)
+            elif choice.options and key.agent is None:
+                ticket, choice = self._prefer_affinity(ticket, choice, ahead)
+            if not ticket.waiting or not self._may_get(found, key.model):
+                # The search for affinity may have changed either one. The next look serves who is left.
                 return False
-            # Out of the line first: taking an agent may change it, which serves the line.
-            self.line.call(place, waiter)
-            waiter.notify(self.registry.take(found, place.model, waiter.demand, choice.options))
+            # Leave the queue first: taking a lease may change the agent, which serves the queue.
+            self.queue.call(key, ticket)
+            ticket.notify(self.registry.limiter.take(found, key.model, ticket.demand, choice.options))
             return True
         return False
 
-    def _heads(self, place: Place) -> Iterator[Waiter]:
-        """The first in the line, who is mostly the only one to be asked; then the others, and he among them."""
-        first = self.line.first(place)
+    def _next_tickets(self, key: QueueKey) -> Iterator[Ticket]:
+        """The first ticket, which mostly is the only one needed; then the next ones, the first among them."""
+        first = self.queue.first(key)
         if first is not None:
             yield first
-            yield from self.line.heads(place, HEADS)
+            yield from self.queue.next_tickets(key, HEADS)
 
     def _may_get(self, agent: Agent, model: str) -> bool:
-        """Whether the agent may still get a request of the model: also an ejected one, to try it."""
-        trial = agent.health.phase is Phase.EJECTED and agent.available and agent.trial is None
-        return trial or self.registry.has_room(agent, model)
+        """Whether the agent may still take a request of the model, if only as a half-open probe."""
+        half_open = agent.health.phase is Phase.EJECTED and agent.available and agent.half_open_lease is None
+        return half_open or self.registry.selection.has_free_slot(agent, model)
 
     def _has_to_load(self, agent: Agent, model: str) -> bool:
         return agent.memory_known and not agent.holds(model)
 
-    def _at_home(self, first: Waiter, choice: Choice, ahead: int) -> tuple[Waiter, Choice]:
-        """Who gets the agent that the first in the line is to get: another, whose conversation is there, may go before.
+    def _prefer_affinity(self, first: Ticket, choice: Choice, ahead: int) -> tuple[Ticket, Choice]:
+        """The ticket that gets the agent chosen for the first one: one whose prefix is cached there may overtake it.
 
-        Its prompt need not be read anew, by which all that wait behind gain.
+        Its prompt need not be prefilled again, which saves time for all that wait behind it.
         """
-        agent, place, line = choice.agent, first.place, self.line
+        agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
-        while first.overtaken < MOST_OVERTAKEN and (other := line.at_home(place, agent)) not in (None, first):
+        while first.overtaken < MOST_OVERTAKEN and (other := queue.oldest_with_affinity(key, agent)) not in (
+            None,
+            first,
+        ):
             assert other is not None
-            home, _ = self.registry.learner.conversations.find(other.demand.steps)
-            if home is not agent:
-                line.forget_home(other)
+            affinity, _ = self.registry.learner.prefix_cache.find(other.demand.prefixes)
+            if affinity is not agent:
+                queue.drop_affinity(other)
                 continue
-            theirs = self.find(other.demand, place.tried, ahead=ahead, waited=self.registry.clock() - other.since)
+            theirs = self.find(other.demand, key.tried, ahead=ahead, waited=self.registry.clock() - other.since)
             if theirs.agent is not agent or not other.waiting or not first.waiting:
                 break
             first.overtaken += 1
@@ -182,7 +186,7 @@ class Matcher:
         return first, choice
 
     def look(self) -> None:
-        """Time has gone by: who waits for one agent may do better with another by now."""
-        if len(self.line):
-            self._serve(self.line.places())
+        """Serve the queue after time has passed: a ticket that preferred to wait may by now be better off elsewhere."""
+        if len(self.queue):
+            self._serve(self.queue.active_keys())
             self._give_up()

@@ -1,4 +1,4 @@
-"""Counts what became of requests, for monitoring. Pure; the sets of labels are bounded whatever clients send."""
+"""Request metrics for monitoring. Pure; the sets of labels are bounded whatever clients send."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Histogram:
         return list(zip([*map(str, self._bounds), "+Inf"], accumulate(self._counts), strict=True))
 
 
-class Ended(NamedTuple):
-    """A request that is over. Seconds."""
+class RequestSummary(NamedTuple):
+    """What monitoring counts of a request that has ended. Seconds."""
 
     agent: str
     """Empty: none had it, or several."""
@@ -64,7 +64,7 @@ class Ended(NamedTuple):
     """One of OUTCOMES."""
     seconds: float
     waited: float | None = None
-    """In the line; None: not at all."""
+    """In the queue; None: it did not wait."""
     first_token: float | None = None
     """Of a streamed answer: until it began."""
     tokens_per_second: float | None = None
@@ -78,8 +78,8 @@ class Ended(NamedTuple):
 
 
 @dataclass(eq=False)
-class Tally:
-    """All that ended since the start. Every view of what became of requests takes it from here."""
+class RequestMetrics:
+    """Counters over all requests since the start: the source of every view of them."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     """All requests, by outcome."""
@@ -107,28 +107,28 @@ class Tally:
     _gone: dict[str, None] = field(default_factory=dict)
     """Agents that are no more and have series, the one first that has been gone for longest."""
 
-    def add(self, ended: Ended) -> None:
-        agent, model = ended.agent, self._model(ended.agent, ended.model)
-        self.outcomes[ended.outcome] += 1
-        if ended.outcome == "rejected":
-            self.rejections[ended.status or 400] += 1
-        self.requests[agent, model, ended.route, ended.outcome] += 1
-        if ended.prompt_tokens:
-            self.prompt_tokens[agent, model] += ended.prompt_tokens
-        if ended.output_tokens:
-            self.output_tokens[agent, model] += ended.output_tokens
-        for failure in ended.failures:
+    def add(self, summary: RequestSummary) -> None:
+        agent, model = summary.agent, self._model(summary.agent, summary.model)
+        self.outcomes[summary.outcome] += 1
+        if summary.outcome == "rejected":
+            self.rejections[summary.status or 400] += 1
+        self.requests[agent, model, summary.route, summary.outcome] += 1
+        if summary.prompt_tokens:
+            self.prompt_tokens[agent, model] += summary.prompt_tokens
+        if summary.output_tokens:
+            self.output_tokens[agent, model] += summary.output_tokens
+        for failure in summary.failures:
             self.failures[failure] += 1
-        if ended.cancelled_by:
-            self.cancels[ended.cancelled_by] += 1
-        if ended.waited is not None:
-            self.waits.observe(ended.waited)
-        if ended.outcome == "succeeded":
-            _observe(self.durations, model, TIMES, ended.seconds)
-        if ended.first_token is not None:
-            _observe(self.first_tokens, model, TIMES, ended.first_token)
-        if ended.tokens_per_second is not None:
-            _observe(self.rates, model, RATES, ended.tokens_per_second)
+        if summary.cancelled_by:
+            self.cancels[summary.cancelled_by] += 1
+        if summary.waited is not None:
+            self.waits.observe(summary.waited)
+        if summary.outcome == "succeeded":
+            _observe(self.durations, model, TIMES, summary.seconds)
+        if summary.first_token is not None:
+            _observe(self.first_tokens, model, TIMES, summary.first_token)
+        if summary.tokens_per_second is not None:
+            _observe(self.rates, model, RATES, summary.tokens_per_second)
 
     def _model(self, agent: str, model: str) -> str:
         """The model's own name, as long as there are not too many."""

@@ -6,11 +6,11 @@ import collections
 import time
 from typing import Any
 
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..core.history import History
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
-from ..core.stats import OTHER, Ended, Tally
+from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
 from .context import RequestContext
@@ -25,7 +25,7 @@ CUT_OFF = "cancelled"
 """The reason of an agent's part of a request to several when the client has left."""
 
 
-def ended(context: RequestContext, registry: AgentRegistry) -> Ended:
+def ended(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
     """What there is to count of it."""
     agent = context.agent
     model = context.model_name or ""
@@ -39,9 +39,9 @@ def ended(context: RequestContext, registry: AgentRegistry) -> Ended:
         cancelled_by = KILLED if context.problem == KILLED else gone
     elif context.outcome is Outcome.FAILED and not context.attempts:
         outcome = "refused"
-    return Ended(
+    return RequestSummary(
         agent=agent.name if agent is not None else "",
-        model=model if not model or registry.has_model(model) else OTHER,
+        model=model if not model or registry.inventory.has_model(model) else OTHER,
         route=context.route.path if context.route is not None else OTHER,
         outcome=outcome,
         seconds=context.total or 0.0,
@@ -56,11 +56,11 @@ def ended(context: RequestContext, registry: AgentRegistry) -> Ended:
     )
 
 
-def unrouted(path: str, status: int | None, cancelled_by: str = "") -> Ended:
+def unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
     """A request that ended before a route was asked for: answered with that status, or given up."""
     route = find_route(path)
     refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
-    return Ended(
+    return RequestSummary(
         agent="",
         model="",
         route=route.path if route is not None else OTHER,
@@ -77,7 +77,7 @@ def is_row(context: RequestContext) -> bool:
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
-def decision_of(context: RequestContext, over: Ended) -> dict[str, Any]:
+def decision_of(context: RequestContext, over: RequestSummary) -> dict[str, Any]:
     """What people are shown of it in passing."""
     return {
         "agent": over.agent or None,
@@ -94,12 +94,12 @@ def decision_of(context: RequestContext, over: Ended) -> dict[str, Any]:
 class Accounting:
     """Counts requests that are over, for all who show figures. Some at a time takes less than each alone."""
 
-    def __init__(self, registry: AgentRegistry, tally: Tally) -> None:
+    def __init__(self, registry: AgentRegistry, tally: RequestMetrics) -> None:
         self.tally = tally
         self.history = History()
         self.recent = Recent(registry.clock)
         self._registry = registry
-        self._uncounted: collections.deque[tuple[Ended, dict[str, Any] | None]] = collections.deque()
+        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
         self._revision = 0
         """The registry's when the tally was last told which agents there are."""
 
@@ -112,7 +112,7 @@ class Accounting:
         """One that ended before a route was asked for."""
         self._add(unrouted(path, status, cancelled_by))
 
-    def _add(self, summary: Ended, decision: dict[str, Any] | None = None) -> None:
+    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         self._uncounted.append((summary, decision))
         if len(self._uncounted) >= MOST_UNCOUNTED:
             self._count()

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..core.queue import Share
+from ..core.queue import FairnessKey
 from ..storage.token import Token
 from .masking import mask_target
 from .messages import Fields
@@ -63,7 +63,7 @@ def _share_of(address: str) -> tuple[str, bool]:
     return str(network), True
 
 
-def share_of(address: str, key: str) -> Share:
+def share_of(address: str, key: str) -> FairnessKey:
     """Whose turns in the line a request from that address uses, which shows that key or "".
 
     Nobody has given these keys out, so a fresh one is as good as any: they share out the turns of their address, and
@@ -83,7 +83,7 @@ class Caller:
 
     client_id: str
     name: str = UNKNOWN
-    share: Share | None = None
+    share: FairnessKey | None = None
     """Whose turns its requests use in the line."""
     authorized: bool = False
     """Whether the balancer's token was presented."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.address import Address
-from ..core.agent import Agent, Outcome
-from ..core.decision import Option
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
+from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
-from ..core.queue import Share, Waiter
+from ..core.queue import FairnessKey, Ticket
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
@@ -85,7 +86,7 @@ class RequestContext:
     """The canonical name of the model that is run for it; None if none is, or none is known."""
     demand: Demand | None = None
     """What it asks of an agent; None where `slot_model` is."""
-    options: tuple[Option, ...] = ()
+    options: tuple[ScoredCandidate, ...] = ()
     """How the agents were weighed when it was sent, the best first."""
     candidates: tuple[Candidate, ...] = ()
     """In modes that weigh no request: the agent that was chosen, and the next ones."""
@@ -96,14 +97,14 @@ class RequestContext:
     body_bytes: int = 0
     spent: float = 0.0
     """Seconds that attempts have taken of the time for a first byte."""
-    waiter: Waiter | None = None
+    waiter: Ticket | None = None
     """Its place in the line."""
     waiting_since: float | None = None
     waited: float = 0.0
     """Seconds in the line."""
     turn: asyncio.Future[None] | None = None
     """Done when the wait in the line is over, for whatever reason."""
-    leave_line: Callable[[Waiter], object] | None = None
+    leave_line: Callable[[Ticket], object] | None = None
     address: Address | None = None
     """Of the agent that gets the request."""
     failure: Failure | None = None
@@ -136,7 +137,7 @@ class RequestContext:
         return self.caller.name
 
     @property
-    def share(self) -> Share | None:
+    def share(self) -> FairnessKey | None:
         """Whose turns it uses in the line; None: the client's."""
         return self.caller.share
 
@@ -178,7 +179,7 @@ class RequestContext:
         """A part of the answer has come."""
         self.heard_at = now = self.clock()
         if self.lease is not None:
-            self.lease.agent.heard_at = now
+            self.lease.agent.heard(now)
 
     def fail_attempt(
         self,

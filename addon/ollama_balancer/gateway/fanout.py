@@ -13,9 +13,9 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
-from ..ollama.errors import error_body, is_object
 from ..ollama.management import (
     Away,
     LineSplitter,
@@ -28,12 +28,11 @@ from ..ollama.management import (
     line_of,
     read_line,
 )
-from ..ollama.routes import Dialect
 from .agent_call import Answer, Call, CallError, LateError, Limits, UnreachableError, answer_to
 from .attempts import FailureKind
+from .combined_answers import FRAMING, combined, streamed_head
 from .descriptors import is_ours
-from .headers import NOT_FOR_CLIENTS
-from .messages import RETRY_AFTER, AgentRequest, Fields, Response, date
+from .messages import AgentRequest, Fields, Response, date
 from .outcomes import outcome_of
 from .tasks import run_in_background
 from .timeouts import OFFLINE_SILENCE, Timeouts
@@ -65,9 +64,7 @@ LINES_AT_ONCE = 256
 PIECES_AT_ONCE = 64
 """Of an agent's answer that are read before others get their turn, where they are all there."""
 
-_FRAMING = (b"content-length", b"transfer-encoding")
-
-_OF_BODY = (*_FRAMING, b"content-type", b"expect", b"host")
+_OF_BODY = (*FRAMING, b"content-type", b"expect", b"host")
 
 
 class Leg:
@@ -217,7 +214,11 @@ class FanOut:
         self.chunk = b""
         if self.response is None:
             await self._head_known.wait()
-            self.response = self._streamed_head() if self._head is not None else self._combined()
+            if self._head is not None:
+                self.streamed = True
+                self.response = streamed_head(self._request, *self._head, merges=self._merges)
+            else:
+                self.response = combined(self._request, combine(self.replies, by_all=self._by_all, away=self._away))
             return
         await self._drain_client()
         if self.room is not None:
@@ -398,48 +399,3 @@ class FanOut:
         leg.queued = 0
         leg.lease.release(outcome, self._clock() - self._started)
         self._go_on_reading()
-
-    # Heads
-
-    def _streamed_head(self) -> Response:
-        assert self._head
-        self.streamed = True
-        status, headers = self._head
-        if self._merges:
-            headers = ((b"Content-Type", b"application/x-ndjson"), date())
-        fields = [*_without_framing(headers)]
-        if not self._request.http10:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        return self._response(status, fields, b"")
-
-    def _combined(self) -> Response:
-        replies = self.replies
-        combined = combine(replies, by_all=self._by_all, away=self._away)
-        reply, head = combined.reply, self._request.method == "HEAD"
-        if reply is not None and (head or combined.status < 400 or is_object(reply.body)):
-            fields = list(reply.headers)
-            body = reply.body
-            if self._request.http10:
-                fields = [*_without_framing(fields), (b"Content-Length", b"%d" % len(body))]
-            return self._response(combined.status, fields, body)
-        # What is no JSON is a page of a proxy, or what an older version says of a route that it does not have.
-        message = f"{reply.agent}: status {reply.status}" if reply is not None else combined.message or ""
-        body = error_body(Dialect.OLLAMA, combined.status, message)
-        fields = [
-            (b"Content-Type", b"application/json; charset=utf-8"),
-            date(),
-            (b"Content-Length", b"%d" % len(body)),
-            *([(b"Retry-After", RETRY_AFTER.encode())] if combined.status == 503 else []),
-        ]
-        return self._response(combined.status, fields, b"" if head else body)
-
-    @staticmethod
-    def _response(status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
-        kept = [(name, value) for name, value in fields if name.decode("latin-1").lower() not in NOT_FOR_CLIENTS]
-        return Response(status, tuple(kept), body)
-
-
-def _without_framing(
-    fields: Sequence[tuple[bytes, bytes]],
-) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in fields if name.lower() not in _FRAMING]

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
-from ..core.queue import Place
+from ..core.queue import QueueKey
 from ..core.registry import AgentRegistry
-from ..core.stats import Tally
+from ..core.stats import RequestMetrics
 from ..ollama.errors import Blame
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
@@ -26,6 +27,7 @@ from .adapter import Adapter, Prober
 from .bodies import RefusedBodyError
 from .callers import Caller
 from .context import RequestContext
+from .decisions import Answer, Everywhere, Forward, Wait, error
 from .headers import refusal_for_client
 from .load_checks import MemoryChecks
 from .messages import ClientRequest, Response
@@ -33,7 +35,7 @@ from .outcomes import outcome_of
 from .reading import Reading, read_large
 from .refusals import answer_to, most_useful
 from .retries import Retries
-from .router import Answer, Everywhere, Forward, Router, Wait
+from .router import Router
 from .tasks import run_in_background
 from .timeouts import Deadlines, Timeouts
 from .watchdog import Watchdog
@@ -61,10 +63,10 @@ class Gateway:
         """Requests that were to be routed and have not ended."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, adapter.client_is_slow)
         self.memory = MemoryChecks(self._refresh_memory)
-        registry.on_load = self.memory.loaded
+        registry.fleet.on_load = self.memory.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
         """Until when the first byte of an answer has to be there."""
-        self.tally = Tally()
+        self.tally = RequestMetrics()
         self.on_end: Callable[[RequestContext], None] = lambda context: None
         """Told of each request that has ended, once."""
         self._prober: Prober | None = None
@@ -156,7 +158,7 @@ class Gateway:
         if context.failure is not None:
             return self.retries.failed(context)
         if self.ending():
-            return self.router.error(context.dialect, 503, "the balancer is ending: it takes no new requests")
+            return error(context.dialect, 503, "the balancer is ending: it takes no new requests")
         return self.router.begin(context, request, reading)
 
     def _carry_out(
@@ -187,7 +189,7 @@ class Gateway:
         logger.info("%s", one_line(f"{request.method} {request.path}: {decision.problem}", 500))
         return response
 
-    async def _wait(self, place: Place, context: RequestContext) -> Forward | Everywhere | Wait | Answer | None:
+    async def _wait(self, place: QueueKey, context: RequestContext) -> Forward | Everywhere | Wait | Answer | None:
         """Wait in the line for an agent; None if the client leaves."""
         turn = context.turn = asyncio.get_running_loop().create_future()
         granted: list[Forward] = []
@@ -222,7 +224,7 @@ class Gateway:
 
         request = self.adapter.agent_request(context)
         return FanOut(
-            [self.registry.take(agent) for agent in decision.agents],
+            [self.registry.limiter.take(agent) for agent in decision.agents],
             request,
             uploads=request.body is None,
             by_all=decision.by_all,
@@ -230,7 +232,7 @@ class Gateway:
             timeouts=self.timeouts,
             clock=self.registry.clock,
             refresh=self._refresh,
-            unreachable=self.registry.unreachable,
+            unreachable=self.registry.liveness.unreachable,
             read_client=functools.partial(self.adapter.read_client, context),
             drain_client=functools.partial(self.adapter.drain_client, context),
         )
@@ -250,13 +252,13 @@ class Gateway:
         """A request has been answered after which its model is to be in memory no more."""
         model = canonical_name(context.model or "")
         for agent in context.agents:
-            self.registry.unloaded(agent, model)
+            self.registry.inventory.unloaded(agent, model)
             self.memory.unloads(agent, model)
 
     def look(self) -> None:
         """Time has gone by: ejected agents become due, silent ones are found out."""
         self.registry.expire()
-        self.router.matcher.look()
+        self.router.scheduler.look()
         for context in list(self.live):
             if self.adapter.is_killed(context) and context.end(Outcome.CANCELLED, "killed"):
                 self.adapter.cut(context)

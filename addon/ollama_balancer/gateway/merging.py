@@ -30,7 +30,7 @@ class MergedFleet:
 
     def __init__(self, registry: AgentRegistry) -> None:
         self._registry = registry
-        registry.changed_models.update(registry.models())
+        registry.fleet.changed_models.update(registry.inventory.models())
         self._merged: dict[str, tuple[datetime, ModelEntry, bytes]] = {}
         """By canonical name: when the shown entry was modified, the entry, and its JSON."""
         self._tags = _models([])
@@ -63,12 +63,12 @@ class MergedFleet:
     def _merge_models(self) -> None:
         registry = self._registry
         registry.expire()
-        changed = registry.changed_models
+        changed = registry.fleet.changed_models
         if not changed:
             return
         for model in changed:
             merged = _merge(
-                [agent for agent in registry.holders(model) if agent.online and agent.alias_of is None], model
+                [agent for agent in registry.inventory.holders(model) if agent.online and agent.alias_of is None], model
             )
             if merged is None:
                 self._merged.pop(model, None)
@@ -83,9 +83,9 @@ class MergedFleet:
     def _merge_states(self) -> None:
         registry = self._registry
         registry.expire()
-        if self._generation == registry.generation:
+        if self._generation == registry.fleet.generation:
             return
-        self._generation = registry.generation
+        self._generation = registry.fleet.generation
         agents = [agent for agent in registry if agent.online and agent.alias_of is None]
         self._running = _models(self._loaded.update(agents))
         versions = {agent.version for agent in agents if agent.version is not None}

@@ -38,9 +38,7 @@ def read_network(entry: str) -> tuple[Network, ...]:
         if "%" in entry:  # a scope means something on one machine only
             raise ValueError
     except ValueError:
-        raise ValueError(
-            f"{entry[:80]!r} is no network; it takes addresses and networks such as 203.0.113.7 or 2001:db8::/32, or *"
-        ) from None
+        raise ValueError(f"{entry[:80]!r} is not a network") from None
     return (network,)
 
 

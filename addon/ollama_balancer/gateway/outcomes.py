@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 
 
 def outcome_of(status: int) -> Outcome:

@@ -12,10 +12,11 @@ from ..text import one_line
 from .adapter import Prober
 from .attempts import CORRECTIONS, Failure, FailureKind
 from .context import RequestContext
+from .decisions import Answer, Forward, Wait
 from .descriptors import is_ours
 from .reachability import cannot_connect
 from .refusals import retry_after, why_refused
-from .router import Answer, Forward, Router, Wait
+from .router import Router
 from .tasks import run_in_background
 from .timeouts import Timeouts
 
@@ -46,12 +47,12 @@ class Retries:
         else:
             kind, reason = self._without_answer(failure, context)
             if context.lease is not None:
-                self.registry.failed(context.lease, reason)
+                self.registry.ejection.failed(context.lease, reason)
             context.fail_attempt(reason, kind)
         if agent is not None and failure.blame not in CORRECTIONS:
             logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
             if not failure.connected:
-                self.registry.unreachable(agent, cannot_connect(agent.address, reason))
+                self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
         if not failure.retriable or context.expired:
             return self.router.gave_up(context)
         return self.router.again(context)
@@ -82,9 +83,9 @@ class Retries:
             blame = Blame.CANNOT_LOAD  # the trouble is elsewhere
         match blame:
             case Blame.HOST_CANNOT:
-                registry.failed(lease, reason)
+                registry.ejection.failed(lease, reason)
             case Blame.HOST_BUSY if lease.model is not None:
-                registry.busy(agent, lease.model, busy_seconds)
+                registry.limiter.busy(agent, lease.model, busy_seconds)
             case Blame.HOST_REFUSES:
                 self._refused(agent, context, reason)
             case Blame.LACKS_MODEL if context.model_name is not None:
@@ -103,11 +104,11 @@ class Retries:
             if self.prober is not None:
                 run_in_background(self.prober.probe(agent), "access check")
             return
-        self.registry.refuses(agent, reason)
+        self.registry.liveness.refuses(agent, reason)
 
     def _correct(self, agent: Agent, model: str) -> None:
         """The agent says that it lacks the model: it is not asked for it again until it lists it."""
         logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
-        self.registry.forget_model(agent, model)
+        self.registry.inventory.forget_model(agent, model)
         if self.prober is not None:
             run_in_background(self.prober.refresh(agent), "inventory")

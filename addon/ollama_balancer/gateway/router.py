@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
-from ..core.agent import Agent, Outcome, Status
+from ..core.agent import Agent, Status
+from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import LineFullError, Place, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
-from ..ollama.errors import Blame, error_body, model_not_found
+from ..core.scheduler import Scheduler
+from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NOBODY_AWAY, Away, Reply
 from ..ollama.names import canonical_name, is_cloud_model, local_name
-from ..ollama.prompts import read_prompt
 from ..ollama.requests import needed_model
-from ..ollama.routes import Dialect, Kind, Route, find_redirect, find_route
+from ..ollama.routes import Dialect, Kind, Route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
+from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
-from .bodies import RefusedBodyError, model_in_query
+from .bodies import RefusedBodyError
 from .context import RequestContext
+from .decisions import TEXT_TYPE, Answer, Everywhere, Forward, Wait, error
 from .merging import ROOT, MergedFleet
-from .messages import JSON_TYPE, RETRY_AFTER, ClientRequest, Response, date
-from .reading import Reading, read_body
+from .messages import ClientRequest
+from .reading import Reading
 from .retry_budget import RetryBudget
-from .translation import demand_of
 
 MAX_CORRECTIONS = 16
 """How many agents that turn out not to have a model, or a route, are passed over for one request."""
@@ -40,65 +40,15 @@ MAX_LOADS = 2
 UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
 """Failures after which another agent is no retry: the first has done no work."""
 
-TEXT_TYPE = "text/plain; charset=utf-8"
-HTML_TYPE = "text/html; charset=utf-8"
-
 MOST_LISTED = 64
 """Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
 
 MOST_SHOWN = 8
 
-MAX_MODEL_NAME = 512
-"""No agent reports a longer name, so none has it."""
-
 NO_AGENTS = (
     "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
     "or start the balancer with --set balancer_agents=http://HOST:11434"
 )
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Send the request to this agent. It has been taken: the context holds the lease."""
-
-    agent: Agent
-
-
-@dataclass(frozen=True)
-class Everywhere:
-    """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
-
-    agents: tuple[Agent, ...]
-    by_all: bool = False
-    """Whether one that does not have it makes it a 404, though others do."""
-    away: Away = NOBODY_AWAY
-    """Who has what it is about and cannot be asked."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """All agents that could serve the request are busy: it is to wait for its turn there."""
-
-    place: Place
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The balancer's own answer."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = field(default=JSON_TYPE.decode(), kw_only=True)
-    problem: str | None = field(default=None, kw_only=True)
-    """What is wrong, for the log and the flow's comment; None: nothing."""
-
-    def response(self, *, head: bool = False) -> Response:
-        """`head`: the request is a HEAD."""
-        fields = [(b"Content-Type", self.content_type.encode())] if self.content_type else []
-        fields += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in self.headers.items()]
-        fields += [date(), (b"Content-Length", b"%d" % len(self.body))]
-        return Response(self.status, tuple(fields), b"" if head else self.body)
 
 
 class Router:
@@ -107,8 +57,8 @@ class Router:
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
         self.retries = retries
-        self.line = WaitingLine(registry.clock)
-        self.matcher = Matcher(registry, self.line)
+        self.line = RequestQueue(registry.clock)
+        self.scheduler = Scheduler(registry, self.line)
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
         self.explains: Callable[[], bool] = lambda: True
@@ -118,76 +68,39 @@ class Router:
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None = None
     ) -> Forward | Everywhere | Wait | Answer:
         """The first decision on a request. `reading` is what its body says, where that has been read already."""
-        method, target, body, content_type = request.method, request.target, request.body, request.content_type
         registry = self.registry
-        path = target.partition("?")[0]
-        route = context.route = find_route(path)
-        if route is None:
-            redirect = find_redirect(method, target)
-            if redirect is not None:
-                return _redirected(method, redirect.status, redirect.location)
-            if method == "OPTIONS" and path == "*":
-                return Answer(200, b"", content_type="")
-            return self.error(
-                context.dialect, 404, f"{path[:200]}: Ollama has no such path, and the balancer forwards nothing else"
-            )
-        if method not in route.methods:
-            if request.websocket:
-                # Codex tries one first and sends its request at once when it is told so.
-                answer = self.error(context.dialect, 426, f"there is no WebSocket at {path[:200]}: send a POST")
-                return replace(answer, headers={"Upgrade": "HTTP/1.1", "Connection": "Upgrade"})
-            answer = self.error(context.dialect, 405, f"{method[:20]} is not allowed for {path[:200]}")
-            return replace(answer, headers={"Allow": ", ".join(route.methods)})
         context.mode = registry.mode
-        read = reading or read_body(
-            route, path, body, content_type, request.encoding, self.name_of, watched=self.explains()
-        )
-        if isinstance(read, RefusedBodyError):
-            return self.error(context.dialect, read.status, read.message)
-        content, asked, demand, context.excerpt = read
-        model = asked.model
-        if route.is_form and "?" in target:
-            model = model_in_query(target, model)
-        if model is not None and len(model) > MAX_MODEL_NAME:
-            return self.error(context.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
-        context.model = model
-        context.model_name = None if model is None else self.name_of(model)
-        context.unloads = asked.unloads_after
-        if route.runs and context.model_name is not None and not asked.unloads:
-            context.slot_model = context.model_name
-            context.streams = route.streams if asked.stream is None else asked.stream
-            context.body_bytes = len(content or b"")
-            if demand is None or demand.model != context.slot_model:
-                prompt = read_prompt(route, context.slot_model, content or b"", asked.members)
-                demand = demand_of(context.slot_model, route.path, prompt)
-            context.demand = demand
-            if not context.streams:
-                context.demand = context.demand._replace(streams=False)
+        admitted = admit(context, request, reading, name_of=self.name_of, watched=self.explains())
+        if isinstance(admitted, Answer):
+            return admitted
+        route, asked, content = admitted
         if context.pin is not None:
             return self._pinned(context, route, context.pin)
         match route.kind:
             case Kind.MERGED:
                 return self._merged(context, route)
             case Kind.NAMED:
-                return self.error(
+                return error(
                     context.dialect,
                     400,
-                    f"{path[:200]} concerns one host and the balancer has many: name it in the header X-Balancer-Agent",
+                    f"{request.path[:200]} concerns one host and the balancer has many: name it in the header "
+                    "X-Balancer-Agent",
                 )
             case Kind.EVERY:
-                away = self._away(route, needed_model(route, body, asked))
+                away = self._away(route, needed_model(route, request.body, asked))
                 return self._everywhere(context, tuple(a for a in registry if a.available), route, away)
         if asked.unloads and context.model_name is not None:
-            holders = tuple(agent for agent in registry.holders(context.model_name) if agent.available)
+            holders = tuple(agent for agent in registry.inventory.holders(context.model_name) if agent.available)
             if len(holders) > 1:
                 return self._everywhere(context, holders, route)
         # A form is no JSON to begin with.
-        return self._choose(context) or self._nobody(context, None if "form-data" in content_type else content)
+        is_form = "form-data" in request.content_type
+        return self._choose(context) or self._nobody(context, None if is_form else content)
 
     def name_of(self, model: str) -> str:
         """The canonical name of the model that a request names."""
         name = canonical_name(model)
-        if name.endswith(":local") and not self.registry.has_model(name):  # older servers have such tags
+        if name.endswith(":local") and not self.registry.inventory.has_model(name):  # older servers have such tags
             return local_name(model) or name
         return name
 
@@ -219,16 +132,16 @@ class Router:
     def _is_left(self, context: RequestContext, tried: Collection[Agent]) -> bool:
         registry = self.registry
         if context.model:
-            return registry.could_serve(canonical_name(context.model), tried)
+            return registry.selection.could_serve(canonical_name(context.model), tried)
         return any(agent.available and agent not in tried for agent in registry)
 
-    def join(self, context: RequestContext, place: Place, notify: Callable[[Lease | None], None]) -> Answer | None:
+    def join(self, context: RequestContext, place: QueueKey, notify: Callable[[Lease | None], None]) -> Answer | None:
         """Have the request wait for its turn; the answer is for one that finds the line full."""
         context.waiting_since = self.registry.clock()
         context.leave_line = self.line.leave
         try:
-            context.waiter = self.matcher.join(place, context.client, notify, context.demand, context.share)
-        except LineFullError:
+            context.waiter = self.scheduler.join(place, context.client, notify, context.demand, context.share)
+        except QueueFullError:
             context.leave()
             return self._too_busy(
                 context, f"{len(self.line)} requests wait already, which is the most (balancer_queue_size)"
@@ -261,7 +174,7 @@ class Router:
 
     def _too_busy(self, context: RequestContext, why: str) -> Answer:
         who = f"agent {context.pin!r} is" if context.pin else f"all agents with model '{context.model}' are"
-        answer = self.error(context.dialect, 503, f"{who} busy, and {why}")
+        answer = error(context.dialect, 503, f"{who} busy, and {why}")
         return replace(answer, headers={"Retry-After": str(self.line.retry_after())})
 
     def gave_up(self, context: RequestContext) -> Answer:
@@ -269,33 +182,29 @@ class Router:
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
         if context.retries_spent:
             tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
-        return self.error(context.dialect, 502, f"no agent could answer ({tried})")
+        return error(context.dialect, 502, f"no agent could answer ({tried})")
 
     def own_trouble(self, context: RequestContext, reason: str) -> Answer:
         """The answer where the balancer could not even try; the agent that was to have it is not to blame."""
         if context.lease is not None:
             context.lease.release(Outcome.CANCELLED)
             context.lease = None
-        return self.error(context.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
-
-    def error(self, dialect: Dialect, status: int, message: str) -> Answer:
-        headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
-        return Answer(status, error_body(dialect, status, message), headers, problem=message)
+        return error(context.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
 
     def _choose(self, context: RequestContext) -> Forward | Wait | None:
         registry, tried = self.registry, context.tried
         demand = context.demand
         if demand is None:
             return self._choose_without_slot(context)
-        choice = self.matcher.find(demand, tried)
+        choice = self.scheduler.find(demand, tried)
         context.options = choice.options
         if choice.agent is None:
-            place = Place(demand.model, tried=frozenset(tried))
-            return Wait(place) if registry.could_serve(demand.model, tried) else None
+            place = QueueKey(demand.model, tried=frozenset(tried))
+            return Wait(place) if registry.selection.could_serve(demand.model, tried) else None
         context.why = self._why(context, choice.agent)
         if not choice.options and self.explains():
             context.candidates = self._candidates(choice.agent, demand.model)
-        self._take(context, registry.take(choice.agent, demand.model, demand, choice.options))
+        self._take(context, registry.limiter.take(choice.agent, demand.model, demand, choice.options))
         return Forward(choice.agent)
 
     def _take(self, context: RequestContext, lease: Lease) -> None:
@@ -305,7 +214,7 @@ class Router:
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
         """What the mode saw, for people; of a large fleet only the agent that it chose."""
-        registry, rank = self.registry, self.registry.policy.rank
+        registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
         if len(registry) <= MOST_LISTED:
             others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
@@ -321,16 +230,16 @@ class Router:
         avoided = registry.avoidance.for_route(context.route.path) if context.route is not None else ()
         if avoided and self._is_left(context, others := {*tried, *avoided}):
             tried = others
-        agent = registry.select(model, tried)
+        agent = registry.selection.select(model, tried)
         if agent is not None:
-            context.why = registry.policy.why(agent)
+            context.why = registry.selection.policy.why(agent)
         else:
             able = [a for a in registry if a.available and a.may_have(model) and a not in tried]
             if not able:
                 return None
             agent = min(able, key=lambda agent: agent.in_flight)
             context.why = "needs no slot"
-        self._take(context, registry.take(agent))
+        self._take(context, registry.limiter.take(agent))
         return Forward(agent)
 
     def _why(self, context: RequestContext, agent: Agent) -> str:
@@ -340,7 +249,7 @@ class Router:
             return "to see whether it serves again"
         if context.options:
             return in_words(context.options)
-        return self.registry.policy.why(agent)
+        return self.registry.selection.policy.why(agent)
 
     def _nobody(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
         """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
@@ -348,13 +257,11 @@ class Router:
         model = context.model
         if len(registry) == 0 or model is None or context.model_name is None:
             return self._none_online(context.dialect)
-        if registry.has_model(context.model_name):
-            return self.error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
-        if registry.may_have_unknown_models() and not registry.any_online:
+        if registry.inventory.has_model(context.model_name):
+            return error(context.dialect, 503, f"no agent that has model '{model}' is online: {self._states()}")
+        if registry.inventory.may_have_unknown_models() and not registry.any_online:
             # Beside agents that are there, one that has never been heard of says nothing.
-            return self.error(
-                context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}"
-            )
+            return error(context.dialect, 503, f"no agent that may have model '{model}' is online: {self._states()}")
         if is_cloud_model(model) or (body and not is_json(body)):
             context.model_name = context.slot_model = context.demand = None
             forward = self._choose_without_slot(context)
@@ -362,12 +269,12 @@ class Router:
             if forward is not None:
                 return forward
         path = context.route.path if context.route else ""
-        message = model_not_found(model, path) + did_you_mean(model, registry.models())
-        return self.error(context.dialect, 404, message)
+        message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
+        return error(context.dialect, 404, message)
 
     def _none_online(self, dialect: Dialect) -> Answer:
         problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
-        return self.error(dialect, 503, problem)
+        return error(dialect, 503, problem)
 
     def _states(self) -> str:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.registry.counts().items()))
@@ -377,7 +284,7 @@ class Router:
     ) -> Everywhere | Answer:
         if not agents:
             who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in away.replies[:MOST_SHOWN])
-            return self.error(context.dialect, 503, who) if who else self._none_online(context.dialect)
+            return error(context.dialect, 503, who) if who else self._none_online(context.dialect)
         context.why = "concerns every host" if len(agents) > 1 else "the only host"
         return Everywhere(agents, "HEAD" in route.methods, away)
 
@@ -388,7 +295,7 @@ class Router:
         must = route.path == "/api/delete"
         then = f"still has model '{model}': delete it again when it is back" if must else f"has model '{model}'"
         replies = []
-        for agent in self.registry.holders(canonical_name(model)):
+        for agent in self.registry.inventory.holders(canonical_name(model)):
             if not agent.available:
                 state = f"{agent.status} ({agent.reason})" if agent.reason else agent.status
                 replies.append(Reply(agent.name, 503, problem=f"it is {state} and {then}"))
@@ -398,20 +305,20 @@ class Router:
         registry = self.registry
         agent = registry.get(name)
         if agent is None:
-            return self.error(context.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
+            return error(context.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
         agent = agent.alias_of or agent
         if not agent.available:
             why = f": {agent.reason}" if agent.reason else ""
-            return self.error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
+            return error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
         context.why = "named by the request"
         if route.kind is Kind.EVERY:
             return Everywhere((agent,))
         model = context.slot_model
-        if model is not None and not registry.has_room(agent, model):
+        if model is not None and not registry.selection.has_free_slot(agent, model):
             if agent.status is Status.EJECTED:
-                return self.error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
-            return Wait(Place(model, agent))
-        self._take(context, registry.take(agent, model, context.demand))
+                return error(context.dialect, 503, f"agent {agent.name!r} is ejected: {agent.reason}")
+            return Wait(QueueKey(model, agent))
+        self._take(context, registry.limiter.take(agent, model, context.demand))
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:
@@ -432,12 +339,3 @@ class Router:
                 return Answer(200, merged.running())
             case _:
                 return Answer(200, merged.openai_models(), content_type="application/json")
-
-
-def _redirected(method: str, status: int, location: str) -> Answer:
-    """The server's redirect; only GET has a body, and HEAD its head."""
-    words = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
-    body = f'<a href="{html.escape(location)}">{words}</a>.\n\n'.encode()
-    if method in ("GET", "HEAD"):
-        return Answer(status, body, {"Location": location}, content_type=HTML_TYPE)
-    return Answer(status, b"", {"Location": location}, content_type="")

@@ -73,7 +73,7 @@ class Demo:
                     assert agent
                     # The first report goes straight in, so that the fleet is there before the first request. That it
                     # can be reached is known: it listens in this process.
-                    self.registry.reached(agent)
+                    self.registry.liveness.reached(agent)
                     self.registry.update_metrics(agent.id, await collect())
                     reporter = Reporter(
                         balancers=[self.balancer],

@@ -22,7 +22,8 @@ from agent_reporter.wire import ModelEntry, check_size
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
-from ..core.registry import PROBE_GRACE, AgentRegistry
+from ..core.liveness import PROBE_GRACE
+from ..core.registry import AgentRegistry
 from ..gateway.descriptors import is_ours
 from ..gateway.reachability import cannot_connect
 from ..ollama.errors import not_let_in
@@ -167,7 +168,7 @@ class Prober:
         await self._take_in_local()
         probes = []
         async with asyncio.TaskGroup() as group:
-            for agent in [a for a in self.registry if not a.online and self.registry.wants_probe(a)]:
+            for agent in [a for a in self.registry if not a.online and self.registry.liveness.needs_probe(a)]:
                 probes.append(group.create_task(self._take_turn(agent, self._turn_of(agent), self._first)))
                 await asyncio.sleep(0)  # a thousand that are begun at once would hold up everybody's streams
         return all(task.result() for task in probes)
@@ -201,7 +202,7 @@ class Prober:
             turn = self._turns.get(agent)
             if turn is not None and (turn.asked or now < turn.at):
                 continue
-            if not self.registry.wants_probe(agent) or not (agent.online or self.first_round.is_set()):
+            if not self.registry.liveness.needs_probe(agent) or not (agent.online or self.first_round.is_set()):
                 continue
             lane = self._living if agent.online and agent.silent_since is None else self._silent
             group.create_task(self._take_turn(agent, self._turn_of(agent), lane))
@@ -251,11 +252,11 @@ class Prober:
         except ConnectError as e:
             if is_ours(e):
                 if agent.online:
-                    self.registry.reached(agent)  # nothing is known of it; it is not to blame for that
+                    self.registry.liveness.reached(agent)  # nothing is known of it; it is not to blame for that
                 elif agent.address == address:
-                    self.registry.silent(agent, explain(address, e))
+                    self.registry.liveness.silent(agent, explain(address, e))
             elif agent.address == address:
-                self.registry.unreachable(agent, explain(address, e))
+                self.registry.liveness.unreachable(agent, explain(address, e))
             return True
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not answer: %r", agent.name, address, e)
@@ -263,22 +264,22 @@ class Prober:
                 return False
             late = isinstance(e, LateError)
             if isinstance(e, StatusError) and e.status in (401, 403):
-                self.registry.refuses(agent, not_let_in(e.status), PROBE_GRACE)
+                self.registry.liveness.refuses(agent, not_let_in(e.status), PROBE_GRACE)
                 return True
             # On a machine that is busy with its answers, these tell that it is still there.
             if late and agent.online and self.registry.clock() - agent.heard_at <= HEARD_SECONDS:
-                self.registry.reached(agent)
+                self.registry.liveness.reached(agent)
                 return True
             reason = explain(address, e)
-            self.registry.silent(agent, reason)
+            self.registry.liveness.silent(agent, reason)
             return not late
         if agent.address == address and agent.online:
-            self.registry.reached(agent)  # it is there, however long its lists take
+            self.registry.liveness.reached(agent)  # it is there, however long its lists take
         await self._list(agent, address)
         await self._locator.locate(agent, address, answer.peer)
         if agent.address == address:
-            self.registry.update_version(agent, version)
-            self.registry.reached(agent)
+            self.registry.inventory.update_version(agent, version)
+            self.registry.liveness.reached(agent)
         return True
 
     async def look_at(self, agent: Agent) -> None:
@@ -309,9 +310,9 @@ class Prober:
             return True
         if unloading is not None and any(canonical_name(entry.name) == unloading for entry in entries) and not last:
             return False
-        self.registry.update_loaded(agent, entries, began)
+        self.registry.inventory.update_loaded(agent, entries, began)
         if unloading is not None and unloading not in agent.listed:
-            self.registry.unloaded(agent, unloading)
+            self.registry.inventory.unloaded(agent, unloading)
         return True
 
     async def loaded(self, agent: Agent) -> set[str] | None:
@@ -334,8 +335,8 @@ class Prober:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
         if agent.address == address:
-            self.registry.update_loaded(agent, loaded, began)
-            self.registry.update_models(agent, models)
+            self.registry.inventory.update_loaded(agent, loaded, began)
+            self.registry.inventory.update_models(agent, models)
 
     async def _answers(self, address: Address) -> bool:
         try:

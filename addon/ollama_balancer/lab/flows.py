@@ -15,14 +15,14 @@ from mitmproxy.io import FlowReader
 
 from agent_reporter.limits import NAME_PATTERN
 
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..core.policies import POLICIES
-from ..gateway.router import MAX_MODEL_NAME
+from ..gateway.admission import MAX_MODEL_NAME
 from ..gateway.translation import demand_of
 from ..mitm.flows import path_of
 from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.names import canonical_name
-from ..ollama.prompts import context_step, read_prompt
+from ..ollama.prompts import context_prefix, read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
 from ..ollama.watching import AnswerWatcher
@@ -140,8 +140,8 @@ def _with_answer(recorded: Recorded, response: http.Response) -> Recorded:
     if not (whole and answer.terminal):
         return recorded
     if answer.context is not None:
-        step = context_step(demand.model, demand.runner, answer.context)
-        demand = demand._replace(remember=(*demand.remember, step))
+        prefix = context_prefix(demand.model, demand.runner, answer.context)
+        demand = demand._replace(new_prefixes=(*demand.new_prefixes, prefix))
     return replace(recorded, demand=demand, timings=answer.timings, pieces=answer.pieces if watcher.streamed else 0)
 
 

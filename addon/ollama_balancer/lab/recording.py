@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
-from ..core.demand import Demand, Step
+from ..core.demand import Demand, Prefix
 from ..core.scoring.learning import SHORTEST_LOAD
-from ..core.scoring.prefix_cache import Conversations
+from ..core.scoring.prefix_cache import PrefixCache
 from ..ollama.shapes import Timings
 
 MOST_TOKENS = 2_000_000
@@ -129,22 +129,22 @@ class Recording:
     def arrange(self) -> None:
         """Put the requests in order and find out which go on with which."""
         self.requests.sort(key=lambda request: request.at)
-        conversations = Conversations()
+        conversations = PrefixCache()
         arranged = []
         for number, request in enumerate(self.requests):
             demand = request.demand
-            conversation, step = _goes_on(conversations, demand.steps)
+            conversation, prefix = _goes_on(conversations, demand.prefixes)
             if conversation is None:
                 # `Conversations` tells agents apart: here each conversation is one.
                 conversation = Agent(f"conversation-{number}", _NOWHERE, Source.STATIC, number)
-            conversations.remember(demand.remember, conversation)
-            kept = () if step is None else tuple(dict.fromkeys((demand.steps[0], step)))
+            conversations.remember(demand.new_prefixes, conversation)
+            kept = () if prefix is None else tuple(dict.fromkeys((demand.prefixes[0], prefix)))
             arranged.append(
                 replace(
                     request,
-                    demand=demand._replace(steps=kept),
+                    demand=demand._replace(prefixes=kept),
                     conversation=conversation.number,
-                    known=0 if step is None else step[1],
+                    known=0 if prefix is None else prefix[1],
                 )
             )
         self.requests = arranged
@@ -157,10 +157,10 @@ class Recording:
 _NOWHERE = Address("", 0)
 
 
-def _goes_on(conversations: Conversations, steps: Sequence[Step]) -> tuple[Agent | None, Step | None]:
+def _goes_on(conversations: PrefixCache, prefixes: Sequence[Prefix]) -> tuple[Agent | None, Prefix | None]:
     """The conversation that has the longest of these beginnings, and that beginning."""
-    for step in reversed(steps):
-        conversation, _ = conversations.find((step,))
+    for prefix in reversed(prefixes):
+        conversation, _ = conversations.find((prefix,))
         if conversation is not None:
-            return conversation, step
+            return conversation, prefix
     return None, None

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from agent_reporter.wire import ModelEntry
 
 from ..core.address import Address
-from ..core.agent import Agent, Outcome
-from ..core.leases import Lease, SlotLease
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
+from ..core.leases import Lease
 from ..core.registry import AgentRegistry
 from ..gateway.translation import observation_of
 from ..ollama.answers import Answer
@@ -45,7 +46,7 @@ class Retelling:
 
         def send() -> None:
             self._make_room(agent, request.model)
-            leases.append(self.registry.take(agent, request.model, request.demand))
+            leases.append(self.registry.limiter.take(agent, request.model, request.demand))
 
         def end() -> None:
             [lease] = leases
@@ -60,10 +61,10 @@ class Retelling:
 
     def _make_room(self, agent: Agent, model: str) -> None:
         """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
-        room, warm = self.room[agent.name], agent.warm
+        room, warm = self.room[agent.name], agent.loaded_models
         if model not in warm and len(warm) >= room:
             kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
-            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in kept])
+            self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in kept])
 
     def _learn(self, request: Recorded, lease: Lease) -> None:
         timings = request.timings
@@ -72,10 +73,13 @@ class Retelling:
                 return  # nothing could be read
             if request.attempts != 1:
                 return  # the times are also those of the agents before
-        if timings.load_duration is None and request.warm and isinstance(lease, SlotLease):
-            lease.sole = False  # a short silence is no load, though the model was not seen there before
+        if timings.load_duration is None and request.warm:
+            # A short silence is no load, though the model was not seen there before.
+            timings = timings._replace(load_duration=0.0)
         answer = Answer()
         answer.timings, answer.pieces = timings, request.pieces
         # An embedding comes whole: until then its text is read.
         embeds = request.demand.output_limit == 0
-        self.registry.answered(lease, observation_of(answer, request.demand, streamed=request.streamed or embeds))
+        self.registry.limiter.answered(
+            lease, observation_of(answer, request.demand, streamed=request.streamed or embeds)
+        )

@@ -11,13 +11,14 @@ from functools import partial
 from agent_reporter.wire import AgentMetrics, ModelEntry
 
 from ..core.address import Address
-from ..core.agent import Agent, Outcome
+from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.observations import AnswerObservation
-from ..core.queue import LineFullError, Place, Waiter, WaitingLine
+from ..core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
 from ..core.registry import AgentRegistry
-from ..core.scheduler import Matcher
+from ..core.scheduler import Scheduler
 from ..ollama.names import canonical_name
 from .engine import Engine, Event
 from .hosts import Host, Job, Runner
@@ -48,7 +49,7 @@ class Call:
     tried: list[Agent] = field(default_factory=list)
     lease: Lease | None = None
     job: Job | None = None
-    waiter: Waiter | None = None
+    ticket: Ticket | None = None
     first: float | None = None
     done: bool = False
     impatience: Event | None = None
@@ -100,9 +101,9 @@ class Simulation:
         self.engine = engine = Engine()
         self.rng = random.Random(f"{seed} troubles")
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
-        self.line = WaitingLine(engine)
-        self.matcher = Matcher(self.registry, self.line)
-        self.registry.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
+        self.queue = RequestQueue(engine)
+        self.scheduler = Scheduler(self.registry, self.queue)
+        self.registry.fleet.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
         self.result = Result()
         self.reports_slots = reports_slots
         self.hosts: dict[Agent, Host] = {}
@@ -111,7 +112,7 @@ class Simulation:
             address = Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434)
             agent, _ = self.registry.register(spec.name or f"h{number}", address)
             has = models if spec.rates is None else spec.rates
-            self.registry.update_models(agent, [ModelEntry(name=name) for name in has])
+            self.registry.inventory.update_models(agent, [ModelEntry(name=name) for name in has])
             host = self.hosts[agent] = Host(engine, spec, agent.name)
             host.runners = {name: Runner(models[name]) for name in spec.loaded}
             self._report(agent)
@@ -143,8 +144,8 @@ class Simulation:
         demand = request.demand or Demand(
             request.model.name,
             tokens=request.prompt,
-            steps=((key, request.known),) if request.known else (),
-            remember=((key, request.prompt + request.output),),
+            prefixes=((key, request.known),) if request.known else (),
+            new_prefixes=((key, request.prompt + request.output),),
         )
         call = Call(request, demand)
         call.impatience = self.engine.after(self.patience, lambda: self._give_up(call))
@@ -152,25 +153,25 @@ class Simulation:
 
     def _route(self, call: Call) -> None:
         model = call.demand.model
-        agent = self.matcher.find(call.demand, call.tried).agent
+        agent = self.scheduler.find(call.demand, call.tried).agent
         if agent is not None:
-            self._send(call, self.registry.take(agent, model, call.demand))
+            self._send(call, self.registry.limiter.take(agent, model, call.demand))
             return
         tried = frozenset(call.tried)
-        if not self.registry.could_serve(model, tried):
+        if not self.registry.selection.could_serve(model, tried):
             self._end(call, "refused")
             return
 
         def notify(lease: Lease | None) -> None:
-            call.waiter = None
+            call.ticket = None
             if lease is None:
                 self._end(call, "refused")
             else:
                 self._send(call, lease)
 
         try:
-            call.waiter = self.matcher.join(Place(model, tried=tried), call.request.client, notify, call.demand)
-        except LineFullError:
+            call.ticket = self.scheduler.join(QueueKey(model, tried=tried), call.request.client, notify, call.demand)
+        except QueueFullError:
             self._end(call, "line full")
 
     def _send(self, call: Call, lease: Lease) -> None:
@@ -196,7 +197,7 @@ class Simulation:
     def _began(self, call: Call, lease: Lease) -> None:
         if not call.done and call.lease is lease:
             call.first = self.engine.now
-            lease.agent.heard_at = self.engine.now
+            lease.agent.heard(self.engine.now)
             lease.began()
 
     def _ended(self, call: Call, lease: Lease, whole: bool) -> None:
@@ -213,19 +214,19 @@ class Simulation:
             output_seconds=job.finished - job.first,
             load_seconds=max(0.02, job.ready - job.arrived),
         )
-        self.registry.answered(lease, answer)
-        self.registry.succeeded(lease)
+        self.registry.limiter.answered(lease, answer)
+        self.registry.ejection.succeeded(lease)
         lease.release(Outcome.SUCCEEDED, self.engine.now - call.request.at)
         self._end(call, "served")
 
     def _failed(self, call: Call, lease: Lease, reason: str, *, connected: bool) -> None:
         if call.done or call.lease is not lease:
             return
-        self.registry.failed(lease, reason)
+        self.registry.ejection.failed(lease, reason)
         lease.release(Outcome.FAILED)
         call.lease = call.job = None
         if not connected:
-            self.registry.unreachable(lease.agent, reason)
+            self.registry.liveness.unreachable(lease.agent, reason)
         if call.first is None and len(call.tried) <= RETRIES:
             self._route(call)
         else:
@@ -235,8 +236,8 @@ class Simulation:
         """The client has no more patience."""
         if call.done or call.first is not None:
             return
-        if call.waiter is not None:
-            self.line.leave(call.waiter)
+        if call.ticket is not None:
+            self.queue.leave(call.ticket)
         lease, job = call.lease, call.job
         self._end(call, "gave up")
         if lease is not None:
@@ -270,7 +271,7 @@ class Simulation:
     def _look(self) -> None:
         """What the balancer does every half second."""
         self.registry.expire()
-        self.matcher.look()
+        self.scheduler.look()
         self.engine.after(LOOK_SECONDS, self._look)
 
     def _reports(self, agent: Agent) -> None:
@@ -282,7 +283,7 @@ class Simulation:
         """The balancer asks a host that has loaded a model what it has in memory."""
         host = self.hosts[agent]
         if host.up:
-            self.registry.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
+            self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
 
     def _report(self, agent: Agent) -> None:
         host = self.hosts[agent]
@@ -302,8 +303,8 @@ class Simulation:
                 ollama_ok=True,
             ),
         )
-        if self.registry.wants_probe(agent):
-            self.registry.reached(agent)
+        if self.registry.liveness.needs_probe(agent):
+            self.registry.liveness.reached(agent)
 
     def _trouble(self, agent: Agent) -> None:
         """The host dies for a while, or is slow for a while."""

@@ -12,7 +12,7 @@ from mitmproxy.flow import Error
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from ..api.paths import is_control_path
-from ..core.agent import Outcome
+from ..core.agent_records import Outcome
 from ..gateway.accounting import KILLED
 from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
@@ -30,7 +30,9 @@ from .flows import context_of, detach, flow_of, path_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
 from .inspection.keeping import shortened
-from .layer import BUFFERED_ANSWER, BalancedStream, FailedStream
+from .shared_stream import SharedStream
+from .stream import BUFFERED_ANSWER
+from .stream_hooks import FailedStream
 from .transports import handler_of
 
 if TYPE_CHECKING:
@@ -107,16 +109,17 @@ class Answers:
             response.stream = context.pass_on = _passing_on(context, watcher, response)
         self.balancer.show(flow, context)
 
-    def relay(self, stream: BalancedStream) -> bool:
+    def relay(self, stream: SharedStream) -> bool:
         """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
         flow = stream.flow
         context = context_of(flow)
         handler = handler_of(flow.client_conn)
+        settings, lost = self.balancer.settings, self.balancer.lost
         if (
-            self.balancer.settings is None
-            or not self.balancer.settings.relay
-            or self.balancer.lost is None
-            or Use.RELAY in self.balancer.lost
+            settings is None
+            or not settings.relay
+            or lost is None
+            or Use.RELAY in lost
             or handler is None
             or context is None
             or context.pass_on is None
@@ -125,7 +128,10 @@ class Answers:
             or not relay.suits(stream)
         ):
             return False
-        stream.relay = relay.begin(handler, stream, context.pass_on, _hearing(context, handler))
+        by_selector = settings.relay_selector and Use.SELECTOR not in lost
+        stream.relay = relay.begin(
+            handler, stream, context.pass_on, _hearing(context, handler), by_selector=by_selector
+        )
         if stream.relay is None:
             return True
         self.balancer.gateway.tally.relayed += 1
@@ -203,7 +209,7 @@ class Answers:
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
         logger.warning("%s", message)
         if context.lease is not None:
-            self.balancer.registry.failed(context.lease, message)
+            self.balancer.registry.ejection.failed(context.lease, message)
         context.end(Outcome.FAILED, message)
         if watcher.streamed and watcher.answer.error is None and "content-length" not in response.headers:
             words = last_words(context.dialect, watcher.content_type, watcher.unended, message)
@@ -217,7 +223,7 @@ class Answers:
         lease = context.lease
         status = context.status = response.status_code
         if lease is not None:
-            lease.agent.heard_at = self.balancer.registry.clock()
+            lease.agent.heard(self.balancer.registry.clock())
         problem = verdict.error or f"status {status}"
         if 400 <= status < 500:  # whoever is at fault, the agent serves
             context.end(outcome_of(status), problem)
@@ -232,13 +238,13 @@ class Answers:
             context.tokens_per_second = speed
         try:
             if lease is not None:
-                self.balancer.registry.succeeded(lease)
+                self.balancer.registry.ejection.succeeded(lease)
                 if context.demand is not None:
                     answer = observation_of(watcher.answer, context.demand, streamed=watcher.streamed)
-                    self.balancer.registry.answered(lease, answer)
+                    self.balancer.registry.limiter.answered(lease, answer)
             agent = context.agent
             if speed and agent is not None and context.model_name is not None:
-                agent.stats.learn_speed(context.model_name, speed)
+                agent.speed_measured(context.model_name, speed)
         finally:
             context.end(Outcome.SUCCEEDED)
             if context.unloads and response.status_code < 400:

@@ -59,7 +59,7 @@ class Balancer:
         self.settings: Settings | None = None
         self.token: Token | None = None
         self.registry = AgentRegistry(self.clock, must_reach=True, canonical_name=canonical_name)
-        self.registry.on_unproven = self.look_at
+        self.registry.fleet.on_unproven = self.look_at
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.gateway = Gateway(self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending)
         self.gateway.router.explains = self.is_watched

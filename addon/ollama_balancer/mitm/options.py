@@ -1,196 +1,229 @@
-"""The balancer's mitmproxy options: names, defaults, help, and the checks behind `OptionsError`."""
+"""The balancer's mitmproxy options in one table: the fields of `Settings`.
+
+mitmproxy's options, the checks of their values and the table in docs/options.md are made from it;
+`python -m ollama_balancer.mitm.options` prints the latter.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from mitmproxy.addonmanager import Loader
 from mitmproxy.optmanager import OptManager
-from mitmproxy.utils.human import parse_size
-
-from agent_reporter.limits import NAME_PATTERN
 
 from ..core.address import Address, without_password
-from ..core.policies import DEFAULT_POLICY, POLICIES
-from ..gateway.memory_budget import PART, machine_memory
-from ..gateway.networks import Network, read_network
-from ..ollama.origins import check_host_pattern, check_pattern
-from ..storage.token import check as check_token
+from ..core.policies import DEFAULT_POLICY
+from ..gateway.networks import Network
+from ..storage.token import ENVIRONMENT as TOKEN_ENVIRONMENT
+from ..storage.token import FILE_NAME as TOKEN_FILE
 from .compat.mitmproxy_names import deferred_problem
+from .option_values import (
+    AGENTS,
+    HOST_NAMES,
+    MEMORY,
+    MODE,
+    NETWORKS,
+    ORIGINS,
+    SIZE,
+    SWITCH,
+    TOKEN,
+    Kind,
+    static_agents,
+    whole_number,
+)
 
 PREFIX = "balancer_"
 
-MAX_BODY_LIMIT = 1024**3
-
-LEAST_MEMORY, MOST_MEMORY = 1024**2, 1024**4
-
 MODE_ENVIRONMENT = "LOAD_BALANCER_MODE"
 
-_STATIC = re.compile(r"(?:(?P<name>[^=/]+)=)?(?P<url>[a-z][a-z0-9+.-]*://.*)", re.IGNORECASE | re.DOTALL)
+_SECONDS = whole_number(1, 86_400)
+
+_CODE = re.compile(r"(?<!\S)(?:\$\w+|--[\w-]+|[^\s`]*(?:://|[*_])[^\s`]*?)(?=[,;.]?(?:\s|$))")
+"""Words that Markdown shows as code: URLs, patterns, options and variables."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row of the table."""
+
+    kind: Kind[Any]
+    default: Any
+    help: str
+    default_text: str
+    """What the documentation says instead of an empty default."""
+    environment: str
+    """The variable that gives the default, where it is set."""
+
+
+def option[T](kind: Kind[T], default: object, help: str, *, default_text: str = "", environment: str = "") -> T:
+    row: T = field(metadata={"option": Option(kind, default, help, default_text, environment)})
+    return row
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options, checked. Times are in seconds."""
+    """The options, checked. Times are in seconds, sizes in bytes."""
 
-    mode: str
-    agents: tuple[tuple[str, Address], ...]
-    token: str
-    demo: int
-    stale_after: int
-    connect_timeout: int
-    response_timeout: int
-    stream_idle_timeout: int
-    retries: int
-    slots: int
-    queue_size: int
-    queue_timeout: int
-    stop_timeout: int
-    keep_flows: int
-    body_limit: int
-    """Bytes."""
-    show_control: bool
-    announce: bool
-    relay: bool
-    lean: bool
-    origins: tuple[str, ...]
-    """Patterns for `ollama.origins.allowed_origin`."""
-    hosts: tuple[str, ...]
-    """Patterns for `ollama.origins.allowed_host`."""
-    allow_from: tuple[Network, ...]
-    memory: int
-    """Bytes that bodies and kept answers may take together."""
+    mode: str = option(MODE, DEFAULT_POLICY, "How an agent is chosen for a request.", environment=MODE_ENVIRONMENT)
+    agents: tuple[tuple[str, Address], ...] = option(
+        AGENTS,
+        [],
+        "Static agents, separated by commas; quote the list if it contains blanks.",
+    )
+    token: str = option(
+        TOKEN,
+        "",
+        "The token that reporters and operators present.",
+        default_text=f"${TOKEN_ENVIRONMENT}, else made at the first start and kept in `~/.mitmproxy/{TOKEN_FILE}` "
+        "(mode 0600)",
+    )
+    demo: int = option(
+        whole_number(0, 100), 0, "Simulated Ollama hosts to start inside the balancer; read at the start only."
+    )
+    stale_after: int = option(_SECONDS, 30, "Seconds after which an agent's metrics no longer count.")
+    connect_timeout: int = option(
+        whole_number(1, 3600), 5, "Seconds to connect to an agent before the next one is tried."
+    )
+    response_timeout: int = option(
+        _SECONDS,
+        600,
+        "Seconds until the first byte of an answer, over all attempts. The time in an agent's own queue, for loading a "
+        "model and for reading a long prompt counts too, so be generous.",
+    )
+    stream_idle_timeout: int = option(
+        _SECONDS,
+        120,
+        "Seconds without data in the middle of an answer after which its agent has failed. What runs on an agent that "
+        "is found offline fails at once.",
+    )
+    retries: int = option(
+        whole_number(0, 100), 2, "Other agents to try when one fails before the first byte of its answer."
+    )
+    slots: int = option(
+        whole_number(0, 10_000),
+        0,
+        "Requests that one agent may run at once per model; more wait in the balancer's queue. 0: what the agent's "
+        "report says, else learned.",
+    )
+    queue_size: int = option(whole_number(0, 100_000), 1000, "Requests that may wait in the queue.")
+    queue_timeout: int = option(_SECONDS, 300, "Seconds that one request may wait in the queue.")
+    stop_timeout: int = option(
+        whole_number(0, 86_400), 30, "Seconds that running requests get to finish when the balancer is stopped."
+    )
+    keep_flows: int = option(
+        whole_number(0, 1_000_000),
+        1000,
+        "Finished flows that mitmweb and mitmproxy keep in their list; the oldest are dropped. 0: all are kept.",
+    )
+    body_limit: int = option(
+        SIZE,
+        "4m",
+        "Up to which size a streamed answer is stored whole in its flow; of a larger one the beginning and the end are "
+        "stored. Clients always get all of it. While it runs, an answer may take one and a half times as much, within "
+        "balancer_memory.",
+    )
+    memory: int = option(
+        MEMORY,
+        "",
+        "Memory that request bodies and stored answers may take together. Beyond it finished flows are dropped first, "
+        "then less of each answer is stored, then requests with a body get 503 with Retry-After.",
+        default_text="a quarter of the machine's memory",
+    )
+    show_control: bool = option(
+        SWITCH, False, "Show and save the balancer's own calls (reports, control API, dashboard) as flows."
+    )
+    relay: bool = option(
+        SWITCH,
+        True,
+        "Relay streamed answers past mitmproxy's layers where both sides are plain HTTP/1.1 with chunks; only the "
+        "speed differs. Takes effect for new answers.",
+    )
+    relay_selector: bool = option(
+        SWITCH,
+        True,
+        "On Linux, relay past asyncio as well, which saves 7 µs of CPU a chunk; only the speed differs. Takes effect "
+        "for new answers.",
+    )
+    lean: bool = option(
+        SWITCH,
+        True,
+        "Skip mitmproxy's own addons that do nothing under the current options, and run hooks that need not wait at "
+        "once. An option that needs an addon brings it back, live.",
+    )
+    announce: bool = option(
+        SWITCH, False, "Announce the balancer on the local network (multicast DNS), for reporters with --discover."
+    )
+    hosts: tuple[str, ...] = option(
+        HOST_NAMES,
+        [],
+        "Names that requests over loopback may have in their Host header, besides addresses, localhost, this machine's "
+        "names and names without a dot. A web server on the same machine that passes on its own name needs it here.",
+    )
+    allow_from: tuple[Network, ...] = option(
+        NETWORKS,
+        [],
+        "Public addresses and networks that may connect. Loopback, private and link-local addresses and the networks "
+        "of the balancer's own interfaces always may. Replaces mitmproxy's block_global.",
+    )
+    origins: tuple[str, ...] = option(
+        ORIGINS,
+        [],
+        "Origins of web pages that may call, besides those that Ollama allows (localhost and apps); separate several "
+        "by commas.",
+    )
+
+
+TABLE: dict[str, Option] = {PREFIX + each.name: each.metadata["option"] for each in fields(Settings)}
+"""The rows by the options' full names."""
 
 
 def add_options(loader: Loader) -> None:
     """Tell mitmproxy of the options. The environment gives a default, so that `--set` and config.yaml win over it."""
-    modes = ", ".join(POLICIES)
-    loader.add_option(
-        "balancer_mode",
-        str,
-        os.environ.get(MODE_ENVIRONMENT) or DEFAULT_POLICY,
-        f"How an agent is chosen: one of {modes}. The default is ${MODE_ENVIRONMENT} where that is set.",
-    )
-    loader.add_option(
-        "balancer_agents",
-        Sequence[str],
-        [],
-        "Static agents, each as http://host:port or name=http://host:port.",
-    )
-    loader.add_option(
-        "balancer_token",
-        str,
-        "",
-        "The token that agents and operators present. Default: $OLLAMA_BALANCER_TOKEN, else one made at first start "
-        "and kept in the confdir.",
-    )
-    loader.add_option("balancer_demo", int, 0, "Simulated Ollama hosts to start inside the balancer, to try it out.")
-    loader.add_option("balancer_stale_after", int, 30, "Seconds after which an agent's metrics no longer count.")
-    loader.add_option("balancer_connect_timeout", int, 5, "Seconds to reach an agent before the next one is tried.")
-    loader.add_option(
-        "balancer_response_timeout",
-        int,
-        600,
-        "Seconds until the first byte of an answer, over all attempts. Queueing, loading a model and reading a long "
-        "prompt are silent, so be generous.",
-    )
-    loader.add_option(
-        "balancer_stream_idle_timeout",
-        int,
-        120,
-        "Seconds for which an answer that has begun may be silent; then its agent has failed. What an agent that is "
-        "offline has begun fails at once.",
-    )
-    loader.add_option(
-        "balancer_retries", int, 2, "Other agents to try when one fails before the first byte of its answer."
-    )
-    loader.add_option(
-        "balancer_slots",
-        int,
-        0,
-        "Requests that one agent may run at once per model; more wait in the balancer. 0: what the agent's report "
-        "says, else it is learned.",
-    )
-    loader.add_option("balancer_queue_size", int, 1000, "Requests that may wait in the balancer.")
-    loader.add_option("balancer_queue_timeout", int, 300, "Seconds that a request may wait in the balancer.")
-    loader.add_option(
-        "balancer_stop_timeout",
-        int,
-        30,
-        "Seconds that running requests get to finish when the balancer is told to end.",
-    )
-    loader.add_option(
-        "balancer_keep_flows",
-        int,
-        1000,
-        "Finished flows that mitmweb and mitmproxy keep in their list; the oldest are dropped. 0: all are kept.",
-    )
-    loader.add_option(
-        "balancer_body_limit",
-        str,
-        "4m",
-        "Up to which size a streamed answer is stored whole in its flow, in bytes or as 500k or 4m; of a larger one "
-        "the beginning and the end are stored. Clients get all of it in any case.",
-    )
-    loader.add_option(
-        "balancer_show_control",
-        bool,
-        False,
-        "Whether the balancer's own calls (reports, the control API, the dashboard) are shown and saved as flows.",
-    )
-    loader.add_option(
-        "balancer_memory",
-        str,
-        "",
-        "How much memory bodies of requests and kept answers may take together, such as 512m or 4g; beyond it requests "
-        "with a body get 503. Default: a quarter of the machine's.",
-    )
-    loader.add_option(
-        "balancer_announce",
-        bool,
-        False,
-        "Whether the balancer is announced on the local network (multicast DNS), for reporters with --discover.",
-    )
-    loader.add_option(
-        "balancer_relay",
-        bool,
-        True,
-        "Whether the chunks of streamed answers go straight from the agent's connection to the client's where both are "
-        "plain HTTP/1.1, which costs a fraction of mitmproxy's own way. Takes effect for new answers.",
-    )
-    loader.add_option(
-        "balancer_lean",
-        bool,
-        True,
-        "Whether mitmproxy's own addons that do nothing under the current options are left out, and hooks that need "
-        "not wait are run at once. An option that needs an addon brings it back.",
-    )
-    loader.add_option(
-        "balancer_origins",
-        Sequence[str],
-        [],
-        "Origins of web pages that may call, beside those that Ollama allows by default (localhost and apps), each as "
-        "https://host:port; * stands for anything.",
-    )
-    loader.add_option(
-        "balancer_allow_from",
-        Sequence[str],
-        [],
-        "Networks and addresses that may connect, beside those that are not public (loopback, private, link-local) and "
-        "the networks of this machine's own interfaces; * stands for any. Takes the place of block_global.",
-    )
+    for name, row in TABLE.items():
+        default = (row.environment and os.environ.get(row.environment)) or row.default
+        loader.add_option(name, row.kind.raw, default, f"{row.help} It takes {row.kind.accepts}.")
 
-    loader.add_option(
-        "balancer_hosts",
-        Sequence[str],
-        [],
-        "Names by which requests that come over loopback may address the balancer (their Host header), beside "
-        "addresses, localhost, this machine's name and names without a dot; * stands for anything. A web server on "
-        "this machine that passes requests on under a name of its own needs it here.",
-    )
+
+def read(options: object) -> Settings:
+    """Check all options. ValueError names the option and what it accepts."""
+    values: dict[str, Any] = {}
+    for name, row in TABLE.items():
+        try:
+            values[name.removeprefix(PREFIX)] = row.kind.parse(getattr(options, name))
+        except ValueError as e:
+            raise ValueError(_refusal(name, str(e))) from e
+    if getattr(options, "stream_large_bodies"):  # noqa: B009 - an option of mitmproxy's
+        raise ValueError(
+            "stream_large_bodies cannot be used with the balancer: it must see a whole request to choose an agent and "
+            "to send it elsewhere when that one fails; answers are streamed anyway. Remove that option"
+        )
+    return Settings(**values)
+
+
+def _refusal(name: str, problem: str) -> str:
+    row = TABLE[name]
+    source = f" (or ${row.environment})" if row.environment else ""
+    return f"{name}{source}: {problem}; it takes {row.kind.accepts}"
+
+
+def markdown() -> Iterator[str]:
+    """The lines of the table in the documentation."""
+    yield "| option | default | takes | meaning |"
+    yield "|---|---|---|---|"
+    for name, row in TABLE.items():
+        cells = (_default_text(row), row.kind.accepts, row.help)
+        yield f"| `{name}` | {' | '.join(_CODE.sub(r'`\g<0>`', cell) for cell in cells)} |"
+
+
+def _default_text(row: Option) -> str:
+    if row.default_text or row.default == []:
+        return row.default_text or "none"
+    text = f"`{row.default}`" if isinstance(row.default, str) else str(row.default).lower()
+    return f"${row.environment}, else {text}" if row.environment else text
 
 
 def drop_unreadable(options: OptManager) -> list[str]:
@@ -203,7 +236,7 @@ def drop_unreadable(options: OptManager) -> list[str]:
         problem = deferred_problem(options, name) if name in options and name.startswith(PREFIX) else None
         if problem is not None:
             del options.deferred[name]
-            problems.append(f"{name}: {problem}")
+            problems.append(_refusal(name, problem) if name in TABLE else f"{name}: {problem}")
     return problems
 
 
@@ -265,133 +298,5 @@ def _cut_off(options: OptManager, ours: Sequence[str]) -> list[str]:
     return []
 
 
-def read(options: object) -> Settings:
-    """Check all options. ValueError names the option and what it accepts."""
-
-    def get(name: str) -> object:
-        return getattr(options, name)
-
-    def number(name: str, low: int, high: int) -> int:
-        value = get(name)
-        if not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{name}: {value!r} is not accepted; it takes a whole number from {low} to {high}")
-        return value
-
-    mode = get("balancer_mode")
-    if mode not in POLICIES:
-        raise ValueError(
-            f"balancer_mode (or ${MODE_ENVIRONMENT}): {str(mode)[:80]!r} is not a mode; "
-            f"it takes one of {', '.join(POLICIES)}"
-        )
-    if get("stream_large_bodies"):
-        raise ValueError(
-            "stream_large_bodies cannot be used with the balancer: it must see a whole request to choose an agent and "
-            "to send it elsewhere when that one fails; answers are streamed anyway. Remove that option"
-        )
-    token = str(get("balancer_token"))
-    if token:
-        try:
-            check_token(token)
-        except ValueError as e:
-            raise ValueError(f"balancer_token: {e}") from e
-    agents = get("balancer_agents")
-    return Settings(
-        mode=str(mode),
-        agents=static_agents(agents if isinstance(agents, Sequence) else ()),
-        token=token,
-        demo=number("balancer_demo", 0, 100),
-        stale_after=number("balancer_stale_after", 1, 86_400),
-        connect_timeout=number("balancer_connect_timeout", 1, 3600),
-        response_timeout=number("balancer_response_timeout", 1, 86_400),
-        stream_idle_timeout=number("balancer_stream_idle_timeout", 1, 86_400),
-        retries=number("balancer_retries", 0, 100),
-        slots=number("balancer_slots", 0, 10_000),
-        queue_size=number("balancer_queue_size", 0, 100_000),
-        queue_timeout=number("balancer_queue_timeout", 1, 86_400),
-        stop_timeout=number("balancer_stop_timeout", 0, 86_400),
-        keep_flows=number("balancer_keep_flows", 0, 1_000_000),
-        body_limit=_size("balancer_body_limit", get("balancer_body_limit")),
-        show_control=bool(get("balancer_show_control")),
-        announce=bool(get("balancer_announce")),
-        relay=bool(get("balancer_relay")),
-        lean=bool(get("balancer_lean")),
-        origins=_patterns("balancer_origins", get("balancer_origins"), check_pattern),
-        hosts=_patterns("balancer_hosts", get("balancer_hosts"), check_host_pattern),
-        allow_from=_networks(get("balancer_allow_from")),
-        memory=_memory(get("balancer_memory")),
-    )
-
-
-def _size(name: str, value: object) -> int:
-    try:
-        size = parse_size(str(value).strip().lower())
-    except ValueError:
-        size = None
-    if size is None or not 0 <= size <= MAX_BODY_LIMIT:
-        raise ValueError(
-            f"{name}: {str(value)[:40]!r} is not accepted; it takes a size from 0 to 1g, such as 500k or 4m"
-        )
-    return size
-
-
-def _memory(value: object) -> int:
-    text = str(value).strip().lower()
-    if not text:
-        return max(machine_memory() // PART, LEAST_MEMORY)
-    try:
-        size = parse_size(text)
-    except ValueError:
-        size = None
-    if size is None or not LEAST_MEMORY <= size <= MOST_MEMORY:
-        raise ValueError(
-            f"balancer_memory: {text[:40]!r} is not accepted; it takes a size from 1m to 1t, such as 512m or 4g"
-        )
-    return size
-
-
-def _patterns(name: str, entries: object, check: Callable[[str], str]) -> tuple[str, ...]:
-    try:
-        return tuple(check(entry) for entry in _split(entries if isinstance(entries, Sequence) else ()))
-    except ValueError as e:
-        raise ValueError(f"{name}: {e}") from e
-
-
-def _networks(entries: object) -> tuple[Network, ...]:
-    try:
-        return tuple(
-            network
-            for entry in _split(entries if isinstance(entries, Sequence) else ())
-            for network in read_network(entry)
-        )
-    except ValueError as e:
-        raise ValueError(f"balancer_allow_from: {e}") from e
-
-
-def _split(entries: Sequence[str]) -> Iterator[str]:
-    """mitmproxy hands a sequence option given once as one entry: let that hold several, as people expect."""
-    for whole in entries:
-        yield from (part.strip() for part in whole.split(",") if part.strip())
-
-
-def static_agents(entries: Sequence[str]) -> tuple[tuple[str, Address], ...]:
-    """Read `balancer_agents`. ValueError says which entry is wrong and why."""
-    agents: dict[str, Address] = {}
-    accepts = "it takes http://host:port or name=http://host:port"
-    for entry in _split(entries):
-        match = _STATIC.fullmatch(entry)
-        if match is None:
-            raise ValueError(f"balancer_agents: {without_password(entry)[:100]!r} is not an agent; {accepts}")
-        try:
-            address = Address.parse(match["url"])
-        except ValueError as e:
-            raise ValueError(f"balancer_agents: {e}; {accepts}") from e
-        name = match["name"] or str(address)
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise ValueError(
-                f"balancer_agents: {without_password(name)[:80]!r} is not a name: "
-                "letters, digits and . _ : [ ] -, at most 64"
-            )
-        if name in agents:
-            raise ValueError(f"balancer_agents: there are two agents called {name!r}; {accepts}")
-        agents[name] = address
-    return tuple(agents.items())
+if __name__ == "__main__":
+    print(*markdown(), sep="\n")

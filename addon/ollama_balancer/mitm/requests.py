@@ -22,8 +22,9 @@ from .connections import Connections
 from .flows import attach, context_of, error_of, escape_target, last_of, path_of, take_caller, to_mitmproxy
 from .headers import allow_origin
 from .host_header import host_problem
-from .layer import NAMED_HOST, continue_later
+from .shared_stream import NAMED_HOST
 from .startup import Startup
+from .stream_hooks import continue_later
 from .transports import drain_agent
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ class Blame(StrEnum):
     """Whose fault an error of a host is, and with that what to do next. The values are labels of metrics."""
 
     HOST_CANNOT = "status"
-    """The host is in trouble: the next one gets the request, and this one a strike."""
+    """The host is in trouble: the next one gets the request, and a failure is counted for this one."""
     HOST_BUSY = "busy"
     """It has too much to do: the next one; nothing is wrong with it."""
     HOST_REFUSES = "unauthorized"

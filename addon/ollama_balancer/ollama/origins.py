@@ -106,14 +106,12 @@ def allowed_headers(asked: str) -> str:
 def check_pattern(pattern: str) -> str:
     """An allowed origin as it is compared. ValueError: it is none."""
     if not _PATTERN.fullmatch(pattern):
-        raise ValueError(
-            f"{pattern[:100]!r} is not an origin; it takes scheme://host, scheme://host:port or *, with * for any"
-        )
+        raise ValueError(f"{pattern[:100]!r} is not an origin")
     return pattern.lower().replace("[", "[[]")
 
 
 def check_host_pattern(pattern: str) -> str:
     """A host's name as it is compared. ValueError: it is none."""
     if not _HOST_PATTERN.fullmatch(pattern):
-        raise ValueError(f"{pattern[:100]!r} is not a host's name; it takes names without port, with * for anything")
+        raise ValueError(f"{pattern[:100]!r} is not a host's name")
     return pattern.lower()

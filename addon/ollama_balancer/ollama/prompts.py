@@ -28,7 +28,7 @@ IMAGE_TOKENS = 600
 MAX_TOKENS = 131_072
 """What is longer is cut short by the host."""
 
-MAX_STEPS = 64
+MAX_PREFIXES = 64
 """Beginnings of a prompt that are looked for: the first, and the longest ones."""
 
 STRIDE = 1_024
@@ -57,7 +57,7 @@ FEW_TOKENS = 64
 _BLOB_BYTES = 4_096
 
 
-type Step = tuple[bytes, int]
+type Prefix = tuple[bytes, int]
 """The key of a prompt's beginning, and its tokens."""
 
 
@@ -68,9 +68,9 @@ class PromptReading(NamedTuple):
     """The options that the model has to be loaded with, in one spelling."""
     tokens: int = 0
     """Estimated."""
-    steps: tuple[Step, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
     """Its beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
-    remember: tuple[Step, ...] = ()
+    new_prefixes: tuple[Prefix, ...] = ()
     """Those by which a prompt that goes on from this one is known."""
     output_limit: int | None = None
     """Tokens that the answer has at most; 0 for an embedding."""
@@ -121,11 +121,11 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
     context = members.get("context") if shape.ollama else None
     start = sum([_tokens(body, span) for span in preamble])
     tokens = start + sum([_tokens(body, span) for span in others])
-    steps: list[Step] = []
-    remember: tuple[Step, ...] = ()
+    prefixes: list[Prefix] = []
+    new_prefixes: tuple[Prefix, ...] = ()
     if context is not None and body[context[0]] == ord("["):
         known = _read_context(body, context)
-        steps = [context_step(model, runner, known)]
+        prefixes = [context_prefix(model, runner, known)]
         tokens += known.tokens
     elif not shape.embeds and shape.content in members and tokens >= FEW_TOKENS:
         hashed = _hash(model, runner)
@@ -133,15 +133,15 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
             hashed.update(_essence(body, span))
             hashed.update(b"\0")
         content = members[shape.content]
-        steps = list(_steps(hashed, start, body, content))
-        if steps:
-            remember = tuple({step: None for step in (steps[0], steps[-1]) if step[1] >= FEW_TOKENS})
+        prefixes = list(_prefixes(hashed, start, body, content))
+        if prefixes:
+            new_prefixes = tuple({prefix: None for prefix in (prefixes[0], prefixes[-1]) if prefix[1] >= FEW_TOKENS})
     most = _positive(options.get("num_ctx")) if options else None
     tokens = min(tokens, most or MAX_TOKENS, MAX_TOKENS)
-    return PromptReading(runner, tokens, tuple(steps), remember, limit)
+    return PromptReading(runner, tokens, tuple(prefixes), new_prefixes, limit)
 
 
-def context_step(model: str, runner: str, context: Context) -> Step:
+def context_prefix(model: str, runner: str, context: Context) -> Prefix:
     """The beginning of a request that goes on with this context."""
     hashed = _hash(model, runner)
     hashed.update(b"%d " % context.tokens + b",".join(context.ends))
@@ -160,7 +160,7 @@ def _hash(model: str, runner: str) -> blake2b:
     return blake2b(f"{model}\0{runner}\0".encode(), digest_size=16)
 
 
-def _steps(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[Step]:
+def _prefixes(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[Prefix]:
     """The beginnings of a list of messages or of one text, the shortest first; `tokens` are those before it."""
     if body[span[0]] == ord("["):
         try:
@@ -174,7 +174,7 @@ def _steps(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[St
         ]
     else:
         return
-    wanted = len(parts) - MAX_STEPS + 1
+    wanted = len(parts) - MAX_PREFIXES + 1
     left = MAX_HASHED_OF_ALL
     for number, part in enumerate(parts):
         essence = _essence(body, part, MAX_HASHED if left > 0 else FEW_HASHED)

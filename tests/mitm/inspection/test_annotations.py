@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mitmproxy.test import tflow
 from mitmproxy.utils import emoji
 
-from ollama_balancer.core.agent import Outcome
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.mitm.inspection.annotations import (
@@ -39,7 +39,7 @@ def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: A
     context = RequestContext(
         Caller("client"), Dialect.OLLAMA, clock, model="tiny-a", mode="metrics", why="score 30", **fields
     )
-    context.take(registry.take(agent))
+    context.take(registry.limiter.take(agent))
     clock.now += first_byte
     context.first_byte = clock.now
     context.watcher = AnswerWatcher(content_type)
@@ -69,9 +69,9 @@ def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     registry = new_registry(Clock())
     a, b = fleet(registry, "a", "b")
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock())
-    context.take(registry.take(a))
+    context.take(registry.limiter.take(a))
     context.fail_attempt("refused")
-    context.take(registry.take(b))
+    context.take(registry.limiter.take(b))
     context.end(Outcome.SUCCEEDED)
     flow = tflow.tflow(resp=True)
     annotate(flow, context)
@@ -137,7 +137,7 @@ def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:
     registry = new_registry(Clock())
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock(), model="m", mode="metrics", why="score 30")
     [agent] = fleet(registry, "a")
-    context.take(registry.take(agent))
+    context.take(registry.limiter.take(agent))
     context.status = 400
     context.end(Outcome.REJECTED, "m does not support tools")
     assert comment(context) == "→ a · m · metrics: score 30 · rejected with 400: m does not support tools"
@@ -154,7 +154,7 @@ def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, rea
     registry = new_registry(Clock())
     [agent] = fleet(registry, "a")
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock(), model=model, mode="metrics", why="score 30")
-    context.take(registry.take(agent))
+    context.take(registry.limiter.take(agent))
     context.fail_attempt(reason)
     context.end(Outcome.FAILED, problem)
     line = comment(context)

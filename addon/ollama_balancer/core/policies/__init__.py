@@ -21,7 +21,7 @@ class Policy(Protocol):
     def name(self) -> str: ...
 
     def rank(self, agent: Agent) -> int | None:
-        """The agent's place on the pool's board; None keeps it off the board."""
+        """The agent's rank on the pool's scoreboard; None keeps it off."""
 
     def select(self, pool: Pool, exclude: Collection[Agent]) -> Agent | None:
         """The agent for the next request, or None if all candidates are excluded."""

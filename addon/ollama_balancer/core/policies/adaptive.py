@@ -1,7 +1,7 @@
-"""Least expected completion time, for this request on each agent: see `forecast`.
+"""Least expected completion time of the request over all agents: see `scoring.agent_estimate`.
 
-Whoever's cheapest choice is busy waits for it, as long as that takes no longer than the best choice that is free. A
-load that pushes nothing out is the cheaper, the more requests wait that gain by it.
+A request whose cheapest agent is busy waits for it as long as that costs no more than the cheapest agent with a free
+slot. A load that evicts nothing gets cheaper the more queued requests gain from it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from ..agent import Agent
-from ..decision import Option
+from ..decision import ScoredCandidate
 from ..demand import Demand
 from ..pool import Pool
 from ..scoring.agent_estimate import Situation
-from ..scoring.scorer import Weighing
+from ..scoring.scorer import Scorer
 
 LONGEST_PATIENCE = 120.0
-"""Seconds after which a request takes any agent that is free.
+"""Seconds after which a request takes any agent with a free slot.
 
-`--tune adaptive.LONGEST_PATIENCE`: 30 and 10 are far worse, as models then push each other out of memory."""
+`--tune adaptive.LONGEST_PATIENCE`: 30 and 10 are far worse, as models then evict each other."""
 
 
 class Choice(NamedTuple):
-    """`agent` None: it is better to wait. `options` are the agent and the two next best, as far as there are any."""
+    """`agent` None: it is better to wait. `options` are the chosen agent and up to two runners-up."""
 
     agent: Agent | None
-    options: tuple[Option, ...] = ()
+    options: tuple[ScoredCandidate, ...] = ()
     free: bool = False
-    """Where it is better to wait: whether an agent has a slot free all the same."""
+    """If it is better to wait: whether an agent has a free slot all the same."""
 
 
 class Adaptive:
@@ -39,7 +39,7 @@ class Adaptive:
         return agent.in_flight
 
     def select(self, pool: Pool, exclude: Collection[Agent]) -> Agent | None:
-        """Without knowing what is asked: the fewest requests in flight; ties rotate."""
+        """Without a demand: fewest requests in flight; ties rotate."""
         return pool.board.lowest(exclude)
 
     def choose(
@@ -53,24 +53,24 @@ class Adaptive:
         waited: float = 0.0,
     ) -> Choice | None:
         """The agent for a request that has waited so many seconds, with so many ahead of it. None: no candidate."""
-        weighing = Weighing(pool.candidates, pool.board, exclude, demand, at, ahead)
-        best = weighing.cheapest()
+        scorer = Scorer(pool.candidates, pool.board, exclude, demand, at, ahead)
+        best = scorer.cheapest()
         if best is None:
             return None
-        if weighing[best].full:
-            best = weighing.free(waited if waited < LONGEST_PATIENCE else math.inf)
+        if scorer[best].full:
+            best = scorer.free(waited if waited < LONGEST_PATIENCE else math.inf)
             if best is None:
-                return Choice(None, weighing.options(None), weighing.any_free())
-        forecast, options = weighing[best], weighing.options(best)
-        pool.candidates.chosen(forecast)
-        return Choice(forecast.agent, options)
+                return Choice(None, scorer.options(None), scorer.any_free())
+        estimate, options = scorer[best], scorer.options(best)
+        pool.candidates.move_to_end(estimate)
+        return Choice(estimate.agent, options)
 
     def why(self, agent: Agent) -> str:
         return f"{agent.in_flight} in flight"
 
 
-def in_words(options: tuple[Option, ...]) -> str:
-    """Why the first of them, in a few words: what it was expected to cost, and what the next best was."""
+def in_words(options: tuple[ScoredCandidate, ...]) -> str:
+    """The choice in a few words: the expected cost, and the runner-up."""
     best, *others = options
     rest = f", then {others[0].agent} {others[0].cost:.1f} s" if others else ""
     return f"{'loads it' if best.load > 0 else 'warm'}, cost {best.cost:.1f} s{rest}"

@@ -1,17 +1,17 @@
-"""What a request of one model is to expect on one agent, computed anew only where something has changed.
+"""The expected cost of a request on one agent, recomputed only after a change.
 
 With a = requests of the model on the agent, n = how many it runs at once, k = models busy there:
 
     slow = (1 + 0.4 (min(n, a + 1) - 1)) k
-    cost = wait + load + 0.15 answer x slow + harm + tokens / prefill rate x slow
+    cost = wait + load + 0.15 answer x slow + interference + tokens / prefill rate x slow
 
-`wait` is the time until one of n requests ends, where all slots are taken. `harm` is by how much those that run there
-take longer. `load` is 0 for a model in memory, else the rest of its load, or all of a new one. It is so much dearer
-that the request rather waits, where the load would push out a model in demand or keep the host from those who wait for
-what it has, unless this model has many more requests for each of its slots than the other.
+`wait` is the time until one of n requests ends, if no slot is free. `interference` is the time that the requests which
+run there lose. `load` is 0 for a loaded model, else the rest of the load in progress, or a whole load. Where the load
+would evict a model in demand, or block requests that wait for a model the host has, it costs so much that the request
+rather waits, unless its model has many more requests per slot than the other.
 
-What a constant comes to at other values is shown by `python -m benches.fleet_simulation --tune NAME`; "flat" is said of
-values between which that finds no difference beyond its noise.
+`python -m benches.fleet_simulation --tune NAME` shows what other values of a constant come to; "flat" is said of values
+between which it finds no difference beyond its noise.
 """
 
 from __future__ import annotations
@@ -20,78 +20,81 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..agent import SLOWDOWN, Agent, Warm
-from ..decision import Option
+from ..agent import SLOWDOWN, Agent
+from ..agent_records import LoadedModel
+from ..decision import ScoredCandidate
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
-"""What a second of answering counts against a second before the first token: it is read while it comes.
+"""The weight of a second of generation against a second before the first token: a stream is read as it comes.
 
 `--tune agent_estimate.ANSWER_WEIGHT`: flat from 0 to 1, so that this is an opinion about readers."""
 
 LEFT = 0.5
-"""Part of an answer that is still to come of one that runs: on average half.
+"""The expected remaining part of a running answer.
 
-`--tune agent_estimate.LEFT`: flat from 0.1 to 1."""
+On average half. `--tune agent_estimate.LEFT`: flat from 0.1 to 1."""
 
 LOAD_WEIGHT = 1.5
-"""What a second of a load counts: meanwhile the host serves nobody that comes anew.
+"""The weight of a second of loading: meanwhile the host serves no new request.
 
 `--tune agent_estimate.LOAD_WEIGHT`: flat from 1 to 3, 0.5 is worse."""
 
 EVICTION = 6.0
-"""Seconds that count for the eviction of any model. `--tune agent_estimate.EVICTION`: flat from 0 to 30."""
+"""The cost of evicting any model, in seconds.
+
+`--tune agent_estimate.EVICTION`: flat from 0 to 30."""
 
 THRASHING = 120.0
-"""Seconds that count for the eviction of a model in demand, and for having to wait until one is idle.
+"""The cost of evicting a model in demand, and of waiting until a model is idle, in seconds.
 
 `--tune agent_estimate.THRASHING`: 120 is as good as 240, 30 and less are far worse."""
 
 IN_DEMAND = 0.6
-"""Requests for each of its slots, with what is to be evicted gone, above which a model is in demand.
+"""Requests per remaining slot above which a model is in demand.
 
 `--tune agent_estimate.IN_DEMAND`: flat from 0 to 1.2."""
 
-MUCH_MORE = 4.0
-"""How many times more requests for each of its slots a model has to have, to push out one in demand.
+EVICTION_RATIO = 4.0
+"""How many times the requests per slot a model must have to evict a model in demand.
 
-`--tune agent_estimate.MUCH_MORE`: 4 is as good as 16, 2 and less are worse."""
+`--tune agent_estimate.EVICTION_RATIO`: 4 is as good as 16, 2 and less are worse."""
 
 DRAIN = 4.0
-"""Answers, in their length, that count for waiting until a busy model can be evicted.
+"""The cost of waiting until a busy model can be evicted, in answers.
 
 `--tune agent_estimate.DRAIN`: flat from 0 to 16; `THRASHING`, which is added to it, decides."""
 
 SPREAD = 1.25
-"""By which factor the mean of what is left of a service exceeds the estimate, which is a median.
+"""The factor by which the mean of the remaining service time exceeds the estimate, which is a median.
 
 `--tune agent_estimate.SPREAD`: flat from 0.6 to 2.5; 1 was somewhat better, at the edge of the noise."""
 
 LEAST_LEFT = 0.1
-"""Part of a load's time that is left of one that takes longer than was thought.
+"""The remaining part of a load that is overdue.
 
 `--tune agent_estimate.LEAST_LEFT`: 0.02 is as good, 0.3 worse."""
 
 LONGEST_LOAD = 2.0
-"""How many times as long as was thought a load may take. After that it is thought to be over and its prompt to be read,
-or, for who needs it, to be stuck: it is expected to take as long again as it has taken.
+"""How many times as long as estimated a load may take. After that it counts as finished for other models, and as stuck
+for its own: it is expected to take as long again as it has taken.
 
 `--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
 
 class Situation(NamedTuple):
-    """What the choice goes by, beside the agents. Times are seconds of the registry's clock."""
+    """What scores depend on besides the agents. Times are seconds of the registry's clock."""
 
     learner: Learner
     now: float
     waiting: Callable[[str], int]
-    """How many wait for a model."""
+    """The number of requests that wait for a model."""
     chance: Callable[[], float]
     """Random numbers from 0 to 1."""
 
 
-class Forecast:
-    """What a request of one model is to expect on one agent now."""
+class AgentEstimate:
+    """The terms of the cost of a request for one model on one agent."""
 
     __slots__ = (
         "agent",
@@ -102,7 +105,7 @@ class Forecast:
         "fixed",
         "full",
         "generation",
-        "harm",
+        "interference",
         "load",
         "model",
         "observations",
@@ -123,16 +126,16 @@ class Forecast:
         """That of the model's estimates."""
         self.fixed = self.per_token = 0.0
         """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
-        self.wait = self.load = self.answer = self.harm = 0.0
+        self.wait = self.load = self.answer = self.interference = 0.0
         self.shared = 0.0
-        """Of the load, what others gain by it, too."""
+        """The part of the load that the requests behind this one gain from."""
         self.observations = 0
         self.full = self.cold = False
         self.sole = False
-        """Whether the agent has the model in memory and runs no other."""
+        """Whether the agent has the model loaded and runs no other."""
         self.evicts = False
-        """Whether a load there may be at others' cost: then `eviction` is to be asked, for that changes with every
-        request of the fleet."""
+        """Whether a load may evict another model: then `eviction` has to be computed, which changes with every request
+        of the fleet."""
 
     def refresh(self, at: Situation) -> None:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
@@ -150,40 +153,40 @@ class Forecast:
         self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
         if full or not running:
-            self.harm = 0.0
+            self.interference = 0.0
         elif busy == 1:
-            self.harm = ours * LEFT * alone * SLOWDOWN
+            self.interference = ours * LEFT * alone * SLOWDOWN
         else:
-            self.harm = self._harm(at, busy)
+            self.interference = self._interference(at, busy)
         self.load = self.shared = 0.0
         self.cold = self.evicts = False
         if agent.loading:
             self._loading(at)
-        warm = agent.warm.get(model)
-        ready = not agent.memory_known if warm is None else warm.runner in (None, self.runner)
+        loaded_model = agent.loaded_models.get(model)
+        ready = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
         if not ready and model not in agent.loading:
-            self._cold(at, answer, warm)
+            self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0)
-        self.fixed = self.wait + self.load + self.answer + self.harm
+        self.fixed = self.wait + self.load + self.answer + self.interference
         self.epoch = -1 if agent.loading else agent.epoch
         self.generation = estimates.generation(model)
 
-    def _harm(self, at: Situation, busy: int) -> float:
-        """Seconds by which those that run there take longer together."""
+    def _interference(self, at: Situation, busy: int) -> float:
+        """Seconds that the requests running there lose, in total."""
         agent, estimates = self.agent, at.learner.estimates
         before = len(agent.running)
         by_another_model = (busy - before) / before
-        harm = 0.0
+        interference = 0.0
         for model, count in agent.running.items():
             batch = 1 + SLOWDOWN * (count - 1)
             longer = SLOWDOWN / batch if model == self.model else by_another_model
             if longer:
                 alone = estimates.output(model) / estimates.decode.value(agent.id, model)
-                harm += count * LEFT * alone * batch * before * longer
-        return harm
+                interference += count * LEFT * alone * batch * before * longer
+        return interference
 
     def _loading(self, at: Situation) -> None:
-        """What the agent loads now. A load of another model holds up all that come after it."""
+        """Account for loads in progress. A load of another model blocks all requests that come after it."""
         agent, load = self.agent, at.learner.estimates.load
         others = 0.0
         for model, since in agent.loading.items():
@@ -199,43 +202,47 @@ class Forecast:
             self.full = True
             self.wait = max(self.wait, others)
 
-    def _cold(self, at: Situation, answer: float, warm: Warm | None) -> None:
+    def _cold(self, at: Situation, answer: float, loaded_model: LoadedModel | None) -> None:
         """The agent has to load the model, or to load it with other options."""
         agent = self.agent
         self.cold = True
         own = self.load = LOAD_WEIGHT * at.learner.estimates.load.value(agent.id, self.model)
-        if warm is not None:
+        if loaded_model is not None:
             self.load += EVICTION
-        elif len(agent.warm) + len(agent.loading) < agent.fits():
+        elif len(agent.loaded_models) + len(agent.loading) < agent.fits():
             self.shared = own
             self.evicts = True
         else:
             self.load += EVICTION
             self.evicts = True
-            if all(other in agent.running for other in agent.warm):
+            if all(other in agent.running for other in agent.loaded_models):
                 self.load += DRAIN * answer + THRASHING
 
     def eviction(self, at: Situation) -> float:
-        """What it counts that others lose by the load: a model that is pushed out, and the host's time.
+        """The cost of the load to others: an evicted model, and the host's time.
 
-        Which model is pushed out is the host's choice among the idle ones.
+        The host chooses which of its idle models it evicts.
         """
         agent, placement = self.agent, at.learner.placement
-        mine = placement.pressure(self.model, at.waiting(self.model), at.now)
-        for other in agent.warm:
+        mine = placement.demand_per_slot(self.model, at.waiting(self.model), at.now)
+        for other in agent.loaded_models:
             waiting = at.waiting(other)
-            if waiting and other != self.model and placement.pressure(other, waiting, at.now) * MUCH_MORE > mine:
+            if (
+                waiting
+                and other != self.model
+                and placement.demand_per_slot(other, waiting, at.now) * EVICTION_RATIO > mine
+            ):
                 return THRASHING
         if self.shared:
             return 0.0
-        idle = [other for other in agent.warm if other not in agent.running] or agent.warm
+        idle = [other for other in agent.loaded_models if other not in agent.running] or agent.loaded_models
         for other in idle:
-            theirs = placement.pressure(other, at.waiting(other), at.now, without=agent)
-            if theirs == math.inf or (theirs > IN_DEMAND and theirs * MUCH_MORE > mine):
+            theirs = placement.demand_per_slot(other, at.waiting(other), at.now, without=agent)
+            if theirs == math.inf or (theirs > IN_DEMAND and theirs * EVICTION_RATIO > mine):
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> Option:
+    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> ScoredCandidate:
         """As it was weighed for a prompt with so many tokens to read.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
@@ -244,7 +251,7 @@ class Forecast:
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
         prefill = self.per_token * tokens
-        cost = wait + load + prefill + self.answer + self.harm
-        return Option(
-            self.agent.name, cost, wait, load, prefill, self.answer, self.harm, not self.full, self.observations
+        cost = wait + load + prefill + self.answer + self.interference
+        return ScoredCandidate(
+            self.agent.name, cost, wait, load, prefill, self.answer, self.interference, not self.full, self.observations
         )

@@ -1,35 +1,35 @@
-"""The agents that may serve one model, with what was computed for each of them before."""
+"""The candidates for one model, with their cached estimates."""
 
 from __future__ import annotations
 
 from ..agent import Agent
-from ..random_set import DrawingSet
-from .agent_estimate import Forecast
+from ..random_set import RandomSet
+from .agent_estimate import AgentEstimate
 
 MAX_RUNNERS = 8
-"""Sets of runner options for which forecasts are kept."""
+"""Sets of runner options for which estimates are cached."""
 
 ALL = 256
-"""Members up to which all are forecast, in the order of their turn: as many as a choice has time for.
+"""The largest pool of which every member is scored.
 
-`pytest benches/test_adaptive.py --benchmark-only` shows what that takes. `--tune candidates.ALL`: a fleet of 24 does as
-well where only a sample is weighed."""
+As many as a choice has time for: `pytest benches/test_adaptive.py --benchmark-only` shows what that takes.
+`--tune candidates.ALL`: a fleet of 24 does as well where only a sample is scored."""
 
-MAX_FORECASTS = 2_048
-"""Forecasts that are kept of a larger pool, for each set of runner options."""
+MAX_ESTIMATES = 2_048
+"""Estimates that are cached for a larger pool, for each set of runner options."""
 
 
 class Candidates:
-    """`members` may get requests of the model, if perhaps not now: all their slots may be taken."""
+    """`members` may get requests of the model, though perhaps not now: their slots may all be taken."""
 
-    __slots__ = ("_forecasts", "_lists", "members", "model")
+    __slots__ = ("_estimates", "_lists", "members", "model")
 
     def __init__(self, model: str | None) -> None:
         self.model = model
-        self.members: DrawingSet[Agent] = DrawingSet()
-        self._forecasts: dict[str, dict[Agent, Forecast]] = {}
-        self._lists: dict[str, list[Forecast]] = {}
-        """The same by runner options, in the order of their turn."""
+        self.members: RandomSet[Agent] = RandomSet()
+        self._estimates: dict[str, dict[Agent, AgentEstimate]] = {}
+        self._lists: dict[str, list[AgentEstimate]] = {}
+        """Estimates of all members by runner options, the least recently chosen first."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -41,40 +41,40 @@ class Candidates:
     def discard(self, agent: Agent) -> None:
         self.members.discard(agent)
         self._lists.clear()
-        for forecasts in self._forecasts.values():
-            forecasts.pop(agent, None)
+        for estimates in self._estimates.values():
+            estimates.pop(agent, None)
 
-    def forecasts(self, runner: str) -> list[Forecast]:
-        """What a request with those runner options is to expect of each member, full or not; they rotate."""
+    def estimates(self, runner: str) -> list[AgentEstimate]:
+        """The estimates of all members, full or not, the least recently chosen first."""
         found = self._lists.get(runner)
         if found is None:
             members = sorted(self.members, key=lambda agent: agent.number)
-            found = self._lists[runner] = [self.forecast(runner, agent) for agent in members]
+            found = self._lists[runner] = [self.estimate(runner, agent) for agent in members]
         return found
 
-    def forecast(self, runner: str, agent: Agent) -> Forecast:
-        """That of one member."""
-        kept = self.kept(runner)
-        forecast = kept.get(agent)
-        if forecast is None:
-            if len(kept) >= MAX_FORECASTS:
-                kept.clear()
-            forecast = kept[agent] = Forecast(agent, self.model or "", runner)
-        return forecast
+    def estimate(self, runner: str, agent: Agent) -> AgentEstimate:
+        """The estimate of one member."""
+        cached = self.cached(runner)
+        estimate = cached.get(agent)
+        if estimate is None:
+            if len(cached) >= MAX_ESTIMATES:
+                cached.clear()
+            estimate = cached[agent] = AgentEstimate(agent, self.model or "", runner)
+        return estimate
 
-    def kept(self, runner: str) -> dict[Agent, Forecast]:
-        """The forecasts that were made before."""
-        kept = self._forecasts.get(runner)
-        if kept is None:
-            if len(self._forecasts) >= MAX_RUNNERS:
-                self._forecasts.clear()
+    def cached(self, runner: str) -> dict[Agent, AgentEstimate]:
+        """The cached estimates for those runner options."""
+        cached = self._estimates.get(runner)
+        if cached is None:
+            if len(self._estimates) >= MAX_RUNNERS:
+                self._estimates.clear()
                 self._lists.clear()
-            kept = self._forecasts[runner] = {}
-        return kept
+            cached = self._estimates[runner] = {}
+        return cached
 
-    def chosen(self, forecast: Forecast) -> None:
-        """Its equals come before it the next time."""
-        forecasts = self._lists.get(forecast.runner)
-        if forecasts is not None:
-            forecasts.remove(forecast)
-            forecasts.append(forecast)
+    def move_to_end(self, estimate: AgentEstimate) -> None:
+        """The agent was chosen: others with an equal score come first next time."""
+        estimates = self._lists.get(estimate.runner)
+        if estimates is not None:
+            estimates.remove(estimate)
+            estimates.append(estimate)

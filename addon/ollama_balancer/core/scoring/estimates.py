@@ -1,4 +1,4 @@
-"""How fast which agent serves which model, learned from what it has done.
+"""Estimates of how fast each agent serves each model, learned from its answers.
 
 Rates and times differ by factors and not by sums, so that averages are of logarithms. Where an agent has not served a
 model yet, the figure is what other agents take for that model, times how much faster or slower this agent has shown
@@ -11,32 +11,34 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..agent import Rates
+from ..agent_records import Rates
 
 NEWEST = 0.2
-"""The weight of the newest observation, once there are some. `--tune estimates.NEWEST`: flat from 0.05 to 0.8."""
+"""The weight of the newest observation, once there are some.
+
+`--tune estimates.NEWEST`: flat from 0.05 to 0.8."""
 
 NEWS = math.log(1.1)
-"""By which factor an average has to change until that is worth computing anew: it saves work.
+"""The factor by which an average has to change before dependent estimates are recomputed.
 
-`--tune estimates.NEWS`: flat up to a factor of 2."""
+It saves work. `--tune estimates.NEWS`: flat up to a factor of 2."""
 
 OUTLIER = math.log(4.0)
-"""By which factor one observation may differ from what is known already: one that is further off is cut to that.
+"""The factor by which an observation may differ from the average: outliers are clipped to it.
 
 `--tune estimates.OUTLIER`: flat from 1.5 to 20."""
 
 MAX_MODELS = 1000
-"""Models for which figures are kept, in all and of one agent; more are not learned."""
+"""Models that are tracked, in total and per agent."""
 
 
 MAX_OUTPUT = 131_072
-"""Tokens of an answer; one that claims more is taken to have that many."""
+"""Tokens of an answer: larger counts are clipped to it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and on how many observations of this agent with this model it rests: 0 is a guess."""
+    """A figure and the number of observations of the agent with the model that it rests on; 0: a guess."""
 
     value: float
     observations: int
@@ -57,7 +59,7 @@ class Average:
         self._told = math.inf
 
     def observe(self, log: float) -> bool:
-        """Whether it has become so much another that who has computed with it should do so again."""
+        """Add an observation; True if the average has changed enough for dependent estimates to be recomputed."""
         if self.observations:
             weight = max(NEWEST, 1 / (self.observations + 1))
             step = log - self.log
@@ -82,15 +84,15 @@ class Figure:
         self._prior = prior
         self._lowest, self._highest = lowest, highest
         self._models: dict[str, Average] = {}
-        """Of each model, what it takes on an agent of middling speed."""
+        """By model, the figure on an agent of average speed."""
         self._agents: dict[str, Average] = {}
-        """Of each agent, by how much it differs from that, whatever the model."""
+        """By agent, its factor to that, over all models."""
         self._pairs: dict[str, dict[str, Average]] = {}
 
     def observe(self, agent: str, model: str, value: float) -> bool:
-        """Take in what an agent has shown; what is no positive number says nothing.
+        """Add an observation; values that are not positive are ignored.
 
-        Whether what is known of the model on other agents has changed by it.
+        True if estimates for the model on other agents have changed.
         """
         if not 0 < value < math.inf:
             return False
@@ -111,11 +113,11 @@ class Figure:
         return typical.observe(log - difference)
 
     def value(self, agent: str, model: str) -> float:
-        """What that agent takes for that model."""
+        """The figure for the model on the agent."""
         return self.known(agent, model)[0]
 
     def known(self, agent: str, model: str) -> tuple[float, int]:
-        """What that agent takes for that model, and how many observations of the two there were."""
+        """The figure for the model on the agent, and the number of observations it rests on."""
         pairs = self._pairs.get(agent)
         pair = pairs.get(model) if pairs is not None else None
         if pair is not None:
@@ -131,28 +133,28 @@ class Figure:
         return Estimate(*self.known(agent, model))
 
     def models(self, agent: str) -> list[str]:
-        """The models that the agent has shown a figure for."""
+        """The models with observations on the agent."""
         return list(self._pairs.get(agent, ()))
 
     def forget(self, agent: str) -> None:
-        """The agent is gone, or is another machine now."""
+        """The agent has left, or is another machine now."""
         self._pairs.pop(agent, None)
         self._agents.pop(agent, None)
 
 
 DECODE, PREFILL, LOAD, OUTPUT = 20.0, 800.0, 15.0, 200.0
-"""The priors, those of a middling GPU and a middling model: tokens per second, the same, seconds, tokens.
+"""Priors of a mid-range GPU and model: tokens per second, tokens per second, seconds, tokens.
 
 `--tune estimates.LOAD`: 4 is as good, 60 worse. `--tune estimates.DECODE`, `--tune estimates.PREFILL` and
 `--tune estimates.OUTPUT`: none better at a quarter or four times as much, and none worse beyond noise."""
 
 
 class Estimates:
-    """What is learned of a fleet."""
+    """The figures of a fleet."""
 
     def __init__(self) -> None:
         self.decode = Figure(DECODE, 0.01, 1e5)
-        """Tokens per second of one request alone."""
+        """Tokens per second of a request that runs alone."""
         self.prefill = Figure(PREFILL, 0.1, 1e6)
         """Tokens of a prompt per second."""
         self.load = Figure(LOAD, 0.1, 3600.0)
@@ -165,19 +167,19 @@ class Estimates:
         return Rates(decode, self.prefill.value(agent, model), observations)
 
     def shown(self, agent: str, model: str) -> Rates | None:
-        """How fast the agent reads and answers with the model, once it has shown both."""
+        """The agent's rates with the model, once both have been observed."""
         decode, observations = self.decode.known(agent, model)
         prefill, reads = self.prefill.known(agent, model)
         return Rates(decode, prefill, observations) if observations and reads else None
 
     def observe_output(self, model: str, tokens: int) -> None:
-        """An answer had that many tokens."""
+        """Add the length of an answer."""
         if tokens > 0 and (model in self._output or len(self._output) < MAX_MODELS):
             average = self._output.setdefault(model, Average())
             self.changed(model, average.observe(math.log(min(tokens, MAX_OUTPUT))))
 
     def generation(self, model: str) -> int:
-        """Another number after what is known of the model on all agents has changed."""
+        """A number that grows when estimates for the model change on all agents."""
         return self._generations.get(model, 0)
 
     def changed(self, model: str, news: bool) -> None:
@@ -185,7 +187,7 @@ class Estimates:
             self._generations[model] = self._generations.get(model, 0) + 1
 
     def output(self, model: str) -> float:
-        """Tokens of an answer of that model."""
+        """The expected tokens of an answer."""
         average = self._output.get(model)
         return OUTPUT if average is None else average.value
 
@@ -194,7 +196,7 @@ class Estimates:
         return Estimate(self.output(model), 0 if average is None else average.observations)
 
     def describe(self, agent: str) -> dict[str, dict[str, Any]]:
-        """By model, what is known of those that the agent has served, and on how many observations it rests."""
+        """The figures of the models that the agent has served."""
         figures = {"decode": self.decode, "prefill": self.prefill, "load": self.load}
         models = dict.fromkeys(model for figure in figures.values() for model in figure.models(agent))
         return {

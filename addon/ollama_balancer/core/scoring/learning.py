@@ -1,4 +1,4 @@
-"""What is learned from the answers that pass: how fast agents are, what is asked for, and who knows which prompt."""
+"""Learns from answers: how fast agents are, the demand for models, and which prefixes are cached where."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from ..leases import SlotLease
 from ..observations import AnswerObservation
 from .estimates import Estimates
 from .placement import Placement
-from .prefix_cache import Conversations
+from .prefix_cache import PrefixCache
 
 FEWEST_READ = 32
-"""A prompt of fewer tokens says nothing about the pace. `--tune learning.FEWEST_READ`: flat from 1 to 256."""
+"""A prompt with fewer tokens is too short to measure prefill.
+
+`--tune learning.FEWEST_READ`: flat from 1 to 256."""
 
 FEWEST_TOKENS = 10
-"""An answer of fewer says nothing about the pace: its first token counts as time of the prompt."""
+"""An answer with fewer tokens is too short to measure decoding: its first token counts as prefill."""
 
 SHORTEST_LOAD = 0.2
-"""Seconds: what took less was no load. `--tune learning.SHORTEST_LOAD`: all the same from 0.05 to 1."""
+"""Seconds: what took less was not a load.
+
+`--tune learning.SHORTEST_LOAD`: all the same from 0.05 to 1."""
 
 
 class Learner:
-    """Everything is told to it by the registry."""
+    """What has been learned of the fleet."""
 
     def __init__(self) -> None:
         self.estimates = Estimates()
-        self.conversations = Conversations()
+        self.prefix_cache = PrefixCache()
         self.placement = Placement()
 
     def forget(self, agent: Agent) -> None:
-        """The agent is gone."""
+        """The agent has left."""
         self.estimates.forget(agent.id)
-        self.conversations.forget(agent)
+        self.prefix_cache.forget(agent)
 
     def answered(self, lease: SlotLease, answer: AnswerObservation, now: float) -> None:
-        """An answer is whole. Of what its last event does not tell, the times of its bytes say something."""
+        """Learn from a complete answer. What its last event does not say is derived from the times of its bytes."""
         agent, model, estimates = lease.agent, lease.model, self.estimates
         if answer.context is not None:
-            self.conversations.remember((answer.context,), agent, agent.warm.get(model), agent.slots_for(model))
+            self.prefix_cache.remember((answer.context,), agent, agent.loaded_models.get(model), agent.slots_for(model))
         streamed, count = answer.streamed, answer.output_tokens
         if count is None:
             count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None
@@ -70,12 +74,12 @@ class Learner:
             agent.rates[model] = rates
 
     def _reading(self, lease: SlotLease) -> float:
-        """Seconds that reading its prompt is thought to have taken."""
+        """The estimated seconds of its prefill."""
         unread = max(0, lease.demand.tokens - lease.known_tokens)
         return unread / self.estimates.prefill.value(lease.agent.id, lease.model) * lease.slow
 
     def _load(self, lease: SlotLease, load: float | None, silent: float | None) -> float | None:
-        """Seconds that the agent took to load the model for it; None if it did not, or was busy with others."""
+        """Seconds that the agent took to load the model; None if it did not, or if it was busy with other requests."""
         if not lease.sole:
             return None
         if load is None:

@@ -1,65 +1,77 @@
-"""Which models are where in memory, and how much is asked of each: what is not to be pushed out for another."""
+"""Where each model is loaded, and the demand for it: what should not be evicted."""
 
 from __future__ import annotations
 
 import math
 
 from ..agent import Agent
-from ..random_set import DrawingSet
+from ..random_set import RandomSet
 
 MEMORY = 120.0
-"""Seconds over which requests for a model are averaged. `--tune placement.MEMORY`: 30 is worse, 480 no better."""
+"""Seconds over which requests for a model are averaged.
+
+`--tune placement.MEMORY`: 30 is worse, 480 no better."""
 
 MAX_MODELS = 1000
-"""Models that are counted; of more, nothing is known."""
+"""Models that are tracked."""
 
 SELDOM = 1 / 60
-"""Requests per second: what is asked for less often is not kept in memory at the cost of others.
+"""Requests per second below which a model is not kept loaded at the expense of others.
 
 `--tune placement.SELDOM`: better than 0 and 1/15, at the edge of the noise."""
 
 
 class ModelUse:
-    """Of one model: who has it, and how much is asked of it. Only `Placement` changes it."""
+    """The agents that have one model loaded, and the demand for it. Only `Placement` changes it."""
 
-    __slots__ = ("_asked_at", "_changed_at", "_rate", "_usual", "free", "holders", "in_flight", "places", "slots")
+    __slots__ = (
+        "_average_load",
+        "_changed_at",
+        "_last_arrival",
+        "_rate",
+        "free",
+        "holders",
+        "in_flight",
+        "slots",
+        "slots_by_agent",
+    )
 
     def __init__(self) -> None:
-        self.places: dict[Agent, int] = {}
-        """Agents that have it in memory or load it, and may be used; how many requests of it each runs at once."""
-        self.holders: DrawingSet[Agent] = DrawingSet()
-        self.free: DrawingSet[Agent] = DrawingSet()
-        """Those of them that have a slot of it free."""
+        self.slots_by_agent: dict[Agent, int] = {}
+        """Eligible agents that have it loaded or are loading it, and their slots for it."""
+        self.holders: RandomSet[Agent] = RandomSet()
+        self.free: RandomSet[Agent] = RandomSet()
+        """The holders with a free slot."""
         self.slots = 0
-        """All slots together."""
+        """Slots of all holders."""
         self.in_flight = 0
         self._rate = 0.0
-        self._asked_at = 0.0
-        self._usual = 0.0
+        self._last_arrival = 0.0
+        self._average_load = 0.0
         self._changed_at = 0.0
 
-    def asked(self, now: float) -> None:
+    def request_arrived(self, now: float) -> None:
         self._rate = self.rate(now) + 1 / MEMORY
-        self._asked_at = now
+        self._last_arrival = now
 
     def rate(self, now: float) -> float:
         """Requests per second over the last minutes."""
-        return self._rate * math.exp((self._asked_at - now) / MEMORY)
+        return self._rate * math.exp((self._last_arrival - now) / MEMORY)
 
     def changed(self, by: int, waiting: int, now: float) -> None:
-        """So many more requests are in flight now; `waiting` are not."""
-        self._usual = self.usual(waiting, now)
+        """The number of requests in flight has changed; `waiting` are queued."""
+        self._average_load = self.average_load(waiting, now)
         self._changed_at = now
         self.in_flight += by
 
-    def usual(self, waiting: int, now: float) -> float:
-        """Requests in flight and waiting, on average over the last minutes."""
+    def average_load(self, waiting: int, now: float) -> float:
+        """Requests in flight and queued, averaged over the last minutes."""
         level = self.in_flight + waiting
-        return level + (self._usual - level) * math.exp((self._changed_at - now) / MEMORY)
+        return level + (self._average_load - level) * math.exp((self._changed_at - now) / MEMORY)
 
     def add(self, agent: Agent, slots: int, *, free: bool) -> None:
-        self.slots += slots - self.places.get(agent, 0)
-        self.places[agent] = slots
+        self.slots += slots - self.slots_by_agent.get(agent, 0)
+        self.slots_by_agent[agent] = slots
         self.holders.add(agent)
         if free:
             self.free.add(agent)
@@ -67,7 +79,7 @@ class ModelUse:
             self.free.discard(agent)
 
     def discard(self, agent: Agent) -> None:
-        self.slots -= self.places.pop(agent, 0)
+        self.slots -= self.slots_by_agent.pop(agent, 0)
         self.holders.discard(agent)
         self.free.discard(agent)
 
@@ -77,24 +89,26 @@ class Placement:
         self._models: dict[str, ModelUse] = {}
 
     def use(self, model: str) -> ModelUse:
-        """What is known of the model (a canonical name), to be changed."""
+        """The use of the model (a canonical name), to be updated."""
         found = self._models.get(model)
         if found is None:
             found = ModelUse()
             if len(self._models) >= MAX_MODELS:
-                self._models = {name: use for name, use in self._models.items() if use.places or use.in_flight}
+                self._models = {name: use for name, use in self._models.items() if use.slots_by_agent or use.in_flight}
             if len(self._models) < MAX_MODELS:
                 self._models[model] = found
         return found
 
     def look(self, model: str) -> ModelUse:
-        """The same, to be read."""
+        """The use of the model, to be read only."""
         return self._models.get(model) or ModelUse()
 
     def update(self, agent: Agent) -> None:
-        """The agent may have other models in memory than before, or may be used, or not be used, now."""
+        """The agent's loaded models or its eligibility may have changed."""
         has = agent.models or {}
-        present = {model for model in (*agent.warm, *agent.loading) if model in has} if agent.eligible else set()
+        present = (
+            {model for model in (*agent.loaded_models, *agent.loading) if model in has} if agent.eligible else set()
+        )
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:
@@ -102,16 +116,16 @@ class Placement:
         agent.placed = present
 
     def refit(self, agent: Agent, model: str, slots: int) -> None:
-        """The agent runs so many requests of the model at once; it may have a slot free, or none any more."""
+        """The agent's slots for the model, or whether one is free, may have changed."""
         use = self.look(model)
-        if agent in use.places:
+        if agent in use.slots_by_agent:
             use.add(agent, slots, free=model not in agent.full)
 
-    def pressure(self, model: str, waiting: int, now: float, without: Agent | None = None) -> float:
-        """Requests for the model for each slot that it has in the fleet, but one agent's; infinite: no slot is left."""
+    def demand_per_slot(self, model: str, waiting: int, now: float, without: Agent | None = None) -> float:
+        """Requests per slot of the model in the fleet, not counting one agent; infinite: no slot is left."""
         use = self.look(model)
         wanted = use.in_flight + waiting
-        slots = use.slots - (use.places.get(without, 0) if without is not None else 0)
+        slots = use.slots - (use.slots_by_agent.get(without, 0) if without is not None else 0)
         if slots <= 0:
             return math.inf if wanted or use.rate(now) > SELDOM else 0.0
-        return max(wanted, use.usual(waiting, now)) / slots
+        return max(wanted, use.average_load(waiting, now)) / slots

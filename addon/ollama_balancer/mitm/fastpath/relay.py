@@ -41,7 +41,7 @@ from ..compat.python_names import has_unread, socket_of
 from .selector import Receiver, RelaySelector, install
 
 if TYPE_CHECKING:
-    from ..layer import BalancedStream
+    from ..shared_stream import SharedStream
 
 LARGEST_CHUNK = 64 * 1024
 """Bytes of payload. More is not held until it is whole, but passed on in pieces by mitmproxy's layers."""
@@ -305,7 +305,7 @@ class Relay(asyncio.BufferedProtocol):
         self._protocol.resume_writing()
 
 
-def suits(stream: BalancedStream) -> bool:
+def suits(stream: SharedStream) -> bool:
     """Whether the answer that has begun is one that can be relayed, as far as its head tells."""
     request, response = stream.flow.request, stream.flow.response
     return (
@@ -322,11 +322,16 @@ def suits(stream: BalancedStream) -> bool:
 
 def begin(
     handler: ConnectionHandler,
-    stream: BalancedStream,
+    stream: SharedStream,
     pass_on: Callable[[bytes], object],
     heard: Callable[[], None],
+    *,
+    by_selector: bool,
 ) -> Relay | None:
-    """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed."""
+    """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed.
+
+    `by_selector`: past asyncio as well, where the event loop allows it.
+    """
     server, client = stream.context.server, stream.context.client
     response = stream.flow.response
     connections = stream.balanced_layer.connections
@@ -358,7 +363,8 @@ def begin(
         or type(upstream.get_protocol()) is not asyncio.StreamReaderProtocol
     ):
         return None
-    return Relay(upstream, client_writer, response, pass_on, heard, install(asyncio.get_running_loop()))
+    selector = install(asyncio.get_running_loop()) if by_selector else None
+    return Relay(upstream, client_writer, response, pass_on, heard, selector)
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
@@ -366,7 +372,7 @@ def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -
     return type(connection) is kind and not any(isinstance(outer, TunnelLayer) for outer in connection.context.layers)
 
 
-def _between_chunks(stream: BalancedStream, connection: object) -> bool:
+def _between_chunks(stream: SharedStream, connection: object) -> bool:
     """Whether all that has come from the agent has been passed on, up to the end of a chunk."""
     if waits(stream) or stream.server_state != stream.state_stream_response_body:
         return False

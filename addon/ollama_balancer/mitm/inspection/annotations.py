@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from mitmproxy import http
 
-from ...core.agent import Agent, Outcome
+from ...core.agent import Agent
+from ...core.agent_records import Outcome
 from ...gateway.callers import UNKNOWN
 from ...gateway.context import RequestContext
 from ...text import one_line

@@ -14,7 +14,7 @@ from mitmproxy.log import ALERT
 from ...api.paths import is_control_path
 from ...core.agent import Agent
 from ...core.policies import POLICIES
-from ...core.queue import WaitingLine
+from ...core.queue import RequestQueue
 from ...core.registry import AgentRegistry
 from ...gateway.headers import AGENT_HEADER
 from ...ollama.names import canonical_name, local_name
@@ -57,7 +57,7 @@ class Commands:
 
     name = "ollama-balancer-commands"
 
-    def __init__(self, registry: AgentRegistry, line: WaitingLine) -> None:
+    def __init__(self, registry: AgentRegistry, line: RequestQueue) -> None:
         self.registry = registry
         self.line = line
         self.marks = PersonsMarks()

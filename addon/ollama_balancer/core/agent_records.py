@@ -1,0 +1,68 @@
+"""Records of an agent: its loaded models, its rates, and the outcomes of its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+MAX_SPEEDS = 1000
+"""Models whose speed is kept per agent."""
+
+
+class Outcome(StrEnum):
+    """How a request ended on an agent."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    """With a 4xx: the request itself is at fault."""
+
+
+class Rates(NamedTuple):
+    """How fast an agent serves a model: tokens per second."""
+
+    decode: float
+    prefill: float
+    observations: int
+    """Answers on which `decode` rests."""
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model that is loaded on an agent."""
+
+    runner: str | None = None
+    """The options that it was loaded with, in one spelling; None: not known."""
+    proven_at: float = float("-inf")
+    """When its last answer began there."""
+    reads: int = 0
+    """Prompts that it has prefilled without a cached prefix."""
+    gone: bool = False
+    """Whether it has been unloaded."""
+
+
+@dataclass
+class Statistics:
+    """Outcomes of the requests that an agent was sent. A request that was retried counts with each agent."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    rejected: int = 0
+    ejections: int = 0
+    response_seconds: float = 0.0
+    """Total over the succeeded requests, from the choice of the agent to the last byte."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Tokens per second by model: a moving average with a weight of 0.2 for the newest."""
+
+    @property
+    def ended(self) -> int:
+        return self.succeeded + self.failed + self.cancelled + self.rejected
+
+    def learn_speed(self, model: str, tokens_per_second: float) -> None:
+        old = self.speeds.get(model)
+        if old is None and len(self.speeds) >= MAX_SPEEDS:
+            return
+        self.speeds[model] = tokens_per_second if old is None else old + 0.2 * (tokens_per_second - old)

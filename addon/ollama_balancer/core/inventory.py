@@ -1,0 +1,131 @@
+"""Which models the agents have on disk, and which are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .agent import Agent
+from .agent_records import LoadedModel
+from .fleet import Fleet
+from .interning import ModelInterner
+
+if TYPE_CHECKING:
+    from agent_reporter.wire import ModelEntry
+
+LIST_SECONDS = 2.0
+"""Seconds that a host may take to list its loaded models."""
+
+MAX_LOADED = 100
+"""Loaded models that are accepted from one agent."""
+
+
+class Inventory:
+    """`canonical_name` gives the one spelling of a model's name by which models are told apart."""
+
+    def __init__(self, fleet: Fleet, canonical_name: Callable[[str], str]) -> None:
+        self._fleet = fleet
+        self._canonical_name = canonical_name
+        self._interner = ModelInterner()
+
+    def holders(self, model: str) -> list[Agent]:
+        """The agents known to have the model (a canonical name), in whatever state."""
+        return list(self._fleet.holders.get(model, ()))
+
+    def models(self) -> list[str]:
+        """The canonical names of all models that any agent has, in whatever state."""
+        return list(self._fleet.holders)
+
+    def has_model(self, model: str) -> bool:
+        """Whether any agent, in whatever state, is known to have the model."""
+        return model in self._fleet.holders
+
+    def may_have_unknown_models(self) -> bool:
+        """Whether there is an agent, in whatever state, whose models are not known yet."""
+        return bool(self._fleet.undiscovered)
+
+    def update_models(self, agent: Agent, entries: list[ModelEntry]) -> None:
+        """Store which models the agent has. If it has not changed, the stored entries replace the list's."""
+        fleet, old = self._fleet, agent.models
+        names = [entry.name for entry in entries]
+        if old is not None and names == agent.model_names and len(old) == len(entries):
+            for (model, known), entry in zip(old.items(), entries, strict=True):
+                if known.__pydantic_extra__ != entry.__pydantic_extra__:  # `model_extra`, without a call for each model
+                    old[model] = self._interner.intern(entry)
+                    fleet.changed_models.add(model)
+            entries[:] = old.values()
+            return
+        entries[:] = map(self._interner.intern, entries)
+        old = old or {}
+        new = {self._canonical_name(entry.name): entry for entry in entries}
+        agent.models_listed(new, names)
+        if agent.removed:
+            return
+        fleet.undiscovered.pop(agent, None)
+        fleet.changed_models.update(old, new)
+        for model in old.keys() - new.keys():
+            fleet.forget_holder(model, agent)
+        for model in new.keys() - old.keys():
+            fleet.holders.setdefault(model, {})[agent] = None
+        fleet.eligibility_changed(agent)
+
+    def forget_model(self, agent: Agent, model: str) -> None:
+        """The agent does not have the model (a canonical name) any more."""
+        if agent.models is not None and model in agent.models:
+            self.update_models(agent, [entry for name, entry in agent.models.items() if name != model])
+
+    def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
+        """Store which models the agent has loaded, as of a time of the registry's clock, by default now.
+
+        A list older than the stored one is dropped. A model that has answered since then, or is running, counts as
+        loaded whatever the list says.
+        """
+        now = self._fleet.clock()
+        if as_of is not None and as_of < agent.loaded_at:
+            return
+        agent.loaded_at = now if as_of is None else as_of
+        as_of = min(agent.loaded_at, now - LIST_SECONDS)
+        given, entries = entries, entries[:MAX_LOADED]
+        if not agent.memory_known:
+            agent.memory_known = True
+            agent.epoch += 1
+        if entries != agent.loaded:
+            given[:MAX_LOADED] = agent.loaded = entries = list(map(self._interner.intern, entries))
+            self._fleet.generation += 1
+        else:
+            given[:MAX_LOADED] = agent.loaded
+        old, names = agent.loaded_models, [entry.name for entry in entries]
+        if names != agent.loaded_names:
+            agent.loaded_names = names
+            agent.listed = dict.fromkeys(map(self._canonical_name, names))
+            if len(names) > agent.most_loaded:
+                agent.most_loaded = len(names)
+                agent.epoch += 1
+        if old.keys() == agent.listed.keys():
+            return
+        new = {name: old.get(name) or LoadedModel() for name in agent.listed}
+        for name, loaded_model in old.items():
+            if name in agent.running or loaded_model.proven_at > as_of:
+                new.setdefault(name, loaded_model)
+        if new.keys() != old.keys():
+            for name in old.keys() - new.keys():
+                old[name].gone = True
+            agent.loaded_models = new
+            self._fleet.memory_changed(agent)
+
+    def unloaded(self, agent: Agent, model: str) -> None:
+        """The agent has confirmed that it unloads the model (a canonical name) once no request runs on it."""
+        if agent.removed or model in agent.running:
+            return
+        loaded_model = agent.loaded_models.get(model)
+        if loaded_model is not None:
+            loaded_model.gone = True
+            agent.loaded_models = {name: other for name, other in agent.loaded_models.items() if name != model}
+            self._fleet.memory_changed(agent)
+        if model in agent.listed:
+            self.update_loaded(agent, [entry for entry in agent.loaded if self._canonical_name(entry.name) != model])
+
+    def update_version(self, agent: Agent, version: str) -> None:
+        if version != agent.version:
+            agent.version = version
+            self._fleet.generation += 1

@@ -1,0 +1,246 @@
+"""A request on its way in, and an answer that the balancer itself or several agents give.
+
+The body is held until it is whole, within `balancer_memory`; one that is for several agents and too large to keep goes
+to them while it comes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, cast
+
+from mitmproxy import http
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    HttpEvent,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    SendHttp,
+)
+
+from ..gateway.context import RequestContext
+from ..gateway.messages import header
+from .body_buffers import BodyBuffer
+from .compat.mitmproxy_names import HttpStreamBase
+from .flows import context_of, to_mitmproxy
+from .host_header import set_destination
+from .stream_hooks import AdvanceHook, RouteRequestHook, continue_later
+
+if TYPE_CHECKING:
+    from ..gateway.fanout import FanOut
+    from ..gateway.memory_budget import Held
+    from .fastpath.relay import Relay
+    from .layer import BalancedHttpLayer
+
+NAMED_HOST = "balancer_named_host"
+"""Holds, on a request, the host that its client has named, whatever mitmproxy makes of it; None where the client uses
+the balancer as its HTTP proxy and names the whole URL, as no page can."""
+
+UPLOAD_SECONDS = 0.05
+"""Between two looks at what the agents say to a body that is still to come."""
+
+
+class SharedStream(HttpStreamBase):
+    """What a request needs that goes to several agents, or to none."""
+
+    ours: RequestContext | None = None
+    """The request's context, once a route was asked for."""
+    relay: Relay | None = None
+    """Takes the answer past this layer."""
+    may_relay = True
+    """Whether it is of use to ask for that after the next chunk."""
+    held: Held | None = None
+    """The memory that its request's body takes."""
+    held_answer: Held | None = None
+
+    def __init__(self, context: Context, stream_id: int) -> None:
+        super().__init__(context, stream_id)
+        self.request_body_buf = BodyBuffer()  # type: ignore[assignment]
+
+    @functools.cached_property
+    def balanced_layer(self) -> BalancedHttpLayer:
+        return cast("BalancedHttpLayer", self.context.layers[self.context.layers.index(self) - 1])
+
+    def on_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        commands_of_event = self._handle(event)
+        balanced_layer = self.balanced_layer
+        reply = None
+        while True:
+            try:
+                command = commands_of_event.send(reply)
+            except StopIteration:
+                return
+            if type(command) is DropStream:
+                self.let_go()
+            if isinstance(command, commands.StartHook) and balanced_layer.run_at_once(command):
+                reply = None
+            else:
+                reply = yield command
+
+    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
+        killed = yield from super().check_killed(emit_error_hook)
+        if killed:
+            yield DropStream(self.stream_id)  # over HTTP/2 the connection goes on, and would keep it
+        return killed
+
+    def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
+        invalid = yield from super().check_invalid(request)
+        if invalid:
+            yield DropStream(self.stream_id)
+        return invalid
+
+    def leave(self) -> None:
+        """The client wants no more of this request."""
+        if self.relay is not None:
+            self.relay.stop()  # what it has passed on and not shown yet may hold the answer's end
+        if self.client_state != self.state_wait_for_request_headers:
+            self.balanced_layer.client_gone(self.flow)
+
+    def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            if self.client_state == self.state_upload:
+                yield from self.look_at_upload()
+        else:
+            yield from super().on_event(event)
+
+    def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
+        request = event.request
+        proxied = request.authority and request.data.http_version.startswith(b"HTTP/1")
+        vars(request)[NAMED_HOST] = None if proxied else header(request.headers.fields, b"host") or request.authority
+        set_destination(event.request, self.context.client)
+        yield from super().state_wait_for_request_headers(event)
+
+    def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, RequestData):
+            limit = self.balanced_layer.body_limit(self.flow)
+            size = len(self.request_body_buf) + len(event.data)
+            if self.held is None:
+                self.held = self.balanced_layer.budget.hold()
+            if size > limit or not self.held.grow(size):
+                self.let_go()
+                self.client_state = self.state_done
+                if self.flow.response is None:
+                    above = size > limit
+                    layer = self.balanced_layer
+                    self.flow.response = layer.body_too_large(self.flow, limit) if above else layer.no_memory(self.flow)
+                yield from self.answer()
+                self.client_state = self.state_errored  # what is left of the body is swallowed
+                return
+        yield from super().state_consume_request_body(event)
+
+    def let_go(self) -> None:
+        """Nothing of its bodies is of use any more."""
+        self.request_body_buf.clear()
+        for held in (self.held, self.held_answer):
+            if held is not None:
+                held.release()
+
+    def ask_for_route(self) -> layer.CommandGenerator[None]:
+        if self.ours is not None:
+            self.ours.address = None  # should the hook fail, it goes nowhere
+        yield RouteRequestHook(self.flow)
+        self.ours = context_of(self.flow)
+
+    def start_request_stream(self) -> layer.CommandGenerator[None]:
+        """The body is for several agents and too large to keep: it goes to them while it comes."""
+        yield from self.ask_for_route()
+        if (yield from self.check_killed(True)):
+            return
+        if self.ours is not None and self.ours.fan_out is not None:
+            self.client_state = self.state_upload
+            yield commands.RequestWakeup(UPLOAD_SECONDS)
+            return
+        if self.flow.response is None:
+            self.flow.response = self.balanced_layer.internal_error(self.flow)
+        self.client_state = self.state_done
+        yield from self.answer()
+        self.client_state = self.state_errored  # the body is swallowed
+
+    def state_upload(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        assert self.ours and self.ours.fan_out
+        if isinstance(event, RequestData):
+            self.ours.fan_out.feed(event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self.ours.fan_out.feed(b"")
+            self.flow.request.timestamp_end = time.time()
+            self.client_state = self.state_done
+            yield HttpRequestHook(self.flow)
+            if not (yield from self.check_killed(True)):
+                yield from self.pass_on(self.ours.fan_out)
+
+    def look_at_upload(self) -> layer.CommandGenerator[None]:
+        """The agents may have answered without the body, or ask for it of a client that waits for that."""
+        assert self.ours and self.ours.fan_out
+        if not self.flow.live:
+            return  # it was reset meanwhile
+        fan_out = self.ours.fan_out
+        # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
+        early = fan_out.over and not self.flow.request.is_http2
+        if early:
+            self.client_state = self.state_done
+            yield from self.pass_on(fan_out, early=True)
+            self.client_state = self.state_errored  # what is left of the body is swallowed
+            return
+        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.over):
+            self.flow.request.stream = True
+            proceed = http.Response.make(100)
+            proceed.headers.clear()
+            yield SendHttp(ResponseHeaders(self.stream_id, proceed), self.context.client)
+        yield commands.RequestWakeup(UPLOAD_SECONDS)
+
+    def pass_on(self, fan_out: FanOut, *, early: bool = False) -> layer.CommandGenerator[None]:
+        """Give the client what several agents answer; `early`: before its body has come to its end."""
+        yield AdvanceHook(fan_out)
+        if (yield from self.check_killed(True)):
+            return
+        answer = fan_out.response
+        self.flow.response = to_mitmproxy(answer) if answer else self.balanced_layer.internal_error(self.flow)
+        if early:
+            # A client that sends no more of its body must not send its next request in the place of it.
+            self.flow.response.headers["Connection"] = "close"
+        if not fan_out.streamed:
+            yield from self.answer()
+            return
+        self.flow.response.timestamp_start = time.time()
+        yield HttpResponseHeadersHook(self.flow)
+        if (yield from self.check_killed(True)):
+            return
+        yield from self.start_response_stream()
+        held_up = self.balanced_layer.held_up
+        if held_up is not None:
+            fan_out.room = functools.partial(held_up.connection.room, self.stream_id)
+        while True:
+            fan_out.chunk = b""
+            yield AdvanceHook(fan_out)
+            if (yield from self.check_killed(True)):
+                return
+            if not fan_out.chunk:
+                break
+            yield from self.state_stream_response_body(ResponseData(self.stream_id, fan_out.chunk))
+        yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
+
+    def answer(self) -> layer.CommandGenerator[None]:
+        """Send the response that the addon has set."""
+        assert self.flow.response
+        self.flow.response.timestamp_start = time.time()
+        yield HttpResponseHeadersHook(self.flow)
+        if (yield from self.check_killed(True)):
+            return
+        yield from self.send_response()
+
+    def state_stream_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from super().state_stream_response_body(event)
+        if isinstance(event, ResponseData):
+            if self.may_relay:
+                self.balanced_layer.streaming = self
+            if self.balanced_layer.held_up is not None:
+                self.balanced_layer.held_up.look(self.stream_id, self.context.server)

@@ -1,0 +1,286 @@
+"""One request and its answer: mitmproxy's stream, except that it asks for its agent just before it is sent.
+
+The route is asked for when the request is complete and no longer held, so that a person who edits a prompt holds no
+agent, and again when an agent fails before the first byte of its answer. What an agent that was given up still sends
+must not reach the client: its connection is taken out of the layer's books at once.
+"""
+
+from __future__ import annotations
+
+import time
+
+from mitmproxy import flow, http
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    HttpErrorHook,
+    HttpEvent,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+)
+
+from ..gateway.attempts import Failure
+from ..gateway.messages import Response
+from ..gateway.refusals import blame_of, for_caller
+from ..ollama.errors import Blame
+from .flows import from_mitmproxy, to_mitmproxy
+from .shared_stream import SharedStream
+from .stream_hooks import FailedStream, LongAnswerHook, SendingHook, StreamFailedHook
+
+BODY_PIECE = 256 * 1024
+"""Bytes of a request's body that are given to its agent's connection at once."""
+
+BUFFERED_ANSWER = 4 * 1024 * 1024
+"""An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
+
+REFUSAL_BYTES = 64 * 1024
+"""How much of the body of an answer that is no success is read, to see whose fault it is."""
+
+REFUSAL_SECONDS = 5.0
+"""How long that may take; the request is better off elsewhere."""
+
+STALE_SECONDS = 1.0
+"""An idle connection that the agent had closed shows within a round trip of sending; later, the agent has failed."""
+
+
+class BalancedStream(SharedStream):
+    """A request that one agent gets, or one after the other until one answers."""
+
+    refusal: http.Response | None = None
+    refusal_head: ResponseHeaders | None = None
+    refusal_limit: commands.RequestWakeup | None = None
+    reused_connection = False
+    sent_at = 0.0
+
+    def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if not isinstance(event, events.Wakeup) or event.command is not self.refusal_limit:
+            yield from super()._handle(event)
+        elif self.server_state == self.state_consume_refusal:
+            yield from self.sort_refusal()
+
+    def make_server_connection(self) -> layer.CommandGenerator[bool]:
+        """Have an agent get the request; False: mitmproxy, which calls this, has nothing to send."""
+        if (yield from self.reach_agent()):
+            yield from self.send_request()
+        return False
+
+    def reach_agent(self) -> layer.CommandGenerator[bool]:
+        """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
+        while True:
+            yield from self.ask_for_route()
+            if (yield from self.check_killed(True)):
+                return False
+            ours = self.ours
+            if ours is not None and ours.fan_out is not None:
+                yield from self.pass_on(ours.fan_out)
+                return False
+            if ours is None or ours.address is None:
+                if self.flow.response is None:
+                    # The hook raised: mitmproxy logs that and goes on. An unrouted request must not.
+                    self.flow.response = self.balanced_layer.internal_error(self.flow)
+                yield from self.answer()
+                return False
+            err = yield from self.connect()
+            if (yield from self.check_killed(True)):
+                return False
+            if err is None and not ours.expired and ours.given_up is None:
+                return True
+            ours.failure = Failure(err or "timeout", connected=err is None, retriable=True)
+
+    def connect(self) -> layer.CommandGenerator[str | None]:
+        """Connect to where the request is to go. Returns an error, or None when connected."""
+        assert self.ours and self.ours.address
+        address = (self.ours.address.host, self.ours.address.port)
+        yield from self.balanced_layer.close_idle(keep=address)
+        connection, err = yield GetHttpConnection(address, False, None, "tcp")
+        if err is not None:
+            self.balanced_layer.forget_failed(address)
+            return str(err)
+        self.reused_connection = connection in self.balanced_layer.used
+        self.balanced_layer.used.add(connection)
+        self.context.server = self.flow.server_conn = connection
+        return None
+
+    def send_request(self) -> layer.CommandGenerator[None]:
+        """Send the whole request, which is at hand, to the agent now connected."""
+        self.sent_at = time.monotonic()
+        request, server = self.flow.request, self.context.server
+        content = request.raw_content
+        yield SendHttp(RequestHeaders(self.stream_id, request, not content), server)
+        for at in range(0, len(content or b""), BODY_PIECE):
+            if at:
+                # All at once would keep everybody else waiting. What comes meanwhile is dealt with after it.
+                yield SendingHook(self.flow)
+                if (yield from self.check_killed(True)):
+                    yield from self.balanced_layer.abandon(server)
+                    return
+                if server not in self.balanced_layer.connections:
+                    return
+            assert content is not None
+            yield SendHttp(RequestData(self.stream_id, content[at : at + BODY_PIECE]), server)
+        yield SendHttp(RequestEndOfMessage(self.stream_id), server)
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
+        status = event.response.status_code
+        if self.ours is not None and self.client_state == self.state_done:
+            if status < 200:
+                # It changes the protocol, which nobody has asked for; others do not come here.
+                yield from self.balanced_layer.abandon(self.context.server)
+                yield from self.try_next(
+                    Failure(f"status {status}, which is no answer", connected=True, retriable=True)
+                )
+                return
+            if status >= 300 and status != 304:
+                self.refusal = event.response
+                self.refusal_head = event
+                self.server_state = self.state_consume_refusal
+                self.refusal_limit = commands.RequestWakeup(REFUSAL_SECONDS)
+                yield self.refusal_limit
+                return
+        yield from super().state_wait_for_response_headers(event)
+
+    def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if self.ours is not None:
+            self.ours.heard()
+        yield from super().state_consume_response_body(event)
+        still_holding = self.server_state == self.state_consume_response_body
+        if still_holding and isinstance(event, ResponseData) and not self.may_hold(len(self.response_body_buf)):
+            # More than is worth to be held: what is there goes out, and the rest as it comes.
+            held = bytes(self.response_body_buf)
+            self.response_body_buf.clear()
+            yield LongAnswerHook(self.flow)
+            yield from self.start_response_stream()
+            yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
+
+    def may_hold(self, size: int) -> bool:
+        """Whether so much of an answer may be held."""
+        if self.held_answer is None:
+            self.held_answer = self.balanced_layer.budget.hold()
+        return size <= BUFFERED_ANSWER and self.held_answer.grow(size)
+
+    def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        """Read the agent's refusal: whose fault is it? The client can have it if no other agent serves."""
+        if isinstance(event, ResponseData):
+            self.response_body_buf += event.data
+            if len(self.response_body_buf) > REFUSAL_BYTES:
+                yield from self.sort_refusal()
+        elif isinstance(event, ResponseEndOfMessage):
+            yield from self.sort_refusal(event)
+
+    def sort_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
+        """Give it to the caller whose fault it is, or try the next agent; without an end, the rest is yet to come."""
+        assert self.refusal and self.ours
+        refusal = from_mitmproxy(self.refusal, bytes(self.response_body_buf))
+        blame = blame_of(refusal, self.ours.route)
+        if blame is Blame.CALLER:
+            yield from self.pass_refusal_on(refusal, end)
+            return
+        if end is None:
+            yield from self.balanced_layer.abandon(self.context.server)
+        reason = f"status {refusal.status}"
+        yield from self.try_next(Failure(reason, connected=True, retriable=True, refusal=refusal, blame=blame))
+
+    def pass_refusal_on(self, refusal: Response, end: ResponseEndOfMessage | None) -> layer.CommandGenerator[None]:
+        """The answer is the caller's, in the caller's protocol."""
+        head, body = self.refusal_head, refusal.body
+        assert head and self.ours
+        self.refusal = self.refusal_head = None
+        self.response_body_buf.clear()
+        self.server_state = self.state_wait_for_response_headers
+        translated = for_caller(refusal, self.ours.dialect, head=self.ours.head_only)
+        if translated is not None:
+            if end is None:
+                yield from self.balanced_layer.abandon(self.context.server)
+            body, end = translated.body, ResponseEndOfMessage(self.stream_id)
+            head = ResponseHeaders(self.stream_id, to_mitmproxy(Response(translated.status, translated.fields)))
+        yield from super().state_wait_for_response_headers(head)
+        if body:
+            yield from self.server_state(ResponseData(self.stream_id, body))
+        if end is not None:
+            yield from self.server_state(end)
+
+    def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
+        """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
+        assert self.ours
+        self.refusal = self.refusal_head = None
+        self.response_body_buf.clear()
+        self.flow.response = None
+        self.server_state = self.state_wait_for_response_headers
+        self.ours.failure = failure
+        yield from self.make_server_connection()
+
+    def handle_protocol_error(
+        self, event: RequestProtocolError | ResponseProtocolError
+    ) -> layer.CommandGenerator[None]:
+        if self.relay is not None:
+            self.relay.stop()
+        if (
+            not isinstance(event, ResponseProtocolError)
+            or self.ours is None
+            or self.ours.address is None
+            or self.client_state != self.state_done
+        ):
+            yield from super().handle_protocol_error(event)
+        elif self.server_state in (self.state_wait_for_response_headers, self.state_consume_refusal):
+            yield from self.balanced_layer.abandon(self.context.server)
+            stale = self.reused_connection and time.monotonic() - self.sent_at < STALE_SECONDS
+            given_up = self.ours.expired or self.ours.given_up is not None or not self.ours.may_repeat
+            if stale and self.refusal is None and not given_up:
+                # An idle connection that the agent closed just now says nothing about the agent.
+                err = yield from self.connect()
+                if (yield from self.check_killed(True)):
+                    return
+                if err is None and not self.ours.expired and self.ours.given_up is None:
+                    yield from self.send_request()
+                    return
+                yield from self.try_next(Failure(err or "timeout", connected=err is None, retriable=True))
+                return
+            yield from self.try_next(Failure(event.message, connected=True, retriable=True))
+        elif self.server_state == self.state_consume_response_body:
+            yield from self.end_failed_answer(event)
+        elif self.server_state == self.state_stream_response_body:
+            yield from self.end_failed_stream(event)
+        else:
+            yield from super().handle_protocol_error(event)
+
+    def end_failed_answer(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        """The agent failed in the middle of an answer of which the client has seen nothing."""
+        failed = FailedStream(self.flow, event.message, body=bytes(self.response_body_buf))
+        yield from self.balanced_layer.abandon(self.context.server)
+        yield StreamFailedHook(failed)
+        if (yield from self.check_killed(True)):
+            return
+        if failed.whole:
+            yield from self.state_consume_response_body(ResponseEndOfMessage(self.stream_id))
+        else:
+            yield from self.try_next(Failure(event.message, connected=True, retriable=False))
+
+    def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
+        assert self.ours
+        failed = FailedStream(self.flow, self.ours.given_up or event.message)
+        yield from self.balanced_layer.abandon(self.context.server)
+        yield StreamFailedHook(failed)
+        if (yield from self.check_killed(True)):
+            return
+        if failed.whole:
+            yield from self.state_stream_response_body(ResponseEndOfMessage(self.stream_id))
+            return
+        if not failed.last_words:
+            yield from super().handle_protocol_error(event)
+            return
+        self.flow.error = flow.Error(event.message)
+        yield HttpErrorHook(self.flow)
+        self.server_state = self.state_errored
+        self.flow.live = False
+        yield SendHttp(ResponseData(self.stream_id, failed.last_words), self.context.client)
+        yield DropStream(self.stream_id)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)

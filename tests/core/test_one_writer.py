@@ -1,0 +1,67 @@
+"""Who changes an agent: the core alone, and there one part for each of its attributes."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from ollama_balancer.core import agent as module
+from ollama_balancer.core.agent import Agent
+
+CORE = Path(module.__file__).parent
+PACKAGE = CORE.parent
+
+SHARED = {
+    "epoch",  # whatever an estimate rests on has changed
+    "in_flight",  # the limiter gives out what a lease gives back
+}
+
+
+def agent_names(tree: ast.AST) -> set[str]:
+    """Variables and parameters that are annotated as agents, and the usual one."""
+    names = {"agent"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name, annotation=annotation) if annotation is not None:
+                pass
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                pass
+            case _:
+                continue
+        if "Agent" in ast.unparse(annotation).replace(" | None", "").split("."):
+            names.add(name)
+    return names
+
+
+def writes(path: Path) -> Iterator[tuple[str, int]]:
+    """Attributes of agents that are assigned or deleted in the file, and in which line."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = agent_names(tree)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or node.attr not in Agent.__slots__:
+            continue
+        owner = node.value
+        name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+        if name in names:
+            yield node.attr, node.lineno
+
+
+def test_agents_are_changed_by_the_core_alone() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} writes to an agent's {attribute}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if CORE not in path.parents
+        for attribute, line in writes(path)
+    ]
+    assert not found
+
+
+def test_each_attribute_of_an_agent_has_one_writer() -> None:
+    writers: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(CORE.rglob("*.py")):
+        for attribute, _ in writes(path):
+            writers[attribute].add(path.name)
+    assert writers["half_open_lease"] == {"limiter.py"}, "the check sees writes"
+    assert not {attribute: files for attribute, files in writers.items() if len(files) > 1 and attribute not in SHARED}
