@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import examples
 
@@ -32,6 +33,9 @@ _running: pytest.Item | None = None
 
 def pytest_configure(config: pytest.Config) -> None:
     examples.few = config.option.markexpr == "unit"
+    settings.register_profile("few", max_examples=examples.FEW)
+    if examples.few:
+        settings.load_profile("few")
     sys.addaudithook(_check_start)
 
 

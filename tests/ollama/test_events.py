@@ -35,7 +35,7 @@ from ollama_balancer.ollama.shapes import (
     read_event,
 )
 from ollama_balancer.ollama.watching import READ_BYTES, AnswerWatcher, Verdict
-from tests.examples import examples
+from tests.examples import amount, examples
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
 TYPES = {".ndjson": NDJSON, ".sse": SSE, ".json": JSON}
@@ -290,7 +290,7 @@ def test_the_tool_calls_and_the_timings_are_those_recorded(name: str) -> None:
 def test_a_stream_that_breaks_off_anywhere_before_its_terminal_event_is_not_whole(name: str) -> None:
     content_type, body = recording(name)
     body = body.rstrip()
-    for end in range(len(body)):
+    for end in range(0, len(body), amount(1, 7)):
         watcher = watch(content_type, body[:end])
         assert watcher.verdict() == Verdict(False, NO_TERMINAL)
         assert not watcher.terminal_seen
@@ -1005,7 +1005,7 @@ def test_an_endless_stream_takes_bounded_memory(
     tracemalloc.start()
     try:
         watcher = AnswerWatcher(content_type, READ_BYTES // 100)
-        for _ in range(0, 1_000_000, len(piece)):
+        for _ in range(0, amount(1_000_000, 400_000), len(piece)):
             watcher.feed(piece)
         kept = tracemalloc.get_traced_memory()[0]
     finally:
@@ -1049,7 +1049,7 @@ def test_a_long_event_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch,
         return from_json(data, **options)
 
     monkeypatch.setattr(events, "from_json", parse_once)
-    value = b'{"response":"b","a":[' + b",\n".join([b"1" * (300_000 // lines)] * lines) + b"]}"
+    value = b'{"response":"b","a":[' + b",\n".join([b"1" * (amount(300_000, 30_000) // lines)] * lines) + b"]}"
     body = value.replace(b"\n", b"") + b"\n" if content_type == NDJSON else b"data: " + value + b"\n\n"
     if content_type == SSE:
         body = body.replace(b",\n", b",\ndata: ")

@@ -29,7 +29,6 @@ from ollama_balancer.mitm.inspection.annotations import (
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.watching import AnswerWatcher
 from tests.core.fakes import Clock, fleet, new_registry
-from tests.examples import examples
 
 
 def served(clock: Clock, content_type: str, first_byte: float = 0.2, **fields: Any) -> RequestContext:
@@ -148,7 +147,7 @@ def test_the_markers_are_known_to_mitmproxy() -> None:
     assert MARKERS - {""} <= emoji.emoji.keys()
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(100))
+@settings(derandomize=True, deadline=None)
 @given(st.text(), st.text(), st.text())
 def test_a_comment_is_one_short_line_whatever_comes_from_outside(model: str, reason: str, problem: str) -> None:
     registry = new_registry(Clock())
