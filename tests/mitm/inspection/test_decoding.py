@@ -16,6 +16,7 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer.mitm import patches
 from ollama_balancer.mitm.inspection.decoding import LEAST_LIMIT, MOST_GROWTH
+from tests.examples import amount
 
 MIB = 1024 * 1024
 TEXT = b'{"model":"m","prompt":"' + b"hello " * 1000 + b'"}'
@@ -109,7 +110,7 @@ def test_four_hundred_megabytes_in_a_few_are_not_unpacked_to_be_seen_or_searched
     assert seen.description == "[cannot decode]"
     for pattern in ("~b hello", "~bq hello"):
         matches = flowfilter.parse(pattern)
-        for _ in range(100):
+        for _ in range(amount(100, 10)):
             assert not matches(flow)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
     assert time.process_time() - began < 5
