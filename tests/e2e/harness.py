@@ -294,6 +294,8 @@ class Hosts:
         self.all: list[SimulatedOllama] = []
         self.servers: list[asyncio.Server] = []
         """Those of hosts that are no simulated ones."""
+        self.writers: list[asyncio.StreamWriter] = []
+        """To whoever has connected to those."""
 
     def run[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
@@ -334,9 +336,10 @@ class Hosts:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
+        for writer in self.writers:
+            writer.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         for server in self.servers:
-            server.close_clients()
             await server.wait_closed()
 
 
@@ -364,6 +367,7 @@ class RawHost:
         self.owner = loop_owner
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            loop_owner.writers.append(writer)
             try:
                 await serve(reader, writer)
             except (ConnectionError, asyncio.IncompleteReadError):

@@ -234,6 +234,7 @@ def everywhere(hosts: Hosts) -> int:
         writer.close()
 
     server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
+    hosts.servers.append(server)
     port: int = server.sockets[0].getsockname()[1]
     return port
 
