@@ -339,9 +339,9 @@ def cpu_seconds(side: Side) -> float:
     return client.cpu_seconds(side.pids)
 
 
-def own_seconds(exposition: str) -> float | None:
+def processing_seconds(exposition: str) -> float | None:
     """What the balancer spent on requests so far, from its page for Prometheus."""
-    found = re.search(r"^ollama_balancer_own_seconds_total (\S+)", exposition, re.MULTILINE)
+    found = re.search(r"^ollama_balancer_proxy_processing_seconds_total (\S+)", exposition, re.MULTILINE)
     return float(found[1]) if found else None
 
 
@@ -364,11 +364,11 @@ def run_load(side: Side, load: Load, seconds: float, upstream: int, figures: Fig
         command += ["--cpu-of", *map(str, [upstream, *side.pids])]
     environment = os.environ | ({client.KEY: side.key} if side.key else {})
     balancer = side.name.startswith("balancer") and load.kind == "requests"
-    own_before = own_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
+    own_before = processing_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
     before = cpu_seconds(side)
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=True, env=environment)
     used = cpu_seconds(side) - before
-    own_after = own_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
+    own_after = processing_seconds(fetch(side.port, "/metrics")[1]) if balancer else None
     result = json.loads(done.stdout)
     note(figures, load, result, used if side.process is not None else None)
     if own_before is not None and own_after is not None:

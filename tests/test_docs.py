@@ -158,7 +158,8 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
 @pytest.mark.e2e
 def test_every_metric_is_documented(tmp_path: Path, hosts: Hosts) -> None:
     gpu = {"name": "a", "utilization": 1.0, "memory_used": 1, "memory_total": 2, "temperature": 3.0, "power": 4.0}
-    more: dict[str, Any] = {"gpus": [gpu], "load_average": [1.0, 1.0, 1.0], "cpu_count": 1, "collectors": []}
+    more: dict[str, Any] = {"gpus": [gpu], "load_average": [1.0, 1.0, 1.0], "cpu_count": 1}
+    more["collectors"] = [{"name": "cpu", "ok": True, "seconds": 0.1}]
     more |= {"disk_free": 1, "disk_total": 2, "network_received": 1.0, "network_sent": 1.0}
     with running_proxy(tmp_path, "--set", f"balancer_agents=gpu-1={hosts.start('gpu-1').url}") as proxy:
         proxy.wait_online("gpu-1")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import shutil
 import subprocess
 from typing import Any
 
+import mitmproxy.version
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ollama_balancer import __version__
 from ollama_balancer.api.prometheus import PREFIX, Exposition
 from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.stats import RequestMetrics, RequestSummary
@@ -73,14 +76,14 @@ def test_what_became_of_requests_is_told(page: Page) -> None:
     assert page.value("requests_total", **chat, outcome="failed") == 1
     assert page.value("requests_total", agent="", model="other", route="other", outcome="refused") == 1
     assert page.value("output_tokens_total", agent="gpu-1", model="m:latest") == 27
-    assert page.value("failed_attempts_total", agent="gpu-2", reason="connect") == 3
+    assert page.value("upstream_attempt_failures_total", agent="gpu-2", reason="connect") == 3
     assert page.value("cancels_total", reason="client") == 1
     assert page.value("request_duration_seconds_count", model="m:latest") == 2
     assert page.value("request_duration_seconds_sum", model="m:latest") == 4.0
     assert page.value("time_to_first_token_seconds_bucket", model="m:latest", le="0.25") == 0
     assert page.value("time_to_first_token_seconds_bucket", model="m:latest", le="0.5") == 3
     assert page.value("output_tokens_per_second_count", model="m:latest") == 3
-    assert page.value("wait_seconds_count") == 3
+    assert page.value("queue_wait_seconds_count") == 3
 
 
 def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
@@ -102,7 +105,20 @@ def test_the_fleet_and_its_hosts_are_told_as_they_are_now(page: Page) -> None:
     assert page.value("host_models_disk_size_bytes", agent="gpu-1") == 9
     assert page.value("host_network_transmit_bytes_per_second", agent="gpu-1") == 1.5
     assert page.value("host_network_receive_bytes_per_second", agent="gpu-1") is None
-    assert page.value("host_failing_collectors", agent="gpu-1") == 1
+    assert page.value("host_collector_success", agent="gpu-1", collector="cpu") == 1
+    assert page.value("host_collector_success", agent="gpu-1", collector="gpus") == 0
+    assert page.value("host_collector_duration_seconds", agent="gpu-1", collector="gpus") == 5
+
+
+def test_a_collector_that_a_report_names_twice_is_one_series(page: Page) -> None:
+    twice = [{"name": "cpu", "ok": ok, "seconds": 0.5} for ok in (True, False)]
+    page.registry.update_metrics("gpu-2", report(40, 60, collectors=twice))
+    assert page.text().count('host_collector_success{agent="gpu-2"') == 1
+
+
+def test_the_versions_in_use_are_one_series(page: Page) -> None:
+    versions = {"version": __version__, "mitmproxy": mitmproxy.version.VERSION, "python": platform.python_version()}
+    assert page.value("build_info", **versions) == 1
 
 
 def test_of_an_agent_that_is_removed_the_counts_stay_and_no_gauge_does(page: Page) -> None:

@@ -108,8 +108,8 @@ def test_without_a_time_in_which_all_streams_run_there_is_no_figure_of_it() -> N
 
 
 def test_the_balancers_own_time_is_read_from_its_metrics() -> None:
-    assert proxy.own_seconds("# HELP x\nollama_balancer_own_seconds_total 0.25\n") == 0.25
-    assert proxy.own_seconds("") is None
+    assert proxy.processing_seconds("# HELP x\nollama_balancer_proxy_processing_seconds_total 0.25\n") == 0.25
+    assert proxy.processing_seconds("") is None
 
 
 def test_shares_are_of_the_same_round() -> None:

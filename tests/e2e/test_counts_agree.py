@@ -189,7 +189,7 @@ def test_all_views_agree_after_all_that_can_become_of_a_request(tmp_path: Path, 
 
         told = all_agree(proxy)
         agents_add_up(proxy)
-        failed = {labels["agent"]: value for labels, value in samples(proxy, "failed_attempts_total")}
+        failed = {labels["agent"]: value for labels, value in samples(proxy, "upstream_attempt_failures_total")}
         by_agent = samples(proxy, "requests_total")
         ended = {labels["agent"]: value for labels, value in by_agent if labels["outcome"] == "failed"}
         stats = proxy.agents()["one"]["stats"]

@@ -77,14 +77,14 @@ def test_the_counts_are_those_of_the_traffic_and_no_client_can_make_up_labels(tm
             ("", "other", "/api/generate", "rejected"): 20,
             ("", "", "other", "rejected"): 20,
         }
-        assert series["failed_attempts_total", frozenset({("agent", "dead"), ("reason", "broken")})] == 1
+        assert series["upstream_attempt_failures_total", frozenset({("agent", "dead"), ("reason", "broken")})] == 1
         assert series["cancels_total", frozenset({("reason", "client")})] == 1
-        assert series["own_seconds_total", frozenset()] > 0
+        assert series["proxy_processing_seconds_total", frozenset()] > 0
         assert series["agents", frozenset({("state", "online")})] == 3
 
         proxy.control("DELETE", "/api/agents/dead")
         gone = {name: value for (name, labels), value in scrape(proxy).items() if ("agent", "dead") in labels}
-        assert gone == {"failed_attempts_total": 1}, "of a host that is gone only what it has counted is left"
+        assert gone == {"upstream_attempt_failures_total": 1}, "of a host that is gone only what it has counted is left"
         assert proxy.http.post("/metrics").status_code == 405
 
 

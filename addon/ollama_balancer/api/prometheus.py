@@ -1,4 +1,4 @@
-"""GET /metrics: the fleet and what became of its requests, for Prometheus.
+"""GET /metrics: the fleet and the outcome of its requests, for Prometheus.
 
 Nothing is kept twice: what the registry knows is read when somebody asks, and what has happened is in the tally.
 """
@@ -6,11 +6,15 @@ Nothing is kept twice: what the registry knows is read when somebody asks, and w
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..core.agent import Agent, Status
 from ..core.queue import RequestQueue
 from ..core.registry import AgentRegistry
@@ -23,10 +27,10 @@ PREFIX = "ollama_balancer_"
 
 HOST_FIGURES = (
     ("cpu_count", "cpus", "Processors."),
-    ("disk_free", "models_disk_free_bytes", "Room left where the models are."),
-    ("disk_total", "models_disk_size_bytes", "Size of the file system where the models are."),
-    ("network_received", "network_receive_bytes_per_second", "Received since the report before."),
-    ("network_sent", "network_transmit_bytes_per_second", "Sent since the report before."),
+    ("disk_free", "models_disk_free_bytes", "Free space on the file system that holds the models."),
+    ("disk_total", "models_disk_size_bytes", "Size of the file system that holds the models."),
+    ("network_received", "network_receive_bytes_per_second", "Received since the previous report."),
+    ("network_sent", "network_transmit_bytes_per_second", "Sent since the previous report."),
 )
 """Fields of a report, the names of their metrics, and what they are."""
 
@@ -66,6 +70,8 @@ class Exposition:
 
     def collect(self) -> Iterator[Metric]:
         agents = list(self.registry)
+        versions = _versions()
+        yield _gauge("build_info", "Versions in use; always 1.", tuple(versions), [(tuple(versions.values()), 1)])
         yield from self._requests()
         yield from self._fleet(agents)
         yield from self._hosts(agents)
@@ -76,17 +82,21 @@ class Exposition:
         yield _counter(
             "requests", "Requests that ended.", ("agent", "model", "route", "outcome"), tally.requests.items()
         )
-        yield _counter("prompt_tokens", "Tokens of prompts, as hosts tell.", pair, tally.prompt_tokens.items())
-        yield _counter("output_tokens", "Tokens of answers, as hosts tell.", pair, tally.output_tokens.items())
         yield _counter(
-            "failed_attempts",
-            "Agents tried in vain before the first byte.",
+            "prompt_tokens", "Tokens of prompts, as reported by the hosts.", pair, tally.prompt_tokens.items()
+        )
+        yield _counter(
+            "output_tokens", "Tokens of answers, as reported by the hosts.", pair, tally.output_tokens.items()
+        )
+        yield _counter(
+            "upstream_attempt_failures",
+            "Attempts that failed before the first byte.",
             ("agent", "reason"),
             tally.failures.items(),
         )
         yield _counter(
             "rejections",
-            "Requests answered with a 4xx because of the request itself, by status.",
+            "Requests that ended with a 4xx because of the request itself, by status.",
             ("status",),
             (((str(status),), n) for status, n in tally.rejections.items()),
         )
@@ -94,25 +104,39 @@ class Exposition:
             "cancels", "Requests cancelled.", ("reason",), (((reason,), n) for reason, n in tally.cancels.items())
         )
         yield _histogram(
-            "request_duration_seconds", "From arrival to the last byte, of those that succeeded.", tally.durations
+            "request_duration_seconds", "From arrival to the last byte, of requests that succeeded.", tally.durations
         )
-        yield _histogram("time_to_first_token_seconds", "From arrival, of streamed answers.", tally.first_tokens)
-        yield _histogram("output_tokens_per_second", "How fast answers came.", tally.rates)
-        yield _histogram("wait_seconds", "In the line, of those that waited.", {None: tally.waits})
-        yield _counter("own_seconds", "What the balancer itself spent on requests.", (), [((), tally.own_seconds)])
+        yield _histogram(
+            "time_to_first_token_seconds", "From arrival to the first token, of streamed answers.", tally.first_tokens
+        )
+        yield _histogram("output_tokens_per_second", "Generation speed.", tally.rates)
+        yield _histogram("queue_wait_seconds", "Time in the queue, of requests that waited.", {None: tally.waits})
+        yield _counter(
+            "proxy_processing_seconds",
+            "Time that the balancer's own code spent on requests.",
+            (),
+            [((), tally.processing_seconds)],
+        )
 
     def _fleet(self, agents: list[Agent]) -> Iterator[Metric]:
         counts = self.registry.counts()
         yield _gauge("agents", "Agents by state.", ("state",), (((s.value,), counts.get(s, 0)) for s in Status))
-        yield _gauge("requests_in_flight", "Requests that hosts have.", (), [((), self.totals()["in_flight"])])
-        yield _gauge("waiting_requests", "Requests in the line.", (), [((), len(self.line))])
-        yield _by_agent("agent_up", "1: online.", agents, lambda a: int(a.status is Status.ONLINE))
-        yield _by_agent("agent_draining", "1: gets no new requests, on purpose.", agents, lambda a: int(a.draining))
-        yield _by_agent("agent_requests_in_flight", "Requests that run there.", agents, lambda a: a.in_flight)
-        yield _by_agent("agent_slots", "Requests it runs at once.", agents, lambda a: a.slots or None)
-        yield _by_agent("agent_loaded_models", "Models in memory.", agents, lambda a: len(a.loaded))
+        yield _gauge(
+            "requests_in_flight", "Requests that hosts are working on.", (), [((), self.totals()["in_flight"])]
+        )
+        yield _gauge("waiting_requests", "Requests in the queue.", (), [((), len(self.line))])
+        yield _by_agent("agent_up", "1: the agent takes requests.", agents, lambda a: int(a.status is Status.ONLINE))
+        yield _by_agent("agent_draining", "1: the agent was drained on purpose.", agents, lambda a: int(a.draining))
+        yield _by_agent("agent_requests_in_flight", "Requests in flight on the agent.", agents, lambda a: a.in_flight)
+        yield _by_agent(
+            "agent_slots", "Requests per model that the agent runs at once.", agents, lambda a: a.slots or None
+        )
+        yield _by_agent("agent_loaded_models", "Models loaded.", agents, lambda a: len(a.loaded))
         yield _counter(
-            "agent_ejections", "Times it was ejected.", ("agent",), (((a.name,), a.stats.ejections) for a in agents)
+            "agent_ejections",
+            "Times the agent was ejected.",
+            ("agent",),
+            (((a.name,), a.stats.ejections) for a in agents),
         )
 
     def _hosts(self, agents: list[Agent]) -> Iterator[Metric]:
@@ -122,16 +146,32 @@ class Exposition:
         def reported(name: str, text: str, value: Any) -> Metric:
             return _by_agent(f"host_{name}", text, told, lambda agent: value(agent.metrics))
 
-        yield _by_agent("host_report_age_seconds", "Since the last report.", told, lambda a: now - a.metrics_at)
+        yield _by_agent("host_report_age_seconds", "Time since the last report.", told, lambda a: now - a.metrics_at)
         yield reported("cpu_usage_ratio", "CPU in use, 0 to 1.", lambda m: _ratio(m.cpu_usage))
         yield reported("memory_usage_ratio", "Memory in use, 0 to 1.", lambda m: _ratio(m.memory_usage))
         for field, name, text in HOST_FIGURES:
             yield reported(name, text, attrgetter(field))
-        yield reported("load1", "Load average over a minute.", lambda m: m.load_average[0] if m.load_average else None)
         yield reported(
-            "failing_collectors",
-            "Parts of the last report that could not be read.",
-            lambda m: sum(not each.ok for each in m.collectors) if m.collectors is not None else None,
+            "load1", "Load average over one minute.", lambda m: m.load_average[0] if m.load_average else None
+        )
+        collectors = {
+            (agent.name, each.name): each
+            for agent in told
+            if agent.metrics is not None
+            for each in agent.metrics.collectors or ()
+        }
+        pair = ("agent", "collector")
+        yield _gauge(
+            "host_collector_success",
+            "1: the collector's part of the last report could be read.",
+            pair,
+            ((labels, int(each.ok)) for labels, each in collectors.items()),
+        )
+        yield _gauge(
+            "host_collector_duration_seconds",
+            "How long the collector took for the last report.",
+            pair,
+            ((labels, each.seconds) for labels, each in collectors.items()),
         )
         gpus = [
             ((agent.name, str(number), gpu.name), gpu)
@@ -148,6 +188,15 @@ class Exposition:
         ):
             known = ((labels, figure) for labels, gpu in gpus if (figure := value(gpu)) is not None)
             yield _gauge(f"host_gpu_{name}", text, ("agent", "gpu", "name"), known)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {
+        "version": __version__,
+        "mitmproxy": metadata.version("mitmproxy"),
+        "python": platform.python_version(),
+    }
 
 
 def _ratio(percent: float | None) -> float | None:

@@ -100,7 +100,7 @@ class RequestMetrics:
     waits: Histogram = field(default_factory=lambda: Histogram(TIMES))
     relayed: int = 0
     """Answers of which a part went past mitmproxy's layers."""
-    own_seconds: float = 0.0
+    processing_seconds: float = 0.0
     """What the balancer itself has spent on requests."""
     _pairs: set[tuple[str, str]] = field(default_factory=set)
     _models: set[str] = field(default_factory=set)

@@ -128,7 +128,7 @@ class Accounting:
         """Before anybody asks for the counts, and every now and then."""
         began = time.perf_counter()
         self._count()
-        self.tally.own_seconds += time.perf_counter() - began
+        self.tally.processing_seconds += time.perf_counter() - began
 
     def sample(self) -> None:
         """Every now and then: what the fleet does at this moment."""

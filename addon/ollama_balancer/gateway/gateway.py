@@ -128,14 +128,14 @@ class Gateway:
         del reading  # while the request waits, nothing holds its body unpacked
         while isinstance(decision, Wait):
             context.stop_timer()
-            self.tally.own_seconds += time.perf_counter() - began
+            self.tally.processing_seconds += time.perf_counter() - began
             waited = await self._wait(decision.place, context)
             if waited is None:
                 return None  # the client is gone
             began = time.perf_counter()
             decision = waited
         direction = self._carry_out(decision, context, request) if decision is not None else None
-        self.tally.own_seconds += time.perf_counter() - began
+        self.tally.processing_seconds += time.perf_counter() - began
         return direction
 
     async def _read(self, request: ClientRequest) -> Reading | RefusedBodyError | None:

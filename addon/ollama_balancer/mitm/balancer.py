@@ -42,7 +42,7 @@ def timed[A](hook: Callable[[A, http.HTTPFlow], None]) -> Callable[[A, http.HTTP
     def counted(self: A, flow: http.HTTPFlow) -> None:
         began = time.perf_counter()
         hook(self, flow)
-        self.balancer.gateway.tally.own_seconds += time.perf_counter() - began  # type: ignore[attr-defined]
+        self.balancer.gateway.tally.processing_seconds += time.perf_counter() - began  # type: ignore[attr-defined]
 
     return counted
 
