@@ -25,6 +25,7 @@ from agent_reporter.wire import AgentMetrics
 from ollama_balancer.api.paths import is_control_path
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from tests.api.test_app import METRICS, Api
+from tests.conftest import KINDS
 from tests.e2e.harness import Hosts, running_proxy
 from tests.markdown import (
     DOCS,
@@ -300,7 +301,7 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
         assert name in scripts, line
     if name == "pytest":
         known |= {"--benchmark-only", "--benchmark-columns", "--benchmark-save", "--benchmark-compare"}
-        paths = [word for word in arguments if not word.startswith("-") and not word.isdecimal()]
+        paths = [word for word in arguments if not (word.startswith("-") or word.isdecimal() or word in KINDS)]
         assert [path for path in paths if not (ROOT / path).exists()] == [], line
         known |= {"--benchmark-compare-fail", "--benchmark-json"}
     assert given <= known, line
