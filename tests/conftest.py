@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Generator, Iterator
@@ -69,6 +70,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(_folder_kind(item.path))
         elif len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} is {' and '.join(sorted(kinds))}: a test is of one kind")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # thousands of tests, which every collection would go through
 
 
 @pytest.fixture(autouse=True)
