@@ -11,13 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -233,6 +234,7 @@ def everywhere(hosts: Hosts) -> int:
         writer.close()
 
     server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
+    hosts.servers.append(server)
     port: int = server.sockets[0].getsockname()[1]
     return port
 

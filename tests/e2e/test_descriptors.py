@@ -81,7 +81,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
     if hard != resource.RLIM_INFINITY and hard < 1024:
         pytest.skip("this process may have few files itself")
     with running_proxy(tmp_path, addon=limited_addon(tmp_path, 256, 1024)) as proxy:
-        assert "Open-file limit: 1024, which allows 448 clients at once." in proxy.log
+        wait_until(lambda: "Open-file limit: 1024, which allows 448 clients at once." in proxy.log, "it is said")
         assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)[0] == 1024
 
 

@@ -85,7 +85,7 @@ def test_it_starts_from_any_directory_with_no_agent_and_says_what_to_do_next(tmp
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with running_proxy(tmp_path, "--set", "balancer_demo=0", cwd=elsewhere) as proxy:
-        assert "--set balancer_agents=http://HOST:11434" in proxy.log
+        wait_until(lambda: "--set balancer_agents=http://HOST:11434" in proxy.log, "it says what to do")
         if proxy.agents():
             pytest.skip("an Ollama runs on this machine")
         response = proxy.generate()
@@ -106,11 +106,11 @@ def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_pa
 def test_the_log_offers_clients_only_an_address_that_they_can_reach(tmp_path: Path) -> None:
     offer = re.compile(r"Clients.*: set OLLAMA_HOST=(\S+), or use it")
     with running_proxy(tmp_path, "--set", "balancer_demo=0") as proxy:
+        wait_until(lambda: "mitmproxy listens on this machine only" in proxy.log, "it is said")
         assert offer.findall(proxy.log) == [proxy.url]
         assert "Clients on this machine: " in proxy.log
-        assert "mitmproxy listens on this machine only" in proxy.log
     with running_proxy(tmp_path, "--listen-host", "0.0.0.0") as proxy:
-        [url] = offer.findall(proxy.log)
+        [url] = wait_until(lambda: offer.findall(proxy.log), "it is offered")
         assert url != proxy.url
         assert "this machine only" not in proxy.log
         if "THIS-HOST" not in url:

@@ -17,6 +17,7 @@ from ollama_balancer.lab.notes import Settings
 from ollama_balancer.lab.rates import learn
 from ollama_balancer.lab.replaying import LONGEST_PAUSE, as_recorded, workload
 from ollama_balancer.lab.workload import Workload
+from tests.examples import examples
 from tests.lab.flowfiles import final, flow, record, write
 from tests.lab.test_flows import JSON
 
@@ -193,7 +194,12 @@ def test_a_wrong_argument_is_refused(arguments: str, capsys: pytest.CaptureFixtu
     assert "Traceback" not in capsys.readouterr().err
 
 
-@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=examples(40),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(record())), JSON, max_size=4), max_size=4))
 def test_whatever_the_records_hold_there_is_a_report(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     flows = [flow(n, metadata=record(**fields)) for n, fields in enumerate(records)]

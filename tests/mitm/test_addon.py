@@ -234,6 +234,7 @@ asyncio.run(load())
 """
 
 
+@pytest.mark.e2e
 def test_what_takes_long_to_load_is_not_loaded_with_the_addon(tmp_path: Path) -> None:
     script = LOAD.format(confdir=str(tmp_path), addon=str(Path(__file__).parents[2] / "addon"))
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ollama_balancer.mitm.shutdown import Stopper
+from tests import jumping_loop
 
 PATIENCE = 10.0
 
@@ -34,7 +35,7 @@ def with_program(requests: int, test: Callable[[Program], Awaitable[None]]) -> N
     async def run() -> None:
         await test(Program(requests))
 
-    asyncio.run(run())
+    jumping_loop.run(run())
 
 
 def test_with_nothing_running_it_ends(caplog: pytest.LogCaptureFixture) -> None:

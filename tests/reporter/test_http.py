@@ -14,6 +14,7 @@ from mitmproxy.certs import CertStore
 
 from agent_reporter import http
 from agent_reporter.http import Answer, CallError, call
+from tests import jumping_loop
 
 from .stubs import free_port
 
@@ -47,7 +48,7 @@ def asked(serve: Serve, *, timeout: float = 30.0, limit: int = 1000, content: by
                 headers={"X": "y"},
             )
 
-    return asyncio.run(run())
+    return jumping_loop.run(run())
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,10 @@ def test_the_time_is_that_of_the_whole_call() -> None:
             await asyncio.sleep(0.01)
         writer.close()
 
-    with pytest.raises(CallError, match=r"no whole answer within 0\.1 s|no HTTP"):
-        asked(drips, timeout=0.1)
-    with pytest.raises(CallError, match=r"no whole answer within 0\.1 s"):
-        asked(says(hang=True), timeout=0.1)
+    with pytest.raises(CallError, match=r"no whole answer within 5 s|no HTTP"):
+        asked(drips, timeout=5.0)
+    with pytest.raises(CallError, match=r"no whole answer within 5 s"):
+        asked(says(hang=True), timeout=5.0)
 
 
 def test_compressed_bytes_stay_as_they_are() -> None:

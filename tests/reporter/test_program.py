@@ -14,6 +14,8 @@ from agent_reporter.wire import AgentMetrics
 
 from .stubs import TOKEN, StubBalancer, StubOllama, free_port, program, wait_until
 
+pytestmark = pytest.mark.e2e
+
 FAST = ["--interval", "0.1", "--name", "host-1"]
 GIVEN = {"OLLAMA_BALANCER_TOKEN": TOKEN}
 

@@ -200,6 +200,7 @@ def test_an_optional_call_may_fail_and_a_patient_one_is_tried_again() -> None:
     assert len(tools.calls) == 4
 
 
+@pytest.mark.e2e
 def test_what_a_tool_says_comes_back() -> None:
     assert call([sys.executable, "-c", "pass"]) is None
     assert call([sys.executable, "-c", "raise SystemExit('went wrong')"]) == "went wrong"
@@ -242,6 +243,7 @@ def test_yes_goes_with_install_only_and_uninstall_needs_no_token() -> None:
     assert parse_options(["--uninstall"], {"OLLAMA_BALANCER_TOKEN": "not a token"}).uninstall
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize(
     ("typed", "answer"),
@@ -262,6 +264,7 @@ def test_only_y_or_yes_at_a_terminal_is_an_agreement(typed: str, answer: bool) -
     assert f"answer: {answer}\n" in done.stdout
 
 
+@pytest.mark.e2e
 def test_the_program_without_a_terminal_shows_the_service_and_does_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "agent_reporter", "--install", "--balancer", "http://192.0.2.1:8080"],
@@ -280,6 +283,7 @@ def test_the_program_without_a_terminal_shows_the_service_and_does_nothing(tmp_p
     assert files(tmp_path) == []
 
 
+@pytest.mark.e2e
 def test_the_program_needs_a_token_to_install(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
     done = subprocess.run(
