@@ -55,7 +55,7 @@ class Discovery:
             try:
                 await self._listen()
             except OSError as error:
-                state.say("deaf", logging.WARNING, f"the local network can't be listened to ({error}); trying again")
+                state.say("deaf", logging.WARNING, f"cannot listen on the local network ({error}); trying again")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
@@ -108,13 +108,17 @@ class Discovery:
         if not await asyncio.to_thread(told.proven, self._token):
             if len(self._refused) < MOST_HEARD:
                 self._refused.add(told)
-                log.warning("%s at %s announces itself as a balancer, with another token: left out", who, told.urls[0])
+                log.warning(
+                    "%s at %s announces itself as a balancer with a different token: ignored", who, told.urls[0]
+                )
             return True
         url = await reachable(told.urls)
         if url is None:
             if told not in self._unreached and len(self._unreached) < MOST_HEARD:
                 self._unreached.add(told)
-                log.warning("the balancer %s is not reached at %s, which it announces", who, ", ".join(told.urls[:3]))
+                log.warning(
+                    "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(told.urls[:3])
+                )
             return False
         log.info("found balancer %s at %s", who, url)
         self._urls.add(url)

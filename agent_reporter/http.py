@@ -156,7 +156,7 @@ def parse_json(body: bytes) -> Any:
 def _reason(error: BaseException) -> str:
     """Why it failed, in the operating system's words where it has some."""
     if isinstance(error, h11.RemoteProtocolError):
-        return f"its answer is no HTTP: {error}"
+        return f"its answer is not HTTP: {error}"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, socket.gaierror):

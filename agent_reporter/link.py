@@ -93,13 +93,13 @@ class Link:
         answer = await self._post(f"{self._path()}/metrics", body)
         if answer.status == 404:
             self.agent = None
-            raise UnknownAgentError(f"{self._who} does not know this agent any more: registering anew")
+            raise UnknownAgentError(f"{self._who} no longer knows this agent: registering again")
         if not 200 <= answer.status < 300:
             raise self._refusal("report", answer)
         reachable, _, why = (answer.header(REACHABLE_HEADER) or "yes").partition(";")
         if reachable.strip().lower() != "no":
             return None
-        return self._clean(why.strip(), LONGEST_REASON) or "it does not say why"
+        return self._clean(why.strip(), LONGEST_REASON) or "no reason given"
 
     async def drain(self) -> None:
         """Ask for no new requests until this agent registers the next time."""
@@ -140,10 +140,10 @@ class Link:
         if answer.status in (401, 403):
             return TokenError(
                 f"{self._who} refused the token ({answer.status}): check {self._token_source}; "
-                "it must be the token that this balancer keeps"
+                "it must be this balancer's token"
             )
         said = self._clean(_error_text(answer.body))
-        return LinkError("error", f"{self._who} answered the {what} with {answer.status}{said and ': ' + said}")
+        return LinkError("error", f"{self._who} answered the {what} with status {answer.status}{said and ': ' + said}")
 
     def _clean(self, text: str, limit: int = 200) -> str:
         """A balancer may echo what it was sent: the token stays out of the log all the same."""

@@ -59,7 +59,7 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
     if unknown:
         # Names only: what stands behind a mistyped --token is a secret.
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        raise ValueError(f"unknown option: {', '.join(names)}" if names else "this takes options only; see --help")
+        raise ValueError(f"unknown option: {', '.join(names)}" if names else "only options are accepted; see --help")
     if given.yes and not given.install:
         raise ValueError("--yes goes with --install only")
     if given.print and (given.install or given.uninstall):
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--discover",
         action="store_true",
-        help="report to the balancers that announce themselves on the local network, too; needs a token",
+        help="also report to balancers that announce themselves on the local network; needs a token",
     )
     add(
         "--token",
@@ -161,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument(
         "--install",
         action="store_true",
-        help="show a service that runs this with the same options from boot on, ask, and set it up",
+        help="install a service that runs this with the same options at boot; shows it and asks first",
     )
-    mode.add_argument("--uninstall", action="store_true", help="stop that service and take it away")
+    mode.add_argument("--uninstall", action="store_true", help="stop and remove that service")
     add("--yes", action="store_true", help="with --install: don't ask")
     return parser
 

@@ -123,7 +123,7 @@ class Reporter:
             await link.register()
             unreached = await link.report(body)
         except UnknownAgentError:
-            log.error("balancer %s registered this agent and then did not know it", link.balancer)
+            log.error("balancer %s registered this agent but then did not know it", link.balancer)
             return False
         except LinkError as error:
             log.error("%s", error)
@@ -139,9 +139,9 @@ class Reporter:
                 self._newest.publish(encode(await self._collect()))
             except Exception as error:
                 self._newest.withdraw()
-                self._collecting.say("failing", logging.ERROR, f"no report was made: {printable(repr(error))}")
+                self._collecting.say("failing", logging.ERROR, f"could not make a report: {printable(repr(error))}")
             else:
-                self._collecting.say("fine", logging.INFO, "reports are made again")
+                self._collecting.say("fine", logging.INFO, "reports can be made again")
             due = max(due + self.interval, self._clock())
             await self._sleep(max(0.0, due - self._clock()))
 

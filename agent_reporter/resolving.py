@@ -87,7 +87,7 @@ class Resolver:
         if name.infos:
             return name.infos
         if name.error is None:
-            raise socket.gaierror(socket.EAI_AGAIN, "the look-up was given up")
+            raise socket.gaierror(socket.EAI_AGAIN, "the lookup was cancelled")
         raise name.error.with_traceback(None)
 
     async def _ask(self, name: Name, host: str, port: int) -> None:
@@ -109,7 +109,7 @@ class Resolver:
             if error.errno in GONE:
                 name.infos = []
         except Exception as error:  # such as a NUL in the name
-            name.infos, name.error = [], OSError(f"it cannot be looked up: {error}")
+            name.infos, name.error = [], OSError(f"it cannot be resolved: {error}")
         finally:
             name.at, name.asked = self._clock(), None
 
@@ -156,7 +156,7 @@ async def _in_thread[T](work: Callable[[], T]) -> T:
     try:
         threading.Thread(target=run, name="look-up", daemon=True).start()
     except RuntimeError as error:
-        raise OSError("no thread is left for a look-up") from error
+        raise OSError("too many lookups are running") from error
     return await future
 
 

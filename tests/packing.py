@@ -38,7 +38,7 @@ class Packer:
                 self.add = lambda text: packer.compress(text) + packer.flush(packer.FLUSH_BLOCK)
                 self.end = lambda: bytes(packer.flush(packer.FLUSH_FRAME))
             case "br":
-                packer = brotli.Compressor()
+                packer = brotli.Compressor(quality=5)
                 self.add = lambda text: packer.process(text) + packer.flush()
                 self.end = packer.finish
             case _:

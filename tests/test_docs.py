@@ -25,6 +25,7 @@ from agent_reporter.wire import AgentMetrics
 from ollama_balancer.api.paths import is_control_path
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from tests.api.test_app import METRICS, Api
+from tests.conftest import KINDS
 from tests.e2e.harness import Hosts, running_proxy
 from tests.markdown import (
     DOCS,
@@ -120,11 +121,13 @@ def test_every_room_is_described() -> None:
     assert {f"{file.parts[0]}/" for file in files if len(file.parts) > 1} <= rooms
 
 
+@pytest.mark.e2e
 def test_the_table_of_options_is_the_one_in_the_code() -> None:
     printed = output(sys.executable, "-m", "ollama_balancer.mitm.options")
     assert f"\n\n{printed}\n" in text_of(DOCS / "options.md")
 
 
+@pytest.mark.e2e
 def test_every_option_is_documented_with_its_default() -> None:
     rows = table(DOCS / "options.md", "option", "default")
     assert [code(row[0]) for row in rows] == [[name] for name in dict.fromkeys(code(row[0])[0] for row in rows)]
@@ -145,6 +148,7 @@ def test_every_option_is_documented_with_its_default() -> None:
                 assert code(default)[-1] == value, name
 
 
+@pytest.mark.e2e
 @each_page
 def test_options_that_a_page_names_exist(page: Path) -> None:
     if page != CHANGES:
@@ -152,6 +156,7 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
         assert named <= set(options())
 
 
+@pytest.mark.e2e
 def test_every_metric_is_documented(tmp_path: Path, hosts: Hosts) -> None:
     gpu = {"name": "a", "utilization": 1.0, "memory_used": 1, "memory_total": 2, "temperature": 3.0, "power": 4.0}
     more: dict[str, Any] = {"gpus": [gpu], "load_average": [1.0, 1.0, 1.0], "cpu_count": 1}
@@ -222,6 +227,7 @@ def test_every_field_of_agents_and_reports_is_documented() -> None:
     assert {name for row in rows if row[1] == "required" for name in code(row[0])} == required
 
 
+@pytest.mark.e2e
 def test_every_flag_and_collector_of_the_reporter_is_documented() -> None:
     rows = table(REPORTER, "option", "default")
     documented = {code(row[0])[0].split()[0] for row in rows}
@@ -243,6 +249,7 @@ def flags(*words: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", output(*words, "--help")))
 
 
+@pytest.mark.e2e
 @each_page
 def test_commands_in_blocks_are_real(page: Path) -> None:
     for block in blocks(page):
@@ -254,6 +261,7 @@ def test_commands_in_blocks_are_real(page: Path) -> None:
                 check_line(line.replace(".venv\\Scripts\\", ".venv/bin/"))
 
 
+@pytest.mark.e2e
 @each_page
 def test_commands_in_text_are_real(page: Path) -> None:
     if page == CHANGES:
@@ -293,7 +301,7 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
         assert name in scripts, line
     if name == "pytest":
         known |= {"--benchmark-only", "--benchmark-columns", "--benchmark-save", "--benchmark-compare"}
-        paths = [word for word in arguments if not word.startswith("-") and not word.isdecimal()]
+        paths = [word for word in arguments if not (word.startswith("-") or word.isdecimal() or word in KINDS)]
         assert [path for path in paths if not (ROOT / path).exists()] == [], line
         known |= {"--benchmark-compare-fail", "--benchmark-json"}
     assert given <= known, line

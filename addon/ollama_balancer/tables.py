@@ -19,7 +19,7 @@ NONE = "-"
 
 def fleet_table(agents: Iterable[Agent], now: float) -> Table:
     """A row an agent; `now` is the registry's clock."""
-    head = ["agent", "status", "url", "in flight", "in memory", "cpu", "memory", "score", "tok/s", "requests", "report"]
+    head = ["agent", "status", "url", "in flight", "loaded", "cpu", "memory", "score", "tok/s", "requests", "report"]
     rows = []
     for agent in agents:
         metrics, stats = agent.metrics, agent.stats
@@ -43,10 +43,10 @@ def fleet_table(agents: Iterable[Agent], now: float) -> Table:
 
 
 def queue_table(queue: Mapping[str, Any]) -> Table:
-    """How many requests wait, by model and by client; `queue` is `RequestQueue.describe`."""
+    """How many requests wait, by model and by client; `queue` is from `RequestQueue.describe`."""
     rows = [["all", str(queue["length"])]]
     if queue["oldest"] is not None:
-        rows.append(["the first one's wait", f"{queue['oldest']:.1f} s"])
+        rows.append(["longest wait", f"{queue['oldest']:.1f} s"])
     rows += [[f"model {one_line(model, 80)}", str(count)] for model, count in queue["models"].items()]
     rows += [[f"client {one_line(client, 80)}", str(count)] for client, count in queue["clients"].items()]
     return [["waiting", "requests"], *rows]
@@ -101,13 +101,13 @@ def comparison_table(runs: Sequence[Run]) -> Table:
 def difference(one: str, other: str) -> str:
     """Whether two texts are the same, or where they differ first."""
     if one == other:
-        return "the same text"
+        return "same text"
     at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return f"differs at character {at + 1}: {_piece(one, at)} / {_piece(other, at)}"
 
 
 def _piece(text: str, at: int) -> str:
-    return repr(text[at : at + CONTEXT]) if at < len(text) else "its end"
+    return repr(text[at : at + CONTEXT]) if at < len(text) else "end of text"
 
 
 def _milliseconds(value: float | None) -> str:

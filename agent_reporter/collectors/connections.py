@@ -61,7 +61,7 @@ class ConnectionsCollector:
         self._resolving.say(
             "failing" if lost else "fine",
             logging.WARNING if lost else logging.INFO,
-            f"host not found: {', '.join(lost)}" if lost else "all balancers' hosts are found",
+            f"host not found: {', '.join(lost)}" if lost else "all balancers' hosts can be resolved",
         )
 
 

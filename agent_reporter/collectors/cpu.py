@@ -66,6 +66,6 @@ def busy_percent(before: CpuTimes, after: CpuTimes) -> float:
     }
     total = sum(spent.values())
     if total <= 0:
-        raise ValueError("the system's CPU counters stand still")
+        raise ValueError("the system's CPU counters do not change")
     waiting = spent.get("idle", 0.0) + spent.get("iowait", 0.0)
     return min(100.0, max(0.0, 100.0 * (total - waiting) / total))

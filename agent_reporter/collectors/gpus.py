@@ -44,7 +44,7 @@ class GpusCollector:
                 failed = True
                 self._states[maker].say("failing", logging.WARNING, f"{maker} GPUs cannot be read: {error}")
             else:
-                self._states[maker].say("fine", logging.INFO, f"{maker} GPUs are read again")
+                self._states[maker].say("fine", logging.INFO, f"{maker} GPUs can be read again")
             del self._running[maker]
         fields: Fields = {"gpus": found[:MOST]}
         if failed:

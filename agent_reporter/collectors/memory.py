@@ -21,5 +21,5 @@ class MemoryCollector:
 def used_percent(total: int, available: int) -> float:
     """Percent of `total` bytes, 0 to 100. Raises ValueError for a total of 0."""
     if total <= 0:
-        raise ValueError("the system tells of no memory")
+        raise ValueError("the system reports no memory")
     return min(100.0, max(0.0, 100.0 * (total - available) / total))

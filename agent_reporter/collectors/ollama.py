@@ -56,7 +56,7 @@ class OllamaCollector:
     async def _ask(self, path: str) -> object:
         answer = await call("GET", self._url + path, timeout=CALL_TIMEOUT, limit=ANSWER_LIMIT)
         if answer.status != 200:
-            raise CallError(f"{path} is answered with {answer.status}")
+            raise CallError(f"{path} returned status {answer.status}")
         parsed = parse_json(answer.body)
         return parse_version(parsed) if path == "/api/version" else parse_models(parsed)
 
@@ -75,7 +75,7 @@ def parse_version(answer: Any) -> str:
     """The version in /api/version's answer. Raises ValueError."""
     version = answer.get("version") if isinstance(answer, dict) else None
     if not isinstance(version, str) or len(version) > 256:
-        raise ValueError("it tells no version: is it an Ollama?")
+        raise ValueError("its answer has no version: is it an Ollama?")
     return version
 
 
@@ -85,7 +85,7 @@ def parse_models(answer: Any) -> list[ModelEntry]:
     if models is None and isinstance(answer, dict):
         models = []  # a server without models may say null
     if not isinstance(models, list):
-        raise ValueError("it gives no list of models")
+        raise ValueError("its answer has no list of models")
     entries = []
     for model in models[:MODELS_LIMIT]:
         try:

@@ -22,8 +22,8 @@ TIMEOUT = 1.0
 REMEDIES = {
     "linux": 'run `sudo systemctl edit ollama`, add the lines [Service] and Environment="OLLAMA_HOST=0.0.0.0", and run '
     "`sudo systemctl restart ollama`; or start it as `OLLAMA_HOST=0.0.0.0 ollama serve`",
-    "darwin": "run `launchctl setenv OLLAMA_HOST 0.0.0.0` and start Ollama again",
-    "win32": "run `setx OLLAMA_HOST 0.0.0.0` and start Ollama again",
+    "darwin": "run `launchctl setenv OLLAMA_HOST 0.0.0.0` and restart Ollama",
+    "win32": "run `setx OLLAMA_HOST 0.0.0.0` and restart Ollama",
 }
 
 

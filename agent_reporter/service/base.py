@@ -56,7 +56,7 @@ def check_words(words: Sequence[str]) -> None:
     """Raise ValueError for a word that holds a line break or another character that no definition can show."""
     for word in words:
         if not word.isprintable():
-            raise ValueError(f"{word!r} has characters that can't stand in a service's definition")
+            raise ValueError(f"{word!r} contains characters that are not allowed in a service definition")
 
 
 def call(words: Sequence[str]) -> str | None:
@@ -66,7 +66,7 @@ def call(words: Sequence[str]) -> str | None:
             words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
-        return f"there is no {words[0]} here"
+        return f"{words[0]} is not available here"
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     if done.returncode == 0:

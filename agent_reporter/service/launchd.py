@@ -37,7 +37,7 @@ def service(root: Path = Path("/"), *, uid: int, home: Path, environ: Mapping[st
         reader=owner or "you",
         leftovers=(log,),
         owner=owner,
-        nothing="Nothing is installed for this user. What was installed with sudo is taken away with sudo.",
+        nothing="Nothing is installed for this user. A service that was installed with sudo is removed with sudo.",
     )
 
 

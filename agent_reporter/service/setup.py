@@ -32,7 +32,7 @@ def command_line(options: Options) -> list[str]:
 
 
 def ask() -> bool | None:
-    """The person's answer; None where there is no terminal to ask at."""
+    """The person's answer; None where there is no terminal to ask on."""
     if sys.stdin is None or not sys.stdin.isatty():
         return None
     try:
@@ -63,7 +63,7 @@ def install(
         return _error(service.lacks)
     agreed = True if confirm is None else confirm()
     if agreed is None:
-        return _error("there is no terminal to ask at: read the above, and give --yes if it is to be installed")
+        return _error("there is no terminal to ask on: read the above, then add --yes to install it")
     if not agreed:
         print("Nothing was installed.")
         return 1
@@ -76,10 +76,10 @@ def install(
         problem = _run(each, run, sleep)
         if problem is not None and not each.optional:
             return _error(
-                f"`{each}` failed: {problem}\nThe files are written. When that is put right, run\n\n"
-                f"{_listed(service.start[position:])}\n\nIts state and log: {service.watch}"
+                f"`{each}` failed: {problem}\nThe files are written. Once that is fixed, run\n\n"
+                f"{_listed(service.start[position:])}\n\nState and log: {service.watch}"
             )
-    print(f"Installed and started. Its state and log: {service.watch}")
+    print(f"Installed and started. State and log: {service.watch}")
     return 0
 
 

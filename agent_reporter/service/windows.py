@@ -54,7 +54,7 @@ def task_text(command: Sequence[str], *, token: Path, user: str) -> str:
     check_words([*words, user])
     for word in words:
         if "%" in word or "$(" in word:
-            raise ValueError(f"{word!r} has a % or $(, which a scheduled task takes for a variable's")
+            raise ValueError(f"{word!r} contains % or $(, which a scheduled task would expand")
     task = ElementTree.Element("Task", version="1.2", xmlns=NAMESPACE)
     _add(task, {
         "RegistrationInfo": {"Description": "Reports this Ollama host's load and models to its balancers"},

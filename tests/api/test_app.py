@@ -132,7 +132,7 @@ def test_a_second_host_of_a_name_is_refused_as_long_as_the_first_one_reports(api
     assert api.call("POST", "/api/agents/gpu/metrics", METRICS).status_code == 204
     refused = api.call("POST", "/api/agents", first, caller=near)
     assert refused.status_code == 409
-    assert "another host reports as gpu (http://10.0.0.8:11434): give this one a name of its own" in refused.text
+    assert "another host reports as gpu (http://10.0.0.8:11434): give this one a different name" in refused.text
     assert api.call("GET", "/api/agents/gpu").json()["url"] == "http://10.0.0.8:11434"
     # The same reporter with a new address, and a new one at the same address.
     assert api.call("POST", "/api/agents", second, caller=near).status_code == 200

@@ -151,6 +151,7 @@ def test_the_format_is_the_one_that_is_asked_for(page: Page) -> None:
     assert b"# HELP ollama_balancer_requests_total " in plain
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
 def test_promtool_finds_nothing_wrong(page: Page) -> None:
     checked: Any = subprocess.run(

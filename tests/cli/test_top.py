@@ -48,11 +48,11 @@ def test_the_figures_the_fleet_and_the_last_requests_are_shown() -> None:
     lines = screen(data(agent("gpu-1")), 200, 40)
     assert lines[0] == "ollama-balancer, mode adaptive: 1 online, 1 ejected"
     assert lines[1] == (
-        "1.2 requests/s, 99 tokens/s, 2 in flight, 3 waiting (the first for 4 s), TTFT p95 0.73 s, 2.5 % failed"
+        "1.2 requests/s, 99 tokens/s, 2 in flight, 3 queued (oldest 4 s), TTFT p95 0.73 s, 2.5 % failed"
     )
-    assert lines[2] == "12 requests since the start: 7 succeeded, 3 rejected, 2 in flight"
+    assert lines[2] == "12 requests since start: 7 succeeded, 3 rejected, 2 in flight"
     head, row = lines[4:6]
-    assert head.split()[:4] == ["agent", "status", "running", "cpu"]
+    assert head.split()[:5] == ["agent", "status", "in", "flight", "cpu"]
     assert row.split() == [
         "gpu-1",
         "online",
@@ -91,7 +91,7 @@ def test_what_is_not_known_is_a_dash() -> None:
     bare = agent("a", slots=None, cpu=None, memory=None, gpus=[], speeds={}, report_age=None, loaded=[], in_flight=0)
     assert screen(data(bare), 200, 40)[5].split() == ["a", "online", "0", *["-"] * 7]
     empty = screen(data(states={}, line={"length": 0, "oldest": None}, decisions=[]), 200, 40)
-    assert empty[0].endswith("no agent")
+    assert empty[0].endswith("no agents")
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (200, 50), (20, 4)])
@@ -116,7 +116,7 @@ def test_hostile_names_do_not_reach_the_terminal() -> None:
     ("answer", "why"),
     [
         ((404, b"no"), "status 404: is it a balancer"),
-        ((200, b"<html>"), "no JSON: is it a balancer"),
+        ((200, b"<html>"), "not JSON: is it a balancer"),
         ((200, b"[1]"), "no fleet: is it a balancer"),
         (CallError("connection refused"), r"does not answer \(connection refused\)"),
     ],

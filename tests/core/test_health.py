@@ -311,7 +311,7 @@ def test_each_change_is_logged_once_with_its_reason(
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         "Agent a is ejected for 10 s: 3 failures in a row, the last: connection reset.",
-        "Agent a serves again: slow start, for 30 s it gets no more requests than it can run at once.",
+        "Agent a is back, in slow start: for 30 s it gets no more requests than it can run at once.",
         "Agent a is healthy again.",
     ]
 

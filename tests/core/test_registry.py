@@ -671,7 +671,7 @@ def test_an_address_is_read_from_a_url(url: str, host: str, port: int) -> None:
     ],
 )
 def test_a_url_that_is_no_host_and_port_is_refused_with_what_to_write(url: str) -> None:
-    with pytest.raises(ValueError, match=r"http://host:port|name the port"):
+    with pytest.raises(ValueError, match=r"http://host:port|give the port"):
         Address.parse(url)
 
 
@@ -685,7 +685,7 @@ def test_an_agent_that_was_never_there_is_told_once(
     agent, _ = registry.register("gone", address(1))
     for _ in range(3):
         registry.liveness.unreachable(agent, "cannot connect: refused")
-    assert caplog.text.count("Agent gone (10.0.0.1:11434) is not there: cannot connect: refused.") == 1
+    assert caplog.text.count("Agent gone (10.0.0.1:11434) is not reachable: cannot connect: refused.") == 1
     assert describe_agent(agent, clock())["reason"] == "cannot connect: refused"
 
 

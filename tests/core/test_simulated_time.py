@@ -7,6 +7,8 @@ from collections import Counter, defaultdict, deque
 from heapq import heappop, heappush
 from itertools import count
 
+import pytest
+
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Status
@@ -110,7 +112,7 @@ class Simulation:
         try:
             ticket = self.queue.join(key, client, notify)
         except QueueFullError:
-            self.outcomes["line full"] += 1
+            self.outcomes["queue full"] += 1
             return
         queue.append(number)
         if self.rng.random() < 0.02:
@@ -196,6 +198,7 @@ class Simulation:
             assert all(count > 0 for count in agent.loaders.values())
 
 
+@pytest.mark.chaos
 def test_a_hundred_thousand_requests_on_a_thousand_agents() -> None:
     simulation = Simulation(seed=11, mode="metrics")
     simulation.run()

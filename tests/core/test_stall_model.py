@@ -27,6 +27,7 @@ from ollama_balancer.core.pools import belongs
 from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
 from ollama_balancer.core.scheduler import HEADS, Scheduler
 from tests.core.fakes import Clock, address, entries, new_registry, report
+from tests.examples import examples
 
 NAMES = ("a", "b", "c")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -436,6 +437,6 @@ class StallMachine(RuleBasedStateMachine):
 
 
 StallMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=20, stateful_step_count=30, database=None
+    derandomize=True, deadline=None, max_examples=examples(20), stateful_step_count=30, database=None
 )
 TestNoRequestWaitsWhileAHostIsIdle = StallMachine.TestCase

@@ -292,6 +292,10 @@ class Hosts:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.all: list[SimulatedOllama] = []
+        self.servers: list[asyncio.Server] = []
+        """Those of hosts that are no simulated ones."""
+        self.writers: list[asyncio.StreamWriter] = []
+        """To whoever has connected to those."""
 
     def run[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
@@ -320,9 +324,23 @@ class Hosts:
     def stop(self) -> None:
         for host in self.all:
             self.run(host.stop())
+        self.run(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         self.loop.close()
+
+    async def _end(self) -> None:
+        """Have every connection closed while there is a loop that can do it."""
+        for server in self.servers:
+            server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        for writer in self.writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self.servers:
+            await server.wait_closed()
 
 
 @contextlib.contextmanager
@@ -349,6 +367,7 @@ class RawHost:
         self.owner = loop_owner
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            loop_owner.writers.append(writer)
             try:
                 await serve(reader, writer)
             except (ConnectionError, asyncio.IncompleteReadError):
@@ -360,6 +379,7 @@ class RawHost:
             return await asyncio.start_server(handle, "127.0.0.1", 0)
 
         self.server = loop_owner.run(start())
+        loop_owner.servers.append(self.server)
         self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     def stop(self) -> None:

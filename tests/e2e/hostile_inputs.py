@@ -147,7 +147,7 @@ def _thousand_agents(site: Site) -> None:
         for number in range(1000):
             url = f"http://127.0.{1 + number // 250}.{1 + number % 250}:{site.host_ports[0]}"
             http.post("/api/agents", json={"name": f"agent-{number}", "url": url}).raise_for_status()
-    time.sleep(3)
+    time.sleep(3)  # while they are probed
 
 
 def _without_window(site: Site) -> bytes:
@@ -155,7 +155,7 @@ def _without_window(site: Site) -> bytes:
     client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     for _ in range(4):
         client.send("/api/generate", {"model": "m", "prompt": "fast"})
-    time.sleep(4)
+    time.sleep(4)  # while it is held up
     client.close()
     return b""
 
@@ -220,7 +220,7 @@ def _unread_history(site: Site) -> bytes:
         for _ in range(10):
             s = stack.enter_context(socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE))
             s.sendall(b"GET /api/history?minutes=1440 HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(8)
+        time.sleep(8)  # while they are held up
         return s.recv(100)
 
 
@@ -228,7 +228,7 @@ def _large_listing(site: Site) -> bytes:
     with site.http as http:
         url = f"http://127.0.0.1:{site.host_ports[1]}"
         status = http.post("/api/agents", json={"name": "large", "url": url}).status_code
-    time.sleep(5)
+    time.sleep(5)  # while it is listed
     return b"HTTP/1.1 %d" % status
 
 

@@ -53,7 +53,7 @@ def test_a_reporter_finds_the_balancer_and_tells_nobody_else_the_token(tmp_path:
         arguments = ["--discover", "--ollama", one.url, "--advertise", one.url, "--name", "one", "--interval", "0.2"]
         with program(arguments, tmp_path, OLLAMA_BALANCER_TOKEN=TOKEN) as reporter:
             wait_until(lambda: proxy.agents().get("one", {}).get("status") == "online", "the host is online")
-            wait_until(lambda: reporter.err.count("with another token: left out") == 2, "both others were looked at")
+            wait_until(lambda: reporter.err.count("with a different token: ignored") == 2, "both others were looked at")
             assert f"found balancer {_name(proxy.log)} at http://{addresses[0]}:{proxy.port}" in reporter.err
         assert rogue.registrations == []
         assert TOKEN not in proxy.log

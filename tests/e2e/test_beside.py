@@ -156,8 +156,10 @@ def test_a_stream_goes_on_beside_it(scene: Scene, name: str) -> None:
     ],
 )
 def test_what_is_refused_costs_less_than_what_is_served(scene: Scene, request_: bytes, status: int) -> None:
-    for number in range(TRIES):
-        refused, served = scene.cost_of(request_, status, MANY), scene.cost_of(prompt(10), 200, MANY)
-        if refused.cpu < served.cpu:
+    refused, served = [], []
+    for _ in range(TRIES):  # the least of each counts: what else the machine does adds to both
+        refused.append(scene.cost_of(request_, status, MANY).cpu)
+        served.append(scene.cost_of(prompt(10), 200, MANY).cpu)
+        if min(refused) < min(served):
             return
-        assert number < TRIES - 1, (refused, served)
+    raise AssertionError((refused, served))

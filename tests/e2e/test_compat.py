@@ -93,7 +93,7 @@ def test_without_an_indispensable_name_it_refuses_to_start_and_says_what_it_work
         assert "Traceback" not in log
 
 
-OFF = "Off: "
+OFF = "Disabled: "
 UNTESTED = "from mitmproxy import version\nversion.VERSION = '12.9.0'"
 NO_PAUSE = "from mitmproxy.proxy.layer import Layer\ndel Layer.__annotations__['_paused']"
 OTHER_MANAGER = """

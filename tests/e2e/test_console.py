@@ -74,7 +74,7 @@ def test_the_console_shows_where_prompts_went_and_takes_commands_with_completion
         terminal.wait_for("/api/generate")
 
         terminal.type(":balancer.agents\r")
-        terminal.wait_for("in memory", "gpu-1", "gpu-2", "online")
+        terminal.wait_for("loaded", "gpu-1", "gpu-2", "online")
         terminal.type("q")
 
         other = {"gpu-1": "gpu-2", "gpu-2": "gpu-1"}[agent]

@@ -63,8 +63,8 @@ def by_dashboard(proxy: Proxy) -> dict[str, int]:
 def by_top(proxy: Proxy) -> dict[str, int]:
     program = [sys.executable, "-m", "ollama_balancer.cli.top", "--once", "--balancer", proxy.url]
     shown = subprocess.run(program, env=environment(), capture_output=True, text=True, check=True, timeout=PATIENCE)
-    line = next(line for line in shown.stdout.splitlines() if "since the start" in line)
-    requests, _, rest = line.partition(" requests since the start")
+    line = next(line for line in shown.stdout.splitlines() if "since start" in line)
+    requests, _, rest = line.partition(" requests since start")
     counts = Counter({name.replace(" ", "_"): int(count) for count, name in re.findall(r"(\d+) ([a-z ]+)", rest)})
     return {"requests": int(requests), **{name: counts[name] for name in (*OUTCOMES, "in_flight")}}
 

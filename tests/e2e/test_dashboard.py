@@ -11,13 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -93,14 +94,14 @@ def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hos
         assert proxy.http.get("/api/tags").status_code == 200
         seen(browser, lambda: "rejected 400" in text_of(browser, "#decisions"), "what the caller did wrong")
         assert len(browser.find_elements(By.CSS_SELECTOR, "#decisions tr")) == 4, "a list is no row"
-        totals = "Since the start 5: 4 succeeded, 1 rejected"
+        totals = "5 since start: 4 succeeded, 1 rejected"
         seen(browser, lambda: text_of(browser, "#totals") == totals, "all that ended")
         assert secret not in browser.page_source + proxy.http.get("/dashboard/data").text
         assert browser.find_elements(By.CSS_SELECTOR, "#agents img") == []
         assert accessibility_problems(browser) == []
 
         press(browser, "Drain gpu-a")
-        assert text_of(browser, "#question") == "Send gpu-a no new requests?"
+        assert text_of(browser, "#question") == "Drain gpu-a? It gets no new requests; running ones finish."
         assert accessibility_problems(browser) == []
         confirm(browser, "not-the-token")
         seen(browser, lambda: "not the balancer's token" in text_of(browser, "#refusal"), "the refusal")
@@ -135,7 +136,7 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         browser.get(f"{proxy.url}/dashboard")
         seen(browser, lambda: "2 × RTX 4090" in row(browser, "two-gpus"), "the GPUs")
         shown = row(browser, "two-gpus")
-        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GiB", "8 present", "/ 4 per model"):
+        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GiB", "8 on disk", "/ 4 per model"):
             assert text in shown
         assert models[-1] not in shown
         browser.find_element(By.CSS_SELECTOR, "#agents summary").click()
@@ -233,6 +234,7 @@ def everywhere(hosts: Hosts) -> int:
         writer.close()
 
     server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
+    hosts.servers.append(server)
     port: int = server.sockets[0].getsockname()[1]
     return port
 

@@ -36,7 +36,7 @@ def test_idle_connections_take_neither_the_hosts_nor_the_apis_descriptors(tmp_pa
         contextlib.ExitStack() as stack,
     ):
         proxy.wait_online("one")
-        assert "Open files: 200, which allows 68 clients at once." in proxy.log
+        assert "Open-file limit: 200, which allows 68 clients at once." in proxy.log
         for _ in range(LIMIT + 20):
             stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
         for _ in range(5):
@@ -81,7 +81,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
     if hard != resource.RLIM_INFINITY and hard < 1024:
         pytest.skip("this process may have few files itself")
     with running_proxy(tmp_path, addon=limited_addon(tmp_path, 256, 1024)) as proxy:
-        assert "Open files: 1024, which allows 448 clients at once." in proxy.log
+        wait_until(lambda: "Open-file limit: 1024, which allows 448 clients at once." in proxy.log, "it is said")
         assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)[0] == 1024
 
 
@@ -127,11 +127,11 @@ def test_no_host_is_blamed_where_this_machine_has_no_descriptor_left(tmp_path: P
             answer = proxy.http.post(path, json={"model": "llama3.2", "prompt": "x"})
             assert answer.status_code == 503
             assert "Retry-After" in answer.headers
-            assert "the balancer can open no connection: [Errno 24] Too many open files" in answer.json()["error"]
+            assert "the balancer cannot open a connection: [Errno 24] Too many open files" in answer.json()["error"]
         answer = proxy.http.post("/api/copy", json=copy)
-        assert answer.json()["error"] == "one: the balancer can open no connection"
+        assert answer.json()["error"] == "one: the balancer cannot open a connection"
         answer = proxy.http.post(f"/api/blobs/sha256:{'0' * 64}", content=b"x")
-        assert answer.json()["error"] == "one: the balancer can open no connection"
+        assert answer.json()["error"] == "one: the balancer cannot open a connection"
         agent = proxy.agents()["one"]
         assert (agent["status"], agent["strikes"], agent["in_flight"]) == ("online", 0, 0)
         assert proxy.http.get("/release").status_code == 204

@@ -79,7 +79,7 @@ def test_an_unreachable_host_costs_the_connect_timeout_once(tmp_path: Path, host
             assert "not reached within 1 s" in proxy.log
             shown = proxy.agents()["gone"]
             assert shown["status"] == "unreachable"
-            assert f"open TCP port {gone.port}" in shown["reason"]
+            assert f"no firewall blocks TCP port {gone.port}" in shown["reason"]
             assert proxy.generate().headers["X-Balancer-Attempts"] == "1"
 
 
@@ -216,7 +216,7 @@ def test_routing_fails_closed(tmp_path: Path, hosts: Hosts) -> None:
         proxy.wait_online("one")
         response = proxy.generate()
         assert response.status_code == 500
-        assert "failed to route" in response.json()["error"]
+        assert "could not route" in response.json()["error"]
         assert proxy.agents()["one"]["in_flight"] == 0
         assert proxy.introspect()["contexts"] == 0
         assert sum(host.counts.values()) == 0

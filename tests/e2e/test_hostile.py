@@ -99,7 +99,7 @@ def test_an_agent_that_is_the_balancer_itself_gets_nothing(tmp_path: Path, hosts
         response = proxy.generate("m", headers={"X-Balancer-Agent": "itself"})
         assert response.status_code == 503
         assert "agent 'itself' is unreachable: " in response.text
-        assert "name the host and port on which Ollama listens" in response.text
+        assert "give the host and port that Ollama listens on" in response.text
         assert proxy.agents()["itself"]["stats"]["requests"] == 0
         assert proxy.agents()["itself"]["in_flight"] == 0
 

@@ -186,8 +186,8 @@ def test_a_flood_of_frames_closes_the_connection_with_one_line(tmp_path: Path, h
             assert terminated.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
         client.close()
         assert victim.result(), "others are served meanwhile"
-        wait_until(lambda: "too many frames" in proxy.log, "it is told")
-        assert proxy.log.count("too many frames") == 1
+        wait_until(lambda: "too many control frames" in proxy.log, "it is told")
+        assert proxy.log.count("too many control frames") == 1
         wait_until(lambda: proxy.agents()["one"]["in_flight"] == 0, "nothing runs")
 
 

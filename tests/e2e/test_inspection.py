@@ -85,7 +85,7 @@ def test_a_killed_prompt_holds_nothing_whether_it_waits_is_held_or_runs(tmp_path
         waiting = Asker(proxy)
         [first, second] = wait_until(lambda: f if len(f := web.flows("generate")) == 2 else [], "both are there")
         wait_until(lambda: proxy.http.get("/api/balancer").json()["waiting"] == 1, "the second waits")
-        assert web.flows("generate")[1]["comment"] == "waits for a free agent · llama3.2 · “x” · 127.0.0.1"
+        assert web.flows("generate")[1]["comment"] == "waiting for a free agent · llama3.2 · “x” · 127.0.0.1"
 
         web.act(second["id"], "kill")
         waiting.wait_for_end()
@@ -145,13 +145,13 @@ def test_a_copy_is_sent_to_the_agent_that_a_person_names(tmp_path: Path, hosts: 
         web.command("balancer.replay", "~u generate", other)
         [copy] = wait_until(lambda: [f for f in web.flows("generate")[1:] if "TTFT" in f["comment"]], "it is answered")
         assert copy["comment"].startswith(f"→ {other} · llama3.2 · “hi” · 127.0.0.1 · ")
-        assert copy["comment"].endswith(" · adaptive: named by the request")
+        assert copy["comment"].endswith(" · adaptive: pinned by the request")
         assert copy["is_replay"] == "request"
         assert len(web.flows("generate")) == 2
-        assert "no agent is called" not in web.refused("balancer.replay", "~u nothing", other)
+        assert "there is no agent named" not in web.refused("balancer.replay", "~u nothing", other)
         for command in (("balancer.replay", "~u generate"), ("balancer.drain",), ("balancer.resume",)):
             problem = web.refused(*command, "three")
-            assert problem == "no agent is called 'three'; there are: one, two"
+            assert problem == "there is no agent named 'three'; the agents are: one, two"
 
 
 def comparison(web: Web, number: int) -> list[list[str]]:
@@ -182,7 +182,7 @@ def test_answers_of_all_agents_that_have_the_model_are_compared(tmp_path: Path, 
         assert head == ["comparison", "agent", "model", "TTFT", "tok/s", "tokens", "total", "text"]
         assert sorted(row[1] for row in rows) == ["one", "three", "two"]
         assert len({row[0] for row in rows}) == 1
-        assert {row[7] for row in rows[1:]} <= {"the same text", *(row[7] for row in rows if "differs" in row[7])}
+        assert {row[7] for row in rows[1:]} <= {"same text", *(row[7] for row in rows if "differs" in row[7])}
         assert sum("differs at character" in row[7] or "characters" in row[7] for row in rows) >= 1
         assert all(row[3].endswith(" ms") and float(row[4]) > 0 and int(row[5]) > 0 for row in rows)
         assert [flow["marked"] for flow in web.flows("generate")] == ["", "⚖", "⚖", "⚖"]

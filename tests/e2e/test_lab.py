@@ -99,5 +99,5 @@ def test_a_file_without_flows_ends_the_program_with_a_line_that_says_what_to_do(
     empty.touch()
     told = lab(str(empty))
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith(f"lab: {empty}: holds no flow")
+    assert told.stderr.startswith(f"lab: {empty}: contains no flows")
     assert told.stderr.count("\n") == 1

@@ -265,7 +265,7 @@ def test_what_is_managed_on_a_host_that_is_away_names_that_host(tmp_path: Path, 
         offline, again = "away: it is offline ... and", "delete it again when it is back"
         here.registry.unpullable.add("far")
         assert refusal(lambda: client.delete("far")) == f"{offline} still has model 'far': {again}"
-        both = f"{offline} still has model 'both': {again} (done by 1 other agent)"
+        both = f"{offline} still has model 'both': {again} (succeeded on 1 other agent)"
         assert refusal(lambda: client.delete("both")) == both
         assert [entry["name"] for entry in here.tag_entries()] == ["base:latest"]
         assert refusal(lambda: client.copy("far", "near")) == f"{offline} has model 'far'"

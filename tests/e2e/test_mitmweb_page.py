@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -16,7 +17,7 @@ from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import ROOT, Hosts, Proxy, wait_until
 from tests.e2e.web import PASSWORD, Web, running_mitmweb
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 PAGE = ROOT / "addon" / "docs" / "inspection.md"
 

@@ -35,7 +35,7 @@ def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_pa
         ("balancer_stale_after=0", "whole number from 1"),
         ("balancer_retries=-1", "whole number from 0"),
         ("balancer_retries=many", "integer"),
-        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's are balancer_agents"),
+        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's options are balancer_agents"),
         ("balancer_token=short", "8 to 512 visible ASCII characters"),
         ("balancer_allow_from=office", "it takes addresses and networks such as 203.0.113.7"),
         ("stream_large_bodies=1m", "cannot be used with the balancer"),
@@ -62,8 +62,8 @@ def test_a_bad_value_is_refused_at_the_start_with_its_name(tmp_path: Path, setti
 def test_the_rest_of_a_list_that_a_blank_cuts_off_is_refused(tmp_path: Path, arguments: list[str], stray: str) -> None:
     status, output = refused_start(tmp_path, "--set", *arguments)
     assert status != 0
-    assert f"{arguments[0].partition('=')[0]}: {stray!r} stands outside of the option" in output
-    assert "in quotes: --set 'NAME=ONE, TWO'" in output
+    assert f"{arguments[0].partition('=')[0]}: {stray!r} is not part of the option" in output
+    assert "or quote it: --set 'NAME=ONE, TWO'" in output
     assert "Traceback" not in output
     assert "Load balancer mode" not in output
 
@@ -85,7 +85,7 @@ def test_it_starts_from_any_directory_with_no_agent_and_says_what_to_do_next(tmp
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with running_proxy(tmp_path, "--set", "balancer_demo=0", cwd=elsewhere) as proxy:
-        assert "--set balancer_agents=http://HOST:11434" in proxy.log
+        wait_until(lambda: "--set balancer_agents=http://HOST:11434" in proxy.log, "it says what to do")
         if proxy.agents():
             pytest.skip("an Ollama runs on this machine")
         response = proxy.generate()
@@ -106,11 +106,11 @@ def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_pa
 def test_the_log_offers_clients_only_an_address_that_they_can_reach(tmp_path: Path) -> None:
     offer = re.compile(r"Clients.*: set OLLAMA_HOST=(\S+), or use it")
     with running_proxy(tmp_path, "--set", "balancer_demo=0") as proxy:
+        wait_until(lambda: "mitmproxy listens on this machine only" in proxy.log, "it is said")
         assert offer.findall(proxy.log) == [proxy.url]
         assert "Clients on this machine: " in proxy.log
-        assert "mitmproxy listens on this machine only" in proxy.log
     with running_proxy(tmp_path, "--listen-host", "0.0.0.0") as proxy:
-        [url] = offer.findall(proxy.log)
+        [url] = wait_until(lambda: offer.findall(proxy.log), "it is offered")
         assert url != proxy.url
         assert "this machine only" not in proxy.log
         if "THIS-HOST" not in url:

@@ -119,7 +119,7 @@ def test_a_host_that_does_not_let_the_balancer_in_is_shown_and_avoided(tmp_path:
         assert (shown["status"], shown["strikes"]) == ("unauthorized", 0)
         assert "status 401" in shown["reason"]
         assert proxy.http.get("/api/balancer").json()["agents"]["unauthorized"] == 1
-        assert "bad" in proxy.log and "does not let the balancer in" in proxy.log
+        assert "bad" in proxy.log and "refuses the balancer" in proxy.log
         bad.faults.answer = None
         wait_until(lambda: went(proxy.generate()) == ("bad", "1"), "it is tried again")
         assert proxy.agents()["bad"]["status"] == "online"
@@ -300,7 +300,7 @@ def test_a_long_or_slow_answer_that_is_the_callers_fault_comes_whole(tmp_path: P
         writer.write(body[:1000])
         await writer.drain()
         if slow:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # longer than the proxy waits for the whole of it
         writer.write(body[1000:])
 
     script = tmp_path / "hasty.py"
@@ -412,7 +412,7 @@ def test_interim_answers_come_in_any_pieces(tmp_path: Path, hosts: Hosts) -> Non
         for start in range(0, len(whole), size):
             writer.write(whole[start : start + size])
             await writer.drain()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # else several pieces come as one
         writer.write(body)
 
     raw = listing_host(hosts, receive)

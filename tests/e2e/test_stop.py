@@ -65,13 +65,13 @@ def test_a_running_stream_is_finished_and_nothing_new_is_taken(
         refused = proxy.generate()
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
-        assert "ending" in refused.json()["error"]
+        assert "shutting down" in refused.json()["error"]
         assert proxy.http.get("/api/agents").status_code == 200
         stream.join(PATIENCE)
         assert stream.broken is None
         assert stream.lines[-1]["done"] is True
         assert proxy.process.wait(PATIENCE) == 0
-        assert "1 requests are not finished; they get up to 30 s" in proxy.log
+        assert "Shutting down: 1 running requests get up to 30 s" in proxy.log
 
 
 @pytest.mark.usefixtures("either_way")
@@ -81,14 +81,14 @@ def test_what_takes_longer_than_the_timeout_is_cut(tmp_path: Path, hosts: Hosts)
         assert proxy.process.wait(PATIENCE) == 0
         stream.join(PATIENCE)
         assert stream.broken is not None
-        assert "Ending with 1 requests cut: they took longer than 1 s." in proxy.log
+        assert "Shut down with 1 requests unfinished after 1 s." in proxy.log
         wait_until(lambda: hosts.all[0].in_flight == 0, "the host is told")
 
 
 def test_asked_twice_it_ends_at_once(tmp_path: Path, hosts: Hosts) -> None:
     with streaming(tmp_path, hosts, ENDLESS, "--set", "balancer_stop_timeout=3600") as (proxy, _):
         proxy.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "not finished" in proxy.log, "it waits")
+        wait_until(lambda: "Shutting down" in proxy.log, "it waits")
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.process.wait(PATIENCE) == 0
 
@@ -106,7 +106,7 @@ def test_a_request_that_waits_in_the_line_is_served_before_the_end(tmp_path: Pat
         assert waiting[0].json()["done"] is True
         assert stream.lines[-1]["done"] is True
         assert proxy.process.wait(PATIENCE) == 0
-        assert "2 requests are not finished" in proxy.log
+        assert "2 running requests get up to" in proxy.log
 
 
 def test_each_protocol_is_told_in_its_own_words_that_it_ends(tmp_path: Path, hosts: Hosts) -> None:
@@ -121,11 +121,11 @@ def test_each_protocol_is_told_in_its_own_words_that_it_ends(tmp_path: Path, hos
         for refused in (openai, anthropic, everywhere, upload):
             assert refused.status_code == 503
             assert refused.headers["Retry-After"]
-        assert "ending" in openai.json()["error"]["message"]
+        assert "shutting down" in openai.json()["error"]["message"]
         assert anthropic.json()["type"] == "error"
-        assert "ending" in anthropic.json()["error"]["message"]
-        assert "ending" in everywhere.json()["error"]
-        assert "ending" in upload.json()["error"]
+        assert "shutting down" in anthropic.json()["error"]["message"]
+        assert "shutting down" in everywhere.json()["error"]
+        assert "shutting down" in upload.json()["error"]
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.process.wait(PATIENCE) == 0
 
@@ -163,7 +163,7 @@ def test_without_the_addon_the_program_ends_as_ever(tmp_path: Path, hosts: Hosts
         wait_until(lambda: "Removing script" in proxy.log, "the script is gone")
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.process.wait(PATIENCE) == 0
-        assert "not finished" not in proxy.log
+        assert "Shutting down" not in proxy.log
 
 
 def test_mitmweb_finishes_what_runs_too(tmp_path: Path, hosts: Hosts) -> None:
@@ -215,7 +215,7 @@ def test_what_has_changed_is_kept_though_the_program_is_killed(tmp_path: Path) -
         proxy.process.wait(PATIENCE)
     with running_proxy(tmp_path) as proxy:
         assert set(proxy.agents()) == {"one"}
-        assert "1 agents that had registered are known again" in proxy.log
+        assert "Restored 1 registered agents" in proxy.log
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_set_aside_with_a_warning(tmp_path: Path, content: byt
     with running_proxy(tmp_path) as proxy:
         assert proxy.agents() == {}
         assert (tmp_path / f"{STATE}.damaged").read_bytes() == content
-        assert "set aside" in proxy.log
+        assert "it was renamed to" in proxy.log
         assert why in proxy.log
         proxy.register("one", "http://127.0.0.1:9")
     assert "one" in state.read_text()
@@ -257,12 +257,12 @@ def test_a_disk_that_takes_nothing_for_a_while_is_tried_again(tmp_path: Path, ho
         proxy.agents()  # then the file has been looked for
         state.mkdir()
         proxy.register("one", host.url)
-        wait_until(lambda: f"cannot be kept in {state}" in proxy.log, "the warning")
+        wait_until(lambda: f"cannot be saved to {state}" in proxy.log, "the warning")
         proxy.register("two", "http://127.0.0.1:9")
         proxy.wait_online("one")
         assert proxy.generate().status_code == 200
         state.rmdir()
-    assert proxy.log.count("cannot be kept") == 1
+    assert proxy.log.count("cannot be saved") == 1
     assert [agent["name"] for agent in json.loads(state.read_text())["agents"]] == ["one", "two"]
     assert list(tmp_path.glob(f"{STATE}*")) == [state]
 

@@ -50,6 +50,6 @@ def test_an_agent_that_is_the_balancer_itself_is_named(tmp_path: Path) -> None:
     port = free_port()
     options = ("--mode", f"regular@{port}", "--set", f"balancer_agents=me=http://127.0.0.1:{port}")
     with running_proxy(tmp_path, *options, "--mode", "regular") as proxy:
-        wait_until(lambda: "is the balancer itself, or leads back to it" in proxy.log, "it is named", seconds=15)
+        wait_until(lambda: "is the balancer itself or leads back to it" in proxy.log, "it is named", seconds=15)
         assert proxy.agents()["me"]["status"] == "offline"
         assert "is the balancer itself" in proxy.agents()["me"]["reason"]

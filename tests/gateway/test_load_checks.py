@@ -7,6 +7,7 @@ import asyncio
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.gateway.load_checks import UNLOAD_DELAYS, LoadedModelChecks
+from tests import jumping_loop
 
 
 class Host:
@@ -43,7 +44,7 @@ def test_a_question_for_what_is_loaded_waits_for_the_host_but_not_for_ever() -> 
         assert not checks.pending
         await checks.wait_pending(60)
 
-    asyncio.run(main())
+    jumping_loop.run(main())
 
 
 def test_a_host_that_loads_again_while_it_is_asked_is_asked_again_and_not_twice_at_once() -> None:

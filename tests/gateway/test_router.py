@@ -245,7 +245,7 @@ def test_a_pinned_request_goes_where_it_says(registry: AgentRegistry) -> None:
     for pin in ("b", b.id):
         asked = ParsedRequest(registry, "/api/chat", pin=pin)
         assert asked.agent is b
-        assert asked.context.why == "named by the request"
+        assert asked.context.why == "pinned by the request"
     assert b.in_flight == 2
 
 
@@ -348,7 +348,7 @@ def test_where_all_is_overloaded_failover_adds_a_fifth_to_the_load(registry: Age
         more, answer = attempts_of(router, registry, Blame.HOST_CANNOT)
         attempts += more
     assert attempts == 500 + 100 + 30
-    assert "the fleet's retries are spent" in json.loads(answer.body)["error"]
+    assert "the retry budget is used up" in json.loads(answer.body)["error"]
     assert registry.in_flight == 0
     clock.now += 10
     for agent in registry:
@@ -365,7 +365,7 @@ def test_an_attempt_that_no_host_has_worked_on_costs_no_retry(
     for _ in range(200):
         attempts, answer = attempts_of(router, registry, kind)
         assert attempts == 3
-        assert "retries are spent" not in json.loads(answer.body)["error"]
+        assert "the retry budget is used up" not in json.loads(answer.body)["error"]
     assert attempts_of(router, registry, Blame.HOST_BUSY)[0] == 3
 
 

@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from ollama_balancer.gateway.stalled_clients import StalledClients, unsent
+from tests import jumping_loop
 from tests.core.fakes import Clock
 
 
@@ -36,7 +37,7 @@ def test_who_has_taken_all_meanwhile_begins_anew_and_nobody_is_remembered() -> N
 
 
 def test_what_waits_for_a_client_changes_as_soon_as_it_takes_some() -> None:
-    asyncio.run(_slowly_taken())
+    jumping_loop.run(_slowly_taken())
     assert unsent(None) is None
 
 

@@ -75,7 +75,7 @@ def test_silence_with_the_model_in_memory_is_a_failure(warm: Scene) -> None:
     context = warm.send()
     assert warm.look(SILENCE - 0.1) == []
     assert warm.look(0.1) == [context]
-    assert warm.given_up == [(context, "silent for 30 s with the model in memory")]
+    assert warm.given_up == [(context, "no data for 30 s although the model is loaded")]
 
 
 def test_a_long_prompt_has_the_time_that_reading_it_may_take(warm: Scene) -> None:
@@ -121,7 +121,7 @@ def test_a_host_that_is_too_busy_loading_to_answer_is_left_alone_while_it_is_onl
     scene.clock.now += SILENCE
     assert scene.dog.check(scene.contexts) == [context]
     asyncio.run(scene.dog.judge(context))
-    assert scene.given_up == [(context, "silent for 60 s, and does not say what it has in memory")]
+    assert scene.given_up == [(context, "no data for 60 s, and its list of loaded models cannot be read")]
 
 
 def test_a_host_with_the_model_in_memory_that_says_nothing_at_all_is_given_up(warm: Scene) -> None:
@@ -162,7 +162,7 @@ def test_an_answer_that_is_silent_for_long_has_failed_though_its_agent_is_online
     warm.look(warm.dog.idle_seconds - 0.1)
     assert warm.given_up == []
     warm.look(0.2)
-    assert warm.given_up == [(context, "silent for 120 s")]
+    assert warm.given_up == [(context, "no data for 120 s")]
 
 
 def test_an_answer_of_an_agent_that_is_offline_fails_unless_it_goes_on(warm: Scene) -> None:

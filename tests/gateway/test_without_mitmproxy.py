@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 
@@ -18,6 +20,7 @@ print("over")
 """
 
 
+@pytest.mark.e2e
 def test_a_request_is_admitted_waits_is_sent_elsewhere_and_ends_without_mitmproxy() -> None:
     told = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (told.stdout, told.stderr) == ("over\n", "")

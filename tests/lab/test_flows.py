@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.recording import Recorded, Recording
+from tests.examples import examples
 from tests.lab.flowfiles import NOON, final, flow, record, write
 
 LONG = "word " * 100
@@ -127,11 +128,11 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "holds no flow"),
-        (b"hello", "is no file of mitmproxy's flows"),
-        (b'{"log": 3}', "is no file of mitmproxy's flows"),
-        (b"999999999999:", "is no file of mitmproxy's flows"),
-        (b"2:{}}", "is no file of mitmproxy's flows"),
+        (b"", "contains no flows"),
+        (b"hello", "is not a file of mitmproxy flows"),
+        (b'{"log": 3}', "is not a file of mitmproxy flows"),
+        (b"999999999999:", "is not a file of mitmproxy flows"),
+        (b"2:{}}", "is not a file of mitmproxy flows"),
         (None, "cannot be read: No such file or directory"),
     ],
 )
@@ -175,7 +176,12 @@ JSON = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.dictionaries(st.sampled_from(sorted(record())), JSON, max_size=6))
 def test_whatever_a_record_holds_reading_it_raises_nothing(tmp_path: Path, fields: dict[str, Any]) -> None:
     recording = read_flows(tmp_path, flow(metadata=record(**fields)), flow())
@@ -184,7 +190,12 @@ def test_whatever_a_record_holds_reading_it_raises_nothing(tmp_path: Path, field
         assert request.waited >= 0 and request.at <= request.sent <= request.ended < float("inf")
 
 
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.integers(0, 3000), st.binary(max_size=4))
 def test_whatever_is_damaged_in_a_file_reading_it_raises_nothing(tmp_path: Path, at: int, damage: bytes) -> None:
     content = write(tmp_path / "flows", [flow(0), flow(1)]).read_bytes()

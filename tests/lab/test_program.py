@@ -17,6 +17,7 @@ from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.rates import learn
 from ollama_balancer.lab.recorded_workload import LONGEST_PAUSE, as_recorded, workload
 from ollama_balancer.lab.workload import Workload
+from tests.examples import examples
 from tests.lab.flowfiles import final, flow, record, write
 from tests.lab.test_flows import JSON
 
@@ -114,12 +115,12 @@ def test_what_cannot_be_known_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         "Read 6 flows: 4 requests",
         "2 of 4 pairs of host and model",
         "Hosts that were not seen with m:latest, n:latest are assumed to have it",
-        "1 request not served whole when recorded, 1 because the client left",
-        "1 request named the host",
-        "Nothing tells how fast the hosts load models",
-        "Pauses of more than 10 minutes are cut",
+        "1 request not served completely when recorded, 1 because the client disconnected",
+        "1 request pinned to a host",
+        "The flows do not show how fast the hosts load models",
+        "Pauses of more than 10 minutes are shortened",
         "Left out: 1 request for gone:latest, which no host is known to have",
-        "Left out: 1 request answered as the caller's mistake",
+        "Left out: 1 request rejected because of the caller's mistake",
         "Left out: 1 flow whose record or request could not be read",
         "Left out: hosts that answered nothing (c)",
     ):
@@ -132,7 +133,7 @@ def test_loads_that_answers_do_not_tell_of_are_said_to_be_unknown(
     stream = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n'
     flows = [flow(0), flow(10, answer=stream, kind="text/event-stream", path="/v1/chat/completions")]
     assert main([str(write(tmp_path / "flows", flows)), "--modes", "metrics"]) == 0
-    assert "1 answer did not tell of loads" in capsys.readouterr().out
+    assert "1 answer did not report loads" in capsys.readouterr().out
 
 
 def test_the_tables_have_a_row_for_each_mode_and_each_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,9 +148,9 @@ def test_the_tables_have_a_row_for_each_mode_and_each_host(tmp_path: Path, capsy
     ("content", "words"),
     [
         (None, "cannot be read"),
-        ([], "holds no flow"),
-        (b"hello", "is no file of mitmproxy's flows"),
-        ([flow(metadata=record(model=None))], "none of its 1 flows is a request that this balancer has routed"),
+        ([], "contains no flows"),
+        (b"hello", "is not a file of mitmproxy flows"),
+        ([flow(metadata=record(model=None))], "none of its 1 flows is an inference request that this balancer routed"),
         ([flow(metadata=record(outcome="failed"))], "no request in it was served by a host"),
         ([flow(metadata=record(agent="a")), flow(metadata=record(agent="f" * 65))], None),
     ],
@@ -193,7 +194,12 @@ def test_a_wrong_argument_is_refused(arguments: str, capsys: pytest.CaptureFixtu
     assert "Traceback" not in capsys.readouterr().err
 
 
-@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=examples(40),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(record())), JSON, max_size=4), max_size=4))
 def test_whatever_the_records_hold_there_is_a_report(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     flows = [flow(n, metadata=record(**fields)) for n, fields in enumerate(records)]

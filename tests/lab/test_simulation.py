@@ -39,6 +39,7 @@ def poisson(servers: int, utilization: float, count: int, seed: int) -> Workload
     return Workload(hosts, (model,), tuple(requests), seconds=at, warm_up=100.0)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(("servers", "utilization"), [(1, 0.5), (4, 0.8), (10, 0.9)])
 def test_the_mean_wait_is_that_of_m_m_k(servers: int, utilization: float) -> None:
     waits: list[float] = []
@@ -118,6 +119,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert runs[0].asked > 50
 
 
+@pytest.mark.chaos
 def test_every_request_ends_and_nothing_is_left() -> None:
     shape = Shape(hosts=6, models=8, load=0.9, seconds=200, warm_up=0)
     for mode in ("roundrobin", "metrics", "least_requests", "adaptive"):
@@ -130,6 +132,7 @@ def test_every_request_ends_and_nothing_is_left() -> None:
         assert all(not agent.loading and not agent.loaders and not agent.running for agent in simulation.registry)
 
 
+@pytest.mark.chaos
 def test_a_host_that_died_is_used_again_when_it_is_back() -> None:
     simulation = Simulation(draw(Shape(12, 1, 0.8, 600.0), 1), "adaptive", 1)
     died: set[str] = set()
@@ -144,6 +147,7 @@ def test_a_host_that_died_is_used_again_when_it_is_back() -> None:
     assert {agent.name for agent, host in simulation.hosts.items() if host.up and not agent.online} == set()
 
 
+@pytest.mark.chaos
 def test_with_many_models_the_adaptive_mode_serves_in_time_what_the_others_do_not() -> None:
     shape = Shape(hosts=16, models=6, load=0.5, seconds=300, warm_up=200)
     goodput = {mode: Simulation(draw(shape, 5), mode, 5).run().goodput for mode in ("least_requests", "adaptive")}

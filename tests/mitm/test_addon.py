@@ -144,7 +144,7 @@ def test_a_fleet_that_would_be_too_large_is_refused_before_anybody_leaves(
     addon, running = context
     running.configure(addon, balancer_agents=["a=http://10.0.0.1,b=http://10.0.0.2"])
     monkeypatch.setattr(registry, "MAX_AGENTS", 2)
-    with pytest.raises(exceptions.OptionsError, match="the fleet has 2 agents, which is the most"):
+    with pytest.raises(exceptions.OptionsError, match="the fleet has 2 agents, which is the maximum"):
         running.configure(addon, balancer_agents=["c=http://10.0.0.3,d=http://10.0.0.4,e=http://10.0.0.5"])
     assert [agent.name for agent in addon.balancer.registry] == ["a", "b"]
     running.configure(addon, balancer_agents=["c=http://10.0.0.3,d=http://10.0.0.4"])
@@ -234,6 +234,7 @@ asyncio.run(load())
 """
 
 
+@pytest.mark.e2e
 def test_what_takes_long_to_load_is_not_loaded_with_the_addon(tmp_path: Path) -> None:
     script = LOAD.format(confdir=str(tmp_path), addon=str(Path(__file__).parents[2] / "addon"))
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

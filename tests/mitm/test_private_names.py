@@ -22,11 +22,16 @@ def is_private(name: str) -> bool:
 
 
 @functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def own_names(ring: Path) -> frozenset[str]:
     """The private names that a ring of the addon gives to its own attributes, functions, classes and variables."""
     names: set[str] = set()
     for path in ring.rglob("*.py") if ring != ADDON else [ADDON / "balancer.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                     names.add(name)
@@ -103,7 +108,7 @@ def inherited(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ADDON)))
 def test_no_module_but_compat_uses_a_private_name_or_patches_a_library(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     assert sorted({*uses(tree, own_names(ring_of(path))), *inherited(tree)}) == []
 
 

@@ -214,6 +214,12 @@ async def relaying(way: str) -> AsyncIterator[tuple[Between, StreamRelay]]:
         assert [task for task in asyncio.all_tasks() if task.get_name().startswith("slow client")] == []
 
 
+async def settled() -> None:
+    """The loop has taken what was ready, and what came of that."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 type Run = Callable[[Callable[[Between, StreamRelay], Coroutine[Any, Any, None]]], None]
 
 
@@ -301,7 +307,7 @@ def test_a_client_that_takes_nothing_holds_the_agent_up_and_one_that_goes_on_get
         upstream: Any = between.upstream.transport
         await between.until(lambda: not upstream.is_reading())
         held = between.to_client.transport.get_write_buffer_size()
-        await asyncio.sleep(0.05)
+        await settled()
         assert between.to_client.transport.get_write_buffer_size() == held
         assert held < 200_000
         assert not sending.done()
@@ -351,7 +357,7 @@ def test_a_client_that_breaks_off_while_it_is_slow_leaves_nothing_behind(run: Ru
         upstream: Any = between.upstream.transport
         await between.until(lambda: not upstream.is_reading())
         between.to_client.transport.abort()
-        await asyncio.sleep(0.02)
+        await settled()
         assert not upstream.is_reading()  # it is mitmproxy's to close it
         sending.cancel()
 
@@ -390,7 +396,7 @@ def test_the_agents_writer_is_paused_as_ever(run: Run) -> None:
     async def test(between: Between, relay: StreamRelay) -> None:
         between.upstream.write(b"x" * 10_000_000)
         draining = asyncio.create_task(between.upstream.drain())
-        await asyncio.sleep(0.02)
+        await settled()
         assert not draining.done()
         taken = 0
         while taken < 10_000_000:

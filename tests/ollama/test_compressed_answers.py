@@ -9,6 +9,7 @@ from ollama_balancer.ollama.answer_watcher import (
     CompressedAnswerWatcher,
     watcher_of,
 )
+from tests.examples import amount
 from tests.packing import BITS, ENCODINGS, Packer, header_of, packed
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
@@ -63,7 +64,7 @@ def test_of_an_encoding_that_is_not_known_nothing_is_said(encoding: str) -> None
 def test_a_stream_that_unpacks_into_too_much_is_not_read_and_not_judged(encoding: str) -> None:
     watcher, packer = watcher_of(NDJSON, header_of(encoding), 1_000_000), Packer(encoding)
     watcher.feed(packer.add(TOKEN))
-    watcher.feed(packer.add(b"x" * (64 * MAX_DECOMPRESSED)))
+    watcher.feed(packer.add(b"x" * (amount(64, 8) * MAX_DECOMPRESSED)))
     watcher.feed(packer.add(TOKEN))
     assert watcher.captured.joined() == TOKEN
     assert watcher.verdict().whole

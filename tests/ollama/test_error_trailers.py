@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic._streaming
-import openai._streaming
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -20,6 +18,9 @@ from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 from ollama_balancer.ollama.error_trailers import MAX_COMPLETED, error_trailer
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, PartialEvent
 from ollama_balancer.ollama.routes import Dialect
+from tests.examples import examples
+
+pytestmark = pytest.mark.e2e
 
 RECORDINGS = Path(__file__).parent / "recordings"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
@@ -58,6 +59,9 @@ def read_by_client(dialect: Dialect, body: bytes) -> Iterator[tuple[str | None, 
         return
     assert body.endswith(b"\n\n")
     decoder: Any
+    import anthropic._streaming  # here, as each takes a second
+    import openai._streaming
+
     decoder = anthropic._streaming.SSEDecoder() if dialect is Dialect.ANTHROPIC else openai._streaming.SSEDecoder()
     for event in decoder.iter_bytes(iter([body])):
         yield event.event, event.data if event.data == "[DONE]" else event.json()
@@ -94,7 +98,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=examples(200))
 @given(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), st.booleans(), st.sampled_from(Dialect), st.data())
 @example({"a": 'b"\\\U0001f600é'}, True, Dialect.OPENAI, None)
 @example({"a": 'b"\\\U0001f600é\ufffe'}, False, Dialect.OLLAMA, None)

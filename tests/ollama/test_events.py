@@ -35,6 +35,7 @@ from ollama_balancer.ollama.shapes import (
     read_answer,
     read_event,
 )
+from tests.examples import amount, examples
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json; charset=utf-8"
 TYPES = {".ndjson": NDJSON, ".sse": SSE, ".json": JSON}
@@ -202,7 +203,7 @@ def test_every_recorded_body_is_judged() -> None:
     assert {path.name for path in RECORDINGS.iterdir()} == VERDICTS.keys() | WHOLE_VERDICTS.keys()
 
 
-@settings(derandomize=True, deadline=None, max_examples=1000)
+@settings(derandomize=True, deadline=None, max_examples=examples(1000))
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 5000), max_size=30))
 def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cuts: list[int]) -> None:
     content_type, body = recording(name)
@@ -215,7 +216,7 @@ def test_what_is_read_does_not_depend_on_how_the_stream_was_split(name: str, cut
     assert watcher.captured.left_out == 0
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, deadline=None, max_examples=examples(500))
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 5000), max_size=30))
 def test_who_skims_a_stream_judges_it_alike(name: str, cuts: list[int]) -> None:
     content_type, body = recording(name)
@@ -289,7 +290,7 @@ def test_the_tool_calls_and_the_timings_are_those_recorded(name: str) -> None:
 def test_a_stream_that_breaks_off_anywhere_before_its_terminal_event_is_not_whole(name: str) -> None:
     content_type, body = recording(name)
     body = body.rstrip()
-    for end in range(len(body)):
+    for end in range(0, len(body), amount(1, 7)):
         watcher = watch(content_type, body[:end])
         assert watcher.verdict() == Verdict(False, NO_TERMINAL)
         assert not watcher.terminal_seen
@@ -729,7 +730,7 @@ def plainly_read(content_type: str, body: bytes) -> list[Event]:
     return read
 
 
-@settings(derandomize=True, deadline=None, max_examples=400)
+@settings(derandomize=True, deadline=None, max_examples=examples(400))
 @given(st.sampled_from([NDJSON, SSE]), st.lists(st.sampled_from(FRAGMENTS), max_size=40), st.data())
 @example(SSE, [b"data: ", b"{}", b"\n\n", b"event: x"], None)
 @example(SSE, [b"event: x", b"\n", b"data: ", b"{}", b"\n"], None)
@@ -785,7 +786,7 @@ def test_what_is_no_stream_of_events_has_no_parser() -> None:
 # Hostile bodies
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, deadline=None, max_examples=examples(500))
 @given(st.sampled_from([NDJSON, SSE, JSON, ""]), st.lists(st.binary(max_size=200), max_size=20))
 def test_random_bytes_are_survived(content_type: str, chunks: list[bytes]) -> None:
     watcher = watch(content_type, *chunks)
@@ -869,7 +870,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=examples(150))
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=10), max_size=3))
 def test_objects_of_any_shape_are_survived(values: list[dict[str, Any]]) -> None:
     for content_type, body in (
@@ -967,13 +968,14 @@ def test_an_event_too_large_to_be_read_may_have_been_the_terminal_one(monkeypatc
 def test_an_endless_event_takes_bounded_memory(content_type: str, piece: bytes) -> None:
     watcher = AnswerWatcher(content_type)
     reader = parser(content_type)
-    for _ in range(300):
+    times = amount(300, 100)
+    for _ in range(times):
         watcher.feed(piece)
         reader.feed(piece)
         assert reader.pending <= MAX_EVENT_BYTES
     head, tail = watcher.captured.ends()
     assert len(head) + len(tail) <= READ_BYTES
-    assert (piece * 300).startswith(head)
+    assert (piece * times).startswith(head)
     assert watcher.verdict() == Verdict(False, NO_TERMINAL)
 
 
@@ -1004,7 +1006,7 @@ def test_an_endless_stream_takes_bounded_memory(
     tracemalloc.start()
     try:
         watcher = AnswerWatcher(content_type, READ_BYTES // 100)
-        for _ in range(0, 1_000_000, len(piece)):
+        for _ in range(0, amount(1_000_000, 250_000), len(piece)):
             watcher.feed(piece)
         kept = tracemalloc.get_traced_memory()[0]
     finally:
@@ -1048,7 +1050,7 @@ def test_a_long_event_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch,
         return from_json(data, **options)
 
     monkeypatch.setattr(events, "from_json", parse_once)
-    value = b'{"response":"b","a":[' + b",\n".join([b"1" * (300_000 // lines)] * lines) + b"]}"
+    value = b'{"response":"b","a":[' + b",\n".join([b"1" * (amount(300_000, 30_000) // lines)] * lines) + b"]}"
     body = value.replace(b"\n", b"") + b"\n" if content_type == NDJSON else b"data: " + value + b"\n\n"
     if content_type == SSE:
         body = body.replace(b",\n", b",\ndata: ")

@@ -51,7 +51,7 @@ def test_a_failure_names_who_failed_though_others_did_it(failed: Reply, status: 
     combined = combine([done("a"), failed, GONE, done("b")])
     assert combined.status == status
     assert combined.reply is None
-    assert combined.message == f"{failed.agent}: {reason} (done by 2 other agents)"
+    assert combined.message == f"{failed.agent}: {reason} (succeeded on 2 other agents)"
 
 
 def test_a_failure_that_all_have_alike_is_told_in_their_words() -> None:
@@ -67,7 +67,7 @@ def test_without_an_agent_that_has_it_and_is_away_a_model_is_not_deleted() -> No
     required = Unavailable((OFFLINE,), required=True)
     for replies, said in (
         ([GONE, GONE], "off: it is offline and still has model 'm'"),
-        ([done("a"), GONE], "off: it is offline and still has model 'm' (done by 1 other agent)"),
+        ([done("a"), GONE], "off: it is offline and still has model 'm' (succeeded on 1 other agent)"),
         ([BROKEN], "broken: disk full; off: it is offline and still has model 'm'"),
     ):
         combined = combine(replies, unavailable=required)
@@ -128,7 +128,7 @@ def test_a_line_says_whose_it_is_and_is_never_taken_for_the_end(line: bytes, tol
 def test_the_last_line_is_success_or_an_error() -> None:
     failed = Reply("b", 200, problem="no such host")
     assert json.loads(last_line([done("a"), done("b")])) == {"status": "success"}
-    assert json.loads(last_line([done("a"), failed])) == {"error": "b: no such host (done by 1 other agent)"}
+    assert json.loads(last_line([done("a"), failed])) == {"error": "b: no such host (succeeded on 1 other agent)"}
     assert json.loads(last_line([failed])) == {"error": "b: no such host"}
     assert json.loads(last_line([done("a"), GONE])) == {"status": "success"}
 

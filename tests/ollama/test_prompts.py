@@ -24,6 +24,7 @@ from ollama_balancer.ollama.prompts import (
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from ollama_balancer.ollama.shapes import read_event
+from tests.examples import examples
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 MODEL = "tiny-a:latest"
@@ -272,7 +273,7 @@ ANY = st.recursive(
 KEYS = ["messages", "prompt", "input", "system", "tools", "context", "options", "images", "instructions", "max_tokens"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.sampled_from([route for route in ROUTES if route.runs]), st.dictionaries(st.sampled_from(KEYS), ANY))
 def test_nothing_that_is_sent_is_an_error(route: Any, body: dict[str, Any]) -> None:
     read = demand(route.path, body)

@@ -17,6 +17,7 @@ from agent_reporter import connecting
 from agent_reporter.connecting import addresses_of, connect, first_of, interleaved, is_address
 from agent_reporter.http import call
 from agent_reporter.resolving import Info
+from tests import jumping_loop
 from tests.e2e.harness import free_port, silent_listener
 
 resource = pytest.importorskip("resource")
@@ -67,7 +68,7 @@ def reached(infos: Sequence[Info], *, eager: bool = False) -> str:
             won = await first_of(NAME, infos[0][4][1], infos)
         return str(won.getpeername()[0])
 
-    return asyncio.run(run())
+    return jumping_loop.run(run())
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -80,10 +81,7 @@ def test_one_that_refuses_is_followed_by_the_next_at_once(
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_one_that_is_silent_is_followed_by_the_next_after_the_delay(
-    monkeypatch: pytest.MonkeyPatch, alive: int, eager: bool
-) -> None:
-    monkeypatch.setattr(connecting, "DELAY", 0.05)
+def test_one_that_is_silent_is_followed_by_the_next_after_the_delay(alive: int, eager: bool) -> None:
     with silent_listener("127.0.0.2", alive):
         assert reached([info("127.0.0.2", alive), info("127.0.0.1", alive)], eager=eager) == "127.0.0.1"
 
@@ -102,8 +100,6 @@ def test_if_all_fail_the_most_telling_failure_is_the_one(monkeypatch: pytest.Mon
 
 
 def test_who_gives_up_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "DELAY", 0.01)
-
     async def run(port: int, made: Sockets) -> None:
         task = asyncio.create_task(first_of(NAME, port, [info("127.0.0.2", port)] * 3))
         async with asyncio.timeout(30):
@@ -116,7 +112,7 @@ def test_who_gives_up_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -
 
     with silent_listener("127.0.0.2") as port:
         made = Sockets(monkeypatch)
-        asyncio.run(run(port, made))
+        jumping_loop.run(run(port, made))
         assert [each.fileno() for each in made if each.family == socket.AF_INET] == [-1] * 3
 
 

@@ -104,7 +104,7 @@ def test_one_that_does_not_is_never_connected_to_and_that_is_said_once(
     assert found == []
     assert found.settled == [True] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        f"gpu?[31m at http://{ADDRESS}:8080 announces itself as a balancer, with another token: left out"
+        f"gpu?[31m at http://{ADDRESS}:8080 announces itself as a balancer with a different token: ignored"
     ]
 
 
@@ -113,7 +113,7 @@ def test_one_that_is_not_reached_is_left_out(caplog: pytest.LogCaptureFixture) -
     found.looks_at(*[announced("127.0.0.1", port=free_port())] * 2)
     assert found == []
     assert found.settled == [False, False], "it is looked at again"
-    assert caplog.text.count("is not reached at") == 1
+    assert caplog.text.count("cannot reach balancer gpu") == 1
 
 
 def test_no_more_balancers_are_reported_to_than_a_fleet_has(monkeypatch: pytest.MonkeyPatch) -> None:

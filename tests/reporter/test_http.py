@@ -14,6 +14,7 @@ from mitmproxy.certs import CertStore
 
 from agent_reporter import http
 from agent_reporter.http import Answer, CallError, call
+from tests import jumping_loop
 
 from .stubs import free_port
 
@@ -47,7 +48,7 @@ def asked(serve: Serve, *, timeout: float = 30.0, limit: int = 1000, content: by
                 headers={"X": "y"},
             )
 
-    return asyncio.run(run())
+    return jumping_loop.run(run())
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,11 @@ def test_the_request_is_whole_and_says_what_the_client_wants() -> None:
             "longer than",
         ),
         (says(HEAD + b"\r\n" + b"x" * 1001, hang=True), "longer than"),
-        (says(HEAD + b"Content-Length: 5\r\n\r\nab"), "its answer is no HTTP"),
-        (says(), "without an answer|no HTTP"),
-        (says(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "its answer is no HTTP"),
-        (says(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n", hang=True), "its answer is no HTTP"),
-        (says((b"HTTP/1.1 100 Continue\r\n\r\n") * 5), "without an answer|no HTTP"),
+        (says(HEAD + b"Content-Length: 5\r\n\r\nab"), "its answer is not HTTP"),
+        (says(), "without an answer|not HTTP"),
+        (says(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "its answer is not HTTP"),
+        (says(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n", hang=True), "its answer is not HTTP"),
+        (says((b"HTTP/1.1 100 Continue\r\n\r\n") * 5), "without an answer|not HTTP"),
     ],
 )
 def test_what_is_no_whole_answer_of_a_fair_size_is_an_error_that_says_why(serve: Serve, why: str) -> None:
@@ -108,10 +109,10 @@ def test_the_time_is_that_of_the_whole_call() -> None:
             await asyncio.sleep(0.01)
         writer.close()
 
-    with pytest.raises(CallError, match=r"no whole answer within 0\.1 s|no HTTP"):
-        asked(drips, timeout=0.1)
-    with pytest.raises(CallError, match=r"no whole answer within 0\.1 s"):
-        asked(says(hang=True), timeout=0.1)
+    with pytest.raises(CallError, match=r"no whole answer within 5 s|no HTTP"):
+        asked(drips, timeout=5.0)
+    with pytest.raises(CallError, match=r"no whole answer within 5 s"):
+        asked(says(hang=True), timeout=5.0)
 
 
 def test_compressed_bytes_stay_as_they_are() -> None:

@@ -14,6 +14,8 @@ from agent_reporter.wire import AgentMetrics
 
 from .stubs import TOKEN, StubBalancer, StubOllama, free_port, program, wait_until
 
+pytestmark = pytest.mark.e2e
+
 FAST = ["--interval", "0.1", "--name", "host-1"]
 GIVEN = {"OLLAMA_BALANCER_TOKEN": TOKEN}
 
@@ -60,7 +62,7 @@ def test_it_registers_anew_when_a_balancer_has_forgotten_it(tmp_path: Path) -> N
         wait_until(lambda: len(balancer.registrations) >= 2, "it registered anew")
         seen = len(balancer.reports)
         wait_until(lambda: len(balancer.reports) > seen, "it reports again")
-        assert reporter.err.count("does not know this agent any more") == 1
+        assert reporter.err.count("no longer knows this agent") == 1
 
 
 def test_a_balancer_that_starts_late_or_comes_back_is_reported_to(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_balancer_that_refuses_the_report_makes_once_fail_with_its_words(tmp_p
         balancer.refuse["metrics"] = (400, {"error": f"cpu_usage: out of range {TOKEN}"})
         with program(["--once", *at(balancer)], tmp_path, **GIVEN) as reporter:
             assert reporter.wait() == 1
-    assert "answered the report with 400: cpu_usage: out of range [token]" in reporter.err
+    assert "answered the report with status 400: cpu_usage: out of range [token]" in reporter.err
 
 
 def test_print_writes_one_report_as_json_and_needs_no_balancer_and_no_token(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_what_is_no_name_is_an_error_of_the_system(monkeypatch: pytest.MonkeyPat
         raise error
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    with pytest.raises(OSError, match=r"not a host name|cannot be looked up"):
+    with pytest.raises(OSError, match=r"not a host name|cannot be resolved"):
         asyncio.run(resolving.look_up("x\0", 80))
 
 

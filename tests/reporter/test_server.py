@@ -112,6 +112,7 @@ def there(port: int) -> Endpoint:
     return Endpoint("http", "127.0.0.1", port)
 
 
+@pytest.mark.e2e
 def test_the_servers_process_is_found_and_asked_once(servers: Servers) -> None:
     asked = 0
     port, server = servers.start(OLLAMA_NUM_PARALLEL="6", OLLAMA_MAX_LOADED_MODELS="2")
@@ -135,6 +136,7 @@ def test_the_servers_process_is_found_and_asked_once(servers: Servers) -> None:
     assert asked == 2
 
 
+@pytest.mark.e2e
 def test_of_several_servers_it_is_the_one_that_listens_on_the_port(servers: Servers) -> None:
     ports = {servers.start(OLLAMA_NUM_PARALLEL=str(number))[0]: number for number in (1, 2, 3)}
 
@@ -176,6 +178,7 @@ def test_what_the_system_shows_of_servers_tells_which_is_the_one(servers: list[S
     assert choose(servers, 11434) is (None if chosen is None else servers[chosen])
 
 
+@pytest.mark.e2e
 def test_settings_are_read_again_with_the_first_answer_after_a_restart(servers: Servers) -> None:
     port, server = servers.start(OLLAMA_NUM_PARALLEL="1")
     now = 0.0

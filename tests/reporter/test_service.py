@@ -56,7 +56,7 @@ def test_an_agreed_service_is_shown_written_and_started(tmp_path: Path, capsys: 
     shown = capsys.readouterr().out
     assert service.definition.read_text() in shown
     assert f"copied to {service.token}, which only\nroot can read" in shown
-    assert "Installed and started. Its state and log: journalctl -u ollama-agent-reporter" in shown
+    assert "Installed and started. State and log: journalctl -u ollama-agent-reporter" in shown
     assert tools.calls == [str(each) for each in service.start]
     assert files(tmp_path) == [f"etc/{NAME}/token", f"etc/systemd/system/{NAME}.service"]
 
@@ -80,7 +80,7 @@ def test_the_token_is_in_a_file_that_only_its_user_reads_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"), [(False, "Nothing was installed."), (None, "there is no terminal to ask at"), (None, "--yes")]
+    ("answer", "said"), [(False, "Nothing was installed."), (None, "there is no terminal to ask on"), (None, "--yes")]
 )
 def test_without_an_agreement_the_text_is_shown_and_nothing_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: bool | None, said: str
@@ -200,11 +200,12 @@ def test_an_optional_call_may_fail_and_a_patient_one_is_tried_again() -> None:
     assert len(tools.calls) == 4
 
 
+@pytest.mark.e2e
 def test_what_a_tool_says_comes_back() -> None:
     assert call([sys.executable, "-c", "pass"]) is None
     assert call([sys.executable, "-c", "raise SystemExit('went wrong')"]) == "went wrong"
     assert call([sys.executable, "-c", "raise SystemExit(3)"]) == "exit code 3"
-    assert call(["no-such-tool-at-all"]) == "there is no no-such-tool-at-all here"
+    assert call(["no-such-tool-at-all"]) == "no-such-tool-at-all is not available here"
 
 
 def test_the_command_line_names_every_option_and_no_token() -> None:
@@ -231,7 +232,7 @@ def test_the_command_line_names_every_option_and_no_token() -> None:
 
 @pytest.mark.parametrize("word", ["two\nlines", "nul\0", "\x1b[2J", "\u202e", "undecodable\udc80"])
 def test_a_word_with_a_line_break_or_the_like_is_refused(word: str) -> None:
-    with pytest.raises(ValueError, match="has characters that can't stand in a service's definition"):
+    with pytest.raises(ValueError, match="contains characters that are not allowed in a service definition"):
         check_words(["fine", word])
 
 
@@ -242,6 +243,7 @@ def test_yes_goes_with_install_only_and_uninstall_needs_no_token() -> None:
     assert parse_options(["--uninstall"], {"OLLAMA_BALANCER_TOKEN": "not a token"}).uninstall
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize(
     ("typed", "answer"),
@@ -262,6 +264,7 @@ def test_only_y_or_yes_at_a_terminal_is_an_agreement(typed: str, answer: bool) -
     assert f"answer: {answer}\n" in done.stdout
 
 
+@pytest.mark.e2e
 def test_the_program_without_a_terminal_shows_the_service_and_does_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "agent_reporter", "--install", "--balancer", "http://192.0.2.1:8080"],
@@ -276,10 +279,11 @@ def test_the_program_without_a_terminal_shows_the_service_and_does_nothing(tmp_p
     assert "http://192.0.2.1:8080" in done.stdout
     assert "$OLLAMA_BALANCER_TOKEN" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
-    assert "give --yes" in done.stderr or "run it " in done.stderr
+    assert "add --yes" in done.stderr or "run it " in done.stderr
     assert files(tmp_path) == []
 
 
+@pytest.mark.e2e
 def test_the_program_needs_a_token_to_install(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
     done = subprocess.run(

@@ -136,7 +136,7 @@ def test_a_link_to_a_token_is_not_followed(tmp_path: Path, aim: str) -> None:
 
 def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / credentials.FILE_NAME)
-    with pytest.raises(OSError, match="it is no file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         credentials.load("", str(tmp_path))
 
 

@@ -150,7 +150,7 @@ class ControlApi:
             elif request.client is not None:
                 address = Address(_plain(request.client.host), registration.port or DEFAULT_OLLAMA_PORT)
             else:
-                raise ValueError("left out, and the caller's address is not known")
+                raise ValueError("missing, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
         known = self.registry.get(registration.name)
@@ -173,18 +173,18 @@ class ControlApi:
         if agent.source is not Source.REGISTERED:
             if agent.host_key == (address.host, address.port):
                 return agent.address  # the same host, as it is configured
-            whose = "balancer_agents has it" if agent.source is Source.STATIC else "the balancer itself has it"
+            whose = "by balancer_agents" if agent.source is Source.STATIC else "by the balancer itself"
             raise HTTPException(
                 409,
-                f"{agent.name} is at {agent.address.url}, where {whose}: a registration cannot move it. If it is the "
-                f"same host, register it with that url (--advertise {agent.address.url}); if it is another one, give "
-                "it a name of its own with --name",
+                f"{agent.name} is configured {whose} at {agent.address.url}: a registration cannot move it. If this "
+                f"is the same host, register it with that URL (--advertise {agent.address.url}); if it is another "
+                "one, give it a different name with --name",
             )
         if _is_taken(agent, registration):
             # Two hosts of one name would take the agent from each other with every report.
             raise HTTPException(
                 409,
-                f"another host reports as {agent.name} ({agent.address.url}): give this one a name of its own with "
+                f"another host reports as {agent.name} ({agent.address.url}): give this one a different name with "
                 f"--name. If it is the same host with a new address, it is accepted {self.registry.stale_after} s "
                 "after the last report from the old one, or at once with the instance that registered it",
             )
@@ -252,8 +252,8 @@ def _authorize(request: Request) -> None:
     if request.scope.get(AUTHORIZED) is not True:
         raise HTTPException(
             401,
-            "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token; its log says at the "
-            "start where the token is kept",
+            "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token; its start-up log "
+            "says where the token is stored",
             {"WWW-Authenticate": "Bearer"},
         )
 

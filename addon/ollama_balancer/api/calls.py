@@ -59,19 +59,19 @@ def _error(text: str, **headers: str) -> Answer:
 
 
 OF_ANY_CALL = {
-    403: _error("A web page of another origin asks, or the client's address is not allowed."),
-    405: _error("The path has no such method.", Allow="The methods that it has."),
+    403: _error("The caller is a web page of another origin, or its address is not allowed."),
+    405: _error("The path does not allow the method.", Allow="The methods that it allows."),
     414: _error("The path and query are too long."),
     431: _error("The headers are too long."),
 }
 OF_BODIES = {
     400: _error("The body is malformed or out of range; the error names the field."),
-    413: _error(f"The body has more than {MAX_BODY_BYTES} bytes."),
-    503: _error("The balancer holds as much as it may (balancer_memory).", Retry_After="Seconds."),
+    413: _error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
+    503: _error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
 }
 OF_CHANGES = {
     401: _error("The token is missing or wrong.", WWW_Authenticate="`Bearer`."),
-    429: _error("Too many wrong tokens came from this address.", Retry_After="Seconds."),
+    429: _error("Too many wrong tokens from this address.", Retry_After="Seconds."),
 }
 UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 
@@ -88,14 +88,17 @@ CALLS = (
         HEALTH,
         "health",
         "Whether an agent can serve",
-        {200: Answer("One can.", models.Health), 503: Answer("None can, or the balancer is ending.", models.Health)},
+        {
+            200: Answer("An agent can serve.", models.Health),
+            503: Answer("No agent can serve, or the balancer is shutting down.", models.Health),
+        },
     ),
     Call(
         "GET",
         METRICS,
         "prometheus",
-        "The figures for Prometheus, as text or OpenMetrics",
-        {200: Answer("The figures.", ("text/plain", OPENMETRICS), {"Vary": "`Accept`."})},
+        "Metrics for Prometheus, as text or OpenMetrics",
+        {200: Answer("The metrics.", ("text/plain", OPENMETRICS), {"Vary": "`Accept`."})},
     ),
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
     _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
@@ -104,13 +107,15 @@ CALLS = (
         "GET",
         "/dashboard/data",
         "data",
-        "What the page of the dashboard shows",
-        {200: Answer("All of a page of agents.", models.DashboardData)},
+        "The dashboard's data",
+        {200: Answer("One page of agents, and the state of the fleet.", models.DashboardData)},
         query=(
             Parameter("filter", "Part of an agent's name, status or model.", {"type": "string"}),
-            Parameter("sort", "By what: status, in_flight, cpu, memory, gpu; else by name.", {"type": "string"}),
-            Parameter("size", "Agents of a page, from 1 to 100; else 50.", {"type": "string"}),
-            Parameter("page", "The page's number; else 1.", {"type": "string"}),
+            Parameter(
+                "sort", "Sort order: status, in_flight, cpu, memory or gpu; otherwise by name.", {"type": "string"}
+            ),
+            Parameter("size", "Agents per page, 1 to 100; default 50.", {"type": "string"}),
+            Parameter("page", "Page number; default 1.", {"type": "string"}),
         ),
     ),
     Call(
@@ -124,7 +129,7 @@ CALLS = (
         "GET",
         HISTORY,
         "history",
-        "What ended in each of the last minutes",
+        "Ended requests, minute by minute",
         {
             200: Answer("A page of minutes.", models.History),
             400: _error("A parameter is out of range; the error names it."),
@@ -132,11 +137,13 @@ CALLS = (
         query=(
             Parameter(
                 "minutes",
-                "How far back.",
+                "How many minutes back.",
                 {"type": "integer", "minimum": 1, "maximum": MINUTES, "default": 60},
             ),
-            Parameter("after", "Only minutes after that, as `next` has it.", {"type": "string", "format": "date-time"}),
-            Parameter("agent", "Only rows of the agent of that name.", {"type": "string"}),
+            Parameter(
+                "after", "Only minutes after that time; `next` contains it.", {"type": "string", "format": "date-time"}
+            ),
+            Parameter("agent", "Only rows of the agent with that name.", {"type": "string"}),
             Parameter("model", "Only rows of that model.", {"type": "string"}),
         ),
     ),
@@ -152,11 +159,11 @@ CALLS = (
         "POST",
         AGENTS,
         "register",
-        "Add an agent, or say where a known one is",
+        "Register an agent, or the new address of a known one",
         {
-            200: Answer("It was known.", models.RegisteredAgent),
-            201: Answer("It is new.", models.RegisteredAgent),
-            409: _error("The name is that of a configured agent elsewhere, or of another one that reports."),
+            200: Answer("The agent was known.", models.RegisteredAgent),
+            201: Answer("The agent is new.", models.RegisteredAgent),
+            409: _error("The name belongs to a configured agent at another address, or to another host that reports."),
         },
         needs_token=True,
         body=AgentRegistration,
@@ -165,7 +172,7 @@ CALLS = (
         "GET",
         _AGENT,
         "agent",
-        "One agent, with what was learned of it",
+        "One agent, with what was learned about it",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
     ),
     Call(
@@ -173,19 +180,19 @@ CALLS = (
         _AGENT,
         "delete",
         "Remove an agent; its running requests finish",
-        {204: Answer("It is gone."), **UNKNOWN_AGENT},
+        {204: Answer("The agent was removed."), **UNKNOWN_AGENT},
         needs_token=True,
     ),
     Call(
         "POST",
         _AGENT + "/metrics",
         "metrics",
-        "Take in an agent's report",
+        "Store an agent's report",
         {
             204: Answer(
-                "It is stored, unless it is older than the last one.",
+                "The report is stored, unless it is older than the last one.",
                 None,
-                {REACHABLE_HEADER: "`no; REASON` where the balancer does not get through to the agent."},
+                {REACHABLE_HEADER: "`no; REASON` if the balancer cannot reach the agent."},
             ),
             **UNKNOWN_AGENT,
         },
@@ -196,7 +203,7 @@ CALLS = (
         "POST",
         _AGENT + "/drain",
         "drain",
-        "Send an agent no new requests; running ones finish",
+        "Drain an agent: no new requests, running ones finish",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
         needs_token=True,
         body=models.DrainRequest,
@@ -206,7 +213,7 @@ CALLS = (
         "POST",
         _AGENT + "/resume",
         "resume",
-        "Send a drained agent requests again",
+        "Resume a drained agent",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
         needs_token=True,
     ),

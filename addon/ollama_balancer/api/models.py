@@ -33,14 +33,14 @@ class Answer(BaseModel):
 
 
 class Error(Answer):
-    """Why a call is refused."""
+    """Why a call was refused."""
 
     error: str
     """What is wrong, and where."""
 
 
 class RegisteredAgent(Answer):
-    """Where the balancer knows an agent from now on."""
+    """The registered agent."""
 
     id: str
     """The same in every run of the balancer."""
@@ -56,7 +56,7 @@ class ReportedMetrics(AgentMetrics):
 
 
 class AgentEstimate(Answer):
-    """One agent as it was weighed for a request; times are in seconds."""
+    """One agent as it was scored for a request; times are in seconds."""
 
     agent: str
     cost: float
@@ -65,11 +65,11 @@ class AgentEstimate(Answer):
     prefill: float
     answer: float
     harm: float
-    """What the request adds to the time of those that run beside it."""
+    """Interference: by how much the request slows those that already run there."""
     free: bool
-    """Whether it had a slot free."""
+    """Whether it had a free slot."""
     observations: int
-    """Answers from which the agent's pace is known; 0: a guess."""
+    """Answers from which the agent's speed is known; 0: a guess."""
 
 
 class Decision(Answer):
@@ -81,7 +81,7 @@ class Decision(Answer):
 
 
 class AgentStats(Answer):
-    """What became of the requests that an agent was sent."""
+    """Outcomes of the requests that were sent to an agent."""
 
     requests: Count
     succeeded: Count
@@ -124,7 +124,7 @@ class AgentState(Answer):
     stale: bool
     """Whether there are no fresh metrics."""
     score: float | None
-    """That of the mode `metrics`; null without fresh metrics."""
+    """The score of the mode `metrics`; null without fresh metrics."""
     stats: AgentStats
 
 
@@ -149,7 +149,7 @@ class LearnedModel(Answer):
 
 
 class AgentDetails(AgentState):
-    """One Ollama host, with what was learned of it."""
+    """One Ollama host, with what was learned about it."""
 
     learned: dict[str, LearnedModel]
     """By model."""
@@ -171,7 +171,7 @@ class AgentsByStatus(Answer):
 
 
 class Totals(Answer):
-    """Requests since the start; `requests` is the sum of the others."""
+    """Requests since start; `requests` is the sum of the others."""
 
     requests: Count
     succeeded: Count
@@ -185,11 +185,11 @@ class Totals(Answer):
 
 
 class Queue(Answer):
-    """The requests that wait for an agent."""
+    """The queue: requests that wait for an agent."""
 
     length: Count
     oldest: Seconds | None
-    """How long the first has waited."""
+    """Seconds that the oldest request has waited."""
     models: dict[str, int]
     clients: dict[str, int]
 
@@ -209,7 +209,7 @@ class Health(Answer):
 
 
 class HistoryRow(Answer):
-    """What ended in one minute."""
+    """Requests that ended in one minute."""
 
     agent: str | None
     """null: none, or no longer known."""
@@ -244,7 +244,7 @@ class History(Answer):
 
 
 class DashboardData(Answer):
-    """What the page of the dashboard shows. It belongs to the page, and changes with it."""
+    """The dashboard's data. It belongs to the page, and changes with it."""
 
     model_config = ConfigDict(extra="allow")
 

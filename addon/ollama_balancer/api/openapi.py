@@ -34,8 +34,8 @@ def _document() -> dict[str, Any]:
         "info": {
             "title": "ollama-balancer",
             "version": __version__,
-            "description": "The control API of a load balancer for Ollama hosts. It is on the proxy's own port, beside "
-            "the API of Ollama.",
+            "description": "The control API of a load balancer for Ollama hosts. It is served on the "
+            "proxy's own port, next to Ollama's API.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,

@@ -26,13 +26,13 @@ def time_problem(metrics: AgentMetrics, now: float) -> str | None:
     if ahead <= FARTHEST_AHEAD:
         return None
     return (
-        f"timestamp: {ahead:.0f} s ahead of the balancer's clock, which may be at most {FARTHEST_AHEAD:.0f} s behind: "
-        "set the clock of the host, or that of the balancer"
+        f"timestamp: {ahead:.0f} s ahead of the balancer's clock, at most {FARTHEST_AHEAD:.0f} s are allowed: "
+        "correct the clock of the host, or that of the balancer"
     )
 
 
 def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float) -> None:
-    """Take in an agent's report. ValueError says what is wrong with it. `now` is as for `time_problem`."""
+    """Store an agent's report. ValueError says what is wrong with it. `now` is as for `time_problem`."""
     try:
         metrics = AgentMetrics.model_validate_json(check_size(body))
     except ValidationError as e:

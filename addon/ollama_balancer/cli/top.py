@@ -37,7 +37,7 @@ REST_OF_LINE = "\x1b[K"
 REST_OF_SCREEN = "\x1b[J"
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
-HEAD = ["agent", "status", "running", "cpu", "memory", "gpu", "vram", "tok/s", "report", "in memory"]
+HEAD = ["agent", "status", "in flight", "cpu", "memory", "gpu", "vram", "tok/s", "report", "loaded"]
 
 MOST_DECISIONS = 5
 
@@ -52,16 +52,16 @@ MOST_REASONS = 3
 def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
     """The lines for a terminal of that size; `data` is the answer of /dashboard/data."""
     figures, states, line = data["figures"], data["states"], data["line"]
-    fleet = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "no agent"
+    fleet = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "no agents"
     summary = (
         f"{figures['requests_per_second']:.1f} requests/s, {figures['tokens_per_second']:.0f} tokens/s, "
-        f"{data['in_flight']} in flight, {line['length']} waiting"
-        + (f" (the first for {line['oldest']:.0f} s)" if line["oldest"] is not None else "")
+        f"{data['in_flight']} in flight, {line['length']} queued"
+        + (f" (oldest {line['oldest']:.0f} s)" if line["oldest"] is not None else "")
         + f", TTFT p95 {_seconds(figures['ttft_p95'])}, {figures['failures']:.1f} % failed"
     )
     totals = data["totals"]
     ended = ", ".join(f"{count} {outcome}" for outcome, count in totals.items() if count and outcome != "requests")
-    since_start = f"{totals['requests']} requests since the start" + (f": {ended}".replace("_", " ") if ended else "")
+    since_start = f"{totals['requests']} requests since start" + (f": {ended}".replace("_", " ") if ended else "")
     top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, since_start, ""]
     decisions = [_decision(each) for each in data["decisions"][:MOST_DECISIONS]]
     bottom = ["", "last requests", *decisions] if decisions and height >= 16 else []
@@ -153,13 +153,13 @@ def fetch(request: Request) -> dict[str, Any]:
     except CallError as e:
         raise ValueError(f"it does not answer ({e})") from e
     if status != 200:
-        raise ValueError(f"it answers with status {status}: is it a balancer?")
+        raise ValueError(f"it returned status {status}: is it a balancer?")
     try:
         data = json.loads(body)
     except ValueError as e:
-        raise ValueError("it answers with no JSON: is it a balancer?") from e
+        raise ValueError("its answer is not JSON: is it a balancer?") from e
     if not isinstance(data, dict) or "figures" not in data:
-        raise ValueError("it tells of no fleet: is it a balancer?")
+        raise ValueError("its answer describes no fleet: is it a balancer?")
     return data
 
 
@@ -189,15 +189,15 @@ def show(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="ollama-balancer-top", description="Shows the fleet of a balancer, refreshed, until Ctrl-C."
+        prog="ollama-balancer-top", description="Shows a balancer's fleet and refreshes it until Ctrl-C."
     )
     add = parser.add_argument
     add("--balancer", metavar="URL", default=DEFAULT_URL, help=f"the balancer ({DEFAULT_URL})")
-    add("--sort", choices=SORTS, default="name", help="what the rows are ordered by (name)")
-    add("--filter", metavar="TEXT", default="", help="only agents with that in their name, state or models")
-    add("--page", type=int, default=1, help="of a hundred agents each (1)")
-    add("--interval", metavar="S", type=float, default=2.0, help="seconds between two looks (2)")
-    add("--once", action="store_true", help="print it once; so it does where the output is no terminal")
+    add("--sort", choices=SORTS, default="name", help="column to sort by (name)")
+    add("--filter", metavar="TEXT", default="", help="show only agents with TEXT in their name, state or models")
+    add("--page", type=int, default=1, help="page number, 100 agents per page (1)")
+    add("--interval", metavar="S", type=float, default=2.0, help="seconds between refreshes (2)")
+    add("--once", action="store_true", help="print once and exit; the default if the output is not a terminal")
     options = parser.parse_args(arguments)
     if not 0.1 <= options.interval <= 3600:
         parser.error("--interval takes a number of seconds from 0.1 to 3600")

@@ -23,23 +23,25 @@ class Address:
         if len(shown) > 100:
             shown = shown[:100] + "…"
         if any(ord(c) <= 32 or ord(c) > 126 for c in url):
-            raise ValueError(f"{shown!r} has blanks, control or non-ASCII characters: write http://host:port")
+            raise ValueError(
+                f"{shown!r} contains spaces, control characters or non-ASCII characters: write http://host:port"
+            )
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as e:
             why = f" ({e})" if shown == url else ""
-            raise ValueError(f"{shown!r} is no URL{why}: write http://host:port") from None
+            raise ValueError(f"{shown!r} is not a URL{why}: write http://host:port") from None
         if parts.scheme != "http":
             raise ValueError(f"{shown!r} does not begin with http://: write http://host:port")
         if not host or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"{shown!r} is more or less than a host and a port: write http://host:port")
+            raise ValueError(f"{shown!r} is not just a host and a port: write http://host:port")
         try:
             host.encode("idna")
         except UnicodeError as e:
-            raise ValueError(f"{shown!r} has no host name that could be looked up: write http://host:port") from e
+            raise ValueError(f"{shown!r} has no valid host name: write http://host:port") from e
         if port == 0:
-            raise ValueError(f"{shown!r} has port 0: name the port on which Ollama listens")
+            raise ValueError(f"{shown!r} has port 0: give the port that Ollama listens on")
         return cls(host, DEFAULT_OLLAMA_PORT if port is None else port)
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ Source: the sample results in the README of llama.cpp's batched-bench (LLaMA 7B,
 each, 4 take 2.23, 8 take 2.39, which is 0.63, 0.41 and 0.20. `--tune agent.SLOWDOWN`: flat from 0.1 to 1 where that of
 the hosts is 0.4."""
 
-NOT_HEARD_OF = "not heard of yet"
+NOT_HEARD_OF = "not contacted yet"
 
 
 class Source(StrEnum):
@@ -261,7 +261,7 @@ class Agent:
             case Status.UNAUTHORIZED:
                 return self.refusal
             case Status.UNREACHABLE:
-                return self.unreached or f"it reports, and has not been reached at {self.address} yet"
+                return self.unreached or f"it reports, but has not been reached at {self.address} yet"
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.SLOW_START:

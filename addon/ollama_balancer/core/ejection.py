@@ -34,9 +34,7 @@ class Ejection:
                 "Agent %s is ejected for %.0f s: %s, %s.",
                 agent.name,
                 agent.health.until - now,
-                "it failed when it was tried again"
-                if again
-                else f"{agent.health.consecutive_failures} failures in a row",
+                "the half-open probe failed" if again else f"{agent.health.consecutive_failures} failures in a row",
                 f"the last: {reason}",
             )
             agent.stats.ejections += 1
@@ -56,7 +54,7 @@ class Ejection:
             self._fleet.avoidance.served(agent, lease.model, lease.demand.runner)
         if agent.health.succeeded(self._fleet.clock(), half_open=agent.half_open_lease is lease) and not agent.removed:
             logger.info(
-                "Agent %s serves again: slow start, for %g s it gets no more requests than it can run at once.",
+                "Agent %s is back, in slow start: for %g s it gets no more requests than it can run at once.",
                 agent.name,
                 SLOW_START_SECONDS,
             )

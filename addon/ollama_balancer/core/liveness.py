@@ -102,7 +102,7 @@ class Liveness:
             return
         if agent.refusal is None:
             logger.warning(
-                "Agent %s (%s) is unauthorized, and not used for %g s: %s.", agent.name, agent.address, seconds, reason
+                "Agent %s (%s) is unauthorized and not used for %g s: %s.", agent.name, agent.address, seconds, reason
             )
         agent.refusal = reason
         until = self._fleet.clock() + seconds
@@ -132,7 +132,7 @@ class Liveness:
         status = agent.status
         if was_online or status is not agent.logged_status:
             agent.offline_reason = reason
-            what = "not there" if agent.logged_status is None and status is Status.OFFLINE else status
+            what = "not reachable" if agent.logged_status is None and status is Status.OFFLINE else status
             logger.warning("Agent %s (%s) is %s: %s.", agent.name, agent.address, what, reason)
             agent.logged_status = status
         if was_online:

@@ -163,14 +163,15 @@ class AgentRegistry:
         for name in new:
             if not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"name {name[:80]!r}: letters, digits and . _ : [ ] -, at most 64, beginning with a letter or digit"
+                    f"{name[:80]!r} is not a valid name: letters, digits and . _ : [ ] -, at most 64, beginning with "
+                    "a letter or digit"
                 )
             own = agent_id(name)
             taken = self._agents.get(name)
             if (taken and taken not in leaving) or own in others or (len(new) > 1 and own in new):
                 raise ValueError(f"name {name!r} is another agent's id: choose another name")
         if new and len(self._agents) - len(leaving) + len(new) > MAX_AGENTS:
-            raise ValueError(f"the fleet has {MAX_AGENTS} agents, which is the most: delete some")
+            raise ValueError(f"the fleet has {MAX_AGENTS} agents, which is the maximum: remove some")
 
     def remove(self, agent: Agent) -> None:
         """Take an agent out of the fleet. Its running requests finish."""

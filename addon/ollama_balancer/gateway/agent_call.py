@@ -96,7 +96,7 @@ class Answer:
                     async with asyncio.timeout(self._limits.answer):
                         event = await self._next()
                 except TimeoutError:
-                    raise CallTimeoutError(f"silent for {self._limits.answer:g} s") from None
+                    raise CallTimeoutError(f"no data for {self._limits.answer:g} s") from None
                 if isinstance(event, h11.EndOfMessage):
                     return
                 if isinstance(event, h11.Data):
@@ -108,7 +108,7 @@ class Answer:
         async for piece in self.pieces():
             body += piece
             if len(body) > limit:
-                raise CallError(f"it answers with more than {limit} bytes")
+                raise CallError(f"its answer is larger than {limit} bytes")
         return bytes(body)
 
 
@@ -153,7 +153,7 @@ def _as_call_errors() -> Iterator[None]:
     except OSError as error:
         raise CallError(error.strerror or type(error).__name__) from error
     except h11.RemoteProtocolError as error:
-        raise CallError(f"its answer is no HTTP: {error}") from error
+        raise CallError(f"its answer is not HTTP: {error}") from error
 
 
 async def _connect(address: Address, seconds: float) -> socket.socket:
@@ -177,7 +177,7 @@ async def _send(sock: socket.socket, peer: h11.Connection, call: Call, seconds: 
             async with asyncio.timeout(seconds):
                 await loop.sock_sendall(sock, data or b"")
         except TimeoutError:
-            raise CallTimeoutError(f"it took nothing of the body for {seconds:g} s") from None
+            raise CallTimeoutError(f"it read nothing of the request body for {seconds:g} s") from None
 
     await write(peer.send(h11.Request(method=call.method, target=call.target, headers=_fields(call))))
     async for piece in _pieces(call.body):
@@ -197,7 +197,7 @@ async def _pieces(body: bytes | AsyncIterator[bytes] | None) -> AsyncIterator[by
 
 
 def _fields(call: Call) -> list[tuple[bytes, bytes]]:
-    own = [(b"Host", str(call.address).encode()), (b"Connection", b"close")]
+    own = [(b"Host", str(call.address).encode())]
     names = {name.lower() for name, _ in call.fields}
     unwanted = {b"host", b"transfer-encoding"}
     if isinstance(call.body, bytes) or call.body is None:

@@ -43,7 +43,7 @@ def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
             raise TooLargeError
         return decompress(body, encoding, MAX_DECOMPRESSED)
     except TooLargeError:
-        raise RefusedBodyError(413, f"the body unpacks into more than {MAX_DECOMPRESSED} bytes") from None
+        raise RefusedBodyError(413, f"the body decompresses to more than {MAX_DECOMPRESSED} bytes") from None
     except DecompressionError as e:
         raise RefusedBodyError(400, f"failed to decompress request body: {e}") from None
 
@@ -63,7 +63,7 @@ def check_readable(
         raise RefusedBodyError(400, f"failed to parse multipart form: {why}")
     begins = content.lstrip(b" \t\r\n")[:1]
     if begins == b"{" and is_json(content):
-        raise RefusedBodyError(400, "the body has too many values, or is nested too deeply, to be read")
+        raise RefusedBodyError(400, "the body has too many values or is nested too deeply")
     if compressed and begins:
         raise RefusedBodyError(400, f"invalid character {_quoted(begins[0])} looking for beginning of value")
 

@@ -80,7 +80,7 @@ class Connections:
             self._heads[client] = self._clock() + HEAD_SECONDS
 
     def discard(self, client: str) -> None:
-        """It is gone."""
+        """The agent was removed."""
         address = self._addresses.pop(client, None)
         if address is not None:
             self._counts[address] -= 1

@@ -44,7 +44,7 @@ def raise_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as e:
-            logger.warning("The limit of open files stays at %d: %s.", soft, e)
+            logger.warning("The open-file limit stays at %d: %s.", soft, e)
             return soft
     return wanted if soft == resource.RLIM_INFINITY or soft < wanted else min(soft, MOST_USEFUL)
 
@@ -103,7 +103,7 @@ class QuietAccept:
             if now - self._last >= LOG_SECONDS:
                 self._last = now
                 logger.error(
-                    "No more connections can be accepted: %s. Raise the limit of open files (ulimit -n, LimitNOFILE=).",
+                    "No more connections can be accepted: %s. Raise the open-file limit (ulimit -n, LimitNOFILE=).",
                     error.strerror,
                 )
         elif self._before is not None:

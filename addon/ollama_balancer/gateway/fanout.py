@@ -56,7 +56,7 @@ MAX_WHOLE_ANSWER = 4 * 1024 * 1024
 AT_ONCE = 256
 """Agents that are asked at the same time, where a body is at hand: each needs a socket."""
 
-NO_CONNECTION = "the balancer can open no connection"
+NO_CONNECTION = "the balancer cannot open a connection"
 
 LINES_AT_ONCE = 256
 """Of one piece of an agent's progress that are read: of more, those at its end."""
@@ -198,7 +198,7 @@ class FanOut:
                 leg.more.clear()
                 await leg.more.wait()
             if leg.queued > MAX_QUEUED:
-                raise CallError("it takes the body too slowly")
+                raise CallError("it reads the body too slowly")
             chunk = leg.queue.popleft()
             leg.queued -= len(chunk)
             leg.last_activity = self._clock()
@@ -285,7 +285,7 @@ class FanOut:
             leg.task.uncancel()
             reply = Reply(agent.name, None, problem=leg.abort_reason, failure=FailureKind.TIMEOUT)
         except Exception as e:
-            logger.exception("Agent %s: its part of a request to several agents failed.", agent.name)
+            logger.exception("Agent %s: handling its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
         if reply.problem is not None and self._head is not None and self._merges and reply.status != 200:
             await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
@@ -331,14 +331,14 @@ class FanOut:
         name, status, headers = leg.agent.name, answer.status, answer.fields
         compressed = (answer.header(b"content-encoding") or "identity").lower() != "identity"
         if compressed and self._request.method != "HEAD":
-            return Reply(name, None, problem="its answer is compressed, which it was asked not to be")
+            return Reply(name, None, problem="its answer is compressed although the request ruled that out")
         if status == 200 and "ndjson" in answer.header(b"content-type"):
             return Reply(name, status, headers, problem=await self._read_progress(answer, leg))
         body = bytearray()
         async for chunk in self._pieces_of(answer, leg):
             body += chunk
             if len(body) > MAX_WHOLE_ANSWER:
-                return Reply(name, None, problem=f"it answers with more than {MAX_WHOLE_ANSWER} bytes")
+                return Reply(name, None, problem=f"its answer is larger than {MAX_WHOLE_ANSWER} bytes")
         if 200 <= status < 300 and self._request.method != "HEAD":
             await self._refresh(leg.agent)
         return self._reply(leg.agent, status, headers, bytes(body))

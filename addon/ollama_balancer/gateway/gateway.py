@@ -158,7 +158,7 @@ class Gateway:
         if context.failure is not None:
             return self.retries.failed(context)
         if self.ending():
-            return error(context.dialect, 503, "the balancer is ending: it takes no new requests")
+            return error(context.dialect, 503, "the balancer is shutting down and accepts no new requests")
         return self.router.begin(context, request, reading)
 
     def _carry_out(

@@ -114,13 +114,13 @@ class ClientNetworks:
             return
         self._lines += 1
         if self._lines > MOST_LINES:
-            logger.warning("More public addresses are refused; for a minute they are not named.")
+            logger.warning("More public addresses are refused; they are not logged for a minute.")
             return
         self._logged[address] = None
         if len(self._logged) > MOST_LOGGED:
             del self._logged[next(iter(self._logged))]
         logger.warning(
-            "Requests from %s are refused, as it is a public address: --set balancer_allow_from=%s lets it in.",
+            "Requests from %s are refused because it is a public address; to allow it: --set balancer_allow_from=%s",
             address,
             address,
         )

@@ -21,15 +21,17 @@ def cannot_connect(address: Address, why: str) -> str:
             what = "check that Ollama runs there, on that port"
         else:
             what = (
-                "start Ollama there with OLLAMA_HOST=0.0.0.0 (by default it listens on loopback only), or name the "
-                "port that it has"
+                "start Ollama there with OLLAMA_HOST=0.0.0.0 (by default it listens on loopback only), or give the "
+                "port that it listens on"
             )
     elif "within" in why:
-        what = f"open TCP port {address.port} there to the balancer if a firewall drops it, and check the address"
+        what = (
+            f"check the address, and that no firewall blocks TCP port {address.port} between the balancer and the host"
+        )
     elif "not found" in why:
-        what = "the balancer cannot look that name up: use an IP address (--advertise http://IP:PORT)"
+        what = "the balancer cannot resolve that name: use an IP address (--advertise http://IP:PORT)"
     else:
-        what = "check the address, and the firewalls on the way"
+        what = "check the address and the firewalls in between"
     return f"cannot connect: {why} at {address}; {what}"
 
 

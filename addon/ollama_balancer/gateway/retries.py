@@ -91,7 +91,9 @@ class Retries:
             case Blame.LACKS_MODEL if context.model_name is not None:
                 self._correct(agent, context.model_name)
             case Blame.LACKS_ROUTE if route is not None:
-                logger.info("Agent %s does not have %s: it gets no such requests for a while.", agent.name, route.path)
+                logger.info(
+                    "Agent %s does not have %s: such requests go to other agents for a while.", agent.name, route.path
+                )
                 registry.avoidance.lacks_route(agent, route.path)
             case Blame.CANNOT_LOAD if context.demand is not None:
                 registry.avoidance.cannot_load(agent, context.demand.model, context.demand.runner)
@@ -108,7 +110,7 @@ class Retries:
 
     def _correct(self, agent: Agent, model: str) -> None:
         """The agent says that it lacks the model: it is not asked for it again until it lists it."""
-        logger.info("Agent %s does not have model %s: its list is corrected.", agent.name, one_line(model))
+        logger.info("Agent %s does not have model %s: removed from its list.", agent.name, one_line(model))
         self.registry.inventory.forget_model(agent, model)
         if self.prober is not None:
             run_in_background(self.prober.refresh(agent), "inventory")

@@ -83,8 +83,7 @@ class Router:
                 return error(
                     context.dialect,
                     400,
-                    f"{request.path[:200]} concerns one host and the balancer has many: name it in the header "
-                    "X-Balancer-Agent",
+                    f"{request.path[:200]} applies to one host: name it in the header X-Balancer-Agent",
                 )
             case Kind.EVERY:
                 unavailable = self._unavailable_holders(route, needed_model(route, request.body, parsed))
@@ -148,7 +147,7 @@ class Router:
         except QueueFullError:
             context.leave_queue()
             return self._too_busy(
-                context, f"{len(self.queue)} requests wait already, which is the most (balancer_queue_size)"
+                context, f"{len(self.queue)} requests are already in the queue, which is full (balancer_queue_size)"
             )
         return None
 
@@ -157,7 +156,7 @@ class Router:
         context.ticket = None
         context.leave_queue()
         context.scored_candidates = lease.options
-        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in line"
+        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in the queue"
         self._take(context, lease)
         return Forward(lease.agent)
 
@@ -174,7 +173,7 @@ class Router:
 
     def queue_timed_out(self, context: RequestContext, seconds: float) -> Answer:
         context.leave_queue()
-        return self._too_busy(context, f"none was free within {seconds:g} s (balancer_queue_timeout)")
+        return self._too_busy(context, f"none became free within {seconds:g} s (balancer_queue_timeout)")
 
     def _too_busy(self, context: RequestContext, why: str) -> Answer:
         who = f"agent {context.pin!r} is" if context.pin else f"all agents with model '{context.model}' are"
@@ -185,7 +184,7 @@ class Router:
         """The answer when nobody is left to try."""
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
         if context.retry_budget_spent:
-            tried += "; not sent elsewhere: too many requests of late have failed, and the fleet's retries are spent"
+            tried += "; not retried: too many requests have failed recently, and the retry budget is used up"
         return error(context.dialect, 502, f"no agent could answer ({tried})")
 
     def local_failure(self, context: RequestContext, reason: str) -> Answer:
@@ -193,7 +192,7 @@ class Router:
         if context.lease is not None:
             context.lease.release(Outcome.CANCELLED)
             context.lease = None
-        return error(context.dialect, 503, f"the balancer can open no connection: {one_line(reason)}")
+        return error(context.dialect, 503, f"the balancer cannot open a connection: {one_line(reason)}")
 
     def _choose(self, context: RequestContext) -> Forward | Wait | None:
         registry, tried = self.registry, context.tried
@@ -248,9 +247,9 @@ class Router:
 
     def _why(self, context: RequestContext, agent: Agent) -> str:
         if context.pin is not None:
-            return "named by the request"
+            return "pinned by the request"
         if agent.status is Status.EJECTED:
-            return "to see whether it serves again"
+            return "half-open probe"
         if context.scored_candidates:
             return in_words(context.scored_candidates)
         return self.registry.selection.policy.why(agent)
@@ -293,7 +292,7 @@ class Router:
         if not agents:
             who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in unavailable.replies[:MOST_SHOWN])
             return error(context.dialect, 503, who) if who else self._none_online(context.dialect)
-        context.why = "concerns every host" if len(agents) > 1 else "the only host"
+        context.why = "sent to every host" if len(agents) > 1 else "the only host"
         return Broadcast(agents, "HEAD" in route.methods, unavailable)
 
     def _unavailable_holders(self, route: Route, model: str | None) -> Unavailable:
@@ -313,12 +312,12 @@ class Router:
         registry = self.registry
         agent = registry.get(name)
         if agent is None:
-            return error(context.dialect, 404, f"no agent is called {name[:80]!r}: GET /api/agents lists them")
+            return error(context.dialect, 404, f"there is no agent named {name[:80]!r}: GET /api/agents lists them")
         agent = agent.alias_of or agent
         if not agent.available:
             why = f": {agent.reason}" if agent.reason else ""
             return error(context.dialect, 503, f"agent {agent.name!r} is {agent.status}{why}")
-        context.why = "named by the request"
+        context.why = "pinned by the request"
         if route.kind is Kind.EVERY:
             return Broadcast((agent,))
         model = context.slot_model

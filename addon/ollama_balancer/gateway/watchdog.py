@@ -103,7 +103,7 @@ class Watchdog:
         elif not agent.online and silent >= OFFLINE_SILENCE:
             self._give_up(context, f"it went offline: {agent.offline_reason}")
         elif silent >= limit:
-            self._give_up(context, f"silent for {silent:.0f} s")
+            self._give_up(context, f"no data for {silent:.0f} s")
 
     async def judge(self, context: RequestContext) -> None:
         """Ask the agent of a suspicious request whether it has the model in memory; if so, it is stuck."""
@@ -118,7 +118,7 @@ class Watchdog:
         if names is None:
             if context.awaits_load and agent.online:
                 return  # a load may keep a host so busy that it answers late
-            self._give_up(context, f"silent for {silent:.0f} s, and does not say what it has in memory")
+            self._give_up(context, f"no data for {silent:.0f} s, and its list of loaded models cannot be read")
         elif lease.model not in names:
             # Loading, or waiting to: patience begins anew when it is seen in memory.
             context.awaits_load = True
@@ -126,7 +126,7 @@ class Watchdog:
             context.awaits_load = False
             context.grace_until = self._clock()
         else:
-            self._give_up(context, f"silent for {silent:.0f} s with the model in memory")
+            self._give_up(context, f"no data for {silent:.0f} s although the model is loaded")
 
 
 def _unanswered(context: RequestContext) -> bool:

@@ -37,7 +37,9 @@ async def announce(token: str, port: int, addresses: tuple[str, ...]) -> None:
         try:
             await _announce(token, port, addresses)
         except (OSError, Error) as e:
-            logger.warning("balancer_announce: the local network does not take it (%s); it is tried again.", e)
+            logger.warning(
+                "balancer_announce: cannot announce the balancer on the local network (%s); trying again.", e
+            )
         await asyncio.sleep(RETRY_SECONDS)
 
 

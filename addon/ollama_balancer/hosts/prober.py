@@ -82,7 +82,7 @@ class StatusError(ValueError):
     """An answer with another status than 200."""
 
     def __init__(self, path: str, status: int) -> None:
-        super().__init__(f"GET {path} is answered with status {status}")
+        super().__init__(f"GET {path} returned status {status}")
         self.status = status
 
 
@@ -92,16 +92,16 @@ def explain(address: Address, error: Exception) -> str:
         case ConnectError() | CallTimeoutError(connected=False):
             return cannot_connect(address, str(error))
         case CallTimeoutError():
-            return f"{address} takes connections and does not answer GET /api/version ({error}); restart Ollama there"
+            return f"{address} accepts connections but does not answer GET /api/version ({error}); restart Ollama there"
         case StatusError(status=508):
-            what = "is the balancer itself, or leads back to it"
+            what = "is the balancer itself or leads back to it"
         case StatusError():
-            what = f"is no Ollama, or not well: {error}"
+            what = f"is not Ollama, or is in trouble: {error}"
         case ValidationError():
             what = "does not answer GET /api/version as Ollama does"
         case _:
             what = f"does not answer GET /api/version ({error})"
-    return f"{address} {what}; name the host and port on which Ollama listens"
+    return f"{address} {what}; give the host and port that Ollama listens on"
 
 
 @dataclass(eq=False, slots=True)
@@ -176,7 +176,7 @@ class Prober:
     async def _add_local(self) -> None:
         if self.wants_local() and len(self.registry) == 0 and await self._is_ollama(LOCAL):
             self.registry.register("local", LOCAL, Source.LOCAL)
-            logger.info("An Ollama answers on %s: taken in as agent local.", LOCAL)
+            logger.info("Found an Ollama on %s: added as agent local.", LOCAL)
 
     async def _probe_regularly(self, group: asyncio.TaskGroup) -> None:
         local = self.registry.clock() + INTERVAL
@@ -189,7 +189,7 @@ class Prober:
                     await self._add_local()
                 await self._probe_due(group)
             except Exception:
-                logger.exception("Probes failed; the next ones are in %g s.", INTERVAL)
+                logger.exception("Probing failed; the next try is in %g s.", INTERVAL)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL / CHECKS_PER_INTERVAL):
                     await self._wake.wait()

@@ -59,9 +59,9 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
     recording = read(files)
     if not recording.requests:
         found = (
-            f"none of its {recording.flows} flows is a request that this balancer has routed to run a model"
+            f"none of its {recording.flows} flows is an inference request that this balancer routed"
             if recording.flows
-            else "there is nothing in it"
+            else "it is empty"
         )
         raise ValueError("; ".join([*(recording.problems or [f"{files[0]}: {found}"]), HOW_TO_RECORD]))
     try:
@@ -76,49 +76,49 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
 def parser() -> argparse.ArgumentParser:
     about, _, how = (__doc__ or "").partition("\n\n")
     result = argparse.ArgumentParser(prog="python -m ollama_balancer.lab", description=about, epilog=how)
-    result.add_argument("files", metavar="FLOWFILE", nargs="+", type=Path, help="written by mitmproxy with -w")
+    result.add_argument("files", metavar="FLOWFILE", nargs="+", type=Path, help="flows saved by mitmproxy with -w")
     result.add_argument(
         "--modes",
         type=_modes,
         default=list(POLICIES),
-        help=f"which to try, with commas between: {', '.join(POLICIES)} (default: all)",
+        help=f"modes to try, separated by commas: {', '.join(POLICIES)} (default: all)",
     )
     result.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    result.add_argument("--seed", type=int, default=1, help="of what is left to chance (default: %(default)s)")
+    result.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     result.add_argument(
         "--load",
         type=_number(float, "a number above 0", lambda value: 0 < value < math.inf),
         default=1.0,
         metavar="TIMES",
-        help="1.5: what if one and a half times as many requests came per second (default: 1)",
+        help="factor for the request rate: 1.5 for one and a half times as many requests per second (default: 1)",
     )
     result.add_argument(
         "--slots",
         type=_number(int, "a whole number from 1 to 1000", lambda value: 1 <= value <= 1000),
         default=0,
         metavar="N",
-        help="requests that each host runs at once per model (default: as recorded, else as the flows show)",
+        help="requests that each host runs at once per model (default: as recorded, else inferred from the flows)",
     )
     result.add_argument(
         "--fits",
         type=_number(int, "a whole number from 1 to 1000", lambda value: 1 <= value <= 1000),
         default=0,
         metavar="N",
-        help="models that each host has in memory at once (default: as recorded, else as the flows show)",
+        help="models that each host keeps loaded at once (default: as recorded, else inferred from the flows)",
     )
     result.add_argument(
         "--keep-alive",
         type=_number(float, "seconds above 0", lambda value: 0 < value < math.inf),
         default=0.0,
         metavar="SECONDS",
-        help="for how long a host keeps an idle model in memory (default: 300, or longer if the flows show it)",
+        help="how long a host keeps an idle model loaded (default: 300, or longer if the flows show it)",
     )
     result.add_argument(
         "--patience",
         type=_number(float, "seconds from 1 to 86400", lambda value: 1 <= value <= 86_400),
         default=300.0,
         metavar="SECONDS",
-        help="for how long a client waits for its first token (default: %(default)g)",
+        help="how long a client waits for its first token (default: %(default)g)",
     )
     return result
 

@@ -30,11 +30,11 @@ class Settings:
 def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
     """One sentence or a few each; what holds for every recording comes first."""
     return [
-        "How fast a host is with a model that it never ran is an estimate, from other hosts with the model and other "
-        f"models on the host: {fleet.guessed} of {fleet.pairs} pairs of host and model.",
-        f"Requests that run on a host at once are taken to slow each other: n of a model take 1 + {SLOWDOWN} (n - 1) "
-        "times as long, and k models k times. The mode metrics goes by CPU and memory, which the flows do not tell: "
-        "they follow from what runs. The simulated hosts never fail.",
+        "The speed of a host with a model that it never ran is estimated from other hosts with the model and from "
+        f"other models on the host: {fleet.guessed} of {fleet.pairs} pairs of host and model.",
+        "Requests that run on a host at the same time are assumed to slow each other down: n of a model take "
+        f"1 + {SLOWDOWN} (n - 1) times as long, and k models k times. The mode metrics uses CPU and memory, which the "
+        "flows do not contain: they are derived from what runs. The simulated hosts never fail.",
         *_assumed(recording, fleet, settings),
         *_different(recording, recorded),
         *_left_out(recording, fleet),
@@ -44,8 +44,8 @@ def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings:
 def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> Iterator[str]:
     if fleet.assumed:
         yield (
-            f"Hosts that were not seen with {_names(fleet.assumed)} are assumed to have it, unless it would hardly "
-            "have passed them over."
+            f"Hosts that were not seen with {_names(fleet.assumed)} are assumed to have it, unless the balancer would "
+            "then have used them."
         )
     untold = [
         what
@@ -57,20 +57,20 @@ def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> I
         if not answers
     ]
     if untold:
-        yield f"Nothing tells how fast the hosts {' and '.join(untold)}: what is usual is assumed."
+        yield f"The flows do not show how fast the hosts {' and '.join(untold)}: typical figures are assumed."
     hosts = {host.name for host in fleet.hosts}
     unknown = [
         f"how many {what} ({flag} N)"
         for what, flag, value, told in (
             ("requests of a model it runs at once", "--slots", settings.slots, recording.slots),
-            ("models it has in memory at once", "--fits", settings.fits, recording.fits),
+            ("models it keeps loaded at once", "--fits", settings.fits, recording.fits),
         )
         if not value and hosts - told.keys()
     ]
     if unknown:
         yield (
-            f"Not every host has told {' and '.join(unknown)}: ≥ is the most that was seen. Where it is more, modes "
-            "that use a host for all its models look worse than they are."
+            f"Not every host has reported {' and '.join(unknown)}: ≥ marks the most that was seen. If the real number "
+            "is higher, modes that use a host for all its models look worse than they are."
         )
 
 
@@ -79,17 +79,20 @@ def _different(recording: Recording, recorded: Result) -> Iterator[str]:
     unserved, cancelled = recorded.asked - recorded.outcomes["served"], recorded.outcomes["cancelled"]
     if unserved:
         yield (
-            f"{counted(unserved, 'request')} not served whole when recorded, {cancelled} because the client left: in "
-            "the simulation they are to have an answer of the usual length."
+            f"{counted(unserved, 'request')} not served completely when recorded, {cancelled} because the client "
+            "disconnected: in the simulation they get an answer of typical length."
         )
     if recording.pinned:
-        yield f"{counted(recording.pinned, 'request')} named the host: in the simulation the mode chooses, as for all."
+        yield (
+            f"{counted(recording.pinned, 'request')} pinned to a host: in the simulation the mode chooses, as for all "
+            "others."
+        )
     silent = sum(request.served and request.loaded is None for request in recording.requests)
     if silent:
-        yield f"{counted(silent, 'answer')} did not tell of loads: there may have been more than were recorded."
+        yield f"{counted(silent, 'answer')} did not report loads: there may have been more than were recorded."
     pairs = zip(recording.requests, recording.requests[1:], strict=False)
     if any(later.at - earlier.at > LONGEST_PAUSE for earlier, later in pairs):
-        yield f"Pauses of more than {LONGEST_PAUSE / 60:.0f} minutes are cut to that."
+        yield f"Pauses of more than {LONGEST_PAUSE / 60:.0f} minutes are shortened to that."
 
 
 def _left_out(recording: Recording, fleet: LearnedFleet) -> Iterator[str]:
@@ -98,7 +101,7 @@ def _left_out(recording: Recording, fleet: LearnedFleet) -> Iterator[str]:
         models = _names(sorted(fleet.nowhere))
         yield f"Left out: {counted(homeless, 'request')} for {models}, which no host is known to have."
     if recording.refused:
-        yield f"Left out: {counted(recording.refused, 'request')} answered as the caller's mistake."
+        yield f"Left out: {counted(recording.refused, 'request')} rejected because of the caller's mistake."
     if recording.odd:
         yield f"Left out: {counted(recording.odd, 'flow')} whose record or request could not be read."
     if fleet.unused:

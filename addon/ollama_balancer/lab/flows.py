@@ -71,11 +71,11 @@ def _flows(path: Path, recording: Recording) -> Iterator[http.HTTPFlow]:
         recording.problems.append(
             f"{name}: ends in the middle of a flow, or is damaged there{why}; {count} flows before that were read"
             if count
-            else f"{name}: is no file of mitmproxy's flows{why}"
+            else f"{name}: is not a file of mitmproxy flows{why}"
         )
     else:
         if not count:
-            recording.problems.append(f"{name}: holds no flow")
+            recording.problems.append(f"{name}: contains no flows")
 
 
 def _add_request(flow: http.HTTPFlow, recording: Recording) -> None:

@@ -84,10 +84,10 @@ class Report:
         lines = [
             f"Read {counted(recording.flows, 'flow')}: {', '.join(counts)}, from {_when(begin)} to {_when(end)} "
             f"({_span(end - begin)}), recorded in mode {modes}.",
-            f"Rates rest on {counted(fleet.decode, 'answer')} for decoding, {fleet.prefill:,} for reading prompts and "
+            f"Rates rest on {counted(fleet.decode, 'answer')} for decoding, {fleet.prefill:,} for prefill and "
             f"{fleet.loads:,} for loads.",
             f"Simulated{f' with {settings.load:g} times as many requests per second' if settings.load != 1 else ''}: "
-            f"seed {settings.seed}, clients wait {settings.patience:g} s for the first token, which is in time within "
+            f"seed {settings.seed}, clients wait {settings.patience:g} s for the first token, which is on time within "
             f"{IN_TIME:g} s. Times are seconds.",
             "",
             *_table(_HEAD, [_row(f"recorded ({modes})", figures(self.recorded, self.recorded.asked))]

@@ -172,7 +172,7 @@ class Simulation:
         try:
             call.ticket = self.scheduler.join(QueueKey(model, tried=tried), call.request.client, notify, call.demand)
         except QueueFullError:
-            self._end(call, "line full")
+            self._end(call, "queue full")
 
     def _send(self, call: Call, lease: Lease) -> None:
         call.lease = lease
@@ -205,7 +205,7 @@ class Simulation:
             return
         job = call.job
         if not whole:
-            self._failed(call, lease, "the host died", connected=True)
+            self._failed(call, lease, "the host failed", connected=True)
             return
         answer = AnswerObservation(
             prompt_tokens=job.prompt,

@@ -40,8 +40,8 @@ class Announcement:
         if addresses:
             return token.value, first, addresses
         logger.warning(
-            "balancer_announce: mitmproxy listens on this machine only, so it is not announced; --listen-host "
-            "0.0.0.0 has it listen on all addresses."
+            "balancer_announce: mitmproxy listens on this machine only, so it is not announced; use --listen-host "
+            "0.0.0.0 to listen on all addresses."
         )
         return None
 

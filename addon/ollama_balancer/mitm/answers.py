@@ -163,7 +163,7 @@ class Answers:
                     watcher.feed(response.raw_content or b"")
                 self._judge(context, watcher, response)
             if context.outcome is None:
-                context.end(Outcome.FAILED, "the balancer failed to route it")
+                context.end(Outcome.FAILED, "the balancer could not route the request")
             self._annotate(flow, context)
         elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
             self.balancer.accounting.unrouted(path, response.status_code)

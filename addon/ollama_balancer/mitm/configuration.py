@@ -148,6 +148,6 @@ def _load_token(settings: options.Settings) -> tokens.Token:
     except OSError as e:
         where = f"{ctx.options.confdir}/{tokens.FILE_NAME}"
         raise ValueError(
-            f"balancer_token: the token cannot be kept in {where} ({e.strerror or e}); make that folder writable "
+            f"balancer_token: the token cannot be saved in {where} ({e.strerror or e}); make that folder writable "
             f"or set ${tokens.ENVIRONMENT}"
         ) from e

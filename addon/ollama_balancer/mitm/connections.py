@@ -106,7 +106,7 @@ class Connections:
             via=self.balancer.via,
             budget=self.balancer.budget,
             no_memory=_no_memory,
-            internal_error=lambda flow: error_of(flow, 500, "the balancer failed to route this; its log says why"),
+            internal_error=lambda flow: error_of(flow, 500, "the balancer could not route this request; see its log"),
             relay=self.answers.relay,
             # A replay's handler does more than to run the hooks.
             run_hook=hooks.run if hooks and handler_of(context.client) else _run_none,
@@ -120,14 +120,14 @@ class Connections:
         """Have as many descriptors as there may be, and keep some of them for other things than clients."""
         limit = descriptors.raise_limit()
         self.limits.most = descriptors.most_clients(limit)
-        logger.info("Open files: %d, which allows %d clients at once.", limit, self.limits.most)
+        logger.info("Open-file limit: %d, which allows %d clients at once.", limit, self.limits.most)
         if self._quiet_accept is None:
             self._quiet_accept = descriptors.QuietAccept(asyncio.get_running_loop())
 
     def client_connected(self, client: Client) -> None:
         """mitmproxy lets a client have five connections to an address, and has the sixth wait without a limit."""
         if self.balancer.settings is None:
-            client.error = "the balancer could not be set up, as the log says"  # mitmproxy closes the connection
+            client.error = "the balancer could not be set up; see its log"  # mitmproxy closes the connection
             return
         handler = handler_of(client)
         if handler is not None:
@@ -153,7 +153,7 @@ class Connections:
 
     def _refuse_client(self, client: Client, handler: ProxyConnectionHandler) -> None:
         most, now = self.limits.most, self.balancer.clock()
-        client.error = f"too many connections ({most} at once; the limit of open files allows no more)"
+        client.error = f"too many connections ({most} at once, as the open-file limit allows)"
         writer = handler.transports[client].writer
         if isinstance(writer, asyncio.StreamWriter):
             writer.write(patches.refusal(503, client.error))
@@ -161,7 +161,7 @@ class Connections:
             self._full_at = now
             logger.warning(
                 "Connections are refused: %d clients are connected, or three quarters of that from one address, and "
-                "all have requests running. A higher limit of open files (ulimit -n, LimitNOFILE=) allows more.",
+                "all have requests running. Raise the open-file limit (ulimit -n, LimitNOFILE=) to allow more.",
                 most,
             )
 
@@ -182,7 +182,7 @@ class Connections:
         assert settings
         address = data.server.address
         if address is None or not self.balancer.registry.knows(address[0], address[1]):
-            data.server.error = "the balancer connects to its agents only"
+            data.server.error = "the balancer connects only to its agents"
             return
         timeout = settings.connect_timeout
         self.connect_timers[data.server.id] = asyncio.get_running_loop().call_later(
@@ -230,11 +230,11 @@ class Connections:
         for client_id, layers in self.layers.items():
             waiting += [((client_id, stream), size) for layer in layers for stream, size in layer.held()]
         for client_id, stream in self.stalled.find_stalled(waiting):
-            why = f"the client has taken nothing of its answer for {stalled_clients.SEND_SECONDS:g} s"
+            why = f"the client has read nothing of its answer for {stalled_clients.SEND_SECONDS:g} s"
             flows = [flow for layer in self.layers.get(client_id, ()) for flow in layer.flows(stream)]
             contexts = [context for flow in flows if (context := context_of(flow)) is not None]
             running = [context for context in contexts if context.outcome is None]
-            logger.info("%s: %s, so that it is cut.", self.limits.address_of(client_id), why)
+            logger.info("%s: %s; disconnected.", self.limits.address_of(client_id), why)
             for context in running:
                 self.answers.cancel(context, why)
             if stream and running:
@@ -250,7 +250,7 @@ def _body_limit(flow: http.HTTPFlow) -> int:
 
 
 def _no_memory(flow: http.HTTPFlow) -> http.Response:
-    response = error_of(flow, 503, "the balancer holds as much of other requests as it may (balancer_memory)")
+    response = error_of(flow, 503, "the balancer has no memory left for request bodies (balancer_memory)")
     response.headers["Retry-After"] = RETRY_AFTER
     return response
 

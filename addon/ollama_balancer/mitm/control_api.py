@@ -63,10 +63,10 @@ class ControlApi:
 
     async def _serve(self, flow: http.HTTPFlow, path: str) -> None:
         if not flow.request.data.method.isalpha():
-            flow.response = error_of(flow, 405, "this is not a method of HTTP that is known here")
+            flow.response = error_of(flow, 405, "unknown HTTP method")
             return
         if len(flow.request.data.path) > MAX_CONTROL_PATH:
-            flow.response = error_of(flow, 414, f"a path of the control API has at most {MAX_CONTROL_PATH} bytes")
+            flow.response = error_of(flow, 414, f"paths of the control API have at most {MAX_CONTROL_PATH} bytes")
             return
         self.balancer.accounting.count()
         authorized = is_authorized(flow)

@@ -84,9 +84,9 @@ class LimitedBuffer(ReceiveBuffer):
         self._lines += data.count(b"\n", self._counted, end)
         self._counted = end
         if end > MAX_LINE and data.find(b"\n", 0, MAX_LINE) < 0:
-            raise HeadError(414, f"the request line has more than {MAX_LINE} bytes", bytes(data[:1024]))
+            raise HeadError(414, f"the request line is longer than {MAX_LINE} bytes", bytes(data[:1024]))
         if end > MAX_HEAD:
-            raise HeadError(431, f"the headers have more than {MAX_HEAD} bytes", bytes(data[:1024]))
+            raise HeadError(431, f"the headers are larger than {MAX_HEAD} bytes", bytes(data[:1024]))
         if self._lines > MAX_FIELDS + 2:
             raise HeadError(431, f"there are more than {MAX_FIELDS} header fields", bytes(data[:1024]))
 
@@ -97,9 +97,9 @@ def _check_lines(lines: list[bytearray]) -> None:
         raise HeadError(431, f"there are more than {MAX_FIELDS} header fields", first)
     for line in lines:
         if len(line) > MAX_NAME and line is not lines[0] and line.find(b":", 0, MAX_NAME + 1) < 0:
-            raise HeadError(431, f"the name of a header field has more than {MAX_NAME} bytes", first)
+            raise HeadError(431, f"the name of a header field is longer than {MAX_NAME} bytes", first)
         if line[0] in b" \t":
-            raise HeadError(400, "a header field is continued on the next line, which HTTP no longer allows", first)
+            raise HeadError(400, "a header field is folded over two lines, which HTTP no longer allows", first)
 
 
 def check_authority(lines: list[bytes]) -> None:
@@ -108,10 +108,10 @@ def check_authority(lines: list[bytes]) -> None:
     if not target.startswith((b"/", b"*")):
         authority = target.partition(b"://")[2] or target
         if len(authority) > MAX_HOST and not 0 <= authority.find(b"/") <= MAX_HOST:
-            raise ValueError(f"the target's host has more than {MAX_HOST} bytes")
+            raise ValueError(f"the target's host is longer than {MAX_HOST} bytes")
     for line in lines:
         if len(line) > MAX_HOST and line[:5].lower() == b"host:":
-            raise ValueError(f"the Host header has more than {MAX_HOST} bytes")
+            raise ValueError(f"the Host header is longer than {MAX_HOST} bytes")
 
 
 def check_request(lines: list[bytes]) -> None:
@@ -122,7 +122,7 @@ def check_request(lines: list[bytes]) -> None:
     version = lines[0].rpartition(b" ")[2]
     if version.startswith(b"HTTP/") and version not in VERSIONS:
         shown = _shown(version) if _VERSION.fullmatch(version) else "this"
-        raise HeadError(505, f"{shown} is not a version of HTTP that is spoken here", lines[0][:1024])
+        raise HeadError(505, f"{shown} is not a supported HTTP version", lines[0][:1024])
     _check_bytes(lines)
 
 
@@ -134,9 +134,9 @@ def check_answer(lines: list[bytes]) -> None:
     version, _, rest = lines[0].partition(b" ")
     status = rest[:4].strip()
     if version not in VERSIONS:
-        raise ValueError(f"{_shown(version)} is not a version of HTTP that is spoken here")
+        raise ValueError(f"{_shown(version)} is not a supported HTTP version")
     if not (status.isdigit() and 100 <= int(status) <= 599):
-        raise ValueError(f"{_shown(status)} is not a status")
+        raise ValueError(f"{_shown(status)} is not an HTTP status")
     _check_bytes(lines[1:])
 
 
@@ -147,7 +147,7 @@ def _check_bytes(lines: list[bytes]) -> None:
         except UnicodeDecodeError:
             text = line.decode("latin-1")
         if _FORBIDDEN.search(text):
-            raise ValueError("the head has control characters in it")
+            raise ValueError("the headers contain control characters")
 
 
 def _shown(data: bytes) -> str:
@@ -157,4 +157,4 @@ def _shown(data: bytes) -> str:
 def check_chunk_line(waiting: int) -> None:
     """Refuse a chunk whose first line has not ended after so many bytes."""
     if waiting > MAX_CHUNK_LINE:
-        raise h11.RemoteProtocolError(f"the line before a chunk has more than {MAX_CHUNK_LINE} bytes")
+        raise h11.RemoteProtocolError(f"the chunk header is longer than {MAX_CHUNK_LINE} bytes")

@@ -142,7 +142,7 @@ class BoundedH2Connection(BufferedH2Connection):
             for start in range(0, len(data), READ_AT_ONCE):
                 events = super(BufferedH2Connection, self).receive_data(data[start : start + READ_AT_ONCE])
                 if not self.config.client_side and not self._allowance.spend(sum(map(cost_of, events))):
-                    raise FloodError("too many frames that ask for nothing, or take back what was asked for")
+                    raise FloodError("too many control frames or cancelled requests")
                 found += events
             return self._take_updates(found)
         finally:

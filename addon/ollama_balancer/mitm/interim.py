@@ -24,7 +24,7 @@ def read_past(read_headers: Read, client: Http1Client, event: events.Event) -> l
     """`read_headers`, of what comes after interim answers."""
     if isinstance(event, events.DataReceived) and client.stream_id is not None and not _skip(client):
         yield commands.CloseConnection(client.conn)
-        problem = f"more than {MAX_INTERIM} interim answers"
+        problem = f"more than {MAX_INTERIM} interim (1xx) answers"
         yield ReceiveHttp(ResponseProtocolError(client.stream_id, problem, ErrorCode.GENERIC_SERVER_ERROR))
         return
     yield from read_headers(client, event)

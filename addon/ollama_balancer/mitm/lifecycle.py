@@ -143,9 +143,9 @@ class Lifecycle:
             logger.info("%s", line)
         if self.balancer.has_nothing_configured:
             logger.info(
-                "No agent is configured: an Ollama on this machine is taken in if it answers; other hosts come with "
-                "their reporter or with --set balancer_agents=http://HOST:11434. --set balancer_demo=3 starts three "
-                "simulated hosts to try it out."
+                "No agent is configured. An Ollama on this machine is added if it answers. Add other hosts with "
+                "ollama-agent-reporter or --set balancer_agents=http://HOST:11434; to try it out, --set "
+                "balancer_demo=3 starts three simulated hosts."
             )
 
     async def _watch(self) -> None:
@@ -157,4 +157,4 @@ class Lifecycle:
                 self.balancer.gateway.tick()
                 self.connections.tick()
             except Exception:
-                logger.exception("Looking after the waiting requests failed; it goes on.")
+                logger.exception("Checking the queue failed; trying again.")

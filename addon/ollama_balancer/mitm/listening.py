@@ -57,11 +57,11 @@ def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
         return [
             f"Clients on this machine: set OLLAMA_HOST={at.url}, or use it as the base URL.",
             f"This machine's own Ollama reports with: {report}{token_file}",
-            "mitmproxy listens on this machine only: clients and reporters on other machines cannot reach it. With "
-            "--listen-host 0.0.0.0 it listens on all addresses.",
+            "mitmproxy listens on this machine only: clients and reporters on other machines cannot reach it. Use "
+            "--listen-host 0.0.0.0 to listen on all addresses.",
         ]
     if token.file is not None:
-        token_hint = f"with a copy of {token.file} from here"
+        token_hint = f"with a copy of this machine's {token.file}"
         report += f" --token-file {credentials.FILE_NAME}"
     return [
         f"Clients: set OLLAMA_HOST={at.url}, or use it as the base URL.",

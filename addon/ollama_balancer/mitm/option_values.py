@@ -111,7 +111,7 @@ def _networks(value: object) -> tuple[Network, ...]:
 
 
 MODE = Kind(str, f"one of {', '.join(POLICIES)}", _mode)
-TOKEN = Kind(str, f"8 to {MAX_TOKEN_LENGTH} visible ASCII characters without blanks", _token)
+TOKEN = Kind(str, f"8 to {MAX_TOKEN_LENGTH} visible ASCII characters without spaces", _token)
 SWITCH = Kind(bool, "true or false", bool)
 SIZE = Kind(str, "a size from 0 to 1g, such as 500k or 4m", lambda value: _size(value, 0, MAX_BODY_LIMIT))
 MEMORY = Kind(str, "a size from 1m to 1t, such as 512m or 4g", _memory)

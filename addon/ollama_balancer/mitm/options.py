@@ -72,7 +72,7 @@ class Settings:
     agents: tuple[tuple[str, Address], ...] = option(
         AGENTS,
         [],
-        "Static agents, separated by commas; quote the list if it contains blanks.",
+        "Static agents, separated by commas; quote the list if it contains spaces.",
     )
     token: str = option(
         TOKEN,
@@ -270,9 +270,9 @@ def misplaced(options: OptManager) -> list[str]:
     own_names = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
     unknown = [name for name in options.deferred if name.startswith(PREFIX)]
     known = ", ".join(own_names)
-    return [f"{name}: there is no such option; the balancer's are {known}" for name in unknown] + _find_stray_value(
-        options, own_names
-    )
+    return [
+        f"{name}: there is no such option; the balancer's options are {known}" for name in unknown
+    ] + _find_stray_value(options, own_names)
 
 
 def _find_stray_value(options: OptManager, own_names: Sequence[str]) -> list[str]:
@@ -281,21 +281,21 @@ def _find_stray_value(options: OptManager, own_names: Sequence[str]) -> list[str
     """
     words = str(getattr(options, "dumper_filter", None) or "").split()
     stray = [word for before, word in zip(["", *words], words, strict=False) if not before.startswith("~")]
-    advice = "write the list without blanks, or in quotes: --set 'NAME=ONE, TWO'"
+    advice = "write the list without spaces, or quote it: --set 'NAME=ONE, TWO'"
     for word in stray:
         try:
             static_agents([word])
         except ValueError:
             continue
-        return [f"balancer_agents: {without_password(word)[:200]!r} stands outside of the option; {advice}"]
+        return [f"balancer_agents: {without_password(word)[:200]!r} is not part of the option; {advice}"]
     for name in own_names:
         value = getattr(options, name)
         if stray and not isinstance(value, str) and isinstance(value, Sequence):
             last = str(value[-1]) if value else ""
             if last.rstrip().endswith(","):
                 return [
-                    f"{name}: {without_password(stray[0])[:200]!r} stands outside of the option, "
-                    f"after a comma; {advice}"
+                    f"{name}: {without_password(stray[0])[:200]!r} is not part of the option, whose value ends with a "
+                    f"comma; {advice}"
                 ]
     return []
 

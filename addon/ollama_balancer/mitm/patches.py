@@ -118,7 +118,7 @@ def _read_answer(self: Any, event: events.Event) -> CommandGenerator[None]:
         yield from interim.read_past(names.READ_ANSWER.original, self, event)
     except HeadError as e:
         yield commands.CloseConnection(self.conn)
-        message = f"its answer is refused: {e.message}"
+        message = f"its answer is rejected: {e.message}"
         yield ReceiveHttp(ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR))
 
 
@@ -154,7 +154,7 @@ def _read_response_head(lines: list[bytes]) -> Any:
 def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
         if len(value) > MAX_HOST and name in (b":authority", b"host"):
-            raise ValueError(f"the host has more than {MAX_HOST} bytes")
+            raise ValueError(f"the host is longer than {MAX_HOST} bytes")
     return names.H2_REQUEST_HEAD.original(headers)
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _PIN = AGENT_HEADER.lower().encode()
 
 NOT_ALLOWED = (
-    "this public address may not use the balancer; whoever runs it can allow it with the option balancer_allow_from"
+    "clients with public addresses are refused; whoever runs the balancer can allow this one with the option "
+    "balancer_allow_from"
 )
 
 
@@ -48,7 +49,7 @@ class Requests:
         self._salt = secrets.token_bytes(16)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        flow.response = error_of(flow, 403, "the balancer is no open proxy: CONNECT is refused")
+        flow.response = error_of(flow, 403, "the balancer is not an open proxy: CONNECT is refused")
 
     @timed
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -102,7 +103,7 @@ class Requests:
         if seconds is None:
             return refusal
         throttled = error_of(
-            flow, 429, "too many wrong tokens came from this address: the balancer's log says where its token is kept"
+            flow, 429, "too many wrong tokens from this address; the balancer's log says where its token is stored"
         )
         throttled.headers["Retry-After"] = str(seconds)
         return throttled
@@ -123,7 +124,7 @@ class Requests:
         return error_of(
             flow,
             403,
-            f"Host {name!r} is not a name of this machine: call it by its address, as localhost, or allow the name "
+            f"Host {name!r} is not a name of this machine: use its address or localhost, or allow the name "
             "with --set balancer_hosts=NAME",
         )
 

@@ -49,7 +49,7 @@ class Stopper:
         running = self._running()
         if running:
             logger.info(
-                "Ending: %d requests are not finished; they get up to %g s (asked again, it ends at once).",
+                "Shutting down: %d running requests get up to %g s to finish; a second signal stops at once.",
                 running,
                 timeout,
             )
@@ -64,5 +64,5 @@ class Stopper:
             await asyncio.sleep(POLL_SECONDS)
         remaining = self._running()
         if remaining:
-            logger.warning("Ending with %d requests cut: they took longer than %g s.", remaining, seconds)
+            logger.warning("Shut down with %d requests unfinished after %g s.", remaining, seconds)
         self._end()

@@ -134,9 +134,7 @@ class BalancedStream(SharedStream):
             if status < 200:
                 # It changes the protocol, which nobody has asked for; others do not come here.
                 yield from self.balanced_layer.abandon(self.context.server)
-                yield from self.try_next(
-                    Failure(f"status {status}, which is no answer", connected=True, retriable=True)
-                )
+                yield from self.try_next(Failure(f"unexpected status {status}", connected=True, retriable=True))
                 return
             if status >= 300 and status != 304:
                 self.refusal = event.response

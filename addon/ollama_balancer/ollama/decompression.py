@@ -73,10 +73,10 @@ def decompress(body: bytes, encoding: str, most: int) -> bytes:
     """A whole body. UnpackingError: it is not of that encoding, or breaks off; TooLargeError: it has more bytes."""
     unpacker = decompressor_for(encoding)
     if unpacker is None:
-        raise DecompressionError(f"the encoding {encoding[:40]!r} cannot be read")
+        raise DecompressionError(f"the encoding {encoding[:40]!r} is not supported")
     text = unpacker.feed(body, most)
     if not unpacker.ended:
-        raise DecompressionError("it breaks off")
+        raise DecompressionError("it is truncated")
     return text
 
 
@@ -104,7 +104,7 @@ class _Members:
                 raise DecompressionError(str(e)) from None
             room -= len(part)
             if room < 0:
-                raise TooLargeError(f"it unpacks into more than {most} bytes")
+                raise TooLargeError(f"it decompresses to more than {most} bytes")
             parts.append(part)
         return b"".join(parts)
 
@@ -203,13 +203,13 @@ class _Brotli:
         if not data:
             return b""
         if self._stream.is_finished():
-            raise DecompressionError("something follows its end")
+            raise DecompressionError("data follows its end")
         try:
             text: bytes = self._stream.process(data, output_buffer_limit=most + 1)
         except brotli.error as e:
             raise DecompressionError(str(e)) from None
         if len(text) > most or not (self._stream.is_finished() or self._stream.can_accept_more_data()):
-            raise TooLargeError(f"it unpacks into more than {most} bytes")
+            raise TooLargeError(f"it decompresses to more than {most} bytes")
         return text
 
     @property

@@ -62,8 +62,8 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
 def not_let_in(status: int) -> str:
     """What a 401 or 403 of a host means, and what is to be done."""
     if status == 403:  # the server's check of the Host header, where it listens on loopback
-        return "does not let the balancer in (status 403): set OLLAMA_HOST=0.0.0.0 there, or check a proxy before it"
-    return f"does not let the balancer in (status {status}): a proxy in front of it asks for credentials"
+        return "refuses the balancer (status 403): set OLLAMA_HOST=0.0.0.0 there, or check the proxy in front of it"
+    return f"refuses the balancer (status {status}): a proxy in front of it asks for credentials"
 
 
 def model_not_found(model: str, path: str) -> str:

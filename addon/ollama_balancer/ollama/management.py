@@ -173,4 +173,4 @@ def _failures(failed: list[Reply], done: list[Reply]) -> str:
     message = "; ".join(f"{reply.agent}: {reply.reason}" for reply in failed[:10])
     if len(failed) > 10:
         message += f"; and {len(failed) - 10} more"
-    return f"{message} (done by {len(done)} other {'agent' if len(done) == 1 else 'agents'})" if done else message
+    return f"{message} (succeeded on {len(done)} other {'agent' if len(done) == 1 else 'agents'})" if done else message

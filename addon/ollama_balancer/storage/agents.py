@@ -84,8 +84,8 @@ class StateFile:
             return 0
         except OSError as e:
             logger.warning(
-                "The agents that had registered cannot be read from %s (%s). Their reporters register again; what else "
-                "was registered is missing, and no change is kept. Make the file readable and start again.",
+                "The registered agents cannot be read from %s (%s). Their reporters will register again; agents "
+                "without a reporter are missing, and changes are not saved. Make the file readable and restart.",
                 self.path,
                 e.strerror or e,
             )
@@ -106,7 +106,7 @@ class StateFile:
             try:
                 agent, _ = registry.register(entry.name, address, Source.REGISTERED)
             except ValueError as e:
-                logger.warning("An agent in %s is left out: %s", self.path, e)
+                logger.warning("Skipped an agent in %s: %s", self.path, e)
                 continue
             restored += 1
             if entry.draining is not None:
@@ -147,15 +147,15 @@ class StateFile:
         except OSError as e:
             if not self._failed:
                 logger.warning(
-                    "The registered agents cannot be kept in %s (%s): after a restart they have to register again. "
-                    "It is tried again.",
+                    "The registered agents cannot be saved to %s (%s): after a restart they have to register again. "
+                    "Trying again.",
                     self.path,
                     e.strerror or e,
                 )
             self._failed = True
             return False
         if self._failed:
-            logger.info("The registered agents are kept in %s again.", self.path)
+            logger.info("The registered agents are saved to %s again.", self.path)
         self._written, self._failed = text, False
         return True
 
@@ -163,12 +163,12 @@ class StateFile:
         damaged = self.path.with_name(self.path.name + ".damaged")
         try:
             os.replace(self.path, damaged)
-            where = f"it is set aside as {damaged}"
+            where = f"it was renamed to {damaged}"
         except OSError as e:
             self._protected = True
-            where = f"it could not be set aside ({e.strerror or e}), so that no change is kept"
+            where = f"it could not be renamed ({e.strerror or e}), so changes are not saved"
         logger.warning(
-            "%s does not hold the agents that had registered: %s; %s, and the fleet starts without them.",
+            "%s is not a valid list of registered agents: %s; %s, and the fleet starts without them.",
             self.path,
             reason,
             where,

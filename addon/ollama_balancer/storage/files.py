@@ -45,7 +45,7 @@ def open_own(path: Path, *, append: bool = False) -> BinaryIO:
         raise
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return os.fdopen(handle, "ab" if append else "rb")
     except BaseException:
         os.close(handle)

@@ -84,7 +84,7 @@ class HistoryFile:
             else:
                 minutes[line.minute] = line
         if malformed > self._partial_line:  # half a line at the end is what a crash leaves
-            logger.warning("%d lines of %s are no minutes of the history: they are left out.", malformed, self.path)
+            logger.warning("%d lines of %s are not valid and were skipped.", malformed, self.path)
         return [minutes[number] for number in sorted(minutes)]
 
     def append(self, lines: list[MinuteRecord]) -> bool:
@@ -103,14 +103,14 @@ class HistoryFile:
             except OSError as e:
                 if not self._failed:
                     logger.warning(
-                        "The history cannot be kept in %s (%s): after a restart it is missing. It is tried again.",
+                        "The history cannot be saved to %s (%s): it will be missing after a restart. Trying again.",
                         self.path,
                         e.strerror or e,
                     )
                 self._failed = True
                 return False
             if self._failed:
-                logger.info("The history is kept in %s again.", self.path)
+                logger.info("The history is saved to %s again.", self.path)
             self._partial_line = self._failed = False
             self._lines += len(lines)
             return True

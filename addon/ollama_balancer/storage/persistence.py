@@ -41,7 +41,7 @@ class Persistence:
     def restore_agents(self) -> None:
         count = self._state.restore(self._registry)
         if count:
-            logger.info("%d agents that had registered are known again.", count)
+            logger.info("Restored %d registered agents.", count)
 
     async def persist_agents(self) -> None:
         """Write down who has registered whenever that has changed, until cancelled."""

@@ -64,7 +64,7 @@ def check(value: str) -> str:
     """A token fit for a header. ValueError otherwise, without the token in its text."""
     value = value.strip()
     if not 8 <= len(value) <= MAX_LENGTH or not all(33 <= ord(c) <= 126 for c in value):
-        raise ValueError(f"a token has 8 to {MAX_LENGTH} visible ASCII characters and no blanks")
+        raise ValueError(f"a token has 8 to {MAX_LENGTH} visible ASCII characters and no spaces")
     return value
 
 
@@ -86,7 +86,9 @@ def load(option: str, confdir: str) -> Token:
     try:
         return Token(check(text), path)
     except ValueError as e:
-        raise ValueError(f"balancer_token: {path} holds no usable token: {e}; delete it to have a new one made") from e
+        raise ValueError(
+            f"balancer_token: {path} contains no usable token: {e}; delete it to have a new one created"
+        ) from e
 
 
 def _read(path: Path) -> str:
@@ -96,12 +98,12 @@ def _read(path: Path) -> str:
         if os.name == "posix" and mode & 0o077:
             try:
                 os.fchmod(file.fileno(), 0o600)
-                remedy = "it is readable by its owner alone now"
+                remedy = "now only its owner can read it"
             except OSError as e:
-                remedy = f"that cannot be changed ({e.strerror or e}): do so with chmod 600"
+                remedy = f"its mode cannot be changed ({e.strerror or e}): run chmod 600"
             logger.warning(
                 "%s could be read by other users (mode %04o); %s. If others use this machine, delete the file and "
-                "start again to have a new token made.",
+                "restart to have a new token created.",
                 path,
                 mode,
                 remedy,

@@ -61,7 +61,7 @@ def test_an_answer_in_one_piece_is_told_by_the_time_that_it_took() -> None:
 
 def test_a_request_in_the_line_is_told_to_wait() -> None:
     context = RequestContext(Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0)
-    assert comment(context) == "waits for a free agent · tiny-a"
+    assert comment(context) == "waiting for a free agent · tiny-a"
 
 
 def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
@@ -74,7 +74,7 @@ def test_a_retried_request_is_told_with_what_was_tried_and_is_marked() -> None:
     context.end(Outcome.SUCCEEDED)
     flow = tflow.tflow(resp=True)
     annotate(flow, context)
-    assert flow.comment == "→ b · try 2 (a: refused)"
+    assert flow.comment == "→ b · attempt 2 (a: refused)"
     assert flow.marked == RETRIED
     assert json.loads(json.dumps(flow.metadata[METADATA_KEY]))["attempts"] == 2
 
@@ -129,7 +129,7 @@ def test_what_was_asked_and_by_whom_is_told() -> None:
     waiting = RequestContext(
         Caller("client"), Dialect.OLLAMA, Clock(), model="tiny-a", waiting_since=1000.0, excerpt="Hello"
     )
-    assert comment(waiting) == "waits for a free agent · tiny-a · “Hello”"
+    assert comment(waiting) == "waiting for a free agent · tiny-a · “Hello”"
 
 
 def test_what_is_the_callers_fault_is_told_with_its_status_and_marked() -> None:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from ollama_balancer.mitm.inspection.rendering import render_answer, render_request
 from ollama_balancer.mitm.inspection.truncation import split_gap, truncated
+from tests.examples import examples
 from tests.mitm.inspection.exchanges import exchange
 
 RECORD: dict[str, Any] = {
     "agent": "gpu-1",
     "url": "http://10.0.0.1:11434",
     "mode": "adaptive",
-    "why": "warm, cost 0.2 s, then gpu-2 14.9 s",
+    "why": "model loaded, cost 0.2 s; next best gpu-2 14.9 s",
     "attempts": 2,
     "waited_ms": 1200,
     "failures": [{"agent": "gpu-3", "reason": "refused"}],
@@ -36,13 +37,13 @@ RECORD: dict[str, Any] = {
 }
 
 DECISION = """== Decision ==
-→ gpu-1 (http://10.0.0.1:11434) · adaptive · warm, cost 0.2 s, then gpu-2 14.9 s
+→ gpu-1 (http://10.0.0.1:11434) · adaptive · model loaded, cost 0.2 s; next best gpu-2 14.9 s
 waited 1.2 s · 2 attempts · 10.0.0.9 · succeeded
 tried gpu-3: refused
 
-agent  cost s  wait s  load s  prompt s  answer s  others s  free  seen
-gpu-1  0.20    0.00    0.00    0.10      0.10      0.00      yes   12
-gpu-2  14.90   0.00    12.00   0.40      2.50      0.00      no    0
+agent  cost s  wait s  load s  prompt s  answer s  interference s  free  seen
+gpu-1  0.20    0.00    0.00    0.10      0.10      0.00            yes   12
+gpu-2  14.90   0.00    12.00   0.40      2.50      0.00            no    0
 """
 
 
@@ -70,13 +71,13 @@ calls get_weather:
     "city": "Paris"
   }
 
-== Figures ==
+== Timings ==
 load    0.26 s
 prompt  206 tokens in 4.9 ms, 42,101.0 tokens/s
 answer  2 tokens in 1.5 ms
-host    0.27 s in all
-first   0.31 s after the request came
-total   1.20 s after the request came"""
+host    0.27 s in total
+first   0.31 s after the request arrived
+total   1.20 s after the request arrived"""
     )
 
 
@@ -86,7 +87,7 @@ total   1.20 s after the request came"""
         ("generate_stream", " in far near hills", "answer  6 tokens in "),
         ("generate_nostream", "assistant:", "prompt  "),
         ("chat_stream", "assistant:", "tokens/s"),
-        ("v1_chat_stream", " the dog old quick joy", "speed   44.0 tokens/s, by when they came"),
+        ("v1_chat_stream", " the dog old quick joy", "speed   44.0 tokens/s, as the balancer saw them arrive"),
         ("v1_messages_stream", " bright who dog wind home", "answer  5 tokens"),
         ("v1_responses_stream", " in while hills of each", "answer  5 tokens"),
     ],
@@ -182,10 +183,10 @@ def test_of_shortened_embeddings_no_numbers_are_shown() -> None:
 def test_both_ends_of_a_shortened_request_are_shown() -> None:
     asked = truncated(b'{"prompt":"' + b"x " * 15_000, b"y " * 15_000 + b'the end"}', 99)
     shown = render_request(asked, None)
-    assert shown.startswith('== Body, of which the middle is not kept ==\n{"prompt":"x x ')
-    assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 characters before this) …" in shown
+    assert shown.startswith('== Body (its middle is not stored) ==\n{"prompt":"x x ')
+    assert " more characters)\n[... 99 bytes are not kept ...]\n(10,009 earlier characters) …" in shown
     assert shown.endswith('y y the end"}')
-    assert "== Conversation ==\n(not kept whole: see the request)" in render_answer(b"{}", "", asked, None)
+    assert "== Conversation ==\n(not stored completely: see the request)" in render_answer(b"{}", "", asked, None)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.integers(1, 10**12))
@@ -309,7 +310,7 @@ def test_of_images_in_a_shortened_request_the_size_is_shown() -> None:
     asked = truncated(b'{"images":["' + b"A" * 80_000, b"A" * 40_000 + b'"]}', 99)
     assert (
         render_request(asked, None)
-        == """== Body, of which the middle is not kept ==
+        == """== Body (its middle is not stored) ==
 {"images":["[60 kB of base64]
 [... 99 bytes are not kept ...]
 [30 kB of base64]"]}"""
@@ -373,7 +374,7 @@ def test_long_lines_are_broken_between_words_where_there_are_any() -> None:
 
 
 def test_a_body_that_is_no_json_is_shown_as_text() -> None:
-    assert render_request(b"model=x", None) == "== Body, which is no JSON object ==\nmodel=x"
+    assert render_request(b"model=x", None) == "== Body (not a JSON object) ==\nmodel=x"
     assert "<html>" in render_answer(b"<html>", "text/html", b"", None)
 
 
@@ -393,7 +394,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.dictionaries(KEYS, JSON, max_size=6), st.dictionaries(KEYS, JSON, max_size=6), KINDS, JSON)
 def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record: Any) -> None:
     body = json.dumps(said).encode()
@@ -402,7 +403,7 @@ def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record:
     assert isinstance(render_request(json.dumps(asked).encode(), record), str)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(100))
 @given(JSON)
 def test_parts_and_records_with_values_of_any_type_are_survived(value: Any) -> None:
     part = {"type": value, "text": value, "source": value, "image_url": value, "content": value, "function": value}
@@ -421,14 +422,14 @@ def test_a_record_with_a_figure_of_thousands_of_digits_is_survived() -> None:
     assert "→ no agent" in request({}, {"agent": 10**5000, "attempts": 10**5000})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.binary(), st.binary(), KINDS)
 def test_any_bytes_are_survived(asked: bytes, said: bytes, kind: str) -> None:
     render_request(asked, None)
     render_answer(said, kind, asked, {})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.sampled_from(["chat_tools_stream", "v1_messages_stream", "v1_responses_stream", "embed_multi"]),
     st.integers(0, 5000),

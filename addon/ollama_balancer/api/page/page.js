@@ -145,7 +145,7 @@ function curve(label, steps) {
     }
     const most = Math.max(0, ...points.filter(known));
     const minutes = Math.round((points.length * 15) / 60);
-    svg.setAttribute("aria-label", `${label}, the last ${minutes} of 15 minutes: now ${now ?? "not known"}, at most ${most}`);
+    svg.setAttribute("aria-label", `${label}, the last ${minutes} of 15 minutes: now ${now ?? "unknown"}, maximum ${most}`);
   };
   return { node: svg, set };
 }
@@ -172,9 +172,9 @@ function showTiles(data) {
   const others = Object.entries(states).filter(([state, count]) => count && state !== "online").map(([state, count]) => `${count} ${state}`);
   tile("Requests/s", figure(figures.requests_per_second), "last minute");
   tile("In flight", grouped.format(data.in_flight), "now");
-  tile("Waiting", grouped.format(line.length), line.length ? `oldest ${seconds(line.oldest)}` : "now", line.length ? "warns" : "");
+  tile("Queued", grouped.format(line.length), line.length ? `oldest ${seconds(line.oldest)}` : "now", line.length ? "warns" : "");
   tile("Tokens/s", figure(figures.tokens_per_second), "last minute");
-  tile("TTFT, 95 %", seconds(figures.ttft_p95), "last minute");
+  tile("TTFT p95", seconds(figures.ttft_p95), "last minute");
   tile("Failures", figure(figures.failures, " %"), "last minute", figures.failures >= 5 ? "alarms" : figures.failures > 0 ? "warns" : "");
   tile("Agents online", `${states.online} of ${all}`, away ? others.join(", ") : all ? "all" : "none yet", all && !states.online ? "alarms" : away ? "warns" : "");
   setText(byId("mode"), `mode ${data.mode}`);
@@ -257,7 +257,7 @@ function makeRow(name) {
     setClass(report, agent.fresh ? "quiet" : "quiet old");
     setClass(row, agent.fresh ? "" : "unheard");
     fill(loaded, agent.loaded, () => agent.loaded.map((model) => element("span", "chip", short(model))));
-    setText(present, `${agent.models} present`);
+    setText(present, `${agent.models} on disk`);
     listed.hidden = !agent.models;
     setText(names, agent.present.map(short).join(", ") + (agent.models > agent.present.length ? ", …" : ""));
     setText(busy, String(agent.in_flight));
@@ -336,17 +336,17 @@ function showAgents(data) {
   byId("previous").disabled = data.page <= 1;
   byId("next").disabled = data.page >= data.pages;
   byId("none").hidden = data.found > 0;
-  setText(byId("none"), byId("filter").value ? "No agent is like that." : "No agent has registered yet.");
+  setText(byId("none"), byId("filter").value ? "No agent matches." : "No agent has registered yet.");
 }
 
 // The line and the last requests
 
 function showLine(line) {
   const models = Object.entries(line.models);
-  setText(byId("line"), line.length ? `${grouped.format(line.length)} for an agent, the oldest for ${seconds(line.oldest)}` : "Nobody waits.");
+  setText(byId("line"), line.length ? `${grouped.format(line.length)} waiting for an agent, the oldest for ${seconds(line.oldest)}` : "The queue is empty.");
   fill(byId("waiting"), models, () =>
     models.map(([model, count]) => {
-      const bar = meter(`part of ${model} in the line`);
+      const bar = meter(`share of ${model} in the queue`);
       bar.set((count / line.length) * 100, grouped.format(count));
       bar.node.querySelector(".track").className = "track";
       return element("li", "", element("span", "", short(model)), bar.node);
@@ -361,7 +361,7 @@ function makeDecision(decision) {
   row.setAttribute("role", "row");
   const said = decision.outcome === "rejected" ? `rejected ${decision.status}` : decision.outcome;
   const outcome = cell("td", element("span", `state ${decision.outcome}`, said));
-  if (decision.attempts > 1) outcome.append(` at try ${decision.attempts}`);
+  if (decision.attempts > 1) outcome.append(` on attempt ${decision.attempts}`);
   const why = cell("td");
   if (decision.mode) why.append(element("i", "", `${decision.mode}: `));
   why.append(decision.why || (decision.mode ? "" : "–"));
@@ -373,7 +373,7 @@ function makeDecision(decision) {
 function showTotals({ requests, in_flight, ...ended }) {
   const counts = Object.entries({ ...ended, "in flight": in_flight }).filter(([, count]) => count);
   const said = counts.map(([outcome, count]) => `${grouped.format(count)} ${outcome}`).join(", ");
-  setText(byId("totals"), `Since the start ${grouped.format(requests)}${said && ": "}${said}`);
+  setText(byId("totals"), `${grouped.format(requests)} since start${said && ": "}${said}`);
 }
 
 function showDecisions(decisions) {
@@ -423,7 +423,7 @@ async function refresh() {
     setClass(document.body, "");
   } catch {
     if (turn !== asked) return;
-    setText(byId("status"), "The balancer does not answer; asking again. What is shown is old.");
+    setText(byId("status"), "The balancer does not answer; retrying. The data shown is out of date.");
     setText(byId("live"), "Not live");
     setClass(document.body, "lost");
   }
@@ -433,9 +433,9 @@ async function refresh() {
 // Acting
 
 const QUESTIONS = {
-  drain: (name) => `Send ${name} no new requests?`,
-  resume: (name) => `Send ${name} requests again?`,
-  remove: (name) => `Take ${name} out of the fleet?`,
+  drain: (name) => `Drain ${name}? It gets no new requests; running ones finish.`,
+  resume: (name) => `Resume ${name}? It gets requests again.`,
+  remove: (name) => `Remove ${name} from the fleet?`,
 };
 let wish = null;
 

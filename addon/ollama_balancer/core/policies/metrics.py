@@ -29,6 +29,6 @@ class Metrics:
 
     def why(self, agent: Agent) -> str:
         if not agent.fresh:
-            return "its turn: no fresh metrics"
+            return "round robin: no fresh metrics"
         score = f"score {agent.score:g}"
-        return f"its turn: CPU over 80 %, {score}" if agent.hot else score
+        return f"round robin: CPU over 80 %, {score}" if agent.hot else score

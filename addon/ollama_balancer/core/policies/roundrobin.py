@@ -18,4 +18,4 @@ class RoundRobin:
         return pool.next_in_turn(exclude)
 
     def why(self, agent: Agent) -> str:
-        return "its turn"
+        return "next in turn"

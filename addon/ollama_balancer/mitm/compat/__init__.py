@@ -37,7 +37,7 @@ class Unsupported:
     def __str__(self) -> str:
         """A line for the log."""
         names = ", ".join(use.value for use in Use if use in self.uses)
-        return f"Off: {names}; all else works. {self.why}. Tested: {versions.tested()}."
+        return f"Disabled: {names}; everything else works. {self.why}. Tested: {versions.tested()}."
 
 
 def check(names: Iterable[Name] = NAMES) -> Unsupported:
@@ -53,7 +53,9 @@ def check(names: Iterable[Name] = NAMES) -> Unsupported:
     reasons = [problem for _, problem in problems]
     if not versions.is_tested():
         uses.update(FAST_PATHS)
-        reasons.insert(0, f"They are private to mitmproxy and not tested with this version ({versions.installed()})")
+        reasons.insert(
+            0, f"They use mitmproxy's internals and were not tested with this version ({versions.installed()})"
+        )
     if Use.RELAY in uses:
         uses.add(Use.SELECTOR)
     return Unsupported(frozenset(uses), "; ".join(reasons))

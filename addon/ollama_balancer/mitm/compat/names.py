@@ -18,7 +18,7 @@ class Use(enum.Enum):
     RELAY = "the stream relay"
     SELECTOR = "the relay's selector"
     HOOKS = "the hook fast path"
-    DISPLAY = "some of what mitmproxy shows"
+    DISPLAY = "parts of mitmproxy's display"
 
 
 class Absent:

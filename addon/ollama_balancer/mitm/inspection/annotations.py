@@ -78,7 +78,7 @@ def comment(context: RequestContext) -> str:
     if context.client != UNKNOWN:
         request_parts.append(one_line(context.client, 60))
     if context.waiting_since is not None:
-        return " · ".join(["waits for a free agent", *request_parts])
+        return " · ".join(["waiting for a free agent", *request_parts])
     fallback = "balancer" if context.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED) else "no agent"
     parts = [f"→ {names_of(context.agents) or fallback}", *request_parts]
     if context.tokens_per_second is not None:
@@ -93,10 +93,10 @@ def comment(context: RequestContext) -> str:
         parts.append(f"{context.mode}: {context.why}")
     if context.fan_out is not None and context.failures:
         failed = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
-        parts.append(one_line(f"{len(context.failures)} of {context.attempts} could not ({failed})"))
+        parts.append(one_line(f"{len(context.failures)} of {context.attempts} failed ({failed})"))
     elif context.fan_out is None and (context.attempts > 1 or context.failures):
         tried = ", ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
-        parts.append(one_line(f"try {context.attempts} ({tried})"))
+        parts.append(one_line(f"attempt {context.attempts} ({tried})"))
     if context.outcome is Outcome.CANCELLED:
         parts.append(context.problem if context.problem == "killed" else "cancelled")
     elif context.outcome is Outcome.REJECTED:

@@ -73,7 +73,7 @@ class Commands:
 
     @define("balancer.agents")
     def agents(self) -> mitmproxy.types.Data:
-        """Show the fleet: each agent's state, load, models in memory and speed."""
+        """Show the fleet: each agent's state, load, loaded models and speed."""
         return _present(fleet_table(self.registry, self.registry.clock()))
 
     @define("balancer.queue")
@@ -105,15 +105,15 @@ class Commands:
     @define("balancer.drain")
     @choice("agent", of="balancer.names")
     def drain(self, agent: str) -> None:
-        """Send an agent no new requests; those that run there finish."""
+        """Drain an agent: it gets no new requests, and running ones finish."""
         found = self._find(agent)
         self.registry.drain(found)
-        logger.log(ALERT, "Agent %s drains: %d requests still run there.", found.name, found.in_flight)
+        logger.log(ALERT, "Agent %s is draining: %d requests are still in flight.", found.name, found.in_flight)
 
     @define("balancer.resume")
     @choice("agent", of="balancer.names")
     def resume(self, agent: str) -> None:
-        """Send a drained agent requests again."""
+        """Resume a drained agent."""
         found = self._find(agent)
         self.registry.resume(found)
         logger.log(ALERT, "Agent %s is %s.", found.name, found.status)
@@ -133,14 +133,14 @@ class Commands:
         """Send copies of these flows' requests to every agent that has the model: balancer.compare '~marked'."""
         plan = [(prompt, self._capable_agents(prompt)) for prompt in _prompts(flows)]
         if sum(len(agents) for _, agents in plan) > MOST_AT_ONCE:
-            raise exceptions.CommandError(f"that makes more than {MOST_AT_ONCE} requests: compare fewer flows")
+            raise exceptions.CommandError(f"this would send more than {MOST_AT_ONCE} requests: compare fewer flows")
         for prompt, agents in plan:
             group = secrets.token_hex(3)
             for agent in agents:
                 _send_copy(prompt, agent, group)
             logger.log(
                 ALERT,
-                "Comparison %s is sent to %s. When the answers are there: balancer.comparison '~comment %s'",
+                "Comparison %s was sent to %s. When the answers have arrived: balancer.comparison '~comment %s'",
                 group,
                 ", ".join(agent.name for agent in agents),
                 group,
@@ -151,14 +151,14 @@ class Commands:
         """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
         runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
         if not runs:
-            raise exceptions.CommandError("none of these flows is a request that went through the balancer")
+            raise exceptions.CommandError("none of these flows went through the balancer")
         return _present(comparison_table(runs))
 
     def _find(self, name: str) -> Agent:
         agent = self.registry.get(name)
         if agent is None:
             names = ", ".join(self.names()) or "none"
-            raise exceptions.CommandError(f"no agent is called {name[:80]!r}; there are: {names[:500]}")
+            raise exceptions.CommandError(f"there is no agent named {name[:80]!r}; the agents are: {names[:500]}")
         return agent
 
     def _capable_agents(self, prompt: http.HTTPFlow) -> list[Agent]:
@@ -172,7 +172,7 @@ class Commands:
         names = {canonical_name(model), local_name(model) or canonical_name(model)}
         agents = [agent for agent in self.registry if agent.available and any(map(agent.may_have, names))]
         if not agents:
-            raise exceptions.CommandError(f"no agent that is online has model {model[:200]!r}")
+            raise exceptions.CommandError(f"no online agent has model {model[:200]!r}")
         return agents
 
 
@@ -187,9 +187,9 @@ def _prompts(flows: Sequence[flow.Flow]) -> list[http.HTTPFlow]:
         and each.websocket is None
     ]
     if not prompts:
-        raise exceptions.CommandError("none of these flows is a request to Ollama that can be sent again")
+        raise exceptions.CommandError("none of these flows is a request to Ollama that can be replayed")
     if len(prompts) > MOST_AT_ONCE:
-        raise exceptions.CommandError(f"these are more than {MOST_AT_ONCE} flows")
+        raise exceptions.CommandError(f"more than {MOST_AT_ONCE} flows are selected")
     return prompts
 
 

@@ -65,7 +65,7 @@ def _bounded(unpack: Callable[[bytes, int], bytes]) -> Callable[[bytes], bytes]:
 
 
 def _error(most: int) -> TooLargeError:
-    return TooLargeError(f"it unpacks into more than {most} bytes")
+    return TooLargeError(f"it decompresses to more than {most} bytes")
 
 
 def _inflate(body: bytes, most: int, form: int) -> bytes:

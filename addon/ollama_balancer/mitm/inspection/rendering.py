@@ -39,7 +39,7 @@ _TERMS = {
     "load": "load",
     "prompt": "prefill",
     "answer": "answer",
-    "others": "harm",
+    "interference": "harm",
 }
 """The terms of the cost as people read them, and as they are recorded."""
 
@@ -49,7 +49,7 @@ def render_request(body: bytes, record: object) -> str:
     sections = [_decision(record)]
     prompt = read_prompt(body)
     if prompt is None:
-        title = "Body, which is no JSON object" if split_gap(body) is None else "Body, of which the middle is not kept"
+        title = "Body (not a JSON object)" if split_gap(body) is None else "Body (its middle is not stored)"
         sections.append(_section(title, _raw(body)))
     else:
         width = max((len(key) for key, _ in prompt.settings), default=0)
@@ -65,14 +65,14 @@ def render_answer(body: bytes, content_type: str, request: bytes, record: object
     if prompt is not None:
         sections.append(_section("Conversation", _latest_turns(prompt)))
     elif split_gap(request) is not None:
-        sections.append(_section("Conversation", ["(not kept whole: see the request)"]))
+        sections.append(_section("Conversation", ["(not stored completely: see the request)"]))
     answer, content, notes = _read(body, content_type)
     if vectors := _vectors(body, content_type):
         content = [vectors]
     elif not (content or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
         content = _raw(body)
     sections.append(_section("Answer", content + [f"! {note}" for note in notes]))
-    sections.append(_section("Figures", _figures(answer.timings, record)))
+    sections.append(_section("Timings", _figures(answer.timings, record)))
     return "\n\n".join(filter(None, sections))
 
 
@@ -114,7 +114,7 @@ def _decision(record: object) -> str:
     if attempts := _number(get("attempts")):
         facts.append(f"{attempts:.0f} {'attempt' if attempts == 1 else 'attempts'}")
     if get("pinned") is True:
-        facts.append("the request named the agent")
+        facts.append("pinned by the request")
     facts += [text for key in ("client", "outcome") if (text := _word(get(key)))]
     lines += [" · ".join(facts)] if facts else []
     if problem := _word(get("problem")):
@@ -214,7 +214,7 @@ def _raw(body: bytes) -> list[str]:
     head, left_out, tail = cut
     end = _text(tail)
     if len(end) > MOST_TEXT:
-        end = f"({len(end) - MOST_TEXT:,} characters before this) …{end[-MOST_TEXT:]}"
+        end = f"({len(end) - MOST_TEXT:,} earlier characters) …{end[-MOST_TEXT:]}"
     return [display(_text(head)), gap(left_out), end]
 
 
@@ -299,16 +299,16 @@ def _figures(timings: Timings, record: object) -> list[str]:
             rate = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens, seconds)) is not None else ""
             lines.append(f"{name}  {tokens:,} tokens{took}{rate}")
     if timings.total_duration is not None:
-        lines.append(f"host    {_time(timings.total_duration)} in all")
+        lines.append(f"host    {_time(timings.total_duration)} in total")
     speed = _number(fields.get("tokens_per_second"))
     if speed is not None and timings.eval_duration is None:
-        lines.append(f"speed   {speed:,.1f} tokens/s, by when they came")
+        lines.append(f"speed   {speed:,.1f} tokens/s, as the balancer saw them arrive")
     for name, milliseconds in (
         ("first ", _number(fields.get("first_byte_ms"))),
         ("total ", _number(fields.get("total_ms"))),
     ):
         if milliseconds is not None:
-            lines.append(f"{name}  {_time(milliseconds / 1000)} after the request came")
+            lines.append(f"{name}  {_time(milliseconds / 1000)} after the request arrived")
     return lines
 
 

@@ -1,0 +1,88 @@
+"""What kind each test is of, and what one test must not leave to the next."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests import examples
+
+TESTS = Path(__file__).parent
+
+KINDS = ("unit", "e2e", "browser", "chaos")
+"""The markers that pyproject.toml describes; each test has exactly one."""
+
+FOLDERS = {"benches": "e2e", "chaos": "chaos", "e2e": "e2e", "fuzz": "chaos", "simulator": "e2e"}
+"""What the tests in a folder are where they do not say it themselves; elsewhere: unit."""
+
+
+def _folder_kind(path: Path) -> str:
+    return FOLDERS.get(path.relative_to(TESTS).parts[0], "unit")
+
+
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+"""What Python tells of one process that starts another."""
+
+_running: pytest.Item | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples.few = config.option.markexpr == "unit"
+    settings.register_profile("few", max_examples=examples.FEW)
+    if examples.few:
+        settings.load_profile("few")
+    sys.addaudithook(_check_start)
+
+
+def _check_start(event: str, _: object) -> None:
+    if event in STARTS and _running is not None and "unit" in _running.keywords:
+        pytest.fail(f"{_running.nodeid} is unit and starts a process: mark it e2e")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    global _running
+    _running = item
+    try:
+        return (yield)
+    finally:
+        _running = None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m unit` does not import what only the other kinds need."""
+    if config.option.markexpr == "unit" and collection_path.is_dir() and TESTS in collection_path.parents:
+        return _folder_kind(collection_path) != "unit" or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before the markers are selected by
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
+        if not kinds:
+            item.add_marker(_folder_kind(item.path))
+        elif len(kinds) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is {' and '.join(sorted(kinds))}: a test is of one kind")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # thousands of tests, which every collection would go through
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Programs that are run within a test set up logging for themselves."""
+    reporter, disabled = logging.getLogger("agent_reporter"), logging.root.manager.disable
+    handlers, level, propagate = reporter.handlers[:], reporter.level, reporter.propagate
+    yield
+    logging.disable(disabled)
+    reporter.handlers[:], reporter.propagate = handlers, propagate
+    reporter.setLevel(level)
