@@ -119,7 +119,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # Events
 
-    @initialize(mode=st.sampled_from(tuple(POLICIES)), observed=st.booleans(), must_reach=st.booleans())
+    @initialize(mode=st.sampled_from(tuple(POLICIES)), watched=st.booleans(), must_reach=st.booleans())
     def begin_with_three(self, mode: str, watched: bool, must_reach: bool) -> None:
         self.must_reach = must_reach
         self.registry = new_registry(self.clock, stale_after=self.stale_after, must_reach=must_reach)
