@@ -9,7 +9,7 @@ import signal
 import sys
 
 from . import service
-from .addresses import any_is_here, own_ips, parse_endpoint, resolve
+from .addresses import any_is_local, own_ips, parse_endpoint, resolve
 from .collect import Collection
 from .collectors import Host
 from .discovery import Discovery
@@ -107,7 +107,7 @@ async def _own_token(options: Options) -> Token:
         raise ValueError("no token: --discover needs --token-file PATH or $OLLAMA_BALANCER_TOKEN")
     for balancer in options.balancers:
         try:
-            here = any_is_here(await resolve(balancer.host), own)
+            here = any_is_local(await resolve(balancer.host), own)
         except OSError:
             here = False
         if not here or not path.exists():

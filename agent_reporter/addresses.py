@@ -112,7 +112,7 @@ def own_ips() -> frozenset[str]:
     return frozenset(plain_ip(entry.address) for entries in interfaces.values() for entry in entries)
 
 
-def any_is_here(ips: frozenset[str], own: frozenset[str]) -> bool:
+def any_is_local(ips: frozenset[str], own: frozenset[str]) -> bool:
     """Whether one of `ips` is this host, whose addresses are `own`."""
     return any(is_loopback(ip) or ip in own for ip in ips)
 

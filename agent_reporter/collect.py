@@ -33,7 +33,7 @@ class Collection:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._collectors = [_Guarded(name, make, host, timeout) for name, make in collectors.items()]
+        self._collectors = [_SafeCollector(name, make, host, timeout) for name, make in collectors.items()]
 
     async def __call__(self) -> AgentMetrics:
         fields: Fields = {**UNKNOWN, "timestamp": datetime.now(UTC)}
@@ -46,7 +46,7 @@ class Collection:
         return AgentMetrics.model_validate({**fields, "collectors": outcomes, "timestamp": datetime.now(UTC)})
 
 
-class _Guarded:
+class _SafeCollector:
     """A collector whose failures are said once and go no further."""
 
     def __init__(self, name: str, make: Callable[[Host], Collector], host: Host, timeout: float) -> None:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from .resolving import Info, doubt, look_up
+from .resolving import Info, look_up, mark_suspect
 
 DELAY = 0.25
 """Seconds until the next address is tried beside one that has not answered: what RFC 8305 recommends."""
@@ -69,7 +69,7 @@ async def connect(host: str, port: int) -> socket.socket:
     try:
         return await first_of(host, port, infos)
     except BaseException:  # a time-out as well
-        doubt(host, port)
+        mark_suspect(host, port)
         raise
 
 

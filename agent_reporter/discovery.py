@@ -68,11 +68,11 @@ class Discovery:
 
         async with AsyncZeroconf() as network:
             browser = AsyncServiceBrowser(network.zeroconf, SERVICE, handlers=[heard])
-            alone = asyncio.get_running_loop().call_later(ALONE_SECONDS, self._say_alone)
+            alone = asyncio.get_running_loop().call_later(ALONE_SECONDS, self._log_nobody_found)
             try:
                 while True:
                     name = await self._heard.get()
-                    if not await self._look(network, name):
+                    if not await self._inspect(network, name):
                         # It is heard of again only if it changes.
                         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._hear, name)
                     await asyncio.sleep(BETWEEN_SECONDS)
@@ -84,7 +84,7 @@ class Discovery:
         if not self._heard.full():
             self._heard.put_nowait(name)
 
-    async def _look(self, network: AsyncZeroconf, name: str) -> bool:
+    async def _inspect(self, network: AsyncZeroconf, name: str) -> bool:
         """Ask what stands in an announcement, and consider it; False if that is worth trying again."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceInfo
@@ -98,9 +98,9 @@ class Discovery:
             raise
         except Exception:  # whatever a hostile announcement does to the library
             return True
-        return await self.consider(told, name)
+        return await self.verify(told, name)
 
-    async def consider(self, told: Announcement, name: str) -> bool:
+    async def verify(self, told: Announcement, name: str) -> bool:
         """Hand on the balancer that was announced, if it is one of ours; False if it is, and was not reached."""
         if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
             return True
@@ -125,7 +125,7 @@ class Discovery:
         self._found(url)
         return True
 
-    def _say_alone(self) -> None:
+    def _log_nobody_found(self) -> None:
         if not self._urls:
             log.warning(
                 "no balancer has announced itself on this network yet (it does with --set balancer_announce=true); "

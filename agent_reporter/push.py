@@ -128,8 +128,8 @@ class Reporter:
         except LinkError as error:
             log.error("%s", error)
             return False
-        self._say_reporting(link, StateLog(), "reported to")
-        self._say_reached(link, StateLog(), unreached)
+        self._log_reporting(link, StateLog(), "reported to")
+        self._log_reachability(link, StateLog(), unreached)
         return True
 
     async def _keep_collecting(self) -> None:
@@ -166,13 +166,13 @@ class Reporter:
                     await self._sleep(backoff(failures, self._rand()))
             else:
                 failures, sent = 0, number
-                self._say_reporting(link, state, f"reporting every {self.interval:g} s to")
-                self._say_reached(link, reached, unreached)
+                self._log_reporting(link, state, f"reporting every {self.interval:g} s to")
+                self._log_reachability(link, reached, unreached)
 
-    def _say_reporting(self, link: Link, state: StateLog, what: str) -> None:
+    def _log_reporting(self, link: Link, state: StateLog, what: str) -> None:
         state.say("reporting", logging.INFO, f"{what} balancer {link.balancer} as {link.known_as}")
 
-    def _say_reached(self, link: Link, state: StateLog, unreached: str | None) -> None:
+    def _log_reachability(self, link: Link, state: StateLog, unreached: str | None) -> None:
         if unreached is not None:
             message = f"balancer {link.balancer} cannot reach this host's Ollama and sends it nothing: {unreached}"
             state.say(unreached, logging.WARNING, message)

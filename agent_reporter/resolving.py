@@ -47,7 +47,7 @@ GONE = frozenset(number for name in ("EAI_NONAME", "EAI_NODATA") if (number := g
 
 
 @dataclass(eq=False)
-class Name:
+class CachedName:
     """What is known of a name at a port."""
 
     infos: list[Info] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Resolver:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._names: OrderedDict[tuple[str, int], Name] = OrderedDict()
+        self._names: OrderedDict[tuple[str, int], CachedName] = OrderedDict()
         self._threads = asyncio.Semaphore(MOST_THREADS)
         self._slow = asyncio.Semaphore(MOST_SLOW)
 
@@ -74,7 +74,7 @@ class Resolver:
         """Its addresses, one at least. Raises OSError."""
         name = self._names.get((host, port))
         if name is None:
-            name = self._names[host, port] = Name()
+            name = self._names[host, port] = CachedName()
             self._forget_some()
         self._names.move_to_end((host, port))
         if not name.is_fresh(self._clock()):
@@ -90,7 +90,7 @@ class Resolver:
             raise socket.gaierror(socket.EAI_AGAIN, "the lookup was cancelled")
         raise name.error.with_traceback(None)
 
-    async def _ask(self, name: Name, host: str, port: int) -> None:
+    async def _ask(self, name: CachedName, host: str, port: int) -> None:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if name.is_slow:
@@ -113,7 +113,7 @@ class Resolver:
         finally:
             name.at, name.asked = self._clock(), None
 
-    def doubt(self, host: str, port: int) -> None:
+    def mark_suspect(self, host: str, port: int) -> None:
         """Nobody was reached there: it is asked again before it is used again."""
         name = self._names.get((host, port))
         if name is not None and name.error is None:
@@ -176,6 +176,6 @@ async def look_up(host: str, port: int) -> list[Info]:
     return await _resolver().look_up(host, port)
 
 
-def doubt(host: str, port: int) -> None:
+def mark_suspect(host: str, port: int) -> None:
     """Nobody was reached at the addresses of a name."""
-    _resolver().doubt(host, port)
+    _resolver().mark_suspect(host, port)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from ..addresses import any_is_here, is_loopback, own_ips, plain_ip, resolve
+from ..addresses import any_is_local, is_loopback, own_ips, plain_ip, resolve
 from ..states import StateLog
 from .base import Fields, Host
 from .process import NAMES
@@ -45,7 +45,7 @@ class ConnectionsCollector:
         await self._resolve()
         ips = frozenset[str]().union(*self._found.values())
         connections = await asyncio.to_thread(read_connections)
-        return {"active_requests": count_active(connections, self._port, ips, any_is_here(ips, own_ips()))}
+        return {"active_requests": count_active(connections, self._port, ips, any_is_local(ips, own_ips()))}
 
     async def _resolve(self) -> None:
         """Look the balancers up; one that can't be found keeps the addresses it had."""

@@ -19,7 +19,7 @@ type Gpu = dict[str, object]
 
 READERS: Mapping[str, Callable[[], Sequence[Gpu]]] = {"NVIDIA": read_nvidia, "AMD": read_amd, "Apple": read_apple}
 
-MOST = 64
+MAX_GPUS = 64
 """GPUs that a report holds."""
 
 
@@ -46,7 +46,7 @@ class GpusCollector:
             else:
                 self._states[maker].say("fine", logging.INFO, f"{maker} GPUs can be read again")
             del self._running[maker]
-        fields: Fields = {"gpus": found[:MOST]}
+        fields: Fields = {"gpus": found[:MAX_GPUS]}
         if failed:
             raise PartialError(fields)
         return fields

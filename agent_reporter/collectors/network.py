@@ -15,7 +15,7 @@ from .base import Fields, Host
 DEVICES = Path("/sys/class/net")
 
 
-class Counted(NamedTuple):
+class InterfaceCounters(NamedTuple):
     """Bytes of one interface since it came up."""
 
     received: int
@@ -31,13 +31,13 @@ class NetworkCollector:
     def __init__(
         self,
         host: Host,
-        read: Callable[[], Mapping[str, Counted]] | None = None,
+        read: Callable[[], Mapping[str, InterfaceCounters]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         del host
         self._read = read or read_counters
         self._clock = clock
-        self._last: tuple[float, Mapping[str, Counted]] | None = None
+        self._last: tuple[float, Mapping[str, InterfaceCounters]] | None = None
 
     async def collect(self) -> Fields:
         before, self._last = self._last, (self._clock(), self._read())
@@ -51,21 +51,21 @@ class NetworkCollector:
         return {"network_received": round(received / seconds, 1), "network_sent": round(sent / seconds, 1)}
 
 
-def growth(first: Mapping[str, Counted], second: Mapping[str, Counted]) -> Counted:
+def growth(first: Mapping[str, InterfaceCounters], second: Mapping[str, InterfaceCounters]) -> InterfaceCounters:
     """By how much the counters grew, all interfaces together. One that is new, or began anew, counts from then on."""
     received = sent = 0
     for name, now in second.items():
         before = first.get(name, now)
         received += max(0, now.received - before.received)
         sent += max(0, now.sent - before.sent)
-    return Counted(received, sent)
+    return InterfaceCounters(received, sent)
 
 
-def read_counters() -> Mapping[str, Counted]:
+def read_counters() -> Mapping[str, InterfaceCounters]:
     """Those of the interfaces by which the host meets others."""
     counters = psutil.net_io_counters(pernic=True, nowrap=True)
-    names = outward(counters)
-    return {name: Counted(counters[name].bytes_recv, counters[name].bytes_sent) for name in names}
+    names = external_interfaces(counters)
+    return {name: InterfaceCounters(counters[name].bytes_recv, counters[name].bytes_sent) for name in names}
 
 
 def is_device(name: str) -> bool:
@@ -73,7 +73,7 @@ def is_device(name: str) -> bool:
     return sys.platform == "linux" and (DEVICES / name / "device").exists()
 
 
-def outward(names: Mapping[str, object], is_device: Callable[[str], bool] = is_device) -> list[str]:
+def external_interfaces(names: Mapping[str, object], is_device: Callable[[str], bool] = is_device) -> list[str]:
     """Of the interfaces those of hardware, for bridges and containers would count the same bytes again; else all.
 
     Loopback is none of them.

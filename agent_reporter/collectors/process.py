@@ -35,7 +35,7 @@ class Server(NamedTuple):
     """None: they may not be read."""
     ports: frozenset[int] | None
     """On which it listens. None: that may not be read."""
-    elsewhere: bool
+    in_container: bool
     """Whether its ports are those of a container."""
 
 
@@ -70,9 +70,9 @@ class ServerProcess:
         return self._settings
 
     def _find(self, ollama: Endpoint) -> None:
-        if not _is_here(ollama.host):
+        if not _is_local_name(ollama.host):
             return
-        server = choose([each for process in self._processes() if (each := _look_at(process))], ollama.port)
+        server = choose([each for process in self._processes() if (each := _inspect(process))], ollama.port)
         if server is not None:
             self._process, self._settings = server.process, server.settings or {}
 
@@ -81,16 +81,16 @@ def choose(servers: Iterable[Server], port: int) -> Server | None:
     """Which of them is the one with that port; None where that cannot be told."""
     servers = list(servers)
     for server in servers:
-        if not server.elsewhere and server.ports is not None and port in server.ports:
+        if not server.in_container and server.ports is not None and port in server.ports:
             return server
     # The port of a container may be another one outside of it, and two of them may have the same.
-    likely = [server for server in servers if _may_have(server, port)]
-    return likely[0] if len(likely) == 1 else None
+    matching = [server for server in servers if _may_have(server, port)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _may_have(server: Server, port: int) -> bool:
     if server.ports is not None:
-        return server.elsewhere and port in server.ports
+        return server.in_container and port in server.ports
     if server.settings is None:
         return True
     try:
@@ -99,14 +99,14 @@ def _may_have(server: Server, port: int) -> bool:
         return False
 
 
-def _look_at(process: psutil.Process) -> Server | None:
+def _inspect(process: psutil.Process) -> Server | None:
     """None: it is no Ollama server, another user's that shows nothing of itself, or gone."""
     try:
         if process.name().lower() not in NAMES or "serve" not in process.cmdline()[1:2]:
             return None
     except (psutil.Error, OSError):
         return None
-    return Server(process, _settings_of(process), _ports_of(process), _is_elsewhere(process))
+    return Server(process, _settings_of(process), _ports_of(process), _in_other_namespace(process))
 
 
 def _settings_of(process: psutil.Process) -> Mapping[str, str] | None:
@@ -125,7 +125,7 @@ def _ports_of(process: psutil.Process) -> frozenset[int] | None:
     return frozenset(each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN)
 
 
-def _is_elsewhere(process: psutil.Process) -> bool:
+def _in_other_namespace(process: psutil.Process) -> bool:
     """Whether it has a network of its own, where the system tells."""
     try:
         return os.stat(f"/proc/{process.pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
@@ -133,7 +133,7 @@ def _is_elsewhere(process: psutil.Process) -> bool:
         return False
 
 
-def _is_here(host: str) -> bool:
+def _is_local_name(host: str) -> bool:
     """Whether a server of that name or address may be one of this host's processes."""
     ip = plain_ip(host)
     return host == "localhost" or is_loopback(ip) or not _is_address(ip) or ip in own_ips()

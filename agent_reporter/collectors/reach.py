@@ -42,7 +42,7 @@ class ReachCollector:
             with contextlib.suppress(OSError):
                 ips = await resolve(name)
                 away = [ip for ip in ips if not is_loopback(ip)]
-                if away and await on_loopback_only(self._port, facing(away[0])):
+                if away and await on_loopback_only(self._port, local_address_toward(away[0])):
                     self._state.say(
                         "loopback",
                         logging.WARNING,
@@ -53,7 +53,7 @@ class ReachCollector:
         return {}
 
 
-def facing(address: str, make: Callable[..., socket.socket] = socket.socket) -> str:
+def local_address_toward(address: str, make: Callable[..., socket.socket] = socket.socket) -> str:
     """This machine's own address on the way to another. Nothing is sent. Raises OSError where there is no way."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with make(family, socket.SOCK_DGRAM) as probe:

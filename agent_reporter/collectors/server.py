@@ -14,7 +14,7 @@ NUMBERS = {
     "OLLAMA_NUM_PARALLEL": "num_parallel",
     "OLLAMA_MAX_LOADED_MODELS": "max_loaded_models",
 }
-MOST = 100_000
+MAX_SETTING = 100_000
 """What a report may say."""
 
 
@@ -33,6 +33,6 @@ def parse(environment: Mapping[str, str]) -> Fields:
     fields: dict[str, object] = {}
     for variable, name in NUMBERS.items():
         text = environment.get(variable, "").strip()
-        if text.isascii() and text.isdecimal() and len(text) <= 6 and 0 < int(text) <= MOST:
+        if text.isascii() and text.isdecimal() and len(text) <= 6 and 0 < int(text) <= MAX_SETTING:
             fields[name] = int(text)
     return fields

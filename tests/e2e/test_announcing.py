@@ -11,7 +11,7 @@ import pytest
 from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
 from agent_reporter.announcement import SERVICE, prove
-from agent_reporter.collectors.network import outward
+from agent_reporter.collectors.network import external_interfaces
 from ollama_balancer.hosts.announcing import addresses_of
 from tests.e2e.harness import TOKEN, Hosts, running_proxy, wait_until
 from tests.reporter.stubs import StubBalancer, program
@@ -77,7 +77,9 @@ def test_a_reporter_without_a_token_does_not_look_for_anybody(tmp_path: Path) ->
 def test_addresses_are_those_of_where_the_proxy_listens() -> None:
     everywhere = addresses_of([""])
     assert everywhere
-    own = {entry.address for name in outward(psutil.net_if_addrs()) for entry in psutil.net_if_addrs()[name]}
+    own = {
+        entry.address for name in external_interfaces(psutil.net_if_addrs()) for entry in psutil.net_if_addrs()[name]
+    }
     assert set(everywhere) <= own
     assert addresses_of(["127.0.0.1", "::1"]) == ()
     assert addresses_of(["192.0.2.9"]) == ("192.0.2.9",)

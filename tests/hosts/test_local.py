@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from agent_reporter.collectors.reach import facing
+from agent_reporter.collectors.reach import local_address_toward
 from ollama_balancer.core.address import Address
 from ollama_balancer.hosts.local import Locator, listening_at, local_key
 from ollama_balancer.hosts.prober import Prober
@@ -52,7 +52,7 @@ def test_one_address_under_two_names_is_one_host() -> None:
 
 def test_a_server_that_listens_everywhere_is_one_host_by_each_of_the_machines_addresses() -> None:
     try:
-        own = facing("192.0.2.1")
+        own = local_address_toward("192.0.2.1")
     except OSError:
         own = "127.0.0.3"
     assert aliases(["0.0.0.0"], ["127.0.0.1", own, "127.0.0.2"]) == [None, "127.0.0.1", "127.0.0.1"]

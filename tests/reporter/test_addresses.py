@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_reporter.addresses import any_is_here, parse_endpoint, parse_ollama_host, plain_ip, resolve
+from agent_reporter.addresses import any_is_local, parse_endpoint, parse_ollama_host, plain_ip, resolve
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_an_ip_address_has_one_spelling(text: str, plain: str) -> None:
 
 def test_a_host_is_here_by_loopback_or_by_an_address_of_its_own() -> None:
     own = frozenset({"10.0.0.7"})
-    assert any_is_here(frozenset({"127.0.0.1"}), own)
-    assert any_is_here(frozenset({"10.0.0.7"}), own)
-    assert not any_is_here(frozenset({"10.0.0.8"}), own)
-    assert not any_is_here(frozenset(), own)
+    assert any_is_local(frozenset({"127.0.0.1"}), own)
+    assert any_is_local(frozenset({"10.0.0.7"}), own)
+    assert not any_is_local(frozenset({"10.0.0.8"}), own)
+    assert not any_is_local(frozenset(), own)
 
 
 def test_localhost_resolves_to_a_loopback_address() -> None:
-    assert any_is_here(asyncio.run(resolve("localhost")), frozenset())
+    assert any_is_local(asyncio.run(resolve("localhost")), frozenset())

@@ -79,7 +79,7 @@ class Found(list[str]):
             async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 for told in announcements or (announced("127.0.0.1", port=self.port),) * 2:
-                    self.settled.append(await looking.consider(told, f"gpu\x1b[31m.{announcement.SERVICE}"))
+                    self.settled.append(await looking.verify(told, f"gpu\x1b[31m.{announcement.SERVICE}"))
 
         asyncio.run(run())
 

@@ -14,7 +14,13 @@ from agent_reporter.addresses import Endpoint
 from agent_reporter.collectors import Host
 from agent_reporter.collectors.disk import SERVICE_FOLDER, DiskCollector, folders, models_folder, room
 from agent_reporter.collectors.load import LoadCollector
-from agent_reporter.collectors.network import Counted, NetworkCollector, growth, outward, read_counters
+from agent_reporter.collectors.network import (
+    InterfaceCounters,
+    NetworkCollector,
+    external_interfaces,
+    growth,
+    read_counters,
+)
 from agent_reporter.collectors.process import ServerProcess
 from agent_reporter.wire import AgentMetrics
 
@@ -69,7 +75,13 @@ class TestDisk:
 class TestNetwork:
     def test_rates_are_those_since_the_last_report(self) -> None:
         now = 0.0
-        counts = iter([{"eth0": Counted(1000, 50)}, {"eth0": Counted(6000, 60)}, {"eth0": Counted(6000, 60)}])
+        counts = iter(
+            [
+                {"eth0": InterfaceCounters(1000, 50)},
+                {"eth0": InterfaceCounters(6000, 60)},
+                {"eth0": InterfaceCounters(6000, 60)},
+            ]
+        )
 
         async def run() -> list[object]:
             nonlocal now
@@ -83,15 +95,25 @@ class TestNetwork:
         assert asyncio.run(run()) == [{}, {"network_received": 500.0, "network_sent": 1.0}, {}]
 
     def test_interfaces_that_come_go_or_begin_anew_make_no_jump(self) -> None:
-        first = {"eth0": Counted(100, 100), "gone": Counted(5, 5), "anew": Counted(900, 900)}
-        second = {"eth0": Counted(107, 103), "new": Counted(4000, 4000), "anew": Counted(3, 3)}
+        first = {
+            "eth0": InterfaceCounters(100, 100),
+            "gone": InterfaceCounters(5, 5),
+            "anew": InterfaceCounters(900, 900),
+        }
+        second = {
+            "eth0": InterfaceCounters(107, 103),
+            "new": InterfaceCounters(4000, 4000),
+            "anew": InterfaceCounters(3, 3),
+        }
         assert growth(first, second) == (7, 3)
 
     def test_bridges_and_containers_are_left_out_where_there_is_hardware_and_loopback_always(self) -> None:
         names = dict.fromkeys(("lo", "eth0", "docker0", "veth12"))
-        assert outward(names, lambda name: name == "eth0") == ["eth0"]
-        assert outward(names, lambda name: False) == ["eth0", "docker0", "veth12"]
-        assert outward({"Loopback Pseudo-Interface 1": None, "Ethernet": None}, lambda name: False) == ["Ethernet"]
+        assert external_interfaces(names, lambda name: name == "eth0") == ["eth0"]
+        assert external_interfaces(names, lambda name: False) == ["eth0", "docker0", "veth12"]
+        assert external_interfaces({"Loopback Pseudo-Interface 1": None, "Ethernet": None}, lambda name: False) == [
+            "Ethernet"
+        ]
 
     def test_this_hosts_counters_are_read(self) -> None:
         for name, counted in read_counters().items():

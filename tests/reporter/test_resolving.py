@@ -106,7 +106,7 @@ def test_the_last_address_stays_in_use_while_a_name_is_asked_and_when_nobody_ans
         clock.now += resolving.FAILED_SECONDS
         server.found["name"] = [OTHER, OTHER]
         assert await resolver.look_up("name", 80) == [OTHER]
-        resolver.doubt("name", 80)
+        resolver.mark_suspect("name", 80)
         server.found["name"] = [INFO]
         assert await resolver.look_up("name", 80) == [INFO]
         clock.now += resolving.FRESH_SECONDS

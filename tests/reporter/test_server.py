@@ -19,7 +19,7 @@ from agent_reporter.collect import Collection
 from agent_reporter.collectors import COLLECTORS, Host
 from agent_reporter.collectors import reach as reach_module
 from agent_reporter.collectors.process import RECHECK_SECONDS, Server, ServerProcess, choose
-from agent_reporter.collectors.reach import ReachCollector, facing, on_loopback_only
+from agent_reporter.collectors.reach import ReachCollector, local_address_toward, on_loopback_only
 from agent_reporter.collectors.server import ServerCollector, parse
 
 from .stubs import free_port
@@ -280,7 +280,7 @@ def test_a_server_that_is_not_there_is_looked_for_again_only_after_a_while() -> 
 
 def own_address() -> str:
     try:
-        return facing("192.0.2.1")
+        return local_address_toward("192.0.2.1")
     except OSError:
         pytest.skip("this machine has no address but loopback")
 

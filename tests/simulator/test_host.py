@@ -241,8 +241,8 @@ def test_it_forgets_the_oldest_requests_where_there_are_too_many_or_too_large(mo
             assert [request.path for request in sim.requests][-2:] == ["/large/1", "/large/2"]
             assert "/large/0" not in {request.path for request in sim.requests}
 
-    monkeypatch.setattr(host, "KEPT_REQUESTS", 10)
-    monkeypatch.setattr(host, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(host, "LOGGED_REQUESTS", 10)
+    monkeypatch.setattr(host, "LOGGED_BYTES", 1000)
     asyncio.run(main())
 
 

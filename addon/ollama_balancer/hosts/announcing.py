@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import psutil
 
 from agent_reporter.announcement import PROOF, SERVICE, prove, usable
-from agent_reporter.collectors.network import outward
+from agent_reporter.collectors.network import external_interfaces
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def addresses_of(listening: Iterable[str]) -> tuple[str, ...]:
     hosts = list(listening)
     if any(host in ("", "0.0.0.0", "::") for host in hosts):
         interfaces = psutil.net_if_addrs()
-        hosts = [entry.address for name in outward(interfaces) for entry in interfaces[name]]
+        hosts = [entry.address for name in external_interfaces(interfaces) for entry in interfaces[name]]
     return usable(hosts)
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .caveats import Settings
 
     settings = Settings(chosen.seed, chosen.load, chosen.patience, chosen.slots, chosen.fits, chosen.keep_alive)
-    before = logging.root.manager.disable
+    log_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # what the balancer's core says of simulated hosts concerns nobody
     try:
         report = experiment(chosen.files, chosen.modes, settings)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lab: {one_line(str(e), 1000)}", file=sys.stderr)
         return 2
     finally:
-        logging.disable(before)
+        logging.disable(log_level)
     for problem in report.recording.problems:
         print(f"lab: warning: {problem}", file=sys.stderr)
     print(json.dumps(report.as_json(), indent=2) if chosen.json else report.as_text())
@@ -74,8 +74,8 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
 
 
 def parser() -> argparse.ArgumentParser:
-    about, _, how = (__doc__ or "").partition("\n\n")
-    result = argparse.ArgumentParser(prog="python -m ollama_balancer.lab", description=about, epilog=how)
+    about, _, epilog = (__doc__ or "").partition("\n\n")
+    result = argparse.ArgumentParser(prog="python -m ollama_balancer.lab", description=about, epilog=epilog)
     result.add_argument("files", metavar="FLOWFILE", nargs="+", type=Path, help="flows saved by mitmproxy with -w")
     result.add_argument(
         "--modes",

@@ -27,7 +27,7 @@ class Settings:
     keep: float = 0.0
 
 
-def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
+def caveats(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
     """One sentence or a few each; what holds for every recording comes first."""
     return [
         "The speed of a host with a model that it never ran is estimated from other hosts with the model and from "
@@ -35,19 +35,19 @@ def notes(recording: Recording, fleet: LearnedFleet, recorded: Result, settings:
         "Requests that run on a host at the same time are assumed to slow each other down: n of a model take "
         f"1 + {SLOWDOWN} (n - 1) times as long, and k models k times. The mode metrics uses CPU and memory, which the "
         "flows do not contain: they are derived from what runs. The simulated hosts never fail.",
-        *_assumed(recording, fleet, settings),
-        *_different(recording, recorded),
-        *_left_out(recording, fleet),
+        *_assumptions(recording, fleet, settings),
+        *_differences(recording, recorded),
+        *_exclusions(recording, fleet),
     ]
 
 
-def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> Iterator[str]:
+def _assumptions(recording: Recording, fleet: LearnedFleet, settings: Settings) -> Iterator[str]:
     if fleet.assumed:
         yield (
             f"Hosts that were not seen with {_names(fleet.assumed)} are assumed to have it, unless the balancer would "
             "then have used them."
         )
-    untold = [
+    unmeasured = [
         what
         for what, answers in (
             ("write answers", fleet.decode),
@@ -56,16 +56,16 @@ def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> I
         )
         if not answers
     ]
-    if untold:
-        yield f"The flows do not show how fast the hosts {' and '.join(untold)}: typical figures are assumed."
+    if unmeasured:
+        yield f"The flows do not show how fast the hosts {' and '.join(unmeasured)}: typical figures are assumed."
     hosts = {host.name for host in fleet.hosts}
     unknown = [
         f"how many {what} ({flag} N)"
-        for what, flag, value, told in (
+        for what, flag, value, reported in (
             ("requests of a model it runs at once", "--slots", settings.slots, recording.slots),
             ("models it keeps loaded at once", "--fits", settings.fits, recording.fits),
         )
-        if not value and hosts - told.keys()
+        if not value and hosts - reported.keys()
     ]
     if unknown:
         yield (
@@ -74,7 +74,7 @@ def _assumed(recording: Recording, fleet: LearnedFleet, settings: Settings) -> I
         )
 
 
-def _different(recording: Recording, recorded: Result) -> Iterator[str]:
+def _differences(recording: Recording, recorded: Result) -> Iterator[str]:
     """In what the simulated requests differ from the recorded ones."""
     unserved, cancelled = recorded.asked - recorded.outcomes["served"], recorded.outcomes["cancelled"]
     if unserved:
@@ -95,11 +95,11 @@ def _different(recording: Recording, recorded: Result) -> Iterator[str]:
         yield f"Pauses of more than {LONGEST_PAUSE / 60:.0f} minutes are shortened to that."
 
 
-def _left_out(recording: Recording, fleet: LearnedFleet) -> Iterator[str]:
-    homeless = sum(request.model in fleet.nowhere for request in recording.requests)
-    if homeless:
+def _exclusions(recording: Recording, fleet: LearnedFleet) -> Iterator[str]:
+    unplaced = sum(request.model in fleet.nowhere for request in recording.requests)
+    if unplaced:
         models = _names(sorted(fleet.nowhere))
-        yield f"Left out: {counted(homeless, 'request')} for {models}, which no host is known to have."
+        yield f"Left out: {counted(unplaced, 'request')} for {models}, which no host is known to have."
     if recording.refused:
         yield f"Left out: {counted(recording.refused, 'request')} rejected because of the caller's mistake."
     if recording.odd:

@@ -52,7 +52,7 @@ def read(paths: Iterable[Path]) -> Recording:
                 _add_request(flow, recording)
             except Exception:  # mitmproxy takes whatever is in the file for a flow's parts
                 recording.odd += 1
-    recording.arrange()
+    recording.link_conversations()
     return recording
 
 
@@ -149,19 +149,19 @@ def _record_agents(record: Mapping[Any, Any], model: str, agent: str | None, rec
     """What the record tells of the agents."""
     room = record.get("room")
     if agent is not None and isinstance(room, dict):
-        for key, known in (("slots", recording.slots), ("fits", recording.fits), ("loaded", recording.together)):
+        for key, known in (("slots", recording.slots), ("fits", recording.fits), ("loaded", recording.loaded_together)):
             count = _count(room.get(key))
             if count is not None and 0 < count <= MOST_SLOTS:
                 known[agent] = max(count, known.get(agent, 0))
     for option in _dicts(record.get("options")):
         if (name := _name(option.get("agent"))) is not None:
-            recording.weighed.setdefault(model, set()).add(name)
+            recording.candidates.setdefault(model, set()).add(name)
     for failure in _dicts(record.get("failures")):
         if (name := _name(failure.get("agent"))) is not None:
             if failure.get("reason") == "does not have the model":
-                recording.lacking.setdefault(model, set()).add(name)
+                recording.without_model.setdefault(model, set()).add(name)
             else:
-                recording.failing.add(name)
+                recording.failed_agents.add(name)
 
 
 def _client(flow: http.HTTPFlow, record: Mapping[Any, Any]) -> str:

@@ -86,10 +86,10 @@ class Job:
 
     def copy(self) -> Job:
         """The same request as far as it has got; nobody is told what becomes of the copy."""
-        return replace(self, began=_tell_nobody, ended=_tell_nobody)
+        return replace(self, began=_ignore, ended=_ignore)
 
 
-def _tell_nobody(whole: bool = True) -> None:
+def _ignore(whole: bool = True) -> None:
     pass
 
 
@@ -154,7 +154,7 @@ class Host:
         """The client, or the balancer, has hung up. A load belongs to the request that began it."""
         runner = self.runners.get(job.model.name)
         if runner is not None and job in runner.running:
-            self._pass_time()
+            self._account_progress()
             runner.running.remove(job)
         elif runner is not None and job in runner.waiting:
             runner.waiting.remove(job)
@@ -188,7 +188,7 @@ class Host:
         if self.loading is not None and self._loader is not None:
             host.loading, host._loader, host.load_until = self.loading, copies[self._loader], self.load_until
             host._load_event = engine.after(self.load_until - engine.now, host._loaded)
-        host._pass_time()
+        host._account_progress()
         host._plan()
         return host, copies
 
@@ -201,18 +201,18 @@ class Host:
 
     def crash(self) -> None:
         """Everything is gone; whoever was there is told."""
-        lost = self.jobs()
+        aborted = self.jobs()
         self.up = False
         self.queue.clear()
         self.runners.clear()
         self._stop_load()
         if self._next is not None:
             self._next.cancel()
-        for job in lost:
+        for job in aborted:
             job.ended(False)
 
     def change_pace(self, slow: float) -> None:
-        self._pass_time()
+        self._account_progress()
         self.slow = slow
         self._plan()
 
@@ -221,7 +221,7 @@ class Host:
     def _factor(self, runner: Runner, busy: int) -> float:
         return (1 + SLOWDOWN * (len(runner.running) - 1)) * busy * self.slow
 
-    def _pass_time(self) -> None:
+    def _account_progress(self) -> None:
         """Take what has been done since the last change off the work."""
         now = self.engine.now
         passed = now - self._since
@@ -251,12 +251,12 @@ class Host:
             default=None,
         )
         if soonest is not None:
-            self._next = self.engine.after(max(0.0, soonest), self._phase_over)
+            self._next = self.engine.after(max(0.0, soonest), self._end_phase)
 
-    def _phase_over(self) -> None:
+    def _end_phase(self) -> None:
         self._next = None
-        self._pass_time()
-        told: list[Callable[[], None]] = []
+        self._account_progress()
+        callbacks: list[Callable[[], None]] = []
         for runner in self.runners.values():
             for job in list(runner.running):
                 if job.work > 1e-9:
@@ -265,26 +265,26 @@ class Host:
                     job.decoding = True
                     job.first = self.engine.now
                     job.work = job.output / self.decode_rate(job.model)
-                    told.append(job.began)
+                    callbacks.append(job.began)
                 else:
                     runner.running.remove(job)
                     job.finished = self.engine.now
-                    told.append(partial(job.ended, True))
+                    callbacks.append(partial(job.ended, True))
         self._advance()
-        for tell in told:
-            tell()
+        for callback in callbacks:
+            callback()
 
     # Who runs
 
     def _advance(self) -> None:
-        self._pass_time()
-        self._hand_out()
+        self._account_progress()
+        self._dispatch()
         for runner in self.runners.values():
             while runner.waiting and len(runner.running) < self.spec.parallel:
                 self._start(runner.waiting.popleft(), runner)
         self._plan()
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         """Give each request in the queue to its model's runner. One that needs a load holds up those behind it."""
         self.unload_idle()
         while self.queue and self.loading is None:

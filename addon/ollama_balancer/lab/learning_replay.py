@@ -38,10 +38,10 @@ class LearningReplay:
         for request in requests:
             agent = self.agents.get(request.agent or "")
             if agent is not None:
-                self._plan(request, agent, start)
+                self._schedule(request, agent, start)
         self.engine.run(max(request.ended for request in requests) - start)
 
-    def _plan(self, request: Recorded, agent: Agent, start: float) -> None:
+    def _schedule(self, request: Recorded, agent: Agent, start: float) -> None:
         leases: list[Lease] = []
 
         def send() -> None:
@@ -61,9 +61,9 @@ class LearningReplay:
 
     def _make_room(self, agent: Agent, model: str) -> None:
         """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
-        room, warm = self.room[agent.name], agent.loaded_models
-        if model not in warm and len(warm) >= room:
-            kept = sorted(warm, key=lambda name: -warm[name].proven_at)[: room - 1]
+        room, loaded = self.room[agent.name], agent.loaded_models
+        if model not in loaded and len(loaded) >= room:
+            kept = sorted(loaded, key=lambda name: -loaded[name].proven_at)[: room - 1]
             self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in kept])
 
     def _learn(self, request: Recorded, lease: Lease) -> None:

@@ -56,17 +56,17 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
             answered.setdefault(request.agent, []).append(request)
     if not answered:
         raise ValueError("no request in it was served by a host: there is nothing to learn from")
-    names = sorted(answered.keys() | set().union(*recording.weighed.values()))
-    seen = {name: _memory(answered.get(name, ())) for name in names}
+    names = sorted(answered.keys() | set().union(*recording.candidates.values()))
+    seen = {name: _residency(answered.get(name, ())) for name in names}
     room = {
-        name: fits or recording.fits.get(name) or max(recording.together.get(name, 1), at_once)
+        name: fits or recording.fits.get(name) or max(recording.loaded_together.get(name, 1), at_once)
         for name, (at_once, _) in seen.items()
     }
     replay = LearningReplay(names, room)
     replay.run(recording.requests)
     models = sorted({request.model for request in recording.requests})
     pace = _Pace(replay.registry.learner.estimates, replay.agents.values(), models)
-    having, assumed = _holders(recording, answered, names, models)
+    holders_by_model, assumed = _holders(recording, answered, names, models)
     hosts = tuple(
         Spec(
             speed=1.0,
@@ -74,7 +74,7 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
             parallel=slots or recording.slots.get(name) or agent.slots or 1,
             fits=room[name],
             name=name,
-            rates={model: pace.rates(agent.id, model) for model in models if name in having[model]},
+            rates={model: pace.rates(agent.id, model) for model in models if name in holders_by_model[model]},
             loaded=_loaded_at_first(answered.get(name, ()))[: room[name]],
             keep=keep or max(KEEP_ALIVE, seen[name][1]),
         )
@@ -83,15 +83,15 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
     pairs = {(host.name, model) for host in hosts for model in host.rates or ()}
     return LearnedFleet(
         hosts=hosts,
-        models=tuple(pace.model(model, number) for number, model in enumerate(models) if having[model]),
+        models=tuple(pace.model(model, number) for number, model in enumerate(models) if holders_by_model[model]),
         decode=pace.observations[pace.estimates.decode],
         prefill=pace.observations[pace.estimates.prefill],
         loads=pace.observations[pace.estimates.load],
         pairs=len(pairs),
         guessed=len(pairs - pace.pairs),
         assumed=tuple(assumed),
-        nowhere=frozenset(model for model in models if not having[model]),
-        unused=tuple(sorted(recording.failing - set(names))),
+        nowhere=frozenset(model for model in models if not holders_by_model[model]),
+        unused=tuple(sorted(recording.failed_agents - set(names))),
     )
 
 
@@ -145,28 +145,28 @@ def _holders(
     A mode that weighs the agents notes who they were. In the others, a host is taken not to have a model if with its
     part of all requests it would almost certainly have got one of it.
     """
-    having = {model: set(recording.weighed.get(model, ())) for model in models}
+    holders_by_model = {model: set(recording.candidates.get(model, ())) for model in models}
     for name, requests in answered.items():
         for request in requests:
-            having[request.model].add(name)
+            holders_by_model[request.model].add(name)
     assumed = []
     asked = Counter(request.model for request in recording.requests)
-    whole = sum(len(requests) for requests in answered.values())
-    for model, holders in having.items():
-        if not holders or model in recording.weighed:
+    total = sum(len(requests) for requests in answered.values())
+    for model, holders in holders_by_model.items():
+        if not holders or model in recording.candidates:
             continue
-        more = {
+        assumed_holders = {
             name
-            for name in set(names) - holders - recording.lacking.get(model, set())
-            if (1 - len(answered.get(name, ())) / whole) ** asked[model] > PASSED_OVER
+            for name in set(names) - holders - recording.without_model.get(model, set())
+            if (1 - len(answered.get(name, ())) / total) ** asked[model] > PASSED_OVER
         }
-        if more:
-            holders |= more
+        if assumed_holders:
+            holders |= assumed_holders
             assumed.append(model)
-    return having, assumed
+    return holders_by_model, assumed
 
 
-def _memory(requests: Iterable[Recorded]) -> tuple[int, float]:
+def _residency(requests: Iterable[Recorded]) -> tuple[int, float]:
     """Models that a host was seen to have in memory at once, and the longest time for which one was idle there.
 
     What answers without a load has been in memory since it answered before, or from the beginning.
@@ -175,14 +175,16 @@ def _memory(requests: Iterable[Recorded]) -> tuple[int, float]:
     idle = 0.0
     for request in sorted(requests, key=lambda request: request.began or request.sent):
         began = request.began or request.sent
-        own = spans.setdefault(request.model, [])
-        warm = request.loaded is False
-        if own and (warm or began <= own[-1][1]):
-            idle = max(idle, request.sent - own[-1][1])
-            own[-1][1] = max(own[-1][1], request.ended)
+        model_spans = spans.setdefault(request.model, [])
+        was_loaded = request.loaded is False
+        if model_spans and (was_loaded or began <= model_spans[-1][1]):
+            idle = max(idle, request.sent - model_spans[-1][1])
+            model_spans[-1][1] = max(model_spans[-1][1], request.ended)
         else:
-            own.append([0.0 if warm else began, request.ended])
-    edges = sorted((at, step) for own in spans.values() for span in own for at, step in zip(span, (1, -1), strict=True))
+            model_spans.append([0.0 if was_loaded else began, request.ended])
+    edges = sorted(
+        (at, step) for each in spans.values() for span in each for at, step in zip(span, (1, -1), strict=True)
+    )
     return max([1, *accumulate(step for _, step in edges)]), idle
 
 

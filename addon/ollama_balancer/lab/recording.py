@@ -104,18 +104,18 @@ class Recording:
     """All that was read. `read` in `flows` makes it."""
 
     requests: list[Recorded] = field(default_factory=list)
-    """In the order of their arrival, once `arrange` was called."""
-    weighed: dict[str, set[str]] = field(default_factory=dict)
+    """In the order of their arrival, once `link_conversations` was called."""
+    candidates: dict[str, set[str]] = field(default_factory=dict)
     """By model, the agents that were weighed for it: they have it."""
-    lacking: dict[str, set[str]] = field(default_factory=dict)
+    without_model: dict[str, set[str]] = field(default_factory=dict)
     """By model, the agents that turned out not to have it."""
-    failing: set[str] = field(default_factory=set)
+    failed_agents: set[str] = field(default_factory=set)
     """Agents that failed at a request before its first byte."""
     slots: dict[str, int] = field(default_factory=dict)
     """Requests of a model that an agent runs at once, as was set or as it told."""
     fits: dict[str, int] = field(default_factory=dict)
     """Models that an agent has in memory at once, as it told."""
-    together: dict[str, int] = field(default_factory=dict)
+    loaded_together: dict[str, int] = field(default_factory=dict)
     """Models that an agent was seen to have in memory at once."""
     flows: int = 0
     refused: int = 0
@@ -126,14 +126,14 @@ class Recording:
     problems: list[str] = field(default_factory=list)
     """What was wrong with the files, one line each."""
 
-    def arrange(self) -> None:
+    def link_conversations(self) -> None:
         """Put the requests in order and find out which go on with which."""
         self.requests.sort(key=lambda request: request.at)
         conversations = PrefixCache()
         arranged = []
         for number, request in enumerate(self.requests):
             demand = request.demand
-            conversation, prefix = _goes_on(conversations, demand.prefixes)
+            conversation, prefix = _find_conversation(conversations, demand.prefixes)
             if conversation is None:
                 # `Conversations` tells agents apart: here each conversation is one.
                 conversation = Agent(f"conversation-{number}", _NOWHERE, Source.STATIC, number)
@@ -157,7 +157,7 @@ class Recording:
 _NOWHERE = Address("", 0)
 
 
-def _goes_on(conversations: PrefixCache, prefixes: Sequence[Prefix]) -> tuple[Agent | None, Prefix | None]:
+def _find_conversation(conversations: PrefixCache, prefixes: Sequence[Prefix]) -> tuple[Agent | None, Prefix | None]:
     """The conversation that has the longest of these beginnings, and that beginning."""
     for prefix in reversed(prefixes):
         conversation, _ = conversations.find((prefix,))

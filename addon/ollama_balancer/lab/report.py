@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from .caveats import Settings, counted, notes
+from .caveats import Settings, caveats, counted
 from .rates import LearnedFleet
 from .recording import Recording
 from .simulation import IN_TIME, Result
@@ -65,11 +65,11 @@ class Report:
             ],
             "recorded": figures(self.recorded, self.recorded.asked),
             "modes": {mode: figures(result, self.asked) for mode, result in self.results.items()},
-            "notes": self.notes(),
+            "notes": self.caveats(),
         }
 
-    def notes(self) -> list[str]:
-        return notes(self.recording, self.fleet, self.recorded, self.settings)
+    def caveats(self) -> list[str]:
+        return caveats(self.recording, self.fleet, self.recorded, self.settings)
 
     def as_text(self) -> str:
         recording, fleet, settings = self.recording, self.fleet, self.settings
@@ -97,7 +97,7 @@ class Report:
             "",
             *_table(["host", "slots", "fits", "recorded", *self.results], self._shares()),
             "",
-            *(f"- {note}" for note in self.notes()),
+            *(f"- {caveat}" for caveat in self.caveats()),
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -106,8 +106,8 @@ class Report:
         return [
             [
                 host.name,
-                _least(host.parallel, self.settings.slots or host.name in self.recording.slots),
-                _least(host.fits, self.settings.fits or host.name in self.recording.fits),
+                _at_least(host.parallel, self.settings.slots or host.name in self.recording.slots),
+                _at_least(host.fits, self.settings.fits or host.name in self.recording.fits),
                 *(f"{column.get(host.name, 0.0):.1f} %" for column in columns),
             ]
             for host in self.fleet.hosts
@@ -146,13 +146,13 @@ def shares(result: Result) -> dict[str, float]:
 _HEAD = ["", "served", "goodput", "TTFT p50", "p95", "p99", "total p50", "p95", "p99", "loads"]
 
 
-def _row(name: str, told: Mapping[str, Any]) -> list[str]:
+def _row(name: str, figures_row: Mapping[str, Any]) -> list[str]:
     return [
         name,
-        f"{told['served']} of {told['requests']}",
-        "–" if told["goodput"] is None else f"{told['goodput']:.1f} %",
-        *(_seconds(value) for value in (*told["first_token"].values(), *told["total"].values())),
-        str(told["loads"]),
+        f"{figures_row['served']} of {figures_row['requests']}",
+        "–" if figures_row["goodput"] is None else f"{figures_row['goodput']:.1f} %",
+        *(_seconds(value) for value in (*figures_row["first_token"].values(), *figures_row["total"].values())),
+        str(figures_row["loads"]),
     ]
 
 
@@ -171,7 +171,7 @@ def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _least(number: int, known: object) -> str:
+def _at_least(number: int, known: object) -> str:
     return str(number) if known else f"≥ {number}"
 
 

@@ -52,7 +52,7 @@ class Call:
     ticket: Ticket | None = None
     first: float | None = None
     done: bool = False
-    impatience: Event | None = None
+    give_up_event: Event | None = None
 
 
 @dataclass
@@ -116,15 +116,15 @@ class Simulation:
             host = self.hosts[agent] = Host(engine, spec, agent.name)
             host.runners = {name: Runner(models[name]) for name in spec.loaded}
             self._report(agent)
-            engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._reports, agent))
+            engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._report_regularly, agent))
             if workload.failures:
-                engine.after(self.rng.expovariate(1 / UP_SECONDS), partial(self._trouble, agent))
+                engine.after(self.rng.expovariate(1 / UP_SECONDS), partial(self._inject_failure, agent))
         self._calls_ahead = iter(workload.requests)
 
     def run(self) -> Result:
         workload = self.workload
         self._next_call()
-        self.engine.after(POLL_SECONDS, self._look)
+        self.engine.after(POLL_SECONDS, self._tick)
         self.engine.run(workload.warm_up)
         before = sum(host.loads for host in self.hosts.values())
         self.engine.run(workload.warm_up + workload.seconds + 2 * self.patience)
@@ -148,7 +148,7 @@ class Simulation:
             new_prefixes=((key, request.prompt + request.output),),
         )
         call = Call(request, demand)
-        call.impatience = self.engine.after(self.patience, lambda: self._give_up(call))
+        call.give_up_event = self.engine.after(self.patience, lambda: self._give_up(call))
         self._route(call)
 
     def _route(self, call: Call) -> None:
@@ -188,19 +188,19 @@ class Simulation:
             request.conversation,
             request.prompt,
             request.output,
-            began=lambda: self._began(call, lease),
-            ended=lambda whole: self._ended(call, lease, whole),
+            began=lambda: self._first_token(call, lease),
+            ended=lambda whole: self._finished(call, lease, whole),
             known=request.known,
         )
         host.submit(call.job)
 
-    def _began(self, call: Call, lease: Lease) -> None:
+    def _first_token(self, call: Call, lease: Lease) -> None:
         if not call.done and call.lease is lease:
             call.first = self.engine.now
             lease.agent.heard(self.engine.now)
             lease.began()
 
-    def _ended(self, call: Call, lease: Lease, whole: bool) -> None:
+    def _finished(self, call: Call, lease: Lease, whole: bool) -> None:
         if call.done or call.lease is not lease or call.job is None:
             return
         job = call.job
@@ -247,8 +247,8 @@ class Simulation:
 
     def _end(self, call: Call, outcome: str) -> None:
         call.done = True
-        if call.impatience is not None:
-            call.impatience.cancel()
+        if call.give_up_event is not None:
+            call.give_up_event.cancel()
         request, result = call.request, self.result
         if request.at < self.workload.warm_up:
             return
@@ -268,16 +268,16 @@ class Simulation:
 
     # The fleet
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         """What the balancer does every half second."""
         self.registry.expire()
         self.scheduler.look()
-        self.engine.after(POLL_SECONDS, self._look)
+        self.engine.after(POLL_SECONDS, self._tick)
 
-    def _reports(self, agent: Agent) -> None:
+    def _report_regularly(self, agent: Agent) -> None:
         if self.hosts[agent].up:
             self._report(agent)
-        self.engine.after(REPORT_SECONDS, lambda: self._reports(agent))
+        self.engine.after(REPORT_SECONDS, lambda: self._report_regularly(agent))
 
     def _probe(self, agent: Agent) -> None:
         """The balancer asks a host that has loaded a model what it has in memory."""
@@ -306,21 +306,21 @@ class Simulation:
         if self.registry.liveness.needs_probe(agent):
             self.registry.liveness.reached(agent)
 
-    def _trouble(self, agent: Agent) -> None:
+    def _inject_failure(self, agent: Agent) -> None:
         """The host dies for a while, or is slow for a while."""
         host = self.hosts[agent]
         seconds = self.rng.uniform(30, 120)
         if self.rng.random() < 0.5:
             host.crash()
 
-            def over() -> None:
+            def recover() -> None:
                 host.up = True
                 self._report(agent)
         else:
             host.change_pace(4.0)
 
-            def over() -> None:
+            def recover() -> None:
                 host.change_pace(1.0)
 
-        self.engine.after(seconds, over)
-        self.engine.after(seconds + self.rng.expovariate(1 / UP_SECONDS), lambda: self._trouble(agent))
+        self.engine.after(seconds, recover)
+        self.engine.after(seconds + self.rng.expovariate(1 / UP_SECONDS), lambda: self._inject_failure(agent))

@@ -51,7 +51,7 @@ class Connection(asyncio.Protocol):
 
     `known` tells the paths that exist: at any other, a client that expects 100-continue is answered before its body.
     `upload` gives what takes in the body of a request's method and path where it isn't to be kept.
-    `made` and `lost` are told when the connection is there and when it is gone.
+    `on_connect` and `on_disconnect` are told when the connection is there and when it is gone.
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class Connection(asyncio.Protocol):
         serve: "Callable[[Connection, Request], None]",
         known: Callable[[str], bool],
         upload: Callable[[str, str], Upload | None],
-        made: "Callable[[Connection], None]",
-        lost: "Callable[[Connection], None]",
+        on_connect: "Callable[[Connection], None]",
+        on_disconnect: "Callable[[Connection], None]",
     ) -> None:
-        self._serve, self._known, self._upload_of, self._made, self._lost = serve, known, upload, made, lost
+        self._serve, self._known, self._upload_of = serve, known, upload
+        self._on_connect, self._on_disconnect = on_connect, on_disconnect
         self._transport: asyncio.Transport | None = None
         self._reader = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
         self._head: h11.Request | None = None
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._upload: Upload | None = None
         self._unread = 0
         """Bytes that have come of a body for which the host has no use."""
-        self._left_unread = False
+        self._body_skipped = False
         """The rest of it is not read."""
         self._asked_to_continue = False
         self._request: Request | None = None
@@ -93,10 +94,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._made(self)
+        self._on_connect(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._discarding or self._left_unread:
+        if self._discarding or self._body_skipped:
             return
         self._reader.receive_data(data)
         if self.busy:
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
         self._cancel()
         if not self.closed.done():
             self.closed.set_result(None)
-        self._lost(self)
+        self._on_disconnect(self)
 
     def pause_writing(self) -> None:
         self._drained = asyncio.get_running_loop().create_future()
@@ -150,7 +151,7 @@ class Connection(asyncio.Protocol):
                 if event is h11.NEED_DATA:
                     self._ask_to_continue()
                     return
-                self._take(event)
+                self._handle_event(event)
         finally:
             self._advancing = False
 
@@ -163,12 +164,12 @@ class Connection(asyncio.Protocol):
             self._asked_to_continue = True
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _take(self, event: object) -> None:
+    def _handle_event(self, event: object) -> None:
         if isinstance(event, h11.Request):
-            self._take_head(event)
+            self._handle_head(event)
         elif isinstance(event, h11.Data):
             if self._upload is not None:
-                self._take_part(self._upload, bytes(event.data))
+                self._handle_upload_data(self._upload, bytes(event.data))
                 return
             self._body += event.data
             if len(self._body) > BODY_LIMIT:
@@ -179,7 +180,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, h11.ConnectionClosed) and self._transport is not None:
             self._transport.close()
 
-    def _take_head(self, head: h11.Request) -> None:
+    def _handle_head(self, head: h11.Request) -> None:
         self._head = head
         path = self._path(head)
         length = int(dict(head.headers).get(b"content-length", b"0"))
@@ -188,23 +189,23 @@ class Connection(asyncio.Protocol):
         if self._upload is not None:
             waits = self._reader.they_are_waiting_for_100_continue
             if not self._upload.wanted and (waits or length > UNREAD_LIMIT):
-                self._leave_unread(head)
+                self._skip_body(head)
         elif length > BODY_LIMIT:
             self._refuse_body()
         elif self._reader.they_are_waiting_for_100_continue and not self._known(path):
             self._answer_and_close(not_found())
 
-    def _take_part(self, upload: Upload, data: bytes) -> None:
+    def _handle_upload_data(self, upload: Upload, data: bytes) -> None:
         if upload.wanted:
             upload.feed(data)
             return
         self._unread += len(data)
         if self._unread > UNREAD_LIMIT and self._head is not None:
-            self._leave_unread(self._head)
+            self._skip_body(self._head)
 
-    def _leave_unread(self, head: h11.Request) -> None:
+    def _skip_body(self, head: h11.Request) -> None:
         """Answer now: the body is of no use, and what is still to come of it is long."""
-        self._left_unread = True
+        self._body_skipped = True
         self._request = replace(self._complete(head), keep_alive=False)
         self._serve(self, self._request)
 
@@ -329,7 +330,7 @@ class Connection(asyncio.Protocol):
         self._head, self._request, self.task = None, None, None
         self._body, self._upload = bytearray(), None
         self._asked_to_continue = False
-        if self._left_unread:
+        if self._body_skipped:
             self._linger()
         elif not keep:
             self.close()

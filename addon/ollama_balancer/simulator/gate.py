@@ -25,18 +25,18 @@ class Gate:
         while any(getattr(self.faults(), name) for name in names):
             await self._changed.wait()
 
-    def stops(self, connection: Connection, error: Callable[[int, str], Answer]) -> bool | None:
+    def intercept(self, connection: Connection, error: Callable[[int, str], Answer]) -> bool | None:
         """End a request as the faults want it now, and tell whether it succeeded; None: it may go on."""
-        now = self.faults()
-        if now.reset_before_head or now.close_before_head:
-            connection.abort(reset=now.reset_before_head)
+        faults_now = self.faults()
+        if faults_now.reset_before_head or faults_now.close_before_head:
+            connection.abort(reset=faults_now.reset_before_head)
             return False
-        for status in now.interim:
+        for status in faults_now.interim:
             connection.write(b"HTTP/1.1 %d Interim\r\nX-Interim: yes\r\n\r\n" % status)
-        if now.answer is not None:
-            connection.answer(now.answer)
-            return now.answer.status < 400
-        if now.status is not None:
-            connection.answer(error(now.status, BUSY if now.status == 503 else FAILED))
-            return now.status < 400
+        if faults_now.answer is not None:
+            connection.answer(faults_now.answer)
+            return faults_now.answer.status < 400
+        if faults_now.status is not None:
+            connection.answer(error(faults_now.status, BUSY if faults_now.status == 503 else FAILED))
+            return faults_now.status < 400
         return None

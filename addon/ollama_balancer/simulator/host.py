@@ -25,8 +25,8 @@ from .timing import Scheduler, Timing
 
 Outcome = Literal["succeeded", "failed", "cancelled", "running"]
 
-KEPT_REQUESTS = 10_000
-KEPT_BYTES = 256_000_000
+LOGGED_REQUESTS = 10_000
+LOGGED_BYTES = 256_000_000
 CLOSING = 0.5
 
 
@@ -159,7 +159,7 @@ class SimulatedOllama:
     @property
     def loaded(self) -> list[str]:
         """The names of the models now loaded, as /api/ps lists them."""
-        return [line.model.full_name for line in self._scheduler.loaded()]
+        return [queue.model.full_name for queue in self._scheduler.loaded()]
 
     def expected_text(self, prompt: str, limit: int | None = None) -> str:
         """The text it generates for a prompt, at most `limit` tokens; a chat's prompt are its contents, one a line."""
@@ -186,7 +186,7 @@ class SimulatedOllama:
 
     async def stop(self) -> None:
         """Shut down: running requests are cut, written answers are sent, and nothing is left."""
-        await self._shut(abort=False)
+        await self._close_all(abort=False)
         self._loop = None
         if self._socket is not None:
             self._socket.close()
@@ -194,9 +194,9 @@ class SimulatedOllama:
 
     async def kill(self) -> None:
         """Die as by SIGKILL: the listener is closed and all connections are aborted. The port stays reserved."""
-        await self._shut(abort=True)
+        await self._close_all(abort=True)
 
-    async def _shut(self, *, abort: bool) -> None:
+    async def _close_all(self, *, abort: bool) -> None:
         self._started = False
         self._close_listener()
         for connection in list(self._connections):
@@ -242,7 +242,7 @@ class SimulatedOllama:
 
     async def _open(self, sock: socket.socket) -> None:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._serve, _known, self._upload, self._made, self._connections.discard),
+            lambda: Connection(self._serve, _known, self._upload, self._connected, self._connections.discard),
             sock=sock,
             backlog=1024,
             start_serving=False,
@@ -275,7 +275,7 @@ class SimulatedOllama:
         else:
             loop.call_soon_threadsafe(self._apply_faults)
 
-    def _made(self, connection: Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         self._connections.add(connection)
         if not self._started:
             connection.abort()
@@ -289,17 +289,17 @@ class SimulatedOllama:
     def _serve(self, connection: Connection, request: Request) -> None:
         inference = request.method == "POST" and request.path in JOBS
         record = ReceivedRequest(request.method, request.path, request.headers, request.body, inference=inference)
-        self._keep(record)
+        self._log_request(record)
         try:
             route, name = resolve(request.method, request.path, request.target.partition("?")[2])
             if inference:
                 parsed = read_object(route, sent_body(route, request.headers, request.body))
                 record.model = named_model(parsed)
                 job = JOBS[route](parsed, self._library.by_key)
-                self._spawn(connection, self._tracked(self._inference.serve(connection, job), connection, record))
+                self._spawn(connection, self._track(self._inference.serve(connection, job), connection, record))
                 return
             if route in MANAGEMENT:
-                self._spawn(connection, self._tracked(self._manage(connection, request, record), connection, record))
+                self._spawn(connection, self._track(self._manage(connection, request, record), connection, record))
                 return
             answer = self._answer(request, route, name, record)
         except RefusedError as refused:
@@ -322,18 +322,18 @@ class SimulatedOllama:
         return self._management.serve(connection, operation, stream=parsed.get("stream") is not False)
 
     def _answer_now(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
-        self._settle(record, "succeeded" if answer.status < 400 else "failed")
+        self._record_outcome(record, "succeeded" if answer.status < 400 else "failed")
         connection.answer(answer)
 
     async def _answer_later(self, connection: Connection, answer: answers.Answer, record: ReceivedRequest) -> None:
         try:
             await self._gate.hang("hang_all")
         except asyncio.CancelledError:
-            self._settle(record, "failed" if connection.ended_here else "cancelled")
+            self._record_outcome(record, "failed" if connection.ended_here else "cancelled")
             raise
         self._answer_now(connection, answer, record)
 
-    async def _tracked(
+    async def _track(
         self, served: Coroutine[object, object, bool], connection: Connection, record: ReceivedRequest
     ) -> None:
         """Serve a request and note how that ends."""
@@ -347,9 +347,9 @@ class SimulatedOllama:
             raise
         finally:
             self._in_flight -= record.inference
-            self._settle(record, outcome)
+            self._record_outcome(record, outcome)
 
-    def _settle(self, record: ReceivedRequest, outcome: Outcome) -> None:
+    def _record_outcome(self, record: ReceivedRequest, outcome: Outcome) -> None:
         record.outcome = outcome
         if record.inference:
             self.counts[outcome] += 1
@@ -377,15 +377,15 @@ class SimulatedOllama:
             return answers.v1_answer(listings.v1_entry(name, self._library.modified(model)))
         parsed = read_object(route, request.body)
         record.model = named_model(parsed, "name")
-        shown = shown_model(parsed, self._library.by_key)
-        return listings.show(shown, self._library.modified(shown))
+        shown_entry = shown_model(parsed, self._library.by_key)
+        return listings.show(shown_entry, self._library.modified(shown_entry))
 
     def _loaded_until(self) -> Iterable[tuple[SimulatedModel, int]]:
         now, wall = self._scheduler.clock(), time.time_ns()
-        for line in self._scheduler.loaded():
+        for queue in self._scheduler.loaded():
             # A model in use has its whole time still before it.
-            left = line.keep_alive if not line.idle else line.expires - now
-            yield line.model, wall + int(left * 1e9)
+            seconds_left = queue.keep_alive if not queue.idle else queue.expires - now
+            yield queue.model, wall + int(seconds_left * 1e9)
 
     def _spawn(self, connection: Connection, coroutine: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -401,8 +401,8 @@ class SimulatedOllama:
             context = {"message": f"{self.name}: a request failed", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
 
-    def _keep(self, record: ReceivedRequest) -> None:
+    def _log_request(self, record: ReceivedRequest) -> None:
         self._log.append(record)
         self._log_bytes += len(record.body)
-        while len(self._log) > KEPT_REQUESTS or (self._log_bytes > KEPT_BYTES and len(self._log) > 1):
+        while len(self._log) > LOGGED_REQUESTS or (self._log_bytes > LOGGED_BYTES and len(self._log) > 1):
             self._log_bytes -= len(self._log.popleft().body)

@@ -7,7 +7,7 @@ from .answers import CRASHED
 from .connection import Connection
 from .gate import Gate
 from .jobs import EmbedJob, TextJob
-from .shapes import Embedded, Piece, Statistics
+from .shapes import EmbeddingResult, Piece, Statistics
 from .timing import Scheduler
 
 ONE_TOKEN = 1e-6
@@ -26,7 +26,7 @@ class Inference:
     async def serve(self, connection: Connection, job: TextJob | EmbedJob) -> bool:
         """Answer one request."""
         await self._gate.hang("hang", "hang_all")
-        stopped = self._gate.stops(connection, job.error)
+        stopped = self._gate.intercept(connection, job.error)
         if stopped is not None:
             return stopped
         if isinstance(job, EmbedJob):
@@ -48,7 +48,7 @@ class Inference:
 
     async def _embed(self, connection: Connection, job: EmbedJob) -> bool:
         if not job.inputs:
-            connection.answer(job.write(Embedded(job.spelling, [])))
+            connection.answer(job.write(EmbeddingResult(job.spelling, [])))
             return True
         scheduler = self._scheduler
         began = scheduler.clock()
@@ -56,7 +56,7 @@ class Inference:
             count = sum(map(text.prompt_tokens, job.inputs))
             await scheduler.pause(scheduler.scaled(count / scheduler.timing.prefill_rate))
             vectors = [text.embed(self._seed, each) for each in job.inputs]
-            embedded = Embedded(job.spelling, vectors, scheduler.clock() - began, load, count)
+            embedded = EmbeddingResult(job.spelling, vectors, scheduler.clock() - began, load, count)
             connection.answer(job.write(embedded))
         return True
 

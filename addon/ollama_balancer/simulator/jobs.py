@@ -10,9 +10,9 @@ from .answers import Answer, ErrorShape, Headers, api_error, messages_error, v1_
 from .anthropic import MessagesShape
 from .models import SimulatedModel, requested_key
 from .openai import ChatShape, CompletionShape
-from .requests import Models, Parsed, RefusedError, Spelled, keep_alive, named_model
+from .requests import FoldedDict, Models, Parsed, RefusedError, keep_alive, named_model
 from .responses import ResponsesShape
-from .shapes import SSE_HEADERS, Embedded, Shape, ToolCall
+from .shapes import SSE_HEADERS, EmbeddingResult, Shape, ToolCall
 from .text import prompt_tokens
 
 ARGUMENTS: dict[str, Any] = {"string": "Paris", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
@@ -69,7 +69,7 @@ class EmbedEndpoint:
     """How one endpoint is asked for embeddings, and how it writes them."""
 
     field: str
-    shape: Callable[[Parsed], Callable[[Embedded], Answer]]
+    shape: Callable[[Parsed], Callable[[EmbeddingResult], Answer]]
     error: ErrorShape
     required: bool = False
     """Whether nothing to embed is an error."""
@@ -84,7 +84,7 @@ class EmbedJob:
     spelling: str
     inputs: list[str]
     keep_alive: float | None
-    write: Callable[[Embedded], Answer]
+    write: Callable[[EmbeddingResult], Answer]
 
     def error(self, status: int, message: str) -> Answer:
         return self.endpoint.error(status, message)
@@ -92,8 +92,8 @@ class EmbedJob:
 
 def text_job(endpoint: TextEndpoint, parsed: Parsed, models: Models) -> TextJob:
     """What a request for text wants. Raises RefusedError."""
-    asked = parsed.get("stream")
-    stream = endpoint.streams if asked is None else bool(asked)
+    value = parsed.get("stream")
+    stream = endpoint.streams if value is None else bool(value)
 
     def refuse(status: int, message: str, *, unread: bool = False) -> RefusedError:
         headers = endpoint.stream_headers if stream and not unread else ()
@@ -112,7 +112,7 @@ def text_job(endpoint: TextEndpoint, parsed: Parsed, models: Models) -> TextJob:
     model = models[key]
     if model.embedding:
         raise refuse(400, f'"{spelling}" does not support {endpoint.ability}')
-    tools = [tool for tool in parsed.get("tools") or [] if isinstance(tool, Spelled)]
+    tools = [tool for tool in parsed.get("tools") or [] if isinstance(tool, FoldedDict)]
     if endpoint.ability == "chat" and tools and not model.supports_tools:
         raise refuse(400, f'"{spelling}" does not support tools')
     limit = endpoint.limit(parsed)
@@ -156,14 +156,14 @@ def embed_job(endpoint: EmbedEndpoint, parsed: Parsed, models: Models) -> EmbedJ
     )
 
 
-def tool_call(tool: Spelled) -> ToolCall:
+def tool_call(tool: FoldedDict) -> ToolCall:
     """A call of a tool, however the protocol describes it: with a value for each of its parameters."""
     function = tool.get("function")
-    described = function if isinstance(function, dict) else tool
-    schema = described.get("parameters") or described.get("input_schema")
+    definition = function if isinstance(function, dict) else tool
+    schema = definition.get("parameters") or definition.get("input_schema")
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    named = properties.as_sent if isinstance(properties, Spelled) else {}
-    return ToolCall(str(described.get("name") or ""), {name: _argument(each) for name, each in named.items()})
+    values = properties.as_sent if isinstance(properties, FoldedDict) else {}
+    return ToolCall(str(definition.get("name") or ""), {name: _argument(each) for name, each in values.items()})
 
 
 def _argument(schema: object) -> object:
@@ -204,8 +204,8 @@ def _messages_prompt(parsed: Parsed) -> str:
 
 
 def _responses_prompt(parsed: Parsed) -> str:
-    asked = parsed.get("input")
-    texts = [asked] if isinstance(asked, str) else _messages(asked)
+    value = parsed.get("input")
+    texts = [value] if isinstance(value, str) else _messages(value)
     return "\n".join([*filter(None, [_text(parsed.get("instructions"))]), *texts])
 
 

@@ -32,7 +32,7 @@ CHANGES = ("system", "template", "parameters", "license", "messages", "adapters"
 """What a model may be given that the one it is made from has not."""
 
 
-class BrokenOffError(Exception):
+class OperationFailedError(Exception):
     """An operation fails: with status 500 where nothing has been sent yet, else with a last line that says so."""
 
 
@@ -80,17 +80,17 @@ class Management:
     async def serve(self, connection: Connection, operation: Operation, *, stream: bool = False) -> bool:
         """Answer one request; whether it succeeded. A client's disconnect breaks the operation off."""
         await self._gate.hang("hang_all")
-        stopped = self._gate.stops(connection, api_error)
+        stopped = self._gate.intercept(connection, api_error)
         if stopped is not None:
             return stopped
         try:
-            begun = operation()
+            result = operation()
         except RefusedError as refused:
-            begun = refused.answer
-        if isinstance(begun, Answer):
-            connection.answer(begun)
-            return begun.status < 400
-        return await (self._stream if stream else self._whole)(connection, begun)
+            result = refused.answer
+        if isinstance(result, Answer):
+            connection.answer(result)
+            return result.status < 400
+        return await (self._stream if stream else self._whole)(connection, result)
 
     async def _stream(self, connection: Connection, lines: Lines) -> bool:
         sent = 0
@@ -100,7 +100,7 @@ class Management:
                 # The change has been made by the time of the last line: only the word of it can be lost.
                 strike = self._gate.faults().strike(sent, at_end=line == SUCCESS)
                 if strike == "error":
-                    raise BrokenOffError(CRASHED)
+                    raise OperationFailedError(CRASHED)
                 if strike is not None:
                     if not sent:
                         connection.begin(NDJSON)
@@ -113,7 +113,7 @@ class Management:
                 else:
                     connection.begin(NDJSON, payload)
                 sent += 1
-        except BrokenOffError as error:
+        except OperationFailedError as error:
             if sent:
                 connection.end(dumps({"error": str(error)}) + b"\n")
             else:
@@ -133,9 +133,9 @@ class Management:
                     connection.abort()
                     return False
                 if strike == "error":
-                    raise BrokenOffError(CRASHED)
+                    raise OperationFailedError(CRASHED)
                 passed += 1
-        except BrokenOffError as error:
+        except OperationFailedError as error:
             connection.answer(Answer(500, BARE_JSON, dumps({"error": str(error)})))
             return False
         connection.answer(Answer(200, BARE_JSON, dumps(line)))
@@ -156,7 +156,7 @@ class Management:
         yield _status("pulling manifest")
         model = self._registry.find(spelling)
         if model is None:
-            raise BrokenOffError(_no_network(NO_MANIFEST, spelling))
+            raise OperationFailedError(_no_network(NO_MANIFEST, spelling))
         steps = self._scheduler.timing.pull_steps
         for digest, total in model.layers():
             line = _status(f"pulling {_short(digest)}") | {"digest": digest, "total": total}
@@ -180,7 +180,7 @@ class Management:
 
     def _pushing(self, spelling: str, model: SimulatedModel) -> Lines:
         yield _status("retrieving manifest")
-        raise BrokenOffError(_no_network(NO_PUSH, spelling, digest=model.layers()[0][0]))
+        raise OperationFailedError(_no_network(NO_PUSH, spelling, digest=model.layers()[0][0]))
 
     def _create(self, parsed: Parsed) -> Lines:
         name = managed_name(parsed)
@@ -189,14 +189,14 @@ class Management:
             return self._creating(name, source, parsed)
         if files:
             return self._importing(name, [str(digest) for digest in files.values()])
-        lacking = dumps({"error": "neither 'from' or 'files' was specified"})
-        raise RefusedError(Answer(400, BARE_JSON, lacking, chunked=parsed.get("stream") is not False))
+        message = dumps({"error": "neither 'from' or 'files' was specified"})
+        raise RefusedError(Answer(400, BARE_JSON, message, chunked=parsed.get("stream") is not False))
 
     def _creating(self, name: str, source: str, parsed: Parsed) -> Lines:
         base = self._library.find(source)
         if base is None:
             yield _status("pulling manifest")
-            raise BrokenOffError(_no_network(NO_MANIFEST, source))
+            raise OperationFailedError(_no_network(NO_MANIFEST, source))
         weights, template, parameters = (digest for digest, _ in base.layers())
         changed = {field: parsed[field] for field in CHANGES if parsed.get(field)}
         for digest in (weights, template):
@@ -217,7 +217,7 @@ class Management:
         for digest in wanted:
             if not self._library.has_blob(digest):
                 path = f"/models/blobs/{digest.replace(':', '-')}"
-                raise BrokenOffError(f"open {path}: no such file or directory")
+                raise OperationFailedError(f"open {path}: no such file or directory")
         for digest in wanted:
             yield _status(f"using existing layer {digest}")
         yield _status("writing manifest")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answers import CRASHED, JSON, NDJSON, Answer, api_answer, dumps, nanoseconds, timestamp
-from .shapes import Embedded, Piece, Statistics, ToolCall, calls_of, text_of
+from .shapes import EmbeddingResult, Piece, Statistics, ToolCall, calls_of, text_of
 
 
 class OllamaShape:
@@ -61,7 +61,7 @@ class OllamaShape:
         return self._before + timestamp(time.time_ns()).encode() + b'",' + dumps(value | rest)[1:]
 
 
-def embed(embedded: Embedded) -> Answer:
+def embed(embedded: EmbeddingResult) -> Answer:
     """/api/embed."""
     value: dict[str, Any] = {"model": embedded.spelling, "embeddings": embedded.vectors}
     if embedded.vectors:
@@ -73,6 +73,6 @@ def embed(embedded: Embedded) -> Answer:
     return api_answer(value)
 
 
-def embedding(embedded: Embedded) -> Answer:
+def embedding(embedded: EmbeddingResult) -> Answer:
     """/api/embeddings, the older one: of one text, and without figures."""
     return api_answer({"embedding": embedded.vectors[0] if embedded.vectors else []})

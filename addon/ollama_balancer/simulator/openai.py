@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .answers import EVENTS, Answer, dumps, v1_answer
-from .shapes import Embedded, Piece, Statistics, calls_of, text_of
+from .shapes import EmbeddingResult, Piece, Statistics, calls_of, text_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -149,7 +149,7 @@ def _message(pieces: Sequence[Piece]) -> dict[str, Any]:
     return message
 
 
-def embeddings(embedded: Embedded, *, encoded: bool = False) -> Answer:
+def embeddings(embedded: EmbeddingResult, *, encoded: bool = False) -> Answer:
     """`/v1/embeddings`; `encoded`: the vectors as base64 of 32-bit floats, which OpenAI's own client asks for."""
     data = [
         {"object": "embedding", "embedding": _encoded(vector) if encoded else vector, "index": i}

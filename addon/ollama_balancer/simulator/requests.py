@@ -114,7 +114,7 @@ def read_object(path: str, body: bytes) -> Parsed:
 def as_sent(value: object) -> object:
     """A value with all its keys as they came."""
     match value:
-        case Spelled():
+        case FoldedDict():
             return {key: as_sent(each) for key, each in value.as_sent.items()}
         case list():
             return [as_sent(each) for each in value]
@@ -125,7 +125,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"invalid character {name.lstrip('-')[0]!r} looking for beginning of value")
 
 
-class Spelled(dict[str, Any]):
+class FoldedDict(dict[str, Any]):
     """An object whose keys are in lower case; `as_sent` has them as they came, for what isn't a field but data."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
@@ -133,7 +133,7 @@ class Spelled(dict[str, Any]):
         self.as_sent = dict(pairs)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=Spelled, parse_constant=_no_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=FoldedDict, parse_constant=_no_constant)
 
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> str:

@@ -92,7 +92,7 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddingResult:
     """Embeddings, and what they took: `total` and `load` in seconds, `count` in tokens."""
 
     spelling: str

@@ -67,12 +67,12 @@ class Ticket:
     """One request's place."""
 
     number: int
-    called: asyncio.Future[None]
+    wakeup: asyncio.Future[None]
     turn: Turn = Turn.WAIT
 
 
 @dataclass(eq=False)
-class Line:
+class ModelQueue:
     """One model: who waits for it, how many run, whether it is loaded."""
 
     model: SimulatedModel
@@ -107,38 +107,38 @@ class Scheduler:
         self.clock = clock
         self._faults = faults
         self._sleep = sleep
-        self._lines: dict[ModelKey, Line] = {}
-        self._loading: Line | None = None
+        self._queues: dict[ModelKey, ModelQueue] = {}
+        self._loading: ModelQueue | None = None
         self._tickets = 0
 
     @property
     def running(self) -> int:
         """Requests being served, all models together."""
-        return sum(line.running for line in self._lines.values())
+        return sum(queue.running for queue in self._queues.values())
 
     @property
     def waiting(self) -> int:
         """Requests in line, the one that loads its model included."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
-    def loaded(self) -> list[Line]:
+    def loaded(self) -> list[ModelQueue]:
         """The models now loaded, the last loaded first."""
         self._unload_expired()
-        return sorted((line for line in self._lines.values() if line.loaded), key=lambda line: -line.loaded_at)
+        return sorted((queue for queue in self._queues.values() if queue.loaded), key=lambda queue: -queue.loaded_at)
 
     def touch(self, model: SimulatedModel, keep_alive: float | None) -> bool:
         """Count a model that is loaded as used now, without a slot; False if it isn't loaded."""
         self._unload_expired()
-        line = self._lines.get(model.key)
-        if line is None or not line.loaded:
+        queue = self._queues.get(model.key)
+        if queue is None or not queue.loaded:
             return False
-        line.last_used = self.clock()
-        line.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
+        queue.last_used = self.clock()
+        queue.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
         return True
 
     def clear(self) -> None:
         """Unload everything, as the end of the process does. Nothing may be waiting or running."""
-        self._lines.clear()
+        self._queues.clear()
         self._loading = None
 
     def scaled(self, seconds: float) -> float:
@@ -160,10 +160,10 @@ class Scheduler:
 
     def unload(self, model: SimulatedModel) -> None:
         """Unload a model as soon as it is idle."""
-        line = self._lines.get(model.key)
-        if line is not None:
-            line.unload_when_idle = True
-            self._advance()
+        queue = self._queues.get(model.key)
+        if queue is not None:
+            queue.unload_when_idle = True
+            self._schedule()
 
     @asynccontextmanager
     async def slot(self, model: SimulatedModel, keep_alive: float | None = None) -> AsyncIterator[float]:
@@ -172,70 +172,70 @@ class Scheduler:
         Gives the seconds the request spent until the model was loaded. `keep_alive` are the seconds the model stays
         loaded afterwards; None: 5 minutes. A cancelled wait gives up the place, the load or the slot.
         """
-        line = self._lines.setdefault(model.key, Line(model))
-        line.model = model  # another one may have come under its name
+        queue = self._queues.setdefault(model.key, ModelQueue(model))
+        queue.model = model  # another one may have come under its name
         arrived = self.clock()
         self._tickets += 1
         ticket = Ticket(self._tickets, asyncio.get_running_loop().create_future())
-        line.waiting.append(ticket)
+        queue.waiting.append(ticket)
         try:
-            self._advance()
+            self._schedule()
             while ticket.turn is not Turn.RUN:
-                await ticket.called
+                await ticket.wakeup
                 if ticket.turn is Turn.LOAD:
                     await self.pause(self.scaled(self.timing.load))
-                    line.loaded, line.loaded_at, line.unload_when_idle = True, self.clock(), False
+                    queue.loaded, queue.loaded_at, queue.unload_when_idle = True, self.clock(), False
                     self._loading = None
-                    ticket.turn, ticket.called = Turn.WAIT, asyncio.get_running_loop().create_future()
-                    self._advance()
-            yield max(0.0, line.loaded_at - arrived)
+                    ticket.turn, ticket.wakeup = Turn.WAIT, asyncio.get_running_loop().create_future()
+                    self._schedule()
+            yield max(0.0, queue.loaded_at - arrived)
         finally:
             if ticket.turn is Turn.RUN:
-                line.running -= 1
-                line.last_used = self.clock()
-                line.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
-                line.unload_when_idle = line.unload_when_idle or keep_alive == 0
+                queue.running -= 1
+                queue.last_used = self.clock()
+                queue.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
+                queue.unload_when_idle = queue.unload_when_idle or keep_alive == 0
             else:
-                line.waiting.remove(ticket)
+                queue.waiting.remove(ticket)
                 if ticket.turn is Turn.LOAD:
                     self._loading = None
-            self._advance()
+            self._schedule()
 
-    def _advance(self) -> None:
+    def _schedule(self) -> None:
         """Call everybody whose turn it is."""
         self._unload_expired()
-        for line in self._lines.values():
-            slots = 1 if line.model.embedding else self.timing.num_parallel
-            while line.loaded and line.waiting and line.running < slots:
-                ticket = line.waiting.popleft()
-                line.running += 1
-                self._call(ticket, Turn.RUN)
+        for queue in self._queues.values():
+            slots = 1 if queue.model.embedding else self.timing.num_parallel
+            while queue.loaded and queue.waiting and queue.running < slots:
+                ticket = queue.waiting.popleft()
+                queue.running += 1
+                self._wake(ticket, Turn.RUN)
         if self._loading is None:
             self._begin_load()
 
     def _begin_load(self) -> None:
-        cold = [line for line in self._lines.values() if line.waiting and not line.loaded]
-        if not cold:
+        unloaded = [queue for queue in self._queues.values() if queue.waiting and not queue.loaded]
+        if not unloaded:
             return
-        line = min(cold, key=lambda line: line.waiting[0].number)
-        loaded = [other for other in self._lines.values() if other.loaded]
+        queue = min(unloaded, key=lambda queue: queue.waiting[0].number)
+        loaded = [other for other in self._queues.values() if other.loaded]
         while len(loaded) >= self.timing.max_loaded:
             victim = min((other for other in loaded if other.idle), key=lambda other: other.last_used, default=None)
             if victim is None:
                 return
             victim.loaded = victim.unload_when_idle = False
             loaded.remove(victim)
-        self._loading = line
-        self._call(line.waiting[0], Turn.LOAD)
+        self._loading = queue
+        self._wake(queue.waiting[0], Turn.LOAD)
 
     def _unload_expired(self) -> None:
         now = self.clock()
-        for line in self._lines.values():
-            if line.loaded and line.idle and (line.unload_when_idle or now >= line.expires):
-                line.loaded = line.unload_when_idle = False
+        for queue in self._queues.values():
+            if queue.loaded and queue.idle and (queue.unload_when_idle or now >= queue.expires):
+                queue.loaded = queue.unload_when_idle = False
 
     @staticmethod
-    def _call(ticket: Ticket, turn: Turn) -> None:
+    def _wake(ticket: Ticket, turn: Turn) -> None:
         ticket.turn = turn
-        if not ticket.called.done():
-            ticket.called.set_result(None)
+        if not ticket.wakeup.done():
+            ticket.wakeup.set_result(None)
