@@ -1,4 +1,4 @@
-"""The answers that concern the whole fleet, made from what is known of the agents and kept until that changes."""
+"""Merged answers for the whole fleet, cached until the fleet changes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NUMBER = re.compile(r"\d+")
 
 
 class MergedFleet:
-    """The merged lists of one fleet. Each is bytes of JSON, as a single server with all the models would send it.
+    """The merged lists as JSON bytes, as a single server with all the models would send them.
 
-    Asking costs microseconds while nothing has changed; a change costs a step for each agent that has the model.
+    Cached; a change costs one step per agent that has the model.
     """
 
     def __init__(self, registry: AgentRegistry) -> None:

@@ -1,6 +1,6 @@
-"""The models that the agents have in memory, as one server would list them: an entry a model, however many have it.
+"""The loaded models of all agents as one server would list them: one entry per model.
 
-A server never lists a name twice, and clients act on the name alone: they show it, and unload it by it.
+Clients identify a model by name alone, to show it and to unload it, and a server never lists a name twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
 MAX_AGENTS_SHOWN = 20
-"""Agents that are named for each model; then comes how many more there are."""
+"""Agents named per model; more are counted."""
 
 _SHOWN_OF_EACH = ("size", "size_vram", "context_length", "expires_at")
 
@@ -28,7 +28,7 @@ type _Key = tuple[str, str]
 
 
 class _LoadedEntry(NamedTuple):
-    """What one agent says of a model, with its figures read. Zero: it says no usable one."""
+    """One agent's entry with its parsed figures; zero if unusable."""
 
     entry: ModelEntry
     expires: datetime

@@ -63,7 +63,7 @@ def is_waiting(each: layer.Layer) -> bool:
 
 
 def deferred_problem(options: OptManager, name: str) -> str | None:
-    """What is wrong with the value that the command line gave an option before there was the option."""
+    """The error in a value that the command line gave before the option existed; None if there is none."""
     value = options.deferred[name]
     if isinstance(value, _Unconverted):
         try:
