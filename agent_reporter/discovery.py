@@ -19,7 +19,7 @@ MOST_FOUND = 16
 """Balancers that are reported to."""
 
 MOST_HEARD = 32
-"""Announcements that wait to be looked at; more are not, until they are repeated."""
+"""Announcements queued for verification; further ones are dropped until repeated."""
 
 ASK_SECONDS = 3.0
 """For what stands in an announcement."""
@@ -33,7 +33,7 @@ BETWEEN_SECONDS = 1.0
 RETRY_SECONDS = 30.0
 
 ALONE_SECONDS = 10.0
-"""After which it is said that nobody was found."""
+"""Seconds after which a log line says that no balancer was found."""
 
 
 class Discovery:
@@ -45,7 +45,7 @@ class Discovery:
         self._urls: set[str] = set()
         self._refused: set[Announcement] = set()
         self._unreached: set[Announcement] = set()
-        """Those of which that was said."""
+        """Announcements whose unreachability was logged."""
         self._heard: asyncio.Queue[str] = asyncio.Queue(MOST_HEARD)
 
     async def run(self) -> None:
@@ -85,7 +85,7 @@ class Discovery:
             self._heard.put_nowait(name)
 
     async def _inspect(self, network: AsyncZeroconf, name: str) -> bool:
-        """Ask what stands in an announcement, and consider it; False if that is worth trying again."""
+        """Query and verify an announcement; False if it is worth another try."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceInfo
 
@@ -101,7 +101,7 @@ class Discovery:
         return await self.verify(told, name)
 
     async def verify(self, told: Announcement, name: str) -> bool:
-        """Hand on the balancer that was announced, if it is one of ours; False if it is, and was not reached."""
+        """Report the balancer if the announcement is genuine; False if it could not be reached."""
         if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
             return True
         who = printable(name.removesuffix(f".{SERVICE}"))

@@ -24,7 +24,7 @@ LONGEST_REASON = 500
 
 
 class LinkError(Exception):
-    """A balancer did not do what it was asked. `state` is the kind of failure, the message says what and why."""
+    """A call to a balancer failed. `state` is the kind of failure, the message has the details."""
 
     def __init__(self, state: str, message: str) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class Registered(BaseModel):
 
 
 class Link:
-    """What this agent is to one balancer. All calls raise LinkError."""
+    """The connection of this agent to one balancer. All calls raise LinkError."""
 
     def __init__(
         self, balancer: str, *, token: str, token_source: str, registration: AgentRegistration, call: Call

@@ -1,9 +1,8 @@
-"""Look-ups of names, apart from all other work: slow ones hold up neither quick ones nor anything else.
+"""Resolves names so that slow ones do not delay others.
 
-asyncio looks names up in its default executor, whose few threads all else that may block needs, too: some names that
-resolve in ten seconds keep everybody waiting. Here each look-up has a thread of its own, one for each name at a time;
-names that are known to be slow get few of them. What was found is kept: it stays in use while it is asked
-again, and while name servers do not answer.
+asyncio resolves names in its default executor, whose few threads are shared with all blocking work, so a few names that
+take ten seconds hold up everything. Here each look-up has a thread of its own, one per name at a time, with few threads
+for slow names. Results are cached, and stay in use while they are refreshed and while name servers do not answer.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class Resolver:
             name.at, name.asked = self._clock(), None
 
     def mark_suspect(self, host: str, port: int) -> None:
-        """Nobody was reached there: it is asked again before it is used again."""
+        """Resolve the name again before its next use, as nobody was reached."""
         name = self._names.get((host, port))
         if name is not None and name.error is None:
             name.at = float("-inf")

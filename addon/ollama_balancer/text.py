@@ -1,4 +1,4 @@
-"""Text from outside, made fit for a log line, a comment or an error."""
+"""Sanitizes text from outside for log lines, comments and errors."""
 
 from __future__ import annotations
 

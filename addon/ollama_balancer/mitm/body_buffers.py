@@ -76,7 +76,7 @@ class CoalescingReader(ChunkedReader):
 
 
 def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
-    """The payloads of all plain chunks at the start of the buffer, at most MOST_AT_ONCE bytes; b"" if there are none."""
+    """Payloads of all plain chunks at the start of the buffer, at most MOST_AT_ONCE bytes; b"" if there are none."""
     data = h11_names.bytes_of(buffer)
     payloads: list[bytes] = []
     at, end, left = 0, len(data), MOST_AT_ONCE

@@ -1,4 +1,4 @@
-"""The simulated host: its listener, its connections and what it knows about the requests it has received."""
+"""The simulated host: listener, connections and a log of the requests."""
 
 import asyncio
 import os
@@ -336,7 +336,7 @@ class SimulatedOllama:
     async def _track(
         self, served: Coroutine[object, object, bool], connection: Connection, record: ReceivedRequest
     ) -> None:
-        """Serve a request and note how that ends."""
+        """Serve a request and record its outcome."""
         self._in_flight += record.inference
         outcome: Outcome = "failed"
         try:

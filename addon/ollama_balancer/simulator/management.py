@@ -1,7 +1,7 @@
-"""What changes a host's models: pull, push, create, copy, delete and the upload of blobs.
+"""Management of models: pull, push, create, copy, delete and blob uploads.
 
-An operation is an answer, or the lines of its progress; what it changes, it changes just before its last line, so that
-one which is broken off changes nothing.
+An operation is an answer or a stream of progress lines; it takes effect just before its last line, so an aborted one
+changes nothing.
 """
 
 import json
@@ -33,7 +33,7 @@ CHANGES = ("system", "template", "parameters", "license", "messages", "adapters"
 
 
 class OperationFailedError(Exception):
-    """An operation fails: with status 500 where nothing has been sent yet, else with a last line that says so."""
+    """A failed operation: status 500 before the first line, else an error line."""
 
 
 class Management:

@@ -21,7 +21,7 @@ COMPARISON_KEY = "balancer_comparison"
 MAX_NAMES = 8
 
 SLOW_SECONDS = 10.0
-"""Until the first token, the time in the line included, after which an answer counts as slow."""
+"""Seconds to the first token, including the queue, above which an answer counts as slow."""
 
 RETRIED = ":arrows_counterclockwise:"
 REFUSED = ":no_entry:"
@@ -44,7 +44,7 @@ def names_of(agents: Sequence[Agent]) -> str:
 
 
 def annotate(flow: http.HTTPFlow, context: RequestContext) -> None:
-    """Write down where the request went, why, and what came of it. A mark that a person has set stays."""
+    """Set comment, marker and record. A mark set by a user stays."""
     flow.metadata[METADATA_KEY] = context.record()
     flow.comment = comment(context)
     compared = COMPARISON_KEY in flow.metadata
