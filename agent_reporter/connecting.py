@@ -73,15 +73,6 @@ async def connect(host: str, port: int) -> socket.socket:
         raise
 
 
-async def address_that_answers(host: str, port: int) -> str:
-    """The IP address of a host, for those who connect by themselves and try one only. Raises OSError."""
-    infos = await addresses_of(host, port)
-    if len(infos) == 1:
-        return str(infos[0][4][0])
-    with await connect(host, port) as connected:
-        return str(connected.getpeername()[0])
-
-
 async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket:
     """Try them in their order, each while those before it have not failed for `DELAY` yet; the first to answer wins.
 

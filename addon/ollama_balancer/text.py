@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -11,6 +12,12 @@ def one_line(text: str, limit: int = 200) -> str:
         return text
     shown = "".join(c if c.isprintable() else " " for c in text[:limit])
     return shown + "…" if len(text) > limit else shown
+
+
+def first_names(names: Sequence[str], most: int) -> list[str]:
+    """The first names; then how many more there are."""
+    more = len(names) - most
+    return [*names[:most], f"and {more} more"] if more > 0 else list(names)
 
 
 _LITERAL = re.compile(r"""[\s:(\[]*(?:\b(?:bytearray\()?b['"]|(?<=: )['"]).*""", re.DOTALL)

@@ -14,6 +14,7 @@ from ..core.agent import Agent
 from ..ollama.compact_json import compact
 from ..ollama.names import canonical_name
 from ..ollama.times import read_time
+from ..text import first_names
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
@@ -89,11 +90,8 @@ def _merge(holders: dict[Agent, _LoadedEntry]) -> tuple[datetime, bytes]:
         value["size_vram"] = sum([held.size_vram for held in holders.values()])
     if contexts := [held.context_length for held in holders.values() if held.context_length]:
         value["context_length"] = min(contexts)
-    listed = list(islice(holders.items(), MAX_AGENTS_SHOWN))
-    names = [agent.name for agent, _ in listed]
-    if len(holders) > len(listed):
-        names.append(f"and {len(holders) - len(listed)} more")
-    value["agent"] = ", ".join(names)
+    value["agent"] = ", ".join(first_names([agent.name for agent in holders], MAX_AGENTS_SHOWN))
+    listed = islice(holders.items(), MAX_AGENTS_SHOWN)
     value["balancer"] = {"agents": [_described(agent, held.entry) for agent, held in listed]}
     return longest.expires, compact(value)
 

@@ -9,7 +9,6 @@ from collections.abc import Hashable
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Client
-from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import TCPLayer, UDPLayer
@@ -109,7 +108,7 @@ class Connections:
             internal_error=lambda flow: error_of(flow, 500, "the balancer could not route this request; see its log"),
             relay=self.answers.relay,
             # A replay's handler does more than to run the hooks.
-            run_hook=hooks.run if hooks and handler_of(context.client) else _run_none,
+            run_hook=hooks.run if hooks and handler_of(context.client) else lambda hook: False,
             client_gone=self._client_gone,
         )
         if handler_of(context.client) is not None:
@@ -190,15 +189,12 @@ class Connections:
         )
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        self._stop_connect_timer(data.server.id)
-
-    def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._stop_connect_timer(data.server.id)
-
-    def _stop_connect_timer(self, server_id: str) -> None:
-        timer = self.connect_timers.pop(server_id, None)
+        """Stop the connect timer."""
+        timer = self.connect_timers.pop(data.server.id, None)
         if timer is not None:
             timer.cancel()
+
+    server_connect_error = server_connected
 
     def _close_server(self, client: Client, server_id: str) -> None:
         """The connect timeout has expired: the layer sees it as a failure."""
@@ -253,7 +249,3 @@ def _no_memory(flow: http.HTTPFlow) -> http.Response:
     response = error_of(flow, 503, "the balancer has no memory left for request bodies (balancer_memory)")
     response.headers["Retry-After"] = RETRY_AFTER
     return response
-
-
-def _run_none(hook: StartHook) -> bool:
-    return False

@@ -46,10 +46,6 @@ class ReceivedRequest:
     inference: bool = False
 
 
-def _known(path: str) -> bool:
-    return find(path) is not None
-
-
 class SimulatedOllama:
     """An Ollama host that isn't one: the same HTTP, with time in place of a GPU.
 
@@ -242,7 +238,13 @@ class SimulatedOllama:
 
     async def _open(self, sock: socket.socket) -> None:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._serve, _known, self._upload, self._connected, self._connections.discard),
+            lambda: Connection(
+                self._serve,
+                lambda path: find(path) is not None,
+                self._upload,
+                self._connected,
+                self._connections.discard,
+            ),
             sock=sock,
             backlog=1024,
             start_serving=False,

@@ -45,7 +45,7 @@ class Management:
         self._scheduler = scheduler
         self._gate = gate
         self._operations: dict[str, Callable[[Parsed], Answer | Lines]] = {
-            "/api/pull": self._pull,
+            "/api/pull": lambda parsed: self._pulling(managed_name(parsed)),
             "/api/push": self._push,
             "/api/create": self._create,
             "/api/copy": self._copy,
@@ -149,9 +149,6 @@ class Management:
 
     # ---- operations
 
-    def _pull(self, parsed: Parsed) -> Lines:
-        return self._pulling(managed_name(parsed))
-
     def _pulling(self, spelling: str) -> Lines:
         yield _status("pulling manifest")
         model = self._registry.find(spelling)
@@ -159,7 +156,7 @@ class Management:
             raise OperationFailedError(_no_network(NO_MANIFEST, spelling))
         steps = self._scheduler.timing.pull_steps
         for digest, total in model.layers():
-            line = _status(f"pulling {_short(digest)}") | {"digest": digest, "total": total}
+            line = _status(f"pulling {digest.removeprefix('sha256:')[:12]}") | {"digest": digest, "total": total}
             if self._library.has_blob(digest):
                 yield line | {"completed": total}
                 continue
@@ -248,10 +245,6 @@ class Management:
 
 def _status(text: str) -> dict[str, Any]:
     return {"status": text}
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
 
 
 def _no_network(message: str, spelling: str, **more: str) -> str:
