@@ -157,7 +157,8 @@ def test_a_stream_goes_on_beside_it(scene: Scene, name: str) -> None:
 )
 def test_what_is_refused_costs_less_than_what_is_served(scene: Scene, request_: bytes, status: int) -> None:
     refused, served = [], []
-    for _ in range(TRIES):  # the least of each counts: what else the machine does adds to both
+    scene.cost_of(request_, status, FEW), scene.cost_of(prompt(10), 200, FEW)  # what the first ones load is not theirs
+    for _ in range(2 * TRIES):  # the least of each counts: what else the machine does adds to both
         refused.append(scene.cost_of(request_, status, MANY).cpu)
         served.append(scene.cost_of(prompt(10), 200, MANY).cpu)
         if min(refused) < min(served):
