@@ -69,10 +69,10 @@ class _SafeCollector:
             partly = False
             try:
                 async with asyncio.timeout(self._timeout):
-                    given = await self._collector.collect()
+                    collected = await self._collector.collect()
             except PartialError as error:
-                given, partly = error.fields, True
-            together = {**fields, **given}
+                collected, partly = error.fields, True
+            together = {**fields, **collected}
             AgentMetrics.model_validate(together)
         except Exception as error:
             self._say_failed(error)

@@ -93,31 +93,31 @@ class Discovery:
             info = AsyncServiceInfo(SERVICE, name)
             if not await info.async_request(network.zeroconf, ASK_SECONDS * 1000):
                 return False
-            told = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
+            candidate = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
         except OSError:
             raise
         except Exception:  # whatever a hostile announcement does to the library
             return True
-        return await self.verify(told, name)
+        return await self.verify(candidate, name)
 
-    async def verify(self, told: Announcement, name: str) -> bool:
+    async def verify(self, candidate: Announcement, name: str) -> bool:
         """Report the balancer if the announcement is genuine; False if it could not be reached."""
-        if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
+        if candidate in self._refused or self._urls.intersection(candidate.urls) or len(self._urls) >= MOST_FOUND:
             return True
         who = printable(name.removesuffix(f".{SERVICE}"))
-        if not await asyncio.to_thread(told.proven, self._token):
+        if not await asyncio.to_thread(candidate.proven, self._token):
             if len(self._refused) < MOST_HEARD:
-                self._refused.add(told)
+                self._refused.add(candidate)
                 log.warning(
-                    "%s at %s announces itself as a balancer with a different token: ignored", who, told.urls[0]
+                    "%s at %s announces itself as a balancer with a different token: ignored", who, candidate.urls[0]
                 )
             return True
-        url = await reachable(told.urls)
+        url = await reachable(candidate.urls)
         if url is None:
-            if told not in self._unreached and len(self._unreached) < MOST_HEARD:
-                self._unreached.add(told)
+            if candidate not in self._unreached and len(self._unreached) < MOST_HEARD:
+                self._unreached.add(candidate)
                 log.warning(
-                    "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(told.urls[:3])
+                    "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(candidate.urls[:3])
                 )
             return False
         log.info("found balancer %s at %s", who, url)

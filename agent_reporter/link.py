@@ -142,8 +142,10 @@ class Link:
                 f"{self._who} refused the token ({answer.status}): check {self._token_source}; "
                 "it must be this balancer's token"
             )
-        said = self._clean(_error_text(answer.body))
-        return LinkError("error", f"{self._who} answered the {what} with status {answer.status}{said and ': ' + said}")
+        reply = self._clean(_error_text(answer.body))
+        return LinkError(
+            "error", f"{self._who} answered the {what} with status {answer.status}{reply and ': ' + reply}"
+        )
 
     def _clean(self, text: str, limit: int = 200) -> str:
         """A balancer may echo what it was sent: the token stays out of the log all the same."""

@@ -54,7 +54,7 @@ class CachedName:
     at: float = float("-inf")
     """When that was found out."""
     is_slow: bool = False
-    asked: asyncio.Task[None] | None = None
+    lookup: asyncio.Task[None] | None = None
 
     def is_fresh(self, now: float) -> bool:
         return now - self.at < (FAILED_SECONDS if self.error is not None else FRESH_SECONDS)
@@ -77,12 +77,12 @@ class Resolver:
             self._forget_some()
         self._names.move_to_end((host, port))
         if not name.is_fresh(self._clock()):
-            if name.asked is None:
-                name.asked = asyncio.get_running_loop().create_task(self._ask(name, host, port), name="look-up")
+            if name.lookup is None:
+                name.lookup = asyncio.get_running_loop().create_task(self._ask(name, host, port), name="look-up")
             if not name.infos:
-                await asyncio.shield(name.asked)
+                await asyncio.shield(name.lookup)
             elif not name.is_slow:
-                await asyncio.wait((name.asked,), timeout=RENEWAL_SECONDS)
+                await asyncio.wait((name.lookup,), timeout=RENEWAL_SECONDS)
         if name.infos:
             return name.infos
         if name.error is None:
@@ -110,7 +110,7 @@ class Resolver:
         except Exception as error:  # such as a NUL in the name
             name.infos, name.error = [], OSError(f"it cannot be resolved: {error}")
         finally:
-            name.at, name.asked = self._clock(), None
+            name.at, name.lookup = self._clock(), None
 
     def mark_suspect(self, host: str, port: int) -> None:
         """Resolve the name again before its next use, as nobody was reached."""

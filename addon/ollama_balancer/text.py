@@ -10,8 +10,8 @@ def one_line(text: str, limit: int = 200) -> str:
     """No control characters, no lone surrogates, not long."""
     if len(text) <= limit and text.isprintable():
         return text
-    shown = "".join(c if c.isprintable() else " " for c in text[:limit])
-    return shown + "…" if len(text) > limit else shown
+    printable = "".join(c if c.isprintable() else " " for c in text[:limit])
+    return printable + "…" if len(text) > limit else printable
 
 
 def first_names(names: Sequence[str], most: int) -> list[str]:

@@ -150,7 +150,7 @@ class FanOut:
         return [leg.reply for leg in self.legs if leg.reply is not None]
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """All legs have ended, whether or not the request body is complete."""
         return self._finished
 

@@ -150,7 +150,7 @@ def _holders(
         for request in requests:
             holders_by_model[request.model].add(name)
     assumed = []
-    asked = Counter(request.model for request in recording.requests)
+    requests_per_model = Counter(request.model for request in recording.requests)
     total = sum(len(requests) for requests in answered.values())
     for model, holders in holders_by_model.items():
         if not holders or model in recording.candidates:
@@ -158,7 +158,7 @@ def _holders(
         assumed_holders = {
             name
             for name in set(names) - holders - recording.without_model.get(model, set())
-            if (1 - len(answered.get(name, ())) / total) ** asked[model] > PASSED_OVER
+            if (1 - len(answered.get(name, ())) / total) ** requests_per_model[model] > PASSED_OVER
         }
         if assumed_holders:
             holders |= assumed_holders

@@ -121,8 +121,8 @@ def check_request(lines: list[bytes]) -> None:
     """
     version = lines[0].rpartition(b" ")[2]
     if version.startswith(b"HTTP/") and version not in VERSIONS:
-        shown = _shown(version) if _VERSION.fullmatch(version) else "this"
-        raise HeadError(505, f"{shown} is not a supported HTTP version", lines[0][:1024])
+        version_text = _printable(version) if _VERSION.fullmatch(version) else "this"
+        raise HeadError(505, f"{version_text} is not a supported HTTP version", lines[0][:1024])
     _check_bytes(lines)
 
 
@@ -134,9 +134,9 @@ def check_answer(lines: list[bytes]) -> None:
     version, _, rest = lines[0].partition(b" ")
     status = rest[:4].strip()
     if version not in VERSIONS:
-        raise ValueError(f"{_shown(version)} is not a supported HTTP version")
+        raise ValueError(f"{_printable(version)} is not a supported HTTP version")
     if not (status.isdigit() and 100 <= int(status) <= 599):
-        raise ValueError(f"{_shown(status)} is not an HTTP status")
+        raise ValueError(f"{_printable(status)} is not an HTTP status")
     _check_bytes(lines[1:])
 
 
@@ -150,7 +150,7 @@ def _check_bytes(lines: list[bytes]) -> None:
             raise ValueError("the headers contain control characters")
 
 
-def _shown(data: bytes) -> str:
+def _printable(data: bytes) -> str:
     return repr(data[:40])[2:-1]
 
 

@@ -188,13 +188,13 @@ class SharedStream(HttpStreamBase):
             return  # it was reset meanwhile
         fan_out = self.ours.fan_out
         # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
-        early = fan_out.over and not self.flow.request.is_http2
+        early = fan_out.finished and not self.flow.request.is_http2
         if early:
             self.client_state = self.state_done
             yield from self.pass_on(fan_out, early=True)
             self.client_state = self.state_errored  # what is left of the body is swallowed
             return
-        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.over):
+        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.finished):
             self.flow.request.stream = True
             proceed = http.Response.make(100)
             proceed.headers.clear()

@@ -230,9 +230,11 @@ def _runner(options: dict[str, Any], *, shifts: bool) -> str:
     """The options that the model is loaded with, in one spelling. `shift` stands beside them in the request."""
     if not options:
         return "" if shifts else "shift=0"
-    given = ((key, options.get(key)) for key in RUNNER_OPTIONS)
-    spelled = [f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53]
-    return ",".join(spelled if shifts else [*spelled, "shift=0"])
+    values = ((key, options.get(key)) for key in RUNNER_OPTIONS)
+    assignments = [
+        f"{key}={int(value)}" for key, value in values if isinstance(value, int | float) and abs(value) < 2**53
+    ]
+    return ",".join(assignments if shifts else [*assignments, "shift=0"])
 
 
 def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dict[str, Any]) -> int | None:
