@@ -1,6 +1,6 @@
-"""The reporter: the small program on each Ollama host that tells the balancers how the host is.
+"""The reporter, which runs on each Ollama host and sends its metrics to the balancers.
 
-`wire` holds what goes over the wire, `collectors` what is read from the host, `push` the talk with the balancers.
+`wire` has the models of the protocol, `collectors` read the host, `push` sends the reports.
 """
 
 __version__ = "0.1.0"

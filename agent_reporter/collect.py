@@ -1,6 +1,6 @@
-"""Makes one report from all collectors. One that fails, hangs or tells nonsense never stops the rest.
+"""Collects one report. A collector that fails, hangs or returns invalid data does not affect the others.
 
-How long each took, and whether it worked, is part of the report.
+The report includes how long each collector took and whether it succeeded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLLECTOR_TIMEOUT = 5.0
 """Seconds that one collector may take."""
 
 UNKNOWN: Fields = {"cpu_usage": 50.0, "memory_usage": 50.0, "active_requests": 0}
-"""What a report says of required fields that could not be read: a load that neither draws requests nor repels them."""
+"""Required fields that could not be read: a load that neither attracts nor repels requests."""
 
 
 class Collection:
@@ -47,7 +47,7 @@ class Collection:
 
 
 class _SafeCollector:
-    """A collector whose failures are said once and go no further."""
+    """Runs a collector; its failures are logged once and contained."""
 
     def __init__(self, name: str, make: Callable[[Host], Collector], host: Host, timeout: float) -> None:
         self.name = name
@@ -62,17 +62,17 @@ class _SafeCollector:
             self._say_failed(error)
 
     async def add_to(self, fields: Fields) -> tuple[Fields, bool]:
-        """`fields` with this collector's, or as they are; and whether it worked."""
+        """Add the collector's fields if it succeeds; returns the fields and whether it did."""
         try:
             if self._collector is None:
                 self._collector = self._make(self._host)
             partly = False
             try:
                 async with asyncio.timeout(self._timeout):
-                    given = await self._collector.collect()
+                    collected = await self._collector.collect()
             except PartialError as error:
-                given, partly = error.fields, True
-            together = {**fields, **given}
+                collected, partly = error.fields, True
+            together = {**fields, **collected}
             AgentMetrics.model_validate(together)
         except Exception as error:
             self._say_failed(error)

@@ -27,7 +27,7 @@ MOST_NAMES = 1024
 """Whose last address is remembered."""
 
 _answered: OrderedDict[tuple[str, int], Any] = OrderedDict()
-"""Which address of a name answered last."""
+"""The last working address of each name."""
 
 
 def is_address(host: str) -> bool:
@@ -40,7 +40,7 @@ def is_address(host: str) -> bool:
 
 
 async def addresses_of(host: str, port: int) -> list[Info]:
-    """Where to connect to, in the order in which to try: what answered last, then the families in turn.
+    """The addresses in the order to try: the last working one, then alternating families.
 
     Raises OSError.
     """
@@ -71,15 +71,6 @@ async def connect(host: str, port: int) -> socket.socket:
     except BaseException:  # a time-out as well
         mark_suspect(host, port)
         raise
-
-
-async def address_that_answers(host: str, port: int) -> str:
-    """The IP address of a host, for those who connect by themselves and try one only. Raises OSError."""
-    infos = await addresses_of(host, port)
-    if len(infos) == 1:
-        return str(infos[0][4][0])
-    with await connect(host, port) as connected:
-        return str(connected.getpeername()[0])
 
 
 async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket:
@@ -136,7 +127,7 @@ async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket
 
 
 def _most_telling(failures: list[OSError]) -> OSError:
-    """Of why its addresses failed: trouble of our own first, then that somebody is there who refuses."""
+    """The most informative error: a local failure first, then a refusal."""
     ranks = (errno.EMFILE, errno.ENFILE, errno.ECONNREFUSED)
     ranked = sorted(failures, key=lambda error: ranks.index(error.errno) if error.errno in ranks else len(ranks))
     return ranked[0] if ranked else OSError("it has no address")

@@ -19,7 +19,7 @@ MOST_FOUND = 16
 """Balancers that are reported to."""
 
 MOST_HEARD = 32
-"""Announcements that wait to be looked at; more are not, until they are repeated."""
+"""Announcements queued for verification; further ones are dropped until repeated."""
 
 ASK_SECONDS = 3.0
 """For what stands in an announcement."""
@@ -33,7 +33,7 @@ BETWEEN_SECONDS = 1.0
 RETRY_SECONDS = 30.0
 
 ALONE_SECONDS = 10.0
-"""After which it is said that nobody was found."""
+"""Seconds after which a log line says that no balancer was found."""
 
 
 class Discovery:
@@ -45,7 +45,7 @@ class Discovery:
         self._urls: set[str] = set()
         self._refused: set[Announcement] = set()
         self._unreached: set[Announcement] = set()
-        """Those of which that was said."""
+        """Announcements whose unreachability was logged."""
         self._heard: asyncio.Queue[str] = asyncio.Queue(MOST_HEARD)
 
     async def run(self) -> None:
@@ -85,7 +85,7 @@ class Discovery:
             self._heard.put_nowait(name)
 
     async def _inspect(self, network: AsyncZeroconf, name: str) -> bool:
-        """Ask what stands in an announcement, and consider it; False if that is worth trying again."""
+        """Query and verify an announcement; False if it is worth another try."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceInfo
 
@@ -93,31 +93,31 @@ class Discovery:
             info = AsyncServiceInfo(SERVICE, name)
             if not await info.async_request(network.zeroconf, ASK_SECONDS * 1000):
                 return False
-            told = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
+            candidate = announcement.read(info.parsed_addresses(IPVersion.All), info.port, info.properties)
         except OSError:
             raise
         except Exception:  # whatever a hostile announcement does to the library
             return True
-        return await self.verify(told, name)
+        return await self.verify(candidate, name)
 
-    async def verify(self, told: Announcement, name: str) -> bool:
-        """Hand on the balancer that was announced, if it is one of ours; False if it is, and was not reached."""
-        if told in self._refused or self._urls.intersection(told.urls) or len(self._urls) >= MOST_FOUND:
+    async def verify(self, candidate: Announcement, name: str) -> bool:
+        """Report the balancer if the announcement is genuine; False if it could not be reached."""
+        if candidate in self._refused or self._urls.intersection(candidate.urls) or len(self._urls) >= MOST_FOUND:
             return True
         who = printable(name.removesuffix(f".{SERVICE}"))
-        if not await asyncio.to_thread(told.proven, self._token):
+        if not await asyncio.to_thread(candidate.proven, self._token):
             if len(self._refused) < MOST_HEARD:
-                self._refused.add(told)
+                self._refused.add(candidate)
                 log.warning(
-                    "%s at %s announces itself as a balancer with a different token: ignored", who, told.urls[0]
+                    "%s at %s announces itself as a balancer with a different token: ignored", who, candidate.urls[0]
                 )
             return True
-        url = await reachable(told.urls)
+        url = await reachable(candidate.urls)
         if url is None:
-            if told not in self._unreached and len(self._unreached) < MOST_HEARD:
-                self._unreached.add(told)
+            if candidate not in self._unreached and len(self._unreached) < MOST_HEARD:
+                self._unreached.add(candidate)
                 log.warning(
-                    "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(told.urls[:3])
+                    "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(candidate.urls[:3])
                 )
             return False
         log.info("found balancer %s at %s", who, url)

@@ -24,7 +24,7 @@ LONGEST_REASON = 500
 
 
 class LinkError(Exception):
-    """A balancer did not do what it was asked. `state` is the kind of failure, the message says what and why."""
+    """A call to a balancer failed. `state` is the kind of failure, the message has the details."""
 
     def __init__(self, state: str, message: str) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class Registered(BaseModel):
 
 
 class Link:
-    """What this agent is to one balancer. All calls raise LinkError."""
+    """The connection of this agent to one balancer. All calls raise LinkError."""
 
     def __init__(
         self, balancer: str, *, token: str, token_source: str, registration: AgentRegistration, call: Call
@@ -142,8 +142,10 @@ class Link:
                 f"{self._who} refused the token ({answer.status}): check {self._token_source}; "
                 "it must be this balancer's token"
             )
-        said = self._clean(_error_text(answer.body))
-        return LinkError("error", f"{self._who} answered the {what} with status {answer.status}{said and ': ' + said}")
+        reply = self._clean(_error_text(answer.body))
+        return LinkError(
+            "error", f"{self._who} answered the {what} with status {answer.status}{reply and ': ' + reply}"
+        )
 
     def _clean(self, text: str, limit: int = 200) -> str:
         """A balancer may echo what it was sent: the token stays out of the log all the same."""

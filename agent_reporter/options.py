@@ -55,29 +55,29 @@ class Options:
 def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
     """Read the options. Raises ValueError with a message that names the option; argparse exits by itself for --help."""
     parser = _parser()
-    given, unknown = parser.parse_known_args(list(arguments))
+    parsed, unknown = parser.parse_known_args(list(arguments))
     if unknown:
         # Names only: what stands behind a mistyped --token is a secret.
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         raise ValueError(f"unknown option: {', '.join(names)}" if names else "only options are accepted; see --help")
-    if given.yes and not given.install:
+    if parsed.yes and not parsed.install:
         raise ValueError("--yes goes with --install only")
-    if given.print and (given.install or given.uninstall):
+    if parsed.print and (parsed.install or parsed.uninstall):
         raise ValueError("--print goes with --once or alone")
-    alone = given.print and not given.once
+    alone = parsed.print and not parsed.once
     return Options(
-        balancers=_balancers(given.balancer, environ, discover=given.discover),
-        token=None if alone or given.uninstall else find_token(given.token, given.token_file, environ),
-        name=_name(given.name),
-        ollama=_ollama(given.ollama, environ),
-        advertise=_named("--advertise", _advertised, given.advertise) if given.advertise else None,
-        interval=_interval(given.interval),
-        discover=given.discover,
-        once=given.once,
-        print=given.print,
-        install=given.install,
-        uninstall=given.uninstall,
-        yes=given.yes,
+        balancers=_balancers(parsed.balancer, environ, discover=parsed.discover),
+        token=None if alone or parsed.uninstall else find_token(parsed.token, parsed.token_file, environ),
+        name=_name(parsed.name),
+        ollama=_ollama(parsed.ollama, environ),
+        advertise=_named("--advertise", _advertised, parsed.advertise) if parsed.advertise else None,
+        interval=_interval(parsed.interval),
+        discover=parsed.discover,
+        once=parsed.once,
+        print=parsed.print,
+        install=parsed.install,
+        uninstall=parsed.uninstall,
+        yes=parsed.yes,
     )
 
 
@@ -168,10 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _balancers(given: list[str] | None, environ: Mapping[str, str], *, discover: bool) -> tuple[Endpoint, ...]:
-    option = "--balancer" if given else "$OLLAMA_BALANCER_URL"
-    texts = given or environ.get("OLLAMA_BALANCER_URL", "").split(",")
-    texts = [text for text in texts if text.strip()] if not given else texts
+def _balancers(parsed: list[str] | None, environ: Mapping[str, str], *, discover: bool) -> tuple[Endpoint, ...]:
+    option = "--balancer" if parsed else "$OLLAMA_BALANCER_URL"
+    texts = parsed or environ.get("OLLAMA_BALANCER_URL", "").split(",")
+    texts = [text for text in texts if text.strip()] if not parsed else texts
     return tuple(
         dict.fromkeys(
             _named(option, lambda text: _host_required(text, DEFAULT_BALANCER_PORT), text)
@@ -180,9 +180,9 @@ def _balancers(given: list[str] | None, environ: Mapping[str, str], *, discover:
     )
 
 
-def _ollama(given: str | None, environ: Mapping[str, str]) -> Endpoint:
-    if given is not None:
-        return _named("--ollama", parse_ollama_host, given)
+def _ollama(parsed: str | None, environ: Mapping[str, str]) -> Endpoint:
+    if parsed is not None:
+        return _named("--ollama", parse_ollama_host, parsed)
     return _named("$OLLAMA_HOST", parse_ollama_host, environ.get("OLLAMA_HOST", ""))
 
 
@@ -205,19 +205,19 @@ def _named[T](option: str, parse: Callable[[str], T], text: str) -> T:
         raise ValueError(f"{option} {error}") from None
 
 
-def _name(given: str | None) -> str:
-    if given is None:
+def _name(parsed: str | None) -> str:
+    if parsed is None:
         return fit_name(socket.gethostname())
-    if not re.fullmatch(NAME_PATTERN, given):
+    if not re.fullmatch(NAME_PATTERN, parsed):
         raise ValueError(
             "--name must be 1 to 64 letters, digits, '.', '_', ':', '-', '[' or ']', a letter or digit first"
         )
-    return given
+    return parsed
 
 
-def _interval(given: str) -> float:
+def _interval(parsed: str) -> float:
     try:
-        seconds = float(given)
+        seconds = float(parsed)
     except ValueError:
         seconds = math.nan
     if not 0.1 <= seconds <= LONGEST_INTERVAL:  # NaN compares false

@@ -209,7 +209,7 @@ class _Newest:
         self._published = asyncio.Event()
 
     def withdraw(self) -> None:
-        """There is no newest report: what was read too long ago would count as fresh where it arrives."""
+        """Withdraw the newest report: an old one would count as fresh when it arrives."""
         self._body = b""
 
     async def after(self, number: int) -> tuple[int, bytes]:

@@ -1,9 +1,8 @@
-"""Look-ups of names, apart from all other work: slow ones hold up neither quick ones nor anything else.
+"""Resolves names so that slow ones do not delay others.
 
-asyncio looks names up in its default executor, whose few threads all else that may block needs, too: some names that
-resolve in ten seconds keep everybody waiting. Here each look-up has a thread of its own, one for each name at a time;
-names that are known to be slow get few of them. What was found is kept: it stays in use while it is asked
-again, and while name servers do not answer.
+asyncio resolves names in its default executor, whose few threads are shared with all blocking work, so a few names that
+take ten seconds hold up everything. Here each look-up has a thread of its own, one per name at a time, with few threads
+for slow names. Results are cached, and stay in use while they are refreshed and while name servers do not answer.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class CachedName:
     at: float = float("-inf")
     """When that was found out."""
     is_slow: bool = False
-    asked: asyncio.Task[None] | None = None
+    lookup: asyncio.Task[None] | None = None
 
     def is_fresh(self, now: float) -> bool:
         return now - self.at < (FAILED_SECONDS if self.error is not None else FRESH_SECONDS)
@@ -78,12 +77,12 @@ class Resolver:
             self._forget_some()
         self._names.move_to_end((host, port))
         if not name.is_fresh(self._clock()):
-            if name.asked is None:
-                name.asked = asyncio.get_running_loop().create_task(self._ask(name, host, port), name="look-up")
+            if name.lookup is None:
+                name.lookup = asyncio.get_running_loop().create_task(self._ask(name, host, port), name="look-up")
             if not name.infos:
-                await asyncio.shield(name.asked)
+                await asyncio.shield(name.lookup)
             elif not name.is_slow:
-                await asyncio.wait((name.asked,), timeout=RENEWAL_SECONDS)
+                await asyncio.wait((name.lookup,), timeout=RENEWAL_SECONDS)
         if name.infos:
             return name.infos
         if name.error is None:
@@ -111,10 +110,10 @@ class Resolver:
         except Exception as error:  # such as a NUL in the name
             name.infos, name.error = [], OSError(f"it cannot be resolved: {error}")
         finally:
-            name.at, name.asked = self._clock(), None
+            name.at, name.lookup = self._clock(), None
 
     def mark_suspect(self, host: str, port: int) -> None:
-        """Nobody was reached there: it is asked again before it is used again."""
+        """Resolve the name again before its next use, as nobody was reached."""
         name = self._names.get((host, port))
         if name is not None and name.error is None:
             name.at = float("-inf")

@@ -1,4 +1,4 @@
-"""Tables for people in a terminal: the fleet, the waiting line, answers side by side. Rows of strings, a head first."""
+"""Tables for terminals: the fleet, the queue, answers side by side. Rows of strings, a header first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from the host: one collector a file, and one row each in COLLECTORS, which is also their order."""
+"""The collectors: one per file and one row in COLLECTORS, which is their order."""
 
 from __future__ import annotations
 

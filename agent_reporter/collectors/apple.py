@@ -16,8 +16,8 @@ def read_apple() -> list[dict[str, object]]:
     """The GPU; none on another system. Raises OSError or subprocess.SubprocessError."""
     if sys.platform != "darwin":
         return []
-    told = subprocess.run(COMMAND, capture_output=True, timeout=TIMEOUT, check=True)  # noqa: S603 - no input
-    return parse(told.stdout.decode("utf-8", "replace"), psutil.virtual_memory().total)
+    output = subprocess.run(COMMAND, capture_output=True, timeout=TIMEOUT, check=True)  # noqa: S603 - no input
+    return parse(output.stdout.decode("utf-8", "replace"), psutil.virtual_memory().total)
 
 
 def parse(text: str, memory: int) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""What a collector is."""
+"""The interface of a collector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Host:
 
 
 class PartialError(Exception):
-    """A collector that has logged what failed, and gives what did not."""
+    """Some of the data could not be read, which was logged; carries the rest."""
 
     def __init__(self, fields: Fields) -> None:
         super().__init__("only a part of it could be read")
@@ -36,6 +36,6 @@ class PartialError(Exception):
 
 
 class Collector(Protocol):
-    """Made once with the Host, asked once a report. Raises whatever it likes: the report goes on without it."""
+    """Created once with the Host and called for each report. May raise anything."""
 
     async def collect(self) -> Fields: ...

@@ -53,7 +53,7 @@ class GpusCollector:
 
 
 def in_thread(read: Callable[[], Sequence[Gpu]]) -> asyncio.Future[Sequence[Gpu]]:
-    """Its result, from a thread that does not keep the program from ending, as those of asyncio do."""
+    """Run a function in a daemon thread, which does not block exit as asyncio's threads do."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Sequence[Gpu]] = loop.create_future()
 

@@ -44,17 +44,17 @@ def read_nvidia(drivers: Sequence[Path] = DRIVERS) -> list[dict[str, object]]:
 def describe(nvml: Any, handle: object) -> dict[str, object]:
     """One GPU; what it does not tell (unified memory, a virtual GPU) is None."""
 
-    def asked(question: Callable[[object], Any]) -> Any:
+    def query(question: Callable[[object], Any]) -> Any:
         try:
             return question(handle)
         except nvml.NVMLError:
             return None
 
-    name = asked(nvml.nvmlDeviceGetName)
-    memory = asked(nvml.nvmlDeviceGetMemoryInfo)
-    rates = asked(nvml.nvmlDeviceGetUtilizationRates)
-    power = asked(nvml.nvmlDeviceGetPowerUsage)  # milliwatts
-    temperature = asked(lambda each: nvml.nvmlDeviceGetTemperature(each, nvml.NVML_TEMPERATURE_GPU))
+    name = query(nvml.nvmlDeviceGetName)
+    memory = query(nvml.nvmlDeviceGetMemoryInfo)
+    rates = query(nvml.nvmlDeviceGetUtilizationRates)
+    power = query(nvml.nvmlDeviceGetPowerUsage)  # milliwatts
+    temperature = query(lambda each: nvml.nvmlDeviceGetTemperature(each, nvml.NVML_TEMPERATURE_GPU))
     return {
         "name": (name.decode("utf-8", "replace") if isinstance(name, bytes) else name) or "NVIDIA GPU",
         "utilization": None if rates is None else float(rates.gpu),

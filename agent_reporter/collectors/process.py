@@ -78,7 +78,7 @@ class ServerProcess:
 
 
 def choose(servers: Iterable[Server], port: int) -> Server | None:
-    """Which of them is the one with that port; None where that cannot be told."""
+    """The server with that port; None if unknown."""
     servers = list(servers)
     for server in servers:
         if not server.in_container and server.ports is not None and port in server.ports:
@@ -100,7 +100,7 @@ def _may_have(server: Server, port: int) -> bool:
 
 
 def _inspect(process: psutil.Process) -> Server | None:
-    """None: it is no Ollama server, another user's that shows nothing of itself, or gone."""
+    """Inspect a process; None unless it is an accessible Ollama server."""
     try:
         if process.name().lower() not in NAMES or "serve" not in process.cmdline()[1:2]:
             return None

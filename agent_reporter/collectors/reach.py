@@ -28,7 +28,7 @@ REMEDIES = {
 
 
 class ReachCollector:
-    """Gives nothing; it warns."""
+    """Returns no fields; logs a warning."""
 
     def __init__(self, host: Host, platform: str = sys.platform) -> None:
         self._port = host.ollama.port

@@ -248,7 +248,7 @@ def test_a_client_that_leaves_cancels_the_pull_on_all_hosts(fleet: Fleet) -> Non
 
 def test_what_is_managed_on_a_host_that_is_away_names_that_host(tmp_path: Path, hosts: Hosts) -> None:
     here, away = hosts.start("here", "base", "both"), hosts.start("away", "both", "far")
-    agents = f"here={here.url},unavailable={away.url}"
+    agents = f"here={here.url},away={away.url}"
     with running_proxy(tmp_path, "--set", f"balancer_agents={agents}") as proxy:
         proxy.wait_online("here", "away")
         client = ollama.Client(proxy.url, trust_env=False)

@@ -93,7 +93,7 @@ def test_agents_without_the_model_are_no_candidates(tmp_path: Path, hosts: Hosts
     hosts.start("with", "qwen3")
     hosts.start("without", "llama3.2")
     agents = ",".join(
-        [*(f"{host.name}={host.url}" for host in hosts.all), f"unavailable=http://127.0.0.1:{free_port()}"]
+        [*(f"{host.name}={host.url}" for host in hosts.all), f"away=http://127.0.0.1:{free_port()}"]
     )
     with running_proxy(tmp_path, *METRICS, "--set", f"balancer_agents={agents}") as proxy:
         proxy.wait_online("with", "without")

@@ -46,7 +46,7 @@ SORTS: dict[str, Callable[[Agent], Any]] = {
     "memory": lambda agent: -agent.metrics.memory_usage if agent.metrics is not None else 1,
     "gpu": lambda agent: -_busiest_gpu(agent),
 }
-"""What comes first, of agents that are in the order of their names already."""
+"""Sort keys, applied to agents that are sorted by name."""
 
 
 class Dashboard:

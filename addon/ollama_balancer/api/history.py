@@ -1,4 +1,4 @@
-"""GET /api/history: what went through in each minute, by agent and model, in pages: `next` is where the next one is."""
+"""GET /api/history: requests per minute, by agent and model, in pages; `next` is the next page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT = 60
 """Minutes."""
 
 ROWS_AT_ONCE = 500
-"""Written before others get their turn: some 7 ms."""
+"""Rows serialized before other tasks get a turn: some 7 ms."""
 
 ROWS_IN_PAGE = 5_000
 """Of an answer, some 1 MB: a client that does not read it must not have many times as much kept for it. A minute is

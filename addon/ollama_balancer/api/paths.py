@@ -1,4 +1,4 @@
-"""Which paths the balancer answers itself. Apart from the application, which takes a while to load."""
+"""The paths of the control API, apart from the application, which is slow to import."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ HOST_FIGURES = (
 
 @dataclass(frozen=True)
 class _Collected:
-    """What an encoder takes for a registry."""
+    """The registry that the encoder expects."""
 
     families: list[Metric]
 

@@ -1,4 +1,4 @@
-"""POST /api/agents/NAME/metrics: the one control call that comes all the time may go past the application."""
+"""POST /api/agents/NAME/metrics, which bypasses the application because it is frequent."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float)
 
 
 def take_report(registry: AgentRegistry, path: str, body: bytes) -> Agent | None:
-    """The same by the path of the call, for a caller who has presented the token; whose report it is. None: the
-    application is to say what is wrong.
+    """Store the report of an authorized caller by the path of the call; returns the agent. None: the application is to
+    report the error.
     """
     match = _PATH.fullmatch(path)
     agent = match and registry.get(match[1])

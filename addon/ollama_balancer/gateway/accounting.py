@@ -1,4 +1,4 @@
-"""Requests that are over, as monitoring counts them."""
+"""Turns finished requests into summaries for metrics, history and dashboard."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .outcomes import outcome_of
 KILLED = "killed"
 
 MOST_UNCOUNTED = 64
-"""Requests that are over and not counted yet."""
+"""Finished requests buffered before they are counted."""
 
 CLIENT_LEFT = "cancelled"
-"""The reason of an agent's part of a request to several when the client has left."""
+"""The failure reason of a fan-out leg whose client disconnected."""
 
 
 def summarize(context: RequestContext, registry: AgentRegistry) -> RequestSummary:
-    """What there is to count of it."""
+    """Summarize a finished request."""
     agent = context.agent
     model = context.model_name or ""
     watcher = context.watcher
@@ -57,7 +57,7 @@ def summarize(context: RequestContext, registry: AgentRegistry) -> RequestSummar
 
 
 def summarize_unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
-    """A request that ended before a route was asked for: answered with that status, or given up."""
+    """Summarize a request that ended before it was routed: `status` of the answer, or None if it was cancelled."""
     route = find_route(path)
     refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
     return RequestSummary(
@@ -72,13 +72,13 @@ def summarize_unrouted(path: str, status: int | None, cancelled_by: str = "") ->
 
 
 def is_listed(context: RequestContext) -> bool:
-    """Whether it is one of those that people are shown: not what the balancer answers from what it knows."""
+    """Whether the request appears among the recent decisions. Merged lists do not."""
     listing = context.route is not None and context.route.kind is Kind.MERGED
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
 def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, Any]:
-    """What people are shown of it in passing."""
+    """The row of the recent decisions."""
     return {
         "agent": summary.agent or None,
         "model": one_line(context.model, 100) if context.model else None,
@@ -92,7 +92,7 @@ def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, A
 
 
 class Accounting:
-    """Counts requests that are over, for all who show figures. Some at a time takes less than each alone."""
+    """Counts finished requests for metrics, history and dashboard, in batches because that is cheaper."""
 
     def __init__(self, registry: AgentRegistry, request_metrics: RequestMetrics) -> None:
         self.request_metrics = request_metrics
@@ -101,15 +101,15 @@ class Accounting:
         self._registry = registry
         self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
         self._revision = 0
-        """The registry's when the request_metrics was last told which agents there are."""
+        """Revision of the registry when removed agents were last folded into the metrics."""
 
     def ended(self, context: RequestContext) -> None:
-        """A request that was to be routed is over."""
+        """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
         self._add(summary, decision_of(context, summary) if is_listed(context) else None)
 
     def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
-        """One that ended before a route was asked for."""
+        """Count a request that ended before it was routed."""
         self._add(summarize_unrouted(path, status, cancelled_by))
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
@@ -125,13 +125,13 @@ class Accounting:
             self.recent.add(summary, decision)
 
     def count(self) -> None:
-        """Before anybody asks for the counts, and every now and then."""
+        """Flush the buffer; called periodically and before counts are read."""
         began = time.perf_counter()
         self._count()
         self.request_metrics.processing_seconds += time.perf_counter() - began
 
     def sample(self) -> None:
-        """Every now and then: what the fleet does at this moment."""
+        """Sample the current state of the fleet; called periodically."""
         self.count()
         self.recent.sample(self._registry)
         if self._revision != self._registry.revision:

@@ -1,4 +1,4 @@
-"""What the gateway needs of whoever speaks with clients, and with hosts."""
+"""The interfaces through which the gateway reaches clients and hosts."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ class Adapter(Protocol):
     """Speaks HTTP with clients, and with the agents that the gateway chooses."""
 
     def request(self, context: RequestContext) -> ClientRequest:
-        """What is to be sent now."""
+        """The request as it is to be sent now."""
 
     def agent_request(self, context: RequestContext) -> AgentRequest:
-        """The same as several agents are to get it."""
+        """The request as a fan-out sends it to several agents."""
 
     def waiting(self, context: RequestContext) -> None:
-        """The request has begun to wait in the queue."""
+        """Called when the request enters the queue."""
 
     def is_killed(self, context: RequestContext) -> bool:
-        """Whether a person has ended it."""
+        """Whether a user killed the flow."""
 
     def cut(self, context: RequestContext) -> None:
-        """Close the connection on which its answer comes, if there is one."""
+        """Close the connection to the agent, if there is one."""
 
     def client_is_slow(self, context: RequestContext) -> bool:
-        """Whether there is something that the client has yet to take."""
+        """Whether data for the client is still unsent."""
 
     def read_client(self, context: RequestContext, on: bool) -> None:
-        """Go on reading from the client, or let it wait."""
+        """Resume or pause reading from the client."""
 
     async def drain_client(self, context: RequestContext) -> None:
-        """Wait until the client has taken most of what was sent to it."""
+        """Wait until most of what was sent to the client has left the buffer."""
 
 
 class Prober(Protocol):
-    """Asks hosts what the balancer wants to know of them."""
+    """Queries hosts."""
 
     async def probe(self, agent: Agent) -> bool:
-        """See whether the host is there, and may be used."""
+        """Check that the host is up and lets the balancer in."""
 
     async def refresh(self, agent: Agent) -> object:
-        """See what models the host has."""
+        """Update the list of models on the host."""
 
     async def refresh_loaded(self, agent: Agent, *, unloading: str | None, last: bool) -> bool:
-        """See what models the host has loaded; whether there is nothing more to see (`load_checks`)."""
+        """Update the list of loaded models; returns whether the check is complete (see `load_checks`)."""
 
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the host has loaded; None if it does not say."""

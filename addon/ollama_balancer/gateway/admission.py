@@ -1,4 +1,4 @@
-"""May a request come in: is there such a call, and can what it asks for be read?"""
+"""Admission: is there such a route, and can the request be read?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .messages import ClientRequest
 from .translation import demand_of
 
 MAX_MODEL_NAME = 512
-"""No agent reports a longer name, so none has it."""
+"""Characters. No agent reports a longer name."""
 
 
 class Admitted(NamedTuple):
@@ -27,7 +27,7 @@ class Admitted(NamedTuple):
     route: Route
     parsed: ParsedRequest
     content: bytes | None
-    """Its body as the server reads it."""
+    """The decompressed body."""
 
 
 def admit(
@@ -38,10 +38,10 @@ def admit(
     name_of: Callable[[str], str],
     observed: bool,
 ) -> Admitted | Answer:
-    """Read what the request asks for into its context, or say why it cannot come in.
+    """Parse the request into its context, or return the error to answer with.
 
-    `reading` is what its body says, where that has been read already. `name_of` gives the canonical name of a model as
-    a request names it; `observed`: somebody may look at the prompt.
+    `reading` is the parsed body if it was read in a thread already. `name_of` returns the canonical name of a model;
+    `observed` tells whether anybody may look at the prompt.
     """
     path = request.path
     route = context.route = find_route(path)
@@ -73,7 +73,7 @@ def admit(
 
 
 def _not_there(context: RequestContext, request: ClientRequest, route: Route | None) -> Answer:
-    """What a call gets that Ollama does not have."""
+    """The answer to a route or method that Ollama does not have."""
     method, path = request.method, request.path
     if route is None:
         redirect = find_redirect(method, request.target)

@@ -1,8 +1,8 @@
-"""A request to one agent whose answer is listened for while its body is sent, and read as it comes.
+"""One HTTP/1.1 call to an agent that reads the answer while it still sends the body.
 
-An answer that comes before the end of the body counts: Ollama answers a file that it has without reading it, a proxy
-one that is too large, and both close. What is sent after that resets the connection, and whoever has not read by then
-loses the answer. A plain socket is used, as asyncio's transports drop what has arrived unread when a write fails.
+An early answer counts: Ollama answers an upload of a blob it already has without reading the body, a proxy refuses one
+that is too large, and both then close. Data sent after that resets the connection, and an answer that is still unread
+is lost. asyncio transports discard unread data when a write fails, so this uses a plain socket.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .messages import Fields, header
 READ_SIZE = 64 * 1024
 
 EARLY_ANSWER_SECONDS = 5.0
-"""For the answer of a host that has stopped taking the body: it has sent it before, if at all."""
+"""Seconds to wait for an early answer after sending the body has failed."""
 
 
 class CallError(Exception):
-    """There was no whole answer. The message says why; it holds nothing of the request."""
+    """The call failed. The message says why and contains nothing of the request."""
 
 
 class UnreachableError(CallError):
@@ -35,12 +35,12 @@ class UnreachableError(CallError):
 
 
 class CallTimeoutError(CallError):
-    """There was none in time."""
+    """A timeout expired."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is sent. Host is the address's; with no Content-Length a body that is fed goes in chunks."""
+    """The request. The Host header is made from `address`; a streamed body without Content-Length is sent in chunks."""
 
     address: Address
     method: str
@@ -51,7 +51,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds to connect, for each piece of the body that is sent, and for each wait for a part of the answer."""
+    """Timeouts in seconds: to connect, to send each piece of the body, and to wait for each part of the answer."""
 
     connect: float
     write: float
@@ -69,7 +69,7 @@ class Answer:
         self._limits = limits
 
     def header(self, name: bytes) -> str:
-        """The values of a header, whose name is in lower case; empty if there is none."""
+        """The value of a header, given by its lower-case name; empty if it is missing."""
         return header(self.fields, name) or ""
 
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -79,7 +79,7 @@ class Answer:
         return event
 
     async def read_head(self) -> None:
-        """What comes before it (1xx) is no answer."""
+        """Skips interim (1xx) answers."""
         while True:
             match event := await self._next():
                 case h11.Response():
@@ -132,7 +132,7 @@ async def answer_to(call: Call, limits: Limits) -> AsyncIterator[Answer]:
 
 
 async def _wait_for_head(reading: asyncio.Task[None], sending: asyncio.Task[None], limits: Limits) -> None:
-    """Wait for the head of the answer, however far the body has come."""
+    """Wait for the head of the answer, even if the body is still being sent."""
     await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
     if not reading.done():
         sent_whole = sending.exception() is None
@@ -147,7 +147,7 @@ async def _wait_for_head(reading: asyncio.Task[None], sending: asyncio.Task[None
 
 @contextlib.contextmanager
 def _as_call_errors() -> Iterator[None]:
-    """Have what fails say why."""
+    """Turn errors of the socket and of h11 into CallError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Attempts at an agent that came to nothing."""
+"""Failed attempts to get an answer from an agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .messages import Response
 
 
 class FailureKind(StrEnum):
-    """How an attempt without an answer failed. The values are labels of metrics, beside those of `Blame`."""
+    """How an attempt failed that got no answer. The values are metric labels, as are those of `Blame`."""
 
     CONNECT = "connect"
     TIMEOUT = "timeout"
@@ -20,37 +20,37 @@ class FailureKind(StrEnum):
 
 
 CORRECTIONS = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE})
-"""Attempts that only showed that the agent was the wrong one to ask."""
+"""Failures that only show that the agent was the wrong choice."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the last attempt came to nothing, as the adapter saw it."""
+    """Why the last attempt failed, as the adapter saw it."""
 
     reason: str
     connected: bool
-    """Whether the agent was reached at all."""
+    """Whether a connection was established."""
     retriable: bool
-    """Whether the request may go to another agent: nothing of an answer was seen, and the request is at hand."""
+    """Whether another agent may be tried: the client has seen nothing of an answer, and the body is still available."""
     refusal: Response | None = None
-    """The answer, where there was one."""
+    """The error response, if there was one."""
     blame: Blame | None = None
-    """Whom that answer blames; not the caller."""
+    """Who is to blame for the error response; never the caller."""
 
 
 @dataclass(frozen=True)
 class FailedAttempt:
-    """An agent that was tried in vain."""
+    """An agent that was tried without success."""
 
     agent: str
     reason: str
     kind: Blame | FailureKind = FailureKind.BROKEN
     refusal: Response | None = None
-    """What it answered."""
+    """Its error response."""
 
 
 class Candidate(NamedTuple):
-    """An agent that could have had the request, as it stood then."""
+    """An agent that was eligible for the request, with its figures at that moment."""
 
     agent: str
     score: float | None
@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
 
 
 def failure_kind(reply: Reply) -> Blame | FailureKind:
-    """How an agent failed at its part of a request to several."""
+    """Classify the failure of one leg of a fan-out."""
     if reply.status is None:
         return FailureKind(reply.failure or FailureKind.BROKEN)
     if reply.lacks_it:

@@ -1,7 +1,7 @@
-"""What a request's body says to the server, and what is to be done with one that says nothing.
+"""Decompresses request bodies and refuses those that cannot be read.
 
-A body that the balancer cannot read would go past the queue and the slots. So, where a model is run, it is refused,
-unless no server can read it either: then a host may say what is wrong with it.
+A body that the balancer cannot read would bypass the queue and the slots, so on routes that run a model it is refused,
+unless the server could not read it either: then a host may report the error.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route
 
 ZSTD = "zstd"
-"""The one Content-Encoding of requests that the server reads."""
+"""The only Content-Encoding that the server accepts in requests."""
 
 MAX_DECOMPRESSED = 20 * 1024 * 1024
-"""Bytes into which a body may unpack: the server's own limit (`maxDecompressedBodySize`)."""
+"""Bytes after decompression: the server's own limit (`maxDecompressedBodySize`)."""
 
 MOST_FIELDS = 100
-"""Of a query."""
+"""Parameters of a query string."""
 
 _ESCAPES = {7: "a", 8: "b", 9: "t", 10: "n", 11: "v", 12: "f", 13: "r"}
 
@@ -35,7 +35,7 @@ class RefusedBodyError(Exception):
 
 
 def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
-    """What the server reads. `encoding` is the first Content-Encoding, as it is written. RefusedBodyError: nothing."""
+    """The decompressed body. `encoding` is the first Content-Encoding, as written. Raises RefusedBodyError."""
     if not route.accepts_zstd or encoding != ZSTD or body is None:
         return body
     try:
@@ -51,9 +51,9 @@ def content_of(route: Route, body: bytes | None, encoding: str) -> bytes | None:
 def check_readable(
     route: Route, parsed: ParsedRequest, content: bytes | None, content_type: str, *, compressed: bool
 ) -> None:
-    """RefusedBodyError: the request might run a model, and nobody knows which. `compressed`: it has a Content-Encoding.
+    """Raise RefusedBodyError if the request might run a model that the balancer cannot determine.
 
-    The words are those of the server.
+    `compressed`: it has a Content-Encoding. The messages are those of the server.
     """
     if parsed.readable or not route.runs or content is None:
         return
@@ -69,7 +69,7 @@ def check_readable(
 
 
 def model_in_query(target: str, model: str | None) -> str | None:
-    """The model of a form, as the server takes it: what the query says goes before what the form says."""
+    """The model of a multipart request. As in the server, the query takes precedence over the form."""
     try:
         fields = parse_qsl(target.partition("?")[2], keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:

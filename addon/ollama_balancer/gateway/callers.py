@@ -1,8 +1,8 @@
-"""Who sends a request, and what they present for it: read at its beginning and kept out of what is shown of it.
+"""Identifies callers and removes their credentials from what is shown.
 
-Requests are shown, saved and sent again, so credentials must not be in them. The agent still gets those that are not
-the balancer's own: a host may stand behind a server that asks for a key. Cookies go no further: they belong to the
-balancer's address, and a host of the fleet has no business with them.
+Flows are shown, saved and replayed, so they must not contain credentials. The agent still receives those that are not
+the balancer's own, because a host may stand behind a server that requires a key. Cookies are dropped: they belong to
+the balancer's address.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _KEYS = (b"authorization", b"x-api-key")
 
 
 NETWORK_BITS = 64
-"""Of an IPv6 address, what tells clients apart: within its network a machine takes what addresses it likes."""
+"""Prefix length by which IPv6 clients are told apart: within one network a machine can use any address."""
 
 LONGEST_KNOWN = 1024
-"""Bytes of a request's header names for which it is remembered whether there is a secret among them."""
+"""Bytes of header names up to which the search for secrets is cached."""
 
 
 LONGEST_TOKEN_FIELD = 16 * 1024
-"""Bytes of a header in which the balancer's token is looked for."""
+"""Bytes of a header value that are searched for the token."""
 
 
 @functools.lru_cache(256)
 def _has_secret_names(names: bytes) -> bool:
-    """Most requests of a client have the same ones."""
+    """Cached, because most requests of a client have the same header names."""
     return _SECRET.search(names) is not None
 
 
 @functools.lru_cache(1024)
 def _fairness_group(address: str) -> tuple[str, bool]:
-    """The group whose turns are used from that address, and whether the address is only one of it."""
+    """The fairness group of an address, and whether the group has several addresses."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -64,42 +64,42 @@ def _fairness_group(address: str) -> tuple[str, bool]:
 
 
 def fairness_key_of(address: str, key: str) -> FairnessKey:
-    """Whose turns in the line a request from that address uses, which shows that key or "".
+    """The fairness key of a request from that address with that API key, or "".
 
-    Nobody has given these keys out, so a fresh one is as good as any: they share out the turns of their address, and
-    buy none. The addresses of an IPv6 network share out the network's turns.
+    Anybody can make up API keys, so they only divide the share of their address and add nothing to it. The addresses of
+    an IPv6 network divide the share of the network.
     """
     group, shared = _fairness_group(address)
     return (group, address) if shared else (group, key)
 
 
 UNKNOWN = "unknown"
-"""The name of a client that has no address."""
+"""Stands for the name of a client without an address."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Caller:
-    """`name` tells clients apart for people: by a hash of the API key that says nothing about it, else by address."""
+    """The client. `name` is a keyed hash of its API key, or else its address."""
 
     client_id: str
     name: str = UNKNOWN
     fairness_key: FairnessKey | None = None
-    """Whose turns its requests use in the line."""
+    """Its share of the queue."""
     authorized: bool = False
-    """Whether the balancer's token was presented."""
+    """Whether it presented the balancer's token."""
     credentials: Fields = field(default=(), repr=False)
-    """The headers that the agent is to get beside those of the flow."""
+    """Headers to forward to the agent that were removed from the flow."""
     target: Target | None = field(default=None, repr=False)
-    """The path and query of the flow, in which secrets are masked, and those that the agent is to get."""
+    """The masked target of the flow, and the original that is sent to the agent."""
 
     @property
     def has_wrong_token(self) -> bool:
-        """Whether a token was presented as the balancer's is, which is another."""
+        """Whether it presented a bearer token that is not the balancer's."""
         return not self.authorized and any(name.lower() == b"authorization" for name, _ in self.credentials)
 
 
 class CallerReading(NamedTuple):
-    """Who sends a request, and what of its head may be shown."""
+    """The caller, and the head of its request as it may be shown."""
 
     caller: Caller
     fields: Fields
@@ -111,7 +111,7 @@ class CallerReading(NamedTuple):
 def read_caller(
     fields: Fields, target: bytes, token: Token, salt: bytes, *, client_id: str, address: str | None
 ) -> CallerReading:
-    """Read who sends the request from `address`, and part what they present from what may be shown."""
+    """Identify the caller and separate its credentials from what may be shown."""
     client_name = address or UNKNOWN
     masked = None
     if b"?" in target or token.is_in(target):
@@ -144,7 +144,7 @@ def read_caller(
 
 
 def _is_basic_with(token: Token, value: bytes) -> bool:
-    """Whether it is a name and password, as a URL may have them, one of which is the token."""
+    """Whether a Basic credential contains the token as user name or password."""
     scheme, _, coded = value[:LONGEST_TOKEN_FIELD].partition(b" ")
     if scheme.lower() != b"basic":
         return False

@@ -1,6 +1,6 @@
-"""A monotonic clock that does not count the time for which the whole process was stopped.
+"""A monotonic clock that excludes the time during which the process was suspended.
 
-After a SIGSTOP, or when the machine wakes up, every host would seem to have been silent for that long.
+Otherwise every host would appear to have been silent for that long after a SIGSTOP or when the machine wakes up.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 LONGEST_GAP = 3.0
-"""Seconds between two readings. Somebody reads the clock every half second while the process runs."""
+"""Seconds. The running process reads the clock every half second, so a longer gap means that it was suspended."""
 
 USUAL_GAP = 0.5
 

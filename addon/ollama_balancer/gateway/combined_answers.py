@@ -1,4 +1,4 @@
-"""The one answer that a client gets to a request that went to several agents."""
+"""Combines the answers of several agents into one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRAMING = (b"content-length", b"transfer-encoding")
 
 
 def streamed_head(request: AgentRequest, status: int, fields: Fields, *, merges: bool) -> Response:
-    """The head of an answer that streams; `merges`: its lines are those of several agents."""
+    """The head of a streamed answer; `merges`: it carries lines from several agents."""
     if merges:
         fields = ((b"Content-Type", b"application/x-ndjson"), date())
     kept = _without_framing(fields)
@@ -22,7 +22,7 @@ def streamed_head(request: AgentRequest, status: int, fields: Fields, *, merges:
 
 
 def combined(request: AgentRequest, answer: Combined) -> Response:
-    """What the agents' whole answers come to."""
+    """The combined answer of agents that answered without streaming."""
     reply, head = answer.reply, request.method == "HEAD"
     if reply is not None and (head or answer.status < 400 or is_object(reply.body)):
         fields = list(reply.headers)

@@ -1,7 +1,7 @@
-"""How many clients may be connected, and how long one may take to say what it wants.
+"""Limits the number of client connections and the time to send a request head.
 
-At the limit the connection that has been idle for longest makes room: a client that has nothing to say cannot keep
-others, or whoever looks what is wrong, out. Nothing here does I/O: whoever asks closes what is named.
+At the limit the connection that has been idle longest is evicted, so that idle clients lock nobody out. This module
+does no I/O: its caller closes the connections.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 
 HEAD_SECONDS = 30.0
-"""From the connection, or the first byte of another request, to the end of the head."""
+"""Seconds from the connection, or from the first byte of a further request, to the end of the head."""
 
 PART_OF_ONE = 0.75
-"""Of all connections, how many may come from one address."""
+"""Share of all connections that one address may have."""
 
 
 class Connections:
-    """Clients by the ids of their connections. `clock` gives monotonic seconds; `most` may be changed."""
+    """Clients by connection id. `clock` returns monotonic seconds; `most` is the limit and may be changed."""
 
     def __init__(self, clock: Callable[[], float], most: int) -> None:
         self.most = most
@@ -25,11 +25,11 @@ class Connections:
         self._addresses: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
-        """Requests, by client."""
+        """Running requests by client."""
         self._idle: dict[str, None] = {}
-        """Those that have no request, the one first that has had none for longest."""
+        """Clients without a running request, the one idle longest first."""
         self._heads: dict[str, float] = {}
-        """Those of which a head is waited for, by the time until which it has to be there."""
+        """Deadlines of the request heads that are awaited."""
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -38,7 +38,7 @@ class Connections:
         return f"Connections({len(self)} of {self.most}, {len(self._idle)} idle, {len(self._heads)} without a head)"
 
     def add(self, client: str, address: str) -> tuple[bool, str | None]:
-        """Whether it may come in, and which other has to go for that."""
+        """Whether the client is accepted, and which client to evict for it."""
         full = len(self._addresses) >= self.most
         too_many = self._counts[address] >= max(1, int(self.most * PART_OF_ONE))
         evicted: str | None = None
@@ -60,14 +60,14 @@ class Connections:
         return self._addresses.get(client, "a client")
 
     def begun(self, client: str) -> None:
-        """The head of its request is there."""
+        """A request head is complete."""
         if client in self._addresses:
             self._heads.pop(client, None)
             self._idle.pop(client, None)
             self._running[client] += 1
 
     def ended(self, client: str) -> None:
-        """One of its requests is over."""
+        """One of its requests has ended."""
         if client in self._running:
             self._running[client] -= 1
             if self._running[client] <= 0:
@@ -75,7 +75,7 @@ class Connections:
                 self._idle[client] = None
 
     def head_begun(self, client: str) -> None:
-        """A part of a head has come."""
+        """A part of a request head has arrived."""
         if client in self._addresses and client not in self._heads:
             self._heads[client] = self._clock() + HEAD_SECONDS
 
@@ -91,7 +91,7 @@ class Connections:
         self._running.pop(client, None)
 
     def overdue(self) -> list[str]:
-        """Those whose head has not come in time."""
+        """Clients whose request head is overdue."""
         now = self._clock()
         overdue_clients = []
         for client, until in self._heads.items():

@@ -1,7 +1,7 @@
-"""One request, from its head to its end: who sends it, what it asks for, who was tried, and the lease it holds.
+"""One request from its head to its end: caller, parsed request, attempts, queue ticket and lease.
 
-It is made when the request's head has come, and the adapter finds it by what it has of the request. It ends once,
-whoever sees the end first: `end` gives back all that it holds, and an ended request is given nothing any more.
+The context is created when the head arrives. It ends exactly once: `end` releases everything it holds, and nothing can
+be added afterwards.
 """
 
 from __future__ import annotations
@@ -34,98 +34,98 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class RequestContext:
-    """One request. It holds at most one lease, or a fan-out, and a place in the queue; `end` gives them back, once."""
+    """One request. It holds at most one lease or a fan-out, and a queue ticket; `end` releases them once."""
 
     caller: Caller
     dialect: Dialect
     clock: Callable[[], float]
     """Monotonic seconds."""
     is_routed: bool = False
-    """Whether it was to be routed: what the balancer answers itself before that does not count."""
+    """Whether routing has begun: requests that the balancer refuses before that are counted separately."""
     route: Route | None = None
     model: str | None = None
-    """As the client spells it."""
+    """As the client wrote it."""
     excerpt: str = ""
-    """The beginning of what the user said last, where somebody may look at flows."""
+    """The beginning of the last user message, if flows are observed."""
     model_name: str | None = None
-    """The canonical name by which agents have it."""
+    """The canonical name."""
     pin: str | None = None
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
     leased_at: float = 0.0
-    """When the lease was taken."""
+    """When the lease was acquired."""
     tried: list[Agent] = field(default_factory=list)
     failures: list[FailedAttempt] = field(default_factory=list)
     watcher: AnswerWatcher | None = None
     pass_on: Callable[[bytes], bytes] | None = None
-    """What each chunk of a streamed answer goes through."""
+    """Filters each chunk of a streamed answer."""
     first_byte: float | None = None
     last_activity: float = float("-inf")
-    """When the last part of the answer came."""
+    """When the last part of the answer arrived."""
     outcome: Outcome | None = None
     problem: str | None = None
     status: int | None = None
-    """Of the answer, once it is known."""
+    """Status of the answer, once known."""
     total: float | None = None
     """Seconds from the request's arrival to the end."""
     tokens_per_second: float | None = None
     fan_out: FanOut | None = None
-    """Of a request that goes to several agents."""
+    """Set if the request goes to several agents."""
     path: str = ""
     """Without the query."""
     handle: object = None
-    """What the adapter knows the request by."""
+    """The adapter's handle of the request."""
     head_only: bool = False
-    """Whether it is a HEAD."""
+    """Whether the method is HEAD."""
     retry_budget_spent: bool = False
-    """Whether it was not sent elsewhere because the fleet's retries were spent."""
+    """Whether no other agent was tried because the retry budget was used up."""
     on_end: Callable[[RequestContext], None] | None = None
-    """Called once, when it has ended and holds nothing any more."""
+    """Called once after everything was released."""
     slot_model: str | None = None
-    """The canonical name of the model that is run for it; None if none is, or none is known."""
+    """The canonical name of the model to run; None if no model is run or it is unknown."""
     demand: Demand | None = None
-    """What it asks of an agent; None where `slot_model` is."""
+    """What the request demands of an agent; None if `slot_model` is."""
     scored_candidates: tuple[ScoredCandidate, ...] = ()
-    """How the agents were weighed when it was sent, the best first."""
+    """The scored candidates at dispatch, best first."""
     candidates: tuple[Candidate, ...] = ()
-    """In modes that weigh no request: the agent that was chosen, and the next ones."""
+    """In modes without scores: the chosen agent and the next ones."""
     streams: bool = False
-    """Whether its answer is to stream."""
+    """Whether a streamed answer was requested."""
     unloads: bool = False
-    """Whether its model is to be in memory no more when it is done."""
+    """Whether its model is to be unloaded afterwards."""
     body_bytes: int = 0
     elapsed: float = 0.0
-    """Seconds that attempts have taken of the time for a first byte."""
+    """Seconds of the first-byte timeout that attempts have used."""
     ticket: Ticket | None = None
-    """Its place in the line."""
+    """Its queue ticket."""
     waiting_since: float | None = None
     waited: float = 0.0
-    """Seconds in the line."""
+    """Seconds in the queue."""
     turn: asyncio.Future[None] | None = None
-    """Done when the wait in the line is over, for whatever reason."""
+    """Done when the wait in the queue ends, for whatever reason."""
     on_leave_queue: Callable[[Ticket], object] | None = None
     address: Address | None = None
-    """Of the agent that gets the request."""
+    """Address of the agent that gets the request."""
     failure: Failure | None = None
-    """How the last attempt ended; None at the first."""
+    """How the last attempt failed; None before the first."""
     timed_out: bool = False
-    """The time for a first byte has run out: no attempt more."""
+    """The first-byte timeout has expired: no further attempt."""
     abort_reason: str | None = None
-    """Why the attempt that runs now is to end without an answer."""
+    """Why the current attempt is to be aborted."""
     resendable: bool = True
-    """Whether it does no harm to send the request again where it is not certain that it has not arrived."""
+    """Whether the request may be resent when it is uncertain whether it arrived."""
     reservation: Reservation | None = None
-    """The memory that its kept answer takes."""
+    """Memory reserved for the stored answer."""
     grace_until: float = 0.0
-    """Until then the agent's silence says nothing."""
+    """Silence of the agent before this time is ignored."""
     next_silence_check: float = 0.0
-    """Until then the agent is not asked about its silence again."""
+    """When the agent may next be queried about its silence."""
     awaits_load: bool = False
-    """Whether the agent had the model to load when the request was sent, and was not seen to have it since."""
+    """Whether the agent had to load the model and has not been seen to have it since."""
     started: float = field(init=False)
     _deadlines: Deadlines[RequestContext] | None = field(init=False, default=None)
-    """Where the end of the wait for the first byte is noted, while it is."""
+    """Holds the first-byte deadline while it runs."""
     _waits_since: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -133,17 +133,17 @@ class RequestContext:
 
     @property
     def client(self) -> str:
-        """Whose request it is, as it is shown: by the API key, else by the address."""
+        """The client as shown: by API key, else by address."""
         return self.caller.name
 
     @property
     def fairness_key(self) -> FairnessKey | None:
-        """Whose turns it uses in the line; None: the client's."""
+        """Its share of the queue; None: the client's."""
         return self.caller.fairness_key
 
     @property
     def seconds_to_first_byte(self) -> float | None:
-        """From the request's arrival, the time in the line included."""
+        """Seconds from arrival to the first byte, including the time in the queue."""
         return None if self.first_byte is None else self.first_byte - self.started
 
     @property
@@ -152,7 +152,7 @@ class RequestContext:
 
     @property
     def agents(self) -> list[Agent]:
-        """Who has the request now, or answered it."""
+        """The agents that have the request now or have answered it."""
         if self.fan_out is not None:
             return [leg.agent for leg in self.fan_out.legs]
         return [self.lease.agent] if self.lease else []
@@ -162,7 +162,7 @@ class RequestContext:
         return len(self.fan_out.legs) if self.fan_out is not None else len(self.tried)
 
     def take(self, lease: Lease) -> None:
-        """Hold the lease; of a request that has ended it is given back at once."""
+        """Take over the lease; if the request has ended, release it at once."""
         if self.outcome is not None:
             lease.release(Outcome.CANCELLED)
             return
@@ -172,7 +172,7 @@ class RequestContext:
         self.tried.append(lease.agent)
 
     def count(self, *kinds: Blame | FailureKind) -> int:
-        """How many attempts have failed so."""
+        """The number of failed attempts of these kinds."""
         return sum([failure.kind in kinds for failure in self.failures])
 
     def note_activity(self) -> None:
@@ -187,9 +187,9 @@ class RequestContext:
         kind: Blame | FailureKind = FailureKind.BROKEN,
         refusal: Response | None = None,
     ) -> Agent | None:
-        """The agent failed before the client saw anything. Returns it.
+        """The agent failed before the client saw anything. Returns the agent.
 
-        That it was the wrong one to ask is no failure of its: such an attempt is not in its statistics.
+        Failures that only correct the inventory do not count in its statistics.
         """
         agent = self.agent
         if self.lease is not None and self.lease.release(None if kind in CORRECTIONS else Outcome.FAILED):
@@ -198,7 +198,7 @@ class RequestContext:
         return agent
 
     def start_timer(self, seconds: float, deadlines: Deadlines[RequestContext]) -> None:
-        """Limit the time until the first byte to `seconds`, less what earlier attempts have taken."""
+        """Start the first-byte timeout, less what earlier attempts have used."""
         if self._deadlines is None:
             self._deadlines = deadlines
             self._waits_since = self.clock()
@@ -211,7 +211,7 @@ class RequestContext:
             self._deadlines = None
 
     def leave_queue(self) -> None:
-        """Wait no longer."""
+        """Leave the queue."""
         ticket, self.ticket = self.ticket, None
         if self.waiting_since is not None:
             self.waited += self.clock() - self.waiting_since
@@ -222,7 +222,7 @@ class RequestContext:
             self.turn.set_result(None)
 
     def end(self, outcome: Outcome, problem: str | None = None) -> bool:
-        """The request is over; False if it was before."""
+        """End the request; False if it had already ended."""
         self.stop_timer()
         if self.outcome is not None:
             return False
@@ -245,7 +245,7 @@ class RequestContext:
         return True
 
     def record(self) -> dict[str, Any]:
-        """The decision and what came of it, as JSON-serialisable data."""
+        """The decision and its outcome as JSON-serialisable data."""
         agents = self.agents
         return {
             "agent": ", ".join(agent.name for agent in agents) or None,
@@ -275,6 +275,6 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _room(agent: Agent) -> dict[str, int | None]:
-    """What it runs at once per model and has in memory at once, where that is told; and how many it has there now."""
+    """The reported slots per model and models that fit in memory, and the number of models loaded now."""
     fits = agent.metrics.max_loaded_models if agent.metrics is not None else None
     return {"slots": agent.fixed_slots or None, "fits": fits or None, "loaded": len(agent.loaded)}

@@ -1,4 +1,4 @@
-"""Where a request is to go, as data; the adapter carries it out."""
+"""Routing decisions as data; the adapter carries them out."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ HTML_TYPE = "text/html; charset=utf-8"
 
 @dataclass(frozen=True)
 class Forward:
-    """Send the request to this agent. It has been taken: the context holds the lease."""
+    """Send the request to this agent; the context already holds the lease."""
 
     agent: Agent
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Send the request to all these agents, and make one answer of theirs. None has been taken yet."""
+    """Send the request to all these agents and combine their answers. No lease has been acquired yet."""
 
     agents: tuple[Agent, ...]
     require_all: bool = False
-    """Whether one that does not have it makes it a 404, though others do."""
+    """Answer 404 if any agent lacks the object, not only if all do."""
     unavailable: Unavailable = NONE_UNAVAILABLE
-    """Who has what it is about and cannot be asked."""
+    """Agents that have the model but cannot be asked."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """All agents that could serve the request are busy: it is to wait for its turn there."""
+    """All eligible agents are busy: the request waits in the queue."""
 
     queue_key: QueueKey
 
@@ -51,7 +51,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = field(default=JSON_TYPE.decode(), kw_only=True)
     problem: str | None = field(default=None, kw_only=True)
-    """What is wrong, for the log and the flow's comment; None: nothing."""
+    """The error for the log and the comment of the flow; None if there is none."""
 
     def response(self, *, head: bool = False) -> Response:
         """`head`: the request is a HEAD."""

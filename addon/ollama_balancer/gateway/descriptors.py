@@ -1,7 +1,7 @@
-"""File descriptors: how many there may be, how many connections that allows, and how it shows that there are none left.
+"""The limit of open files: how many clients it allows, and errors that mean it is reached.
 
-Each client's request takes two: its own connection and one to a host. Some are kept for the hosts' probes, the files
-that are written, and whoever looks what is wrong.
+Each request uses two descriptors: the connection of the client and one to a host. Some are reserved for probes, files
+and the control API.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ except ImportError:  # Windows has no such limit
 logger = logging.getLogger(__name__)
 
 MOST_USEFUL = 1_048_576
-"""More than that is never asked for: some systems name a limit that they do not have."""
+"""A higher limit is never requested: some systems report one that they do not have."""
 
 FEWEST_RESERVED = 64
 MOST_RESERVED = 1024
 
 LOG_SECONDS = 60.0
-"""Between two lines about the same trouble."""
+"""Seconds between two log lines about the same error."""
 
 _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 _NUMBER = re.compile(r"\[Errno (\d{1,4})\]")
 
 
 def raise_limit() -> int:
-    """Allow this process as many open files as it may have; how many that are, MOST_USEFUL at most."""
+    """Raise the limit of open files as far as allowed; returns the limit, at most MOST_USEFUL."""
     if resource is None:
         return MOST_USEFUL
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -50,24 +50,24 @@ def raise_limit() -> int:
 
 
 def reserved(limit: int) -> int:
-    """How many of so many descriptors are kept for other things than clients."""
+    """Descriptors reserved for other uses than clients."""
     return max(FEWEST_RESERVED, min(MOST_RESERVED, limit // 8))
 
 
 def most_clients(limit: int) -> int:
-    """How many clients may be connected with so many descriptors."""
+    """Clients that the limit allows at once."""
     return max(8, (limit - reserved(limit)) // 2)
 
 
 def most_probes(limit: int) -> int:
-    """How many hosts that answer may be asked at once: all lanes of the probes together have most of the reserve."""
+    """Concurrent probes of online hosts: all lanes of the prober together use most of the reserve."""
     return reserved(limit) // 4
 
 
 def is_local_failure(error: BaseException | str | None) -> bool:
-    """Whether a connection failed for want of something on this machine, which says nothing about the other side.
+    """Whether a connection failed because this machine lacks a resource, which says nothing about the peer.
 
-    By the number of the error, or of those that led to it; of a text, by what Python writes of it.
+    Decided by the errno of the exception or its causes; for a text, by the errno that Python writes into it.
     """
     if isinstance(error, str):
         numbers = [int(number) for number in _NUMBER.findall(error)]
@@ -84,7 +84,7 @@ def is_local_failure(error: BaseException | str | None) -> bool:
 
 
 class QuietAccept:
-    """Takes asyncio's word, with a traceback a hundred times a second, that no connection can be accepted."""
+    """Replaces asyncio's traceback, logged up to a hundred times a second, when no connection can be accepted."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop

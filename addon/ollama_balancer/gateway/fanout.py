@@ -1,9 +1,9 @@
-"""One request sent to several agents at once, and their answers made into one.
+"""Sends one request to several agents at once and combines their answers.
 
-Two shapes: answers that come whole are combined when all are there; lines of progress (pull, create) are passed on as
-they come, each with its agent's name. The agents' part runs in tasks of its own; the layer asks for the answer piece
-by piece with `advance`. A request's body either is at hand or is fed while it comes, and then the slowest agent sets
-the pace: reading from the client stops while one has more than `HIGH_WATER` bytes to take.
+Complete answers are combined when all have arrived; progress lines (pull, create) are passed on as they come, each
+tagged with its agent. Each agent is called in a task of its own, and the layer fetches the combined answer piece by
+piece with `advance`. A streamed request body goes at the pace of the slowest agent: reading from the client pauses
+while one agent has more than `HIGH_WATER` bytes queued.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ HIGH_WATER = 1024 * 1024
 LOW_WATER = 256 * 1024
 
 MAX_QUEUED = 64 * 1024 * 1024
-"""Bytes that wait for one agent at most, should the client not be stoppable; then the agent is given up."""
+"""Bytes queued for one agent, should the client not be stoppable; beyond that its leg fails."""
 
 WRITE_TIMEOUT = 60.0
-"""Seconds in which an agent must take some of the body; it would hold up the others."""
+"""Seconds within which an agent must accept some of the body, as it would hold up the others."""
 
 PRESENCE_SECONDS = 5.0
-"""For a host to say whether it has a file; after that the file is sent."""
+"""Seconds for a host to answer whether it has a blob; after that the blob is sent."""
 
 MAX_WHOLE_ANSWER = 4 * 1024 * 1024
 
 AT_ONCE = 256
-"""Agents that are asked at the same time, where a body is at hand: each needs a socket."""
+"""Agents called concurrently when the body is at hand: each needs a socket."""
 
 NO_CONNECTION = "the balancer cannot open a connection"
 
 LINES_AT_ONCE = 256
-"""Of one piece of an agent's progress that are read: of more, those at its end."""
+"""Progress lines parsed per chunk; of more, only the last."""
 
 PIECES_AT_ONCE = 64
-"""Of an agent's answer that are read before others get their turn, where they are all there."""
+"""Pieces of an answer that are read before other tasks get a turn."""
 
 _OF_BODY = (*FRAMING, b"content-type", b"expect", b"host")
 
 
 class Leg:
-    """One agent's part."""
+    """One agent's part of the fan-out."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -77,12 +77,12 @@ class Leg:
         self.queued = 0
         self.more = asyncio.Event()
         self.last_activity = float("-inf")
-        """When the agent last took or sent something, from the moment it is asked."""
+        """When the agent last accepted or sent data, from the start of its call."""
         self.abort_reason: str | None = None
-        """Why its part was cut."""
+        """Why the leg was aborted."""
         self.task: asyncio.Task[None] | None = None
         self.takes = False
-        """Whether it takes the request's body."""
+        """Whether the agent has asked for the request body."""
 
     @property
     def agent(self) -> Agent:
@@ -90,11 +90,11 @@ class Leg:
 
 
 class FanOut:
-    """`request` is what each agent gets (its host is left out), `uploads` says that its body is fed.
+    """`request` is sent to each agent with its own Host; `uploads`: its body is streamed.
 
-    `refresh` brings the inventory of an agent up to date after it has done something, `unreachable` hears of an agent
-    that could not be connected to, `read_client` turns reading from the client off and on, and `drain_client` waits
-    until the client has taken what was sent to it.
+    `refresh` updates the inventory of an agent that has done something, `unreachable` is called if an agent cannot be
+    connected to, `read_client` pauses and resumes reading from the client, and `drain_client` waits until the client
+    has received what was sent.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class FanOut:
     ) -> None:
         self.legs = [Leg(lease) for lease in leases]
         self.response: Response | None = None
-        """The answer's head, and its body where it does not stream; None until it is known."""
+        """The head of the answer, and the body if it is not streamed; None until it is known."""
         self.streamed = False
         self.chunk = b""
-        """The piece that the last `advance` brought; empty at the end."""
+        """The piece that the last `advance` fetched; empty at the end."""
         self._request = request
         self._uploads = uploads
         self._require_all = require_all
         self._unavailable = unavailable
         self._merges = len(leases) + len(unavailable.replies) > 1
-        """Whether the answer is made of several; else it is the one agent's own."""
+        """Whether several answers are combined; otherwise the agent's own answer is passed on."""
         self._timeouts = timeouts
         self._clock = clock
         self._refresh = refresh
@@ -131,7 +131,7 @@ class FanOut:
         self._read_client = read_client
         self._drain_client = drain_client
         self.room: Callable[[], Awaitable[None]] | None = None
-        """Waits until a client that speaks HTTP/2 has let most of what was sent to it through its windows."""
+        """Waits until an HTTP/2 client's flow-control windows have let most of the data through."""
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] | None = None
         self._head_known = asyncio.Event()
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=256)
@@ -146,21 +146,21 @@ class FanOut:
 
     @property
     def replies(self) -> list[Reply]:
-        """Of the agents that are done."""
+        """Replies of the legs that have ended."""
         return [leg.reply for leg in self.legs if leg.reply is not None]
 
     @property
-    def over(self) -> bool:
-        """All agents have answered or failed, whether or not the request's body has come to its end."""
+    def finished(self) -> bool:
+        """All legs have ended, whether or not the request body is complete."""
         return self._finished
 
     @property
     def wanted(self) -> bool:
-        """An agent has asked for the request's body."""
+        """Whether an agent has asked for the request body."""
         return any(leg.takes for leg in self.legs)
 
     def give_up_silent(self, now: float) -> None:
-        """Cut the parts of agents that are offline and have fallen silent. `now` is on the registry's clock."""
+        """Abort the legs of offline agents that have fallen silent. `now` is on the clock of the registry."""
         waits_for_client = self._pieces.full()
         for leg in self.legs:
             if leg.task is None or leg.reply is not None or leg.abort_reason is not None:
@@ -174,7 +174,7 @@ class FanOut:
     # The request's body
 
     def feed(self, chunk: bytes) -> None:
-        """More of the body; empty: that was all."""
+        """Add a chunk of the request body; an empty one ends it."""
         for leg in self.legs:
             if leg.reply is None and leg.queued <= MAX_QUEUED:  # more is not stored: that agent is given up
                 leg.queue.append(chunk)
@@ -210,7 +210,7 @@ class FanOut:
     # The answer
 
     async def advance(self) -> None:
-        """Wait for the head, which sets `response`; after that for the next piece, which sets `chunk`."""
+        """Wait for the head, which sets `response`, then for each piece, which sets `chunk`."""
         self.chunk = b""
         if self.response is None:
             await self._head_known.wait()
@@ -234,7 +234,7 @@ class FanOut:
         self.chunk = b"".join(pieces)
 
     def cancel(self) -> None:
-        """End what still runs. No effect when all is done."""
+        """Abort all legs that still run."""
         self._task.cancel()
         self._finish()
 
@@ -255,7 +255,7 @@ class FanOut:
             self._finish()
 
     def _finish(self) -> None:
-        """Nothing more comes. What has not ended by itself was cancelled."""
+        """End the answer; legs that still run count as cancelled."""
         if self._finished:
             return
         self._finished = True
@@ -301,13 +301,13 @@ class FanOut:
         return Limits(self._timeouts.connect, WRITE_TIMEOUT, answer)
 
     async def _call(self, leg: Leg) -> Reply:
-        """Send the request, whose body is at hand."""
+        """Send a request whose body is at hand."""
         call = self._call_of(leg, self._request.method, self._request.fields, self._request.body)
         async with answer_to(call, self._limits(self._timeouts.response)) as answer:
             return await self._read(answer, leg)
 
     async def _upload_to(self, leg: Leg) -> Reply:
-        """Send the file, unless the agent has it."""
+        """Upload the blob unless the agent has it."""
         if await self._has_file(leg):
             return Reply(leg.agent.name, 200, (date(), (b"Content-Length", b"0")))
         leg.takes = True
@@ -316,7 +316,7 @@ class FanOut:
             return self._reply(leg.agent, answer.status, answer.fields, await answer.body(MAX_WHOLE_ANSWER))
 
     async def _has_file(self, leg: Leg) -> bool:
-        """Whether the agent has the file already, as the real server's own client asks before it sends one."""
+        """Whether the agent already has the blob; Ollama's own client asks this before an upload."""
         fields = tuple((n, v) for n, v in self._request.fields if n.lower() not in _OF_BODY)
         call = self._call_of(leg, "HEAD", fields, None)
         try:
@@ -349,7 +349,7 @@ class FanOut:
         return Reply(agent.name, status, headers, body, problem)
 
     async def _read_progress(self, answer: Answer, leg: Leg) -> str | None:
-        """Pass the lines on; returns what went wrong."""
+        """Pass progress lines on; returns the error, if any."""
         if self._head is None:
             self._head = (answer.status, answer.fields)
             self._head_known.set()
@@ -370,7 +370,7 @@ class FanOut:
         return problem
 
     async def _pieces_of(self, answer: Answer, leg: Leg) -> AsyncIterator[bytes]:
-        """The answer's body as it comes. However small its pieces are, others get their turn."""
+        """The body as it arrives; other tasks get turns however small its pieces are."""
         count = 0
         async for piece in answer.pieces():
             leg.last_activity = self._clock()
@@ -380,7 +380,7 @@ class FanOut:
                 await asyncio.sleep(0)
 
     async def _pass_on(self, leg: Leg, piece: bytes, lines: list[bytes], problem: str | None) -> str | None:
-        """Pass on a piece of an agent's progress, and read the lines that are whole with it."""
+        """Pass on a piece of progress and parse the lines that it completes."""
         tagged_lines = []
         for line in lines:
             progress = read_line(line)

@@ -1,7 +1,6 @@
-"""Takes each request to its agent: has it wait, has it sent, tries another agent, and looks after silence.
+"""Drives each request: queueing, dispatch, retries and silence checks.
 
-Where it goes is decided by `router`, and what a failed attempt means by `retries`; what is to be done with the client's
-and the host's connections is done by the adapter.
+`router` decides where it goes and `retries` what a failed attempt means; the adapter handles the connections.
 """
 
 from __future__ import annotations
@@ -46,12 +45,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 type Direction = Forward | FanOut | Response | None
-"""Where a request goes: to an agent, which `context.address` names, to several, back with an answer, or nowhere, as
-nobody wants its answer any more."""
+"""The outcome of routing: one agent (see `context.address`), a fan-out, an answer to send back, or None if the client
+has left.
+"""
 
 
 class Gateway:
-    """`ending` tells whether it takes no more requests."""
+    """`ending` returns whether the balancer is shutting down."""
 
     def __init__(self, registry: AgentRegistry, adapter: Adapter, ending: Callable[[], bool] = lambda: False) -> None:
         self.registry = registry
@@ -60,20 +60,20 @@ class Gateway:
         self.router = Router(registry)
         self.retries = Retries(registry, self.router)
         self.live: set[RequestContext] = set()
-        """Requests that were to be routed and have not ended."""
+        """Routed requests that have not ended."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, adapter.client_is_slow)
         self.load_checks = LoadedModelChecks(self._refresh_loaded)
         registry.fleet.on_load = self.load_checks.loaded
         self.deadlines = Deadlines(registry.clock, self._expire)
-        """Until when the first byte of an answer has to be there."""
+        """First-byte deadlines."""
         self.request_metrics = RequestMetrics()
         self.on_end: Callable[[RequestContext], None] = lambda context: None
-        """Told of each request that has ended, once."""
+        """Called once with each request that has ended."""
         self._prober: Prober | None = None
 
     @property
     def prober(self) -> Prober | None:
-        """None until there is one: then nothing is asked of hosts."""
+        """None until the prober is loaded; hosts are not queried before."""
         return self._prober
 
     @prober.setter
@@ -90,13 +90,13 @@ class Gateway:
         self.watchdog.response_seconds = timeouts.response
 
     def arrived(self, caller: Caller, path: str, handle: object) -> RequestContext:
-        """The head of a request has come."""
+        """Create the context of a request whose head has arrived."""
         return RequestContext(
             caller, dialect_of(path), self.registry.clock, path=path, handle=handle, on_end=self._ended
         )
 
     def begin(self, context: RequestContext, pin: str | None) -> None:
-        """The request is to be routed: from here on it counts. `pin` is the agent that it names."""
+        """Start to account for a request that is to be routed. `pin` is the agent that it names."""
         if not context.is_routed:
             context.is_routed = True
             context.started = self.registry.clock()
@@ -111,14 +111,14 @@ class Gateway:
 
     @property
     def in_flight(self) -> int:
-        """Requests that agents have now; one that several have counts once."""
+        """Requests in flight; a fan-out counts once."""
         open_ones = [context for context in self.live if context.outcome is None]
         return sum(context.lease is not None or context.fan_out is not None for context in open_ones)
 
     async def route(self, context: RequestContext) -> Direction:
-        """Choose an agent, or answer. The request may wait here for its turn.
+        """Choose an agent or an answer; the request may wait in the queue here.
 
-        It is called when the request is complete, and again when an attempt has failed (`context.failure`).
+        Called when the request is complete, and again after each failed attempt (`context.failure`).
         """
         request = self.adapter.request(context)
         context.path, context.head_only = request.path, request.method == "HEAD"
@@ -139,7 +139,7 @@ class Gateway:
         return direction
 
     async def _read(self, request: ClientRequest) -> Reading | RefusedBodyError | None:
-        """What a large body says; None: it is none, and is read when it is needed."""
+        """Parse a large body in a thread; None for a small one, which is parsed when needed."""
         return await read_large(
             request.target,
             request.body,
@@ -152,7 +152,7 @@ class Gateway:
     def _decide(
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None
     ) -> Forward | Broadcast | Wait | Answer | None:
-        """What is to be done with the request now; None: nothing, as nobody wants its answer."""
+        """The next decision; None if the client has left."""
         if context.outcome is not None:
             return None
         if context.failure is not None:
@@ -190,7 +190,7 @@ class Gateway:
         return response
 
     async def _wait(self, queue_key: QueueKey, context: RequestContext) -> Forward | Broadcast | Wait | Answer | None:
-        """Wait in the line for an agent; None if the client leaves."""
+        """Wait in the queue; None if the client leaves."""
         turn = context.turn = asyncio.get_running_loop().create_future()
         granted: list[Forward] = []
 
@@ -238,7 +238,7 @@ class Gateway:
         )
 
     async def _refresh(self, agent: Agent) -> None:
-        """See what models the agent has now."""
+        """Update the list of models of an agent."""
         if self.prober is not None:
             await self.prober.refresh(agent)
 
@@ -249,14 +249,14 @@ class Gateway:
         return await self.prober.loaded(agent) if self.prober is not None else set()
 
     def unloaded(self, context: RequestContext) -> None:
-        """A request has been answered after which its model is to be in memory no more."""
+        """A request that unloads its model was answered."""
         model = canonical_name(context.model or "")
         for agent in context.agents:
             self.registry.inventory.unloaded(agent, model)
             self.load_checks.watch_unload(agent, model)
 
     def tick(self) -> None:
-        """Time has gone by: ejected agents become due, silent ones are found out."""
+        """Periodic work: expire ejections, serve the queue, detect killed flows and silent agents."""
         self.registry.expire()
         self.router.scheduler.look()
         for context in list(self.live):
@@ -266,12 +266,12 @@ class Gateway:
             run_in_background(self.watchdog.judge(context), "silence check")
 
     def _expire(self, context: RequestContext) -> None:
-        """No first byte in time: give up the attempt that runs now."""
+        """The first-byte timeout has expired: abort the attempt."""
         context.timed_out = True
         self.adapter.cut(context)
 
     def _give_up(self, context: RequestContext, reason: str) -> None:
-        """The attempt that runs now comes to nothing: the next agent is tried."""
+        """Abort the current attempt; the next agent is tried."""
         if context.abort_reason is None:
             context.abort_reason = reason
             self.adapter.cut(context)

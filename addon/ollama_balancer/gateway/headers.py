@@ -1,7 +1,6 @@
-"""The heads of requests and answers as they go on.
+"""Request and response heads as they are forwarded.
 
-Where a request begins and ends is decided here alone: a client must not be able to make an agent read one request as
-two.
+The framing of a request is decided here alone, so that a client cannot smuggle a second request to an agent.
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ NOT_FOR_CLIENTS = HOP_BY_HOP | {
     "strict-transport-security",
     "x-content-type-options",
 }
-"""An agent is not the owner of the address under which its answer comes: it sets nothing for the whole of it."""
+"""Response headers with an effect beyond the response itself: an agent does not own the address of the balancer."""
 
 ANSWER_TYPES = frozenset(
     (b"application/json", b"application/x-ndjson", b"text/event-stream", b"text/plain", b"application/octet-stream")
 )
-"""The content types of Ollama's API. Others could be a page that acts in the balancer's name."""
+"""Content types of Ollama's API. A browser could run others as a page of the balancer."""
 
 _OPAQUE_TYPE = b"application/octet-stream"
 
 _INERT = ((b"X-Content-Type-Options", b"nosniff"), (b"Content-Security-Policy", b"sandbox"))
-"""Have a browser run nothing of an agent's answer."""
+"""Keep browsers from executing anything in an agent's answer."""
 
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
 _NEVER_HOP_BY_HOP = _FRAMING | {"content-type", "host", "authorization"}
-"""What a client's Connection header may not take away."""
+"""Headers that a Connection header may not remove."""
 
 
 def _encoded(names: Iterable[str]) -> frozenset[bytes]:
@@ -67,7 +66,7 @@ _AGENT, _ATTEMPTS = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode()
 
 
 def by_name(fields: Fields) -> dict[bytes, bytes]:
-    """The values of all headers, as they came, by name in lower case."""
+    """All header values by lower-case name; repeated ones are joined."""
     found: dict[bytes, bytes] = {}
     repeated: dict[bytes, list[bytes]] = {}
     for written, value in fields:
@@ -82,10 +81,9 @@ def by_name(fields: Fields) -> dict[bytes, bytes]:
 
 
 def for_client(fields: Fields, attempts: int, agents: str, *, own: bool) -> Fields:
-    """The head of an answer, with how many agents were tried and, unless that is empty, which have answered.
+    """The response head for the client, with the number of attempts and the names of the agents, if any.
 
-    Unless it is the balancer's own answer, what is between it and the agent is taken out, and so is all by which a
-    browser would take the answer for a page of the balancer.
+    Unless the answer is the balancer's own, hop-by-hop headers and headers that affect the whole origin are removed.
     """
     if own:
         unwanted = _COUNT_AND_NAME if agents else _COUNT
@@ -104,7 +102,7 @@ def for_client(fields: Fields, attempts: int, agents: str, *, own: bool) -> Fiel
 
 
 def refusal_for_client(response: Response, agent: str) -> Response:
-    """A host's answer as it is passed on as the balancer's own: what a client may have of it, and whose it is."""
+    """An error response of a host, with the headers that a client may see."""
     fields = [field for field in response.fields if field[0].lower() not in _NOT_FROM_AGENTS]
     _make_inert(fields)
     fields.append((_AGENT, agent.encode("utf-8", "surrogateescape")))
@@ -121,12 +119,11 @@ def _make_inert(fields: list[tuple[bytes, bytes]]) -> None:
 def for_agent(
     fields: Fields, *, content_length: int | None, via: str | None, credentials: Fields, host: bytes | None
 ) -> Fields:
-    """The head that an agent gets of a request: without hop-by-hop headers and what is meant for the balancer.
+    """The request head for an agent, without hop-by-hop headers and the balancer's own.
 
-    `content_length` is that of the body at hand, whatever the client called it; -1: none is needed; None: the body is
-    still to come, with the client's framing. `via` names this balancer, so that it knows its own requests should they
-    come back to it. `credentials` are the client's headers that people do not see; where the head has one of that name,
-    a person set it. `host` takes the place of the client's.
+    `content_length` is that of the body at hand; -1: none is needed; None: the body is streamed with the client's
+    framing. `via` identifies this balancer, which detects loops. `credentials` are added unless a user has set a header
+    of that name on the flow. `host` replaces the client's.
     """
     unwanted = _NOT_FOR_AGENTS if content_length is None else _NOT_FOR_AGENTS_WITH_BODY
     connection = header(fields, b"connection")

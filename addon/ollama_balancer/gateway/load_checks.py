@@ -1,6 +1,6 @@
-"""Sees what hosts have in memory right after a request has loaded or unloaded a model there.
+"""Updates the loaded models of a host right after a request has loaded or unloaded one.
 
-Else the fleet's list of loaded models would say for seconds what the last report or probe has said.
+Otherwise /api/ps would show the state of the last report or probe for some seconds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from ..core.agent import Agent
 from .tasks import run_in_background
 
 UNLOAD_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds between the looks at a host that unloads a model: it answers before it has done so."""
+"""Seconds between checks of a host that unloads a model: it answers before it has done so."""
 
 PENDING_SECONDS = 1.0
-"""How long a question for the list waits for hosts that are being asked."""
+"""Seconds that /api/ps waits for pending checks."""
 
 
 class LoadedModelChecks:
-    """`refresh` asks a host and stores what it says; with a model that the host has been told to unload, only where
-    that is gone or it is the last look. It returns whether there is nothing more to see.
+    """`refresh` queries a host and stores its loaded models; given a model to be unloaded, only once that is gone or on
+    the last check. It returns whether the check is complete.
     """
 
     def __init__(
@@ -32,29 +32,29 @@ class LoadedModelChecks:
         self._sleep = sleep
         self._loads: dict[Agent, asyncio.Task[None]] = {}
         self._unloads: set[tuple[Agent, str]] = set()
-        """Hosts that are being watched until a model is gone there."""
+        """Unloads that are being watched."""
         self._changed: set[Agent] = set()
-        """Hosts on which something has changed since they were asked last."""
+        """Hosts that have changed since their last query."""
 
     @property
     def pending(self) -> bool:
         return bool(self._loads)
 
     def loaded(self, agent: Agent) -> None:
-        """A request has loaded a model there, for which another may have been pushed out."""
+        """A request has loaded a model there, which may have evicted another."""
         self._changed.add(agent)
         if agent not in self._loads:
             self._loads[agent] = run_in_background(self._check_load(agent), "memory check")
 
     def watch_unload(self, agent: Agent, model: str) -> None:
-        """It has answered that it unloads the model (a canonical name)."""
+        """The host has confirmed that it unloads the model (a canonical name)."""
         if (agent, model) in self._unloads:
             return
         self._unloads.add((agent, model))
         run_in_background(self._check_unload(agent, model), "memory check")
 
     async def wait_pending(self, seconds: float = PENDING_SECONDS) -> None:
-        """Wait until the hosts that are asked about a load have answered."""
+        """Wait for pending queries about loads."""
         if self._loads:
             await asyncio.wait(self._loads.values(), timeout=seconds)
 

@@ -1,4 +1,4 @@
-"""Secrets in a request's target: flows and logs do not show the values of query parameters such as `api_key`."""
+"""Masks secrets in the request target: values of query parameters such as `api_key`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PARAMETER = re.compile(rb"([?&;])([^=&;]*)=([^&;]*)")
 
 
 def mask_target(target: bytes, token: Token) -> tuple[bytes, bytes | None]:
-    """A path and query as they may be shown, and as the agent is to get them; None: the same.
+    """The target as shown, and as sent to the agent; None: the same.
 
-    The balancer's own token is in neither.
+    Neither contains the token of the balancer.
     """
     forwarded = target
     if token.is_in(target) or (b"%" in target and token.is_in(unquote_to_bytes(target))):
@@ -39,7 +39,7 @@ def _masked(found: re.Match[bytes]) -> bytes:
 
 
 def _without(target: bytes, token: Token) -> bytes:
-    """With a mask in the place of each part of the target that has the token in it."""
+    """Mask each part of the target that contains the token."""
     parts = re.split(rb"([/?&;=#])", target)
     masked = [MASK if token.is_in(part) or token.is_in(unquote_to_bytes(part)) else part for part in parts]
     result = b"".join(masked)

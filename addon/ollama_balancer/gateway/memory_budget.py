@@ -11,25 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEP = 64 * 1024
-"""Bytes by which a hold grows: the budget is asked no more often."""
+"""Bytes by which a reservation grows, so that the budget is asked rarely."""
 
 PART = 4
-"""Of the machine's memory, what may be taken if nothing else is said: one part of so many."""
+"""The default limit is this fraction of memory: one part of so many."""
 
 UNKNOWN_MEMORY = 4 * 1024**3
-"""Where a machine does not say how much it has."""
+"""Assumed where the amount of memory is unknown."""
 
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class MemoryBudget:
-    """`limit` in bytes may be changed; what is held already stays."""
+    """`limit` is in bytes and may be changed; existing reservations stay."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.on_shortage: Callable[[int], None] = lambda missing: None
-        """Asked to give so many bytes back, as far as that can be."""
+        """Called with the number of missing bytes to free memory that is used for inspection only."""
 
     def __repr__(self) -> str:
         return f"MemoryBudget({self.used} of {self.limit})"
@@ -38,7 +38,7 @@ class MemoryBudget:
         return Reservation(self)
 
     def take(self, size: int) -> bool:
-        """Whether there is room for so many more bytes, which are taken then."""
+        """Reserve so many more bytes if they are available."""
         missing = self.used + size - self.limit
         if missing > 0:
             self.on_shortage(missing)
@@ -52,7 +52,7 @@ class MemoryBudget:
 
 
 class Reservation:
-    """What one of them holds."""
+    """The memory that one holder has reserved."""
 
     __slots__ = ("_budget", "_released", "size")
 
@@ -63,7 +63,7 @@ class Reservation:
         """Bytes, rounded up."""
 
     def grow(self, size: int) -> bool:
-        """Hold so many bytes in all. False: there is no room for them, or it has been released; nothing changes."""
+        """Grow to so many bytes in total; False, with nothing changed, if they are unavailable or it was released."""
         if self._released:
             return False
         more = -(-size // STEP) * STEP - self.size
@@ -75,7 +75,7 @@ class Reservation:
         return True
 
     def release(self) -> None:
-        """Give all back, for good."""
+        """Release everything for good."""
         if not self._released:
             self._released = True
             self._budget.give_back(self.size)
@@ -83,7 +83,7 @@ class Reservation:
 
 
 def machine_memory() -> int:
-    """Bytes that this process may have: the machine's, or what its control group allows where that is less."""
+    """Bytes available to this process: the machine's memory or the limit of its control group."""
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The answers that concern the whole fleet, made from what is known of the agents and kept until that changes."""
+"""Merged answers for the whole fleet, cached until the fleet changes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..core.agent import Agent
 from ..core.registry import AgentRegistry
 from ..ollama.compact_json import compact
 from ..ollama.times import read_time
+from ..text import first_names
 from .running_models import MAX_AGENTS_SHOWN, RunningModels
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ _NUMBER = re.compile(r"\d+")
 
 
 class MergedFleet:
-    """The merged lists of one fleet. Each is bytes of JSON, as a single server with all the models would send it.
+    """The merged lists as JSON bytes, as a single server with all the models would send them.
 
-    Asking costs microseconds while nothing has changed; a change costs a step for each agent that has the model.
+    Cached; a change costs one step per agent that has the model.
     """
 
     def __init__(self, registry: AgentRegistry) -> None:
@@ -108,12 +109,11 @@ def _merge(agents: list[Agent], model: str) -> tuple[datetime, ModelEntry, bytes
     modified, entry = newest
     if len(holders) < 2:
         return modified, entry, _json(entry)
-    return modified, entry, _json(entry, balancer={"digests": {d: _names(names) for d, names in holders.items()}})
-
-
-def _names(names: list[str]) -> list[str]:
-    more = len(names) - MAX_AGENTS_SHOWN
-    return [*names[:MAX_AGENTS_SHOWN], f"and {more} more"] if more > 0 else names
+    return (
+        modified,
+        entry,
+        _json(entry, balancer={"digests": {d: first_names(names, MAX_AGENTS_SHOWN) for d, names in holders.items()}}),
+    )
 
 
 def _models(entries: list[bytes]) -> bytes:

@@ -1,6 +1,6 @@
-"""HTTP messages as the gateway sees them: plain data, without a library's classes.
+"""HTTP messages as plain data.
 
-Header fields are pairs of bytes, in order and as they were written, as HTTP has them.
+Header fields are pairs of bytes in their original order and spelling.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ RETRY_AFTER = "5"
 
 
 class ClientRequest(NamedTuple):
-    """What a client asks for, as it is to be sent now: a person may have edited it since it came."""
+    """The request to be sent now; a user may have edited it."""
 
     method: str
     target: str
     """Path and query."""
     body: bytes | None = None
-    """None where it is still to come."""
+    """None while the body is still to come."""
     content_type: str = ""
     encoding: str = ""
     """The first Content-Encoding, as it is written."""
@@ -51,7 +51,7 @@ class AgentRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """An answer: a host's, the balancer's own, or one that was made of several; without a body where it streams."""
+    """A response: of a host, of the balancer, or combined; without a body if it streams."""
 
     status: int
     fields: Fields = ()

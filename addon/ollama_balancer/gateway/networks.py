@@ -1,7 +1,7 @@
-"""From which addresses clients may connect.
+"""Client addresses that may connect.
 
-The machine itself and what cannot come from the internet may: loopback, private, shared and link-local addresses, and
-the networks of the machine's own interfaces, which in a data centre are public. Others need `balancer_allow_from`.
+Loopback, private, shared and link-local addresses and the networks of the machine's own interfaces, which may be public
+in a data centre, are allowed. Others need `balancer_allow_from`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ANY = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 REFRESH_SECONDS = 10.0
-"""Between two looks at the machine's interfaces, however many strangers come."""
+"""Seconds between reads of the interfaces, however many unknown clients come."""
 
 MOST_LOGGED = 1_000
-"""Addresses whose refusal was logged that are remembered."""
+"""Addresses remembered as logged."""
 
 MOST_LINES = 20
-"""Of them that are logged within `LINES_SECONDS`."""
+"""Refusals logged within `LINES_SECONDS`."""
 
 LINES_SECONDS = 60.0
 
 
 def read_network(entry: str) -> tuple[Network, ...]:
-    """What an entry of `balancer_allow_from` stands for. ValueError: nothing."""
+    """The networks of an entry of `balancer_allow_from`. Raises ValueError."""
     if entry == "*":
         return ANY
     try:
@@ -43,7 +43,7 @@ def read_network(entry: str) -> tuple[Network, ...]:
 
 
 def plain_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address without its scope; one of IPv4 that is written as one of IPv6 as itself. None: it is none."""
+    """The address without its scope, IPv4-mapped ones as IPv4; None if it is not an address."""
     try:
         plain = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -71,7 +71,7 @@ def _networks(cards: Iterable[Any]) -> Iterator[Network]:
 
 
 class ClientNetworks:
-    """`allowed` is what the option adds. `own` tells the machine's networks, `clock` monotonic seconds."""
+    """`allowed` are the networks of the option, `own` returns those of the machine."""
 
     def __init__(self, clock: Callable[[], float], own: Callable[[], Iterable[Network]] = own_networks) -> None:
         self.allowed: tuple[Network, ...] = ()
@@ -84,7 +84,7 @@ class ClientNetworks:
         self._lines_until = float("-inf")
 
     def allow(self, address: str) -> bool:
-        """Whether a client of that address may come in. Of one that may not, the log says so once."""
+        """Whether a client with that address may connect. A refusal is logged once."""
         plain = plain_address(address)
         if plain is None:
             return False

@@ -1,4 +1,4 @@
-"""Why a host is not reached, in words that say what to do: for the log, the dashboard and the host's own reporter."""
+"""Explains why a host is unreachable and what to do: for the log, the dashboard and the reporter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..core.address import Address
 from ..core.agent import Agent, Status
 
 REACHABLE_HEADER = "X-Balancer-Reachable"
-"""Of the answer to a report, where the balancer does not get through to the host: `no; REASON`."""
+"""Header of the answer to a report if the balancer cannot reach the host: `no; REASON`."""
 
 LONGEST_REASON = 400
 """Characters of a reason in a header."""
 
 
 def cannot_connect(address: Address, why: str) -> str:
-    """That no connection could be made, and what is to be done; `why` is what the system or a time-out says."""
+    """The error and its remedy; `why` comes from the system or a timeout."""
     if "refused" in why or f"[Errno {errno.ECONNREFUSED}]" in why:
         if address.host in ("localhost", "::1") or address.host.startswith("127."):
             what = "check that Ollama runs there, on that port"
@@ -36,7 +36,7 @@ def cannot_connect(address: Address, why: str) -> str:
 
 
 def reachability_headers(agent: Agent) -> dict[str, str]:
-    """The headers of the answer to a report: empty where all is well, or nothing is known yet."""
+    """Headers for the answer to a report; empty if the host is reachable or nothing is known."""
     reason = agent.refusal if agent.status is Status.UNAUTHORIZED else agent.unreached
     if not reason or agent.status not in (Status.UNREACHABLE, Status.UNAUTHORIZED):
         return {}

@@ -1,4 +1,4 @@
-"""What agents answered that did not serve: whose fault it is, and what the client is told of it."""
+"""Error responses of agents: who is to blame, and what the client gets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .attempts import FailedAttempt
 from .messages import RETRY_AFTER, Response, json_response
 
 BUSY_SECONDS = 1.0
-"""For which an agent that is busy is left alone, where it does not say for how long."""
+"""Seconds for which a busy agent is avoided if it names no time."""
 
 MOST_BUSY_SECONDS = 60.0
-"""For which it is left alone at most, whatever it says."""
+"""The most seconds for which it is avoided, whatever it says."""
 
 MAX_DECOMPRESSED = 64 * 1024
 
@@ -29,20 +29,20 @@ _USEFUL = (
     Blame.LACKS_ROUTE,
     Blame.LACKS_MODEL,
 )
-"""What tells the caller most comes first."""
+"""The most informative failure first."""
 
 _UNREADABLE = b'{"error":"it is compressed"}'
 _OF_BODY = frozenset({b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"date"})
 
 
 def blame_of(refusal: Response, route: Route | None) -> Blame:
-    """Whom the answer blames. Its body may be the beginning only."""
+    """Who is to blame. The body may be only its beginning."""
     asks_to_retry = refusal.header(b"retry-after") is not None
     return classify(refusal.status, _decompressed(refusal), route, asks_to_retry=asks_to_retry)
 
 
 def why_refused(blame: Blame, status: int, path: str) -> str:
-    """In a few words, for the log and the caller."""
+    """The reason for the log and the caller."""
     match blame:
         case Blame.LACKS_MODEL:
             return "does not have the model"
@@ -59,7 +59,7 @@ def why_refused(blame: Blame, status: int, path: str) -> str:
 
 
 def retry_after(refusal: Response | None) -> float:
-    """For how many seconds an agent that is busy wants to be left alone, bounded."""
+    """Seconds for which a busy agent wants to be avoided, bounded."""
     value = refusal.header(b"retry-after") if refusal is not None else None
     if value is None:
         return BUSY_SECONDS
@@ -72,7 +72,7 @@ def retry_after(refusal: Response | None) -> float:
 
 
 def most_useful(failures: Sequence[FailedAttempt]) -> FailedAttempt | None:
-    """The attempt whose answer tells the caller most; None where none tells as much as the list of what was tried."""
+    """The attempt with the most informative answer; None if the list of attempts says more."""
     answered = [failure for failure in failures if failure.refusal is not None]
     if len(answered) < len(failures):
         # That some lack the model is not why nobody serves.
@@ -89,7 +89,7 @@ def most_useful(failures: Sequence[FailedAttempt]) -> FailedAttempt | None:
 
 
 def answer_to(attempt: FailedAttempt, message: str, dialect: Dialect, *, head: bool = False) -> Response:
-    """The agent's answer, as it came or, where it is not in the caller's protocol, an error with that message.
+    """The agent's own error, or `message` in the caller's protocol if it has another format.
 
     `head`: the request was a HEAD.
     """
@@ -112,7 +112,7 @@ def answer_to(attempt: FailedAttempt, message: str, dialect: Dialect, *, head: b
 
 
 def for_caller(response: Response, dialect: Dialect, *, head: bool = False) -> Response | None:
-    """An answer that is the caller's fault, in the caller's protocol; None: it is already."""
+    """An error that is the caller's fault, in the caller's protocol; None if it already is."""
     if head or is_object(_decompressed(response), whole=False):
         return None
     status = response.status
@@ -133,7 +133,7 @@ def _phrase(status: int) -> str:
 
 
 def _decompressed(response: Response) -> bytes:
-    """What has come of the body."""
+    """The decompressed body, as far as it has arrived."""
     encoding = response.header(b"content-encoding")
     if encoding is None or not response.body:
         return response.body

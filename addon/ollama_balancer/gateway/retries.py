@@ -1,4 +1,4 @@
-"""Attempts that failed: whom the failure blames, what that says of the agent, and whether another one is tried."""
+"""Handles failed attempts: who is to blame, what it means for the agent, and whether to retry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Retries:
         self.router = router
 
     def failed(self, context: RequestContext) -> Forward | Wait | Answer:
-        """The attempt that `context.failure` tells of came to nothing: what now?"""
+        """Handle `context.failure` and decide what to do next."""
         failure = context.failure
         assert failure
         if not failure.connected and is_local_failure(failure.reason):
@@ -58,7 +58,7 @@ class Retries:
         return self.router.retry(context)
 
     def _without_answer(self, failure: Failure, context: RequestContext) -> tuple[FailureKind, str]:
-        """What kind of failure it was, and why."""
+        """The kind of failure and its reason."""
         reason = one_line(failure.reason)
         kind = FailureKind.BROKEN if failure.connected else FailureKind.CONNECT
         if context.timed_out:
@@ -70,11 +70,11 @@ class Retries:
         return kind, reason
 
     def midstream_error(self, context: RequestContext, message: str) -> None:
-        """The agent has said so in the middle of an answer that had begun as a success; the lease is still held."""
+        """The agent reported an error after its answer had begun with a success; the lease is still held."""
         self._blame(context, classify_message(message), one_line(message, 200), retry_after(None))
 
     def _blame(self, context: RequestContext, blame: Blame, reason: str, busy_seconds: float) -> None:
-        """Note what an answer has told of its agent, before the request lets go of it: others may wait for that."""
+        """Apply what the failure says about the agent before its slot is released to waiting requests."""
         lease, registry = context.lease, self.registry
         if lease is None:
             return
@@ -99,7 +99,7 @@ class Retries:
                 registry.avoidance.cannot_load(agent, context.demand.model, context.demand.runner)
 
     def _refused(self, agent: Agent, context: RequestContext, reason: str) -> None:
-        """Not let in: for a while the agent is not used, unless only this caller's credentials were not good enough."""
+        """Mark the agent as refusing the balancer, unless only the credentials of this caller were refused."""
         if context.caller.credentials:
             if context.route is not None:
                 self.registry.avoidance.refuses(agent, context.route.path)
@@ -109,7 +109,7 @@ class Retries:
         self.registry.liveness.refuses(agent, reason)
 
     def _correct(self, agent: Agent, model: str) -> None:
-        """The agent says that it lacks the model: it is not asked for it again until it lists it."""
+        """Remove a model that the agent does not have from its inventory."""
         logger.info("Agent %s does not have model %s: removed from its list.", agent.name, one_line(model))
         self.registry.inventory.forget_model(agent, model)
         if self.prober is not None:

@@ -1,8 +1,7 @@
-"""How many requests may be sent to another agent after one has failed them.
+"""Limits retries to a share of all requests.
 
-Failover multiplies the load: where every agent is overloaded, each request would be run, and refused, by three of them.
-So the retries of the whole fleet are bounded by a share of its requests, and a few beside that, for a fleet that has
-little to do: as in Finagle's RetryBudget. Pure: the clock is handed in.
+Retries multiply load: on an overloaded fleet each request would be run, and refused, by three agents. As in Finagle's
+RetryBudget, retries may be a share of the requests plus a constant rate for an idle fleet.
 """
 
 from __future__ import annotations

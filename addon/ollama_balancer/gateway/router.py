@@ -1,4 +1,4 @@
-"""Where a request goes, or what the balancer answers itself. Decides; does nothing to the flow."""
+"""Decides where a request goes, or what the balancer answers itself. No I/O."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from .messages import ClientRequest
 from .retry_budget import RetryBudget
 
 MAX_CORRECTIONS = 16
-"""How many agents that turn out not to have a model, or a route, are passed over for one request."""
+"""Agents without the model or the route that are skipped for one request."""
 
 MAX_LOADS = 2
-"""How many agents try to load a model for one request: each pushes out what it has loaded."""
+"""Agents that try to load a model for one request: each load evicts another model."""
 
 UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
-"""Failures after which another agent is no retry: the first has done no work."""
+"""Failures after which another attempt is not a retry, because the first agent has done no work."""
 
 MOST_LISTED = 64
-"""Agents of a fleet whose candidates are listed for people; sorting more of them takes too long."""
+"""Size of a fleet up to which candidates are listed; sorting more takes too long."""
 
 MOST_SHOWN = 8
 
@@ -52,7 +52,7 @@ NO_AGENTS = (
 
 
 class Router:
-    """`retries` is how many other agents are tried when one fails before its first byte."""
+    """`retries` is the number of further agents to try if one fails before the first byte."""
 
     def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
         self.registry = registry
@@ -62,12 +62,12 @@ class Router:
         self.merged = MergedFleet(registry)
         self.retry_budget = RetryBudget(registry.clock)
         self.is_observed: Callable[[], bool] = lambda: True
-        """Whether somebody may want to see what else could have been chosen."""
+        """Whether anybody may look at the candidates."""
 
     def begin(
         self, context: RequestContext, request: ClientRequest, reading: Reading | RefusedBodyError | None = None
     ) -> Forward | Broadcast | Wait | Answer:
-        """The first decision on a request. `reading` is what its body says, where that has been read already."""
+        """The first decision on a request. `reading` is its parsed body, if it was parsed in a thread."""
         registry = self.registry
         context.mode = registry.mode
         admitted = admit(context, request, reading, name_of=self.name_of, observed=self.is_observed())
@@ -104,7 +104,7 @@ class Router:
         return name
 
     def retry(self, context: RequestContext) -> Forward | Wait | Answer:
-        """The decision after the last agent failed before its first byte; its failure is in the context."""
+        """The decision after a failed attempt, which is recorded in the context."""
         if context.pin is None and self._may_retry(context):
             decision = self._choose(context)
             if decision is not None:
@@ -112,7 +112,7 @@ class Router:
         return self.attempts_failed(context)
 
     def _may_retry(self, context: RequestContext) -> bool:
-        """Whether the request may be sent to one more agent, and there is one."""
+        """Whether another agent may and can be tried."""
         corrections = context.count(*CORRECTIONS)
         if context.attempts - corrections > self.retries or corrections > MAX_CORRECTIONS:
             return False
@@ -137,7 +137,7 @@ class Router:
     def join(
         self, context: RequestContext, queue_key: QueueKey, notify: Callable[[Lease | None], None]
     ) -> Answer | None:
-        """Have the request wait for its turn; the answer is for one that finds the line full."""
+        """Put the request in the queue; returns an answer if the queue is full."""
         context.waiting_since = self.registry.clock()
         context.on_leave_queue = self.queue.leave
         try:
@@ -152,7 +152,7 @@ class Router:
         return None
 
     def dispatch(self, context: RequestContext, lease: Lease) -> Forward:
-        """The request's turn has come, with an agent."""
+        """The queue has granted the request a slot."""
         context.ticket = None
         context.leave_queue()
         context.scored_candidates = lease.options
@@ -161,7 +161,7 @@ class Router:
         return Forward(lease.agent)
 
     def candidates_gone(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
-        """All agents for which the request has waited are gone: what now?"""
+        """All agents that the request waited for are gone: decide again."""
         context.ticket = None
         context.leave_queue()
         if context.failures:
@@ -181,14 +181,14 @@ class Router:
         return replace(answer, headers={"Retry-After": str(self.queue.retry_after())})
 
     def attempts_failed(self, context: RequestContext) -> Answer:
-        """The answer when nobody is left to try."""
+        """The answer after the last attempt has failed."""
         tried = "; ".join(f"{failure.agent}: {failure.reason}" for failure in context.failures)
         if context.retry_budget_spent:
             tried += "; not retried: too many requests have failed recently, and the retry budget is used up"
         return error(context.dialect, 502, f"no agent could answer ({tried})")
 
     def local_failure(self, context: RequestContext, reason: str) -> Answer:
-        """The answer where the balancer could not even try; the agent that was to have it is not to blame."""
+        """The answer if the balancer itself cannot open a connection; the agent is not to blame."""
         if context.lease is not None:
             context.lease.release(Outcome.CANCELLED)
             context.lease = None
@@ -216,7 +216,7 @@ class Router:
         context.take(lease)
 
     def _candidates(self, chosen: Agent, model: str) -> tuple[Candidate, ...]:
-        """What the mode saw, for people; of a large fleet only the agent that it chose."""
+        """The candidates as the policy saw them; for a large fleet only the chosen agent."""
         registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
         if len(registry) <= MOST_LISTED:
@@ -226,7 +226,7 @@ class Router:
         return tuple(Candidate(agent.name, agent.score, agent.in_flight) for agent in agents)
 
     def _choose_without_slot(self, context: RequestContext) -> Forward | None:
-        """For a request that no model is run for: an agent that is busy with others will do as well."""
+        """Choose an agent for a request that runs no model; a busy one will do."""
         registry = self.registry
         model = context.model_name
         tried: Collection[Agent] = context.tried
@@ -255,7 +255,9 @@ class Router:
         return self.registry.selection.policy.why(agent)
 
     def _no_agent(self, context: RequestContext, body: bytes | None) -> Forward | Answer:
-        """No agent that has the model can be had: why, or an agent that says what else is wrong with the request."""
+        """No agent with the model is available: say why, or forward a malformed request so that a host can say what is
+        wrong.
+        """
         registry = self.registry
         model = context.model
         if len(registry) == 0 or model is None or context.model_name is None:
@@ -296,7 +298,7 @@ class Router:
         return Broadcast(agents, "HEAD" in route.methods, unavailable)
 
     def _unavailable_holders(self, route: Route, model: str | None) -> Unavailable:
-        """The agents that have the model which is to be managed, and get no requests now."""
+        """Agents that have the model to be managed but take no requests now."""
         if model is None:
             return NONE_UNAVAILABLE
         required = route.path == "/api/delete"

@@ -1,6 +1,6 @@
-"""The models that the agents have in memory, as one server would list them: an entry a model, however many have it.
+"""The loaded models of all agents as one server would list them: one entry per model.
 
-A server never lists a name twice, and clients act on the name alone: they show it, and unload it by it.
+Clients identify a model by name alone, to show it and to unload it, and a server never lists a name twice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from ..core.agent import Agent
 from ..ollama.compact_json import compact
 from ..ollama.names import canonical_name
 from ..ollama.times import read_time
+from ..text import first_names
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
 MAX_AGENTS_SHOWN = 20
-"""Agents that are named for each model; then comes how many more there are."""
+"""Agents named per model; more are counted."""
 
 _SHOWN_OF_EACH = ("size", "size_vram", "context_length", "expires_at")
 
@@ -28,7 +29,7 @@ type _Key = tuple[str, str]
 
 
 class _LoadedEntry(NamedTuple):
-    """What one agent says of a model, with its figures read. Zero: it says no usable one."""
+    """One agent's entry with its parsed figures; zero if unusable."""
 
     entry: ModelEntry
     expires: datetime
@@ -89,11 +90,8 @@ def _merge(holders: dict[Agent, _LoadedEntry]) -> tuple[datetime, bytes]:
         value["size_vram"] = sum([held.size_vram for held in holders.values()])
     if contexts := [held.context_length for held in holders.values() if held.context_length]:
         value["context_length"] = min(contexts)
-    listed = list(islice(holders.items(), MAX_AGENTS_SHOWN))
-    names = [agent.name for agent, _ in listed]
-    if len(holders) > len(listed):
-        names.append(f"and {len(holders) - len(listed)} more")
-    value["agent"] = ", ".join(names)
+    value["agent"] = ", ".join(first_names([agent.name for agent in holders], MAX_AGENTS_SHOWN))
+    listed = islice(holders.items(), MAX_AGENTS_SHOWN)
     value["balancer"] = {"agents": [_described(agent, held.entry) for agent, held in listed]}
     return longest.expires, compact(value)
 

@@ -1,8 +1,8 @@
-"""Finds the clients that do not take their answers: for them a slot of a host must not be held for ever.
+"""Finds clients that have stopped reading, which would hold a slot forever.
 
-What a client takes is told by what waits for it: while it takes nothing, that stays as it is, since its host is read no
-further. Where the system tells how many bytes the other side has received, that counts as well, as the system may hold
-so much itself that a slow client's answer seems to stand still.
+A client is stalled if its unsent data does not change: its host is not read meanwhile. Where the system reports how
+many bytes the peer has acknowledged, that counts too, because the kernel buffers so much that a slow client may appear
+to stand still.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ import sys
 from collections.abc import Callable, Hashable, Iterable
 
 SEND_SECONDS = 60.0
-"""How long a client may take nothing of what waits for it."""
+"""Seconds without progress after which a client is stalled."""
 
 CHECKS = 12
-"""Within that time."""
+"""Checks within that time."""
 
 _ACKED = struct.Struct("@120xQ")
 """Of the system's `tcp_info`, the bytes that the other side has received (Linux, tcp(7))."""
 
 
 class StalledClients:
-    """What waits for clients. Seconds are those of `clock`."""
+    """Tracks the unsent data of clients."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._due = clock()
         self._seen: dict[Hashable, tuple[Hashable, float]] = {}
-        """By whom it waits for: how much, and since when."""
+        """The amount by client, and since when it has not changed."""
 
     def __len__(self) -> int:
         return len(self._seen)
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a look."""
+        """Whether the next check is due."""
         return self._clock() >= self._due
 
     def find_stalled[K: Hashable](self, waiting: Iterable[tuple[K, Hashable]]) -> list[K]:
-        """Given for whom something waits, and how much: those who have taken nothing of it for too long."""
+        """Return the clients that have read nothing for too long; `waiting` are the clients with unsent data, and how
+        much.
+        """
         now = self._clock()
         self._due = now + SEND_SECONDS / CHECKS
         before, self._seen = self._seen, {}
@@ -57,7 +59,7 @@ class StalledClients:
 
 
 def unsent(writer: object) -> Hashable | None:
-    """How much waits for the client of that writer, in a form that changes when it takes something; None: nothing."""
+    """The unsent data of a writer, as a value that changes with progress; None if there is none."""
     if not isinstance(writer, asyncio.StreamWriter):
         return None
     size = writer.transport.get_write_buffer_size()

@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits."""
+"""Background tasks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 _running: set[asyncio.Task[Any]] = set()
-"""The event loop itself keeps no task alive."""
+"""Keeps references, as the event loop keeps only weak ones."""
 
 
 def run_in_background[T](coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Run it as a task of its own, which is kept until it is done."""
+    """Run the coroutine as a task and keep a reference to it."""
     task = asyncio.get_running_loop().create_task(coroutine, name=name)
     _running.add(task)
     task.add_done_callback(_running.discard)

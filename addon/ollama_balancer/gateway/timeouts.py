@@ -1,4 +1,4 @@
-"""How long things may take, and one timer for all deadlines, which is not touched when one is set or dropped."""
+"""Timeouts, and deadlines that share one timer, so that setting and dropping one is cheap."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 OFFLINE_SILENCE = 5.0
-"""Seconds for which a part of an answer tells that its agent is there, whatever else says that it is offline."""
+"""Seconds for which a part of an answer proves that its agent is alive."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Timeouts:
 
 
 class Deadlines[T: Hashable]:
-    """`expire` is called with what has not been dropped by its time, and then it is. Times are those of `clock`."""
+    """Calls `expire` with each item whose deadline passes. Times are those of `clock`."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Deadlines[T: Hashable]:
         self._due: dict[T, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next = float("inf")
-        """When the timer goes off."""
+        """When the timer fires."""
 
     def __len__(self) -> int:
         return len(self._due)
@@ -46,7 +46,7 @@ class Deadlines[T: Hashable]:
             self._arm(at)
 
     def drop(self, item: T) -> None:
-        """Without effect if there is none."""
+        """Does nothing if there is none."""
         self._due.pop(item, None)
 
     def _arm(self, at: float) -> None:

@@ -1,4 +1,4 @@
-"""Translates what `ollama` reads of requests and answers into what `core` chooses by and learns from."""
+"""Translates between `ollama` and `core`: demands and observations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..ollama.prompts import PromptReading, context_prefix
 
 
 def demand_of(model: str, route: str, prompt: PromptReading) -> Demand:
-    """What a request asks of an agent; `model` is a canonical name, `route` as `Route.path`."""
+    """The demand of a request; `model` is a canonical name, `route` is `Route.path`."""
     runner, tokens, prefixes, new_prefixes, output_limit = prompt
     return Demand(model, runner, tokens, prefixes, new_prefixes, output_limit, route)
 
 
 def observation_of(answer: Answer, demand: Demand, *, streamed: bool) -> AnswerObservation:
-    """What an answer that is whole has shown of the agent that gave it."""
+    """The observation from a complete answer."""
     timings = answer.timings
     context = None if answer.context is None else context_prefix(demand.model, demand.runner, answer.context)
     return AnswerObservation(

@@ -1,14 +1,14 @@
-"""Finds the agents that have fallen silent with requests of theirs, before an answer begins and in its middle.
+"""Detects agents that have fallen silent, before the first byte of an answer and in its middle.
 
-Before the first byte of an answer nothing is heard of it: it may wait for its turn on the host, the model may be
-loading, the prompt may be long. So silence alone says nothing. What does: the agent is offline; or it is online and
-says that the model is in memory, and no request of its has got anywhere for longer than reading the prompt may take.
-A request that has its agent load a model is left alone as long as the agent lives: to drop it would abort the load.
+Before the first byte, silence alone is not a failure: the host may queue the request, load the model or read a long
+prompt. An agent is suspected if it is offline, or if it has the model loaded and none of its requests has made progress
+for longer than reading the prompt may take. A request that triggers a load is left alone while the agent lives, because
+dropping it would abort the load.
 
-In the middle of an answer silence is normal for a while (a tool call or thinking that the host buffers), but not from
-a host that is offline, nor for longer than `idle_seconds`: then the host, or the runner behind a healthy API, is stuck.
-Requests for no model, such as a pull, may be silent for as long as for a first byte: a host that verifies a large
-download says nothing meanwhile. While it is the client that does not take what came, the agent's silence means nothing.
+In the middle of an answer silence is normal for a while (a host buffers tool calls and thinking), but not from an
+offline host, nor for longer than `idle_seconds`. Requests without a model, such as a pull, may be silent as long as
+before the first byte: verifying a large download takes long. While the client is not reading, silence of the agent
+means nothing.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from .context import RequestContext
 from .timeouts import OFFLINE_SILENCE
 
 SILENCE = 30.0
-"""Seconds without any progress after which an agent that has the model in memory is suspected."""
+"""Seconds without progress after which an agent that has the model loaded is suspected."""
 
 WORST_PREFILL = 40.0
-"""Bytes of a prompt that the slowest of hosts read in a second: some ten tokens."""
+"""Bytes of prompt per second that the slowest hosts read: some ten tokens."""
 
 UNSTREAMED_PATIENCE = 10.0
-"""Times as long while a request is there whose answer comes in one piece: the agent may be busy with that."""
+"""Factor on that while the agent has a request that is not streamed, which may keep it busy."""
 
 RECHECK_SECONDS = 5.0
-"""Seconds until an agent is asked again about the same request."""
+"""Seconds between queries about the same request."""
 
 
 class Watchdog:
-    """Looks at the requests that have no byte yet. Seconds are those of `clock`.
+    """Checks running requests.
 
-    `loaded` asks an agent for the canonical names of its models in memory, None if it does not answer; `give_up` ends
-    an attempt, with the reason; `client_is_slow` tells whether the client has yet to take what has come for it.
+    `loaded` returns the canonical names of the models that an agent has loaded, None if it does not answer; `give_up`
+    aborts an attempt with a reason; `client_is_slow` returns whether the client has unsent data.
     """
 
     idle_seconds = 120.0
-    """How long an answer of a model that has begun may be silent (balancer_stream_idle_timeout)."""
+    """Seconds of silence allowed within an answer (balancer_stream_idle_timeout)."""
     response_seconds = 600.0
-    """How long a first byte may take (balancer_response_timeout)."""
+    """Seconds allowed to the first byte (balancer_response_timeout)."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Watchdog:
         self._client_is_slow = client_is_slow
 
     def check(self, contexts: Iterable[RequestContext]) -> list[RequestContext]:
-        """Give up what will not be answered, or not to its end; returns the suspicious requests, for `judge`."""
+        """Abort attempts that will not be answered; returns suspicious requests for `judge`."""
         now = self._clock()
         waiting = []
         for context in contexts:
@@ -89,7 +89,7 @@ class Watchdog:
         return suspicious
 
     def _check_answer(self, context: RequestContext, now: float) -> None:
-        """Give up an answer that has begun, if no more is to be expected of it."""
+        """Abort a begun answer if no more of it can be expected."""
         assert context.lease is not None
         agent, route = context.lease.agent, context.route
         silent = now - context.last_activity
@@ -106,7 +106,7 @@ class Watchdog:
             self._give_up(context, f"no data for {silent:.0f} s")
 
     async def judge(self, context: RequestContext) -> None:
-        """Ask the agent of a suspicious request whether it has the model in memory; if so, it is stuck."""
+        """Query the agent of a suspicious request; if it has the model loaded, it is stuck."""
         agent, lease = context.agent, context.lease
         if agent is None or lease is None or lease.model is None:
             return

@@ -1,4 +1,4 @@
-"""Slows those that try tokens, by address. The right one is let in all the same."""
+"""Rate-limits wrong tokens by address. The right token is always accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_WRONG = 10
 WINDOW = 60.0
 
 MOST_ADDRESSES = 4096
-"""Addresses that are remembered; the one that began first makes room."""
+"""Addresses remembered; the oldest is dropped."""
 
 
 class WrongTokens:
@@ -21,13 +21,13 @@ class WrongTokens:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """Since when, and how many. In the order of the beginnings."""
+        """Start of the window and count, oldest first."""
 
     def __len__(self) -> int:
         return len(self._counts)
 
     def record(self, address: str) -> int | None:
-        """Another one came from there. None: it may be told that it is wrong; else seconds until the next one may."""
+        """Record a wrong token. None: answer that it is wrong; otherwise seconds until the next try."""
         now = self._clock()
         for other, (since, _) in list(islice(self._counts.items(), 2)):
             if since + WINDOW <= now:

@@ -1,4 +1,4 @@
-"""Tells the local network where the balancer is (DNS-SD over multicast DNS), for reporters that look for one."""
+"""Announces the balancer on the local network (DNS-SD over multicast DNS) for reporters with --discover."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ LONGEST_LABEL = 63
 
 
 def addresses_of(listening: Iterable[str]) -> tuple[str, ...]:
-    """By which others reach this machine, where mitmproxy listens on these hosts; none if it does on loopback only."""
+    """The addresses under which others reach this machine, given the hosts that mitmproxy listens on; none if only
+    loopback.
+    """
     hosts = list(listening)
     if any(host in ("", "0.0.0.0", "::") for host in hosts):
         interfaces = psutil.net_if_addrs()
@@ -30,7 +32,7 @@ def addresses_of(listening: Iterable[str]) -> tuple[str, ...]:
 
 
 async def announce(token: str, port: int, addresses: tuple[str, ...]) -> None:
-    """Go on until cancelled; then take it back."""
+    """Announce until cancelled, then withdraw."""
     from zeroconf import Error  # only here: nobody else pays for its import
 
     while True:

@@ -1,4 +1,4 @@
-"""A fleet to try the balancer on: simulated Ollama hosts of different speed and models, each with a real reporter."""
+"""The demo fleet: simulated Ollama hosts of different speed and models, each with a real reporter."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which agents are one host: those whose names and addresses lead to one server.
+"""Finds agents that are the same host under several names or addresses.
 
-Elsewhere that is one IP address and port. A server of this machine may be reached by each of the machine's addresses,
-unless another one listens there: then it is the socket that takes the connections.
+Elsewhere a host is one IP address and port. A server of this machine may be reached by each of its addresses, unless
+another server listens there: then the listening socket decides.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ THIS_MACHINE = "this machine"
 
 
 RECHECK_SECONDS = 10.0
-"""Seconds until it is looked again where this machine listens, which takes milliseconds."""
+"""Seconds for which the listening sockets are cached; reading them takes milliseconds."""
 
 
 class Locator:
-    """Finds out where the agents' hosts listen, and tells the registry."""
+    """Locates the hosts of agents and tells the registry."""
 
     def __init__(self, registry: AgentRegistry) -> None:
         self._registry = registry
         self._local_agents: dict[int, dict[Agent, tuple[str, Address]]] = {}
-        """Agents on this machine, by port: at which of its addresses they were reached, and what theirs was then."""
+        """Agents on this machine, by port: the address they were reached at, and their configured one."""
         self._listening: dict[int, tuple[float, frozenset[str]]] = {}
-        """At which addresses alone this machine was last seen to listen, by port, and when."""
+        """The addresses that are listened on explicitly, by port, and when they were read."""
         self._own: frozenset[str] | None = None
 
     async def locate(self, agent: Agent, address: Address, peer: str) -> None:
@@ -73,12 +73,12 @@ class Locator:
 
 
 def local_key(ip: str, port: int, listening: Collection[str]) -> Hashable:
-    """Where a server of this machine listens that is reached at that address, if these are listened at."""
+    """The key of a server of this machine, given the addresses that are listened on."""
     return (ip, port) if ip in listening else (THIS_MACHINE, port)
 
 
 def listening_at(port: int) -> frozenset[str]:
-    """The addresses of this machine at which somebody listens for that port alone; empty where that is not shown."""
+    """The addresses on which a socket listens explicitly for that port; empty if unknown."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):

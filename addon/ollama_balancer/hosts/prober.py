@@ -1,8 +1,8 @@
-"""Asks the agents that have no reporter, or whose reporter is silent, whether they are there and what they have.
+"""Probes agents without a reporter or with a silent one.
 
-Each is asked on its own schedule, and there are lanes: for those that answer, for those that do not, each of which
-takes the whole of a time-out, and for those that have just come. So thousands that are silent keep no probe of a living
-one waiting, and take no more connections than their lane has. Who stays silent is asked less often.
+Each agent has its own schedule, and there are separate lanes for online agents, for silent ones, whose probes take a
+whole timeout, and for new ones. So thousands of silent agents do not delay the probes of the others and use no more
+connections than their lane allows. Agents that stay silent are probed less often.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ INTERVAL = 5.0
 """Seconds from one probe of an agent to the next."""
 
 MAX_BACKOFF = 2
-"""Times as long for who stays silent: it takes a connection and a time-out each time. Who is back is seen in 15 s."""
+"""Factor on the interval of agents that stay silent. One that returns is seen within 15 s."""
 
 BACKOFF_AFTER = 4
-"""Probes in vain after which an agent is asked less often, twice as long each time."""
+"""Failed probes before the interval grows, doubling each time."""
 
 CHECKS_PER_INTERVAL = 10
-"""How often it is seen who is due."""
+"""How often due probes are looked for."""
 
 ALIVE_TIMEOUT = 2.0
 """Seconds for GET /api/version, which a live Ollama answers in a millisecond."""
 
 ACTIVITY_SECONDS = 5.0
-"""An agent that is late to answer a probe, but has sent a part of an answer so recently, stays online."""
+"""Seconds since the last data from an agent within which a timed-out probe is ignored."""
 
 STARTUP_ROUNDS = 4
-"""How often agents that do not answer are asked at the start, one time right after another, as long as none does."""
+"""Rounds of probes at startup while no agent answers."""
 
 INVENTORY_TIMEOUT = 5.0
 MAX_ANSWER_BYTES = 1024 * 1024
 """Of a list: a host that has MAX_MODELS lists them in that."""
 
 AT_ONCE = 256
-"""Agents that are asked at the same time, of those that answer; those that are silent, and new ones, have a quarter."""
+"""Concurrent probes of online agents; silent and new ones have a quarter of that."""
 
 LOCAL = Address("127.0.0.1", 11434)
 
@@ -106,23 +106,21 @@ def explain(address: Address, error: Exception) -> str:
 
 @dataclass(eq=False, slots=True)
 class Schedule:
-    """When an agent is asked next."""
+    """When an agent is probed next."""
 
     at: float
     misses: int = 0
-    """Probes that it has let run out of time, one after the other."""
+    """Consecutive probes that timed out."""
     in_progress: bool = False
     began: float = float("-inf")
-    """When it was asked last."""
+    """When it was probed last."""
 
 
 class Prober:
-    """Probes each agent in its turn. `via` names the balancer, which does not answer itself.
+    """Probes agents. `via` identifies the balancer, so that it does not answer itself.
 
-    `at_once` is how many probes may run in the lane of those that answer, and as many more while all are asked at the
-    start.
-
-    `first_round` is set when the agents known at the start have been asked; several times where none answered in time.
+    `at_once` limits the lane of online agents, and the first rounds at startup. `first_round` is set when the agents
+    known at startup have been probed.
     """
 
     def __init__(
@@ -136,7 +134,7 @@ class Prober:
         self._has_begun = False
         self._locator = Locator(registry)
         self._in_progress: set[tuple[Agent, Address]] = set()
-        """Who is asked at this moment."""
+        """Probes in progress."""
         self._schedules: dict[Agent, Schedule] = {}
         at_once = AT_ONCE if at_once is None else min(at_once, AT_ONCE)
         self._startup_lane = asyncio.Semaphore(max(1, at_once))
@@ -145,7 +143,7 @@ class Prober:
         self._new_lane = asyncio.Semaphore(max(1, at_once // 4))
 
     def wake(self) -> None:
-        """Ask all now."""
+        """Probe all agents now."""
         for schedule in self._schedules.values():
             schedule.at, schedule.misses = float("-inf"), 0
         self._wake.set()
@@ -164,7 +162,7 @@ class Prober:
         self.first_round.set()
 
     async def _probe_all(self) -> bool:
-        """Ask those that are not online; False if one did not answer in time."""
+        """Probe agents that are not online; False if one timed out."""
         await self._add_local()
         probes = []
         async with asyncio.TaskGroup() as group:
@@ -209,7 +207,7 @@ class Prober:
             await asyncio.sleep(0)  # as above
 
     def _claim(self, agent: Agent) -> Schedule:
-        """Its turn, which begins now: it is not due while it waits for its lane."""
+        """Its schedule, marked as in progress: it is not due while it waits for its lane."""
         schedule = self._schedules.get(agent)
         if schedule is None:
             schedule = self._schedules[agent] = Schedule(0.0)
@@ -219,7 +217,7 @@ class Prober:
     async def _probe_on_schedule(
         self, agent: Agent, schedule: Schedule, lane: AbstractAsyncContextManager[None]
     ) -> bool:
-        """Ask an agent and say when it is asked next; False if it did not answer in time."""
+        """Probe an agent and schedule the next probe; False if it timed out."""
         answered = True
         try:
             async with lane:
@@ -236,9 +234,9 @@ class Prober:
         return answered
 
     async def probe(self, agent: Agent) -> bool:
-        """Ask one agent; False if it did not answer in time.
+        """Probe one agent; False if it timed out.
 
-        What it answers is not trusted: sizes and types are checked, a bad answer is no answer.
+        Its answers are not trusted: sizes and types are checked, and an invalid answer counts as none.
         """
         in_progress = (agent, agent.address)
         self._in_progress.add(in_progress)
@@ -285,7 +283,7 @@ class Prober:
         return True
 
     async def probe_now(self, agent: Agent) -> None:
-        """Ask one agent now, that is new, has moved or begins to report, if the rounds have begun; else they will."""
+        """Probe an agent that is new, has moved or begins to report, if probing has started."""
         if not self._has_begun:
             return
         since = self.registry.clock()
@@ -298,13 +296,13 @@ class Prober:
                 await self._probe_on_schedule(agent, self._claim(agent), contextlib.nullcontext())
 
     async def refresh(self, agent: Agent) -> None:
-        """See at once what models an agent has, after something has changed there."""
+        """Update the lists of models of an agent."""
         await self._list(agent, agent.address)
 
     async def refresh_loaded(self, agent: Agent, *, unloading: str | None = None, last: bool = True) -> bool:
-        """See at once what an agent has in memory; False if it is still to unload that model (a canonical name).
+        """Update the loaded models of an agent; False if `unloading` (a canonical name) is still loaded.
 
-        Then what it says is stored only if this is the last look.
+        In that case the list is stored only on the last check.
         """
         address, began = agent.address, self.registry.clock()
         entries = await self._running(address)

@@ -1,4 +1,4 @@
-"""What has to be known to judge the lab's figures, in words."""
+"""Caveats that the reader of the figures needs to know."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings:
 
 
 def caveats(recording: Recording, fleet: LearnedFleet, recorded: Result, settings: Settings) -> list[str]:
-    """One sentence or a few each; what holds for every recording comes first."""
+    """The caveats as sentences; those that hold for every recording come first."""
     return [
         "The speed of a host with a model that it never ran is estimated from other hosts with the model and from "
         f"other models on the host: {fleet.guessed} of {fleet.pairs} pairs of host and model.",
@@ -75,7 +75,7 @@ def _assumptions(recording: Recording, fleet: LearnedFleet, settings: Settings) 
 
 
 def _differences(recording: Recording, recorded: Result) -> Iterator[str]:
-    """In what the simulated requests differ from the recorded ones."""
+    """How the simulated requests differ from the recorded ones."""
     unserved, cancelled = recorded.asked - recorded.outcomes["served"], recorded.outcomes["cancelled"]
     if unserved:
         yield (

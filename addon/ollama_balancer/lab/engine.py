@@ -1,4 +1,4 @@
-"""Events in the order of their time."""
+"""A discrete-event engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Event:
 
 
 class Engine:
-    """A clock in seconds that goes from event to event. Called, it gives the time, as `time.monotonic` does."""
+    """A clock in seconds that jumps from event to event. Calling it returns the time, as `time.monotonic` does."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,14 +37,14 @@ class Engine:
 
     @property
     def next_due(self) -> float | None:
-        """When the next thing happens; None: nothing is to happen."""
+        """The time of the next event; None if there is none."""
         due = self._due
         while due and due[0][2].action is None:
             heappop(due)
         return due[0][0] if due else None
 
     def run(self, until: float) -> None:
-        """Have everything happen that is due up to that time."""
+        """Run all events up to that time."""
         due = self._due
         while due and due[0][0] <= until:
             self.now, _, event = heappop(due)

@@ -1,4 +1,4 @@
-"""Reads the files that mitmproxy writes with `-w`. They may come from anywhere: nothing in them is taken on trust."""
+"""Reads flow files written with `-w`. Nothing in them is trusted."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 class MalformedRecordError(ValueError):
-    """A record that no balancer has written."""
+    """A record that the balancer cannot have written."""
 
 
 def read(paths: Iterable[Path]) -> Recording:
-    """Read the files as far as that goes; what is wrong with them is in `problems`."""
+    """Read the files as far as possible; errors are in `problems`."""
     recording = Recording()
     for path in paths:
         for flow in _flows(path, recording):
@@ -146,7 +146,7 @@ def _with_answer(recorded: Recorded, response: http.Response) -> Recorded:
 
 
 def _record_agents(record: Mapping[Any, Any], model: str, agent: str | None, recording: Recording) -> None:
-    """What the record tells of the agents."""
+    """Record what the decision says about the agents."""
     room = record.get("room")
     if agent is not None and isinstance(room, dict):
         for key, known in (("slots", recording.slots), ("fits", recording.fits), ("loaded", recording.loaded_together)):

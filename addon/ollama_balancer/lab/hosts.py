@@ -15,7 +15,7 @@ from functools import partial
 from .engine import Engine, Event
 
 SLOWDOWN = 0.4
-"""By how much each further request of the same model slows the others."""
+"""Slowdown by each further concurrent request of the same model."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a host is like."""
+    """The properties of a host."""
 
     speed: float
     disk: float
@@ -85,7 +85,7 @@ class Job:
     decoding: bool = False
 
     def copy(self) -> Job:
-        """The same request as far as it has got; nobody is told what becomes of the copy."""
+        """A copy of the job without callbacks."""
         return replace(self, began=_ignore, ended=_ignore)
 
 
@@ -151,7 +151,7 @@ class Host:
         self._advance()
 
     def cancel(self, job: Job) -> None:
-        """The client, or the balancer, has hung up. A load belongs to the request that began it."""
+        """The client or the balancer has disconnected. A load belongs to the request that started it."""
         runner = self.runners.get(job.model.name)
         if runner is not None and job in runner.running:
             self._account_progress()
@@ -193,14 +193,14 @@ class Host:
         return host, copies
 
     def unload_idle(self) -> None:
-        """Let go of the models that nobody has used for as long as they are kept."""
+        """Unload models whose keep-alive has expired."""
         due = self.engine.now - self.spec.keep
         for name, runner in list(self.runners.items()):
             if runner.used < due and not runner.running and not runner.waiting:
                 del self.runners[name]
 
     def crash(self) -> None:
-        """Everything is gone; whoever was there is told."""
+        """Crash: all jobs fail."""
         aborted = self.jobs()
         self.up = False
         self.queue.clear()
@@ -222,7 +222,7 @@ class Host:
         return (1 + SLOWDOWN * (len(runner.running) - 1)) * busy * self.slow
 
     def _account_progress(self) -> None:
-        """Take what has been done since the last change off the work."""
+        """Subtract the work done since the last change."""
         now = self.engine.now
         passed = now - self._since
         self._since = now
@@ -237,7 +237,7 @@ class Host:
                     job.work -= done
 
     def _plan(self) -> None:
-        """Have the next phase's end come when it is due."""
+        """Schedule the end of the next phase."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -285,7 +285,7 @@ class Host:
         self._plan()
 
     def _dispatch(self) -> None:
-        """Give each request in the queue to its model's runner. One that needs a load holds up those behind it."""
+        """Assign queued requests to the runner of their model. One that needs a load blocks those behind it."""
         self.unload_idle()
         while self.queue and self.loading is None:
             job = self.queue[0]

@@ -1,4 +1,4 @@
-"""Tells recorded requests to a registry once more, at their times: it learns what it learned when they were served."""
+"""Replays recorded requests to a registry at their times, so that it learns what it had learned from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .recording import Recorded
 
 @dataclass
 class LearningReplay:
-    """A registry of these agents, of which nothing is known."""
+    """A registry of these agents, initially without knowledge."""
 
     names: list[str]
     room: dict[str, int]
@@ -60,7 +60,7 @@ class LearningReplay:
         self.engine.after(request.ended - start, end)
 
     def _make_room(self, agent: Agent, model: str) -> None:
-        """To load a model when there is no room, the agent has evicted another: the one not heard of for longest."""
+        """A load with full memory evicts another model: the least recently used one."""
         room, loaded = self.room[agent.name], agent.loaded_models
         if model not in loaded and len(loaded) >= room:
             kept = sorted(loaded, key=lambda name: -loaded[name].proven_at)[: room - 1]

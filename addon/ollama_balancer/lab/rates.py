@@ -1,4 +1,4 @@
-"""What a recording shows of its fleet: how fast which host serves which model, and what each runs at once."""
+"""Learns the fleet from a recording: the speed of each host and model, and the concurrency of each host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEEP_ALIVE = 300.0
 """Seconds for which a host keeps an idle model in memory, as Ollama does, unless it was seen to keep one for longer."""
 
 PASSED_OVER = 0.01
-"""How likely it has to be that a host which has a model was never chosen for it."""
+"""Probability below which a host that was never chosen for a model is assumed not to have it."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def learn(recording: Recording, *, slots: int = 0, fits: int = 0, keep: float = 
 
 
 class _Pace:
-    """The figures that were learned. Where nothing tells of a model at all, it is taken to be like the others: a prior
-    would be another fleet's.
+    """The learned speeds. A model without data is assumed to be like the others, as a prior would belong to another
+    fleet.
     """
 
     def __init__(self, estimates: Estimates, agents: Iterable[Agent], models: Iterable[str]) -> None:
@@ -140,17 +140,17 @@ class _Pace:
 def _holders(
     recording: Recording, answered: dict[str, list[Recorded]], names: list[str], models: list[str]
 ) -> tuple[dict[str, set[str]], list[str]]:
-    """Who has which model, and the models that hosts are assumed to have that were not seen with them.
+    """The hosts of each model, and the models that hosts are only assumed to have.
 
-    A mode that weighs the agents notes who they were. In the others, a host is taken not to have a model if with its
-    part of all requests it would almost certainly have got one of it.
+    Modes that score agents record the candidates. In the others, a host is assumed to lack a model if, given its share
+    of all requests, it would almost certainly have got one for it.
     """
     holders_by_model = {model: set(recording.candidates.get(model, ())) for model in models}
     for name, requests in answered.items():
         for request in requests:
             holders_by_model[request.model].add(name)
     assumed = []
-    asked = Counter(request.model for request in recording.requests)
+    requests_per_model = Counter(request.model for request in recording.requests)
     total = sum(len(requests) for requests in answered.values())
     for model, holders in holders_by_model.items():
         if not holders or model in recording.candidates:
@@ -158,7 +158,7 @@ def _holders(
         assumed_holders = {
             name
             for name in set(names) - holders - recording.without_model.get(model, set())
-            if (1 - len(answered.get(name, ())) / total) ** asked[model] > PASSED_OVER
+            if (1 - len(answered.get(name, ())) / total) ** requests_per_model[model] > PASSED_OVER
         }
         if assumed_holders:
             holders |= assumed_holders
@@ -167,9 +167,9 @@ def _holders(
 
 
 def _residency(requests: Iterable[Recorded]) -> tuple[int, float]:
-    """Models that a host was seen to have in memory at once, and the longest time for which one was idle there.
+    """The most models that a host had loaded at once, and the longest time that one stayed loaded while idle.
 
-    What answers without a load has been in memory since it answered before, or from the beginning.
+    A model that answers without a load has been loaded since its last answer, or since the beginning.
     """
     spans: dict[str, list[list[float]]] = {}
     idle = 0.0
@@ -189,7 +189,7 @@ def _residency(requests: Iterable[Recorded]) -> tuple[int, float]:
 
 
 def _loaded_at_first(requests: Iterable[Recorded]) -> tuple[str, ...]:
-    """Models that a host seems to have had in memory when the recording began."""
+    """Models that a host seems to have had loaded when the recording began."""
     first: dict[str, Recorded] = {}
     for request in sorted(requests, key=lambda request: request.began or request.sent):
         first.setdefault(request.model, request)

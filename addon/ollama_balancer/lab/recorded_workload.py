@@ -1,4 +1,4 @@
-"""A recording as a workload for the simulation, and as what a simulation would have said of it."""
+"""Turns a recording into a workload, and into a result to compare simulations with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of requests that a balancer has served. Times are seconds since the epoch."""
+"""Recorded requests. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Recording:
     """What was wrong with the files, one line each."""
 
     def link_conversations(self) -> None:
-        """Put the requests in order and find out which go on with which."""
+        """Sort the requests and link those of the same conversation."""
         self.requests.sort(key=lambda request: request.at)
         conversations = PrefixCache()
         arranged = []

@@ -1,4 +1,4 @@
-"""What the lab has found out, in figures, as JSON and in words."""
+"""The report of the lab as JSON and text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run: the balancer's own fleet core in front of simulated hosts, from the first request to the last."""
+"""One simulation: the balancer's core in front of simulated hosts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IN_TIME = 10.0
 """Seconds within which a first token is good."""
 
 UP_SECONDS = 3600.0
-"""On average between two troubles of a host."""
+"""Mean time between failures of a host."""
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -233,7 +233,7 @@ class Simulation:
             self._end(call, "failed")
 
     def _give_up(self, call: Call) -> None:
-        """The client has no more patience."""
+        """The client gives up waiting."""
         if call.done or call.first is not None:
             return
         if call.ticket is not None:
@@ -269,7 +269,7 @@ class Simulation:
     # The fleet
 
     def _tick(self) -> None:
-        """What the balancer does every half second."""
+        """The periodic work of the balancer."""
         self.registry.expire()
         self.scheduler.look()
         self.engine.after(POLL_SECONDS, self._tick)
@@ -307,7 +307,7 @@ class Simulation:
             self.registry.liveness.reached(agent)
 
     def _inject_failure(self, agent: Agent) -> None:
-        """The host dies for a while, or is slow for a while."""
+        """Crash or slow down the host for a while."""
         host = self.hosts[agent]
         seconds = self.rng.uniform(30, 120)
         if self.rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""What a simulation is given: hosts, models and requests."""
+"""The input of a simulation: hosts, models and requests."""
 
 from __future__ import annotations
 

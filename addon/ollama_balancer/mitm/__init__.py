@@ -1,4 +1,5 @@
-"""The way of one request through mitmproxy: choosing, connecting, retrying, streaming.
+"""The adapter to mitmproxy.
 
-`dispatch` decides, `context` is one request's record, `layer` does it in mitmproxy's proxy core.
+Small addons handle the hooks; `layer`, `stream` and `shared_stream` extend its proxy core, `compat` and `patches` hold
+everything private, `fastpath` what is fast and optional.
 """

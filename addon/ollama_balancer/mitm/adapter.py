@@ -15,7 +15,7 @@ from .headers import client_request, request_to_agents
 
 
 class FlowAdapter:
-    """`via` is this balancer's own name in the Via header; `show` writes down on a flow how its request stands."""
+    """`via` is the balancer's name in the Via header; `show` updates what the flow shows about its request."""
 
     def __init__(self, via: str, show: Callable[[http.HTTPFlow, RequestContext], None]) -> None:
         self.via = via

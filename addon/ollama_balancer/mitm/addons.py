@@ -47,5 +47,5 @@ class BalancerAddon:
 
 @functools.cache
 def the_addon() -> BalancerAddon:
-    """The one of this process: it outlives a reload of balancer.py."""
+    """The instance of this process, which survives a reload of balancer.py."""
     return BalancerAddon()

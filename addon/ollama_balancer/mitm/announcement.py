@@ -16,10 +16,10 @@ class Announcement:
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
         self._announced: tuple[str, int, tuple[str, ...]] | None = None
-        """With what it is announced: the token, the port, the addresses."""
+        """The announced token, port and addresses."""
 
     def update(self, token: Token, *, wanted: bool) -> None:
-        """Begin or end to announce it."""
+        """Start or stop the announcement."""
         announced = self._parameters(token) if wanted else None
         if announced == self._announced:
             return

@@ -1,4 +1,4 @@
-"""The way out of an answer: its head, its stream, and how the request ended."""
+"""Handles answers: head, stream and the end of the request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_STREAM_SECONDS = 0.1
-"""How long an answer has to take for the times of its pieces to tell how fast it was made."""
+"""Seconds that a stream must take before its speed can be measured."""
 
 
 class Answers:
@@ -50,10 +50,10 @@ class Answers:
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
         self.on_end: Callable[[str], None] = lambda client_id: None
-        """Told of the client of each request that has ended."""
+        """Called with the id of the client of each request that has ended."""
 
     def cancel(self, context: RequestContext, why: str | None = None) -> None:
-        """Nobody takes the answer any more. An answer of which the client has all but the end of the body is whole."""
+        """The client has left. An answer that lacks only the end of its framing counts as complete."""
         flow, watcher = flow_of(context), context.watcher
         if context.outcome is not None or flow is None:
             return
@@ -110,7 +110,7 @@ class Answers:
         self.balancer.show(flow, context)
 
     def relay(self, stream: SharedStream) -> bool:
-        """Take the rest of a streamed answer past mitmproxy's layers; whether to ask again after the next chunk."""
+        """Try to relay the rest of a streamed answer; returns whether to ask again after the next chunk."""
         flow = stream.flow
         context = context_of(flow)
         handler = handler_of(flow.client_conn)
@@ -138,7 +138,7 @@ class Answers:
         return False
 
     def long_answer(self, flow: http.HTTPFlow) -> None:
-        """It is longer than was thought: it streams from here on."""
+        """The answer is too long to be buffered: stream it from here on."""
         context, response = context_of(flow), flow.response
         if response is not None:
             watcher = context.watcher if context is not None else None
@@ -193,7 +193,7 @@ class Answers:
         self._annotate(flow, context)
 
     def stream_failed(self, failed: FailedStream) -> None:
-        """The agent died in the middle of its answer."""
+        """The agent failed in the middle of its answer."""
         context = context_of(failed.flow)
         response = failed.flow.response
         if context is None or context.watcher is None or response is None or context.outcome is not None:
@@ -218,7 +218,7 @@ class Answers:
             watcher.feed_trailer(trailer)
 
     def _judge(self, context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> None:
-        """Was it a success?"""
+        """Judge the complete answer and end the request."""
         verdict = watcher.verdict()
         lease = context.lease
         status = context.status = response.status_code
@@ -257,14 +257,14 @@ class Answers:
 
 @functools.cache
 def _watcher() -> Callable[[str, str, int, Callable[[int], bool] | None], AnswerWatcher]:
-    """Loaded when the first answer comes; to import it each time takes long, too."""
+    """Imported with the first answer; a repeated import statement is slow, too."""
     from ..ollama.answer_watcher import watcher_of
 
     return watcher_of
 
 
 def _activity_callback(context: RequestContext, handler: ProxyConnectionHandler) -> Callable[[], None]:
-    """Notes that the agent has sent something."""
+    """A callback for data from the agent."""
     register_activity: Callable[[], None] = handler.timeout_watchdog.register_activity
 
     def on_activity() -> None:
@@ -275,7 +275,7 @@ def _activity_callback(context: RequestContext, handler: ProxyConnectionHandler)
 
 
 def _chunk_filter(context: RequestContext, watcher: AnswerWatcher, response: http.Response) -> Callable[[bytes], bytes]:
-    """Passes each chunk on as it is and watches it. At the end, an error event where the terminal event is missing."""
+    """Returns a filter that watches each chunk and appends an error event if the terminal event is missing."""
     from ..ollama.answer_watcher import NO_TERMINAL
 
     status = response.status_code
@@ -308,7 +308,7 @@ def _chunk_filter(context: RequestContext, watcher: AnswerWatcher, response: htt
 
 
 def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) -> float | None:
-    """Tokens a second, as the host tells; where it does not, by when they came."""
+    """Tokens per second as the host reports them, or else from the arrival of the tokens."""
     if verdict.decode_seconds is not None or not watcher.streamed or context.first_byte is None:
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, context.clock() - context.first_byte
@@ -316,13 +316,13 @@ def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) ->
 
 
 def _release_filter(flow: http.HTTPFlow, context: RequestContext) -> None:
-    """A flow that is kept for people to see is not to keep what its answer went through."""
+    """Drop the filter from a finished flow, which may be kept for long."""
     if flow.response is not None and context.pass_on is not None and flow.response.stream is context.pass_on:
         flow.response.stream = True
 
 
 def _store(response: http.Response, watcher: AnswerWatcher) -> None:
-    """Have the flow show what was passed on, unpacked."""
+    """Store the decompressed answer in the flow."""
     response.raw_content = truncated(*watcher.captured.ends(), watcher.captured.left_out)
     if watcher.compressed:
         response.headers.pop("content-encoding", None)

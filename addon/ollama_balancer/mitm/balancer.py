@@ -1,4 +1,4 @@
-"""What the addons share: one fleet, one gateway, and how they are set up."""
+"""The state that the addons share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def timed[A](hook: Callable[[A, http.HTTPFlow], None]) -> Callable[[A, http.HTTPFlow], None]:
-    """Count what the hook of an addon takes that has the balancer as `balancer`."""
+    """Measure the time that a hook takes; its addon has the balancer as `balancer`."""
 
     @functools.wraps(hook)
     def counted(self: A, flow: http.HTTPFlow) -> None:
@@ -48,9 +48,9 @@ def timed[A](hook: Callable[[A, http.HTTPFlow], None]) -> Callable[[A, http.HTTP
 
 
 class Balancer:
-    """One fleet behind one mitmproxy. It outlives a reload of balancer.py, and so do its agents and requests.
+    """One fleet behind one mitmproxy. It survives a reload of balancer.py, as do its agents and requests.
 
-    `clock` gives monotonic seconds.
+    `clock` returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -67,16 +67,16 @@ class Balancer:
         self.gateway.on_end = self.accounting.ended
         self.networks = ClientNetworks(self.clock)
         self.blocked_clients: set[str] = set()
-        """The ids of connections whose requests are refused, for where they come from."""
+        """Ids of client connections whose requests are refused because of their address."""
         self.budget = MemoryBudget(machine_memory() // PART)
         self.flows = FlowList(self.budget, self.blocked_clients)
         self.hooks: HookFastPath | None = None
-        """mitmproxy's hooks by the short way; None before the addon is loaded."""
+        """The hook fast path; None before the addon is loaded."""
         self.unsupported: Unsupported | None = None
-        """What does not work with what is installed. None: nothing does, or it is not loaded."""
+        """What is off with the installed versions; None if nothing works or the addon is not loaded."""
         self.prober: Prober | None = None
         self.running = False
-        """Whether mitmproxy runs with the addon loaded."""
+        """Whether mitmproxy is running with the addon loaded."""
 
     @property
     def has_nothing_configured(self) -> bool:
@@ -89,20 +89,20 @@ class Balancer:
             run_in_background(self.prober.probe_now(agent), "first look")
 
     def allows(self, origin: str) -> bool:
-        """Whether web pages of that origin may call."""
+        """Whether web pages of that origin may send requests."""
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
 
     def is_observed(self) -> bool:
-        """Whether somebody may look at flows."""
+        """Whether anybody may look at flows."""
         return self.hooks is None or self.hooks.observed
 
     def show(self, flow: http.HTTPFlow, context: RequestContext) -> None:
-        """Write down on the flow how its request stands, and have that seen, if somebody may look at flows."""
+        """Update comment, marker and record of the flow, if flows are observed."""
         if self.is_observed():
             annotate(flow, context)
             self.flows.changed(flow)
 
     def _unfinished(self) -> int:
-        """Requests that run or wait, and answers that their clients have not taken yet."""
+        """Running and waiting requests, or clients with unsent data if these are more."""
         unsent = sum(transports.unsent_to(client_id) > 0 for client_id in transports.handlers())
         return max(len(self.gateway.live), unsent)

@@ -1,4 +1,4 @@
-"""Bodies as they come in: put together without a copy, and without work for each of many small chunks."""
+"""Collects bodies without a copy, and many small chunks at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .compat.h11_names import ChunkedReader, ReceiveBuffer
 from .head_limits import check_chunk_line
 
 MOST_AT_ONCE = 256 * 1024
-"""Bytes of small chunks that are put together."""
+"""Bytes of small chunks that are joined."""
 
 _LINE_END = b"\r\n"
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,4})\r\n")
@@ -29,9 +29,9 @@ _ALL_GROUPS = b"".join(b"\\%d" % size for size in _CHUNK_OF)
 
 
 class BodyBuffer:
-    """In the place of mitmproxy's buffer, whose bytes are copied at the end, which takes long for a large body.
+    """Replaces mitmproxy's buffer, whose content is copied at the end, which is slow for a large body.
 
-    `BytesIO` writes into what `getvalue` returns.
+    `BytesIO` shares the bytes that `getvalue` returns.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class BodyBuffer:
 
 
 class CoalescingReader(ChunkedReader):
-    """h11's reader of chunked bodies, except that it takes the chunks that have come whole all together.
+    """h11's reader of chunked bodies, which takes all complete chunks at once.
 
-    h11 takes 10 microseconds for each of them, and mitmproxy's layers take ten times that. Trailers are dropped:
-    mitmproxy raises NotImplementedError at them, which leaves the client without an end.
+    h11 needs 10 µs for each chunk and mitmproxy's layers ten times that. Trailers are dropped: mitmproxy raises
+    NotImplementedError at them, which leaves the client without an end.
     """
 
     def __call__(self, buffer: ReceiveBuffer) -> Any:
@@ -76,7 +76,7 @@ class CoalescingReader(ChunkedReader):
 
 
 def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
-    """The payloads of all plain chunks that the buffer begins with, at most MOST_AT_ONCE bytes; b"": there are none."""
+    """Payloads of all plain chunks at the start of the buffer, at most MOST_AT_ONCE bytes; b"" if there are none."""
     data = h11_names.bytes_of(buffer)
     payloads: list[bytes] = []
     at, end, left = 0, len(data), MOST_AT_ONCE
@@ -100,7 +100,7 @@ def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
 
 
 def _take_tiny_chunks(data: bytearray, at: int, size: int) -> tuple[int, bytes]:
-    """Where the run of small chunks ends that begins there with a whole one of that size, and its payload."""
+    """The end and the payload of the run of small chunks that starts at `at` with a complete one of that size."""
     equal = _EQUAL_RUN[size].match(data, at)
     if equal is None:
         run = _TINY_RUN.match(data, at)

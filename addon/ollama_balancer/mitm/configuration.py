@@ -1,4 +1,4 @@
-"""The options: checked as a whole, then handed to those who keep to them."""
+"""Checks the options as a whole and applies them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Configuration:
         self.connections = connections
         self.announcement = announcement
         self.static: dict[str, Address] = {}
-        """The agents of the option, as they were taken in."""
+        """The static agents as registered."""
         self.overrides = options.Overrides()
         self._logged_mode = ""
 
@@ -99,7 +99,7 @@ class Configuration:
             logger.info("Load balancer mode: %s", mode)
 
     def _soon(self, change: Callable[[], None]) -> None:
-        """Do it when all addons have accepted the new options: if one refuses them, nobody is to have changed."""
+        """Apply a change after all addons have accepted the new options, because any of them may refuse."""
         if not self.balancer.running:
             change()
             return
@@ -109,7 +109,7 @@ class Configuration:
             change()
 
     def _leaving(self, wanted: Container[str]) -> list[Agent]:
-        """Static agents that are in the option no more."""
+        """Static agents that the option no longer names."""
         found = [self.balancer.registry.get(name) for name in self.static if name not in wanted]
         return [agent for agent in found if agent is not None and agent.source is Source.STATIC]
 
@@ -122,7 +122,7 @@ class Configuration:
             raise ValueError(f"balancer_agents: {e}") from e
 
     def _set_static_agents(self) -> None:
-        """Take in the agents of the option, and let go of those that are in it no more."""
+        """Register the agents of the option and remove those that it no longer names."""
         settings, registry = self.balancer.settings, self.balancer.registry
         assert settings
         wanted = dict(settings.agents)

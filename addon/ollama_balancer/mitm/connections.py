@@ -1,4 +1,4 @@
-"""Clients' and agents' connections: how many there may be, who may come in, and what is cut."""
+"""Client and agent connections: limits, access and disconnects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Hashable
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Client
-from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import TCPLayer, UDPLayer
@@ -33,16 +32,16 @@ from .transports import abort_client, close_server, drain_client, handler_of, ha
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 128 * 1024 * 1024
-"""Bytes of a request's body held to be sent again elsewhere; images make prompts of tens of megabytes."""
+"""Bytes of a request body that are buffered for retries; images make prompts of tens of megabytes."""
 
 REFUSED_BODY = 64 * 1024
-"""Bytes taken of the body of a request that has been refused before it came."""
+"""Bytes read of the body of a request that was refused at its head."""
 
 MAX_CONNECTIONS = 100_000
-"""Connections that one client may have to one agent: an HTTP/2 client sends many requests at once."""
+"""Connections per client and agent: an HTTP/2 client sends many requests at once."""
 
 AHEAD_SECONDS = 60.0
-"""How long a client that sends requests ahead may leave its answers unread."""
+"""Seconds that a pipelining client may leave its answers unread."""
 
 
 class Connections:
@@ -54,15 +53,15 @@ class Connections:
         self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MOST_USEFUL))
         self.stalled = stalled_clients.StalledClients(balancer.clock)
         self.layers: dict[str, list[BalancedHttpLayer]] = {}
-        """By the client's id."""
+        """By client id."""
         self.connect_timers: dict[str, asyncio.TimerHandle] = {}
-        """Of attempts to connect, by the connection's id."""
+        """Connect timeouts by connection id."""
         self._full_at = float("-inf")
-        """When it was last said that there are too many connections."""
+        """When it was last logged that there are too many connections."""
         self._quiet_accept: descriptors.QuietAccept | None = None
 
     def tick(self) -> None:
-        """Time has gone by: cut who sends no head or takes no answer."""
+        """Periodic work: disconnect clients that send no head or read no answer."""
         for client in self.limits.overdue():
             self.limits.discard(client)
             abort_client(client)
@@ -70,13 +69,13 @@ class Connections:
             self._cut_stalled()
 
     def stop(self) -> None:
-        """Have asyncio accept connections as before."""
+        """Restore the exception handler of the event loop."""
         if self._quiet_accept is not None:
             self._quiet_accept.restore()
             self._quiet_accept = None
 
     def next_layer(self, data: NextLayer) -> None:
-        """Let mitmproxy choose the layers, then put ours in the place of its HTTP layer."""
+        """Let mitmproxy choose the layers, then replace its HTTP layer."""
         ctx.master.addons.get("nextlayer").next_layer(data)
         parent: Layer | None = None
         layer: Layer | None = data.layer
@@ -109,7 +108,7 @@ class Connections:
             internal_error=lambda flow: error_of(flow, 500, "the balancer could not route this request; see its log"),
             relay=self.answers.relay,
             # A replay's handler does more than to run the hooks.
-            run_hook=hooks.run if hooks and handler_of(context.client) else _run_none,
+            run_hook=hooks.run if hooks and handler_of(context.client) else lambda hook: False,
             client_gone=self._client_gone,
         )
         if handler_of(context.client) is not None:
@@ -117,7 +116,7 @@ class Connections:
         return layer
 
     def limit(self) -> None:
-        """Have as many descriptors as there may be, and keep some of them for other things than clients."""
+        """Raise the limit of open files and derive the limit of clients."""
         limit = descriptors.raise_limit()
         self.limits.most = descriptors.most_clients(limit)
         logger.info("Open-file limit: %d, which allows %d clients at once.", limit, self.limits.most)
@@ -141,12 +140,12 @@ class Connections:
         self._check_address(client)
 
     def _check_address(self, client: Client) -> None:
-        """May it come in?"""
+        """Check the address of a client."""
         if client.peername and not self.balancer.networks.allow(client.peername[0]):
             self.balancer.blocked_clients.add(client.id)
 
     def recheck_clients(self) -> None:
-        """The same of all that are connected."""
+        """Check the addresses of all connected clients again."""
         self.balancer.blocked_clients.clear()
         for handler in handlers().values():
             self._check_address(handler.client)
@@ -169,7 +168,7 @@ class Connections:
         self.limits.head_begun(client.id)
 
     async def next_request(self, client: Client) -> None:
-        """A client sends requests ahead: others have a turn before the next, and it takes what it was answered."""
+        """A client pipelines requests: others get a turn, and it must read its answers first."""
         try:
             async with asyncio.timeout(AHEAD_SECONDS):
                 await drain_client(client.id)
@@ -177,7 +176,7 @@ class Connections:
             abort_client(client.id)
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        """Connect to agents only, whatever led here, and not for longer than the connect timeout."""
+        """Connect to agents only, with the connect timeout."""
         settings = self.balancer.settings
         assert settings
         address = data.server.address
@@ -190,23 +189,20 @@ class Connections:
         )
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        self._stop_connect_timer(data.server.id)
-
-    def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._stop_connect_timer(data.server.id)
-
-    def _stop_connect_timer(self, server_id: str) -> None:
-        timer = self.connect_timers.pop(server_id, None)
+        """Stop the connect timer."""
+        timer = self.connect_timers.pop(data.server.id, None)
         if timer is not None:
             timer.cancel()
 
+    server_connect_error = server_connected
+
     def _close_server(self, client: Client, server_id: str) -> None:
-        """Cancel the connection, or the attempt at one; the layer hears of it as of any other failure."""
+        """The connect timeout has expired: the layer sees it as a failure."""
         self.connect_timers.pop(server_id, None)
         close_server(client, server_id)
 
     def client_disconnected(self, client: Client) -> None:
-        """Whatever the client still had running is over, should no other hook have said so."""
+        """End everything that the client had running."""
         self.limits.discard(client.id)
         self.balancer.blocked_clients.discard(client.id)
         for layer in self.layers.pop(client.id, ()):
@@ -215,13 +211,13 @@ class Connections:
             self.answers.cancel(context)
 
     def _client_gone(self, flow: http.HTTPFlow) -> None:
-        """The client has left, or has reset the request's stream, whatever the request waits for at this moment."""
+        """The client has left or has reset the stream of the request."""
         context = context_of(flow)
         if context is not None:
             self.answers.cancel(context)
 
     def _cut_stalled(self) -> None:
-        """Cut the clients that do not take their answers, and free what these have taken."""
+        """Disconnect clients that do not read their answers, and release what they hold."""
         waiting: list[tuple[tuple[str, int], Hashable]] = []
         for client_id, handler in handlers().items():
             io = handler.transports.get(handler.client)
@@ -253,7 +249,3 @@ def _no_memory(flow: http.HTTPFlow) -> http.Response:
     response = error_of(flow, 503, "the balancer has no memory left for request bodies (balancer_memory)")
     response.headers["Retry-After"] = RETRY_AFTER
     return response
-
-
-def _run_none(hook: StartHook) -> bool:
-    return False

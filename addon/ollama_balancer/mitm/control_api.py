@@ -1,4 +1,4 @@
-"""The control API's calls, answered by its application."""
+"""Serves the control API."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The list of flows in mitmweb and mitmproxy: what is not shown there, and how long it grows.
+"""The flow list of mitmweb and mitmproxy: hides control calls and limits the length.
 
-mitmproxy keeps every flow until a person clears the list. A balancer runs for weeks.
+mitmproxy keeps every flow until the list is cleared, but a balancer runs for weeks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .compat.names import Patches
 from .flows import path_of
 
 MOST_BYTES = 512 * 1024 * 1024
-"""Of the bodies of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
+"""Bytes of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
 
 _SHOWING = ("view", "dumper", "save", "savehar", "intercept")
-"""mitmproxy's addons that show, save or hold flows. A flow that nobody sees must not be held."""
+"""mitmproxy's addons that show, save or hold flows. A hidden flow must not be held."""
 
 _AGENT = AGENT_HEADER.lower().encode()
 
@@ -33,9 +33,9 @@ _HOOKS = ("requestheaders", "request", "responseheaders", "response", "error", "
 
 
 def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
-    """What mitmdump's line of a request begins with: the client, and the agent that answered.
+    """The client column of mitmdump, with the agent that answered.
 
-    The address after it is the one that the client asked.
+    The address after it is the one that the client requested.
     """
 
     def client_and_agent(flow: Flow) -> str:
@@ -47,9 +47,9 @@ def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
 
 
 class FlowList:
-    """`keep` is the number of finished flows that stay; 0: all of them. What they hold counts in the `budget`.
+    """`keep` is the number of finished flows to keep; 0: all. Their bodies count in the `budget`.
 
-    `blocked_clients` are the ids of connections whose requests are refused, whatever they are: they are not shown.
+    Requests of `blocked_clients` are not shown.
     """
 
     def __init__(self, budget: MemoryBudget | None = None, blocked_clients: Collection[str] = ()) -> None:
@@ -59,13 +59,13 @@ class FlowList:
         self._blocked_clients = blocked_clients
         self.show_control = False
         self._finished: dict[str, int] = {}
-        """The bytes of finished flows by id, the one first that was finished first."""
+        """Bytes of finished flows by id, oldest first."""
         self._bytes = 0
         self._patches: dict[str, Patches] = {}
-        """By the name of the addon that is kept from them."""
+        """By the name of the patched addon."""
 
     def attach(self) -> None:
-        """Keep the balancer's own calls from those who show flows. They are still asked by mitmproxy's own checks."""
+        """Hide control calls from the addons that show flows. mitmproxy's own checks still see them."""
         for name in _SHOWING:
             addon = ctx.master.addons.get(name)
             if addon is not None and name not in self._patches:
@@ -77,7 +77,7 @@ class FlowList:
                     wrap_client_column(patches, addon, _with_agent)
 
     def detach(self) -> None:
-        """Have those who show flows get all again."""
+        """Show all flows again."""
         while self._patches:
             self._patches.popitem()[1].restore()
 
@@ -90,7 +90,7 @@ class FlowList:
         return not self.show_control and is_control_path(path_of(flow))
 
     def begun(self, flow: http.HTTPFlow) -> None:
-        """The flow is new, or is sent again."""
+        """The flow is new or is replayed."""
         self._count(-self._finished.pop(flow.id, 0))
 
     def _count(self, size: int) -> None:
@@ -98,7 +98,7 @@ class FlowList:
         self._budget.used += size
 
     def make_room(self, missing: int) -> None:
-        """Have the oldest go until so many bytes are given back."""
+        """Drop the oldest flows until so many bytes are freed."""
         view, wanted = self._view, self._bytes - missing
         for _ in range(len(self._finished)):
             if view is None or self._bytes <= wanted:
@@ -106,12 +106,12 @@ class FlowList:
             self._drop_first(view)
 
     def changed(self, flow: http.HTTPFlow) -> None:
-        """Have it shown anew, where that does not happen by itself."""
+        """Refresh the flow in the list."""
         if self._view is not None:
             ctx.master.addons.trigger(UpdateHook([flow]))
 
     def finished(self, flow: http.HTTPFlow) -> None:
-        """The flow may be dropped when it is one of too many."""
+        """The flow has finished and may be dropped."""
         view = self._view
         if view is None or not self.keep or view.get_by_id(flow.id) is None:
             return

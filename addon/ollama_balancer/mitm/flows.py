@@ -1,4 +1,4 @@
-"""Requests and answers as mitmproxy has them, and the request's context on its flow."""
+"""Conversions between mitmproxy's flows and the gateway; the request context of a flow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "balancer_context"
 
 
 def attach(flow: http.HTTPFlow, context: RequestContext) -> None:
-    """Have the flow carry the request; what mitmproxy copies or saves of the flow does not have it."""
+    """Attach the context to the flow; copies and saved flows do not have it."""
     vars(flow)[_KEY] = context
 
 
@@ -30,19 +30,19 @@ def context_of(flow: http.HTTPFlow) -> RequestContext | None:
 
 
 def detach(flow: http.HTTPFlow) -> RequestContext | None:
-    """The flow is over: take from it what it carried."""
+    """Detach the context from a finished flow."""
     context: RequestContext | None = vars(flow).pop(_KEY, None)
     return context
 
 
 def flow_of(context: RequestContext) -> http.HTTPFlow | None:
-    """The flow of a request; None of one that came by another way."""
+    """The flow of a request; None if it did not come through mitmproxy."""
     flow = context.handle
     return flow if isinstance(flow, http.HTTPFlow) else None
 
 
 def extract_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
-    """Read who sends the request, and take what they present out of the flow."""
+    """Identify the caller and remove its credentials from the flow."""
     peer, request = flow.client_conn.peername, flow.request
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
         flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
@@ -62,9 +62,9 @@ def path_of(flow: http.HTTPFlow) -> str:
 
 
 def escape_target(request: http.Request) -> None:
-    """Write what is not printable ASCII in a request's path and query as %XX, as a browser does.
+    """Percent-encode non-ASCII and unprintable bytes in the target, as a browser does.
 
-    So it is the same for hosts, and harmless where it is shown.
+    Hosts then all read it alike, and it is harmless where it is shown.
     """
     if _UNPRINTABLE.search(request.data.path):
         request.data.path = _UNPRINTABLE.sub(lambda found: b"%%%02X" % found[0][0], request.data.path)
@@ -79,7 +79,7 @@ def to_mitmproxy(response: Response) -> http.Response:
 
 
 def from_mitmproxy(response: http.Response, body: bytes) -> Response:
-    """`body`: what has come of it."""
+    """`body`: as much as has arrived."""
     return Response(response.status_code, response.headers.fields, body)
 
 
@@ -89,7 +89,7 @@ def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
 
 
 def closing(flow: http.HTTPFlow, response: http.Response) -> http.Response:
-    """With this answer the client's connection ends, where HTTP has a header that says so."""
+    """Close the client's HTTP/1 connection after this answer."""
     if flow.request.http_version.startswith("HTTP/1."):
         response.headers["Connection"] = "close"
     return response

@@ -1,7 +1,7 @@
-"""Limits of the heads of messages, kept while they are read: what is too large is never held, and never parsed.
+"""Limits on message heads, enforced while they are read: what exceeds them is never buffered or parsed.
 
-HTTP/1 has the limits of this module, for requests and answers, their trailers and the lines of their chunks. HTTP/2 has
-those of its library: 64 KiB of headers (SETTINGS_MAX_HEADER_LIST_SIZE).
+This module covers HTTP/1 requests and answers, trailers and chunk lines. HTTP/2 has the limits of its library: 64 KiB
+of headers (SETTINGS_MAX_HEADER_LIST_SIZE).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 """Control characters but the tab; a terminal obeys those from U+0080 on, too."""
 
 SMALL = 3 * MAX_FIELDS
-"""Bytes of a head that can have no more than MAX_FIELDS lines that are no blank ones."""
+"""Bytes of a head that cannot have more than MAX_FIELDS non-blank lines."""
 
 
 class HeadError(h11.RemoteProtocolError):
-    """A head that is refused. `line` is the beginning of its first line."""
+    """A rejected head. `line` is the start of its first line."""
 
     def __init__(self, status: int, message: str, line: bytes = b"") -> None:
         super().__init__(message, error_status_hint=status)
@@ -53,20 +53,20 @@ class HeadError(h11.RemoteProtocolError):
 
 
 class LimitedBuffer(ReceiveBuffer):
-    """h11's buffer, which refuses heads beyond the limits as soon as it can tell."""
+    """h11's buffer, which rejects heads beyond the limits as soon as possible."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lines = 0
-        """Lines of an unfinished head, as far as they were counted."""
+        """Lines counted so far in an incomplete head."""
         self._counted = 0
         self._searched = 0
-        """Bytes in which no head has ended."""
+        """Bytes searched without finding the end of the head."""
         self.ahead = False
-        """Whether it holds a request that was sent before the last one was answered, which is to wait for its turn."""
+        """Whether it holds a pipelined request that waits for its turn."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """The lines of a head that is whole; None: there is more to come. HeadError: it is beyond the limits."""
+        """The lines of a complete head; None if more is to come. Raises HeadError beyond the limits."""
         if len(self) > SMALL:
             self._check_size()
         lines = super().maybe_extract_lines()
@@ -103,7 +103,7 @@ def _check_lines(lines: list[bytearray]) -> None:
 
 
 def check_authority(lines: list[bytes]) -> None:
-    """Refuse a request's head that names a host at excessive length. ValueError says so."""
+    """Reject a request head with an excessively long host. Raises ValueError."""
     target = lines[0].partition(b" ")[2]
     if not target.startswith((b"/", b"*")):
         authority = target.partition(b"://")[2] or target
@@ -115,28 +115,28 @@ def check_authority(lines: list[bytes]) -> None:
 
 
 def check_request(lines: list[bytes]) -> None:
-    """Refuse a request's head with another version of HTTP, or with bytes that RFC 9110 forbids in it.
+    """Reject a request head with another HTTP version, or with bytes that RFC 9110 forbids.
 
-    ValueError says so; HeadError for the version.
+    Raises ValueError, or HeadError for the version.
     """
     version = lines[0].rpartition(b" ")[2]
     if version.startswith(b"HTTP/") and version not in VERSIONS:
-        shown = _shown(version) if _VERSION.fullmatch(version) else "this"
-        raise HeadError(505, f"{shown} is not a supported HTTP version", lines[0][:1024])
+        version_text = _printable(version) if _VERSION.fullmatch(version) else "this"
+        raise HeadError(505, f"{version_text} is not a supported HTTP version", lines[0][:1024])
     _check_bytes(lines)
 
 
 def check_answer(lines: list[bytes]) -> None:
-    """Refuse the head of an answer that is not HTTP/1.x, or has bytes in its fields that RFC 9110 forbids there.
+    """Reject a response head that is not HTTP/1.x or has forbidden bytes in its fields (RFC 9110).
 
-    ValueError says so. The reason phrase is not looked at: nobody gets it.
+    Raises ValueError. The reason phrase is not checked, as it is not forwarded.
     """
     version, _, rest = lines[0].partition(b" ")
     status = rest[:4].strip()
     if version not in VERSIONS:
-        raise ValueError(f"{_shown(version)} is not a supported HTTP version")
+        raise ValueError(f"{_printable(version)} is not a supported HTTP version")
     if not (status.isdigit() and 100 <= int(status) <= 599):
-        raise ValueError(f"{_shown(status)} is not an HTTP status")
+        raise ValueError(f"{_printable(status)} is not an HTTP status")
     _check_bytes(lines[1:])
 
 
@@ -150,11 +150,11 @@ def _check_bytes(lines: list[bytes]) -> None:
             raise ValueError("the headers contain control characters")
 
 
-def _shown(data: bytes) -> str:
+def _printable(data: bytes) -> str:
     return repr(data[:40])[2:-1]
 
 
 def check_chunk_line(waiting: int) -> None:
-    """Refuse a chunk whose first line has not ended after so many bytes."""
+    """Reject a chunk whose size line is longer than allowed."""
     if waiting > MAX_CHUNK_LINE:
         raise h11.RemoteProtocolError(f"the chunk header is longer than {MAX_CHUNK_LINE} bytes")

@@ -1,7 +1,7 @@
-"""The Host header of a client, of which the balancer needs nothing: it is checked as the real server checks it.
+"""Checks the Host header of a client as the real server does; the balancer itself does not need it.
 
-mitmproxy wants to know a destination as soon as the head is there, and answers a request without one itself, in HTML.
-Load balancers probe with HTTP/1.0 and no Host, and some clients send an empty one.
+mitmproxy needs a destination as soon as the head has arrived, and answers a request without one itself, in HTML. Load
+balancers probe with HTTP/1.0 without Host, and some clients send an empty one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def set_destination(request: http.Request, client: Client) -> None:
-    """Say where the request was to go, until its agent is known: what the Host names, or the balancer's own address."""
+    """Set the provisional destination of a request: its Host, or the balancer's own address."""
     data = request.data
     if data.host:
         return
@@ -32,7 +32,7 @@ def set_destination(request: http.Request, client: Client) -> None:
 
 
 def host_problem(request: http.Request) -> str | None:
-    """What is wrong with the Host of an HTTP/1 request, in the real server's words; None: nothing."""
+    """The error of the Host header of an HTTP/1 request, in the server's words; None if it is valid."""
     data = request.data
     if not data.http_version.startswith(b"HTTP/1."):
         return None

@@ -1,7 +1,7 @@
-"""What HTTP/2 clients may have held for them, and how many frames they may send that ask for nothing.
+"""Limits HTTP/2 clients: the data buffered for them, and frames that ask for nothing.
 
-mitmproxy keeps what a client's windows have no room for, as much as comes. Here a host is read no further while more
-than a little waits for the client, as over HTTP/1.1, where the client's socket does that.
+mitmproxy buffers without limit what does not fit into a client's flow-control windows. Here reading from the host
+pauses while more than a little is buffered, as the socket of an HTTP/1.1 client does it.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from mitmproxy.proxy.layer import CommandGenerator
 from .compat.mitmproxy_names import DRAIN_WRITERS, H2_EVENT, BufferedH2Connection, SendH2Data
 
 MOST_HELD = 64 * 1024
-"""Bytes that wait for one stream's client; beyond them the host is read no further."""
+"""Bytes buffered for one stream above which reading from the host pauses."""
 
 ROOM = MOST_HELD // 2
-"""Bytes down to which the client has to take them before the host is read again."""
+"""Bytes down to which the buffer must drain before reading resumes."""
 
 PIECE_OVERHEAD = 128
-"""Bytes that each held piece takes beside its own."""
+"""Memory overhead of each buffered piece."""
 
 READ_AT_ONCE = 4 * 1024
-"""Bytes of frames that are parsed before it is looked what they are."""
+"""Bytes of frames that are parsed before their cost is checked."""
 
 BURST = 1000.0
-"""Units that a connection's frames may cost at once."""
+"""Units that the frames of a connection may cost at once."""
 
 PER_SECOND = 500.0
 """Units that are added each second."""
 
 RESET_COST = 5.0
-"""Of a stream that is reset: a request has been begun for it."""
+"""Cost of a reset stream, for which a request has been started."""
 
 SMALL_COST = 0.1
-"""Of a frame of which an honest client may send one for each that it gets, or a few bytes of a body."""
+"""Cost of a frame that an honest client may send once per frame that it receives, or of a few bytes of body."""
 
 SMALL_DATA = 256
-"""Bytes of a body's frame; in one with fewer, the work is in the frame."""
+"""Size of a body frame below which the frame itself is the work."""
 
 
 class FloodError(h2.exceptions.ProtocolError):
@@ -57,7 +57,7 @@ class FloodError(h2.exceptions.ProtocolError):
 
 
 def cost_of(event: h2.events.Event) -> float:
-    """What a frame costs the connection that sends it; nothing, if there are other limits for it."""
+    """The cost of a frame; zero if other limits apply to it."""
     match event:
         case h2.events.StreamReset():
             return RESET_COST
@@ -73,7 +73,7 @@ def cost_of(event: h2.events.Event) -> float:
 
 
 class Allowance:
-    """Units that are spent and come back with time. Seconds are those of `clock`."""
+    """A token bucket. Seconds are those of `clock`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class Allowance:
         self._at = clock()
 
     def spend(self, units: float) -> bool:
-        """Whether there were as many left."""
+        """Spend units; returns whether enough were left."""
         now = self._clock()
         self._left = min(BURST, self._left + (now - self._at) * PER_SECOND) - units
         self._at = now
@@ -89,7 +89,7 @@ class Allowance:
 
 
 class HeldPieces(deque[SendH2Data]):
-    """What waits for the client of one stream; `size` is how much memory that takes."""
+    """The buffered data of one stream; `size` is its memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class HeldPieces(deque[SendH2Data]):
 
 
 class BoundedH2Connection(BufferedH2Connection):
-    """mitmproxy's, which tells when a stream has room again, and refuses floods of a client."""
+    """mitmproxy's connection, which also reports when a buffer has drained and rejects floods of frames."""
 
     def __init__(self, config: h2.config.H2Configuration) -> None:
         super().__init__(config)
@@ -119,16 +119,16 @@ class BoundedH2Connection(BufferedH2Connection):
         self._allowance = Allowance()
 
     def held(self, stream_id: int) -> int:
-        """Bytes that wait for a window of that stream."""
+        """Bytes buffered for that stream."""
         pieces = self.stream_buffers.get(stream_id)
         return pieces.size if isinstance(pieces, HeldPieces) else 0
 
     def all_held(self) -> list[tuple[int, int]]:
-        """The streams for which something waits, and how much that is."""
+        """Streams with buffered data, and how much."""
         return [(each, pieces.size) for each, pieces in self.stream_buffers.items() if isinstance(pieces, HeldPieces)]
 
     async def room(self, stream_id: int) -> None:
-        """Wait until little is held for that stream, or it is no more."""
+        """Wait until the buffer of that stream has drained or the stream is gone."""
         while self.held(stream_id) > ROOM:
             future = self._waiting.get(stream_id)
             if future is None:
@@ -136,7 +136,7 @@ class BoundedH2Connection(BufferedH2Connection):
             await asyncio.shield(future)
 
     def receive_data(self, data: Any) -> list[h2.events.Event]:
-        """What has come, without the updates of windows, which are seen to once for all."""
+        """The events of the data; window updates are applied once for all."""
         found: list[h2.events.Event] = []
         try:
             for start in range(0, len(data), READ_AT_ONCE):
@@ -195,7 +195,7 @@ class BoundedH2Connection(BufferedH2Connection):
 
 
 class BackloggedHosts:
-    """The hosts whose answers wait for the client of one connection."""
+    """Host connections whose answers are buffered for one client."""
 
     def __init__(self, client_id: str, connection: BoundedH2Connection) -> None:
         self.connection = connection
@@ -203,7 +203,7 @@ class BackloggedHosts:
         _of_clients[client_id] = self
 
     def check(self, stream_id: int, host: Connection) -> None:
-        """A piece of that stream's answer, which comes from that host, has been passed on."""
+        """A piece of an answer from that host has been passed on."""
         if self.connection.held(stream_id) > MOST_HELD:
             self._streams[host] = stream_id
 
@@ -211,7 +211,7 @@ class BackloggedHosts:
         return host in self._streams
 
     async def wait(self, handler: Any) -> None:
-        """Called by the task that reads a connection: if that is such a host's, wait until there is room."""
+        """Called by each task that reads a connection: wait if it reads such a host."""
         task = asyncio.current_task()
         for host, stream_id in list(self._streams.items()):
             io = handler.transports.get(host)
@@ -228,7 +228,7 @@ _of_clients: WeakValueDictionary[str, BackloggedHosts] = WeakValueDictionary()
 
 
 def is_backlogged(client_id: str, host: Connection | None) -> bool:
-    """Whether that host's answer waits for the windows of that client."""
+    """Whether the answer of that host waits for the windows of the client."""
     backlogged = _of_clients.get(client_id)
     return backlogged is not None and host is not None and host in backlogged
 

@@ -1,7 +1,7 @@
 """mitmproxy's HTTP layer with the balancer's streams.
 
-What an agent that was given up still sends must not reach the client: later events of a connection that is not in the
-layer's books are dropped.
+Data that an abandoned agent still sends must not reach the client, so events of connections that the layer no longer
+knows are dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FROM_AGENTS = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
 IDLE_CONNECTIONS = 8
-"""Connections to other agents that are kept for a client that goes on asking: it may be sent back to them."""
+"""Idle connections to other agents that are kept per client, which may be sent back to them."""
 
 
 class BalancedHttpLayer(HttpLayerBase):
@@ -82,7 +82,7 @@ class BalancedHttpLayer(HttpLayerBase):
         self.run_hook = run_hook
         self.client_gone = client_gone
         self.streaming: SharedStream | None = None
-        """Of which a chunk has been passed on in the course of this event."""
+        """The stream that has passed on a chunk during this event."""
         self._from_agent = False
         """Whether the event that is being handled comes from an agent's connection."""
         self._sender: layer.Layer | None = None
@@ -109,7 +109,7 @@ class BalancedHttpLayer(HttpLayerBase):
             stream.may_relay = self.relay(stream)
 
     def release(self) -> None:
-        """The client is gone, and so is what it had sent."""
+        """The client has disconnected: release everything."""
         for stream in list(self.streams.values()):
             if isinstance(stream, BalancedStream):
                 stream.release()
@@ -118,19 +118,19 @@ class BalancedHttpLayer(HttpLayerBase):
             self.backlogged.connection.release()
 
     def held(self) -> list[tuple[int, int]]:
-        """The streams of HTTP/2 for whose windows something waits, and how many bytes."""
+        """HTTP/2 streams with buffered data, and how many bytes."""
         return self.backlogged.connection.all_held() if self.backlogged is not None else []
 
     def flows(self, stream_id: int) -> list[http.HTTPFlow]:
-        """The request of that stream; of all, if it is 0."""
+        """The flow of that stream; of all streams if it is 0."""
         streams = [stream for each, stream in self.streams.items() if stream_id in (0, each)]
         return [stream.flow for stream in streams if isinstance(stream, HttpStream) and hasattr(stream, "flow")]
 
     def run_at_once(self, hook: commands.StartHook) -> bool:
-        """Run the hook, where what follows cannot come back to a connection in the midst of its own event.
+        """Run the hook at once unless what follows could re-enter the connection that is handling an event.
 
-        Of an agent's event that is what goes to the client; a request that is sent, again or as the next one, could
-        go to the agent whose answer is just ending. Whether the hook is over.
+        During an agent's event only hooks of its answer qualify: a request that is sent next could go to the same
+        agent. Returns whether the hook is finished.
         """
         if self._from_agent and not isinstance(hook, HttpResponseHeadersHook | HttpResponseHook):
             return False
@@ -170,9 +170,9 @@ class BalancedHttpLayer(HttpLayerBase):
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def close_idle(self, keep: tuple[str, int]) -> layer.CommandGenerator[None]:
-        """Close the oldest of the client's connections to other agents, where there are many of them.
+        """Close the oldest of many idle connections to other agents.
 
-        None is closed while another of the client's requests may be running there.
+        None is closed while another request of the client may use it.
         """
         if len(self.streams) > 1:
             return
@@ -181,13 +181,13 @@ class BalancedHttpLayer(HttpLayerBase):
             yield from self.abandon(connection)
 
     def abandon(self, connection: Connection) -> layer.CommandGenerator[None]:
-        """Close a connection to an agent and hear no more of it."""
+        """Close a connection to an agent and ignore its further events."""
         if connection.state is not ConnectionState.CLOSED:
             yield commands.CloseConnection(connection)
         self._forget(connection)
 
     def forget_failed(self, address: tuple[str, int]) -> None:
-        """Let go of connections that could not be made: mitmproxy would answer the next attempt with the old error."""
+        """Forget failed connections: mitmproxy would answer the next attempt with the old error."""
         for connection in list(self.connections):
             if isinstance(connection, Server) and connection.address == address and connection.error:
                 self._forget(connection)

@@ -1,4 +1,4 @@
-"""Begins and ends with mitmproxy, and has time go by meanwhile."""
+"""Starts and stops the balancer with mitmproxy, and runs the periodic work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .startup import Startup
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.5
-"""Between two looks at the requests that wait."""
+"""Seconds between two runs of the periodic work."""
 
 
 class Lifecycle:
@@ -111,7 +111,7 @@ class Lifecycle:
         self.startup.stop()
 
     def _restore_mitmproxy(self) -> None:
-        """Leave mitmproxy as it was before `load`, for connections that begin from now on."""
+        """Restore mitmproxy as it was before `load`, for new connections."""
         if self.balancer.hooks is not None:
             self.balancer.hooks.on = False
         replay_as_before()
@@ -149,7 +149,7 @@ class Lifecycle:
             )
 
     async def _watch(self) -> None:
-        """Have time go by for those who wait."""
+        """Run the periodic work."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:

@@ -1,4 +1,4 @@
-"""Under which address the balancer can be reached, for the log's first lines: none that leads nowhere."""
+"""The address of the balancer for the first log lines."""
 
 from __future__ import annotations
 

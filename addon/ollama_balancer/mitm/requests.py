@@ -1,4 +1,4 @@
-"""The way in of a request: what is refused at its head, who sends it, and where it goes."""
+"""Handles arriving requests: access checks, the caller, and routing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Requests:
 
     @timed
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Check the token, and take all credentials out of the flow, where people would see them."""
+        """Check the token and remove all credentials from the flow."""
         balancer = self.balancer
         if not flow.live:
             return  # it was read from a file
@@ -86,7 +86,7 @@ class Requests:
 
     @timed
     def request(self, flow: http.HTTPFlow) -> None:
-        """Answer what nobody is to get: the requests of pages of other origins."""
+        """Reject requests of web pages of other origins."""
         if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
             return
         # Who sends it again is no web page.
@@ -94,7 +94,7 @@ class Requests:
         flow.response = None if trusted else self.throttled(flow, self._origin_refusal(flow))
 
     def throttled(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
-        """The refusal of what the balancer's token would allow. Who presents a wrong one too often is not told so."""
+        """Rate-limit refusals of callers that present wrong tokens."""
         context = context_of(flow)
         if refusal is None or context is None or not context.caller.has_wrong_token:
             return refusal
@@ -109,7 +109,7 @@ class Requests:
         return throttled
 
     def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
-        """What a request gets that only a web page with bad intentions sends."""
+        """The refusal of a request that only a malicious web page sends."""
         request = flow.request
         if header(request.headers.fields, b"service-worker") is not None:
             return error_of(flow, 403, "the balancer serves no service workers")
@@ -129,7 +129,7 @@ class Requests:
         )
 
     def _origin_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
-        """What a web page of another origin gets instead of an answer, and the answer to its preflight."""
+        """The refusal of a web page of another origin, or the answer to its preflight."""
         request = flow.request
         origin = header(request.headers.fields, b"origin")
         if not origin or origins.same_origin(origin, request.host_header or ""):

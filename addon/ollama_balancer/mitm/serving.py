@@ -1,4 +1,4 @@
-"""A mitmproxy flow answered by an ASGI application."""
+"""Serves a flow by an ASGI application."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 COMPRESSED_FROM = 8 * 1024
-"""Bytes of an answer from which on it is compressed for those who take that."""
+"""Bytes from which an answer is compressed for clients that accept it."""
 
 PACKED_IN_THREAD_FROM = 256 * 1024
-"""Bytes whose compression would hold up others for milliseconds."""
+"""Bytes from which compression runs in a thread, as it takes milliseconds."""
 
 
 async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:

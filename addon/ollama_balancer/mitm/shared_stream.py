@@ -1,7 +1,6 @@
-"""A request on its way in, and an answer that the balancer itself or several agents give.
+"""The request side of a stream, and answers of the balancer or of several agents.
 
-The body is held until it is whole, within `balancer_memory`; one that is for several agents and too large to keep goes
-to them while it comes.
+The body is buffered within `balancer_memory`; a fan-out whose body is too large for that is streamed.
 """
 
 from __future__ import annotations
@@ -42,24 +41,25 @@ if TYPE_CHECKING:
     from .layer import BalancedHttpLayer
 
 NAMED_HOST = "balancer_named_host"
-"""Holds, on a request, the host that its client has named, whatever mitmproxy makes of it; None where the client uses
-the balancer as its HTTP proxy and names the whole URL, as no page can."""
+"""Attribute of a request with the host that its client named; None for clients that use the balancer as an HTTP proxy,
+which a web page cannot.
+"""
 
 UPLOAD_SECONDS = 0.05
-"""Between two looks at what the agents say to a body that is still to come."""
+"""Seconds between two checks for an early answer to an upload."""
 
 
 class SharedStream(HttpStreamBase):
-    """What a request needs that goes to several agents, or to none."""
+    """The part of a stream that does not depend on a single agent."""
 
     ours: RequestContext | None = None
-    """The request's context, once a route was asked for."""
+    """The context, once a route was requested."""
     relay: StreamRelay | None = None
-    """Takes the answer past this layer."""
+    """Relays the answer past this layer."""
     may_relay = True
-    """Whether it is of use to ask for that after the next chunk."""
+    """Whether to try the relay after the next chunk."""
     reservation: Reservation | None = None
-    """The memory that its request's body takes."""
+    """Memory reserved for the request body."""
     answer_reservation: Reservation | None = None
 
     def __init__(self, context: Context, stream_id: int) -> None:
@@ -99,7 +99,7 @@ class SharedStream(HttpStreamBase):
         return invalid
 
     def leave(self) -> None:
-        """The client wants no more of this request."""
+        """The client has cancelled the request."""
         if self.relay is not None:
             self.relay.stop()  # what it has passed on and not shown yet may hold the answer's end
         if self.client_state != self.state_wait_for_request_headers:
@@ -142,7 +142,7 @@ class SharedStream(HttpStreamBase):
         yield from super().state_consume_request_body(event)
 
     def release(self) -> None:
-        """Nothing of its bodies is of use any more."""
+        """Release the memory of both bodies."""
         self.request_body_buf.clear()
         for reservation in (self.reservation, self.answer_reservation):
             if reservation is not None:
@@ -155,7 +155,7 @@ class SharedStream(HttpStreamBase):
         self.ours = context_of(self.flow)
 
     def start_request_stream(self) -> layer.CommandGenerator[None]:
-        """The body is for several agents and too large to keep: it goes to them while it comes."""
+        """Stream the body to several agents, as it is too large to buffer."""
         yield from self.ask_for_route()
         if (yield from self.check_killed(True)):
             return
@@ -182,19 +182,19 @@ class SharedStream(HttpStreamBase):
                 yield from self.pass_on(self.ours.fan_out)
 
     def poll_upload(self) -> layer.CommandGenerator[None]:
-        """The agents may have answered without the body, or ask for it of a client that waits for that."""
+        """The agents may have answered early, or ask a client that waits for 100-continue for its body."""
         assert self.ours and self.ours.fan_out
         if not self.flow.live:
             return  # it was reset meanwhile
         fan_out = self.ours.fan_out
         # Over HTTP/2 an answer ends the stream: there are clients that then wait for ever when their body has gone out.
-        early = fan_out.over and not self.flow.request.is_http2
+        early = fan_out.finished and not self.flow.request.is_http2
         if early:
             self.client_state = self.state_done
             yield from self.pass_on(fan_out, early=True)
             self.client_state = self.state_errored  # what is left of the body is swallowed
             return
-        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.over):
+        if self.flow.request.stream is continue_later and (fan_out.wanted or fan_out.finished):
             self.flow.request.stream = True
             proceed = http.Response.make(100)
             proceed.headers.clear()
@@ -202,7 +202,7 @@ class SharedStream(HttpStreamBase):
         yield commands.RequestWakeup(UPLOAD_SECONDS)
 
     def pass_on(self, fan_out: FanOut, *, early: bool = False) -> layer.CommandGenerator[None]:
-        """Give the client what several agents answer; `early`: before its body has come to its end."""
+        """Send the combined answer of several agents; `early`: before the request body is complete."""
         yield AdvanceHook(fan_out)
         if (yield from self.check_killed(True)):
             return

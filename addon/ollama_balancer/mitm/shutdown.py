@@ -1,4 +1,4 @@
-"""Ends the program when what runs has ended, or has taken too long; asked a second time, at once."""
+"""Graceful shutdown: waits for running requests; a second signal shuts down at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.05
 
 
 class Stopper:
-    """`running` counts the requests that are not finished, `end` ends the program."""
+    """`running` returns the number of unfinished requests, `end` ends the program."""
 
     def __init__(self, running: Callable[[], int], end: Callable[[], None]) -> None:
         self.ending = False
@@ -25,12 +25,12 @@ class Stopper:
         self._end = end
 
     def listen(self, *signals: signal.Signals, timeout: Callable[[], float]) -> None:
-        """Be asked by these signals from now on. Without effect where the loop takes none, as on Windows."""
+        """Handle these signals from now on. Does nothing where the loop cannot, as on Windows."""
         self._signals = signals
         self._handle(lambda: self.request(timeout()))
 
     def release(self) -> None:
-        """Have the signals end the program at once again."""
+        """Let the signals end the program at once again."""
         self._handle(self._end)
         self._signals = ()
 
@@ -41,7 +41,7 @@ class Stopper:
                 loop.add_signal_handler(number, handler)
 
     def request(self, timeout: float) -> None:
-        """End when nothing runs any more, after `timeout` seconds at the latest; asked again, at once."""
+        """Shut down when no request is running, or after `timeout` seconds; at once if called again."""
         if self.ending:
             self._end()
             return

@@ -1,4 +1,4 @@
-"""What begins right after mitmproxy runs: the fleet is known again, and its hosts are asked."""
+"""Startup after mitmproxy is running: restores the fleet and starts the probes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 10.0
-"""How long a request that comes right after the start waits for the demo's hosts and for the first round of probes."""
+"""Seconds that an early request waits for the demo fleet and the first round of probes."""
 
 LOADING_SECONDS = 0.2
-"""After the start, until the rest is loaded if nobody has asked for it: whoever asks for /health first is answered."""
+"""Seconds until the remaining modules are imported unless needed earlier, so that /health is answered first."""
 
 
 class Startup:
-    """Loads what takes long to load, and then has the hosts asked."""
+    """Imports what is slow to import, then starts the probes."""
 
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
@@ -37,15 +37,15 @@ class Startup:
         self.persistence: Persistence | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self._wanted = asyncio.Event()
-        """Whether somebody waits for what is loaded after the start."""
+        """Set when a request needs the remaining modules."""
         self._ready = asyncio.Event()
-        """Whether the hosts that had registered are known, and are asked."""
+        """Set when registered hosts are restored and the prober is started."""
         self._demo_ready = asyncio.Event()
         self._probed = False
-        """Whether the fleet has been asked once."""
+        """Whether the fleet has been probed once."""
 
     def begin(self, coroutine: Coroutine[None, None, None], name: str) -> None:
-        """Run it until the end."""
+        """Run it until shutdown."""
         self.tasks.append(run_in_background(coroutine, name))
 
     def stop(self) -> None:
@@ -57,7 +57,7 @@ class Startup:
             self.persistence = None
 
     async def run(self, confdir: Path, demo: int) -> None:
-        """Know again who had registered, and begin to ask the hosts."""
+        """Restore registered agents and start the prober."""
         balancer = self.balancer
         try:
             with contextlib.suppress(TimeoutError):
@@ -101,12 +101,12 @@ class Startup:
         await self.demo.run()
 
     async def wait_until_loaded(self) -> None:
-        """Until the fleet is known and all is loaded that answers the control API."""
+        """Wait until the fleet is restored and the control API is imported."""
         self._wanted.set()
         await self._ready.wait()
 
     async def wait_until_probed(self) -> None:
-        """Until the hosts have been asked once, for a while at most."""
+        """Wait, with a limit, until the hosts have been probed once."""
         if self._probed:
             return
         with contextlib.suppress(TimeoutError):

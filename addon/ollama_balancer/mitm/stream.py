@@ -1,8 +1,8 @@
-"""One request and its answer: mitmproxy's stream, except that it asks for its agent just before it is sent.
+"""The stream of one request, which chooses its agent just before the request is sent.
 
-The route is asked for when the request is complete and no longer held, so that a person who edits a prompt holds no
-agent, and again when an agent fails before the first byte of its answer. What an agent that was given up still sends
-must not reach the client: its connection is taken out of the layer's books at once.
+The route is requested when the request is complete and not intercepted, so that a user who edits a prompt holds no
+slot, and again when an agent fails before the first byte. The connection of an abandoned agent is forgotten at once, so
+that nothing it still sends reaches the client.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from .shared_stream import SharedStream
 from .stream_hooks import FailedStream, LongAnswerHook, SendingHook, StreamFailedHook
 
 BODY_PIECE = 256 * 1024
-"""Bytes of a request's body that are given to its agent's connection at once."""
+"""Bytes of the body that are written to the agent's connection at once."""
 
 BUFFERED_ANSWER = 4 * 1024 * 1024
-"""An answer that is no stream is held until it is whole, up to this many bytes, so that a failure is a clean 502."""
+"""Bytes up to which an answer that is not streamed is buffered, so that a failure becomes a clean 502."""
 
 REFUSAL_BYTES = 64 * 1024
-"""How much of the body of an answer that is no success is read, to see whose fault it is."""
+"""Bytes of an error response that are read to decide who is to blame."""
 
 REFUSAL_SECONDS = 5.0
-"""How long that may take; the request is better off elsewhere."""
+"""Seconds for that."""
 
 STALE_SECONDS = 1.0
-"""An idle connection that the agent had closed shows within a round trip of sending; later, the agent has failed."""
+"""Seconds within which a failed reused connection counts as closed while idle; later, the agent has failed."""
 
 
 class BalancedStream(SharedStream):
-    """A request that one agent gets, or one after the other until one answers."""
+    """A request for one agent, or one after the other until one answers."""
 
     refusal: http.Response | None = None
     refusal_head: ResponseHeaders | None = None
@@ -67,13 +67,13 @@ class BalancedStream(SharedStream):
             yield from self.classify_refusal()
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
-        """Have an agent get the request; False: mitmproxy, which calls this, has nothing to send."""
+        """Send the request to an agent; False, as mitmproxy has nothing to send itself."""
         if (yield from self.reach_agent()):
             yield from self.send_request()
         return False
 
     def reach_agent(self) -> layer.CommandGenerator[bool]:
-        """Ask for an agent and connect to it, until one is reached or the flow is answered otherwise."""
+        """Route and connect until an agent is reached or the flow has another answer."""
         while True:
             yield from self.ask_for_route()
             if (yield from self.check_killed(True)):
@@ -96,7 +96,7 @@ class BalancedStream(SharedStream):
             ours.failure = Failure(err or "timeout", connected=err is None, retriable=True)
 
     def connect(self) -> layer.CommandGenerator[str | None]:
-        """Connect to where the request is to go. Returns an error, or None when connected."""
+        """Connect to the chosen agent; returns an error, or None."""
         assert self.ours and self.ours.address
         address = (self.ours.address.host, self.ours.address.port)
         yield from self.balanced_layer.close_idle(keep=address)
@@ -110,7 +110,7 @@ class BalancedStream(SharedStream):
         return None
 
     def send_request(self) -> layer.CommandGenerator[None]:
-        """Send the whole request, which is at hand, to the agent now connected."""
+        """Send the complete request to the connected agent."""
         self.sent_at = time.monotonic()
         request, server = self.flow.request, self.context.server
         content = request.raw_content
@@ -159,13 +159,13 @@ class BalancedStream(SharedStream):
             yield from self.state_stream_response_body(ResponseData(self.stream_id, held))
 
     def may_buffer(self, size: int) -> bool:
-        """Whether so much of an answer may be held."""
+        """Whether that many bytes of an answer may be buffered."""
         if self.answer_reservation is None:
             self.answer_reservation = self.balanced_layer.budget.hold()
         return size <= BUFFERED_ANSWER and self.answer_reservation.grow(size)
 
     def state_consume_refusal(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """Read the agent's refusal: whose fault is it? The client can have it if no other agent serves."""
+        """Read an error response to decide who is to blame."""
         if isinstance(event, ResponseData):
             self.response_body_buf += event.data
             if len(self.response_body_buf) > REFUSAL_BYTES:
@@ -174,7 +174,9 @@ class BalancedStream(SharedStream):
             yield from self.classify_refusal(event)
 
     def classify_refusal(self, end: ResponseEndOfMessage | None = None) -> layer.CommandGenerator[None]:
-        """Give it to the caller whose fault it is, or try the next agent; without an end, the rest is yet to come."""
+        """Pass the error to the caller if it is the caller's fault, else try the next agent. Without `end`, more of it
+        is to come.
+        """
         assert self.refusal and self.ours
         refusal = from_mitmproxy(self.refusal, bytes(self.response_body_buf))
         blame = blame_of(refusal, self.ours.route)
@@ -187,7 +189,7 @@ class BalancedStream(SharedStream):
         yield from self.try_next(Failure(reason, connected=True, retriable=True, refusal=refusal, blame=blame))
 
     def pass_refusal_on(self, refusal: Response, end: ResponseEndOfMessage | None) -> layer.CommandGenerator[None]:
-        """The answer is the caller's, in the caller's protocol."""
+        """Pass on the error, in the caller's protocol."""
         head, body = self.refusal_head, refusal.body
         assert head and self.ours
         self.refusal = self.refusal_head = None
@@ -206,7 +208,7 @@ class BalancedStream(SharedStream):
             yield from self.server_state(end)
 
     def try_next(self, failure: Failure) -> layer.CommandGenerator[None]:
-        """The attempt has failed: the addon accounts for it and sends the request elsewhere or answers it."""
+        """The attempt has failed: route again."""
         assert self.ours
         self.refusal = self.refusal_head = None
         self.response_body_buf.clear()
@@ -250,7 +252,7 @@ class BalancedStream(SharedStream):
             yield from super().handle_protocol_error(event)
 
     def end_failed_answer(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
-        """The agent failed in the middle of an answer of which the client has seen nothing."""
+        """The agent failed in the middle of a buffered answer."""
         failed = FailedStream(self.flow, event.message, body=bytes(self.response_body_buf))
         yield from self.balanced_layer.abandon(self.context.server)
         yield StreamFailedHook(failed)
@@ -262,7 +264,7 @@ class BalancedStream(SharedStream):
             yield from self.try_next(Failure(event.message, connected=True, retriable=False))
 
     def end_failed_stream(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
-        """Tell the client in the stream's own format that the answer is not whole, and end the stream properly."""
+        """Append an error event in the format of the stream and end it properly."""
         assert self.ours
         failed = FailedStream(self.flow, self.ours.abort_reason or event.message)
         yield from self.balanced_layer.abandon(self.context.server)

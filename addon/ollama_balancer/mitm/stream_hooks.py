@@ -1,4 +1,4 @@
-"""The hooks of one request that a stream runs beside mitmproxy's own."""
+"""Hooks that a stream runs in addition to mitmproxy's."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def continue_later(chunk: bytes) -> bytes:
 
 @dataclass
 class RouteRequestHook(commands.StartHook):
-    """The request is complete (or its body is to be streamed) and about to be sent: to which agent?
+    """The request is complete, or its body is to be streamed: choose an agent.
 
-    The addon has the flow's context say where it goes, or sets the flow's response.
+    The addon sets the destination in the context, or the response of the flow.
     """
 
     flow: http.HTTPFlow
@@ -30,7 +30,7 @@ class RouteRequestHook(commands.StartHook):
 
 @dataclass
 class SendingHook(commands.StartHook):
-    """A piece of a large request has been sent: the next one follows when the agent has taken most of it."""
+    """A piece of a large request was sent: wait until the agent has read most of it."""
 
     flow: http.HTTPFlow
     blocking = True
@@ -38,7 +38,7 @@ class SendingHook(commands.StartHook):
 
 @dataclass
 class LongAnswerHook(commands.StartHook):
-    """An answer that was to be held turns out to be long: the addon sets its `stream`."""
+    """A buffered answer turns out to be long: the addon sets its `stream`."""
 
     flow: http.HTTPFlow
     blocking = True
@@ -46,7 +46,7 @@ class LongAnswerHook(commands.StartHook):
 
 @dataclass
 class AdvanceHook(commands.StartHook):
-    """Wait for the next part of several agents' answer."""
+    """Wait for the next part of a combined answer."""
 
     fan_out: FanOut
     blocking = True
@@ -57,9 +57,9 @@ class FailedStream:
     flow: http.HTTPFlow
     reason: str
     body: bytes = b""
-    """What has come of an answer that was to be held until it is whole."""
+    """The buffered part of the answer."""
     whole: bool = False
-    """All has come but the end of the body's framing."""
+    """Only the end of the framing is missing."""
     error_trailer: bytes = b""
 
 
@@ -67,7 +67,7 @@ class FailedStream:
 class StreamFailedHook(commands.StartHook):
     """The agent failed in the middle of its answer.
 
-    The addon says whether the answer is `whole` nevertheless, or may give the client last words in `error_trailer`.
+    The addon sets `whole` if the answer is complete nevertheless, or `error_trailer` to end the stream with.
     """
 
     failed: FailedStream

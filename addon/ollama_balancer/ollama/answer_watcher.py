@@ -1,6 +1,6 @@
-"""Watches an answer as it passes: keeps it for inspection and tells at the end whether it was whole.
+"""Watches an answer as it passes: stores it for inspection and judges whether it is complete.
 
-Success means that the terminal event was seen: a runner that crashes still ends its stream cleanly.
+Success means that the terminal event was seen: a crashed runner still ends its stream cleanly.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .json_scanning import is_light
 from .shapes import read_answer, speed_of
 
 READ_BYTES = 4 * 1024 * 1024
-"""A larger answer that is no stream is not read."""
+"""Bytes of the largest unstreamed answer that is parsed."""
 
 MAX_DECOMPRESSED = 1024 * 1024
-"""Bytes into which a piece of a compressed stream may unpack; of one with more the rest is not read."""
+"""Bytes after decompression of one piece of a compressed stream; beyond that the rest is not parsed."""
 
 NO_TERMINAL = "the stream ended without its terminal event"
 
 
 class Verdict(NamedTuple):
-    """What the end of an answer says."""
+    """The verdict on a finished answer."""
 
     whole: bool
     error: str | None = None
@@ -67,7 +67,7 @@ class AnswerWatcher:
 
     @property
     def compressed(self) -> bool:
-        """Whether what is kept of the body is unpacked, which the body is not."""
+        """Whether the body is compressed and stored decompressed."""
         return False
 
     @property
@@ -76,7 +76,7 @@ class AnswerWatcher:
 
     @property
     def partial_event(self) -> PartialEvent:
-        """What a stream has sent since its last event's end; to be asked before the verdict."""
+        """The incomplete event at the end; to be read before the verdict."""
         return PartialEvent(b"", b"") if self._parser is None else self._parser.partial_event
 
     def feed(self, chunk: bytes) -> None:
@@ -90,20 +90,20 @@ class AnswerWatcher:
             self.answer.add(event)
 
     def feed_trailer(self, trailer: bytes) -> None:
-        """What the balancer itself has put behind the body, as a client reads it."""
+        """Record what the balancer appends to the body, as the client reads it."""
         self.feed(trailer)
 
     def encode_trailer(self, trailer: bytes) -> bytes | None:
-        """The bytes that go on with the body so that a client reads these words, then the end; None: there are none."""
+        """The bytes that append this text and end the body; None if that is not possible."""
         return trailer
 
     @property
     def missing_end(self) -> bytes:
-        """What the body lacks to be whole though the answer is, where that can be told."""
+        """The missing end of a compressed body whose answer is complete."""
         return b""
 
     def verdict(self) -> Verdict:
-        """To be asked once the body has ended; what is fed afterwards begins on a line of its own."""
+        """The verdict, once the body has ended; anything fed afterwards starts a new line."""
         answer = self.answer
         if self._parser is None:
             answer = self._read_whole()
@@ -133,7 +133,7 @@ class AnswerWatcher:
 
 
 class CompressedAnswerWatcher(AnswerWatcher):
-    """The same for a compressed body. What cannot be unpacked is not judged: it may be whole."""
+    """Watches a compressed body. One that cannot be decompressed counts as complete."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class CompressedAnswerWatcher(AnswerWatcher):
 
 
 def watcher_of(content_type: str, encoding: str, keep: int, room: Callable[[int], bool] | None = None) -> AnswerWatcher:
-    """Watches an answer with these headers, of which only how it goes and ends is told; `encoding` may be empty."""
+    """A watcher for these headers that stores but skims the text; `encoding` may be empty."""
     if encoding in ("", "identity"):
         return AnswerWatcher(content_type, keep, skim=True, room=room)
     return CompressedAnswerWatcher(encoding, content_type, keep, skim=True, room=room)

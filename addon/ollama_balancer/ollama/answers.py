@@ -96,8 +96,8 @@ class Answer:
         if timings is not None and self.timings is _NO_TIMINGS:
             self.timings = timings
         elif timings is not None:
-            told = {key: figure for key, figure in timings._asdict().items() if figure is not None}
-            self.timings = self.timings._replace(**told)
+            reported = {key: figure for key, figure in timings._asdict().items() if figure is not None}
+            self.timings = self.timings._replace(**reported)
         if too_large:
             self._too_large_at = self.events
         if terminal:

@@ -1,11 +1,11 @@
-"""Keeps a body for inspection as it passes: all of it up to a limit, of a larger one its beginning and its end."""
+"""Stores a passing body for inspection: completely up to a limit, beyond that its start and end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 STEP = 64 * 1024
-"""Bytes between two questions whether there is room."""
+"""Bytes between two requests for memory."""
 
 
 class CapturedBody:

@@ -1,7 +1,7 @@
-"""Reads compressed bodies beside their passing, no further than is safe.
+"""Bounded decompression of bodies as they pass.
 
-What is unpacked is looked at in the event loop, and a few bytes may stand for gigabytes: each piece may grow only so
-much, and a body that grows more is not read.
+It runs in the event loop, and a few bytes may expand to gigabytes: each piece may only grow by a factor, and a body
+that grows more is not parsed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ZSTD_WINDOW_LOG = 23
 
 
 class DecompressionError(ValueError):
-    """It is not compressed as is said, or breaks off."""
+    """The data is not valid for its encoding or is truncated."""
 
 
 class TooLargeError(DecompressionError):
-    """It unpacks into more than it may."""
+    """It exceeds the limit after decompression."""
 
 
 class Decompressor(Protocol):
@@ -52,11 +52,11 @@ class Decompressor(Protocol):
         """Whether the body may end here."""
 
     def encode_trailer(self, text: bytes) -> bytes | None:
-        """The bytes after which whoever unpacks has read `text` and then the end; None: there are none."""
+        """The bytes that make the decompressed body end with `text`; None if that is not possible."""
 
 
 def decompressor_for(encoding: str) -> Decompressor | None:
-    """What unpacks a body with that Content-Encoding; None: it is not known, or cannot be unpacked within bounds."""
+    """The decompressor for a Content-Encoding; None if it is unknown or cannot be bounded."""
     match encoding.strip().lower():
         case "gzip" | "x-gzip":
             return _Deflate(31)
@@ -179,7 +179,7 @@ class _Deflate(_Members):
             self._check = zlib.adler32(part, self._check)
 
     def encode_trailer(self, text: bytes) -> bytes | None:
-        """Where a server has flushed what it had, as those do that compress streams, another block may follow."""
+        """Servers that compress streams flush after each event, so another block may follow."""
         if self._stream is None or self._stream.eof:
             return None
         compressor = zlib.compressobj(0, zlib.DEFLATED, -15)

@@ -1,4 +1,4 @@
-"""What is put behind a stream that broke off, so that its client reads an error, wherever the stream was cut."""
+"""Ends broken streams so that clients read an error, wherever the stream was cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .events import PartialEvent
 
 MAX_COMPLETED = 64 * 1024
-"""A longer event that was cut is left cut: its client will call it malformed."""
+"""Bytes of the longest cut event that is completed; a longer one stays malformed."""
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.DOTALL)
 _CLOSING = {b"{": b"}", b"[": b"]"}

@@ -11,9 +11,9 @@ from .json_scanning import is_light
 from .shapes import CONTEXT_ENDS, TERMINAL, TOO_LARGE, Context, Event, read_event
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""A larger event is passed over, and so is one of more than MAX_VALUES values: to build them takes long.
+"""A larger event is skipped, as is one with more than MAX_VALUES values, which is slow to parse.
 
-The last event of /api/generate carries the context, some 7 bytes a token: a million tokens fit.
+The last event of /api/generate carries the context, some 7 bytes per token: a million tokens fit.
 """
 
 
@@ -22,10 +22,10 @@ SHORTEST = 12
 
 
 class PartialEvent(NamedTuple):
-    """What a stream has sent since its last event's end."""
+    """The data since the last complete event."""
 
     line: bytes
-    """The line that has begun."""
+    """The incomplete line."""
     data: bytes
     """The event's JSON so far, with what that line holds of it."""
 

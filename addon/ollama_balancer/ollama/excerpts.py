@@ -1,7 +1,6 @@
-"""What the user said last, of a request's body: a line by which a person finds it again.
+"""Excerpts of the last user message, by which a person recognises a request.
 
-As elsewhere nothing is built that is not needed: of a chat with images of many megabytes one string is read, and of
-that its beginning.
+Nothing is parsed that is not needed: of a chat with large images one string is read, and only its beginning.
 """
 
 from __future__ import annotations

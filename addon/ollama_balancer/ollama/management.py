@@ -1,4 +1,4 @@
-"""What several agents answered to one request about models, made into one answer."""
+"""Combines the answers of several agents to one management request."""
 
 from __future__ import annotations
 

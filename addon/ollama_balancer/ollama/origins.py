@@ -88,13 +88,13 @@ def allowed_origin(origin: str, more: Iterable[str] = ()) -> bool:
     return parts.scheme in ("http", "https") and host in _LOCAL_HOSTS
 
 
-def allowed_headers(asked: str) -> str:
+def allowed_headers(requested: str) -> str:
     """Which headers a page of an allowed origin may send: Ollama's, and those it asks for (its preflight's value).
 
     Clients of other servers send their own: x-api-key, anthropic-version, traceparent. What is no header's name is left
     out.
     """
-    names = [name.strip() for name in asked.split(",", MOST_ASKED_HEADERS)[:MOST_ASKED_HEADERS]]
+    names = [name.strip() for name in requested.split(",", MOST_ASKED_HEADERS)[:MOST_ASKED_HEADERS]]
     more = dict.fromkeys(
         name
         for name in names

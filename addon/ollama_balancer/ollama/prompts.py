@@ -1,9 +1,9 @@
-"""What a prompt asks of the host that reads it, found without building the body's values.
+"""Estimates the size of a prompt and hashes its prefixes, without parsing the whole body.
 
-Of a chat the balancer has to know how long it is and who has read its beginning. The messages are hashed as they are
-written, one after the other: a client that goes on with a conversation sends the same messages again and some more.
-What is kept are hashes. Reading takes time in proportion to the body at the speed of `bytes.find`, and to the messages,
-which the scanner's steps bound; of what is large no more than its ends are hashed.
+The balancer needs to know how long a chat is and which host has its prefix cached. Messages are hashed as written, one
+after the other: a client that continues a conversation sends the same messages again and some more. Only hashes are
+kept. The cost is proportional to the body at the speed of `bytes.find`, plus the messages, which the scanner's steps
+bound; of large messages only both ends are hashed.
 """
 
 from __future__ import annotations
@@ -230,9 +230,11 @@ def _runner(options: dict[str, Any], *, shifts: bool) -> str:
     """The options that the model is loaded with, in one spelling. `shift` stands beside them in the request."""
     if not options:
         return "" if shifts else "shift=0"
-    given = ((key, options.get(key)) for key in RUNNER_OPTIONS)
-    spelled = [f"{key}={int(value)}" for key, value in given if isinstance(value, int | float) and abs(value) < 2**53]
-    return ",".join(spelled if shifts else [*spelled, "shift=0"])
+    values = ((key, options.get(key)) for key in RUNNER_OPTIONS)
+    assignments = [
+        f"{key}={int(value)}" for key, value in values if isinstance(value, int | float) and abs(value) < 2**53
+    ]
+    return ",".join(assignments if shifts else [*assignments, "shift=0"])
 
 
 def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dict[str, Any]) -> int | None:

@@ -38,13 +38,11 @@ null empties."""
 
 @dataclass(slots=True)
 class ParsedRequest:
-    """What a request asks for, of what the balancer has to know.
+    """The parts of a request that the balancer needs.
 
-    `model` is spelled as the caller spells it; None where none is named. `readable`: the body's first JSON value is an
-    object that could be read, or the form could be; True as well where the route names no model in its body, which is
-    then not looked at. Not all that is readable is valid, see `is_json`. `unloads`: nothing but that the model be
-    unloaded, from wherever it is loaded; `unloads_after`: that, or that it be unloaded when the request is done.
-    `stream` is None where the request does not say.
+    `model` is as the caller wrote it, None if missing. `readable`: the first JSON value of the body, or the form, could
+    be parsed, or the route names no model in its body; see `is_json` for validity. `unloads`: the request does nothing
+    but unload the model; `unloads_after`: the model is to be unloaded afterwards. `stream` is None if unspecified.
     """
 
     model: str | None = None
@@ -57,7 +55,7 @@ class ParsedRequest:
 
 
 def read_request(route: Route, path: str, body: bytes | None, content_type: str = "") -> ParsedRequest:
-    """What a request asks for. `path` is without its query. Whatever the body is, nothing is raised."""
+    """Parse a request. `path` has no query. Never raises."""
     if route.is_form:
         return _read_form(body or b"", content_type)
     if route.kind is Kind.MODEL and route.path.endswith("{}"):

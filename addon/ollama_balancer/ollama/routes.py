@@ -124,11 +124,11 @@ def find_redirect(method: str, target: str) -> Redirect | None:
         return Redirect(307, quote(clean, safe="/:@!$&'()*+,;=~") + mark + query)
     if path == "/" or _exact(path) is not None:
         return None
-    mended = path[:-1] if path.endswith("/") else path + "/"
-    route = _exact(mended)
+    corrected = path[:-1] if path.endswith("/") else path + "/"
+    route = _exact(corrected)
     if route is None or method not in route.methods:
         return None
-    return Redirect(301 if method == "GET" else 307, quote(mended, safe="/:@!$&'()*+,;=~") + mark + query)
+    return Redirect(301 if method == "GET" else 307, quote(corrected, safe="/:@!$&'()*+,;=~") + mark + query)
 
 
 def dialect_of(path: str) -> Dialect:

@@ -1,4 +1,4 @@
-"""Which names of models that there are come nearest to one that there is not."""
+"""Suggests existing model names that are similar to a misspelt one."""
 
 from __future__ import annotations
 

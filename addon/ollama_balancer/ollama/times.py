@@ -1,4 +1,4 @@
-"""The times in Ollama's lists. They come from hosts, which may send anything."""
+"""Timestamps in Ollama's lists, which hosts may fill with anything."""
 
 from __future__ import annotations
 

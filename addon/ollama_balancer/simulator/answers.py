@@ -1,4 +1,4 @@
-"""Complete answers as the real server writes them: JSON documents, redirects and each protocol's errors."""
+"""Complete answers as the server writes them: JSON, redirects and errors of each protocol."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""What can go wrong with a simulated host, switchable while it runs."""
+"""Faults of a simulated host, switchable at run time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

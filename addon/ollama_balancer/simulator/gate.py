@@ -1,4 +1,4 @@
-"""What the faults do to a request before anything of it is answered."""
+"""Applies faults to a request before it is answered."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from .faults import Faults
 
 
 class Gate:
-    """Where requests wait while a fault holds them, and where it ends them."""
+    """Holds or ends requests as the faults demand."""
 
     def __init__(self, faults: Callable[[], Faults]) -> None:
         self.faults = faults
         self._changed = asyncio.Event()
 
     def faults_changed(self) -> None:
-        """Whoever hangs looks again."""
+        """Let held requests check the faults again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -26,7 +26,7 @@ class Gate:
             await self._changed.wait()
 
     def intercept(self, connection: Connection, error: Callable[[int, str], Answer]) -> bool | None:
-        """End a request as the faults want it now, and tell whether it succeeded; None: it may go on."""
+        """Apply a fault to the request; returns whether it succeeded, None if it goes on."""
         faults_now = self.faults()
         if faults_now.reset_before_head or faults_now.close_before_head:
             connection.abort(reset=faults_now.reset_before_head)

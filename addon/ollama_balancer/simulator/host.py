@@ -1,4 +1,4 @@
-"""The simulated host: its listener, its connections and what it knows about the requests it has received."""
+"""The simulated host: listener, connections and a log of the requests."""
 
 import asyncio
 import os
@@ -44,10 +44,6 @@ class ReceivedRequest:
     model: str | None = None
     outcome: Outcome = "running"
     inference: bool = False
-
-
-def _known(path: str) -> bool:
-    return find(path) is not None
 
 
 class SimulatedOllama:
@@ -242,7 +238,13 @@ class SimulatedOllama:
 
     async def _open(self, sock: socket.socket) -> None:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._serve, _known, self._upload, self._connected, self._connections.discard),
+            lambda: Connection(
+                self._serve,
+                lambda path: find(path) is not None,
+                self._upload,
+                self._connected,
+                self._connections.discard,
+            ),
             sock=sock,
             backlog=1024,
             start_serving=False,
@@ -336,7 +338,7 @@ class SimulatedOllama:
     async def _track(
         self, served: Coroutine[object, object, bool], connection: Connection, record: ReceivedRequest
     ) -> None:
-        """Serve a request and note how that ends."""
+        """Serve a request and record its outcome."""
         self._in_flight += record.inference
         outcome: Outcome = "failed"
         try:

@@ -1,4 +1,4 @@
-"""One inference request from its arrival to its last byte: the phases, and the faults that strike in them."""
+"""Serves inference requests: queueing, loading, prefill and decoding, with faults."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What inference requests want, for each endpoint: which text to make or embed, and how to write it."""
+"""Parses inference requests of each endpoint into jobs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

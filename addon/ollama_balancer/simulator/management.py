@@ -1,7 +1,7 @@
-"""What changes a host's models: pull, push, create, copy, delete and the upload of blobs.
+"""Management of models: pull, push, create, copy, delete and blob uploads.
 
-An operation is an answer, or the lines of its progress; what it changes, it changes just before its last line, so that
-one which is broken off changes nothing.
+An operation is an answer or a stream of progress lines; it takes effect just before its last line, so an aborted one
+changes nothing.
 """
 
 import json
@@ -33,7 +33,7 @@ CHANGES = ("system", "template", "parameters", "license", "messages", "adapters"
 
 
 class OperationFailedError(Exception):
-    """An operation fails: with status 500 where nothing has been sent yet, else with a last line that says so."""
+    """A failed operation: status 500 before the first line, else an error line."""
 
 
 class Management:
@@ -45,7 +45,7 @@ class Management:
         self._scheduler = scheduler
         self._gate = gate
         self._operations: dict[str, Callable[[Parsed], Answer | Lines]] = {
-            "/api/pull": self._pull,
+            "/api/pull": lambda parsed: self._pulling(managed_name(parsed)),
             "/api/push": self._push,
             "/api/create": self._create,
             "/api/copy": self._copy,
@@ -149,9 +149,6 @@ class Management:
 
     # ---- operations
 
-    def _pull(self, parsed: Parsed) -> Lines:
-        return self._pulling(managed_name(parsed))
-
     def _pulling(self, spelling: str) -> Lines:
         yield _status("pulling manifest")
         model = self._registry.find(spelling)
@@ -159,7 +156,7 @@ class Management:
             raise OperationFailedError(_no_network(NO_MANIFEST, spelling))
         steps = self._scheduler.timing.pull_steps
         for digest, total in model.layers():
-            line = _status(f"pulling {_short(digest)}") | {"digest": digest, "total": total}
+            line = _status(f"pulling {digest.removeprefix('sha256:')[:12]}") | {"digest": digest, "total": total}
             if self._library.has_blob(digest):
                 yield line | {"completed": total}
                 continue
@@ -248,10 +245,6 @@ class Management:
 
 def _status(text: str) -> dict[str, Any]:
     return {"status": text}
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
 
 
 def _no_network(message: str, spelling: str, **more: str) -> str:

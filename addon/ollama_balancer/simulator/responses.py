@@ -42,7 +42,7 @@ class ResponsesShape:
         return (
             *events,
             self._event("response.output_item.added", item=item, output_index=0),
-            self._event("response.content_part.added", part=_part(""), **self._place()),
+            self._event("response.content_part.added", part=_part(""), **self._position()),
         )
 
     def piece(self, piece: Piece) -> bytes:
@@ -51,7 +51,7 @@ class ResponsesShape:
             return self._event(
                 "response.function_call_arguments.delta", delta=piece.json, item_id=self._call_id, output_index=0
             )
-        return self._event("response.output_text.delta", delta=piece, logprobs=[], **self._place())
+        return self._event("response.output_text.delta", delta=piece, logprobs=[], **self._position())
 
     def end(self, statistics: Statistics) -> tuple[bytes, ...]:
         [item] = self._output(self._sent)
@@ -68,8 +68,8 @@ class ResponsesShape:
         else:
             text = text_of(self._sent)
             events += [
-                self._event("response.output_text.done", text=text, logprobs=[], **self._place()),
-                self._event("response.content_part.done", part=_part(text), **self._place()),
+                self._event("response.output_text.done", text=text, logprobs=[], **self._position()),
+                self._event("response.content_part.done", part=_part(text), **self._position()),
             ]
         completed = self._response("completed", [item], statistics)
         return (
@@ -92,7 +92,7 @@ class ResponsesShape:
         self._events += 1
         return server_event(value, sort_keys=True)
 
-    def _place(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         return {"content_index": 0, "item_id": self._message_id, "output_index": 0}
 
     def _message(self, text: str) -> dict[str, Any]:

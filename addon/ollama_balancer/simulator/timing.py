@@ -1,9 +1,9 @@
-"""When a simulated host does what: loading, queueing and the pace of prefill and decoding. No I/O.
+"""The timing of a simulated host: loading, queueing, prefill and decoding. No I/O.
 
-Each model has one line, first in, first out, and runs `num_parallel` of it at once. A model that isn't loaded is loaded
-by the first in its line; loads are serial, in the order of the lines' first, and one that finds no room blocks those
-behind it. Room is made by unloading the least recently used idle model, and where none is idle, by waiting for one. As
-on a real host a load belongs to the request that began it: when that one goes away the next in line begins anew.
+Each model has a FIFO queue and runs `num_parallel` requests at once. The first request in the queue of an unloaded
+model triggers its load. Loads are serial, in the order of arrival, and one that does not fit blocks those behind it.
+The least recently used idle model is evicted; without an idle one, the load waits. As on a real host a load belongs to
+the request that started it: if that is cancelled, the next one starts anew.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Turn(Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's place."""
+    """The queue entry of a request."""
 
     number: int
     wakeup: asyncio.Future[None]
@@ -73,7 +73,7 @@ class Ticket:
 
 @dataclass(eq=False)
 class ModelQueue:
-    """One model: who waits for it, how many run, whether it is loaded."""
+    """The queue and state of one model."""
 
     model: SimulatedModel
     waiting: deque[Ticket] = field(default_factory=deque)
@@ -94,7 +94,7 @@ class ModelQueue:
 
 
 class Scheduler:
-    """Decides who runs, who waits and what is loaded. `clock` and `sleep` must be of the same time, in seconds."""
+    """Schedules requests and loads. `clock` and `sleep` must use the same time in seconds."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Requests in line, the one that loads its model included."""
+        """Queued requests, including those that trigger a load."""
         return sum(len(queue.waiting) for queue in self._queues.values())
 
     def loaded(self) -> list[ModelQueue]:
@@ -167,10 +167,10 @@ class Scheduler:
 
     @asynccontextmanager
     async def slot(self, model: SimulatedModel, keep_alive: float | None = None) -> AsyncIterator[float]:
-        """Hold a slot of the model: waits in line and loads it where needed.
+        """Hold a slot of the model, after queueing and loading as needed.
 
-        Gives the seconds the request spent until the model was loaded. `keep_alive` are the seconds the model stays
-        loaded afterwards; None: 5 minutes. A cancelled wait gives up the place, the load or the slot.
+        Yields the seconds until the model was loaded. The model stays loaded for `keep_alive` seconds; None: 5 minutes.
+        Cancelling releases the queue entry, the load or the slot.
         """
         queue = self._queues.setdefault(model.key, ModelQueue(model))
         queue.model = model  # another one may have come under its name
@@ -202,7 +202,7 @@ class Scheduler:
             self._schedule()
 
     def _schedule(self) -> None:
-        """Call everybody whose turn it is."""
+        """Wake all requests that may run or load."""
         self._unload_expired()
         for queue in self._queues.values():
             slots = 1 if queue.model.embedding else self.timing.num_parallel

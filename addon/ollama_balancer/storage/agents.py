@@ -1,4 +1,4 @@
-"""The agents that have registered, kept in a file so that a balancer that starts again knows them."""
+"""The state file with the registered agents."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Who has registered at one moment: name, address and what is to end the drain. Later ones have higher numbers."""
+    """The registered agents at one moment: name, address and end of the drain. Later snapshots have higher numbers."""
 
     number: int
     agents: list[tuple[str, Address, str | None]]
@@ -68,15 +68,15 @@ class StateFile:
         self._lock = threading.Lock()
         self._snapshots = 0
         self._newest = 0
-        """The snapshot that the file is not to be older than."""
+        """The number of the newest snapshot that was written."""
         self._written: str | None = None
-        """What the file holds, as far as is known."""
+        """The content of the file, if known."""
         self._failed = False
         self._protected = False
-        """Whether the file holds what could not be read, and is not to be lost."""
+        """Whether the file could not be read and must not be overwritten."""
 
     def restore(self, registry: AgentRegistry) -> int:
-        """Take in the agents of the file that are not known otherwise; how many. A damaged file is set aside."""
+        """Register the agents of the file; returns how many. A damaged file is renamed."""
         try:
             with open_own(self.path) as file:
                 content = file.read(MAX_BYTES + 1)
@@ -114,7 +114,7 @@ class StateFile:
         return restored
 
     def snapshot(self, agents: Iterable[Agent]) -> Snapshot:
-        """What the file is to hold; cheap, since whoever serves requests waits for it."""
+        """Take a snapshot; cheap, since it runs in the event loop."""
         self._snapshots += 1
         return Snapshot(
             self._snapshots,
@@ -130,7 +130,7 @@ class StateFile:
         )
 
     def save(self, snapshot: Snapshot) -> bool:
-        """Have the file hold this, unless it holds something newer. False if the disk did not take it."""
+        """Write the snapshot unless a newer one was written; False if that failed."""
         with self._lock:
             if self._protected or snapshot.number < self._newest:
                 return True
@@ -141,7 +141,7 @@ class StateFile:
             return self._write(text)
 
     def _write(self, text: str) -> bool:
-        """Replace the file; nobody ever sees half of it. A failure is logged once, until it works again."""
+        """Replace the file atomically. A failure is logged once."""
         try:
             replace(self.path, text)
         except OSError as e:

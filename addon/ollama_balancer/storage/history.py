@@ -1,4 +1,4 @@
-"""The history in a file, one line of JSON a minute. What is over is appended, so that writing costs little."""
+"""The history file: one line of JSON per minute, appended when the minute is over."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MinuteRecord(BaseModel):
 
 
 def closed_minutes(history: History, after: int, *, with_running: bool = False) -> list[MinuteRecord]:
-    """The minutes after that one which are over; `with_running`: and the one that runs. Cheap."""
+    """The completed minutes after that one; `with_running`: including the current one."""
     return [
         MinuteRecord.model_construct(
             minute=number, rows=[(*key, values.tolist()) for key, values in minute.rows.items()]
@@ -57,11 +57,11 @@ class HistoryFile:
         self._lock = threading.Lock()
         self._lines = 0
         self._partial_line = False
-        """Whether the file may end in the middle of a line."""
+        """Whether the last line may be incomplete."""
         self._failed = False
 
     def read(self) -> list[MinuteRecord]:
-        """The minutes in the file, the oldest first. What cannot be read is left out, and that is logged."""
+        """The stored minutes, oldest first. Invalid lines are skipped and logged."""
         try:
             with open_own(self.path) as file:
                 size = file.seek(0, os.SEEK_END)
@@ -88,7 +88,7 @@ class HistoryFile:
         return [minutes[number] for number in sorted(minutes)]
 
     def append(self, lines: list[MinuteRecord]) -> bool:
-        """Add minutes to the file. False if the disk did not take them; that is logged once, until it works again."""
+        """Append minutes; False if that failed, which is logged once."""
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is known again after a restart: who has registered, and the history of the last day."""
+"""Restores and saves the registered agents and the history of the last day."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .history import HistoryFile, closed_minutes
 logger = logging.getLogger(__name__)
 
 STORE_SECONDS = 0.5
-"""How long changes of the registered agents are gathered before they are written down."""
+"""Seconds for which changes are collected before they are written."""
 
 RETRY_SECONDS = 10.0
-"""Until the disk is tried again."""
+"""Seconds before a failed write is retried."""
 
 HISTORY_SECONDS = 5.0
-"""Between two looks whether a minute is over that is to be written down."""
+"""Seconds between checks for completed minutes."""
 
 
 class Persistence:
-    """The files in `folder`, for what is in `registry` and `history`."""
+    """The files in `folder` for `registry` and `history`."""
 
     def __init__(self, folder: Path, registry: AgentRegistry, history: History) -> None:
         self._registry = registry
@@ -34,9 +34,9 @@ class Persistence:
         self._state = StateFile(folder / STATE_FILE)
         self._history_file = HistoryFile(folder / HISTORY_FILE)
         self._history_loaded = False
-        """Whether what the file has is in the history."""
+        """Whether the file has been loaded into the history."""
         self._last_stored_minute = 0
-        """The last minute that the file has."""
+        """The last minute in the file."""
 
     def restore_agents(self) -> None:
         count = self._state.restore(self._registry)
@@ -44,7 +44,7 @@ class Persistence:
             logger.info("Restored %d registered agents.", count)
 
     async def persist_agents(self) -> None:
-        """Write down who has registered whenever that has changed, until cancelled."""
+        """Save the registered agents after each change, until cancelled."""
         stored = -1
         while True:
             await asyncio.sleep(STORE_SECONDS)
@@ -57,7 +57,7 @@ class Persistence:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def persist_history(self) -> None:
-        """Take in what the file has, and write down each minute that is over, until cancelled."""
+        """Load the history, then append each completed minute, until cancelled."""
         for line in await asyncio.to_thread(self._history_file.read):
             for agent, model, values in line.rows:
                 self._history.put(line.minute, (agent, model), values)
@@ -73,7 +73,7 @@ class Persistence:
                 self._last_stored_minute = lines[-1].minute
 
     def save(self) -> None:
-        """Write all of it down now: it is the end."""
+        """Save everything at shutdown."""
         self._state.save(self._state.snapshot(self._registry))
         if self._history_loaded:
             self._history_file.append(closed_minutes(self._history, self._last_stored_minute, with_running=True))

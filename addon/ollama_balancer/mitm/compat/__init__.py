@@ -21,12 +21,12 @@ FAST_PATHS = (Use.RELAY, Use.SELECTOR, Use.HOOKS)
 
 
 class IncompatibleError(Exception):
-    """The balancer cannot work with what is installed. The text says why, and with what it works."""
+    """The balancer does not work with the installed versions. The text says why, and which versions work."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """What does not work with what is installed, and why."""
+    """Features that are off with the installed versions, and why."""
 
     uses: frozenset[Use] = frozenset()
     why: str = ""
@@ -41,7 +41,7 @@ class Unsupported:
 
 
 def check(names: Iterable[Name] = NAMES) -> Unsupported:
-    """What is lost. IncompatibleError: something indispensable is."""
+    """Check the names and return what is off. Raises IncompatibleError if something indispensable is missing."""
     problems = [(name.use, problem) for name in names if (problem := name.problem()) is not None]
     missing = [problem for use, problem in problems if use is Use.PROXYING]
     if missing:

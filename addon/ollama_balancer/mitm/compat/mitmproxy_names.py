@@ -63,7 +63,7 @@ def is_waiting(each: layer.Layer) -> bool:
 
 
 def deferred_problem(options: OptManager, name: str) -> str | None:
-    """What is wrong with the value that the command line gave an option before there was the option."""
+    """The error in a value that the command line gave before the option existed; None if there is none."""
     value = options.deferred[name]
     if isinstance(value, _Unconverted):
         try:
@@ -139,27 +139,7 @@ WRITERS_OF_FLOWS = [
 """Modules that get another `open`."""
 
 NAMES = [
-    HANDLE_CONNECTION,
-    DRAIN_WRITERS,
-    ASYNCIO_OF_SERVER,
-    HEAD_BUFFER,
-    READ_REQUEST,
-    READ_ANSWER,
-    ERROR_RESPONSE,
-    BODY_READER,
-    REQUEST_HEAD,
-    ANSWER_HEAD,
-    BODY_SIZE,
-    VALIDATE_HEADERS,
-    H2_REQUEST_HEAD,
-    H2_EVENT,
-    H2_CONNECTION,
-    KILL,
-    REPLAY_HANDLER,
-    DECODERS,
-    CODECS,
-    ROTATE,
-    MARKED,
+    *(each for each in list(globals().values()) if isinstance(each, Replaced)),
     *WRITERS_OF_FLOWS,
     Name(f"{_HTTP}._http_h2:SendH2Data", fits=has("data", "end_stream")),
     Name(f"{_HTTP}._http1:Http1Connection", fits=has("buf", "body_reader", "state", "stream_id", "read_body", "done")),

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Use(enum.Enum):
-    """What is lost without a name. Only proxying is indispensable."""
+    """What a name is used for. Only proxying is indispensable."""
 
     PROXYING = "proxying"
     RELAY = "the stream relay"
@@ -22,7 +22,7 @@ class Use(enum.Enum):
 
 
 class Absent:
-    """Stands in the place of a name that is missing, until the check says so; a class, so that it can be a base."""
+    """Placeholder for a missing name until the check reports it; a class, so that it can be a base class."""
 
 
 def lookup(target: str) -> Any:
@@ -61,7 +61,7 @@ class Name:
 
 @dataclass(eq=False)
 class Replaced(Name):
-    """A name in whose place the balancer puts something of its own."""
+    """A name that the balancer replaces with something of its own."""
 
     original: Any = field(init=False)
     """The library's own."""
@@ -71,7 +71,7 @@ class Replaced(Name):
 
 
 class Patches:
-    """Attributes that are replaced for the time being."""
+    """Attributes that are replaced temporarily."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []

@@ -48,12 +48,12 @@ def _has_selector(kind: Any) -> bool:
     return "_selector" in kind.__init__.__code__.co_names
 
 
-def _tells_text(look: Any) -> bool:
-    return is_of_text(look("utf-8")) and not is_of_text(look("zip"))
+def _distinguishes_text(lookup_codec: Any) -> bool:
+    return is_of_text(lookup_codec("utf-8")) and not is_of_text(lookup_codec("zip"))
 
 
 NAMES = [
-    Name("codecs:lookup", fits=_tells_text),
+    Name("codecs:lookup", fits=_distinguishes_text),
     Name("asyncio:StreamReader", Use.RELAY, _is_reader),
     Name("asyncio.trsock:TransportSocket", Use.SELECTOR, _has_socket),
     Name("asyncio.selector_events:BaseSelectorEventLoop", Use.SELECTOR, _has_selector),

@@ -1,9 +1,8 @@
-"""mitmproxy's hooks without the work that comes to nothing.
+"""Runs mitmproxy's hooks without the addons that have nothing to do.
 
-mitmproxy asks each of its forty addons for each hook, and runs each hook as a task of its own, with one more pass
-through the layers. Here the addons that have no such hook, and those that do nothing under the current options, are
-left out, and a hook that need not wait is over before the layer goes on. What a hook does, in which order, and what
-becomes of its exceptions is as in mitmproxy.
+mitmproxy asks each of its forty addons for each hook, and runs each hook as a task of its own with one more pass
+through the layers. Here addons that lack the hook or are idle under the current options are skipped, and a hook that
+need not wait is finished before the layer goes on. Order, effects and exceptions are as in mitmproxy.
 """
 
 from __future__ import annotations
@@ -40,18 +39,18 @@ IDLE: dict[type, Callable[[Any], bool]] = {
     dumper.Dumper: lambda options: options.flow_detail == 0,
     savehar.SaveHar: lambda options: not options.hardump,
 }
-"""When the hooks of an addon do nothing: it takes all that it does from these options."""
+"""When the hooks of an addon are idle: everything they do depends on these options."""
 
 _WATCHERS = (IDLE.keys() - {dumper.Dumper}) | {view.View, intercept.Intercept}
-"""Who shows, saves, holds or filters flows by what is written down of them. The dumper prints nothing of that."""
+"""Addons that show, save, hold or filter flows by their metadata. The dumper does not print any."""
 
 Hooked = tuple[Callable[..., Any], ...]
 
 
 class HookFastPath:
-    """Takes the place of the addon manager's walk over its addons while it is `on`; else it changes nothing.
+    """Replaces the dispatch of hooks in mitmproxy's addon manager while it is `on`.
 
-    `own` are the classes of addons that have no other addons than when they were registered.
+    `own` are classes of addons that contain no other addons.
     """
 
     def __init__(self, manager: addonmanager.AddonManager, options: OptManager, own: tuple[type, ...]) -> None:
@@ -63,7 +62,7 @@ class HookFastPath:
         self._original = manager.handle_lifecycle
         self._chain: list[Any] = []
         self._table: dict[str, list[Any | Hooked]] = {}
-        """By hook's name, in order: an addon's functions, or an addon that has to be asked each time."""
+        """By hook name, in order: the functions of an addon, or an addon that must be asked each time."""
         self._observed: bool | None = None
         self._begun: weakref.WeakKeyDictionary[hooks.Hook, asyncio.Task[None]] = weakref.WeakKeyDictionary()
 
@@ -93,12 +92,12 @@ class HookFastPath:
                 self._patches.on_restore(functools.partial(handler.removeFilter, self._has_log_listener))
 
     def _uninstall_if_idle(self) -> None:
-        """A hook that has begun here is not to be run again by mitmproxy."""
+        """A hook that has begun here must not be run again by mitmproxy."""
         if not self._on and not self._begun:
             self._patches.restore()
 
     def forget(self) -> None:
-        """Look at the addons and the options anew."""
+        """Discard the cache: addons or options have changed."""
         self._table.clear()
         self._observed = None
 
@@ -116,12 +115,12 @@ class HookFastPath:
         return called
 
     def _has_log_listener(self, record: logging.LogRecord) -> bool:
-        """Whether an addon has the hook, long out of use, by which mitmproxy tells of each line of its log."""
+        """Whether an addon has the deprecated hook that is called for each log line."""
         return not self._on or bool(self._functions("add_log"))
 
     @property
     def observed(self) -> bool:
-        """Whether somebody may look at flows: a person, a file, or an addon that is not known."""
+        """Whether anybody may look at flows: a user, a file, or an unknown addon."""
         if self._observed is None:
             self._observed = (
                 not self._on
@@ -135,7 +134,7 @@ class HookFastPath:
         return self._observed
 
     def run(self, hook: commands.StartHook) -> bool:
-        """Run the hook as far as it goes without waiting; whether that was all of it."""
+        """Run the hook until it waits; returns whether it is finished."""
         if not self._on:
             return False
         data = _argument_of(hook)

@@ -44,38 +44,38 @@ if TYPE_CHECKING:
     from ..shared_stream import SharedStream
 
 LARGEST_CHUNK = 64 * 1024
-"""Bytes of payload. More is not held until it is whole, but passed on in pieces by mitmproxy's layers."""
+"""Bytes of payload. Larger chunks are passed on in pieces by mitmproxy's layers."""
 
 BATCH = 32
-"""Chunks that are watched together once they have gone out, which takes less than each alone."""
+"""Chunks that are parsed together after they were sent, which is cheaper."""
 
 BATCH_BYTES = 16 * 1024
 
 ACTIVITY_SECONDS = 0.1
-"""Seconds, at the most, for which an agent that sends is not told of again."""
+"""Seconds between two calls of `on_activity`."""
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _LONGEST_SIZE = 10
 """Bytes of the longest line that `_SIZE` takes."""
 
 _SMALL_SIZES = {b"%x" % size: size for size in range(1, 1024)}
-"""Of most chunks, as they are written by the server."""
+"""The usual sizes as the server writes them."""
 
 
 class ChunkSplitter:
-    """Finds the whole chunks of a chunked body. What is no plain chunk ends it: see `ended` and `remainder`."""
+    """Splits a chunked body into complete chunks. Anything but a plain chunk ends it: see `ended` and `remainder`."""
 
     __slots__ = ("_held", "_missing", "ended")
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._missing = 0
-        """With fewer bytes more there is surely nothing whole."""
+        """With fewer further bytes no chunk can be complete."""
         self.ended = False
-        """Whether something came that is not for this; nothing is to be fed any more."""
+        """Whether something other than a plain chunk was found; nothing may be fed any more."""
 
     def single_chunk(self, data: bytes) -> bytes:
-        """The payload, if this is one small chunk and nothing else, as it mostly is; else it is to be fed."""
+        """The payload if `data` is exactly one small chunk, which is the usual case; otherwise it must be fed."""
         at = data.find(b"\r\n", 1, 5)
         size = _SMALL_SIZES.get(data[:at]) if at > 0 else None
         if size is not None and at + size + 4 == len(data) and not self._held and data.endswith(b"\r\n"):
@@ -83,7 +83,7 @@ class ChunkSplitter:
         return b""
 
     def feed(self, data: bytes) -> tuple[bytes, list[bytes]]:
-        """The bytes of the chunks that are whole now, and their payloads."""
+        """The bytes of the chunks that are complete now, and their payloads."""
         if self._held:
             self._held += data
             if len(data) < self._missing:
@@ -121,7 +121,7 @@ class ChunkSplitter:
 
     @property
     def remainder(self) -> bytes:
-        """What has been fed and is in no whole chunk."""
+        """Bytes that belong to no complete chunk."""
         return bytes(self._held)
 
 
@@ -135,15 +135,15 @@ MOST_RECEIVED = 16 * 1024
 this module."""
 
 _RECEIVED = memoryview(bytearray(MOST_RECEIVED))
-"""What asyncio received last, for whichever relay: it is taken out at once."""
+"""The receive buffer of all relays: it is read at once."""
 
 
 class StreamRelay(asyncio.BufferedProtocol):
-    """One answer's way from an agent's transport to its client. `stop` gives the transport back, whatever has been.
+    """Relays one answer from the agent's transport to the client's. `stop` returns the transport to mitmproxy.
 
-    `pass_on` is the response's `stream`: it sees all payloads, some at a time, and has to leave them as they are.
-    `on_activity` is called when data arrives, at most every ACTIVITY_SECONDS. Given a `selector`, it reads the agent's
-    socket and gives to the client's without asyncio, as long as neither is held up.
+    `pass_on` is the response's `stream`: it sees all payloads in batches and must not change them. `on_activity` is
+    called when data arrives, at most every ACTIVITY_SECONDS. With a `selector` it reads and writes the sockets without
+    asyncio, unless the client is slow.
     """
 
     def __init__(
@@ -167,13 +167,13 @@ class StreamRelay(asyncio.BufferedProtocol):
         self._most_unsent = self._to_client.get_write_buffer_limits()[1]
         self._splitter = ChunkSplitter()
         self._draining: asyncio.Task[None] | None = None
-        """Waits for the client, and meanwhile nothing is read."""
+        """Waits for the client; nothing is read meanwhile."""
         self._protocol = cast(asyncio.StreamReaderProtocol, upstream.get_protocol())
         """mitmproxy's own."""
         self._stopped = False
         upstream.set_protocol(self)
         self._client_backlogged = True
-        """Whether the client's transport may have something to send."""
+        """Whether the client's transport may have unsent data."""
         self._receivers: dict[int, Receiver] = {}
         self._agent_socket = self._client_socket = None
         if selector is not None:
@@ -191,7 +191,7 @@ class StreamRelay(asyncio.BufferedProtocol):
         self._forward(bytes(_RECEIVED[:nbytes]), time.monotonic())
 
     def receive(self, now: float) -> bool:
-        """Take what has come, without asyncio. Whether the loop has to take a turn."""
+        """Read without asyncio; returns whether the event loop must run callbacks."""
         assert self._agent_socket is not None
         try:
             try:
@@ -216,7 +216,7 @@ class StreamRelay(asyncio.BufferedProtocol):
         self._receivers.pop(self._descriptor, None)
 
     def _forward(self, data: bytes, now: float) -> bool:
-        """Pass on what is whole. Whether anything but that has happened."""
+        """Forward complete chunks; returns whether anything else has happened."""
         to_client = self._to_client
         if self._stopped:  # some event loops go on with what they had received before the stop
             self._protocol.data_received(data)
@@ -275,7 +275,7 @@ class StreamRelay(asyncio.BufferedProtocol):
             self._upstream.resume_reading()
 
     def stop(self) -> None:
-        """Have mitmproxy go on from here. Without effect if it does already."""
+        """Return the transport to mitmproxy. Does nothing the second time."""
         if self._stopped:
             return
         self._stopped = True
@@ -306,7 +306,7 @@ class StreamRelay(asyncio.BufferedProtocol):
 
 
 def suits(stream: SharedStream) -> bool:
-    """Whether the answer that has begun is one that can be relayed, as far as its head tells."""
+    """Whether the head of an answer allows the relay."""
     request, response = stream.flow.request, stream.flow.response
     return (
         response is not None
@@ -328,9 +328,9 @@ def begin(
     *,
     by_selector: bool,
 ) -> StreamRelay | None:
-    """Relay the rest of the answer from here on; None if that cannot be done at this moment, with nothing changed.
+    """Relay the rest of the answer; None, with nothing changed, if that is not possible at this moment.
 
-    `by_selector`: past asyncio as well, where the event loop allows it.
+    `by_selector`: bypass asyncio as well, where the event loop allows it.
     """
     server, client = stream.context.server, stream.context.client
     response = stream.flow.response
@@ -368,12 +368,12 @@ def begin(
 
 
 def _is_plain(connection: object, kind: type[Http1Client] | type[Http1Server]) -> bool:
-    """Whether this is the layer of an HTTP/1 connection whose bytes are those of its socket."""
+    """Whether this is the layer of a plain HTTP/1 connection without TLS or another tunnel."""
     return type(connection) is kind and not any(isinstance(outer, TunnelLayer) for outer in connection.context.layers)
 
 
 def _between_chunks(stream: SharedStream, connection: object) -> bool:
-    """Whether all that has come from the agent has been passed on, up to the end of a chunk."""
+    """Whether everything from the agent has been passed on, up to the end of a chunk."""
     if is_waiting(stream) or stream.server_state != stream.state_stream_response_body:
         return False
     # mitmproxy puts a layer that connects around it.

@@ -1,11 +1,10 @@
-"""A shorter way from the event loop to what has come for a relay.
+"""Delivers socket data to relays without asyncio's callbacks.
 
-For each socket with something to read, asyncio looks up whose it is, lists it, queues a callback, runs that in a
-context and asks the protocol for a buffer. For a chunk that goes out as it came this takes longer than all that the
-relay does with it. A `RelaySelector`, in the place of the loop's own selector, asks the same epoll and calls the
-receivers of such sockets itself; all else it hands to the loop as the loop's selector does. The sockets stay registered
-with the loop: what has no receiver, and what is told of a socket other than that there is something to read, takes
-asyncio's way. So does everything where the loop has another selector than the one that is known here.
+For each readable socket asyncio looks up its handler, queues a callback, runs it in a context and asks the protocol for
+a buffer, which takes longer than relaying the chunk. A `RelaySelector` replaces the selector of the event loop, polls
+the same epoll and calls the receivers of such sockets itself; all other events go to the loop as usual. The sockets
+stay registered with the loop, so anything without a receiver, and any event but readability, takes asyncio's way. Loops
+with another selector are left alone.
 """
 
 from __future__ import annotations
@@ -21,25 +20,26 @@ from typing import Any
 from ..compat.python_names import selector_of, set_selector
 
 type Receiver = Callable[[float], bool]
-"""Called with the monotonic time when there is something to read; must not raise. Whether the loop has to take a turn,
-because a callback or a timer may have been set. It may take away any receiver, and close no socket of one."""
+"""Called with the monotonic time when data can be read; must not raise. Returns whether the event loop must run
+callbacks. It may remove any receiver, but must not close a socket that has one.
+"""
 
 MOST_EVENTS = 256
-"""Asked for at once. What is left over comes first the next time."""
+"""Events per poll. Further events come first in the next one."""
 
 LONGEST_PASS = 0.005
-"""Seconds after which receivers that need turns are left for after the loop's next one."""
+"""Seconds after which receivers that need callbacks wait for the next iteration of the loop."""
 
 
 class RelaySelector(selectors.BaseSelector):
-    """Does what a loop's own selector does, and has receivers."""
+    """A selector that calls receivers."""
 
     def __init__(self, inner: selectors.EpollSelector) -> None:
         self.inner = inner
         self.receivers: dict[int, Receiver] = {}
-        """By file descriptor. One that leaves its place is not called again."""
+        """By file descriptor. A removed receiver is not called again."""
         self._next: int | None = None
-        """The first that was not called in the last turn, as others had taken so long."""
+        """The first receiver that was not called in the last iteration because it took too long."""
         # By a descriptor of its own, since each side closes one.
         self._epoll = select.epoll.fromfd(os.dup(inner.fileno()))
 
@@ -96,7 +96,7 @@ class RelaySelector(selectors.BaseSelector):
         return self.inner.get_map()
 
     def detach(self) -> None:
-        """The loop has its own selector again."""
+        """The event loop uses its own selector again."""
         self._epoll.close()
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class RelaySelector(selectors.BaseSelector):
 
 
 def install(loop: asyncio.AbstractEventLoop) -> RelaySelector | None:
-    """The loop's `RelaySelector`, which it has from now on; None if it cannot have one."""
+    """Install a `RelaySelector` in the event loop; None if that is not possible."""
     selector = selector_of(loop)
     if isinstance(selector, RelaySelector):
         return selector
@@ -120,7 +120,7 @@ def install(loop: asyncio.AbstractEventLoop) -> RelaySelector | None:
 
 
 def remove(loop: asyncio.AbstractEventLoop) -> None:
-    """Give the loop its own selector back. Relays that run go on asyncio's way."""
+    """Restore the selector of the event loop. Running relays go on through asyncio."""
     selector = selector_of(loop)
     if isinstance(selector, RelaySelector):
         set_selector(loop, selector.inner)

@@ -1,1 +1,1 @@
-"""What people see of a balanced request in mitmweb and mitmproxy: the comment, the marker, the record."""
+"""What mitmweb and mitmproxy show of a request: comment, marker, record and content view."""

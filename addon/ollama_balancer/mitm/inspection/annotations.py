@@ -10,7 +10,7 @@ from ...core.agent import Agent
 from ...core.agent_records import Outcome
 from ...gateway.callers import UNKNOWN
 from ...gateway.context import RequestContext
-from ...text import one_line
+from ...text import first_names, one_line
 from .marks import set_mark
 
 METADATA_KEY = "balancer"
@@ -21,7 +21,7 @@ COMPARISON_KEY = "balancer_comparison"
 MAX_NAMES = 8
 
 SLOW_SECONDS = 10.0
-"""Until the first token, the time in the line included, after which an answer counts as slow."""
+"""Seconds to the first token, including the queue, above which an answer counts as slow."""
 
 RETRIED = ":arrows_counterclockwise:"
 REFUSED = ":no_entry:"
@@ -36,15 +36,11 @@ MARKERS = frozenset(("", RETRIED, REFUSED, REJECTED, BROKEN, FAILED, CANCELLED, 
 
 def names_of(agents: Sequence[Agent]) -> str:
     """The agents' names with commas between them; of many, how many more there are."""
-    if len(agents) == 1:
-        return agents[0].name
-    more = len(agents) - MAX_NAMES
-    names = [agent.name for agent in agents[:MAX_NAMES]]
-    return ", ".join([*names, f"and {more} more"] if more > 0 else names)
+    return agents[0].name if len(agents) == 1 else ", ".join(first_names([agent.name for agent in agents], MAX_NAMES))
 
 
 def annotate(flow: http.HTTPFlow, context: RequestContext) -> None:
-    """Write down where the request went, why, and what came of it. A mark that a person has set stays."""
+    """Set comment, marker and record. A mark set by a user stays."""
     flow.metadata[METADATA_KEY] = context.record()
     flow.comment = comment(context)
     compared = COMPARISON_KEY in flow.metadata

@@ -1,4 +1,4 @@
-"""What people can tell the balancer from mitmproxy's console and mitmweb's command bar."""
+"""Commands for mitmproxy's console and mitmweb's command bar."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def define[F: Callable[..., Any]](path: str) -> Callable[[F], F]:
 
 
 class CompletionNames(list[str]):
-    """Names that are offered for completion. Another is taken as well, so that the command says what is wrong."""
+    """Names for completion. Other names are accepted too, so that the command reports the error."""
 
     def __contains__(self, name: object) -> bool:
         return True

@@ -30,7 +30,7 @@ class OllamaContentview(Contentview):
         if not isinstance(flow, http.HTTPFlow):
             return -1
         route = find_route(flow.request.path.partition("?")[0])
-        shown = route is not None and (
+        supported = route is not None and (
             (route.runs and "audio" not in route.path) or (route.kind in (Kind.EVERY, Kind.NAMED) and not route.uploads)
         )
-        return PRIORITY if shown else -1
+        return PRIORITY if supported else -1

@@ -1,7 +1,7 @@
-"""Reads a request to Ollama as people read it: what is asked of the model, and the turns of the conversation.
+"""Parses a request for display: settings and conversation.
 
-Of /api/generate and chat, embeddings, OpenAI's chat completions, completions and responses, and Anthropic's messages.
-Requests come from anywhere: a value of another type than these APIs have is shown as JSON.
+Supports /api/generate and chat, embeddings, OpenAI's chat completions, completions and responses, and Anthropic's
+messages. Values of unexpected types are shown as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests that a person sends again are sent as copies: the first answer stays beside the new one."""
+"""Replays send a copy of the flow, so that the first answer is kept."""
 
 from __future__ import annotations
 

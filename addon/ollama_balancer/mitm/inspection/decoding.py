@@ -1,8 +1,8 @@
-"""Unpacks compressed bodies that people look at, search, filter and export, no further than is safe.
+"""Bounded decompression of bodies for display, search, filters and export.
 
-mitmproxy unpacks a body whenever its content is asked for, however large that is. Here what unpacks into too much is
-shown as it came. The same goes for Python's own codecs, some of which unpack as well: mitmproxy takes the names of all
-of them as a Content-Encoding, or as a charset.
+mitmproxy decompresses a body whenever its content is used, however large it becomes. Here a body that grows too much is
+shown as it came. Python's codecs are restricted too: mitmproxy accepts all of their names as Content-Encoding or
+charset, and some of them decompress.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Marks that the balancer sets by itself, told apart from those of a person.
+"""Tells the balancer's own marks from those of a user.
 
-A flow where something went wrong is marked (`flow.marked`), so that it is seen in the list. What a person has marked is
-for the person's own commands: here mitmproxy's `~marked`, `@marked` and `@unmarked`, and what clears and toggles marks,
-are made to mean that alone. `~marker EMOJI` finds the others.
+A flow where something went wrong is marked (`flow.marked`) so that it stands out in the list. mitmproxy's `~marked`,
+`@marked` and `@unmarked`, and the commands that clear and toggle marks, are restricted to marks set by a user. `~marker
+EMOJI` finds the others.
 """
 
 from __future__ import annotations

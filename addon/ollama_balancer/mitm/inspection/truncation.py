@@ -1,4 +1,4 @@
-"""How a body is stored of which the middle was not kept."""
+"""The stored form of a body whose middle was dropped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def gap(left_out: int) -> str:
 
 
 def truncated(head: bytes, tail: bytes, left_out: int) -> bytes:
-    """The body to be stored; it says in a line of its own what is missing."""
+    """The body as stored; a line of its own says what is missing."""
     return b"%b\n%b\n%b" % (head, gap(left_out).encode(), tail) if left_out else head + tail
 
 
 def split_gap(body: bytes) -> tuple[bytes, int, bytes] | None:
-    """Its beginning, how many bytes are missing after it, and its end; None where nothing is."""
+    """Its start, the number of missing bytes, and its end; None if nothing is missing."""
     found = _GAP.search(body)
     return None if found is None else (body[: found.start()], int(found[1]), body[found.end() :])
