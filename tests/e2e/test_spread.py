@@ -92,9 +92,7 @@ def test_the_one_agent_whose_metrics_are_stale_comes_last(tmp_path: Path, hosts:
 def test_agents_without_the_model_are_no_candidates(tmp_path: Path, hosts: Hosts) -> None:
     hosts.start("with", "qwen3")
     hosts.start("without", "llama3.2")
-    agents = ",".join(
-        [*(f"{host.name}={host.url}" for host in hosts.all), f"away=http://127.0.0.1:{free_port()}"]
-    )
+    agents = ",".join([*(f"{host.name}={host.url}" for host in hosts.all), f"away=http://127.0.0.1:{free_port()}"])
     with running_proxy(tmp_path, *METRICS, "--set", f"balancer_agents={agents}") as proxy:
         proxy.wait_online("with", "without")
         for spelling in ("qwen3", "Qwen3:latest", "library/qwen3", "registry.ollama.ai/library/qwen3"):
