@@ -228,7 +228,8 @@ def _large_listing(site: Site) -> bytes:
     with site.http as http:
         url = f"http://127.0.0.1:{site.host_ports[1]}"
         status = http.post("/api/agents", json={"name": "large", "url": url}).status_code
-    time.sleep(5)  # while it is listed
+        time.sleep(5)  # while it is listed
+        http.delete("/api/agents/large")  # its models are not known, so that it would be asked for any
     return b"HTTP/1.1 %d" % status
 
 

@@ -22,7 +22,7 @@ from tests.e2e.hostile_inputs import INPUTS, Site, send
 TRIES = 3
 """What is the machine's doing does not come again each time."""
 
-MARGIN = 32 * MIB
+MARGIN = 64 * MIB
 """Of memory, for what a process allocates when it does anything for the first time."""
 
 MANY, FEW = 200, 50
