@@ -78,12 +78,12 @@ async def call(
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """Make one call. `timeout` is in seconds for all of it, `limit` in bytes of the answer's body. Raises CallError, of
-    which ConnectError and LateError are kinds.
+    which ConnectError and CallTimeoutError are kinds.
     """
     parts = urlsplit(url)
     tls = parts.scheme == "https"
     fields = {
-        "Host": parts.netloc,
+        "Host": parts.netloc.rpartition("@")[2],
         "Connection": "close",
         "Accept-Encoding": "identity",
         "User-Agent": "ollama-agent-reporter",

@@ -24,7 +24,7 @@ MAX_GPUS = 64
 
 
 class GpusCollector:
-    """Gives `gpus`: those of all makers, in one list. Raises PartlyError where one maker's cannot be read."""
+    """Gives `gpus`: those of all makers, in one list. Raises PartialError where one maker's cannot be read."""
 
     def __init__(self, host: Host, readers: Mapping[str, Callable[[], Sequence[Gpu]]] = READERS) -> None:
         del host

@@ -131,7 +131,10 @@ def test_what_is_no_balancer_is_told_in_a_line(answer: tuple[int, bytes] | CallE
         fetch(ask)
 
 
-@pytest.mark.parametrize("url", ["ftp://b", "http://", "http://b:x", "http://b:99999", "http://b:0", "http://[b"])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://b", "http://", "http://b:x", "http://b:99999", "http://b:0", "http://[b", "http://u:p@b", "http://b#x"],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         make_request(url, {})

@@ -85,16 +85,33 @@ def test_a_host_is_asked_until_it_has_unloaded_the_model_and_believed_in_the_end
 def test_a_model_that_many_requests_unload_is_looked_after_once() -> None:
     async def main() -> None:
         host = Host()
-        host.lists.set()
         host.lists_still = 1
         checks = LoadedModelChecks(host.refresh, host.sleep)
         for _ in range(100):
             checks.watch_unload(host.agent, "m:latest")
+        await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == 2
+        host.lists.set()
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert host.asked == [("m:latest", False)] * 2
         checks.watch_unload(host.agent, "m:latest")
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert len(host.asked) > 2, "the next time it is looked after again"
+
+    asyncio.run(main())
+
+
+def test_an_unload_that_is_confirmed_again_gets_all_its_looks() -> None:
+    async def main() -> None:
+        host = Host()
+        host.lists_still = 100
+        checks = LoadedModelChecks(host.refresh, host.sleep)
+        checks.watch_unload(host.agent, "m")
+        await asyncio.sleep(0)
+        assert host.asked == [("m", False)]
+        checks.watch_unload(host.agent, "m")
+        host.lists.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+        assert host.slept == [UNLOAD_DELAYS[0], *UNLOAD_DELAYS]
 
     asyncio.run(main())

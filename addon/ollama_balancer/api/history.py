@@ -59,13 +59,14 @@ def endpoint(history: History) -> Any:
                 for start in range(0, len(rows), ROWS_AT_ONCE):
                     batch = rows[start : start + ROWS_AT_ONCE]
                     texts.append(_to_json([_row(key, values) for key, values in batch])[1:-1])
-                    since_pause += len(batch)
-                    if since_pause >= ROWS_AT_ONCE:
-                        since_pause = 0
+                    if len(batch) == ROWS_AT_ONCE:
                         await asyncio.sleep(0)
                 last = _time(number)
                 minutes_json.append(f'{{"at":"{last}","rows":[{",".join(texts)}]}}')
-                since_pause += 1
+                since_pause += 1 + len(minute.rows)  # those that are left out were read as well
+                if since_pause >= ROWS_AT_ONCE:
+                    since_pause = 0
+                    await asyncio.sleep(0)
         body = f'{{"minutes":[{",".join(minutes_json)}],"next":{_to_json(next_page)}}}'
         return Response(body, media_type="application/json")
 

@@ -132,7 +132,7 @@ class Exposition:
             "requests_in_flight", "Requests that hosts are working on.", (), [((), self.totals()["in_flight"])]
         )
         yield _gauge("waiting_requests", "Requests in the queue.", (), [((), len(self.queue))])
-        yield _by_agent("agent_up", "1: the agent takes requests.", agents, lambda a: int(a.status is Status.ONLINE))
+        yield _by_agent("agent_up", "1: the agent is online.", agents, lambda a: int(a.status is Status.ONLINE))
         yield _by_agent("agent_draining", "1: the agent was drained on purpose.", agents, lambda a: int(a.draining))
         yield _by_agent("agent_requests_in_flight", "Requests in flight on the agent.", agents, lambda a: a.in_flight)
         yield _by_agent(
@@ -164,23 +164,16 @@ class Exposition:
             "load1", "Load average over one minute.", lambda m: m.load_average[0] if m.load_average else None
         )
         collectors = {
-            (agent.name, each.name): each
+            (agent.name, each.name): int(each.ok)
             for agent in reporting
             if agent.metrics is not None
             for each in agent.metrics.collectors or ()
         }
-        pair = ("agent", "collector")
         yield _gauge(
             "host_collector_success",
             "1: the collector's part of the last report could be read.",
-            pair,
-            ((labels, int(each.ok)) for labels, each in collectors.items()),
-        )
-        yield _gauge(
-            "host_collector_duration_seconds",
-            "How long the collector took for the last report.",
-            pair,
-            ((labels, each.seconds) for labels, each in collectors.items()),
+            ("agent", "collector"),
+            collectors.items(),
         )
         gpus = [
             ((agent.name, str(number), gpu.name), gpu)

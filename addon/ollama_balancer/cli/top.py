@@ -23,6 +23,8 @@ from ..text import one_line
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
+HEADERS = {"User-Agent": "ollama-balancer-top"}
+
 TIMEOUT = 5.0
 """Seconds that an answer may take."""
 
@@ -135,12 +137,13 @@ type Request = Callable[[], tuple[int, bytes]]
 def make_request(url: str, query: Mapping[str, str]) -> Request:
     """Ask the balancer at that URL. Raises ValueError if it is none."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+    extras = parts.username is not None or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or extras:
         raise ValueError("it takes http://HOST:PORT")
     whole = f"{url.rstrip('/')}/dashboard/data?{urlencode(query)}"
 
     def request() -> tuple[int, bytes]:
-        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MOST_BYTES))
+        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MOST_BYTES, headers=HEADERS))
         return answer.status, answer.body
 
     return request

@@ -38,7 +38,7 @@ SLOW_START_SECONDS = 30.0
 class Phase(StrEnum):
     HEALTHY = "healthy"
     EJECTED = "ejected"
-    SLOW_START = "returning"
+    SLOW_START = "slow start"
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ class ConcurrencyLimiter:
         self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
         """Learners with an overlap that has yet to last."""
         self.on_contact: Callable[[Agent], None] = lambda agent: None
-        """Called when an answer comes from an agent that was unreachable."""
+        """Called when an answer comes from an agent that was unreachable or silent."""
 
     @property
     def slots(self) -> int:
@@ -65,6 +65,11 @@ class ConcurrencyLimiter:
             agent.decision = Decision(lease.taken_at, model, options)
         self._take_slot(lease, agent, model)
         return lease
+
+    def forget(self, agent: Agent) -> None:
+        """The agent has left."""
+        for key in [key for key in self._busy if key[0] is agent]:
+            del self._busy[key]
 
     def busy(self, agent: Agent, model: str, seconds: float) -> None:
         """The agent accepts no requests of the model (a canonical name) for so long: they wait, or go elsewhere."""

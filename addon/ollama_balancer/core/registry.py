@@ -184,7 +184,7 @@ class AgentRegistry:
         self._names.pop(agent.name, None)
         self._leave(agent.address)
         self.fleet.undiscovered.pop(agent, None)
-        for part in (self.liveness, self.ejection, self.avoidance, self.learner):
+        for part in (self.liveness, self.ejection, self.limiter, self.avoidance, self.learner):
             part.forget(agent)
         self.fleet.came_or_went(agent)
         for model in agent.models or ():

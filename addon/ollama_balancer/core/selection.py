@@ -10,7 +10,6 @@ from .fleet import Fleet
 from .health import Phase
 from .policies import POLICIES, Policy
 from .policies.adaptive import Adaptive, Choice
-from .pool import Pool
 from .pools import UNKNOWN
 from .scoring.agent_estimate import LONGEST_LOAD, Situation
 
@@ -140,4 +139,5 @@ class Selection:
         if not fleet.undiscovered:
             return None
         exclude = [*exclude, *(agent for agent in fleet.undiscovered if model in agent.full)]
-        return policy.select(self._pools.get(policy, UNKNOWN) or Pool(policy.name, policy.rank), exclude)
+        pool = self._pools.get(policy, UNKNOWN)
+        return policy.select(pool, exclude) if pool else None

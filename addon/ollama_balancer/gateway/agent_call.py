@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import h11
@@ -18,12 +18,19 @@ import h11
 from agent_reporter.connecting import connect
 
 from ..core.address import Address
+from .headers import has_control_characters
 from .messages import Fields, header
 
 READ_SIZE = 64 * 1024
 
 EARLY_ANSWER_SECONDS = 5.0
 """Seconds to wait for an early answer after sending the body has failed."""
+
+MAX_INTERIM = 100
+"""Interim (1xx) answers to one request; a host that sends more never answers."""
+
+EVENTS_AT_ONCE = 64
+"""Pieces of an answer that are parsed before other tasks get a turn, where all of them have arrived."""
 
 
 class CallError(Exception):
@@ -51,7 +58,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Limits:
-    """Timeouts in seconds: to connect, to send each piece of the body, and to wait for each part of the answer."""
+    """Timeouts in seconds: to connect, to send each piece of the body, and `answer` for the head of the answer, for its
+    whole body, and between the pieces of one that streams."""
 
     connect: float
     write: float
@@ -67,6 +75,7 @@ class Answer:
         self._socket = sock
         self._peer = peer
         self._limits = limits
+        self._events = 0
 
     def header(self, name: bytes) -> str:
         """The value of a header, given by its lower-case name; empty if it is missing."""
@@ -74,61 +83,77 @@ class Answer:
 
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         loop = asyncio.get_running_loop()
+        self._events += 1
+        if self._events % EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         while (event := self._peer.next_event()) is h11.NEED_DATA:
-            self._peer.receive_data(await loop.sock_recv(self._socket, READ_SIZE))
+            try:
+                async with asyncio.timeout(self._limits.answer):
+                    data = await loop.sock_recv(self._socket, READ_SIZE)
+            except TimeoutError:
+                raise CallTimeoutError(f"no data for {self._limits.answer:g} s") from None
+            if not data and self._peer.their_state is h11.SEND_RESPONSE:
+                raise CallError("it closed the connection without an answer")
+            self._peer.receive_data(data)
+            await asyncio.sleep(0)  # `sock_recv` does not wait while there is data
         return event
 
     async def read_head(self) -> None:
         """Skips interim (1xx) answers."""
-        while True:
-            match event := await self._next():
-                case h11.Response():
-                    self.status, self.fields = event.status_code, tuple(event.headers.raw_items())
-                    return
-                case h11.ConnectionClosed():
-                    raise CallError("it closed the connection without an answer")
+        for _ in range(MAX_INTERIM + 1):
+            event = await self._next()
+            if isinstance(event, h11.Response):
+                self.status, self.fields = event.status_code, tuple(event.headers.raw_items())
+                if has_control_characters(value for _, value in self.fields):
+                    raise CallError("the headers of its answer contain control characters")
+                return
+        raise CallError(f"more than {MAX_INTERIM} interim (1xx) answers")
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises CallError."""
         with _as_call_errors():
             while True:
-                try:
-                    async with asyncio.timeout(self._limits.answer):
-                        event = await self._next()
-                except TimeoutError:
-                    raise CallTimeoutError(f"no data for {self._limits.answer:g} s") from None
+                event = await self._next()
                 if isinstance(event, h11.EndOfMessage):
                     return
                 if isinstance(event, h11.Data):
                     yield bytes(event.data)
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body, of `limit` bytes at most. Raises CallError."""
+    async def body(self, limit: int, note_activity: Callable[[], None]) -> bytes:
+        """The whole body, of `limit` bytes at most; `note_activity` is called with each piece. Raises CallError."""
         body = bytearray()
-        async for piece in self.pieces():
-            body += piece
-            if len(body) > limit:
-                raise CallError(f"its answer is larger than {limit} bytes")
+        try:
+            async with asyncio.timeout(self._limits.answer):
+                async for piece in self.pieces():
+                    note_activity()
+                    body += piece
+                    if len(body) > limit:
+                        raise CallError(f"its answer is larger than {limit} bytes")
+        except TimeoutError:
+            raise CallTimeoutError(f"no whole answer within {self._limits.answer:g} s") from None
         return bytes(body)
 
 
 @contextlib.asynccontextmanager
 async def answer_to(call: Call, limits: Limits) -> AsyncIterator[Answer]:
     """Make the call. Raises CallError, and whatever its body raises."""
-    sock = await _connect(call.address, limits.connect)
     peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=READ_SIZE)
-    answer = Answer(sock, peer, limits)
-    reading = asyncio.create_task(answer.read_head(), name="fan-out")
-    sending = asyncio.create_task(_send(sock, peer, call, limits.write), name="fan-out")
     try:
-        with _as_call_errors():
-            await _wait_for_head(reading, sending, limits)
-        yield answer
-    finally:
-        for task in (reading, sending):
-            task.cancel()
-        await asyncio.gather(reading, sending, return_exceptions=True)
-        sock.close()
+        head = peer.send(h11.Request(method=call.method, target=call.target, headers=_fields(call)))
+    except (h11.LocalProtocolError, UnicodeError):  # which quote what it is about
+        raise CallError("the request has characters in its head that HTTP/1.1 does not allow") from None
+    with contextlib.closing(await _connect(call.address, limits.connect)) as sock:
+        answer = Answer(sock, peer, limits)
+        reading = asyncio.create_task(answer.read_head(), name="fan-out")
+        sending = asyncio.create_task(_send(sock, peer, head or b"", call.body, limits.write), name="fan-out")
+        try:
+            with _as_call_errors():
+                await _wait_for_head(reading, sending, limits)
+            yield answer
+        finally:
+            for task in (reading, sending):
+                task.cancel()
+            await asyncio.gather(reading, sending, return_exceptions=True)
 
 
 async def _wait_for_head(reading: asyncio.Task[None], sending: asyncio.Task[None], limits: Limits) -> None:
@@ -154,6 +179,8 @@ def _as_call_errors() -> Iterator[None]:
         raise CallError(error.strerror or type(error).__name__) from error
     except h11.RemoteProtocolError as error:
         raise CallError(f"its answer is not HTTP: {error}") from error
+    except h11.LocalProtocolError:
+        raise CallError("the request's body is not as long as its head says") from None
 
 
 async def _connect(address: Address, seconds: float) -> socket.socket:
@@ -169,7 +196,13 @@ async def _connect(address: Address, seconds: float) -> socket.socket:
         raise UnreachableError(error.strerror or str(error) or type(error).__name__) from error
 
 
-async def _send(sock: socket.socket, peer: h11.Connection, call: Call, seconds: float) -> None:
+async def _send(
+    sock: socket.socket,
+    peer: h11.Connection,
+    head: bytes,
+    body: bytes | AsyncIterator[bytes] | None,
+    seconds: float,
+) -> None:
     loop = asyncio.get_running_loop()
 
     async def write(data: bytes | None) -> None:
@@ -179,8 +212,8 @@ async def _send(sock: socket.socket, peer: h11.Connection, call: Call, seconds: 
         except TimeoutError:
             raise CallTimeoutError(f"it read nothing of the request body for {seconds:g} s") from None
 
-    await write(peer.send(h11.Request(method=call.method, target=call.target, headers=_fields(call))))
-    async for piece in _pieces(call.body):
+    await write(head)
+    async for piece in _pieces(body):
         await write(peer.send(h11.Data(piece)))
     await write(peer.send(h11.EndOfMessage()))
 

@@ -194,7 +194,7 @@ class RequestContext:
         agent = self.agent
         if self.lease is not None and self.lease.release(None if kind in CORRECTIONS else Outcome.FAILED):
             self.failures.append(FailedAttempt(self.lease.agent.name, one_line(reason), kind, refusal))
-        self.lease = None
+        self.lease = self.abort_reason = None
         return agent
 
     def start_timer(self, seconds: float, deadlines: Deadlines[RequestContext]) -> None:

@@ -9,6 +9,7 @@ while one agent has more than `HIGH_WATER` bytes queued.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
+from ..ollama.compact_json import compact
 from ..ollama.management import (
     LineSplitter,
     Reply,
@@ -56,13 +58,8 @@ MAX_WHOLE_ANSWER = 4 * 1024 * 1024
 AT_ONCE = 256
 """Agents called concurrently when the body is at hand: each needs a socket."""
 
-NO_CONNECTION = "the balancer cannot open a connection"
-
 LINES_AT_ONCE = 256
 """Progress lines parsed per chunk; of more, only the last."""
-
-PIECES_AT_ONCE = 64
-"""Pieces of an answer that are read before other tasks get a turn."""
 
 _OF_BODY = (*FRAMING, b"content-type", b"expect", b"host")
 
@@ -82,7 +79,9 @@ class Leg:
         """Why the leg was aborted."""
         self.task: asyncio.Task[None] | None = None
         self.takes = False
-        """Whether the agent has asked for the request body."""
+        """Whether the agent is sent the request body."""
+        self.unended = False
+        """Whether the last line that was passed on has no end yet."""
 
     @property
     def agent(self) -> Agent:
@@ -278,7 +277,8 @@ class FanOut:
                 self._unreachable(agent, f"cannot connect: {e}")
             kind = FailureKind.TIMEOUT if isinstance(e, CallTimeoutError) else FailureKind.BROKEN
             kind = FailureKind.CONNECT if unreachable else kind
-            reply = Reply(agent.name, None, problem=NO_CONNECTION if ours else str(e), failure=kind)
+            problem = "the balancer cannot open a connection" if ours else str(e)
+            reply = Reply(agent.name, None, problem=problem, failure=kind)
         except asyncio.CancelledError:
             if leg.abort_reason is None or leg.task is None:
                 raise
@@ -287,8 +287,8 @@ class FanOut:
         except Exception as e:
             logger.exception("Agent %s: handling its part of a request to several agents failed.", agent.name)
             reply = Reply(agent.name, None, problem=f"the balancer failed: {type(e).__name__}")
-        if reply.problem is not None and self._head is not None and self._merges and reply.status != 200:
-            await self._pieces.put(line_of(agent.name, b"", {"error": reply.problem}))
+        if reply.problem is not None and self._head is not None and reply.status != 200:
+            await self._pieces.put(self._error_line(leg, reply.problem))
         outcome = Outcome.FAILED if reply.status is None else outcome_of(reply.status)
         if reply.problem is not None and outcome is Outcome.SUCCEEDED:
             outcome = Outcome.FAILED
@@ -313,7 +313,8 @@ class FanOut:
         leg.takes = True
         call = self._call_of(leg, self._request.method, self._request.fields, self._body_for(leg))
         async with answer_to(call, self._limits(self._timeouts.response)) as answer:
-            return self._reply(leg.agent, answer.status, answer.fields, await answer.body(MAX_WHOLE_ANSWER))
+            body = await answer.body(MAX_WHOLE_ANSWER, functools.partial(self._note_activity, leg))
+            return self._reply(leg.agent, answer.status, answer.fields, body)
 
     async def _has_file(self, leg: Leg) -> bool:
         """Whether the agent already has the blob; Ollama's own client asks this before an upload."""
@@ -334,14 +335,10 @@ class FanOut:
             return Reply(name, None, problem="its answer is compressed although the request ruled that out")
         if status == 200 and "ndjson" in answer.header(b"content-type"):
             return Reply(name, status, headers, problem=await self._read_progress(answer, leg))
-        body = bytearray()
-        async for chunk in self._pieces_of(answer, leg):
-            body += chunk
-            if len(body) > MAX_WHOLE_ANSWER:
-                return Reply(name, None, problem=f"its answer is larger than {MAX_WHOLE_ANSWER} bytes")
+        body = await answer.body(MAX_WHOLE_ANSWER, functools.partial(self._note_activity, leg))
         if 200 <= status < 300 and self._request.method != "HEAD":
             await self._refresh(leg.agent)
-        return self._reply(leg.agent, status, headers, bytes(body))
+        return self._reply(leg.agent, status, headers, body)
 
     @staticmethod
     def _reply(agent: Agent, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> Reply:
@@ -356,7 +353,8 @@ class FanOut:
         lines = LineSplitter()
         problem: str | None = "the stream ended without its terminal event"
         try:
-            async for chunk in self._pieces_of(answer, leg):
+            async for chunk in answer.pieces():
+                self._note_activity(leg)
                 whole = [line for line in lines.feed(chunk) if not line.isspace()][-LINES_AT_ONCE:]
                 problem = await self._pass_on(leg, chunk, whole, problem)
             if rest := lines.rest():
@@ -365,19 +363,17 @@ class FanOut:
             if problem is None:
                 return None  # it had said that it succeeded
             problem = f"failed in the middle of its answer: {e}"
-            if self._merges:
-                await self._pieces.put(line_of(leg.agent.name, b"", {"error": problem}))
+            await self._pieces.put(self._error_line(leg, problem))
         return problem
 
-    async def _pieces_of(self, answer: Answer, leg: Leg) -> AsyncIterator[bytes]:
-        """The body as it arrives; other tasks get turns however small its pieces are."""
-        count = 0
-        async for piece in answer.pieces():
-            leg.last_activity = self._clock()
-            yield piece
-            count += 1
-            if count % PIECES_AT_ONCE == 0:
-                await asyncio.sleep(0)
+    def _error_line(self, leg: Leg, problem: str) -> bytes:
+        """What the client is told of a leg that fails in the middle of its progress."""
+        if self._merges:
+            return line_of(leg.agent.name, b"", {"error": problem})
+        return (b"\n" if leg.unended else b"") + compact({"error": f"{leg.agent.name}: {problem}"}) + b"\n"
+
+    def _note_activity(self, leg: Leg) -> None:
+        leg.last_activity = self._clock()
 
     async def _pass_on(self, leg: Leg, piece: bytes, lines: list[bytes], problem: str | None) -> str | None:
         """Pass on a piece of progress and parse the lines that it completes."""
@@ -392,6 +388,7 @@ class FanOut:
                 problem = error
             tagged_lines.append(line_of(leg.agent.name, line, progress) if self._merges else b"")
         if output := b"".join(tagged_lines) if self._merges else piece:
+            leg.unended = not output.endswith(b"\n")
             await self._pieces.put(output)
         return problem
 

@@ -58,7 +58,7 @@ class Gateway:
         self.adapter = adapter
         self.ending = ending
         self.router = Router(registry)
-        self.retries = Retries(registry, self.router)
+        self.retries = Retries(registry, self.router, lambda: self.prober)
         self.live: set[RequestContext] = set()
         """Routed requests that have not ended."""
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, adapter.client_is_slow)
@@ -69,16 +69,8 @@ class Gateway:
         self.request_metrics = RequestMetrics()
         self.on_end: Callable[[RequestContext], None] = lambda context: None
         """Called once with each request that has ended."""
-        self._prober: Prober | None = None
-
-    @property
-    def prober(self) -> Prober | None:
+        self.prober: Prober | None = None
         """None until the prober is loaded; hosts are not queried before."""
-        return self._prober
-
-    @prober.setter
-    def prober(self, prober: Prober) -> None:
-        self._prober = self.retries.prober = prober
 
     @property
     def timeouts(self) -> Timeouts:

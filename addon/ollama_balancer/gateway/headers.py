@@ -5,6 +5,7 @@ The framing of a request is decided here alone, so that a client cannot smuggle 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from .messages import Fields, Response, header
@@ -48,6 +49,9 @@ _OPAQUE_TYPE = b"application/octet-stream"
 _INERT = ((b"X-Content-Type-Options", b"nosniff"), (b"Content-Security-Policy", b"sandbox"))
 """Keep browsers from executing anything in an agent's answer."""
 
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""Control characters but the tab; a terminal obeys those from U+0080 on, too."""
+
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
 _NEVER_HOP_BY_HOP = _FRAMING | {"content-type", "host", "authorization"}
@@ -63,6 +67,18 @@ _NOT_FOR_AGENTS_WITH_BODY = _NOT_FOR_AGENTS | _encoded(_FRAMING)
 _NOT_FROM_AGENTS = _encoded(NOT_FOR_CLIENTS | {AGENT_HEADER, ATTEMPTS_HEADER})
 _COUNT, _COUNT_AND_NAME = _encoded((ATTEMPTS_HEADER,)), _encoded((AGENT_HEADER, ATTEMPTS_HEADER))
 _AGENT, _ATTEMPTS = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode()
+
+
+def has_control_characters(lines: Iterable[bytes]) -> bool:
+    """Whether header fields, or their values, have bytes that RFC 9110 forbids, or that a terminal obeys."""
+    for line in lines:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = line.decode("latin-1")
+        if _FORBIDDEN.search(text):
+            return True
+    return False
 
 
 def by_name(fields: Fields) -> dict[bytes, bytes]:

@@ -31,8 +31,8 @@ class LoadedModelChecks:
         self._refresh = refresh
         self._sleep = sleep
         self._loads: dict[Agent, asyncio.Task[None]] = {}
-        self._unloads: set[tuple[Agent, str]] = set()
-        """Unloads that are being watched."""
+        self._unloads: dict[tuple[Agent, str], asyncio.Task[None]] = {}
+        """What watches an unload, of each host and model the latest."""
         self._changed: set[Agent] = set()
         """Hosts that have changed since their last query."""
 
@@ -48,10 +48,10 @@ class LoadedModelChecks:
 
     def watch_unload(self, agent: Agent, model: str) -> None:
         """The host has confirmed that it unloads the model (a canonical name)."""
-        if (agent, model) in self._unloads:
-            return
-        self._unloads.add((agent, model))
-        run_in_background(self._check_unload(agent, model), "memory check")
+        earlier = self._unloads.pop((agent, model), None)
+        if earlier is not None:
+            earlier.cancel()  # it would look for the last time too soon
+        self._unloads[agent, model] = run_in_background(self._check_unload(agent, model), "memory check")
 
     async def wait_pending(self, seconds: float = PENDING_SECONDS) -> None:
         """Wait for pending queries about loads."""
@@ -74,4 +74,5 @@ class LoadedModelChecks:
                 if await self._refresh(agent, model, delay == UNLOAD_DELAYS[-1]):
                     return
         finally:
-            self._unloads.discard((agent, model))
+            if self._unloads.get((agent, model)) is asyncio.current_task():
+                del self._unloads[agent, model]

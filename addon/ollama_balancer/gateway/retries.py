@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ..core.agent import Agent
 from ..core.registry import AgentRegistry
@@ -24,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class Retries:
-    """Accounts for failed attempts. `prober` is set before the first request comes."""
+    """Accounts for failed attempts. `prober` gives what queries hosts, once it is loaded."""
 
     timeouts = Timeouts()
-    prober: Prober | None = None
 
-    def __init__(self, registry: AgentRegistry, router: Router) -> None:
+    def __init__(self, registry: AgentRegistry, router: Router, prober: Callable[[], Prober | None]) -> None:
         self.registry = registry
         self.router = router
+        self._prober = prober
 
     def failed(self, context: RequestContext) -> Forward | Wait | Answer:
         """Handle `context.failure` and decide what to do next."""
@@ -66,7 +67,7 @@ class Retries:
         elif not failure.connected and reason == "timeout":
             kind, reason = FailureKind.TIMEOUT, f"not reached within {self.timeouts.connect:g} s"
         if context.abort_reason is not None:
-            kind, reason, context.abort_reason = FailureKind.TIMEOUT, context.abort_reason, None
+            kind, reason = FailureKind.TIMEOUT, context.abort_reason
         return kind, reason
 
     def midstream_error(self, context: RequestContext, message: str) -> None:
@@ -103,8 +104,8 @@ class Retries:
         if context.caller.credentials:
             if context.route is not None:
                 self.registry.avoidance.refuses(agent, context.route.path)
-            if self.prober is not None:
-                run_in_background(self.prober.probe(agent), "access check")
+            if (prober := self._prober()) is not None:
+                run_in_background(prober.probe(agent), "access check")
             return
         self.registry.liveness.refuses(agent, reason)
 
@@ -112,5 +113,5 @@ class Retries:
         """Remove a model that the agent does not have from its inventory."""
         logger.info("Agent %s does not have model %s: removed from its list.", agent.name, one_line(model))
         self.registry.inventory.forget_model(agent, model)
-        if self.prober is not None:
-            run_in_background(self.prober.refresh(agent), "inventory")
+        if (prober := self._prober()) is not None:
+            run_in_background(prober.refresh(agent), "inventory")

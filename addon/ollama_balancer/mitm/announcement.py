@@ -23,8 +23,8 @@ class Announcement:
         announced = self._parameters(token) if wanted else None
         if announced == self._announced:
             return
-        self._announced = announced
         self.stop()
+        self._announced = announced
         if announced is not None:
             from ..hosts.announcing import announce
 
@@ -48,4 +48,4 @@ class Announcement:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            self._task = None
+        self._task = self._announced = None

@@ -100,8 +100,8 @@ class Connections:
         layer = BalancedHttpLayer(
             context,
             mode,
-            body_limit=_body_limit,
-            body_too_large=lambda flow, limit: error_of(flow, 413, f"the body has more than {limit} bytes"),
+            body_limit=body_limit,
+            body_too_large=body_too_large,
             via=self.balancer.via,
             budget=self.balancer.budget,
             no_memory=_no_memory,
@@ -239,7 +239,12 @@ class Connections:
                 abort_client(client_id)
 
 
-def _body_limit(flow: http.HTTPFlow) -> int:
+def body_too_large(flow: http.HTTPFlow, limit: int) -> http.Response:
+    return error_of(flow, 413, f"the body has more than {limit} bytes")
+
+
+def body_limit(flow: http.HTTPFlow) -> int:
+    """The bytes that the body of this request may have."""
     if flow.response is not None:
         return REFUSED_BODY
     return MAX_BODY_BYTES if is_control_path(path_of(flow)) else MAX_BODY

@@ -10,6 +10,7 @@ import re
 
 import h11
 
+from ..gateway.headers import has_control_characters
 from .compat.h11_names import ReceiveBuffer, bytes_of
 
 MAX_LINE = 64 * 1024
@@ -34,9 +35,6 @@ VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 _VERSION = re.compile(rb"HTTP/[0-9]{1,3}(\.[0-9]{1,3})?")
-
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-"""Control characters but the tab; a terminal obeys those from U+0080 on, too."""
 
 SMALL = 3 * MAX_FIELDS
 """Bytes of a head that cannot have more than MAX_FIELDS non-blank lines."""
@@ -141,13 +139,8 @@ def check_answer(lines: list[bytes]) -> None:
 
 
 def _check_bytes(lines: list[bytes]) -> None:
-    for line in lines:
-        try:
-            text = line.decode()
-        except UnicodeDecodeError:
-            text = line.decode("latin-1")
-        if _FORBIDDEN.search(text):
-            raise ValueError("the headers contain control characters")
+    if has_control_characters(lines):
+        raise ValueError("the headers contain control characters")
 
 
 def _printable(data: bytes) -> str:

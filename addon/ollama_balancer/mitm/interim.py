@@ -12,8 +12,7 @@ from typing import Any
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import ErrorCode, Http1Client, ReceiveHttp, ResponseProtocolError
 
-MAX_INTERIM = 100
-"""Interim answers to one request; a host that sends more says nothing."""
+from ..gateway.agent_call import MAX_INTERIM
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r\n]")
 

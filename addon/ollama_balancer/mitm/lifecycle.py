@@ -105,10 +105,10 @@ class Lifecycle:
             return
         self.announcement.stop()
         balancer.stopper.release()
-        self._restore_mitmproxy()
-        self.connections.stop()
         balancer.accounting.count()
         self.startup.stop()
+        self.connections.stop()
+        self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:
         """Restore mitmproxy as it was before `load`, for new connections."""
@@ -153,8 +153,8 @@ class Lifecycle:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                self.balancer.accounting.sample()
                 self.balancer.gateway.tick()
                 self.connections.tick()
+                self.balancer.accounting.sample()
             except Exception:
                 logger.exception("Checking the queue failed; trying again.")

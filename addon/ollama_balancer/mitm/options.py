@@ -98,7 +98,8 @@ class Settings:
         _SECONDS,
         120,
         "Seconds without data in the middle of an answer after which its agent has failed. What runs on an agent that "
-        "is found offline fails at once.",
+        "is found offline fails at once. A call that runs no model (pull, push, create) has "
+        "balancer_response_timeout.",
     )
     retries: int = option(
         whole_number(0, 100), 2, "Other agents to try when one fails before the first byte of its answer."

@@ -23,6 +23,7 @@ from mitmproxy.utils import human
 
 from agent_reporter.connecting import connect, is_address
 
+from ..gateway.headers import has_control_characters
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line, without_bytes
@@ -155,6 +156,8 @@ def _parse_h2_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
         if len(value) > MAX_HOST and name in (b":authority", b"host"):
             raise ValueError(f"the host is longer than {MAX_HOST} bytes")
+    if has_control_characters(value for _, value in headers):
+        raise ValueError("the headers contain control characters")
     return names.H2_REQUEST_HEAD.original(headers)
 
 

@@ -18,7 +18,7 @@ from ..ollama import origins
 from ..ollama.routes import find_route
 from ..text import one_line
 from .balancer import Balancer, timed
-from .connections import Connections
+from .connections import Connections, body_limit, body_too_large
 from .flows import attach, closing, context_of, error_of, escape_target, extract_caller, path_of, to_mitmproxy
 from .headers import allow_origin
 from .host_header import host_problem
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
 
 _PIN = AGENT_HEADER.lower().encode()
+
+MAX_DIGITS = 18
+"""Of a Content-Length that is read."""
 
 NOT_ALLOWED = (
     "clients with public addresses are refused; whoever runs the balancer can allow this one with the option "
@@ -73,6 +76,8 @@ class Requests:
             flow.response = self._loop_refusal(flow)
             if flow.response is None and not caller.authorized:
                 flow.response = self.throttled(flow, self._page_refusal(flow))
+        if flow.response is None and not _is_upload(flow, path):
+            flow.response = _size_refusal(flow)
         if flow.response is not None or is_control_path(path):
             return
         if _is_upload(flow, path):
@@ -185,6 +190,14 @@ def is_authorized(flow: http.HTTPFlow) -> bool:
     """Whether the balancer's token came with the request."""
     context = context_of(flow)
     return context is not None and context.caller.authorized
+
+
+def _size_refusal(flow: http.HTTPFlow) -> http.Response | None:
+    """What a request gets whose head says that its body is too large."""
+    length = header(flow.request.headers.fields, b"content-length") or ""
+    limit = body_limit(flow)
+    too_large = length.isascii() and length.isdigit() and (len(length) > MAX_DIGITS or int(length) > limit)
+    return closing(flow, body_too_large(flow, limit)) if too_large else None
 
 
 def _is_upload(flow: http.HTTPFlow, path: str) -> bool:

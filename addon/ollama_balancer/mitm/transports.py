@@ -82,7 +82,7 @@ async def drain_agent(flow: http.HTTPFlow) -> None:
 def cut_agent(flow: http.HTTPFlow) -> None:
     """Close the connection on which the flow's answer is waited for. The layer hears of it as of any failure.
 
-    One that is still being connected has its own, shorter limit, and the layer looks at `expired` after it.
+    One that is still being connected has its own, shorter limit, and the layer looks at `timed_out` after it.
     """
     close_server(flow.client_conn, flow.server_conn.id)
 
