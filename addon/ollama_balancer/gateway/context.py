@@ -18,6 +18,7 @@ from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.queue import FairnessKey, Ticket
+from ..core.rate_limits import Use
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
@@ -115,6 +116,8 @@ class RequestContext:
     """Why the current attempt is to be aborted."""
     resendable: bool = True
     """Whether the request may be resent when it is uncertain whether it arrived."""
+    use: Use | None = None
+    """Its share of its key's limits."""
     reservation: Reservation | None = None
     """Memory reserved for the stored answer."""
     grace_until: float = 0.0

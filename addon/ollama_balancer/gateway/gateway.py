@@ -22,6 +22,7 @@ from ..ollama.errors import Blame
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
+from .access import Access
 from .adapter import Adapter, Prober
 from .bodies import RefusedBodyError
 from .body_reader import Reading, read_large
@@ -53,11 +54,18 @@ has left.
 class Gateway:
     """`ending` returns whether the balancer is shutting down."""
 
-    def __init__(self, registry: AgentRegistry, adapter: Adapter, ending: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        registry: AgentRegistry,
+        adapter: Adapter,
+        ending: Callable[[], bool] = lambda: False,
+        access: Access | None = None,
+    ) -> None:
         self.registry = registry
         self.adapter = adapter
         self.ending = ending
-        self.router = Router(registry)
+        self.access = access or Access(registry.clock)
+        self.router = Router(registry, self.access)
         self.retries = Retries(registry, self.router, lambda: self.prober)
         self.live: set[RequestContext] = set()
         """Routed requests that have not ended."""
@@ -98,6 +106,7 @@ class Gateway:
 
     def _ended(self, context: RequestContext) -> None:
         if context.is_routed:
+            self.access.settle(context)
             self.live.discard(context)
             self.on_end(context)
 

@@ -21,6 +21,7 @@ from ..ollama.requests import needed_model
 from ..ollama.routes import Dialect, Kind, Route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
+from .access import Access
 from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .bodies import RefusedBodyError
@@ -54,8 +55,9 @@ NO_AGENTS = (
 class Router:
     """`retries` is the number of further agents to try if one fails before the first byte."""
 
-    def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
+    def __init__(self, registry: AgentRegistry, access: Access | None = None, retries: int = 2) -> None:
         self.registry = registry
+        self.access = access or Access(registry.clock)
         self.retries = retries
         self.queue = RequestQueue(registry.clock)
         self.scheduler = Scheduler(registry, self.queue)
@@ -74,6 +76,9 @@ class Router:
         if isinstance(admitted, Answer):
             return admitted
         route, parsed, content = admitted
+        refused = self.access.admit(context, parsed, content or request.body)
+        if refused is not None:
+            return refused
         if context.pin is not None:
             return self._pinned(context, route, context.pin)
         match route.kind:
@@ -331,7 +336,9 @@ class Router:
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:
-        merged = self.merged
+        merged, key = self.merged, context.caller.key
+        restricted = key is not None and key.models and not context.caller.authorized and self.access.needs_key
+        may_use = key.may_use if key is not None and restricted else None
         if not self.registry.any_online:
             return self._none_online(route.dialect)
         match route.path:
@@ -343,8 +350,8 @@ class Router:
                     return self._choose_without_slot(context) or self._none_online(route.dialect)
                 return Answer(200, version)
             case "/api/tags":
-                return Answer(200, merged.tags())
+                return Answer(200, merged.tags(may_use))
             case "/api/ps":
-                return Answer(200, merged.running())
+                return Answer(200, merged.running(may_use))
             case _:
-                return Answer(200, merged.openai_models(), content_type="application/json")
+                return Answer(200, merged.openai_models(may_use), content_type="application/json")

@@ -91,6 +91,7 @@ class Lifecycle:
         self._log_start()
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
+        self.startup.begin(self.configuration.keys.follow(), "key file")
         self.announcement.update(balancer.token, wanted=settings.announce)
 
     def done(self) -> None:
@@ -108,6 +109,7 @@ class Lifecycle:
         balancer.accounting.count()
         self.startup.stop()
         self.connections.stop()
+        self.configuration.keys.close()
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:

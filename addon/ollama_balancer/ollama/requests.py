@@ -90,6 +90,13 @@ def needed_model(route: Route, body: bytes | None, parsed: ParsedRequest) -> str
     return parsed.model if route.path in ("/api/delete", "/api/copy") else None
 
 
+def named_models(route: Route, body: bytes | None, parsed: ParsedRequest) -> list[str]:
+    """All models that the request names."""
+    others = ("from",) if route.path == "/api/create" else ("destination",) if route.path == "/api/copy" else ()
+    found = [parsed.model, *(text_of(body or b"", parsed.members.get(key)) for key in others)]
+    return [name for name in found if name]
+
+
 _N = ord("n")
 _STREAM = {b"true": True, b"false": False}
 _EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*+\]")
