@@ -16,6 +16,7 @@ from tests.examples import examples
 
 M = QueueKey("m:latest")
 OTHER = QueueKey("other:latest")
+NOBODY = {"interactive": 0, "normal": 0, "batch": 0}
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def join(queue: RequestQueue, client: str, key: QueueKey = M, group: str | None 
 
 def assert_empty(queue: RequestQueue) -> None:
     assert len(queue) == 0
-    assert not queue._all
+    assert not any(queue._classes)
     assert not queue._models
-    assert queue.describe() == {"length": 0, "oldest": None, "models": {}, "clients": {}}
+    assert queue.describe() == {"length": 0, "oldest": None, "priorities": NOBODY, "models": {}, "clients": {}}
 
 
 def test_a_client_with_one_request_waits_for_one_of_the_others_thousand(queue: RequestQueue) -> None:
@@ -88,7 +89,7 @@ class CountingDict(OrderedDict[str, OrderedDict[str, OrderedDict[Ticket, None]]]
 def test_a_turn_looks_at_no_more_clients_than_it_asks_for(queue: RequestQueue, waiting: int) -> None:
     queue.size = waiting
     tickets = [join(queue, f"c{n}") for n in range(waiting)]
-    lane = queue._models[M.model][M]
+    (lane,) = queue._models[M.model][M]
     groups = lane.groups = CountingDict(lane.groups)
     assert queue.next_tickets(M, 8) == tickets[:8]
     assert queue.first(M) is tickets[0]
@@ -149,6 +150,7 @@ def test_the_line_is_described(queue: RequestQueue, clock: Clock) -> None:
     assert queue.describe() == {
         "length": 3,
         "oldest": 2.5,
+        "priorities": {"interactive": 0, "normal": 3, "batch": 0},
         "models": {"other:latest": 2, "m:latest": 1},
         "clients": {"b": 2, "a": 1},
     }

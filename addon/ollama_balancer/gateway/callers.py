@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..core.priority import Priority
 from ..core.queue import FairnessKey
 from ..storage.token import Token
 from .masking import mask_target
@@ -91,6 +92,8 @@ class Caller:
     """Headers to forward to the agent that were removed from the flow."""
     target: Target | None = field(default=None, repr=False)
     """The masked target of the flow, and the original that is sent to the agent."""
+    priority: Priority = Priority.NORMAL
+    """The highest that its requests may have in the queue."""
 
     @property
     def has_wrong_token(self) -> bool:

@@ -17,6 +17,7 @@ from ..core.agent_records import Outcome
 from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
+from ..core.priority import Priority
 from ..core.queue import FairnessKey, Ticket
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
@@ -50,6 +51,9 @@ class RequestContext:
     model_name: str | None = None
     """The canonical name."""
     pin: str | None = None
+    priority: Priority = Priority.NORMAL
+    wrong_priority: str | None = None
+    """What is wrong with the priority that the request asks for."""
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
@@ -258,6 +262,7 @@ class RequestContext:
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,
             "pinned": self.pin is not None,
+            "priority": self.priority.label,
             "attempts": self.attempts,
             "waited_ms": round(self.waited * 1000, 3),
             "failures": [{"agent": failure.agent, "reason": failure.reason} for failure in self.failures],
