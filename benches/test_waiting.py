@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.queue import QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import entries, new_registry
 
 WAITING = 10_000

@@ -12,8 +12,9 @@ from ollama_balancer.core.agent import Agent, Source
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.priority import HANDICAPS, Priority
-from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, fleet, new_registry
 from tests.examples import examples
 

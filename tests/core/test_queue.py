@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ollama_balancer.core.agent import Agent, Source
-from ollama_balancer.core.queue import LONGEST_RETRY, UNKNOWN_RETRY, QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.queue import LONGEST_RETRY, UNKNOWN_RETRY, QueueFullError, RequestQueue
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address
 from tests.examples import examples
 

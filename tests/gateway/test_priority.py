@@ -10,7 +10,7 @@ import pytest
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.priority import Priority
-from ollama_balancer.core.queue import QueueKey
+from ollama_balancer.core.tickets import QueueKey
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.gateway.decisions import Forward

@@ -6,12 +6,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING
 
 from .priority import Priority
-
-if TYPE_CHECKING:
-    from .queue import QueueKey, Ticket
+from .tickets import QueueKey, Ticket
 
 type Ordered = OrderedDict[Ticket, None]
 

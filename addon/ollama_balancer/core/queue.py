@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 from typing import Any
@@ -28,7 +27,8 @@ from .agent import Agent
 from .demand import Demand
 from .lanes import Lane, Ordered, Turn, by_class, find, lane_of, next_lane
 from .leases import Lease
-from .priority import HANDICAPS, Priority
+from .priority import Priority
+from .tickets import FairnessKey, QueueKey, Ticket
 
 UNKNOWN_RETRY = 5
 """Seconds for Retry-After while the pace of the queue is unknown: a guess."""
@@ -40,79 +40,8 @@ WEIGHT = 0.1
 """The weight of the newest interval between two turns in the moving average."""
 
 
-type FairnessKey = tuple[str, str]
-"""The group whose turns a request uses, and the client within that group."""
-
-
 class QueueFullError(Exception):
     """The queue has reached its size, and nobody of a lower class waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueKey:
-    """What a request waits for: tickets with equal keys can be served by the same agents."""
-
-    model: str
-    """A canonical name."""
-    agent: Agent | None = None
-    """The agent that the request is pinned to."""
-    tried: frozenset[Agent] = frozenset()
-    """Agents that have already failed the request."""
-
-
-class Ticket:
-    """A request in the queue.
-
-    `notify` is called once it leaves the queue with a lease, or with None when no agent is left that could serve it, or
-    it was shed.
-    """
-
-    __slots__ = (
-        "affinity",
-        "client",
-        "demand",
-        "due",
-        "fairness_key",
-        "key",
-        "notify",
-        "overtaken",
-        "priority",
-        "shed",
-        "since",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        key: QueueKey,
-        demand: Demand,
-        client: str,
-        fairness_key: FairnessKey,
-        since: float,
-        notify: Callable[[Lease | None], None],
-        affinity: Agent | None,
-        priority: Priority = Priority.NORMAL,
-    ) -> None:
-        self.key = key
-        self.affinity = affinity
-        """The agent that has a prefix of its prompt cached."""
-        self.overtaken = 0
-        """How many other tickets were served before it out of turn."""
-        self.demand = demand
-        self.client = client
-        """The name that people see."""
-        self.fairness_key = fairness_key
-        self.since = since
-        self.priority = priority
-        self.due = since + HANDICAPS[priority]
-        """When it counts as having arrived, compared with other classes."""
-        self.notify = notify
-        self.waiting = True
-        self.shed = False
-        """Whether it had to make room for one of a higher class."""
-
-    def __repr__(self) -> str:
-        return f"Ticket({self.key.model}, {self.client}, since {self.since:.3f})"
 
 
 class RequestQueue:

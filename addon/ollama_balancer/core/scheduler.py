@@ -10,8 +10,9 @@ from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
 from .priority import Priority
-from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
+from .queue import RequestQueue
 from .registry import AgentRegistry
+from .tickets import FairnessKey, QueueKey, Ticket
 
 HEADS = 8
 """Tickets of a queue key that are considered for a free slot.

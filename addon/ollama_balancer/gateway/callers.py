@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..core.priority import Priority
-from ..core.queue import FairnessKey
+from ..core.tickets import FairnessKey
 from ..storage.token import Token
 from .masking import mask_target
 from .messages import Fields

@@ -18,7 +18,7 @@ from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.priority import Priority
-from ..core.queue import FairnessKey, Ticket
+from ..core.tickets import FairnessKey, Ticket
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line

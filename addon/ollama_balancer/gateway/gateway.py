@@ -16,9 +16,9 @@ from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.priority import Priority
-from ..core.queue import QueueKey
 from ..core.registry import AgentRegistry
 from ..core.stats import RequestMetrics
+from ..core.tickets import QueueKey
 from ..ollama.errors import Blame
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of

@@ -11,9 +11,10 @@ from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
 from ..core.priority import Priority
-from ..core.queue import QueueFullError, QueueKey, RequestQueue
+from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
+from ..core.tickets import QueueKey
 from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NONE_UNAVAILABLE, Reply, Unavailable
