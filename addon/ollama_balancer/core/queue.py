@@ -63,7 +63,8 @@ class RequestQueue:
         """When the last ticket was called, or the queue was last empty."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._classes))
+        interactive, normal, batch = self._classes
+        return len(interactive) + len(normal) + len(batch)
 
     def __repr__(self) -> str:
         return f"RequestQueue({len(self)} of {self.size}; {len(self._models)} models)"
@@ -125,7 +126,7 @@ class RequestQueue:
             del self._counts[ticket.key.model]
         keys = self._models[ticket.key.model]
         lanes = keys[ticket.key]
-        lane = lane_of(lanes, ticket.priority)
+        lane = lanes[0] if len(lanes) == 1 else lane_of(lanes, ticket.priority)
         lane.remove(ticket)
         if not lane.arrivals:
             lanes.remove(lane)

@@ -118,7 +118,7 @@ class Scheduler:
         while waiting:
             if not self._serve_one(waiting[0]):
                 del waiting[0]
-            elif self.queue.is_mixed:
+            elif len(waiting) > 1 and self.queue.is_mixed:
                 waiting = self.queue.in_order(waiting)
 
     def _serve_one(self, key: QueueKey) -> bool:
