@@ -504,7 +504,13 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
             "in_flight": 1,
         },
         "waiting": 0,
-        "line": {"length": 0, "oldest": None, "models": {}, "clients": {}},
+        "line": {
+            "length": 0,
+            "oldest": None,
+            "priorities": {"interactive": 0, "normal": 0, "batch": 0},
+            "models": {},
+            "clients": {},
+        },
         "agents": {
             "online": 2,
             "offline": 0,

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from agent_reporter.wire import check_size, describe
 
 from ..core.access import Key, Limits
+from ..core.priority import Priority
 from ..core.rate_limits import RateLimiter
 from ..storage.keys import KeyFileError, KeyStore, UnknownKeyError
 from .models import AddKey, ChangeKey, KeySettings, RotateKey
@@ -109,7 +110,7 @@ class KeysApi:
             "rights": sorted(key.rights),
             "models": list(key.models),
             **{name: getattr(key.limits, name) for name in _LIMITS},
-            "priority": key.priority,
+            "priority": key.priority.label,
             "created": _time(key.created),
             "expires": None if key.expires is None else _time(key.expires),
             "disabled": key.disabled,
@@ -122,9 +123,11 @@ class KeysApi:
 def _settings(body: KeySettings, given: set[str], known: Key | None = None) -> dict[str, Any]:
     """The given fields of the body as those of a key."""
     limits = {name: getattr(body, name) for name in _LIMITS if name in given}
-    changes: dict[str, Any] = {name: getattr(body, name) for name in ("priority", "disabled", "note") if name in given}
+    changes: dict[str, Any] = {name: getattr(body, name) for name in ("disabled", "note") if name in given}
     if "rights" in given:
         changes["rights"] = frozenset(body.rights)
+    if "priority" in given:
+        changes["priority"] = Priority.parse(body.priority)
     if "models" in given:
         changes["models"] = tuple(body.models)
     if "expires" in given:

@@ -248,12 +248,21 @@ class Totals(Answer):
     in_flight: Count
 
 
+class Priorities(Answer):
+    """Requests in the queue by class."""
+
+    interactive: Count
+    normal: Count
+    batch: Count
+
+
 class Queue(Answer):
     """The queue: requests that wait for an agent."""
 
     length: Count
     oldest: Seconds | None
     """Seconds that the oldest request has waited."""
+    priorities: Priorities
     models: dict[str, int]
     clients: dict[str, int]
 

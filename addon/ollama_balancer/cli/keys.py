@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.access import Key, Limits, Right
-from ..storage.keys import DEFAULT_OVERLAP, FILE_NAME, MAX_OVERLAP, PRIORITIES, KeyFileError, KeyStore, UnknownKeyError
+from ..core.priority import Priority
+from ..storage.keys import DEFAULT_OVERLAP, FILE_NAME, MAX_OVERLAP, KeyFileError, KeyStore, UnknownKeyError
 from ..tables import in_columns
 
 CONFDIR = "~/.mitmproxy"
@@ -77,7 +78,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     for option, (_, text) in _LIMITS.items():
         add(f"--{option}", metavar="N", type=_limit, help=f"{text} (no limit)")
-    add("--priority", choices=PRIORITIES, help="in the queue (normal)")
+    add("--priority", choices=[each.label for each in Priority], help="in the queue (normal)")
     add(
         "--expires",
         metavar="TIME",
@@ -124,7 +125,7 @@ def _list(store: KeyStore, options: argparse.Namespace) -> None:
             ",".join(sorted(key.rights)),
             ",".join(key.models) or "all",
             ", ".join(f"{value} {option}" for option, value in _limits_of(key).items() if value is not None) or "none",
-            key.priority,
+            key.priority.label,
             "never" if key.expires is None else _day(key.expires),
             key.note,
         ]
@@ -176,11 +177,9 @@ def _remove(store: KeyStore, options: argparse.Namespace) -> None:
 
 def _changed(key: Key, options: argparse.Namespace) -> Key:
     """The key with what the options give."""
-    given = {
-        name: value
-        for name in ("rights", "models", "priority", "note")
-        if (value := getattr(options, name)) is not None
-    }
+    given = {name: value for name in ("rights", "models", "note") if (value := getattr(options, name)) is not None}
+    if options.priority is not None:
+        given["priority"] = Priority.parse(options.priority)
     limits = {
         field: value[0]
         for option, (field, _) in _LIMITS.items()
@@ -241,7 +240,7 @@ def _described(key: Key) -> dict[str, Any]:
         "rights": sorted(key.rights),
         "models": list(key.models),
         **{field: getattr(key.limits, field) for field in Limits.__slots__},
-        "priority": key.priority,
+        "priority": key.priority.label,
         "created": _day(key.created),
         "expires": None if key.expires is None else _day(key.expires),
         "note": key.note,

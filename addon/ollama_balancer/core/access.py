@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .priority import Priority
+
 PREFIX = "ob_"
 
 SECRET = re.compile(rb"ob_[A-Za-z0-9_-]{43}")
@@ -63,7 +65,7 @@ class Key:
     models: tuple[str, ...] = ()
     """Patterns of the models that it may use, with * and ?; none: all."""
     limits: Limits = field(default_factory=Limits)
-    priority: str = "normal"
+    priority: Priority = Priority.NORMAL
     created: float = 0.0
     expires: float | None = None
     disabled: bool = False

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..core.access import Key
-from ..core.queue import FairnessKey
+from ..core.priority import Priority
+from ..core.tickets import FairnessKey
 from ..storage.token import Token
 from .masking import is_ours, mask_target
 from .messages import Fields
@@ -99,6 +100,8 @@ class Caller:
     """Headers to forward to the agent that were removed from the flow."""
     target: Target | None = field(default=None, repr=False)
     """The masked target of the flow, and the original that is sent to the agent."""
+    priority: Priority = Priority.NORMAL
+    """The highest that its requests may have in the queue."""
 
     @property
     def has_wrong_token(self) -> bool:
@@ -160,7 +163,18 @@ def read_caller(
         digest = hashlib.blake2b(foreign[0], key=salt, digest_size=6).hexdigest() if foreign else ""
         shown = f"key {digest}" if digest else address
         fairness_key = fairness_key_of(address, shown if digest else "")
-    caller = Caller(client_id, shown, address, fairness_key, authorized, key, bool(presented), tuple(secret), masked)
+    caller = Caller(
+        client_id,
+        shown,
+        address,
+        fairness_key,
+        authorized,
+        key,
+        bool(presented),
+        tuple(secret),
+        masked,
+        Priority.NORMAL if key is None else key.priority,
+    )
     return CallerReading(caller, tuple(kept), target)
 
 

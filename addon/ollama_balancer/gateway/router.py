@@ -10,9 +10,11 @@ from ..core.agent import Agent, Status
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import QueueFullError, QueueKey, RequestQueue
+from ..core.priority import Priority
+from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
+from ..core.tickets import QueueKey
 from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NONE_UNAVAILABLE, Reply, Unavailable
@@ -147,7 +149,7 @@ class Router:
         context.on_leave_queue = self.queue.leave
         try:
             context.ticket = self.scheduler.join(
-                queue_key, context.client, notify, context.demand, context.fairness_key
+                queue_key, context.client, notify, context.demand, context.fairness_key, context.priority
             )
         except QueueFullError:
             context.leave_queue()
@@ -161,14 +163,22 @@ class Router:
         context.ticket = None
         context.leave_queue()
         context.scored_candidates = lease.options
-        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in the queue"
+        as_class = "" if context.priority is Priority.NORMAL else f" as {context.priority.label}"
+        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in the queue{as_class}"
         self._take(context, lease)
         return Forward(lease.agent)
 
-    def candidates_gone(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
-        """All agents that the request waited for are gone: decide again."""
+    def left_queue(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
+        """The request has left the queue without a slot: it was shed, or all agents that it waited for are gone."""
+        shed = context.ticket is not None and context.ticket.shed
         context.ticket = None
         context.leave_queue()
+        if shed:
+            return self._too_busy(
+                context,
+                f"the queue is full (balancer_queue_size), so that this {context.priority.label} request had to make "
+                "room for one of a higher priority",
+            )
         if context.failures:
             return self.attempts_failed(context)
         if context.pin is not None:
@@ -204,6 +214,10 @@ class Router:
         demand = context.demand
         if demand is None:
             return self._choose_without_slot(context)
+        if len(self.queue):
+            queue_key = QueueKey(demand.model, tried=frozenset(tried))
+            if self.queue.is_behind(queue_key, context.priority):
+                return Wait(queue_key)  # those of a higher class may soon want the agents that are free
         choice = self.scheduler.find(demand, tried)
         context.scored_candidates = choice.options
         if choice.agent is None:

@@ -12,7 +12,7 @@ from agent_reporter.addresses import is_loopback
 from ..api.paths import is_control_path
 from ..gateway.access import rights_for
 from ..gateway.callers import Caller, fairness_key_of
-from ..gateway.headers import AGENT_HEADER
+from ..gateway.headers import AGENT_HEADER, PRIORITY_HEADER
 from ..gateway.messages import RETRY_AFTER, Response, date, header
 from ..gateway.wrong_tokens import WrongTokens
 from ..ollama import origins
@@ -31,7 +31,7 @@ from .transports import drain_agent
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
 
-_PIN = AGENT_HEADER.lower().encode()
+_PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
 
 MAX_DIGITS = 18
 """Of a Content-Length that is read."""
@@ -190,7 +190,8 @@ class Requests:
         if context is None:  # no head of it was seen
             context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
             attach(flow, context)
-        gateway.begin(context, header(flow.request.headers.fields, _PIN))
+        fields = flow.request.headers.fields
+        gateway.begin(context, header(fields, _PIN), header(fields, _PRIORITY))
         await self.startup.wait_until_probed()
         if gateway.load_checks.pending and path_of(flow) == "/api/ps":
             await gateway.load_checks.wait_pending()

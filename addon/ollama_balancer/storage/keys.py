@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.access import Key, Keyring, Limits, Right, Secret, hash_of, new_secret
+from ..core.priority import Priority
 
 FILE_NAME = "ollama-balancer-keys.db"
 
@@ -66,8 +67,6 @@ _MIGRATIONS = (
     CREATE TABLE state (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
     """,
 )
-
-PRIORITIES = ("interactive", "normal", "batch")
 
 _COLUMNS = (
     "name",
@@ -305,8 +304,6 @@ def check(key: Key) -> None:
         for each in key.models
     ):
         raise ValueError(f"models: at most {MAX_PATTERNS} patterns of 1 to {MAX_PATTERN} visible characters, no commas")
-    if key.priority not in PRIORITIES:
-        raise ValueError(f"priority: one of {', '.join(PRIORITIES)}")
     for name in Limits.__slots__:
         value = getattr(key.limits, name)
         if value is not None and not 1 <= value <= MAX_LIMIT:
@@ -370,7 +367,7 @@ def _row(key: Key) -> dict[str, object]:
         "rights": ",".join(sorted(key.rights)),
         "models": json.dumps(key.models),
         **{name: getattr(key.limits, name) for name in Limits.__slots__},
-        "priority": key.priority,
+        "priority": key.priority.label,
         "created": key.created,
         "expires": key.expires,
         "disabled": int(key.disabled),
@@ -387,7 +384,7 @@ def _key(row: tuple[object, ...]) -> Key:
             rights=frozenset(map(Right, str(fields["rights"]).split(","))),
             models=tuple(map(str, json.loads(str(fields["models"])))),
             limits=Limits(**{name: fields[name] for name in Limits.__slots__}),  # type: ignore[arg-type]
-            priority=str(fields["priority"]),
+            priority=Priority.parse(str(fields["priority"])),
             created=float(fields["created"]),  # type: ignore[arg-type]
             expires=None if fields["expires"] is None else float(fields["expires"]),  # type: ignore[arg-type]
             disabled=bool(fields["disabled"]),
