@@ -82,11 +82,14 @@ class Key:
 
     def may_use(self, model: str) -> bool:
         """Whether it may use the model, given by its canonical name."""
-        return not self.models or _patterns(self.models).fullmatch(model) is not None
+        return not self.models or self._pattern.fullmatch(model) is not None
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return _matching(self.models)
 
 
-@functools.lru_cache(1024)
-def _patterns(patterns: tuple[str, ...]) -> re.Pattern[str]:
+def _matching(patterns: tuple[str, ...]) -> re.Pattern[str]:
     """Matches canonical names. A pattern without a tag means the tag `latest`, or any tag if it ends in *."""
     whole = [each if ":" in each.rsplit("/", 1)[-1] or each.endswith("*") else f"{each}:latest" for each in patterns]
     return re.compile("|".join(fnmatch.translate(each) for each in whole), re.IGNORECASE)

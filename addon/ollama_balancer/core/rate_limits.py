@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .access import Key, Limits
 
@@ -47,8 +48,7 @@ class Bucket:
         self.capacity, self._left = capacity, capacity - used
 
 
-@dataclass(frozen=True, slots=True)
-class Exceeded:
+class Exceeded(NamedTuple):
     """A limit is reached. `limit` names it, as for the commands; `seconds` until a try may succeed."""
 
     limit: str
@@ -60,6 +60,8 @@ class Exceeded:
 class Usage:
     """What a key uses now. The day is one of UTC, counted from 1970."""
 
+    limits: Limits | None = None
+    """Those that the buckets are for."""
     running: int = 0
     requests: Bucket | None = None
     tokens: Bucket | None = None
@@ -78,8 +80,7 @@ class Use:
     ended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Remaining:
+class Remaining(NamedTuple):
     """What is left of a limit, and the seconds until all of it is there again; for the headers of answers."""
 
     kind: str
@@ -102,7 +103,8 @@ class RateLimiter:
 
     def begin(self, key: Key, tokens: int) -> Use | Exceeded:
         """Take a request's share: the request, and `tokens` that it is expected to use."""
-        now, limits, usage = self.clock(), key.limits, self._usage_of(key)
+        now, limits = self.clock(), key.limits
+        usage = self._usage_of(key, now)
         exceeded = self._exceeded(limits, usage, tokens, now)
         if exceeded is not None:
             return exceeded
@@ -131,7 +133,8 @@ class RateLimiter:
 
     def remaining(self, key: Key) -> list[Remaining]:
         """What is left of the limits per minute, and of the day's tokens where that is less."""
-        now, limits, usage = self.clock(), key.limits, self._usage_of(key)
+        now, limits = self.clock(), key.limits
+        usage = self._usage_of(key, now)
         found = []
         if usage.requests is not None:
             found.append(_remaining("requests", usage.requests, now))
@@ -152,15 +155,17 @@ class RateLimiter:
         for name in [name for name, usage in self._usage.items() if name not in names and not usage.running]:
             del self._usage[name]
 
-    def _usage_of(self, key: Key) -> Usage:
-        now, limits, today = self.clock(), key.limits, int(self.wall() // DAY)
-        usage = self._usage.get(key.name)
+    def _usage_of(self, key: Key, now: float) -> Usage:
+        limits, usage = key.limits, self._usage.get(key.name)
+        today = int(self.wall() // DAY)
         if usage is None:
             usage = self._usage[key.name] = Usage(day=today, tokens_today=self.used_today(key.name))
         if usage.day != today:
             usage.day, usage.tokens_today = today, 0
-        usage.requests = _resized(usage.requests, limits.requests_per_minute, now)
-        usage.tokens = _resized(usage.tokens, limits.tokens_per_minute, now)
+        if usage.limits is not limits:
+            usage.limits = limits
+            usage.requests = _resized(usage.requests, limits.requests_per_minute, now)
+            usage.tokens = _resized(usage.tokens, limits.tokens_per_minute, now)
         return usage
 
     def _exceeded(self, limits: Limits, usage: Usage, tokens: int, now: float) -> Exceeded | None:

@@ -14,7 +14,7 @@ from ..core.agent import Agent
 from ..core.rate_limits import Exceeded, RateLimiter, Use
 from ..ollama.errors import model_not_found
 from ..ollama.names import canonical_name
-from ..ollama.requests import ParsedRequest, named_models
+from ..ollama.requests import ParsedRequest, other_models
 from ..ollama.routes import Kind, find_route
 from .callers import Caller
 from .context import RequestContext
@@ -116,7 +116,7 @@ class Access:
         problem = key.problem(self.wall())
         if problem is not None:
             return Refusal(401, f"{problem}: whoever runs the balancer can give another")
-        if not any(key.has(right) for right in rights):
+        if key.rights.isdisjoint(rights) and not any(key.has(right) for right in rights):
             needed = " or ".join(rights)
             return Refusal(403, f"key {key.name!r} lacks the right that this call needs: {needed}")
         return None
@@ -150,21 +150,20 @@ class Access:
         key = caller.key
         if key is None or not key.limits or not self.needs_key:
             return ()
-        fields = []
-        for each in self.limiter.remaining(key):
-            fields += [
-                (b"x-ratelimit-limit-%s" % each.kind.encode(), b"%d" % each.limit),
-                (b"x-ratelimit-remaining-%s" % each.kind.encode(), b"%d" % each.remaining),
-                (b"x-ratelimit-reset-%s" % each.kind.encode(), f"{each.reset:.3f}s".encode()),
-            ]
+        fields: list[tuple[bytes, bytes]] = []
+        for kind, limit, remaining, reset in self.limiter.remaining(key):
+            names = _LIMIT_HEADERS[kind]
+            fields += zip(names, (b"%d" % limit, b"%d" % remaining, b"%.3fs" % reset), strict=True)
         return tuple(fields)
 
     def _unusable(self, key: Key, context: RequestContext, parsed: ParsedRequest, body: bytes | None) -> Answer | None:
         """The answer if a model that the request names is not for this key: as if nobody had it."""
         assert context.route
-        names = named_models(context.route, body, parsed)
-        if context.model is not None and context.model not in names:
+        names = other_models(context.route, body, parsed)
+        if context.model is not None:
             names.append(context.model)
+            if context.model_name is not None and not key.may_use(context.model_name):
+                return error(context.dialect, 404, model_not_found(context.model[:MAX_NAME], context.route.path))
         for name in names:
             if not key.may_use(canonical_name(name)):
                 return error(context.dialect, 404, model_not_found(name[:MAX_NAME], context.route.path))
@@ -181,6 +180,11 @@ class Access:
 
 MAX_NAME = 512
 """Characters of a model's name that an error repeats."""
+
+_LIMIT_HEADERS = {
+    kind: tuple(f"x-ratelimit-{figure}-{kind}".encode() for figure in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens")
+}
 
 LIMITS = {
     "parallel": "{} requests at once",

@@ -136,22 +136,25 @@ def read_caller(
         target, forwarded = mask_target(target, token)
         masked = (target, forwarded) if forwarded is not None else None
     names = b"\n".join([name for name, _ in fields])
-    has_ours = is_ours(names, token) or is_ours(b"\n".join([value for _, value in fields]), token)
-    if not has_ours and not (_has_secret_names(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
+    named_ours, has_ours = is_ours(names, token), is_ours(b"\n".join([value for _, value in fields]), token)
+    if not (named_ours or has_ours) and not (
+        _has_secret_names(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)
+    ):
         caller = Caller(client_id, address, address, fairness_key_of(address, ""), target=masked)
         return CallerReading(caller, fields, target)
     kept, secret, presented, authorized = [], [], [], False
     for name, value in fields:
-        scheme, credentials = _credentials(value)
-        if name.lower() in _KEYS:
+        is_secret = _SECRET.search(name) is not None
+        scheme, credentials = _credentials(value) if is_secret else (b"", [])
+        if is_secret and name.lower() in _KEYS:
             presented += credentials[-1:]
-        if has_ours and (is_ours(name, token) or is_ours(value, token)):
+        if (named_ours and is_ours(name, token)) or (has_ours and is_ours(value, token)):
             authorized |= (
                 (name.lower(), scheme) == (b"authorization", b"bearer")
                 and len(credentials) == 1
                 and token.matches(credentials[0].decode("utf-8", "surrogateescape"))
             )
-        elif not _SECRET.search(name):
+        elif not is_secret:
             kept.append((name, value))
         elif not _NOT_FOR_AGENTS.search(name) and not (scheme == b"basic" and is_ours(b":".join(credentials), token)):
             secret.append((name, value))

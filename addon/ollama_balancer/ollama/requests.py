@@ -90,11 +90,14 @@ def needed_model(route: Route, body: bytes | None, parsed: ParsedRequest) -> str
     return parsed.model if route.path in ("/api/delete", "/api/copy") else None
 
 
-def named_models(route: Route, body: bytes | None, parsed: ParsedRequest) -> list[str]:
-    """All models that the request names."""
-    others = ("from",) if route.path == "/api/create" else ("destination",) if route.path == "/api/copy" else ()
-    found = [parsed.model, *(text_of(body or b"", parsed.members.get(key)) for key in others)]
-    return [name for name in found if name]
+_OTHER_MODELS = {"/api/create": "from", "/api/copy": "destination"}
+
+
+def other_models(route: Route, body: bytes | None, parsed: ParsedRequest) -> list[str]:
+    """The models that the request names besides the one that it is about."""
+    key = _OTHER_MODELS.get(route.path)
+    name = text_of(body or b"", parsed.members.get(key)) if key else None
+    return [name] if name else []
 
 
 _N = ord("n")
