@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ from .transports import drain_agent
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
 
+logger = logging.getLogger(__name__)
+
 _PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
 
 MAX_DIGITS = 18
@@ -51,6 +54,8 @@ class Requests:
         self.startup = startup
         self.wrong_tokens = WrongTokens(balancer.clock)
         self._salt = secrets.token_bytes(16)
+        self._warned = False
+        """Whether a key that travels unencrypted was warned of."""
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         flow.response = error_of(flow, 403, "the balancer is not an open proxy: CONNECT is refused")
@@ -80,6 +85,7 @@ class Requests:
                 flow.response = self.throttled(flow, self._page_refusal(flow))
         if flow.response is None and not is_control_path(path) and not _needs_no_key(flow):
             flow.response = self._access_refusal(flow, caller, path)
+            self._warn_of_plain_http(flow, caller)
         if flow.response is None and not _is_upload(flow, path):
             flow.response = _size_refusal(flow)
         if flow.response is not None or is_control_path(path):
@@ -122,6 +128,21 @@ class Requests:
         )
         throttled.headers["Retry-After"] = str(seconds)
         return throttled
+
+    def _warn_of_plain_http(self, flow: http.HTTPFlow, caller: Caller) -> None:
+        """Say once that keys can be read on their way."""
+        client = flow.client_conn
+        if self._warned or client.tls or not caller.presented or not self.balancer.access.needs_key:
+            return
+        peer = str(client.peername[0]) if client.peername else ""
+        if is_loopback(peer) or peer != caller.address:
+            return  # a trusted proxy on the way has the encrypted part
+        self._warned = True
+        logger.warning(
+            "%s sends its key unencrypted: whoever is on the network can read it. To serve https on the same port: "
+            "--set certs=*=FILE.pem (docs/access.md).",
+            one_line(peer, 60),
+        )
 
     def _access_refusal(self, flow: http.HTTPFlow, caller: Caller, path: str) -> http.Response | None:
         """The refusal of a caller without a key that may make the call."""
