@@ -117,6 +117,8 @@ class Gateway:
     def _ended(self, context: RequestContext) -> None:
         if context.is_routed:
             self.access.settle(context)
+            if context.trace is not None:
+                context.trace.end(context)
             self.live.discard(context)
             self.on_end(context)
 

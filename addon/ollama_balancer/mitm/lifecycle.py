@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from .replay import replay_as_before, replay_through
 from .startup import Startup
 
 logger = logging.getLogger(__name__)
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Variables that say where traces go. Without one, nothing of OpenTelemetry is imported."""
 
 WATCH_SECONDS = 0.5
 """Seconds between two runs of the periodic work."""
@@ -89,6 +93,10 @@ class Lifecycle:
             return  # the script was loaded again: everything goes on
         self.connections.limit()
         self._log_start()
+        if any(os.environ.get(name) for name in ENDPOINTS):
+            from ..gateway import tracing
+
+            balancer.tracing = tracing.start()
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
         self.startup.begin(self.configuration.keys.follow(), "key file")
@@ -110,6 +118,8 @@ class Lifecycle:
         self.startup.stop()
         self.connections.stop()
         self.configuration.keys.close()
+        if balancer.tracing is not None:
+            balancer.tracing.stop()
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:

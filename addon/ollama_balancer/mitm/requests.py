@@ -212,6 +212,8 @@ class Requests:
             context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
             attach(flow, context)
         fields = flow.request.headers.fields
+        if balancer.tracing is not None and context.trace is None:
+            balancer.tracing.begin(context, flow.request.method, flow.request.headers.fields)
         gateway.begin(context, header(fields, _PIN), header(fields, _PRIORITY))
         await self.startup.wait_until_probed()
         if gateway.load_checks.pending and path_of(flow) == "/api/ps":
