@@ -93,6 +93,7 @@ class Agent:
         "id",
         "in_flight",
         "instance",
+        "key",
         "learners",
         "listed",
         "loaded",
@@ -139,6 +140,8 @@ class Agent:
         self.alias_of: Agent | None = None
         """The agent that represents the host that both are: it gets the requests."""
         self.instance: str | None = None
+        self.key: str | None = None
+        """The name of the client key that reports for it; None: any that may."""
         """Of the reporter that registered it last."""
         self.number = number
         """Its place in the order of registration."""
@@ -274,6 +277,10 @@ class Agent:
     def registered_by(self, instance: str | None) -> None:
         """Its reporter has registered: `instance` tells this run of it from others."""
         self.instance = instance
+
+    def bound_to(self, key: str) -> None:
+        """Who reports for it presents the client key of that name."""
+        self.key = key
 
     def moved(self, address: Address) -> None:
         """It listens elsewhere now."""
