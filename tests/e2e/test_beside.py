@@ -40,10 +40,13 @@ SERVED = (
     "pull of 20 MiB of blank lines",
     "pull of 20 MiB of empty objects",
     "pull of chunks of one byte",
+    "report of 2,500 models",
 )
 """Those that get what they ask for: the work is that of the answer's bytes."""
 
-NAMES = [name for name, given in INPUTS.items() if given.kind in ("heads", "sent ahead", "HTTP/2", "memory")]
+KINDS = ("heads", "sent ahead", "HTTP/2", "memory", "reports", "strange")
+
+NAMES = [name for name, given in INPUTS.items() if given.kind in KINDS]
 
 
 def prompt(size: int, model: str = "m") -> bytes:

@@ -27,7 +27,7 @@ from .answers import Answers
 from .balancer import Balancer
 from .flows import context_of, error_of, path_of
 from .layer import BalancedHttpLayer
-from .transports import abort_client, close_server, drain_client, handler_of, handlers
+from .transports import abort_client, close_server, empty_client, handler_of, handlers
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Connections:
         """A client pipelines requests: others get a turn, and it must read its answers first."""
         try:
             async with asyncio.timeout(AHEAD_SECONDS):
-                await drain_client(client.id)
+                await empty_client(client.id)
         except TimeoutError:
             abort_client(client.id)
 

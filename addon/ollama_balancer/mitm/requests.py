@@ -21,7 +21,17 @@ from ..ollama.routes import find_route
 from ..text import one_line
 from .balancer import Balancer, timed
 from .connections import Connections, body_limit, body_too_large
-from .flows import attach, closing, context_of, error_of, escape_target, extract_caller, path_of, to_mitmproxy
+from .flows import (
+    attach,
+    closing,
+    context_of,
+    declared_size,
+    error_of,
+    escape_target,
+    extract_caller,
+    path_of,
+    to_mitmproxy,
+)
 from .headers import allow_origin
 from .host_header import host_problem
 from .shared_stream import NAMED_HOST
@@ -35,9 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
-
-MAX_DIGITS = 18
-"""Of a Content-Length that is read."""
 
 NOT_ALLOWED = (
     "clients with public addresses are refused; whoever runs the balancer can allow this one with the option "
@@ -239,10 +246,11 @@ def _needs_no_key(flow: http.HTTPFlow) -> bool:
 
 def _size_refusal(flow: http.HTTPFlow) -> http.Response | None:
     """What a request gets whose head says that its body is too large."""
-    length = header(flow.request.headers.fields, b"content-length") or ""
     limit = body_limit(flow)
-    too_large = length.isascii() and length.isdigit() and (len(length) > MAX_DIGITS or int(length) > limit)
-    return closing(flow, body_too_large(flow, limit)) if too_large else None
+    if declared_size(flow) <= limit:
+        return None
+    flow.request.headers.pop("expect", None)  # nobody is to send it
+    return closing(flow, body_too_large(flow, limit))
 
 
 def _is_upload(flow: http.HTTPFlow, path: str) -> bool:
