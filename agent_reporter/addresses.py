@@ -1,7 +1,5 @@
 """Addresses as people write them, and whether a host is this one."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import re

@@ -5,8 +5,6 @@ proof that whoever made it knows the token, made for these addresses and this po
 is slow to make, so that a token that people chose is not guessed from it quickly.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import ipaddress

@@ -5,8 +5,6 @@ begins tasks at once, as mitmproxy has it. Beside that, the address that answere
 dead one costs its delay once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import ipaddress

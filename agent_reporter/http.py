@@ -4,8 +4,6 @@ h11 has the protocol; asyncio has the connection, one for each call. That is all
 memory of a full client library. No proxy, no redirect and no compression: what a small body unpacks to has no bound.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import os

@@ -1,7 +1,5 @@
 """The calls to one balancer: register, report, drain."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 from urllib.parse import quote
 

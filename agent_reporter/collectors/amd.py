@@ -1,7 +1,5 @@
 """AMD's GPUs, as the Linux driver amdgpu tells of them in sysfs, which everybody may read."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

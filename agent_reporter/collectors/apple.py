@@ -1,7 +1,5 @@
 """Apple's GPUs, by ioreg, which needs no root. Temperature and power are told to root alone (powermetrics)."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

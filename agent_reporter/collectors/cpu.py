@@ -1,7 +1,5 @@
 """CPU: how busy all processors were since the last report."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,7 +1,5 @@
 """Disk: how much room is left where Ollama keeps its models."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -1,7 +1,5 @@
 """Load: how many processes run or wait to run, and for how many processors."""
 
-from __future__ import annotations
-
 import psutil
 
 from .base import Fields, Host

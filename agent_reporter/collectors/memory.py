@@ -1,7 +1,5 @@
 """Memory: how much of the host's RAM is in use."""
 
-from __future__ import annotations
-
 import psutil
 
 from .base import Fields, Host

@@ -1,7 +1,5 @@
 """Network: how much the host has received and sent a second since the last report."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Ollama: whether the host's own server answers, which models it has and which are loaded."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from typing import Any

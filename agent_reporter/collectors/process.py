@@ -5,8 +5,6 @@ system does not show where a process listens, it is the one whose OLLAMA_HOST ha
 that to the server's own user and to root; where it does not, the settings are not known.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time

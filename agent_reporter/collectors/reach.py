@@ -4,8 +4,6 @@ A balancer takes the address that the reports come from. That is loopback where 
 is; from this very host, too, it is another one where the balancer is named by the host's name or address.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -4,8 +4,6 @@ They are in the environment of its process. Where they may not be read, the bala
 sees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from .base import Fields, Host

@@ -3,8 +3,6 @@
 `base` says what a service is; `systemd`, `launchd` and `windows` are one system each; `setup` does the work.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

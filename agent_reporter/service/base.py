@@ -1,7 +1,5 @@
 """What a service is on every system: a definition that names a command, a copy of the token, calls that start it."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

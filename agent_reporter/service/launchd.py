@@ -1,7 +1,5 @@
 """macOS: a launchd agent of the user, from login on; with sudo a daemon, from boot on, that runs as the same user."""
 
-from __future__ import annotations
-
 import os
 import plistlib
 from collections.abc import Mapping, Sequence

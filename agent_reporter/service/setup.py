@@ -1,7 +1,5 @@
 """Sets a service up and takes it away again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -3,8 +3,6 @@
 The token comes as a credential: a copy that root alone reads, and that systemd hands to the running service alone.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -3,8 +3,6 @@
 The copy of the token is in the user's profile, which other users can't read.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The control API as a Starlette application. It reads and changes the registry and nothing else."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Awaitable, Callable
 

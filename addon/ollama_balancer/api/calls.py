@@ -1,7 +1,5 @@
 """Every call of the control API: the table from which both its routes and its document are made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """GET /dashboard: a live page of the fleet. It comes from here alone, and holds no word of a prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from operator import attrgetter

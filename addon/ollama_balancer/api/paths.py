@@ -1,7 +1,5 @@
 """The paths of the control API, apart from the application, which is slow to import."""
 
-from __future__ import annotations
-
 AUTHORIZED = "ollama_balancer.authorized"
 """The key of the ASGI scope under which the proxy says whether the caller presented the token."""
 

@@ -5,8 +5,6 @@ has loaded; an older version answers 404 on a route that others have. Neither sa
 Where all that could serve are avoided, none is: the caller gets the server's own words. Pure: the clock is handed in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 

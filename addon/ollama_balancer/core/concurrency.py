@@ -9,8 +9,6 @@ once. It fails when the newest request is still waiting as an older one ends, or
 comes after a pause that doubles each time.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Protocol
 

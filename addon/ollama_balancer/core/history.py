@@ -4,8 +4,6 @@ The rows of all minutes together are at most MOST_ROWS. Beyond that the oldest m
 their agents, then their models.
 """
 
-from __future__ import annotations
-
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Limits the requests that run on each agent: leases take a slot for their model here, and give it back."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

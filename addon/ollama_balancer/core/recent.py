@@ -1,7 +1,5 @@
 """What has been going on lately, for people who watch: rates, the time to the first token, and curves of each agent."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterable

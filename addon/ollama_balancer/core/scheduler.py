@@ -1,7 +1,5 @@
 """Assigns queued requests to agents. A request is bound to an agent when the agent has a free slot, not before."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from .agent import Agent

@@ -1,7 +1,5 @@
 """The choice of an agent for a request, by the current mode's policy."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from .agent import Agent

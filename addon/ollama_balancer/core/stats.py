@@ -1,7 +1,5 @@
 """Request metrics for monitoring. Pure; the sets of labels are bounded whatever clients send."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Container, Sequence

@@ -1,7 +1,5 @@
 """Turns finished requests into summaries for metrics, history and dashboard."""
 
-from __future__ import annotations
-
 import collections
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """Admission: is there such a route, and can the request be read?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Failed attempts to get an answer from an agent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple

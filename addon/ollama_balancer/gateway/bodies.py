@@ -4,8 +4,6 @@ A body that the balancer cannot read would bypass the queue and the slots, so on
 unless the server could not read it either: then a host may report the error.
 """
 
-from __future__ import annotations
-
 from urllib.parse import parse_qsl
 
 from ..ollama.decompression import DecompressionError, TooLargeError, decompress

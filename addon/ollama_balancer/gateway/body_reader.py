@@ -1,7 +1,5 @@
 """Reads what a request asks for: at once, or in a thread where the body is so large that others would wait for it."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from collections.abc import Callable

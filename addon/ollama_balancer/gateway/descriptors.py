@@ -4,8 +4,6 @@ Each request uses two descriptors: the connection of the client and one to a hos
 and the control API.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import logging

@@ -6,8 +6,6 @@ piece with `advance`. A streamed request body goes at the pace of the slowest ag
 while one agent has more than `HIGH_WATER` bytes queued.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import logging

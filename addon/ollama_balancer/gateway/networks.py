@@ -4,8 +4,6 @@ Loopback, private, shared and link-local addresses and the networks of the machi
 in a data centre, are allowed. Others need `balancer_allow_from`.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import logging
 from collections.abc import Callable, Iterable, Iterator

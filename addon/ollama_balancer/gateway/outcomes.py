@@ -1,7 +1,5 @@
 """Maps response statuses to outcomes."""
 
-from __future__ import annotations
-
 from ..core.agent_records import Outcome
 
 

@@ -1,7 +1,5 @@
 """Error responses of agents: who is to blame, and what the client gets."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime

@@ -1,7 +1,5 @@
 """Decides where a request goes, or what the balancer answers itself. No I/O."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace

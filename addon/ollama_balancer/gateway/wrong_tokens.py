@@ -1,7 +1,5 @@
 """Rate-limits wrong tokens by address. The right token is always accepted."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice

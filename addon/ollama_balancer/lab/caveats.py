@@ -1,7 +1,5 @@
 """Caveats that the reader of the figures needs to know."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

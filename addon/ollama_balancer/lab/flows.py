@@ -1,7 +1,5 @@
 """Reads flow files written with `-w`. Nothing in them is trusted."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Recorded requests. Times are seconds since the epoch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

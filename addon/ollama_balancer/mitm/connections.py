@@ -1,7 +1,5 @@
 """Client and agent connections: limits, access and disconnects."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import logging

@@ -3,8 +3,6 @@
 mitmproxy keeps every flow until the list is cleared, but a balancer runs for weeks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import Any
 

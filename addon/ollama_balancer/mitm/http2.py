@@ -4,8 +4,6 @@ mitmproxy buffers without limit what does not fit into a client's flow-control w
 pauses while more than a little is buffered, as the socket of an HTTP/1.1 client does it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import defaultdict, deque

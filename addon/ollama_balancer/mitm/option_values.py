@@ -1,7 +1,5 @@
 """What the options' values may be: pure functions from mitmproxy's raw value to the setting."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Success means that the terminal event was seen: a crashed runner still ends its stream cleanly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

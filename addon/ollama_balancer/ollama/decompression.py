@@ -4,8 +4,6 @@ It runs in the event loop, and a few bytes may expand to gigabytes: each piece m
 that grows more is not parsed.
 """
 
-from __future__ import annotations
-
 import struct
 import sys
 import zlib

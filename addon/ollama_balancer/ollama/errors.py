@@ -1,7 +1,5 @@
 """Errors: in the words and the protocol that a client of Ollama expects, and whom those of a host blame."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from enum import StrEnum

@@ -3,8 +3,6 @@
 Nothing is parsed that is not needed: of a chat with large images one string is read, and only its beginning.
 """
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -7,8 +7,6 @@ backtracking, a few tokens at a time. MAX_STEPS bounds the loops over what is le
 "As Go reads it" is the Ollama server's package encoding/json, whose Decoder reads one value and ignores what follows.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

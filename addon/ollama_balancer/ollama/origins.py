@@ -1,7 +1,5 @@
 """Which web pages may call: the origins that Ollama itself allows, since the agents never see the Origin."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import socket

@@ -6,8 +6,6 @@ kept. The cost is proportional to the body at the speed of `bytes.find`, plus th
 bound; of large messages only both ends are hashed.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ The shapes are those of /api/generate and chat, /api/pull, push and create, /v1/
 /v1/messages and /v1/responses, as Ollama 0.33 sends them. Values of another type than these are taken as absent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

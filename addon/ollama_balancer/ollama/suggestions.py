@@ -1,7 +1,5 @@
 """Suggests existing model names that are similar to a misspelt one."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterable
 from difflib import SequenceMatcher

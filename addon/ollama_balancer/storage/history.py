@@ -1,7 +1,5 @@
 """The history file: one line of JSON per minute, appended when the minute is over."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -14,8 +14,6 @@ rather waits, unless its model has many more requests per slot than the other.
 between which it finds no difference beyond its noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Learns from answers: how fast agents are, the demand for models, and which prefixes are cached where."""
 
-from __future__ import annotations
-
 from ..agent import Agent
 from ..leases import SlotLease
 from ..observations import AnswerObservation

@@ -1,7 +1,5 @@
 """Where each model is loaded, and the demand for it: what should not be evicted."""
 
-from __future__ import annotations
-
 import math
 
 from ..agent import Agent

@@ -5,8 +5,6 @@ least recently used one. So a prefix stays cached until the model is unloaded, o
 new prompts as it has slots.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

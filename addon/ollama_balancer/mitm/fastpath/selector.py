@@ -7,8 +7,6 @@ stay registered with the loop, so anything without a receiver, and any event but
 with another selector are left alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import select

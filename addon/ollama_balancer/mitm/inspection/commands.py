@@ -1,7 +1,5 @@
 """Commands for mitmproxy's console and mitmweb's command bar."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Supports /api/generate and chat, embeddings, OpenAI's chat completions, completi
 messages. Values of unexpected types are shown as JSON.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ shown as it came. Python's codecs are restricted too: mitmproxy accepts all of t
 charset, and some of them decompress.
 """
 
-from __future__ import annotations
-
 import codecs
 import struct
 import types

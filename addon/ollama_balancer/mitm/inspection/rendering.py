@@ -1,7 +1,5 @@
 """Lays out a request and its answer as text: where it went and why, what was said, and how fast it was."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping
