@@ -97,7 +97,7 @@ class Resolver:
                 await stack.enter_async_context(self._threads)
                 began = self._clock()
                 try:
-                    found = await _in_thread(functools.partial(_get_address_info, host, port))
+                    found = await in_thread(functools.partial(_get_address_info, host, port), "look-up")
                 finally:
                     name.is_slow = self._clock() - began > SLOW_SECONDS
             name.infos, name.error = list(dict.fromkeys(found)), None
@@ -130,8 +130,11 @@ def _get_address_info(host: str, port: int) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
 
 
-async def _in_thread[T](work: Callable[[], T]) -> T:
-    """What it returns or raises; in a thread that nobody waits for when the program ends."""
+def in_thread[T](work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """What it returns or raises; in a thread that nobody waits for when the program ends, unlike asyncio's.
+
+    Raises OSError if there are too many threads.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -153,10 +156,10 @@ async def _in_thread[T](work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, result, error)
 
     try:
-        threading.Thread(target=run, name="look-up", daemon=True).start()
+        threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError as error:
-        raise OSError("too many lookups are running") from error
-    return await future
+        raise OSError("too many threads are running") from error
+    return future
 
 
 _resolvers: WeakKeyDictionary[asyncio.AbstractEventLoop, Resolver] = WeakKeyDictionary()

@@ -11,8 +11,8 @@ from ..core.registry import AgentRegistry
 from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
+from .attempts import outcome_of
 from .context import RequestContext
-from .outcomes import outcome_of
 
 KILLED = "killed"
 

@@ -21,8 +21,7 @@ from ..ollama.suggestions import did_you_mean
 from ..text import one_line
 from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
-from .bodies import RefusedBodyError
-from .body_reader import Reading
+from .body_reader import Reading, RefusedBodyError
 from .context import RequestContext
 from .decisions import TEXT_TYPE, Answer, Broadcast, Forward, Wait, error
 from .merging import ROOT, MergedFleet

@@ -14,10 +14,10 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from ..api.paths import is_control_path
 from ..core.agent_records import Outcome
 from ..gateway.accounting import KILLED
+from ..gateway.attempts import outcome_of
 from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
 from ..gateway.messages import header
-from ..gateway.outcomes import outcome_of
 from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import error_trailer

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from . import answers, listings, text
 from .connection import Connection, Request
-from .faults import Faults
-from .gate import Gate
+from .faults import Faults, Gate
 from .inference import Inference
 from .jobs import JOBS
 from .library import Library, Registry, Upload
