@@ -18,7 +18,7 @@ SERVICE = "_ollama-balancer._tcp.local."
 PROOF = "proof"
 """The name of the record's field."""
 
-MOST_ADDRESSES = 16
+MAX_ADDRESSES = 16
 
 ROUNDS = 200_000
 """Of PBKDF2: tens of milliseconds."""
@@ -50,9 +50,9 @@ def prove(token: str, port: int, addresses: Iterable[str]) -> str:
 
 
 def usable(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Those by which others can reach this machine, each once, in `plain_ip`'s spelling; at most MOST_ADDRESSES."""
+    """Those by which others can reach this machine, each once, in `plain_ip`'s spelling; at most MAX_ADDRESSES."""
     found = dict.fromkeys(plain_ip(address) for address in addresses)
-    return tuple(address for address in found if _is_usable(address))[:MOST_ADDRESSES]
+    return tuple(address for address in found if _is_usable(address))[:MAX_ADDRESSES]
 
 
 def _is_usable(address: str) -> bool:
@@ -66,7 +66,7 @@ def _is_usable(address: str) -> bool:
 def read(addresses: Sequence[str], port: int | None, properties: Mapping[bytes, bytes | None]) -> Announcement:
     """An announcement as it came. Raises ValueError where it is none of a balancer's."""
     proof = properties.get(PROOF.encode()) or b""
-    if not port or len(proof) != 64 or not proof.isalnum() or not 0 < len(addresses) <= MOST_ADDRESSES:
+    if not port or len(proof) != 64 or not proof.isalnum() or not 0 < len(addresses) <= MAX_ADDRESSES:
         raise ValueError("it is no balancer's announcement")
     plain = tuple(dict.fromkeys(plain_ip(address) for address in addresses))
     return Announcement(plain, port, proof.decode("ascii", "replace"))

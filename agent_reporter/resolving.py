@@ -31,11 +31,11 @@ SLOW_SECONDS = 1.0
 RENEWAL_SECONDS = 0.25
 """For which a look-up of a name that was quick is awaited before its last addresses are used again."""
 
-MOST_NAMES = 4096
+MAX_NAMES = 4096
 """That are kept."""
 
-MOST_THREADS = 128
-MOST_SLOW = 32
+MAX_THREADS = 128
+MAX_SLOW = 32
 """Threads for names that are known to be slow."""
 
 type Info = tuple[int, int, int, str, Any]
@@ -66,8 +66,8 @@ class Resolver:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._names: OrderedDict[tuple[str, int], CachedName] = OrderedDict()
-        self._threads = asyncio.Semaphore(MOST_THREADS)
-        self._slow = asyncio.Semaphore(MOST_SLOW)
+        self._threads = asyncio.Semaphore(MAX_THREADS)
+        self._slow = asyncio.Semaphore(MAX_SLOW)
 
     async def look_up(self, host: str, port: int) -> list[Info]:
         """Its addresses, one at least. Raises OSError."""
@@ -119,7 +119,7 @@ class Resolver:
             name.at = float("-inf")
 
     def _forget_some(self) -> None:
-        while len(self._names) > MOST_NAMES:
+        while len(self._names) > MAX_NAMES:
             self._names.popitem(last=False)
 
 

@@ -24,7 +24,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-MOST_ROWS = 100
+MAX_ROWS = 100
 
 
 def _busiest_gpu(agent: Agent) -> float:
@@ -76,7 +76,7 @@ class Dashboard:
         agents.sort(key=attrgetter("name"))
         if order is not None:
             agents.sort(key=order)
-        size = min(max(_number(query.get("size"), 50), 1), MOST_ROWS)
+        size = min(max(_number(query.get("size"), 50), 1), MAX_ROWS)
         pages = max(1, -(-len(agents) // size))
         page = min(max(_number(query.get("page"), 1), 1), pages)
         now = self.registry.clock()

@@ -15,10 +15,10 @@ HEADS = 8
 
 A bound on the work of a turn. `--tune scheduler.HEADS`: flat from 1 to 32."""
 
-MOST_OVERTAKEN = 8
+MAX_OVERTAKEN = 8
 """How many tickets with prefix-cache affinity may overtake a ticket.
 
-A bound on unfairness. `--tune scheduler.MOST_OVERTAKEN`: flat from 0 to 32."""
+A bound on unfairness. `--tune scheduler.MAX_OVERTAKEN`: flat from 0 to 32."""
 
 
 class Scheduler:
@@ -167,7 +167,7 @@ class Scheduler:
         """
         agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
-        while first.overtaken < MOST_OVERTAKEN and (other := queue.oldest_with_affinity(key, agent)) not in (
+        while first.overtaken < MAX_OVERTAKEN and (other := queue.oldest_with_affinity(key, agent)) not in (
             None,
             first,
         ):

@@ -16,7 +16,7 @@ from .context import RequestContext
 
 KILLED = "killed"
 
-MOST_UNCOUNTED = 64
+MAX_UNCOUNTED = 64
 """Finished requests buffered before they are counted."""
 
 CLIENT_LEFT = "cancelled"
@@ -112,7 +112,7 @@ class Accounting:
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         self._uncounted.append((summary, decision))
-        if len(self._uncounted) >= MOST_UNCOUNTED:
+        if len(self._uncounted) >= MAX_UNCOUNTED:
             self._count()
 
     def _count(self) -> None:

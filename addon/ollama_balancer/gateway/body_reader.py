@@ -27,7 +27,7 @@ ZSTD = "zstd"
 MAX_DECOMPRESSED = 20 * 1024 * 1024
 """Bytes after decompression: the server's own limit (`maxDecompressedBodySize`)."""
 
-MOST_FIELDS = 100
+MAX_FIELDS = 100
 """Parameters of a query string."""
 
 _ESCAPES = {7: "a", 8: "b", 9: "t", 10: "n", 11: "v", 12: "f", 13: "r"}
@@ -79,7 +79,7 @@ def check_readable(
 def model_in_query(target: str, model: str | None) -> str | None:
     """The model of a multipart request. As in the server, the query takes precedence over the form."""
     try:
-        fields = parse_qsl(target.partition("?")[2], keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        fields = parse_qsl(target.partition("?")[2], keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         return model
     named = next((value for name, value in fields if name == "model"), model)

@@ -21,7 +21,7 @@ from ..gateway.messages import header
 from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import error_trailer
-from ..ollama.shapes import FEWEST_TOKENS
+from ..ollama.shapes import MIN_TOKENS
 from ..text import one_line
 from .balancer import Balancer, timed
 from .compat.names import Use
@@ -312,7 +312,7 @@ def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) ->
     if verdict.decode_seconds is not None or not watcher.streamed or context.first_byte is None:
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, context.clock() - context.first_byte
-    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= MIN_STREAM_SECONDS else None
+    return (tokens - 1) / seconds if tokens >= MIN_TOKENS and seconds >= MIN_STREAM_SECONDS else None
 
 
 def _release_filter(flow: http.HTTPFlow, context: RequestContext) -> None:

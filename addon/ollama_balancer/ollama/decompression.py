@@ -18,13 +18,13 @@ else:
 
 _ERRORS = (zlib.error, zstd.ZstdError, EOFError)
 
-MOST_GROWTH = 64
+MAX_GROWTH = 64
 """Into how many bytes one of an answer may be unpacked; JSON of short events comes to some twenty."""
 
-LEAST_LIMIT = 64 * 1024
+MIN_LIMIT = 64 * 1024
 """Bytes that any piece may be unpacked into."""
 
-MOST_MEMBERS = 16
+MAX_MEMBERS = 16
 """Parts, each compressed by itself, that one body may have: what follows a part is copied."""
 
 ZSTD_WINDOW_LOG = 23
@@ -93,7 +93,7 @@ class _Members:
                 if not self._goes_on(data):
                     break
                 self._members += 1
-                if self._members > MOST_MEMBERS:
+                if self._members > MAX_MEMBERS:
                     raise DecompressionError("it has too many parts")
                 self._stream = self._begin(data)
             try:

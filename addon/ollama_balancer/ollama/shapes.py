@@ -35,13 +35,13 @@ class Timings(NamedTuple):
     total_duration: float | None = None
 
 
-FEWEST_TOKENS = 10
+MIN_TOKENS = 10
 """Fewer tell no speed: the first token counts as time of the prompt, so that a single one took a microsecond."""
 
 
 def speed_of(tokens: float | None, seconds: float | None) -> float | None:
     """Tokens per second; None where that is not known, or there were too few tokens to tell."""
-    return tokens / seconds if tokens and seconds and tokens >= FEWEST_TOKENS and seconds > 0 else None
+    return tokens / seconds if tokens and seconds and tokens >= MIN_TOKENS and seconds > 0 else None
 
 
 class CallPart(NamedTuple):

@@ -69,10 +69,10 @@ SPREAD = 1.25
 
 `--tune agent_estimate.SPREAD`: flat from 0.6 to 2.5; 1 was somewhat better, at the edge of the noise."""
 
-LEAST_LEFT = 0.1
+MIN_LEFT = 0.1
 """The remaining part of a load that is overdue.
 
-`--tune agent_estimate.LEAST_LEFT`: 0.02 is as good, 0.3 worse."""
+`--tune agent_estimate.MIN_LEFT`: 0.02 is as good, 0.3 worse."""
 
 LONGEST_LOAD = 2.0
 """How many times as long as estimated a load may take. After that it counts as finished for other models, and as stuck
@@ -177,7 +177,7 @@ class AgentEstimate:
             seconds = load.value(agent.id, model)
             taken = at.now - since
             overdue = taken >= LONGEST_LOAD * seconds
-            remains = taken if overdue else max(LEAST_LEFT * seconds, seconds - taken)
+            remains = taken if overdue else max(MIN_LEFT * seconds, seconds - taken)
             if model == self.model:
                 self.load = remains
             elif not overdue:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..agent import Agent
 from ..agent_records import LoadedModel
 
-MOST = 20_000
+MAX_PREFIXES = 20_000
 """Prefixes that are tracked; the least recently used one makes room."""
 
 
@@ -26,7 +26,7 @@ class _Reader(NamedTuple):
 
 
 class PrefixCache:
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_PREFIXES) -> None:
         self._most = most
         self._known: OrderedDict[bytes, _Reader] = OrderedDict()
 
