@@ -14,6 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from ..addresses import Endpoint, is_loopback, own_ips, parse_ollama_host, plain_ip
+from ..connecting import is_address
 
 NAMES = frozenset(("ollama", "ollama.exe"))
 
@@ -134,8 +135,4 @@ def _in_other_namespace(process: psutil.Process) -> bool:
 def _is_local_name(host: str) -> bool:
     """Whether a server of that name or address may be one of this host's processes."""
     ip = plain_ip(host)
-    return host == "localhost" or is_loopback(ip) or not _is_address(ip) or ip in own_ips()
-
-
-def _is_address(text: str) -> bool:
-    return ":" in text or text.replace(".", "").isdecimal()
+    return host == "localhost" or is_loopback(ip) or not is_address(ip) or ip in own_ips()

@@ -1,6 +1,6 @@
 """GET /dashboard: a live page of the fleet. It comes from here alone, and holds no word of a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -57,15 +57,6 @@ class Dashboard:
         self.queue = queue
         self.recent = recent
         self.totals = totals
-
-    async def page(self, request: Request) -> Response:
-        return _file("page.html", "text/html; charset=utf-8")
-
-    async def script(self, request: Request) -> Response:
-        return _file("page.js", "text/javascript; charset=utf-8")
-
-    async def style(self, request: Request) -> Response:
-        return _file("page.css", "text/css; charset=utf-8")
 
     async def data(self, request: Request) -> Response:
         """All that the page shows, in one answer, whatever the fleet's size."""
@@ -140,5 +131,10 @@ def _read(name: str) -> bytes:
     return (FOLDER / name).read_bytes()
 
 
-def _file(name: str, content_type: str) -> Response:
-    return Response(_read(name), headers=HEADERS | {"Content-Type": content_type})
+def file(name: str, content_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """What answers with one of the page's files."""
+
+    async def answer(request: Request) -> Response:
+        return Response(_read(name), headers=HEADERS | {"Content-Type": f"{content_type}; charset=utf-8"})
+
+    return answer
