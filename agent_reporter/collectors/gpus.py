@@ -1,4 +1,4 @@
-"""GPUs: what each one's driver tells without root. A figure that it does not tell is null."""
+"""GPUs: what their drivers report without root. Values that a driver does not report are null."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ type Gpu = dict[str, object]
 READERS: Mapping[str, Callable[[], Sequence[Gpu]]] = {"NVIDIA": read_nvidia, "AMD": read_amd, "Apple": read_apple}
 
 MAX_GPUS = 64
-"""GPUs that a report holds."""
+"""GPUs per report."""
 
 
 class GpusCollector:
-    """Gives `gpus`: those of all makers, in one list. Raises PartialError where one maker's cannot be read."""
+    """Collects `gpus` of all vendors. Raises PartialError if those of one vendor cannot be read."""
 
     def __init__(self, host: Host, readers: Mapping[str, Callable[[], Sequence[Gpu]]] = READERS) -> None:
         del host

@@ -6,7 +6,7 @@ from .base import Fields, Host
 
 
 class MemoryCollector:
-    """Gives `memory_usage` in percent: what is not available to programs without swapping."""
+    """Collects `memory_usage` in percent: what is not available to programs without swapping."""
 
     def __init__(self, host: Host) -> None:
         del host
