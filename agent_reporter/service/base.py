@@ -31,7 +31,7 @@ class Service:
     """The files of a service, and the calls that start and stop it.
 
     `text` makes the definition from a command line without a token; it raises ValueError for a word that is not allowed
-    there. `reader` is who can read the token, `owner` the user that owns it, None for the installing user. `watch` is the
+    there. `reader` is who can read the token, `owner` who owns it, None for the installing user. `watch` is the
     command that shows state and log. `lacks` says what the user needs for the installation; empty if nothing.
     """
 
