@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from ollama_balancer.core.address import Address
-from ollama_balancer.core.queue import QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.priority import Priority
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import entries, new_registry
 
 WAITING = 10_000
@@ -20,10 +22,15 @@ def nobody(lease: object) -> None:
     pass
 
 
-def full_line(clients: int, models: int) -> tuple[RequestQueue, list[Ticket]]:
+def full_line(
+    clients: int, models: int, classes: tuple[Priority, ...] = (Priority.NORMAL,)
+) -> tuple[RequestQueue, list[Ticket]]:
     queue = RequestQueue(time.monotonic, size=WAITING + 1)
     places = [QueueKey(f"m{n}:latest") for n in range(models)]
-    tickets = [queue.join(places[n % models], f"c{n % clients}", nobody) for n in range(WAITING)]
+    tickets = [
+        queue.join(places[n % models], f"c{n % clients}", nobody, priority=classes[n // models % len(classes)])
+        for n in range(WAITING)
+    ]
     return queue, tickets
 
 
@@ -62,13 +69,14 @@ def test_departure_from_the_middle(benchmark: Any, clients: int, models: int) ->
 
 
 @SHAPES
-def test_a_turn(benchmark: Any, clients: int, models: int) -> None:
+@pytest.mark.parametrize("classes", [(Priority.NORMAL,), tuple(Priority)], ids=["1 class", "3 classes"])
+def test_a_turn(benchmark: Any, clients: int, models: int, classes: tuple[Priority, ...]) -> None:
     """A slot is given back, and whoever is next gets it."""
     registry = new_registry(slots=1)
     agent, _ = registry.register("a", Address("10.0.0.1", 11434))
     registry.inventory.update_models(agent, entries(*(f"m{n}" for n in range(models))))
     registry.liveness.reached(agent)
-    queue, _ = full_line(clients, models)
+    queue, _ = full_line(clients, models, classes)
     Scheduler(registry, queue)
     got: list[Any] = [registry.limiter.take(agent, "m0:latest")]
     place = QueueKey("m0:latest")

@@ -51,7 +51,7 @@ def test_a_list_of_100_000_entries_is_refused_before_it_is_built(unit: bytes, mo
     registry = new_registry()
     registry.register("a", Address("10.0.0.1", 11434))
     monkeypatch.setattr(AgentMetrics, "model_validate_json", lambda body: pytest.fail("it is built"))
-    assert not take_report(registry, "/api/agents/a/metrics", body)
+    assert not take_report(registry, "/api/agents/a/metrics", body, lambda agent: True)
 
 
 def test_of_a_list_of_what_is_no_model_one_entry_is_looked_at() -> None:

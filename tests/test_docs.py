@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from agent_reporter.collectors import COLLECTORS
 from agent_reporter.wire import AgentMetrics
+from ollama_balancer.api.calls import CALLS
 from ollama_balancer.api.paths import is_control_path
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from tests.api.test_app import METRICS, Api
@@ -192,16 +193,20 @@ def control_calls() -> Iterator[tuple[str, str]]:
 
 
 def test_every_control_call_is_documented() -> None:
-    rows = table(DOCS / "api.md", "call", "token")
-    documented = {code(row[0])[0]: (row[1] == "yes", row[2]) for row in rows}
+    rows = table(DOCS / "api.md", "call", "right")
+    documented = {code(row[0])[0]: (row[1], row[2]) for row in rows}
     parts = {f"GET {path}" for _, text in documented.values() for path in code(text) if path.startswith("/")}
     assert set(documented) | parts == {f"{method} {path}" for method, path in control_calls()}
     api = Api()
     body = METRICS | {"name": "gpu-1"}
-    for call, (needs_token, _) in documented.items():
+    rights = {f"{call.method} {call.path}": call.rights[0] if call.rights else "" for call in CALLS}
+    for call, (right, _) in documented.items():
         method, path = call.split()
-        answer = api.call(method, path.replace("{id}", "no-such"), body if method == "POST" else None, authorized=False)
-        assert (answer.status_code == 401) == needs_token, call
+        assert rights[call] == right, call
+        answer = api.call(
+            method, path.replace("{id}", "no-such"), body if method in ("POST", "PATCH") else None, authorized=False
+        )
+        assert (answer.status_code == 401) == (right in ("report", "operate")), call
 
 
 def test_every_route_of_ollama_is_documented() -> None:
@@ -294,7 +299,8 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
         return
     else:
         assert Path(program(name)).exists(), line
-        command = arguments[:1] if name in ("ruff", "pip") else []
+        subcommands = {"ruff": 1, "pip": 1, "ollama-balancer": 2}
+        command = arguments[: subcommands.get(name, 0)]
         known = flags(program(name), *command) if given else set()
     if name == "ollama-agent-reporter" or name.startswith("ollama-balancer"):
         scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]

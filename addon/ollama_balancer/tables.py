@@ -45,6 +45,7 @@ def queue_table(queue: Mapping[str, Any]) -> Table:
     rows = [["all", str(queue["length"])]]
     if queue["oldest"] is not None:
         rows.append(["longest wait", f"{queue['oldest']:.1f} s"])
+    rows += [[label, str(count)] for label, count in queue["priorities"].items() if label != "normal" and count]
     rows += [[f"model {one_line(model, 80)}", str(count)] for model, count in queue["models"].items()]
     rows += [[f"client {one_line(client, 80)}", str(count)] for client, count in queue["clients"].items()]
     return [["waiting", "requests"], *rows]

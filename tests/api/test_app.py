@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ollama_balancer.api import history
 from ollama_balancer.api.app import ControlApi
-from ollama_balancer.api.paths import AUTHORIZED, is_control_path
+from ollama_balancer.api.paths import CALLER, is_control_path
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, agent_id
 from ollama_balancer.core.agent_view import describe_agent
@@ -23,6 +23,7 @@ from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.recent import Recent
 from ollama_balancer.core.stats import RequestMetrics, RequestSummary
+from ollama_balancer.gateway.callers import Caller
 from tests.core.fakes import Clock, address, entries, fleet, new_registry, report
 
 METRICS: dict[str, Any] = {
@@ -75,7 +76,7 @@ class Api:
     ) -> httpx.Response:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if authorized is not None:
-                scope[AUTHORIZED] = authorized
+                scope[CALLER] = Caller("client", authorized=authorized)
             await self.control.app(scope, receive, send)
 
         async def exchange() -> httpx.Response:
@@ -491,6 +492,7 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
     api.clock.now += 5.5
     assert api.call("GET", "/api/balancer").json() == {
         "mode": "least_requests",
+        "access": {"needs_key": False, "keys": 0},
         "uptime": 5.5,
         "totals": {
             "requests": 12,
@@ -502,7 +504,13 @@ def test_the_balancer_tells_its_mode_uptime_and_totals(api: Api) -> None:
             "in_flight": 1,
         },
         "waiting": 0,
-        "line": {"length": 0, "oldest": None, "models": {}, "clients": {}},
+        "line": {
+            "length": 0,
+            "oldest": None,
+            "priorities": {"interactive": 0, "normal": 0, "batch": 0},
+            "models": {},
+            "clients": {},
+        },
         "agents": {
             "online": 2,
             "offline": 0,

@@ -26,9 +26,19 @@ def agent(registry: AgentRegistry) -> Agent:
     return registry.register("gpu-1", Address.parse("http://127.0.0.1:1"))[0]
 
 
+def anybody(agent: Agent) -> bool:
+    return True
+
+
+def test_a_report_of_somebody_elses_agent_is_left(registry: AgentRegistry, agent: Agent) -> None:
+    body = json.dumps(report()).encode()
+    assert not take_report(registry, "/api/agents/gpu-1/metrics", body, lambda each: each is not agent)
+    assert agent.metrics is None
+
+
 def test_a_report_is_taken_in_by_id_and_by_name(registry: AgentRegistry, agent: Agent) -> None:
     for key, cpu in ((agent.id, 41.5), ("gpu-1", 42.5)):
-        assert take_report(registry, f"/api/agents/{key}/metrics", json.dumps(report(cpu=cpu)).encode())
+        assert take_report(registry, f"/api/agents/{key}/metrics", json.dumps(report(cpu=cpu)).encode(), anybody)
         assert agent.metrics is not None
         assert agent.metrics.cpu_usage == cpu
 
@@ -46,11 +56,11 @@ def test_a_report_is_taken_in_by_id_and_by_name(registry: AgentRegistry, agent: 
     ],
 )
 def test_what_is_no_report_of_a_known_agent_is_left(registry: AgentRegistry, agent: Agent, path: str) -> None:
-    assert not take_report(registry, path, json.dumps(report()).encode())
+    assert not take_report(registry, path, json.dumps(report()).encode(), anybody)
     assert agent.metrics is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", json.dumps(report(cpu=101)).encode(), FUTURE])
 def test_a_report_that_is_wrong_is_left(registry: AgentRegistry, agent: Agent, body: bytes) -> None:
-    assert not take_report(registry, "/api/agents/gpu-1/metrics", body)
+    assert not take_report(registry, "/api/agents/gpu-1/metrics", body, anybody)
     assert agent.metrics is None

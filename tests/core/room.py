@@ -9,8 +9,9 @@ from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.queue import QueueKey, RequestQueue
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, entries, fleet, new_registry
 
 MODEL = "m:latest"

@@ -11,10 +11,10 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words
-from ollama_balancer.core.queue import QueueKey
 from ollama_balancer.core.scheduler import MAX_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
+from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.core.room import MODEL, Room
 

@@ -20,9 +20,11 @@ from ollama_balancer.core.leases import Lease, SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
-from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.priority import Priority
+from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
 from ollama_balancer.core.scoring.agent_estimate import AgentEstimate, Situation
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.examples import examples
 
@@ -170,9 +172,18 @@ class AdaptiveMachine(RuleBasedStateMachine):
         tried=st.sets(names, max_size=1),
         only=st.sampled_from((None, None, None, None, *NAMES)),
         client=st.sampled_from("xy"),
+        priority=st.sampled_from(Priority),
     )
     def ask(
-        self, model: str, runner: str, turns: int, conversation: int, tried: set[str], only: str | None, client: str
+        self,
+        model: str,
+        runner: str,
+        turns: int,
+        conversation: int,
+        tried: set[str],
+        only: str | None,
+        client: str,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         demand = self.demand(model, runner, turns, conversation)
         failed = [self.fleet[name] for name in sorted(tried) if name in self.fleet and only is None]
@@ -194,7 +205,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.granted(lease)
 
         try:
-            self.tickets.append(self.scheduler.join(key, client, notify, demand))
+            self.tickets.append(self.scheduler.join(key, client, notify, demand, priority=priority))
         except QueueFullError:
             assert len(self.queue) == self.queue.size
 

@@ -11,9 +11,10 @@ from ollama_balancer.core.avoidance import FAILING_SECONDS, MAX_KINDS, REFUSED_S
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies import POLICIES
-from ollama_balancer.core.queue import QueueKey, RequestQueue
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, fleet, new_registry
 
 M = "m:latest"

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ollama_balancer.core.agent import Agent, Source
-from ollama_balancer.core.queue import LONGEST_RETRY, UNKNOWN_RETRY, QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.queue import LONGEST_RETRY, UNKNOWN_RETRY, QueueFullError, RequestQueue
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address
 from tests.examples import examples
 
 M = QueueKey("m:latest")
 OTHER = QueueKey("other:latest")
+NOBODY = {"interactive": 0, "normal": 0, "batch": 0}
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ def join(queue: RequestQueue, client: str, key: QueueKey = M, group: str | None 
 
 def assert_empty(queue: RequestQueue) -> None:
     assert len(queue) == 0
-    assert not queue._all
+    assert not any(queue._classes)
     assert not queue._models
-    assert queue.describe() == {"length": 0, "oldest": None, "models": {}, "clients": {}}
+    assert queue.describe() == {"length": 0, "oldest": None, "priorities": NOBODY, "models": {}, "clients": {}}
 
 
 def test_a_client_with_one_request_waits_for_one_of_the_others_thousand(queue: RequestQueue) -> None:
@@ -88,7 +90,7 @@ class CountingDict(OrderedDict[str, OrderedDict[str, OrderedDict[Ticket, None]]]
 def test_a_turn_looks_at_no_more_clients_than_it_asks_for(queue: RequestQueue, waiting: int) -> None:
     queue.size = waiting
     tickets = [join(queue, f"c{n}") for n in range(waiting)]
-    lane = queue._models[M.model][M]
+    (lane,) = queue._models[M.model][M]
     groups = lane.groups = CountingDict(lane.groups)
     assert queue.next_tickets(M, 8) == tickets[:8]
     assert queue.first(M) is tickets[0]
@@ -149,6 +151,7 @@ def test_the_line_is_described(queue: RequestQueue, clock: Clock) -> None:
     assert queue.describe() == {
         "length": 3,
         "oldest": 2.5,
+        "priorities": {"interactive": 0, "normal": 3, "batch": 0},
         "models": {"other:latest": 2, "m:latest": 1},
         "clients": {"b": 2, "a": 1},
     }

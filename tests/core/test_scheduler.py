@@ -6,8 +6,9 @@ from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.queue import QueueKey, RequestQueue
+from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, entries, fleet, new_registry
 
 M = QueueKey("m:latest")

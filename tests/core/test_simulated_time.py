@@ -16,8 +16,9 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue
+from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
+from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, new_registry, report
 
 AGENTS = 1000

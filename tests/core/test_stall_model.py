@@ -24,8 +24,10 @@ from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
 from ollama_balancer.core.pools import belongs
-from ollama_balancer.core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ollama_balancer.core.priority import Priority
+from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import HEADS, Scheduler
+from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.examples import examples
 
@@ -52,6 +54,7 @@ class Call:
     client: str
     seconds: float
     """Of its answer."""
+    priority: Priority = Priority.NORMAL
     tried: list[Agent] = field(default_factory=list)
     lease: SlotLease | None = None
     ticket: Ticket | None = None
@@ -201,14 +204,23 @@ class StallMachine(RuleBasedStateMachine):
         streams=st.sampled_from((True, True, False)),
         conversation=st.integers(0, 3),
         client=st.sampled_from("xy"),
+        priority=st.sampled_from(Priority),
     )
     def arrive(
-        self, model: str, runner: str, many: int, seconds: float, streams: bool, conversation: int, client: str
+        self,
+        model: str,
+        runner: str,
+        many: int,
+        seconds: float,
+        streams: bool,
+        conversation: int,
+        client: str,
+        priority: Priority,
     ) -> None:
         for number in range(many):
             key = b"%d %b" % (conversation + number, model.encode())
             demand = Demand(model, runner, 600, ((key, 500),), ((key, 600),), streams=streams)
-            call = Call(demand, client, seconds)
+            call = Call(demand, client, seconds, priority)
             self.calls.append(call)
             self.route(call)
 
@@ -235,7 +247,7 @@ class StallMachine(RuleBasedStateMachine):
 
         try:
             call.ticket = self.scheduler.join(
-                QueueKey(demand.model, tried=frozenset(tried)), call.client, notify, demand
+                QueueKey(demand.model, tried=frozenset(tried)), call.client, notify, demand, priority=call.priority
             )
         except QueueFullError:
             self.calls.remove(call)

@@ -91,7 +91,13 @@ def test_no_agent_gets_more_than_its_slots_and_the_rest_wait_their_turn(tmp_path
             assert request.answer.status_code == 200
             assert request.answer.headers["X-Balancer-Attempts"] == "1"
         assert prompts(host) == ["first", "a1", "b4", "a2", "a3"], "clients take turns"
-        assert state(proxy)["line"] == {"length": 0, "oldest": None, "models": {}, "clients": {}}
+        assert state(proxy)["line"] == {
+            "length": 0,
+            "oldest": None,
+            "priorities": {"interactive": 0, "normal": 0, "batch": 0},
+            "models": {},
+            "clients": {},
+        }
 
 
 def has_address(address: str) -> bool:

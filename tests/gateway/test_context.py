@@ -95,6 +95,7 @@ def test_the_record_of_a_request_is_json() -> None:
         "room": {"slots": None, "fits": None, "loaded": 0},
         "client": "unknown",
         "pinned": True,
+        "priority": "normal",
         "attempts": 2,
         "waited_ms": 0.0,
         "failures": [{"agent": "a", "reason": "refused"}],

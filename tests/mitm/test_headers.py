@@ -108,11 +108,12 @@ def test_the_balancers_own_answer_keeps_all_and_whom_it_names_unless_somebody_el
 
 
 def test_the_head_for_the_agent_is_another_and_has_no_body() -> None:
-    fields = headers(("Origin", "http://b"), ("X", "y"))
+    fields = headers(("Origin", "http://b"), ("X", "y"), ("x-balancer-Priority", "batch"))
     request = http.Request.make("POST", "http://a/api/chat", b"body", fields)
     head = request_to_agent(request, "1.1 me")
     assert (head.raw_content, head.method, head.path) == (None, "POST", "/api/chat")
     assert "origin" not in head.headers
+    assert "x-balancer-priority" not in head.headers
     assert head.headers["content-length"] == "4"
     head.headers["X"] = "z"
     head.path = "/"

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
 from agent_reporter.wire import AgentRegistration, check_size, describe
 
+from ..core.access import Right
 from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
@@ -21,14 +22,18 @@ from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 from ..core.stats import RequestMetrics
+from ..gateway.access import Access, acts_for
+from ..gateway.callers import Caller
+from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
 from . import dashboard
 from . import history as history_api
 from .calls import CALLS, JSON, Call
 from .health import by_state, health
+from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
-from .paths import AUTHORIZED
+from .paths import CALLER
 from .prometheus import Exposition
 from .reports import store_report
 
@@ -55,6 +60,8 @@ class ControlApi:
         ending: Callable[[], bool] = lambda: False,
         in_flight: Callable[[], int] | None = None,
         wall: Callable[[], float] = time.time,
+        access: Access | None = None,
+        keys: KeyFile | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -66,6 +73,7 @@ class ControlApi:
         self.exposition = Exposition(registry, queue, request_metrics, self._totals)
         self.ending = ending
         self.wall = wall
+        self.access = access or Access(registry.clock)
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
@@ -84,6 +92,8 @@ class ControlApi:
             "drain": self.drain,
             "resume": self.resume,
         }
+        if keys is not None:
+            self._answers |= KeysApi(keys, self.access.limiter, wall).handlers
         self.app = Starlette(routes=self._routes(), exception_handlers={HTTPException: self._http_error})
         self.app.router.redirect_slashes = False  # such a path is unknown, like any other
 
@@ -97,11 +107,16 @@ class ControlApi:
     def _endpoint(self, calls: dict[str, Call]) -> Handler:
         async def answer(request: Request) -> Response:
             call = calls["GET" if request.method == "HEAD" else request.method]
-            if call.needs_token:
-                _authorize(request)
+            self._authorize(request, call)
             return await self._answers[call.operation](request)
 
         return answer
+
+    def _authorize(self, request: Request, call: Call) -> None:
+        refusal = self.access.refusal(_caller(request), call.rights, always=call.always)
+        if refusal is not None:
+            headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER}}
+            raise HTTPException(*refusal, headers.get(refusal.status))
 
     def _totals(self) -> dict[str, int]:
         return self.request_metrics.totals(self.in_flight())
@@ -122,6 +137,7 @@ class ControlApi:
         return JSONResponse(
             {
                 "mode": registry.mode,
+                "access": {"needs_key": self.access.needs_key, "keys": len(self.access.keyring.names)},
                 "uptime": round(registry.clock() - self.started, 3),
                 "totals": self._totals(),
                 "waiting": len(self.queue),
@@ -151,12 +167,13 @@ class ControlApi:
                 raise ValueError("missing, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
-        known = self.registry.get(registration.name)
+        known, caller = self.registry.get(registration.name), _caller(request)
         if known is not None:
+            self._check_key(known, caller, registration)
             address = self._registered_address(known, registration, address)
         takes_over = known is None or not _is_taken(known, registration)
         try:
-            agent, new = self.registry.register(registration.name, address, Source.REGISTERED)
+            agent, new = self.registry.register(registration.name, address, Source.REGISTERED, _reporting_key(caller))
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
         if takes_over:
@@ -188,8 +205,23 @@ class ControlApi:
             )
         return address
 
+    def _check_key(self, agent: Agent, caller: Caller, registration: AgentRegistration) -> None:
+        """A key that may only report cannot take an agent that is somebody else's."""
+        key = _reporting_key(caller)
+        if key is None or agent.key == key:
+            return
+        if agent.key is not None:
+            problem = "another key reports for it"
+        elif agent.source is not Source.REGISTERED and _plain(caller.address) != agent.address.host:
+            problem = "it is configured with another address than this host's"
+        elif _is_taken(agent, registration):
+            problem = "another host reports for it"
+        else:
+            return
+        raise HTTPException(409, f"{agent.name} is not this key's agent: {problem}; use another name (--name)")
+
     async def metrics(self, request: Request) -> Response:
-        agent = self._find_agent(request)
+        agent = self._find_own_agent(request)
         try:
             store_report(self.registry, agent, await request.body(), self.wall())
         except ValueError as e:
@@ -197,7 +229,7 @@ class ControlApi:
         return Response(status_code=204, headers=reachability_headers(agent))
 
     async def drain(self, request: Request) -> Response:
-        agent = self._find_agent(request)
+        agent = self._find_own_agent(request)
         body = await request.body()
         try:
             drain_request = DrainRequest.model_validate_json(_check_body(body)) if body.strip() else DrainRequest()
@@ -207,7 +239,7 @@ class ControlApi:
         return self._agent_response(agent)
 
     async def resume(self, request: Request) -> Response:
-        agent = self._find_agent(request)
+        agent = self._find_own_agent(request)
         self.registry.resume(agent)
         return self._agent_response(agent)
 
@@ -221,6 +253,16 @@ class ControlApi:
         if agent is None:
             raise HTTPException(404, f"no agent has the id or name {key[:80]!r}: GET /api/agents lists them")
         return agent
+
+    def _find_own_agent(self, request: Request) -> Agent:
+        """One that the caller may report for."""
+        agent, caller = self.registry.get(request.path_params["id"]), _caller(request)
+        if agent is not None and acts_for(caller, agent):
+            return agent
+        if caller.authorized or (caller.key is not None and caller.key.has(Right.OPERATE)):
+            return self._find_agent(request)
+        # A key that may only report does not hear of others' agents.
+        raise HTTPException(404, "this key has registered no agent with that id or name: register it first")
 
     def _agent_response(self, agent: Agent) -> Response:
         learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
@@ -246,14 +288,15 @@ def _check_body(body: bytes) -> bytes:
         raise HTTPException(400, f"body: {e}") from e
 
 
-def _authorize(request: Request) -> None:
-    if request.scope.get(AUTHORIZED) is not True:
-        raise HTTPException(
-            401,
-            "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token; its start-up log "
-            "says where the token is stored",
-            {"WWW-Authenticate": "Bearer"},
-        )
+def _caller(request: Request) -> Caller:
+    caller: Caller | None = request.scope.get(CALLER)
+    return caller or Caller("")
+
+
+def _reporting_key(caller: Caller) -> str | None:
+    """The name of a key that may only report."""
+    key = caller.key
+    return None if caller.authorized or key is None or key.has(Right.OPERATE) else key.name
 
 
 def _is_taken(agent: Agent, registration: AgentRegistration) -> bool:

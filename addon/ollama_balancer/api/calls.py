@@ -8,10 +8,12 @@ from pydantic import BaseModel
 from agent_reporter.limits import MAX_BODY_BYTES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 
+from ..core.access import Right
 from ..core.history import MINUTES
+from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
-from .paths import AGENTS, BALANCER, HEALTH, HISTORY, METRICS, OPENAPI
+from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI
 
 JSON = "application/json"
 OPENMETRICS = "application/openmetrics-text"
@@ -46,7 +48,10 @@ class Call:
     text: str
     answers: dict[int, Answer]
     """By status, in addition to those that any call may return."""
-    needs_token: bool = False
+    rights: tuple[Right, ...] = ()
+    """Of which a caller needs one where calls need a key; none: it is open to all."""
+    always: bool = False
+    """Whether it needs one of them everywhere."""
     body: type[BaseModel] | None = None
     body_required: bool = True
     query: tuple[Parameter, ...] = ()
@@ -67,13 +72,19 @@ OF_BODIES = {
     413: _error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
     503: _error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
 }
-OF_CHANGES = {
-    401: _error("The token is missing or wrong.", WWW_Authenticate="`Bearer`."),
-    429: _error("Too many wrong tokens from this address.", Retry_After="Seconds."),
+OF_KEYED_CALLS = {
+    401: _error("The token or key is missing or wrong.", WWW_Authenticate="`Bearer`."),
+    403: _error(
+        "The caller is a web page of another origin, its address is not allowed, or its key lacks the right for this."
+    ),
+    429: _error("Too many wrong tokens or keys from this address.", Retry_After="Seconds."),
+    503: _error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
 }
+UNKNOWN_KEY = {404: _error("No key has that name.")}
 UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 
 _AGENT = AGENTS + "/{id}"
+_KEY = KEYS + "/{name}"
 
 
 def _page(operation: str, path: str, text: str, media_type: str) -> Call:
@@ -97,6 +108,7 @@ CALLS = (
         "prometheus",
         "Metrics for Prometheus, as text or OpenMetrics",
         {200: Answer("The metrics.", ("text/plain", OPENMETRICS), {"Vary": "`Accept`."})},
+        rights=READ,
     ),
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
     _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
@@ -115,6 +127,7 @@ CALLS = (
             Parameter("size", "Agents per page, 1 to 100; default 50.", {"type": "string"}),
             Parameter("page", "Page number; default 1.", {"type": "string"}),
         ),
+        rights=READ,
     ),
     Call(
         "GET",
@@ -122,6 +135,7 @@ CALLS = (
         "balancer",
         "Mode, totals, the queue, agents by status",
         {200: Answer("The state.", models.BalancerState)},
+        rights=READ,
     ),
     Call(
         "GET",
@@ -144,6 +158,7 @@ CALLS = (
             Parameter("agent", "Only rows of the agent with that name.", {"type": "string"}),
             Parameter("model", "Only rows of that model.", {"type": "string"}),
         ),
+        rights=READ,
     ),
     Call(
         "GET",
@@ -152,7 +167,7 @@ CALLS = (
         "This document",
         {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
     ),
-    Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}),
+    Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}, rights=READ),
     Call(
         "POST",
         AGENTS,
@@ -163,8 +178,9 @@ CALLS = (
             201: Answer("The agent is new.", models.RegisteredAgent),
             409: _error("The name belongs to a configured agent at another address, or to another host that reports."),
         },
-        needs_token=True,
         body=AgentRegistration,
+        rights=REPORT,
+        always=True,
     ),
     Call(
         "GET",
@@ -172,6 +188,7 @@ CALLS = (
         "agent",
         "One agent, with what was learned about it",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
+        rights=READ,
     ),
     Call(
         "DELETE",
@@ -179,7 +196,8 @@ CALLS = (
         "delete",
         "Remove an agent; its running requests finish",
         {204: Answer("The agent was removed."), **UNKNOWN_AGENT},
-        needs_token=True,
+        rights=OPERATE,
+        always=True,
     ),
     Call(
         "POST",
@@ -194,8 +212,9 @@ CALLS = (
             ),
             **UNKNOWN_AGENT,
         },
-        needs_token=True,
         body=AgentMetrics,
+        rights=REPORT,
+        always=True,
     ),
     Call(
         "POST",
@@ -203,9 +222,10 @@ CALLS = (
         "drain",
         "Drain an agent: no new requests, running ones finish",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
-        needs_token=True,
         body=models.DrainRequest,
         body_required=False,
+        rights=REPORT,
+        always=True,
     ),
     Call(
         "POST",
@@ -213,12 +233,74 @@ CALLS = (
         "resume",
         "Resume a drained agent",
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
-        needs_token=True,
+        rights=REPORT,
+        always=True,
+    ),
+    Call(
+        "GET",
+        KEYS,
+        "keys",
+        "All client keys, without their secrets",
+        {200: Answer("The keys.", models.KeyList)},
+        rights=OPERATE,
+        always=True,
+    ),
+    Call(
+        "POST",
+        KEYS,
+        "add_key",
+        "Add a client key",
+        {
+            201: Answer("The key, with its secret, which is shown only now.", models.NewKey),
+            409: _error("A key of that name exists."),
+        },
+        rights=OPERATE,
+        always=True,
+        body=models.AddKey,
+    ),
+    Call(
+        "GET",
+        _KEY,
+        "key",
+        "One client key",
+        {200: Answer("The key.", models.KeyDetails), **UNKNOWN_KEY},
+        rights=OPERATE,
+        always=True,
+    ),
+    Call(
+        "PATCH",
+        _KEY,
+        "change_key",
+        "Change a client key; what the body leaves out stays",
+        {200: Answer("The key.", models.KeyDetails), **UNKNOWN_KEY},
+        rights=OPERATE,
+        always=True,
+        body=models.ChangeKey,
+    ),
+    Call(
+        "DELETE",
+        _KEY,
+        "remove_key",
+        "Remove a client key; its running requests finish",
+        {204: Answer("The key was removed."), **UNKNOWN_KEY},
+        rights=OPERATE,
+        always=True,
+    ),
+    Call(
+        "POST",
+        _KEY + "/rotate",
+        "rotate_key",
+        "Give a client key a new secret; the old one stays valid for a while",
+        {200: Answer("The key, with its new secret, which is shown only now.", models.NewKey), **UNKNOWN_KEY},
+        rights=OPERATE,
+        always=True,
+        body=models.RotateKey,
+        body_required=False,
     ),
 )
 
 
 def answers_of(call: Call) -> dict[int, Answer]:
     """All responses that the call may return, by status."""
-    of_kind = {**(OF_BODIES if call.body else {}), **(OF_CHANGES if call.needs_token else {})}
+    of_kind = {**(OF_BODIES if call.body else {}), **(OF_KEYED_CALLS if call.rights else {})}
     return dict(sorted({**OF_ANY_CALL, **of_kind, **call.answers}.items()))

@@ -10,8 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 
+from ..core.access import Right
 from ..core.agent import Source, Status
 from ..core.policies import POLICIES
+from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_NOTE, MAX_OVERLAP, MAX_PATTERNS, NAME
 
 Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
@@ -26,6 +28,47 @@ class DrainRequest(BaseModel):
     """What ends the drain: only a resume, or the agent's next registration too."""
 
 
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+
+
+class KeySettings(BaseModel):
+    """What can be changed of a client key. A limit that is null is none."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    rights: Annotated[list[Right], Field(min_length=1)] = [Right.INFER]
+    models: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
+    """Patterns of the models that it may use, with * and ?; none: all."""
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    tokens_per_day: Limit | None = None
+    parallel: Limit | None = None
+    """Requests at once."""
+    priority: Literal["interactive", "normal", "batch"] = "normal"
+    expires: AwareDatetime | None = None
+    disabled: bool = False
+    note: Annotated[str, Field(max_length=MAX_NOTE)] = ""
+
+
+class AddKey(KeySettings):
+    """A new client key."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+class ChangeKey(KeySettings):
+    """The fields that are to be changed."""
+
+
+class RotateKey(BaseModel):
+    """The optional body of a rotation."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = DEFAULT_OVERLAP
+    """Seconds for which the old secret stays valid."""
+
+
 class Answer(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
 
@@ -35,6 +78,27 @@ class Error(Answer):
 
     error: str
     """What is wrong, and where."""
+
+
+class KeyDetails(KeySettings):
+    """A client key without its secret."""
+
+    name: str
+    created: AwareDatetime
+    problem: str | None
+    """Why it is not valid: disabled or expired."""
+    running: int
+    """Requests of it that have not ended."""
+
+
+class KeyList(Answer):
+    keys: list[KeyDetails]
+
+
+class NewKey(KeyDetails):
+    """A client key with its secret, which cannot be seen again."""
+
+    secret: str
 
 
 class RegisteredAgent(Answer):
@@ -182,18 +246,35 @@ class Totals(Answer):
     in_flight: Count
 
 
+class Priorities(Answer):
+    """Requests in the queue by class."""
+
+    interactive: Count
+    normal: Count
+    batch: Count
+
+
 class Queue(Answer):
     """The queue: requests that wait for an agent."""
 
     length: Count
     oldest: Seconds | None
     """Seconds that the oldest request has waited."""
+    priorities: Priorities
     models: dict[str, int]
     clients: dict[str, int]
 
 
+class AccessState(Answer):
+    needs_key: bool
+    """Whether calls need a key or the token."""
+    keys: int
+    """Client keys that there are."""
+
+
 class BalancerState(Answer):
     mode: Mode
+    access: AccessState
     uptime: Seconds
     totals: Totals
     waiting: Count

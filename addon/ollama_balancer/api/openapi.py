@@ -51,7 +51,7 @@ def _operation(call: Call, operation: str, *, bare: bool = False) -> dict[str, A
         "operationId": operation,
         "summary": call.text,
         "responses": {str(status): _response(answer, bare=bare) for status, answer in answers_of(call).items()},
-        "security": [{"token": []}] if call.needs_token else [],
+        "security": [{"token": []}] if call.always else [{"token": []}, {}] if call.rights else [],
     }
     if call.query:
         described["parameters"] = [

@@ -1,7 +1,7 @@
 """The paths of the control API, apart from the application, which is slow to import."""
 
-AUTHORIZED = "ollama_balancer.authorized"
-"""The key of the ASGI scope under which the proxy says whether the caller presented the token."""
+CALLER = "ollama_balancer.caller"
+"""The key of the ASGI scope under which the proxy says who calls (`gateway.callers.Caller`)."""
 
 AGENTS = "/api/agents"
 BALANCER = "/api/balancer"
@@ -9,11 +9,12 @@ HEALTH = "/health"
 HISTORY = "/api/history"
 METRICS = "/metrics"
 OPENAPI = "/api/openapi.json"
+KEYS = "/api/keys"
 DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
 
-PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, METRICS, OPENAPI, *DASHBOARD))
+PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, *DASHBOARD))
 
 
 def is_control_path(path: str) -> bool:
     """Whether the control API answers that path (without its query)."""
-    return path in PATHS or path.startswith(f"{AGENTS}/")
+    return path in PATHS or path.startswith((f"{AGENTS}/", f"{KEYS}/"))

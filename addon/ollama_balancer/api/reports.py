@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
@@ -42,13 +43,13 @@ def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float)
     registry.update_metrics(agent.id, metrics)
 
 
-def take_report(registry: AgentRegistry, path: str, body: bytes) -> Agent | None:
-    """Store the report of an authorized caller by the path of the call; returns the agent. None: the application is to
-    report the error.
+def take_report(registry: AgentRegistry, path: str, body: bytes, may_report: Callable[[Agent], bool]) -> Agent | None:
+    """Store the report of a caller that may report, by the path of the call; returns the agent. None: the application
+    is to report the error.
     """
     match = _PATH.fullmatch(path)
     agent = match and registry.get(match[1])
-    if not agent:
+    if not agent or not may_report(agent):
         return None
     try:
         store_report(registry, agent, body, time.time())

@@ -7,23 +7,30 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from agent_reporter.http import CallError, call
 
 from ..api.dashboard import SORTS
+from ..storage import token as tokens
 from ..tables import NONE, in_columns
 from ..text import one_line
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 HEADERS = {"User-Agent": "ollama-balancer-top"}
+
+KEY_ENVIRONMENT = "OLLAMA_BALANCER_KEY"
+
+TEXT = "Shows a balancer's fleet and refreshes it until Ctrl-C."
 
 TIMEOUT = 5.0
 """Seconds that an answer may take."""
@@ -134,16 +141,18 @@ type Request = Callable[[], tuple[int, bytes]]
 """Asks the balancer for the dashboard's data: the status and the body. Raises CallError."""
 
 
-def make_request(url: str, query: Mapping[str, str]) -> Request:
-    """Ask the balancer at that URL. Raises ValueError if it is none."""
+def make_request(url: str, query: Mapping[str, str], key: str = "") -> Request:
+    """Ask the balancer at that URL, presenting the key if there is one. Raises ValueError if it is none."""
     parts = urlsplit(url)
     extras = parts.username is not None or parts.query or parts.fragment
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or extras:
         raise ValueError("it takes http://HOST:PORT")
     whole = f"{url.rstrip('/')}/dashboard/data?{urlencode(query)}"
 
+    headers = HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
+
     def request() -> tuple[int, bytes]:
-        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MAX_BYTES, headers=HEADERS))
+        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MAX_BYTES, headers=headers))
         return answer.status, answer.body
 
     return request
@@ -155,6 +164,8 @@ def fetch(request: Request) -> dict[str, Any]:
         status, body = request()
     except CallError as e:
         raise ValueError(f"it does not answer ({e})") from e
+    if status in (401, 403):
+        raise ValueError(f"it needs a key with the right read: give one with --key-file or ${KEY_ENVIRONMENT}")
     if status != 200:
         raise ValueError(f"it returned status {status}: is it a balancer?")
     try:
@@ -190,35 +201,67 @@ def show(
         write(LEAVE)
 
 
+def add_command(commands: Any) -> None:
+    """Add the subcommand to those of argparse."""
+    parser = commands.add_parser("top", help=TEXT, description=TEXT)
+    _add_arguments(parser)
+    parser.set_defaults(run=lambda options: _run(parser, options))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="ollama-balancer-top", description="Shows a balancer's fleet and refreshes it until Ctrl-C."
-    )
+    parser = argparse.ArgumentParser(prog="ollama-balancer-top", description=TEXT)
+    _add_arguments(parser)
+    _run(parser, parser.parse_args(arguments))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--balancer", metavar="URL", default=DEFAULT_URL, help=f"the balancer ({DEFAULT_URL})")
+    add(
+        "--key-file",
+        metavar="FILE",
+        type=Path,
+        help=f"file with a key that may read, where the balancer needs one (${KEY_ENVIRONMENT}, or else the token in "
+        "mitmproxy's folder)",
+    )
     add("--sort", choices=SORTS, default="name", help="column to sort by (name)")
     add("--filter", metavar="TEXT", default="", help="show only agents with TEXT in their name, state or models")
     add("--page", type=int, default=1, help="page number, 100 agents per page (1)")
     add("--interval", metavar="S", type=float, default=2.0, help="seconds between refreshes (2)")
     add("--once", action="store_true", help="print once and exit; the default if the output is not a terminal")
-    options = parser.parse_args(arguments)
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if not 0.1 <= options.interval <= 3600:
         parser.error("--interval takes a number of seconds from 0.1 to 3600")
     url = options.balancer if "://" in options.balancer else f"http://{options.balancer}"
     query = {"sort": options.sort, "filter": options.filter, "page": str(options.page), "size": "100"}
     try:
-        request = make_request(url, query)
+        request = make_request(url, query, _key(options.key_file))
     except ValueError as e:
         parser.error(f"--balancer: {e}")
+    except OSError as e:
+        parser.error(f"--key-file: {options.key_file} cannot be read ({e.strerror or e})")
     if options.once or not sys.stdout.isatty():
         try:
             data = fetch(request)
         except ValueError as e:
-            sys.exit(f"ollama-balancer-top: {url}: {e}")
+            sys.exit(f"{parser.prog}: {url}: {e}")
         print("\n".join(screen(data, 1000, 1000)))
         return
     with contextlib.suppress(KeyboardInterrupt):
         show(url, request, options.interval, functools.partial(print, end="", flush=True))
+
+
+def _key(file: Path | None) -> str:
+    """The key to present, or the token of a balancer of the same user; empty if there is none."""
+    if file is not None:
+        return file.read_text().strip()
+    given = os.environ.get(KEY_ENVIRONMENT, "") or os.environ.get(tokens.ENVIRONMENT, "")
+    try:
+        return given or (Path("~/.mitmproxy").expanduser() / tokens.FILE_NAME).read_text().strip()
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":

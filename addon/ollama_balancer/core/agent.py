@@ -85,6 +85,8 @@ class Agent:
     """The agent that represents the host that both are: it gets the requests."""
     instance: str | None = None
     """Of the reporter that registered it last."""
+    key: str | None = None
+    """The name of the client key that reports for it; None: any that may."""
     models: dict[str, ModelEntry] | None = None
     """The models it has, by canonical name; None: not known yet."""
     model_names: list[str] = field(default_factory=list)
@@ -220,6 +222,10 @@ class Agent:
     def registered_by(self, instance: str | None) -> None:
         """Its reporter has registered: `instance` tells this run of it from others."""
         self.instance = instance
+
+    def bound_to(self, key: str) -> None:
+        """Who reports for it presents the client key of that name."""
+        self.key = key
 
     def moved(self, address: Address) -> None:
         """It listens elsewhere now."""

@@ -124,11 +124,13 @@ class AgentRegistry:
         """Drop what has expired: see `Fleet.expire`."""
         self.fleet.expire()
 
-    def register(self, name: str, address: Address, source: Source = Source.REGISTERED) -> tuple[Agent, bool]:
+    def register(
+        self, name: str, address: Address, source: Source = Source.REGISTERED, key: str | None = None
+    ) -> tuple[Agent, bool]:
         """Take in an agent, or find the one of that name and give it the new address; and whether it is new.
 
-        A registration ends a drain that was asked for until then. ValueError: the name is not usable, or
-        the fleet is full.
+        `key` is the name of the client key that reports for it from now on. A registration ends a drain that was asked
+        for until then. ValueError: the name is not usable, or the fleet is full.
         """
         self.check([name])
         agent = self._names.get(name)
@@ -144,6 +146,7 @@ class AgentRegistry:
             if agent.draining_until_registration:
                 self._resume(agent)
                 self.fleet.settle_aliases(agent)
+            self._bind(agent, key)
             return agent, False
         agent = Agent(name, address, source, self._next_number)
         self._next_number += 1
@@ -153,7 +156,13 @@ class AgentRegistry:
         self.limiter.fix_slots(agent)
         agent.contact_unknown(reachable=not self._must_reach)
         self._addresses[address] += 1
+        self._bind(agent, key)
         return agent, True
+
+    def _bind(self, agent: Agent, key: str | None) -> None:
+        if key is not None and key != agent.key:
+            agent.bound_to(key)
+            self.revision += 1
 
     def check(self, names: Collection[str], leaving: Collection[Agent] = ()) -> None:
         """Whether agents of these names could be registered together, once those that leave are gone. ValueError says

@@ -7,8 +7,10 @@ from .demand import Demand
 from .health import Phase
 from .leases import Lease
 from .policies.adaptive import Choice
-from .queue import FairnessKey, QueueKey, RequestQueue, Ticket
+from .priority import Priority
+from .queue import RequestQueue
 from .registry import AgentRegistry
+from .tickets import FairnessKey, QueueKey, Ticket
 
 HEADS = 8
 """Tickets of a queue key that are considered for a free slot.
@@ -68,10 +70,11 @@ class Scheduler:
         notify: Callable[[Lease | None], None],
         demand: Demand | None = None,
         fairness_key: FairnessKey | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Ticket:
-        """Queue a request. QueueFullError: the queue has reached its size."""
+        """Queue a request. QueueFullError: the queue has reached its size, and nobody of a lower class waits."""
         affinity = self.registry.learner.prefix_cache.find(demand.prefixes)[0] if demand is not None else None
-        return self.queue.join(key, client, notify, demand, affinity, fairness_key)
+        return self.queue.join(key, client, notify, demand, affinity, fairness_key, priority)
 
     def is_hopeless(self, key: QueueKey) -> bool:
         """Whether no agent is left for the key: all that could serve it are offline or draining."""
@@ -104,12 +107,17 @@ class Scheduler:
                     ticket.notify(None)
 
     def _serve(self, keys: Iterable[QueueKey], agent: Agent | None = None) -> None:
-        """Assign tickets for as long as agents have free slots; keys come in the order given."""
-        for key in keys:
-            if agent is not None and (agent in key.tried or (key.agent is not None and key.agent is not agent)):
-                continue
-            while self._serve_one(key):
-                pass
+        """Assign tickets for as long as agents have free slots; keys come in the order given.
+
+        While several classes wait, the order is determined anew after each ticket, as the next one of the same key may
+        be of a lower class than another key's.
+        """
+        waiting = [key for key in keys if agent is None or (agent not in key.tried and key.agent in (None, agent))]
+        while waiting:
+            if not self._serve_one(waiting[0]):
+                del waiting[0]
+            elif len(waiting) > 1 and self.queue.is_mixed:
+                waiting = self.queue.in_order(waiting)
 
     def _serve_one(self, key: QueueKey) -> bool:
         """Assign one of the key's next tickets, if an agent suits it; whether to try again."""
@@ -133,7 +141,8 @@ class Scheduler:
                 continue  # a free agent that does not suit this ticket may suit the next one
             if choice.options and self._has_to_load(found, key.model):
                 # The newest client is the likeliest to wait for the load, which is aborted if its request is.
-                ticket = self.queue.last(key)
+                newest = self.queue.last(key, ticket.priority)
+                ticket = newest if self.queue.may_go_early(newest) else ticket
             elif choice.options and key.agent is None:
                 ticket, choice = self._prefer_affinity(ticket, choice, ahead)
             if not ticket.waiting or not self._may_get(found, key.model):
@@ -167,11 +176,10 @@ class Scheduler:
         """
         agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
-        while first.overtaken < MAX_OVERTAKEN and (other := queue.oldest_with_affinity(key, agent)) not in (
-            None,
-            first,
-        ):
-            assert other is not None
+        while first.overtaken < MAX_OVERTAKEN:
+            other = queue.oldest_with_affinity(key, agent, first.priority)
+            if other is None or other is first or not queue.may_go_early(other):
+                break
             affinity, _ = self.registry.learner.prefix_cache.find(other.demand.prefixes)
             if affinity is not agent:
                 queue.drop_affinity(other)

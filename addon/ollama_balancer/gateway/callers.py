@@ -10,12 +10,15 @@ import functools
 import hashlib
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..core.queue import FairnessKey
+from ..core.access import Key
+from ..core.priority import Priority
+from ..core.tickets import FairnessKey
 from ..storage.token import Token
-from .masking import mask_target
+from .masking import is_ours, mask_target
 from .messages import Fields
 
 type Target = tuple[bytes, bytes]
@@ -27,6 +30,7 @@ _SECRET = re.compile(
 )
 _NOT_FOR_AGENTS = re.compile(rb"cookie|proxy-", re.IGNORECASE)
 _KEYS = (b"authorization", b"x-api-key")
+"""Headers in which a caller presents a key."""
 
 
 NETWORK_BITS = 64
@@ -77,18 +81,25 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Caller:
-    """The client. `name` is a keyed hash of its API key, or else its address."""
+    """The client. `name` is its key's, else a keyed hash of another API key, else its address."""
 
     client_id: str
     name: str = UNKNOWN
+    address: str = UNKNOWN
     fairness_key: FairnessKey | None = None
     """Its share of the queue."""
     authorized: bool = False
     """Whether it presented the balancer's token."""
+    key: Key | None = None
+    """The key of the balancer that it presented, valid or not."""
+    presented: bool = False
+    """Whether it presented a token or key, whosever."""
     credentials: Fields = field(default=(), repr=False)
     """Headers to forward to the agent that were removed from the flow."""
     target: Target | None = field(default=None, repr=False)
     """The masked target of the flow, and the original that is sent to the agent."""
+    priority: Priority = Priority.NORMAL
+    """The highest that its requests may have in the queue."""
 
     @property
     def has_wrong_token(self) -> bool:
@@ -107,46 +118,76 @@ class CallerReading(NamedTuple):
 
 
 def read_caller(
-    fields: Fields, target: bytes, token: Token, salt: bytes, *, client_id: str, address: str | None
+    fields: Fields,
+    target: bytes,
+    token: Token,
+    salt: bytes,
+    *,
+    client_id: str,
+    address: str | None,
+    find_key: Callable[[bytes], Key | None] = lambda secret: None,
 ) -> CallerReading:
-    """Identify the caller and separate its credentials from what may be shown."""
-    client_name = address or UNKNOWN
+    """Identify the caller and separate its credentials from what may be shown. `find_key` finds the key of a secret."""
+    address = address or UNKNOWN
     masked = None
-    if b"?" in target or token.is_in(target):
+    if b"?" in target or is_ours(target, token):
         target, forwarded = mask_target(target, token)
         masked = (target, forwarded) if forwarded is not None else None
     names = b"\n".join([name for name, _ in fields])
-    has_token = token.is_in(names) or token.is_in(b"\n".join([value for _, value in fields]))
-    if not has_token and not (_has_secret_names(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)):
-        return CallerReading(
-            Caller(client_id, client_name, fairness_key_of(client_name, ""), target=masked), fields, target
-        )
-    kept, secret, authorized = [], [], False
+    named_ours, has_ours = is_ours(names, token), is_ours(b"\n".join([value for _, value in fields]), token)
+    if not (named_ours or has_ours) and not (
+        _has_secret_names(names) if len(names) <= LONGEST_KNOWN else _SECRET.search(names)
+    ):
+        caller = Caller(client_id, address, address, fairness_key_of(address, ""), target=masked)
+        return CallerReading(caller, fields, target)
+    kept, secret, presented, authorized = [], [], [], False
     for name, value in fields:
-        if has_token and (token.is_in(name) or token.is_in(value)):
-            parts = value[:LONGEST_TOKEN_FIELD].decode("utf-8", "surrogateescape").split()
+        is_secret = _SECRET.search(name) is not None
+        scheme, credentials = _credentials(value) if is_secret else (b"", [])
+        if is_secret and name.lower() in _KEYS:
+            presented += credentials[-1:]
+        if (named_ours and is_ours(name, token)) or (has_ours and is_ours(value, token)):
             authorized |= (
-                name.lower() == b"authorization"
-                and len(parts) == 2
-                and parts[0].lower() == "bearer"
-                and token.matches(parts[1])
+                (name.lower(), scheme) == (b"authorization", b"bearer")
+                and len(credentials) == 1
+                and token.matches(credentials[0].decode("utf-8", "surrogateescape"))
             )
-        elif not _SECRET.search(name):
+        elif not is_secret:
             kept.append((name, value))
-        elif not (_NOT_FOR_AGENTS.search(name) or _is_basic_with(token, value)):
+        elif not _NOT_FOR_AGENTS.search(name) and not (scheme == b"basic" and is_ours(b":".join(credentials), token)):
             secret.append((name, value))
-    keys = [value for known in _KEYS for name, value in secret if name.lower() == known]
-    key = f"key {hashlib.blake2b(keys[0], key=salt, digest_size=6).hexdigest()}" if keys else ""
-    caller = Caller(client_id, key or client_name, fairness_key_of(client_name, key), authorized, tuple(secret), masked)
+    key = next((found for each in presented if (found := find_key(each)) is not None), None)
+    foreign = [value for known in _KEYS for name, value in secret if name.lower() == known]
+    if key is not None:
+        shown, fairness_key = key.name, (f"key {key.name}", address)
+    else:
+        digest = hashlib.blake2b(foreign[0], key=salt, digest_size=6).hexdigest() if foreign else ""
+        shown = f"key {digest}" if digest else address
+        fairness_key = fairness_key_of(address, shown if digest else "")
+    caller = Caller(
+        client_id,
+        shown,
+        address,
+        fairness_key,
+        authorized,
+        key,
+        bool(presented),
+        tuple(secret),
+        masked,
+        Priority.NORMAL if key is None else key.priority,
+    )
     return CallerReading(caller, tuple(kept), target)
 
 
-def _is_basic_with(token: Token, value: bytes) -> bool:
-    """Whether a Basic credential contains the token as user name or password."""
-    scheme, _, coded = value[:LONGEST_TOKEN_FIELD].partition(b" ")
+def _credentials(value: bytes) -> tuple[bytes, list[bytes]]:
+    """The scheme in lower case and the token, or name and password, of a value; without a scheme, all of it."""
+    scheme, _, rest = value[:LONGEST_TOKEN_FIELD].strip().partition(b" ")
+    rest = rest.strip()
+    if not rest:
+        return b"", [scheme] if scheme else []
     if scheme.lower() != b"basic":
-        return False
+        return scheme.lower(), [] if b" " in rest else [rest]
     try:
-        return token.is_in(base64.b64decode(coded.strip() + b"=="))
+        return b"basic", base64.b64decode(rest + b"==").split(b":", 1)
     except ValueError:
-        return False
+        return b"basic", []

@@ -17,7 +17,9 @@ from ..core.agent_records import Outcome
 from ..core.decision import ScoredCandidate
 from ..core.demand import Demand
 from ..core.leases import Lease
-from ..core.queue import FairnessKey, Ticket
+from ..core.priority import Priority
+from ..core.rate_limits import Use
+from ..core.tickets import FairnessKey, Ticket
 from ..ollama.errors import Blame
 from ..ollama.routes import Dialect, Route
 from ..text import one_line
@@ -50,6 +52,9 @@ class RequestContext:
     model_name: str | None = None
     """The canonical name."""
     pin: str | None = None
+    priority: Priority = Priority.NORMAL
+    wrong_priority: str | None = None
+    """What is wrong with the priority that the request asks for."""
     mode: str = ""
     why: str = ""
     lease: Lease | None = None
@@ -115,6 +120,8 @@ class RequestContext:
     """Why the current attempt is to be aborted."""
     resendable: bool = True
     """Whether the request may be resent when it is uncertain whether it arrived."""
+    use: Use | None = None
+    """Its share of its key's limits."""
     reservation: Reservation | None = None
     """Memory reserved for the stored answer."""
     grace_until: float = 0.0
@@ -258,6 +265,7 @@ class RequestContext:
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,
             "pinned": self.pin is not None,
+            "priority": self.priority.label,
             "attempts": self.attempts,
             "waited_ms": round(self.waited * 1000, 3),
             "failures": [{"agent": failure.agent, "reason": failure.reason} for failure in self.failures],

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.agent import Agent
-from ..core.queue import QueueKey
+from ..core.tickets import QueueKey
 from ..ollama.errors import error_body
 from ..ollama.management import NONE_UNAVAILABLE, Unavailable
 from ..ollama.routes import Dialect

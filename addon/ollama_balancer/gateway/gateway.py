@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING
 from ..core.agent import Agent
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
-from ..core.queue import QueueKey
+from ..core.priority import Priority
 from ..core.registry import AgentRegistry
 from ..core.stats import RequestMetrics
+from ..core.tickets import QueueKey
 from ..ollama.errors import Blame
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
+from .access import Access
 from .adapter import Adapter, Prober
 from .attempts import outcome_of
 from .body_reader import Reading, RefusedBodyError, read_large
 from .callers import Caller
 from .context import RequestContext
 from .decisions import Answer, Broadcast, Forward, Wait, error
-from .headers import refusal_for_client
+from .headers import PRIORITY_HEADER, refusal_for_client
 from .load_checks import LoadedModelChecks
 from .messages import ClientRequest, Response
 from .refusals import answer_to, most_useful
@@ -52,11 +54,18 @@ has left.
 class Gateway:
     """`ending` returns whether the balancer is shutting down."""
 
-    def __init__(self, registry: AgentRegistry, adapter: Adapter, ending: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        registry: AgentRegistry,
+        adapter: Adapter,
+        ending: Callable[[], bool] = lambda: False,
+        access: Access | None = None,
+    ) -> None:
         self.registry = registry
         self.adapter = adapter
         self.ending = ending
-        self.router = Router(registry)
+        self.access = access or Access(registry.clock)
+        self.router = Router(registry, self.access)
         self.retries = Retries(registry, self.router, lambda: self.prober)
         self.live: set[RequestContext] = set()
         """Routed requests that have not ended."""
@@ -86,17 +95,27 @@ class Gateway:
             caller, dialect_of(path), self.registry.clock, path=path, handle=handle, on_end=self._ended
         )
 
-    def begin(self, context: RequestContext, pin: str | None) -> None:
-        """Start to account for a request that is to be routed. `pin` is the agent that it names."""
+    def begin(self, context: RequestContext, pin: str | None, priority: str | None = None) -> None:
+        """Start to account for a request that is to be routed.
+
+        `pin` is the agent that it names; `priority` the class that it asks for, which may lower the caller's.
+        """
         if not context.is_routed:
             context.is_routed = True
             context.started = self.registry.clock()
             context.pin = pin
+            context.priority = context.caller.priority
+            if priority is not None:
+                try:
+                    context.priority = max(context.priority, Priority.parse(priority))
+                except ValueError as e:
+                    context.wrong_priority = str(e)
             if context.outcome is None:
                 self.live.add(context)
 
     def _ended(self, context: RequestContext) -> None:
         if context.is_routed:
+            self.access.settle(context)
             self.live.discard(context)
             self.on_end(context)
 
@@ -150,6 +169,8 @@ class Gateway:
             return self.retries.failed(context)
         if self.ending():
             return error(context.dialect, 503, "the balancer is shutting down and accepts no new requests")
+        if context.wrong_priority is not None:
+            return error(context.dialect, 400, f"{PRIORITY_HEADER}: {context.wrong_priority}")
         return self.router.begin(context, request, reading)
 
     def _carry_out(
@@ -208,7 +229,7 @@ class Gateway:
             raise
         if context.outcome is not None:
             return None
-        return granted[0] if granted else self.router.candidates_gone(context)
+        return granted[0] if granted else self.router.left_queue(context)
 
     def _fan_out(self, decision: Broadcast, context: RequestContext) -> FanOut:
         from .fanout import FanOut

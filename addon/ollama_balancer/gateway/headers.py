@@ -10,6 +10,7 @@ from .messages import Fields, Response, header
 
 AGENT_HEADER = "X-Balancer-Agent"
 ATTEMPTS_HEADER = "X-Balancer-Attempts"
+PRIORITY_HEADER = "X-Balancer-Priority"
 
 HOP_BY_HOP = frozenset(
     (
@@ -60,7 +61,7 @@ def _encoded(names: Iterable[str]) -> frozenset[bytes]:
     return frozenset(name.lower().encode() for name in names)
 
 
-_NOT_FOR_AGENTS = _encoded(HOP_BY_HOP | {"origin", AGENT_HEADER})
+_NOT_FOR_AGENTS = _encoded(HOP_BY_HOP | {"origin", AGENT_HEADER, PRIORITY_HEADER})
 _NOT_FOR_AGENTS_WITH_BODY = _NOT_FOR_AGENTS | _encoded(_FRAMING)
 _NOT_FROM_AGENTS = _encoded(NOT_FOR_CLIENTS | {AGENT_HEADER, ATTEMPTS_HEADER})
 _COUNT, _COUNT_AND_NAME = _encoded((ATTEMPTS_HEADER,)), _encoded((AGENT_HEADER, ATTEMPTS_HEADER))

@@ -3,6 +3,7 @@
 import re
 from urllib.parse import unquote_to_bytes
 
+from ..core.access import SECRET
 from ..storage.token import Token
 
 MASK = b"***"
@@ -15,13 +16,18 @@ _SECRET = re.compile(
 _PARAMETER = re.compile(rb"([?&;])([^=&;]*)=([^&;]*)")
 
 
+def is_ours(data: bytes, token: Token) -> bool:
+    """Whether the token is anywhere in there, or what looks like a key."""
+    return token.is_in(data) or (b"ob_" in data and SECRET.search(data) is not None)
+
+
 def mask_target(target: bytes, token: Token) -> tuple[bytes, bytes | None]:
     """The target as shown, and as sent to the agent; None: the same.
 
-    Neither contains the token of the balancer.
+    Neither contains the token or a key of the balancer.
     """
     forwarded = target
-    if token.is_in(target) or (b"%" in target and token.is_in(unquote_to_bytes(target))):
+    if is_ours(target, token) or (b"%" in target and is_ours(unquote_to_bytes(target), token)):
         forwarded = _without(target, token)
     if b"?" not in forwarded:
         return forwarded, None
@@ -39,7 +45,7 @@ def _masked(found: re.Match[bytes]) -> bytes:
 def _without(target: bytes, token: Token) -> bytes:
     """Mask each part of the target that contains the token."""
     parts = re.split(rb"([/?&;=#])", target)
-    masked = [MASK if token.is_in(part) or token.is_in(unquote_to_bytes(part)) else part for part in parts]
+    masked = [MASK if is_ours(part, token) or is_ours(unquote_to_bytes(part), token) else part for part in parts]
     result = b"".join(masked)
     # A token may have a separator in it.
-    return b"/" + MASK if token.is_in(result) or token.is_in(unquote_to_bytes(result)) else result
+    return b"/" + MASK if is_ours(result, token) or is_ours(unquote_to_bytes(result), token) else result

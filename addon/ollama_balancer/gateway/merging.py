@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from .running_models import MAX_AGENTS_SHOWN, RunningModels
 
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
+
+type MayUse = Callable[[str], bool]
 
 ROOT = b"Ollama is running"
 
@@ -41,20 +44,29 @@ class MergedFleet:
         self._loaded = RunningModels()
         self._version: bytes | None = None
 
-    def tags(self) -> bytes:
-        """GET /api/tags: one entry a model, the newest where agents differ; `balancer` then says who has what."""
-        self._merge_models()
-        return self._tags
+    def tags(self, may_use: MayUse | None = None) -> bytes:
+        """GET /api/tags: one entry a model, the newest where agents differ; `balancer` then says who has what.
 
-    def openai_models(self) -> bytes:
+        `may_use` leaves models out, given by their canonical names.
+        """
+        self._merge_models()
+        if may_use is None:
+            return self._tags
+        return _models([entry[2] for entry in self._sorted(may_use)])
+
+    def openai_models(self, may_use: MayUse | None = None) -> bytes:
         """GET /v1/models."""
         self._merge_models()
-        return self._openai
+        if may_use is None:
+            return self._openai
+        return _openai_list([(entry.name, modified) for modified, entry, _ in self._sorted(may_use)])
 
-    def running(self) -> bytes:
+    def running(self, may_use: MayUse | None = None) -> bytes:
         """GET /api/ps: an entry a loaded model. `agent` names who has it, `balancer.agents` what each says."""
         self._merge_states()
-        return self._running
+        if may_use is None:
+            return self._running
+        return _models([entry for name, entry in self._loaded.entries() if may_use(name)])
 
     def version(self) -> bytes | None:
         """GET /api/version: the lowest in the fleet, so that clients use what all agents can; None: none is known."""
@@ -76,10 +88,14 @@ class MergedFleet:
             else:
                 self._merged[model] = merged
         changed.clear()
-        # As the server: the newest first, in whole seconds, then by name.
-        entries = sorted(self._merged.values(), key=lambda merged: (-int(merged[0].timestamp()), merged[1].name))
+        entries = self._sorted(lambda name: True)
         self._tags = _models([entry[2] for entry in entries])
         self._openai = _openai_list([(entry.name, modified) for modified, entry, _ in entries])
+
+    def _sorted(self, may_use: MayUse) -> list[tuple[datetime, ModelEntry, bytes]]:
+        """As the server: the newest first, in whole seconds, then by name."""
+        entries = [merged for name, merged in self._merged.items() if may_use(name)]
+        return sorted(entries, key=lambda merged: (-int(merged[0].timestamp()), merged[1].name))
 
     def _merge_states(self) -> None:
         registry = self._registry
@@ -88,7 +104,8 @@ class MergedFleet:
             return
         self._generation = registry.fleet.generation
         agents = [agent for agent in registry if agent.online and agent.alias_of is None]
-        self._running = _models(self._loaded.update(agents))
+        self._loaded.update(agents)
+        self._running = _models([entry for _, entry in self._loaded.entries()])
         versions = {agent.version for agent in agents if agent.version is not None}
         self._version = json.dumps({"version": min(versions, key=_version_key)}).encode() if versions else None
 

@@ -73,6 +73,8 @@ class ClientNetworks:
 
     def __init__(self, clock: Callable[[], float], own: Callable[[], Iterable[Network]] = own_networks) -> None:
         self.allowed: tuple[Network, ...] = ()
+        self.any_allowed = False
+        """Whether any client may connect, as calls need a key."""
         self._clock = clock
         self._read_own = own
         self._own: tuple[Network, ...] = ()
@@ -86,7 +88,7 @@ class ClientNetworks:
         plain = plain_address(address)
         if plain is None:
             return False
-        if not plain.is_global or any(plain in network for network in self.allowed):
+        if self.any_allowed or not plain.is_global or any(plain in network for network in self.allowed):
             return True
         if any(plain in network for network in self._own_networks()):
             return True
@@ -122,3 +124,25 @@ class ClientNetworks:
             address,
             address,
         )
+
+
+MAX_FORWARDED = 64
+"""Entries of X-Forwarded-For that are read, from its end."""
+
+
+def forwarded_address(peer: str, forwarded_for: str | None, trusted: Iterable[Network]) -> str:
+    """The client's address. `peer` is who has connected; of X-Forwarded-For, only what trusted proxies have added, at
+    its end, counts.
+    """
+    trusted = tuple(trusted)
+    if not trusted or not forwarded_for:
+        return peer
+    client = peer
+    for entry in reversed(["", *forwarded_for.rsplit(",", MAX_FORWARDED)]):
+        address = plain_address(client)
+        if address is None or not any(address in network for network in trusted):
+            break
+        if plain_address(entry.strip()) is None:
+            break
+        client = entry.strip()
+    return client

@@ -8,9 +8,11 @@ from ..core.agent import Agent, Status
 from ..core.agent_records import Outcome
 from ..core.leases import Lease
 from ..core.policies.adaptive import in_words
-from ..core.queue import QueueFullError, QueueKey, RequestQueue
+from ..core.priority import Priority
+from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
+from ..core.tickets import QueueKey
 from ..ollama.errors import Blame, model_not_found
 from ..ollama.json_scanning import is_json
 from ..ollama.management import NONE_UNAVAILABLE, Reply, Unavailable
@@ -19,6 +21,7 @@ from ..ollama.requests import needed_model
 from ..ollama.routes import Dialect, Kind, Route
 from ..ollama.suggestions import did_you_mean
 from ..text import one_line
+from .access import Access
 from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
 from .body_reader import Reading, RefusedBodyError
@@ -51,8 +54,9 @@ NO_AGENTS = (
 class Router:
     """`retries` is the number of further agents to try if one fails before the first byte."""
 
-    def __init__(self, registry: AgentRegistry, retries: int = 2) -> None:
+    def __init__(self, registry: AgentRegistry, access: Access | None = None, retries: int = 2) -> None:
         self.registry = registry
+        self.access = access or Access(registry.clock)
         self.retries = retries
         self.queue = RequestQueue(registry.clock)
         self.scheduler = Scheduler(registry, self.queue)
@@ -71,6 +75,9 @@ class Router:
         if isinstance(admitted, Answer):
             return admitted
         route, parsed, content = admitted
+        refused = self.access.admit(context, parsed, content or request.body)
+        if refused is not None:
+            return refused
         if context.pin is not None:
             return self._pinned(context, route, context.pin)
         match route.kind:
@@ -139,7 +146,7 @@ class Router:
         context.on_leave_queue = self.queue.leave
         try:
             context.ticket = self.scheduler.join(
-                queue_key, context.client, notify, context.demand, context.fairness_key
+                queue_key, context.client, notify, context.demand, context.fairness_key, context.priority
             )
         except QueueFullError:
             context.leave_queue()
@@ -153,14 +160,22 @@ class Router:
         context.ticket = None
         context.leave_queue()
         context.scored_candidates = lease.options
-        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in the queue"
+        as_class = "" if context.priority is Priority.NORMAL else f" as {context.priority.label}"
+        context.why = f"{self._why(context, lease.agent)}, after {context.waited:.1f} s in the queue{as_class}"
         self._take(context, lease)
         return Forward(lease.agent)
 
-    def candidates_gone(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
-        """All agents that the request waited for are gone: decide again."""
+    def left_queue(self, context: RequestContext) -> Forward | Broadcast | Wait | Answer:
+        """The request has left the queue without a slot: it was shed, or all agents that it waited for are gone."""
+        shed = context.ticket is not None and context.ticket.shed
         context.ticket = None
         context.leave_queue()
+        if shed:
+            return self._too_busy(
+                context,
+                f"the queue is full (balancer_queue_size), so that this {context.priority.label} request had to make "
+                "room for one of a higher priority",
+            )
         if context.failures:
             return self.attempts_failed(context)
         if context.pin is not None:
@@ -196,6 +211,10 @@ class Router:
         demand = context.demand
         if demand is None:
             return self._choose_without_slot(context)
+        if len(self.queue):
+            queue_key = QueueKey(demand.model, tried=frozenset(tried))
+            if self.queue.is_behind(queue_key, context.priority):
+                return Wait(queue_key)  # those of a higher class may soon want the agents that are free
         choice = self.scheduler.find(demand, tried)
         context.scored_candidates = choice.options
         if choice.agent is None:
@@ -328,7 +347,9 @@ class Router:
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:
-        merged = self.merged
+        merged, key = self.merged, context.caller.key
+        restricted = key is not None and key.models and not context.caller.authorized and self.access.needs_key
+        may_use = key.may_use if key is not None and restricted else None
         if not self.registry.any_online:
             return self._none_online(route.dialect)
         match route.path:
@@ -340,8 +361,8 @@ class Router:
                     return self._choose_without_slot(context) or self._none_online(route.dialect)
                 return Answer(200, version)
             case "/api/tags":
-                return Answer(200, merged.tags())
+                return Answer(200, merged.tags(may_use))
             case "/api/ps":
-                return Answer(200, merged.running())
+                return Answer(200, merged.running(may_use))
             case _:
-                return Answer(200, merged.openai_models(), content_type="application/json")
+                return Answer(200, merged.openai_models(may_use), content_type="application/json")

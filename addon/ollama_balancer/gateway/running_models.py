@@ -46,8 +46,8 @@ class RunningModels:
         self._holders: dict[_Key, dict[Agent, _LoadedEntry]] = {}
         self._merged: dict[_Key, tuple[datetime, bytes]] = {}
 
-    def update(self, agents: Iterable[Agent]) -> list[bytes]:
-        """The entries as JSON, those that stay in memory longest first, as the server. `agents` are the online ones."""
+    def update(self, agents: Iterable[Agent]) -> None:
+        """Take over what is loaded now. `agents` are the online ones."""
         changed: set[_Key] = set()
         loaded = {agent: agent.loaded for agent in agents if agent.loaded}
         for agent in self._known.keys() - loaded.keys():
@@ -65,8 +65,11 @@ class RunningModels:
                 self._merged[key] = _merge(self._holders[key])
             else:
                 self._merged.pop(key, None)
-        by_name = [self._merged[key] for key in sorted(self._merged)]
-        return [json for _, json in sorted(by_name, key=lambda merged: merged[0], reverse=True)]
+
+    def entries(self) -> list[tuple[str, bytes]]:
+        """Canonical name and JSON of each entry, those that stay in memory longest first, as the server."""
+        by_expiry = sorted(sorted(self._merged), key=lambda key: self._merged[key][0], reverse=True)
+        return [(key[0], self._merged[key][1]) for key in by_expiry]
 
     def _drop(self, agent: Agent, changed: set[_Key]) -> None:
         for entry in self._known.get(agent, ()):

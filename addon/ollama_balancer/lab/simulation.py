@@ -16,9 +16,10 @@ from ..core.agent_records import Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.observations import AnswerObservation
-from ..core.queue import QueueFullError, QueueKey, RequestQueue, Ticket
+from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
+from ..core.tickets import QueueKey, Ticket
 from ..ollama.names import canonical_name
 from .engine import Engine, Event
 from .hosts import Host, Job, Runner

@@ -10,6 +10,7 @@ from .configuration import Configuration
 from .connections import Connections
 from .control_api import ControlApi
 from .inspection.commands import Commands
+from .key_file import KeyFile
 from .lifecycle import Lifecycle
 from .requests import Requests
 from .startup import Startup
@@ -26,10 +27,11 @@ class BalancerAddon:
         self.answers = Answers(balancer)
         self.connections = Connections(balancer, self.answers)
         self.answers.on_end = self.connections.limits.ended
-        self.configuration = Configuration(balancer, self.connections, announcement)
+        keys = KeyFile(balancer, self.connections)
+        self.configuration = Configuration(balancer, self.connections, announcement, keys)
         self.lifecycle = Lifecycle(balancer, startup, self.configuration, self.connections, announcement)
         self.requests = Requests(balancer, self.connections, startup)
-        self.control_api = ControlApi(balancer, self.requests, startup)
+        self.control_api = ControlApi(balancer, self.requests, startup, keys)
         self.commands = Commands(balancer.registry, balancer.gateway.router.queue)
         self.addons = [
             self.lifecycle,

@@ -84,7 +84,10 @@ class Answers:
         context.stop_timer()
         agents = context.agents
         own = not agents or context.outcome is not None
-        response.headers.fields = for_client(response.headers.fields, context.attempts, names_of(agents), own=own)
+        response.headers.fields = (
+            *for_client(response.headers.fields, context.attempts, names_of(agents), own=own),
+            *self.balancer.access.limit_headers(context.caller),
+        )
         if own:
             return  # the balancer's own answer
         context.note_activity()

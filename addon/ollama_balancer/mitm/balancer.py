@@ -12,6 +12,7 @@ from mitmproxy import ctx, http
 
 from ..core.agent import Agent
 from ..core.registry import AgentRegistry
+from ..gateway.access import Access
 from ..gateway.accounting import Accounting
 from ..gateway.clock import SteadyClock
 from ..gateway.context import RequestContext
@@ -61,7 +62,10 @@ class Balancer:
         self.registry = AgentRegistry(self.clock, must_reach=True, canonical_name=canonical_name)
         self.registry.fleet.on_unproven = self.probe_now
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
-        self.gateway = Gateway(self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending)
+        self.access = Access(self.clock)
+        self.gateway = Gateway(
+            self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending, self.access
+        )
         self.gateway.router.is_observed = self.is_observed
         self.accounting = Accounting(self.registry, self.gateway.request_metrics)
         self.gateway.on_end = self.accounting.ended

@@ -3,18 +3,21 @@
 import asyncio
 import logging
 from collections.abc import Callable, Container
+from pathlib import Path
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
+from ..gateway.access import AccessMode
 from ..gateway.timeouts import Timeouts
 from ..storage import token as tokens
 from . import options
 from .announcement import Announcement
 from .balancer import Balancer
 from .connections import Connections
+from .key_file import KeyFile
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,9 @@ logger = logging.getLogger(__name__)
 class Configuration:
     name = "ollama-balancer-configuration"
 
-    def __init__(self, balancer: Balancer, connections: Connections, announcement: Announcement) -> None:
+    def __init__(self, balancer: Balancer, connections: Connections, announcement: Announcement, keys: KeyFile) -> None:
         self.balancer = balancer
+        self.keys = keys
         self.connections = connections
         self.announcement = announcement
         self.static: dict[str, Address] = {}
@@ -52,6 +56,7 @@ class Configuration:
             logger.error("%s", e)
             return
         balancer.settings = settings
+        self.keys.open(Path(ctx.options.confdir).expanduser())
         self._apply(settings)
         self._soon(self._set_static_agents)
         if balancer.running:
@@ -70,7 +75,9 @@ class Configuration:
         gateway.router.queue.size = settings.queue_size
         if balancer.hooks is not None:
             balancer.hooks.on = settings.lean
+        balancer.access.mode = AccessMode(settings.access)
         balancer.networks.allowed = settings.allow_from
+        balancer.networks.any_allowed = balancer.access.needs_key
         self.connections.recheck_clients()
         balancer.budget.limit = settings.memory
         balancer.flows.keep = settings.keep_flows

@@ -10,10 +10,13 @@ from mitmproxy import http
 
 from ..api.health import health
 from ..api.paths import HEALTH, is_control_path
+from ..gateway.access import REPORT, acts_for
+from ..gateway.callers import Caller
 from ..gateway.messages import json_response
 from .balancer import Balancer
-from .flows import error_of, path_of, to_mitmproxy
-from .requests import Requests, is_authorized
+from .flows import context_of, error_of, path_of, to_mitmproxy
+from .key_file import KeyFile
+from .requests import Requests
 from .serving import serve
 from .startup import Startup
 
@@ -27,8 +30,9 @@ MAX_CONTROL_PATH = 4 * 1024
 class ControlApi:
     name = "ollama-balancer-control-api"
 
-    def __init__(self, balancer: Balancer, requests: Requests, startup: Startup) -> None:
+    def __init__(self, balancer: Balancer, requests: Requests, startup: Startup, keys: KeyFile) -> None:
         self.balancer = balancer
+        self.keys = keys
         self.requests = requests
         self.startup = startup
         self._started = balancer.clock()
@@ -50,6 +54,8 @@ class ControlApi:
                 balancer.probe_now,
                 lambda: balancer.stopper.ending,
                 lambda: balancer.gateway.in_flight,
+                access=balancer.access,
+                keys=self.keys,
             )
         return self._app
 
@@ -69,7 +75,8 @@ class ControlApi:
             flow.response = error_of(flow, 414, f"paths of the control API have at most {MAX_CONTROL_PATH} bytes")
             return
         self.balancer.accounting.count()
-        authorized = is_authorized(flow)
+        context = context_of(flow)
+        caller = Caller(flow.client_conn.id) if context is None else context.caller
         if path == HEALTH and flow.request.method == "GET":
             status, health_data = health(self.balancer.registry, ending=self.balancer.stopper.ending)
             body = json.dumps(health_data, separators=(",", ":")).encode()
@@ -79,13 +86,16 @@ class ControlApi:
         from ..api.reports import take_report
         from ..gateway.reachability import reachability_headers
 
-        reports = authorized and flow.request.method == "POST"
-        agent = take_report(self.balancer.registry, path, flow.request.raw_content or b"") if reports else None
+        reports = flow.request.method == "POST" and self.balancer.access.refusal(caller, REPORT, always=True) is None
+        body = flow.request.raw_content or b""
+        agent = (
+            take_report(self.balancer.registry, path, body, lambda agent: acts_for(caller, agent)) if reports else None
+        )
         if agent is not None:
             now = time.time()
             headers = http.Headers([(k.encode(), v.encode()) for k, v in reachability_headers(agent).items()])
             flow.response = http.Response(b"HTTP/1.1", 204, b"No Content", headers, b"", None, now, now)
         else:
-            await serve(self._application().app, flow, authorized=authorized)
+            await serve(self._application().app, flow, caller)
             if flow.response is not None and flow.response.status_code == 401:
                 flow.response = self.requests.throttled(flow, flow.response)

@@ -5,9 +5,11 @@ import time
 
 from mitmproxy import http
 
+from ..gateway.access import Access
 from ..gateway.callers import Caller, read_caller
 from ..gateway.context import RequestContext
-from ..gateway.messages import Response, json_response
+from ..gateway.messages import Response, header, json_response
+from ..gateway.networks import Network, forwarded_address
 from ..ollama.errors import error_body
 from ..ollama.routes import dialect_of
 from ..storage.token import Token
@@ -39,9 +41,14 @@ def flow_of(context: RequestContext) -> http.HTTPFlow | None:
     return flow if isinstance(flow, http.HTTPFlow) else None
 
 
-def extract_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
+def extract_caller(
+    flow: http.HTTPFlow, token: Token, salt: bytes, access: Access | None = None, proxies: tuple[Network, ...] = ()
+) -> Caller:
     """Identify the caller and remove its credentials from the flow."""
     peer, request = flow.client_conn.peername, flow.request
+    address = str(peer[0]) if peer else None
+    if proxies and address is not None:
+        address = forwarded_address(address, header(request.headers.fields, b"x-forwarded-for"), proxies)
     if "proxyauth" in flow.metadata:  # mitmproxy's own record of name and password
         flow.metadata["proxyauth"] = (flow.metadata["proxyauth"][0], "")
     caller, request.headers.fields, request.data.path = read_caller(
@@ -50,7 +57,8 @@ def extract_caller(flow: http.HTTPFlow, token: Token, salt: bytes) -> Caller:
         token,
         salt,
         client_id=flow.client_conn.id,
-        address=str(peer[0]) if peer else None,
+        address=address,
+        **({} if access is None else {"find_key": access.find}),
     )
     return caller
 

@@ -19,7 +19,7 @@ from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
-from .listening import first_steps, listening, reach
+from .listening import access_line, first_steps, listening, reach
 from .replay import replay_as_before, replay_through
 from .startup import Startup
 
@@ -89,6 +89,7 @@ class Lifecycle:
         self._log_start()
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
+        self.startup.begin(self.configuration.keys.follow(), "key file")
         self.announcement.update(balancer.token, wanted=settings.announce)
 
     def done(self) -> None:
@@ -106,6 +107,7 @@ class Lifecycle:
         balancer.accounting.count()
         self.startup.stop()
         self.connections.stop()
+        self.configuration.keys.close()
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:
@@ -137,8 +139,11 @@ class Lifecycle:
 
     def _log_start(self) -> None:
         assert self.balancer.token
-        for line in first_steps(reach(listening(), get_local_ip()), self.balancer.token):
+        at, access = reach(listening(), get_local_ip()), self.balancer.access
+        for line in first_steps(at, self.balancer.token):
             logger.info("%s", line)
+        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
+        logger.info("%s", line) if access.needs_key or at is None or at.local else logger.warning("%s", line)
         if self.balancer.has_nothing_configured:
             logger.info(
                 "No agent is configured. An Ollama on this machine is added if it answers. Add other hosts with "

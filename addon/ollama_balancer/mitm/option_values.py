@@ -11,6 +11,7 @@ from agent_reporter.limits import NAME_PATTERN
 
 from ..core.address import Address, without_password
 from ..core.policies import POLICIES
+from ..gateway.access import AccessMode
 from ..gateway.memory_budget import PART, machine_memory
 from ..gateway.networks import Network, read_network
 from ..ollama.origins import check_host_pattern, check_pattern
@@ -108,6 +109,22 @@ def _networks(value: object) -> tuple[Network, ...]:
     return tuple(network for entry in _entries(value) for network in read_network(entry))
 
 
+def _access(value: object) -> AccessMode:
+    try:
+        return AccessMode(str(value).strip().lower())
+    except ValueError:
+        raise ValueError(f"{str(value)[:40]!r} is not accepted") from None
+
+
+def _proxies(value: object) -> tuple[Network, ...]:
+    networks = _networks(value)
+    if any(network.prefixlen == 0 for network in networks):
+        raise ValueError("not everybody can be trusted to say who they are")
+    return networks
+
+
+ACCESS = Kind(str, f"one of {', '.join(AccessMode)}", _access)
+PROXIES = Kind(Sequence[str], "addresses and networks such as 127.0.0.1 or 10.0.0.0/24", _proxies)
 MODE = Kind(str, f"one of {', '.join(POLICIES)}", _mode)
 TOKEN = Kind(str, f"8 to {MAX_TOKEN_LENGTH} visible ASCII characters without spaces", _token)
 SWITCH = Kind(bool, "true or false", bool)

@@ -20,12 +20,14 @@ from ..storage.token import ENVIRONMENT as TOKEN_ENVIRONMENT
 from ..storage.token import FILE_NAME as TOKEN_FILE
 from .compat.mitmproxy_names import deferred_problem
 from .option_values import (
+    ACCESS,
     AGENTS,
     HOST_NAMES,
     MEMORY,
     MODE,
     NETWORKS,
     ORIGINS,
+    PROXIES,
     SIZE,
     SWITCH,
     TOKEN,
@@ -166,7 +168,19 @@ class Settings:
         NETWORKS,
         [],
         "Public addresses and networks that may connect. Loopback, private and link-local addresses and the networks "
-        "of the balancer's own interfaces always may. Replaces mitmproxy's block_global.",
+        "of the balancer's own interfaces always may. Where calls need a key, any may. Replaces mitmproxy's "
+        "block_global.",
+    )
+    access: str = option(
+        ACCESS,
+        "auto",
+        "Who may come in. open: anybody who can connect. keys: whoever has a key or the token. auto: open until the "
+        "first key is added, then keys.",
+    )
+    trusted_proxies: tuple[Network, ...] = option(
+        PROXIES,
+        [],
+        "Reverse proxies whose X-Forwarded-For says who the client is.",
     )
     origins: tuple[str, ...] = option(
         ORIGINS,

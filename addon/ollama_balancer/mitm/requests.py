@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ from mitmproxy import http
 from agent_reporter.addresses import is_loopback
 
 from ..api.paths import is_control_path
+from ..gateway.access import rights_for
 from ..gateway.callers import Caller, fairness_key_of
-from ..gateway.headers import AGENT_HEADER
-from ..gateway.messages import Response, date, header
+from ..gateway.headers import AGENT_HEADER, PRIORITY_HEADER
+from ..gateway.messages import RETRY_AFTER, Response, date, header
 from ..gateway.wrong_tokens import WrongTokens
 from ..ollama import origins
 from ..ollama.routes import find_route
@@ -30,7 +32,9 @@ from .transports import drain_agent
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
 
-_PIN = AGENT_HEADER.lower().encode()
+logger = logging.getLogger(__name__)
+
+_PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
 
 MAX_DIGITS = 18
 """Of a Content-Length that is read."""
@@ -50,6 +54,8 @@ class Requests:
         self.startup = startup
         self.wrong_tokens = WrongTokens(balancer.clock)
         self._salt = secrets.token_bytes(16)
+        self._warned = False
+        """Whether a key that travels unencrypted was warned of."""
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         flow.response = error_of(flow, 403, "the balancer is not an open proxy: CONNECT is refused")
@@ -64,7 +70,8 @@ class Requests:
         self.connections.limits.begun(flow.client_conn.id)
         escape_target(flow.request)
         assert balancer.token
-        caller = extract_caller(flow, balancer.token, self._salt)
+        proxies = balancer.settings.trusted_proxies if balancer.settings else ()
+        caller = extract_caller(flow, balancer.token, self._salt, balancer.access, proxies)
         path = path_of(flow)
         attach(flow, balancer.gateway.arrived(caller, path, flow))
         problem = None if flow.is_replay else host_problem(flow.request)
@@ -76,6 +83,9 @@ class Requests:
             flow.response = self._loop_refusal(flow)
             if flow.response is None and not caller.authorized:
                 flow.response = self.throttled(flow, self._page_refusal(flow))
+        if flow.response is None and not is_control_path(path) and not _needs_no_key(flow):
+            flow.response = self._access_refusal(flow, caller, path)
+            self._warn_of_plain_http(flow, caller)
         if flow.response is None and not _is_upload(flow, path):
             flow.response = _size_refusal(flow)
         if flow.response is not None or is_control_path(path):
@@ -95,23 +105,56 @@ class Requests:
         if not flow.live or flow.response is not None or flow.error is not None or flow.request.stream:
             return
         # Who sends it again is no web page.
-        trusted = flow.is_replay is not None or is_authorized(flow)
+        context = context_of(flow)
+        trusted = flow.is_replay is not None or (context is not None and context.caller.authorized)
         flow.response = None if trusted else self.throttled(flow, self._origin_refusal(flow))
 
     def throttled(self, flow: http.HTTPFlow, refusal: http.Response | None) -> http.Response | None:
         """Rate-limit refusals of callers that present wrong tokens."""
         context = context_of(flow)
-        if refusal is None or context is None or not context.caller.has_wrong_token:
+        if refusal is None or context is None:
             return refusal
-        peer = flow.client_conn.peername
-        seconds = self.wrong_tokens.record(fairness_key_of(str(peer[0]) if peer else "", "")[0])
+        caller = context.caller
+        wrong_key = refusal.status_code == 401 and caller.presented and caller.key is None
+        if not (wrong_key or caller.has_wrong_token):
+            return refusal
+        seconds = self.wrong_tokens.record(fairness_key_of(caller.address, "")[0])
         if seconds is None:
             return refusal
         throttled = error_of(
-            flow, 429, "too many wrong tokens from this address; the balancer's log says where its token is stored"
+            flow,
+            429,
+            "too many wrong tokens or keys from this address; the balancer's log says where its token is stored",
         )
         throttled.headers["Retry-After"] = str(seconds)
         return throttled
+
+    def _warn_of_plain_http(self, flow: http.HTTPFlow, caller: Caller) -> None:
+        """Say once that keys can be read on their way."""
+        client = flow.client_conn
+        if self._warned or client.tls or not caller.presented or not self.balancer.access.needs_key:
+            return
+        peer = str(client.peername[0]) if client.peername else ""
+        if is_loopback(peer) or peer != caller.address:
+            return  # a trusted proxy on the way has the encrypted part
+        self._warned = True
+        logger.warning(
+            "%s sends its key unencrypted: whoever is on the network can read it. To serve https on the same port: "
+            "--set certs=*=FILE.pem (docs/access.md).",
+            one_line(peer, 60),
+        )
+
+    def _access_refusal(self, flow: http.HTTPFlow, caller: Caller, path: str) -> http.Response | None:
+        """The refusal of a caller without a key that may make the call."""
+        refusal = self.balancer.access.refusal(caller, rights_for(path))
+        if refusal is None:
+            return None
+        response = closing(flow, error_of(flow, *refusal))
+        if refusal.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        elif refusal.status == 503:
+            response.headers["Retry-After"] = RETRY_AFTER
+        return self.throttled(flow, response)
 
     def _page_refusal(self, flow: http.HTTPFlow) -> http.Response | None:
         """The refusal of a request that only a malicious web page sends."""
@@ -168,7 +211,8 @@ class Requests:
         if context is None:  # no head of it was seen
             context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
             attach(flow, context)
-        gateway.begin(context, header(flow.request.headers.fields, _PIN))
+        fields = flow.request.headers.fields
+        gateway.begin(context, header(fields, _PIN), header(fields, _PRIORITY))
         await self.startup.wait_until_probed()
         if gateway.load_checks.pending and path_of(flow) == "/api/ps":
             await gateway.load_checks.wait_pending()
@@ -186,10 +230,9 @@ class Requests:
         await fan_out.advance()
 
 
-def is_authorized(flow: http.HTTPFlow) -> bool:
-    """Whether the balancer's token came with the request."""
-    context = context_of(flow)
-    return context is not None and context.caller.authorized
+def _needs_no_key(flow: http.HTTPFlow) -> bool:
+    """Whether an operator sends it again, or a browser asks whether a page may send what it is about to."""
+    return flow.is_replay is not None or flow.request.method == "OPTIONS"
 
 
 def _size_refusal(flow: http.HTTPFlow) -> http.Response | None:

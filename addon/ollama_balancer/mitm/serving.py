@@ -9,10 +9,12 @@ from urllib.parse import unquote
 from mitmproxy import http
 from mitmproxy.addons import asgiapp
 
-from ..api.paths import AUTHORIZED
+from ..api.paths import CALLER
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ..gateway.callers import Caller
 
 COMPRESSED_FROM = 8 * 1024
 """Bytes from which an answer is compressed for clients that accept it."""
@@ -21,7 +23,7 @@ PACKED_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compression runs in a thread, as it takes milliseconds."""
 
 
-async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
+async def serve(app: ASGIApp, flow: http.HTTPFlow, caller: Caller) -> None:
     """Set the flow's response to what the application answers."""
     path, _, query = flow.request.data.path.partition(b"?")
 
@@ -31,7 +33,7 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, *, authorized: bool) -> None:
         scope["raw_path"] = path
         scope["query_string"] = query
         scope["scheme"] = "http"
-        scope[AUTHORIZED] = authorized
+        scope[CALLER] = caller
         await app(scope, receive, send)
 
     application: Any = corrected

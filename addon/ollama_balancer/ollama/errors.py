@@ -11,7 +11,15 @@ from .compact_json import compact
 from .json_scanning import is_light
 from .routes import Dialect, Kind, Route
 
-_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_OPENAI_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -32,7 +40,7 @@ def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
     match dialect:
         case Dialect.OPENAI | Dialect.RESPONSES:
             kind = _OPENAI_TYPES.get(status, "api_error")
-            return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+            return {"error": {"message": message, "type": kind, "param": None, "code": _OPENAI_CODES.get(status)}}
         case Dialect.ANTHROPIC:
             kind = _ANTHROPIC_TYPES.get(status, "api_error")
             error = {"type": kind, "message": message}

@@ -23,7 +23,8 @@ ALLOWED_HEADERS = (
     "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
     "X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,"
     "X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
-    "X-Stainless-Runtime-Version,X-Stainless-Timeout,X-Balancer-Agent"
+    "X-Stainless-Runtime-Version,X-Stainless-Timeout,X-Balancer-Agent,"
+    "X-Balancer-Priority"
 )
 MAX_ASKED_HEADERS = 64
 """Names of headers in one preflight; browsers name those that the page sets."""

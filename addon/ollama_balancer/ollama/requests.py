@@ -88,6 +88,16 @@ def needed_model(route: Route, body: bytes | None, parsed: ParsedRequest) -> str
     return parsed.model if route.path in ("/api/delete", "/api/copy") else None
 
 
+_OTHER_MODELS = {"/api/create": "from", "/api/copy": "destination"}
+
+
+def other_models(route: Route, body: bytes | None, parsed: ParsedRequest) -> list[str]:
+    """The models that the request names besides the one that it is about."""
+    key = _OTHER_MODELS.get(route.path)
+    name = text_of(body or b"", parsed.members.get(key)) if key else None
+    return [name] if name else []
+
+
 _N = ord("n")
 _STREAM = {b"true": True, b"false": False}
 _EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*+\]")

@@ -32,6 +32,8 @@ class StoredAgent(BaseModel):
     url: str = Field(max_length=MAX_URL)
     draining: Literal["resume", "registration"] | None = None
     """What is to end its drain; None: it is not draining."""
+    key: str | None = Field(default=None, max_length=64)
+    """The client key that reports for it."""
 
 
 class Stored(BaseModel):
@@ -43,17 +45,19 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The registered agents at one moment: name, address and end of the drain. Later snapshots have higher numbers."""
+    """The registered agents at one moment: name, address, end of the drain and key. Later ones have higher numbers."""
 
     number: int
-    agents: list[tuple[str, Address, str | None]]
+    agents: list[tuple[str, Address, str | None, str | None]]
 
     def __str__(self) -> str:
         lines = []
-        for name, address, draining in self.agents:
+        for name, address, draining, key in self.agents:
             entry = {"name": name, "url": address.url}
             if draining is not None:
                 entry["draining"] = draining
+            if key is not None:
+                entry["key"] = key
             lines.append(json.dumps(entry))
         return f'{{"version": 1, "agents": [{",".join(f"\n {line}" for line in lines)}\n]}}\n'
 
@@ -102,7 +106,7 @@ class StateFile:
             if registry.get(entry.name) is not None:
                 continue
             try:
-                agent, _ = registry.register(entry.name, address, Source.REGISTERED)
+                agent, _ = registry.register(entry.name, address, Source.REGISTERED, entry.key)
             except ValueError as e:
                 logger.warning("Skipped an agent in %s: %s", self.path, e)
                 continue
@@ -121,6 +125,7 @@ class StateFile:
                     agent.name,
                     agent.address,
                     None if not agent.draining else "registration" if agent.draining_until_registration else "resume",
+                    agent.key,
                 )
                 for agent in agents
                 if agent.source is Source.REGISTERED

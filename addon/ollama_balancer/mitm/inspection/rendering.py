@@ -108,7 +108,9 @@ def _decision(record: object) -> str:
     lines = [" · ".join(filter(None, [who, _word(get("mode")), _word(get("why"))]))]
     facts = []
     if (waited := _number(get("waited_ms"))) is not None and waited >= 1:
-        facts.append(f"waited {waited / 1000:.1f} s")
+        priority = _word(get("priority"))
+        as_class = f" as {priority}" if priority and priority != "normal" else ""
+        facts.append(f"waited {waited / 1000:.1f} s{as_class}")
     if attempts := _number(get("attempts")):
         facts.append(f"{attempts:.0f} {'attempt' if attempts == 1 else 'attempts'}")
     if get("pinned") is True:

@@ -1,0 +1,136 @@
+"""Client keys: who may do what, with which models and within which limits.
+
+A key is known by the SHA-256 of its secret: with 256 random bits, a plain hash is as good as a slow one.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .priority import Priority
+
+PREFIX = "ob_"
+
+SECRET = re.compile(rb"ob_[A-Za-z0-9_-]{43}")
+"""What a key's secret looks like: by it, secret scanners find one, and so does what hides secrets here."""
+
+
+class Right(StrEnum):
+    INFER = "infer"
+    """Run models, and list and show them."""
+    MANAGE = "manage"
+    """Pull, create, copy, delete, push and unload models."""
+    READ = "read"
+    """Agents, metrics, history, events and everybody's usage; no prompts."""
+    OPERATE = "operate"
+    """All of `read`; agents, drains and keys."""
+    REPORT = "report"
+    """Register an agent, report for it, drain and resume it."""
+
+
+ALL_RIGHTS = frozenset(Right)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None: no limit. So many requests or tokens may come at once; after that they come at the rate of a minute."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    parallel: int | None = None
+    """Requests at once."""
+
+    def __bool__(self) -> bool:
+        return self != _UNLIMITED
+
+
+_UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key without its secret. Times are in seconds since 1970."""
+
+    name: str
+    rights: frozenset[Right] = frozenset((Right.INFER,))
+    models: tuple[str, ...] = ()
+    """Patterns of the models that it may use, with * and ?; none: all."""
+    limits: Limits = field(default_factory=Limits)
+    priority: Priority = Priority.NORMAL
+    created: float = 0.0
+    expires: float | None = None
+    disabled: bool = False
+    note: str = ""
+
+    def has(self, right: Right) -> bool:
+        return right in self.rights or (right is Right.READ and Right.OPERATE in self.rights)
+
+    def problem(self, now: float) -> str | None:
+        """Why the key is not valid; None if it is."""
+        if self.disabled:
+            return "this key is disabled"
+        return "this key has expired" if self.expires is not None and self.expires <= now else None
+
+    def may_use(self, model: str) -> bool:
+        """Whether it may use the model, given by its canonical name."""
+        return not self.models or self._pattern.fullmatch(model) is not None
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return _matching(self.models)
+
+
+def _matching(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches canonical names. A pattern without a tag means the tag `latest`, or any tag if it ends in *."""
+    whole = [each if ":" in each.rsplit("/", 1)[-1] or each.endswith("*") else f"{each}:latest" for each in patterns]
+    return re.compile("|".join(fnmatch.translate(each) for each in whole), re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The hash of a secret, of which key it is, and until when (seconds since 1970) if it was replaced."""
+
+    hash: bytes
+    key: Key
+    until: float | None = None
+
+
+class Keyring:
+    """All keys at one moment. It is replaced when they change."""
+
+    def __init__(self, secrets: Iterable[Secret] = (), *, problem: str | None = None, had_keys: bool = False) -> None:
+        self._by_hash: Mapping[bytes, Secret] = {each.hash: each for each in secrets}
+        self.had_keys = had_keys or bool(self._by_hash)
+        """Whether there is a key, or was one."""
+        self.problem = problem
+        """Why no key can be checked; None if they can."""
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all keys."""
+        return {secret.key.name for secret in self._by_hash.values()}
+
+    def find(self, presented: bytes, now: float) -> Key | None:
+        """The key of that secret, or of one that was replaced and is still valid. `Key.problem` is not looked at."""
+        digest = hash_of(presented)
+        found = self._by_hash.get(digest)  # the time tells of a hash, from which no secret can be made
+        if found is None or not hmac.compare_digest(found.hash, digest):
+            return None
+        return None if found.until is not None and found.until <= now else found.key
+
+
+def hash_of(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(32)

@@ -1,0 +1,82 @@
+"""Follows the file with the client keys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from ..core.access import Keyring
+from ..storage.keys import FILE_NAME, DamagedError, KeyFileError, KeyStore
+from .balancer import Balancer
+from .connections import Connections
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks whether the command line has changed a key."""
+
+
+class KeyFile:
+    """Reads the keys at the start and whenever they change."""
+
+    def __init__(self, balancer: Balancer, connections: Connections) -> None:
+        self.balancer = balancer
+        self.connections = connections
+        self.store: KeyStore | None = None
+
+    def open(self, folder: Path) -> None:
+        """Read the file in that folder, unless it is the one that is read already."""
+        path = folder / FILE_NAME
+        if self.store is not None and self.store.path == path:
+            return
+        if self.store is not None:
+            self.store.close()
+        self.store = KeyStore(path)
+        self._use(_load(self.store, whole=True) or Keyring())
+
+    async def follow(self) -> None:
+        """Read the keys again whenever they have changed, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.reload()
+
+    async def reload(self, *, whole: bool = False) -> None:
+        """Read the keys if somebody else has changed them, or `whole`: in any case."""
+        if self.store is None:
+            return
+        store, problem = self.store, self.balancer.access.keyring.problem
+        keyring = await asyncio.to_thread(_load, store, whole=whole or problem is not None)
+        if keyring is not None and store is self.store:
+            self._use(keyring)
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+    def _use(self, keyring: Keyring) -> None:
+        access, networks = self.balancer.access, self.balancer.networks
+        if keyring.problem is not None and keyring.problem != access.keyring.problem:
+            logger.warning("Nobody gets in with a key: %s.", keyring.problem)
+        access.keyring = keyring
+        access.limiter.keep(keyring.names)
+        if networks.any_allowed != access.needs_key:
+            networks.any_allowed = access.needs_key
+            self.connections.recheck_clients()
+            if self.balancer.running:
+                logger.info("Access: calls need a key from now on." if access.needs_key else "Access: open.")
+
+
+def _load(store: KeyStore, *, whole: bool) -> Keyring | None:
+    """All keys, or not `whole`: None if they have not changed. A damaged file is renamed, and then no key is valid."""
+    try:
+        return store.load() if whole else store.load_changed()
+    except DamagedError as e:
+        try:
+            store.set_aside(str(e))
+            return store.load()
+        except KeyFileError as error:
+            return Keyring(problem=str(error))
+    except KeyFileError as e:
+        return Keyring(problem=str(e))
