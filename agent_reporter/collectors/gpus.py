@@ -1,7 +1,5 @@
 """GPUs: what their drivers report without root. Values that a driver does not report are null."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
