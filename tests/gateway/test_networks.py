@@ -10,8 +10,8 @@ import pytest
 
 from ollama_balancer.gateway.networks import (
     LINES_SECONDS,
-    MOST_LINES,
-    MOST_LOGGED,
+    MAX_LINES,
+    MAX_LOGGED,
     REFRESH_SECONDS,
     ClientNetworks,
     Network,
@@ -144,15 +144,15 @@ def test_addresses_without_end_fill_neither_the_log_nor_the_memory(caplog: pytes
     these = networks(clock=clock)
     for number in range(5_000):
         these.allow(str(ipaddress.ip_address("2001:4860::") + number))
-    assert len(caplog.messages) == MOST_LINES + 1
+    assert len(caplog.messages) == MAX_LINES + 1
     assert "not logged" in caplog.messages[-1]
     clock.now += LINES_SECONDS
     these.allow(PUBLIC)
     assert PUBLIC in caplog.messages[-1]
-    for number in range(2 * MOST_LOGGED):
+    for number in range(2 * MAX_LOGGED):
         clock.now += LINES_SECONDS
         these.allow(str(ipaddress.ip_address("2001:4870::") + number))
-    assert len(these._logged) <= MOST_LOGGED
+    assert len(these._logged) <= MAX_LOGGED
 
 
 PROXIES = tuple(ipaddress.ip_network(each) for each in ("127.0.0.1", "10.0.0.0/24", "::1"))

@@ -1,7 +1,5 @@
 """Client and agent connections: limits, access and disconnects."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import logging
@@ -50,7 +48,7 @@ class Connections:
     def __init__(self, balancer: Balancer, answers: Answers) -> None:
         self.balancer = balancer
         self.answers = answers
-        self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MOST_USEFUL))
+        self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MAX_USEFUL))
         self.stalled = stalled_clients.StalledClients(balancer.clock)
         self.layers: dict[str, list[BalancedHttpLayer]] = {}
         """By client id."""

@@ -1,7 +1,5 @@
 """Conversions between mitmproxy's flows and the gateway; the request context of a flow."""
 
-from __future__ import annotations
-
 import re
 import time
 

@@ -1,7 +1,5 @@
 """Starts and stops the balancer with mitmproxy, and runs the periodic work."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The address of the balancer for the first log lines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Connections by way of mitmproxy's handlers: a client's, and that on which an agent's answer comes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 
