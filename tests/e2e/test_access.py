@@ -47,7 +47,7 @@ class Keys:
 
     def wait_known(self) -> None:
         """Until the balancer has read as many keys as there are."""
-        count = len(self.store.keys())
+        count = len(self.store.list_keys())
         wait_until(lambda: self.get("/api/balancer", TOKEN).json()["access"]["keys"] == count, "the keys are known")
 
     def get(self, path: str, secret: str | None = None) -> httpx.Response:

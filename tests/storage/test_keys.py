@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> KeyStore:
 def test_a_key_comes_back_as_it_was_and_its_secret_is_nowhere(store: KeyStore) -> None:
     secret = store.add(ALICE)
     again = KeyStore(store.path)
-    assert (again.get("alice"), again.keys()) == (ALICE, [ALICE])
+    assert (again.get("alice"), again.list_keys()) == (ALICE, [ALICE])
     assert again.load().find(secret.encode(), 0.0) == ALICE
     for file in store.path.parent.iterdir():
         assert secret.encode() not in file.read_bytes()
@@ -42,7 +42,7 @@ def test_a_key_comes_back_as_it_was_and_its_secret_is_nowhere(store: KeyStore) -
 
 
 def test_without_a_file_there_are_no_keys_and_none_is_made(store: KeyStore) -> None:
-    assert (store.load().names, store.keys(), store.load_changed()) == (set(), [], None)
+    assert (store.load().names, store.list_keys(), store.load_changed()) == (set(), [], None)
     with pytest.raises(UnknownKeyError):
         store.get("alice")
     assert not store.path.parent.exists()
@@ -109,7 +109,7 @@ def test_a_name_is_taken_once_and_a_removed_key_is_gone(store: KeyStore) -> None
 def test_what_is_out_of_range_is_refused_and_not_stored(store: KeyStore, fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=":"):
         store.add(Key(**({"name": "k"} | fields)))  # type: ignore[arg-type]
-    assert store.keys() == []
+    assert store.list_keys() == []
 
 
 def damage_text(path: Path) -> None:

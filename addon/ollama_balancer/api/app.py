@@ -151,7 +151,7 @@ class ControlApi:
         return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
-        return self._agent_response(self._find_agent(request))
+        return self._agent_response(self._find_agent(request), request)
 
     async def register(self, request: Request) -> Response:
         try:
@@ -168,8 +168,8 @@ class ControlApi:
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
         known, caller = self.registry.get(registration.name), _caller(request)
+        self._check_key(known, address, caller, registration)
         if known is not None:
-            self._check_key(known, caller, registration)
             address = self._registered_address(known, registration, address)
         takes_over = known is None or not _is_taken(known, registration)
         try:
@@ -205,20 +205,27 @@ class ControlApi:
             )
         return address
 
-    def _check_key(self, agent: Agent, caller: Caller, registration: AgentRegistration) -> None:
-        """A key that may only report cannot take an agent that is somebody else's."""
+    def _check_key(
+        self, known: Agent | None, address: Address, caller: Caller, registration: AgentRegistration
+    ) -> None:
+        """A key that may only report takes no agent, and no host, that is somebody else's."""
         key = _reporting_key(caller)
-        if key is None or agent.key == key:
+        if key is None:
             return
-        if agent.key is not None:
-            problem = "another key reports for it"
-        elif agent.source is not Source.REGISTERED and _plain(caller.address) != agent.address.host:
-            problem = "it is configured with another address than this host's"
-        elif _is_taken(agent, registration):
-            problem = "another host reports for it"
-        else:
-            return
-        raise HTTPException(409, f"{agent.name} is not this key's agent: {problem}; use another name (--name)")
+        from_host = _plain(caller.address) == address.host
+        if known is not None and known.key != key:
+            if known.key is not None:
+                problem = "another key reports for it"
+            elif _is_taken(known, registration):
+                problem = "another host reports for it"
+            elif not (from_host and known.address == address):
+                problem = "it was registered or configured by somebody else, at another address than this host's"
+            else:
+                return
+            raise HTTPException(409, f"{known.name} is not this key's agent: {problem}; use another name (--name)")
+        others = [agent for agent in self.registry if agent.address == address and agent.key != key]
+        if others and not from_host:
+            raise HTTPException(409, f"url: {address.url} is another agent's, and this call does not come from there")
 
     async def metrics(self, request: Request) -> Response:
         agent = self._find_own_agent(request)
@@ -235,13 +242,17 @@ class ControlApi:
             drain_request = DrainRequest.model_validate_json(_check_body(body)) if body.strip() else DrainRequest()
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
-        self.registry.drain(agent, until_registration=drain_request.until == "registration")
-        return self._agent_response(agent)
+        until_registration = drain_request.until == "registration"
+        if not until_registration:
+            self._check_host(agent, request)
+        self.registry.drain(agent, until_registration=until_registration)
+        return self._agent_response(agent, request)
 
     async def resume(self, request: Request) -> Response:
         agent = self._find_own_agent(request)
+        self._check_host(agent, request)
         self.registry.resume(agent)
-        return self._agent_response(agent)
+        return self._agent_response(agent, request)
 
     async def delete(self, request: Request) -> Response:
         self.registry.remove(self._find_agent(request))
@@ -264,9 +275,20 @@ class ControlApi:
         # A key that may only report does not hear of others' agents.
         raise HTTPException(404, "this key has registered no agent with that id or name: register it first")
 
-    def _agent_response(self, agent: Agent) -> Response:
-        learned = {"learned": self.registry.learner.estimates.describe(agent.id)}
-        return JSONResponse(describe_agent(agent, self.registry.clock()) | learned)
+    def _check_host(self, agent: Agent, request: Request) -> None:
+        """What is done to an agent is done to the other names of its host."""
+        caller = _caller(request)
+        if _reporting_key(caller) is not None and not all(
+            acts_for(caller, each) for each in self.registry.fleet.hosts.of(agent)
+        ):
+            raise HTTPException(409, f"{agent.name}'s host is another agent too, which is not this key's")
+
+    def _agent_response(self, agent: Agent, request: Request) -> Response:
+        described = describe_agent(agent, self.registry.clock())
+        described["learned"] = self.registry.learner.estimates.describe(agent.id)
+        if _reporting_key(_caller(request)) is not None:
+            described |= {"alias_of": None, "reason": None}  # they name other agents
+        return JSONResponse(described)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -17,7 +17,8 @@ from agent_reporter.wire import check_size, describe
 from ..core.access import Key, Limits
 from ..core.priority import Priority
 from ..core.rate_limits import RateLimiter
-from ..storage.keys import KeyFileError, KeyStore, UnknownKeyError
+from ..ollama.compact_json import compact
+from ..storage.keys import KeyExistsError, KeyFileError, KeyStore, UnknownKeyError
 from .models import AddKey, ChangeKey, KeySettings, RotateKey
 
 _LIMITS = tuple(field.name for field in fields(Limits))
@@ -48,15 +49,20 @@ class KeysApi:
         }
 
     async def keys(self, request: Request) -> Response:
-        found = await self._call(lambda store: store.keys())
-        return JSONResponse({"keys": [self._describe(key) for key in found]})
+        running = self.limiter.running_now()
+        body = await self._call(lambda store: self._list(store, running))
+        return Response(body, media_type="application/json")
+
+    def _list(self, store: KeyStore, running: dict[str, int]) -> bytes:
+        return compact({"keys": [self._describe(key, running.get(key.name, 0)) for key in store.list_keys()]})
 
     async def add(self, request: Request) -> Response:
         body = await _read(request, AddKey)
         key = Key(body.name, created=self.wall(), **_settings(body, body.model_fields_set))
-        if any(known.name == key.name for known in await self._call(lambda store: store.keys())):
-            raise HTTPException(409, f"there is a key called {key.name!r} already")
-        secret = await self._call(lambda store: store.add(key))
+        try:
+            secret = await self._call(lambda store: store.add(key))
+        except KeyExistsError as e:
+            raise HTTPException(409, str(e)) from e
         return await self._changed(key, 201, secret=secret)
 
     async def key(self, request: Request) -> Response:
@@ -99,10 +105,12 @@ class KeysApi:
             raise HTTPException(404, f"no key is called {str(e)[:80]!r}: GET /api/keys lists them") from e
         except KeyFileError as e:
             raise HTTPException(503, str(e)) from e
+        except KeyExistsError:
+            raise
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
 
-    def _describe(self, key: Key) -> dict[str, Any]:
+    def _describe(self, key: Key, running: int | None = None) -> dict[str, Any]:
         return {
             "name": key.name,
             "rights": sorted(key.rights),
@@ -114,7 +122,7 @@ class KeysApi:
             "disabled": key.disabled,
             "note": key.note,
             "problem": key.problem(self.wall()),
-            "running": self.limiter.running(key.name),
+            "running": self.limiter.running(key.name) if running is None else running,
         }
 
 

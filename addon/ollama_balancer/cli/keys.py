@@ -113,7 +113,7 @@ def _add(store: KeyStore, options: argparse.Namespace) -> None:
 
 
 def _list(store: KeyStore, options: argparse.Namespace) -> None:
-    keys = store.keys()
+    keys = store.list_keys()
     if options.json:
         print(json.dumps([_described(key) for key in keys], indent=2))
         return
@@ -171,7 +171,7 @@ def _rotate(store: KeyStore, options: argparse.Namespace) -> None:
 
 def _remove(store: KeyStore, options: argparse.Namespace) -> None:
     store.remove(options.name)
-    if not store.keys():
+    if not store.list_keys():
         _say("There is no key left: nobody gets in without the token, unless balancer_access is open.")
 
 

@@ -90,7 +90,7 @@ class Key:
 def _matching(patterns: tuple[str, ...]) -> re.Pattern[str]:
     """Matches canonical names. A pattern without a tag means the tag `latest`, or any tag if it ends in *."""
     whole = [each if ":" in each.rsplit("/", 1)[-1] or each.endswith("*") else f"{each}:latest" for each in patterns]
-    return re.compile("|".join(fnmatch.translate(each) for each in whole), re.IGNORECASE)
+    return re.compile("|".join(fnmatch.translate(each.replace("[", "[[]")) for each in whole), re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

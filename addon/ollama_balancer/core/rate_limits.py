@@ -148,6 +148,10 @@ class RateLimiter:
         usage = self._usage.get(name)
         return 0 if usage is None else usage.running
 
+    def running_now(self) -> dict[str, int]:
+        """Requests that have not ended, by key."""
+        return {name: usage.running for name, usage in self._usage.items() if usage.running}
+
     def keep(self, names: set[str]) -> None:
         """Forget the keys that have none of these names, and no request running."""
         for name in [name for name, usage in self._usage.items() if name not in names and not usage.running]:
@@ -158,7 +162,7 @@ class RateLimiter:
         today = int(self.wall() // DAY)
         if usage is None:
             usage = self._usage[key.name] = Usage(day=today, tokens_today=self.used_today(key.name))
-        if usage.day != today:
+        if today > usage.day:
             usage.day, usage.tokens_today = today, 0
         if usage.limits is not limits:
             usage.limits = limits

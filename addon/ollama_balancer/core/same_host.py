@@ -59,10 +59,11 @@ class SameHost:
         return changed
 
 
-def _rank(agent: Agent) -> tuple[bool, bool, bool, int]:
+def _rank(agent: Agent) -> tuple[bool, bool, bool, bool, int]:
     return (
         not agent.online or bool(agent.refusal),
         agent.draining_until_registration,
+        agent.key is not None,  # a key that may only report does not speak for what was configured
         agent.metrics is None,
         agent.number,
     )

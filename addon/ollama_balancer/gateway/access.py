@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from ..core.access import Key, Keyring, Right
 from ..core.agent import Agent
+from ..core.agent_records import Outcome
 from ..core.rate_limits import Exceeded, RateLimiter, Use
 from ..ollama.errors import model_not_found
 from ..ollama.names import canonical_name
-from ..ollama.requests import ParsedRequest, other_models
+from ..ollama.requests import ParsedRequest, names_model, other_models
 from ..ollama.routes import Kind, find_route
 from .callers import Caller
 from .context import RequestContext
@@ -157,6 +158,10 @@ class Access:
     def _unusable(self, key: Key, context: RequestContext, parsed: ParsedRequest, body: bytes | None) -> Answer | None:
         """The answer if a model that the request names is not for this key: as if nobody had it."""
         assert context.route
+        if "modelfile" in parsed.members:
+            return error(
+                context.dialect, 403, f"key {key.name!r} may use some models only, and a modelfile names others"
+            )
         names = other_models(context.route, body, parsed)
         if context.model is not None:
             names.append(context.model)
@@ -165,7 +170,7 @@ class Access:
         for name in names:
             if not key.may_use(canonical_name(name)):
                 return error(context.dialect, 404, model_not_found(name[:MAX_NAME], context.route.path))
-        if not names and context.route.kind is Kind.MODEL:
+        if not parsed.readable or (context.model is None and names_model(context.route)):
             return error(context.dialect, 400, "the model that the request names cannot be read")
         return None
 
@@ -205,6 +210,8 @@ def _expected_tokens(context: RequestContext) -> int:
 
 def used_tokens(context: RequestContext) -> int:
     """Tokens of prompt and answer that a request has used: what the host says, else what has passed."""
+    if context.outcome is Outcome.CANCELLED and context.tried and context.first_byte is None:
+        return context.use.tokens if context.use is not None else 0  # the host has worked for it, nobody knows how much
     prompt, output = prompt_and_output_tokens(context)
     return prompt + output
 

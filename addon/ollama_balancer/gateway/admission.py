@@ -52,7 +52,10 @@ def admit(
     content, parsed, demand, context.excerpt = read
     model = parsed.model
     if route.is_form and "?" in request.target:
-        model = model_in_query(request.target, model)
+        try:
+            model = model_in_query(request.target, model)
+        except RefusedBodyError as e:
+            return error(context.dialect, e.status, e.message)
     if model is not None and len(model) > MAX_MODEL_NAME:
         return error(context.dialect, 404, model_not_found(model[:MAX_MODEL_NAME] + "…", route.path))
     context.model = model

@@ -77,11 +77,13 @@ def check_readable(
 
 
 def model_in_query(target: str, model: str | None) -> str | None:
-    """The model of a multipart request. As in the server, the query takes precedence over the form."""
+    """The model of a multipart request. As in the server, the query takes precedence over the form. Raises
+    RefusedBodyError.
+    """
     try:
         fields = parse_qsl(target.partition("?")[2], keep_blank_values=True, max_num_fields=MAX_FIELDS)
-    except ValueError:
-        return model
+    except ValueError as e:
+        raise RefusedBodyError(400, f"the query has more than {MAX_FIELDS} fields") from e
     named = next((value for name, value in fields if name == "model"), model)
     return named or None
 

@@ -154,7 +154,11 @@ def read_caller(
             )
         elif not is_secret:
             kept.append((name, value))
-        elif not _NOT_FOR_AGENTS.search(name) and not (scheme == b"basic" and is_ours(b":".join(credentials), token)):
+        elif (
+            len(value) <= LONGEST_TOKEN_FIELD
+            and not _NOT_FOR_AGENTS.search(name)
+            and not (scheme == b"basic" and is_ours(b":".join(credentials), token))
+        ):
             secret.append((name, value))
     key = next((found for each in presented if (found := find_key(each)) is not None), None)
     foreign = [value for known in _KEYS for name, value in secret if name.lower() == known]
@@ -181,13 +185,12 @@ def read_caller(
 
 def _credentials(value: bytes) -> tuple[bytes, list[bytes]]:
     """The scheme in lower case and the token, or name and password, of a value; without a scheme, all of it."""
-    scheme, _, rest = value[:LONGEST_TOKEN_FIELD].strip().partition(b" ")
-    rest = rest.strip()
-    if not rest:
+    scheme, *parts = value[:LONGEST_TOKEN_FIELD].split() or [b""]
+    if not parts:
         return b"", [scheme] if scheme else []
     if scheme.lower() != b"basic":
-        return scheme.lower(), [] if b" " in rest else [rest]
+        return scheme.lower(), parts if len(parts) == 1 else []
     try:
-        return b"basic", base64.b64decode(rest + b"==").split(b":", 1)
+        return b"basic", base64.b64decode(b"".join(parts) + b"==").split(b":", 1)
     except ValueError:
         return b"basic", []

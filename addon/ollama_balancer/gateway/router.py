@@ -290,8 +290,17 @@ class Router:
             if forward is not None:
                 return forward
         path = context.route.path if context.route else ""
-        message = model_not_found(model, path) + did_you_mean(model, registry.inventory.models())
+        message = model_not_found(model, path) + did_you_mean(
+            model, filter(self._may_use(context), registry.inventory.models())
+        )
         return error(context.dialect, 404, message)
+
+    def _may_use(self, context: RequestContext) -> Callable[[str], bool] | None:
+        """Whether the caller may use a model, given by its canonical name; None: it may use all."""
+        key = context.caller.key
+        if key is None or not key.models or context.caller.authorized or not self.access.needs_key:
+            return None
+        return key.may_use
 
     def _none_online(self, dialect: Dialect) -> Answer:
         problem = NO_AGENTS if len(self.registry) == 0 else f"no agent is online: {self._states()}"
@@ -347,9 +356,7 @@ class Router:
         return Forward(agent)
 
     def _merged(self, context: RequestContext, route: Route) -> Forward | Answer:
-        merged, key = self.merged, context.caller.key
-        restricted = key is not None and key.models and not context.caller.authorized and self.access.needs_key
-        may_use = key.may_use if key is not None and restricted else None
+        merged, may_use = self.merged, self._may_use(context)
         if not self.registry.any_online:
             return self._none_online(route.dialect)
         match route.path:

@@ -10,7 +10,7 @@ from mitmproxy import ctx, http
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
 
-from ..api.paths import is_control_path
+from ..api.paths import KEYS, is_control_path
 from ..gateway.headers import AGENT_HEADER
 from ..gateway.memory_budget import MemoryBudget
 from ..gateway.messages import header
@@ -85,7 +85,9 @@ class FlowList:
     def hides(self, flow: http.HTTPFlow) -> bool:
         if flow.client_conn.id in self._blocked_clients:
             return True
-        return not self.show_control and is_control_path(path_of(flow))
+        path = path_of(flow)
+        # Answers about keys have their secrets.
+        return (not self.show_control or path.startswith(KEYS)) and is_control_path(path)
 
     def begun(self, flow: http.HTTPFlow) -> None:
         """The flow is new or is replayed."""

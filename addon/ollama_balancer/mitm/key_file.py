@@ -15,6 +15,9 @@ LOOK_SECONDS = 1.0
 """Seconds between two looks whether the command line has changed a key."""
 
 
+GONE = "the key file is gone: put it back, or restart the balancer to begin without keys"
+
+
 class KeyFile:
     """Reads the keys at the start and whenever they change."""
 
@@ -57,8 +60,14 @@ class KeyFile:
         access, networks = self.balancer.access, self.balancer.networks
         if keyring.problem is not None and keyring.problem != access.keyring.problem:
             logger.warning("Nobody gets in with a key: %s.", keyring.problem)
+        if access.keyring.had_keys and not keyring.had_keys and keyring.problem is None:
+            # What closed the door is gone, perhaps with its disk: that opens nothing.
+            keyring = Keyring(problem=GONE, had_keys=True)
+            if access.keyring.problem != GONE:
+                logger.warning("Nobody gets in with a key: %s.", GONE)
         access.keyring = keyring
-        access.limiter.keep(keyring.names)
+        if keyring.problem is None:
+            access.limiter.keep(keyring.names)
         if networks.any_allowed != access.needs_key:
             networks.any_allowed = access.needs_key
             self.connections.recheck_clients()

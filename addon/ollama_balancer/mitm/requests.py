@@ -123,7 +123,7 @@ class Requests:
             return refusal
         caller = context.caller
         wrong_key = refusal.status_code == 401 and caller.presented and caller.key is None
-        if not (wrong_key or caller.has_wrong_token):
+        if not (wrong_key or (caller.has_wrong_token and caller.key is None)):
             return refusal
         seconds = self.wrong_tokens.record(fairness_key_of(caller.address, "")[0])
         if seconds is None:

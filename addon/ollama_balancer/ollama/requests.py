@@ -29,7 +29,7 @@ _MODEL_KEYS = {
 """The keys that name the model, by path: the first that is not empty counts. Kind.MODEL's other routes have `model`."""
 
 _EMPTY_MEANS_LOAD = {"/api/generate": "prompt", "/api/chat": "messages"}
-_KEPT_OVER_NULL = ("model", "name", "source", "prompt")
+_KEPT_OVER_NULL = ("model", "name", "source", "prompt", "from", "destination")
 """Strings in the server's structs: null leaves them as they are. The other keys' fields are pointers and lists, which
 null empties."""
 
@@ -86,6 +86,11 @@ def needed_model(route: Route, body: bytes | None, parsed: ParsedRequest) -> str
     if route.path == "/api/create":
         return text_of(body or b"", parsed.members.get("from")) or None
     return parsed.model if route.path in ("/api/delete", "/api/copy") else None
+
+
+def names_model(route: Route) -> bool:
+    """Whether a request of that route is about a model."""
+    return route.kind is Kind.MODEL or route.path in _MODEL_KEYS
 
 
 _OTHER_MODELS = {"/api/create": "from", "/api/copy": "destination"}

@@ -98,6 +98,10 @@ class UnknownKeyError(Exception):
     """No key has that name."""
 
 
+class KeyExistsError(ValueError):
+    """A key of that name exists."""
+
+
 class KeyStore:
     """The file with the keys. Its methods may be called from any thread, and raise KeyFileError; they read and write
     the disk.
@@ -152,7 +156,7 @@ class KeyStore:
             try:
                 connection.execute(f"INSERT INTO keys ({names}) VALUES ({', '.join(f':{each}' for each in row)})", row)  # noqa: S608 - our own names
             except sqlite3.IntegrityError:
-                raise ValueError(f"there is a key called {key.name!r} already") from None
+                raise KeyExistsError(f"there is a key called {key.name!r} already") from None
             connection.execute("INSERT OR REPLACE INTO state VALUES (?, '1')", (HAD_KEYS,))
             connection.execute("DELETE FROM state WHERE name = ?", (DAMAGED,))
         return secret
@@ -164,7 +168,7 @@ class KeyStore:
         with self._lock, self._errors():
             return _find(self._open(), name)
 
-    def keys(self) -> list[Key]:
+    def list_keys(self) -> list[Key]:
         """All keys by name."""
         if not self._exists():
             return []
