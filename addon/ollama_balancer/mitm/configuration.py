@@ -16,6 +16,7 @@ from ..gateway.access import AccessMode
 from ..gateway.timeouts import Timeouts
 from ..storage import token as tokens
 from . import options
+from .access_log import AccessLog
 from .announcement import Announcement
 from .balancer import Balancer
 from .connections import Connections
@@ -30,6 +31,7 @@ class Configuration:
     def __init__(self, balancer: Balancer, connections: Connections, announcement: Announcement, keys: KeyFile) -> None:
         self.balancer = balancer
         self.keys = keys
+        self.access_log = AccessLog(balancer.accounting)
         self.connections = connections
         self.announcement = announcement
         self.static: dict[str, Address] = {}
@@ -51,6 +53,7 @@ class Configuration:
             self._check_static_agents(settings)
             if balancer.token is None or "balancer_token" in updated or "confdir" in updated:
                 balancer.token = _load_token(settings)
+            self.access_log.use(settings.access_log)
         except ValueError as e:
             if balancer.running:
                 raise exceptions.OptionsError(str(e)) from e

@@ -152,7 +152,9 @@ class BalancedHttpLayer(HttpLayerBase):
                 head = request_to_agent(event.request, self.via)
             else:
                 caller = ours.caller
-                head = request_to_agent(event.request, self.via, caller.credentials, ours.address, caller.target)
+                head = request_to_agent(
+                    event.request, self.via, caller.credentials, ours.address, caller.target, ours.request_id
+                )
             event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:

@@ -110,6 +110,7 @@ class Lifecycle:
         self.startup.stop()
         self.connections.stop()
         self.configuration.keys.close()
+        self.configuration.access_log.close()
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:

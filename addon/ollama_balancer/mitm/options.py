@@ -23,6 +23,7 @@ from ..storage.token import FILE_NAME as TOKEN_FILE
 from .compat.mitmproxy_names import deferred_problem
 from .option_values import (
     ACCESS,
+    ACCESS_LOG,
     AGENTS,
     HOST_NAMES,
     MEMORY,
@@ -178,6 +179,13 @@ class Settings:
         "auto",
         "Who may come in. open: anybody who can connect. keys: whoever has a key or the token. auto: open until the "
         "first key is added, then keys.",
+    )
+    access_log: str = option(
+        ACCESS_LOG,
+        "",
+        "Where one JSON line for each request is written, without prompts and secrets. A file is followed by a new one "
+        "at 64 MiB; five older ones are kept.",
+        default_text="none",
     )
     trusted_proxies: tuple[Network, ...] = option(
         PROXIES,
