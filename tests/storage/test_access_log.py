@@ -100,7 +100,7 @@ def test_a_full_disk_is_reported_once_and_lines_go_on_afterwards(
     full.set()
 
     def open_full(path: Path, append: bool) -> BinaryIO:
-        return FileIO("/dev/full", "ab") if full.is_set() else open_own(path, append=append)  # type: ignore[return-value]
+        return FileIO("/dev/full", "ab") if full.is_set() else open_own(path, append=append)
 
     monkeypatch.setattr(access_log, "open_own", open_full)
     log = AccessLog(str(path), said.append)

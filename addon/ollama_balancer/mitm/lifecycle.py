@@ -159,5 +159,6 @@ class Lifecycle:
                 self.balancer.gateway.tick()
                 self.connections.tick()
                 self.balancer.accounting.sample()
+                self.balancer.audit.tick()
             except Exception:
                 logger.exception("Checking the queue failed; trying again.")

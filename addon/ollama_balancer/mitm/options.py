@@ -233,6 +233,15 @@ def _refusal(name: str, problem: str) -> str:
     return f"{name}{source}: {problem}; it takes {row.kind.accepts}"
 
 
+def shown(name: str, value: object) -> str | None:
+    """An option's value as anybody may see it; None for the token."""
+    if TABLE[name].kind is TOKEN:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join([without_password(str(each)) for each in value])
+    return without_password(str(value))
+
+
 def markdown() -> Iterator[str]:
     """The lines of the table in the documentation."""
     yield "| option | default | takes | meaning |"

@@ -136,6 +136,7 @@ class Requests:
         refusal = self.balancer.access.refusal(caller, rights_for(path))
         if refusal is None:
             return None
+        self.balancer.audit.refused(caller, path, *refusal)
         response = closing(flow, error_of(flow, *refusal))
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"

@@ -9,11 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from ..text import rfc3339
 from .files import open_own
 
 STANDARD_OUTPUT = "-"
@@ -169,6 +169,5 @@ class AccessLog:
 def line_of(entry: Mapping[str, object]) -> bytes:
     at = entry.get("time")
     if isinstance(at, float):
-        text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = {**entry, "time": text}
+        entry = {**entry, "time": rfc3339(at)}
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
