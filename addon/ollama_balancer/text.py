@@ -1,7 +1,5 @@
 """Text for log lines, comments and errors; sanitizes what comes from outside."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime

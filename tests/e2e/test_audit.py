@@ -129,19 +129,19 @@ def test_each_change_by_an_operator_is_recorded(scene: Scene) -> None:
     assert command(confdir, "audit", "verify", "--known", kept).returncode == 0
     secrets = [*scene.secrets, TOKEN, "another-token"]
     assert len(scene.secrets) == 4
-    for path in confdir.rglob("*"):
-        if path.is_file():
-            assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path
+    for kept_file in confdir.rglob("*"):
+        if kept_file.is_file():
+            assert not [secret for secret in secrets if secret.encode() in kept_file.read_bytes()], kept_file
     assert not [secret for secret in secrets if secret in scene.proxy.log]
 
-    path = confdir / FILE_NAME
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]))
+    audit_path = confdir / FILE_NAME
+    lines = audit_path.read_bytes().splitlines(keepends=True)
+    audit_path.write_bytes(b"".join(lines[:-1]))
     assert command(confdir, "audit", "verify").returncode == 0, "a cut at the end shows only by the hash"
     cut = command(confdir, "audit", "verify", "--known", kept)
     assert (cut.returncode, "lines are missing" in cut.stderr) == (1, True)
     for broken, number in ((lines[:3] + lines[4:], 4), ([lines[0].replace(b"olga", b"oleg"), *lines[1:]], 2)):
-        path.write_bytes(b"".join(broken))
+        audit_path.write_bytes(b"".join(broken))
         found = command(confdir, "audit", "verify")
         assert (found.returncode, f"is broken at line {number}:" in found.stderr) == (1, True)
 

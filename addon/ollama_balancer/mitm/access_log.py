@@ -50,7 +50,10 @@ class AccessLog:
 
 def log_in_loop(logger: logging.Logger) -> Callable[[str], None]:
     """Logs a warning from any thread: mitmproxy's handlers of log lines want to be called in its loop."""
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return logger.warning
 
     def report(text: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
