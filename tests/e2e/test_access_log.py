@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ollama_balancer.core.access import Key, Right
+from ollama_balancer.simulator.answers import Answer
 from ollama_balancer.simulator.timing import Timing
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 
@@ -226,6 +227,10 @@ def test_an_id_goes_to_the_host_and_back(tmp_path: Path, hosts: Hosts) -> None:
                     answer = client.request(method, path, json=body_of_call, headers=headers | {"X-Request-Id": given})
                     assert answer.headers.get_list("X-Request-Id") == [given], (method, path, answer.status_code)
                 assert received(f"call-{secure}-1")
+        for status in (200, 400):  # the host's own id does not count
+            host.faults.answer = Answer(status, "application/json", b'{"error":"no"}', (("x-request-id", "theirs"),))
+            answer = generate(proxy, "ours", secret)
+            assert (answer.status_code, answer.headers.get_list("X-Request-Id")) == (status, ["ours"])
 
 
 @pytest.mark.parametrize("request_", [b"GET /api/tags HTTP/3.0\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"])
