@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 import re
 import sys
@@ -13,9 +12,6 @@ from typing import Any
 
 from ..gateway.audit import entry_of
 from ..storage.audit import FILE_NAME, AuditFile
-
-if sys.platform != "win32":
-    import pwd
 
 CONFDIR = "~/.mitmproxy"
 
@@ -65,11 +61,18 @@ def _hash(text: str) -> str:
     return text
 
 
-def _user() -> str:
-    """The name of the user whose process this is: the environment may name anybody."""
-    if sys.platform == "win32":
+if sys.platform == "win32":
+    import getpass
+
+    def _user() -> str:
         return getpass.getuser()
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+
+else:
+    import pwd
+
+    def _user() -> str:
+        """The name of the user whose process this is: the environment may name anybody."""
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            return str(os.getuid())
