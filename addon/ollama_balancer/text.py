@@ -1,7 +1,8 @@
-"""Sanitizes text from outside for log lines, comments and errors."""
+"""Text for log lines, comments and errors; sanitizes what comes from outside."""
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -24,3 +25,8 @@ _LITERAL = re.compile(r"""[\s:(\[]*(?:\b(?:bytearray\()?b['"]|(?<=: )['"]).*""",
 def without_bytes(text: str) -> str:
     """What an error says, without its quotation of the bytes that it is about."""
     return _LITERAL.sub("", text)
+
+
+def rfc3339(seconds: float) -> str:
+    """A time in seconds since 1970, in UTC and to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -27,6 +27,7 @@ RECORDINGS = Path(__file__).parents[1] / "recordings"
 ADDED = {
     "x-balancer-agent",
     "x-balancer-attempts",
+    "x-request-id",
     "access-control-expose-headers",
     "content-security-policy",
     "x-content-type-options",

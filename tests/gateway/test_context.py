@@ -86,6 +86,7 @@ def test_the_record_of_a_request_is_json() -> None:
     a, b = fleet(registry, "a", "b")
     ours = context(clock)
     ours.model, ours.mode, ours.why, ours.pin = "Tiny-A", "metrics", "score 30", "b"
+    ours.request_id = "r-1"
     ours.take(registry.limiter.take(a))
     ours.fail_attempt("refused")
     ours.take(registry.limiter.take(b))
@@ -96,6 +97,7 @@ def test_the_record_of_a_request_is_json() -> None:
     clock.now += 1.0
     record = ours.record()
     assert json.loads(json.dumps(record)) == {
+        "request_id": "r-1",
         "agent": "b",
         "url": "http://10.0.0.2:11434",
         "mode": "metrics",

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, object] = {
     "balancer_relay_selector": True,
     "balancer_lean": True,
     "balancer_access": "auto",
+    "balancer_access_log": "",
     "balancer_trusted_proxies": [],
     "balancer_origins": [],
     "balancer_hosts": [],
@@ -73,6 +74,7 @@ def test_the_defaults_are_accepted() -> None:
         hosts=(),
         allow_from=(),
         memory=512 * 1024**2,
+        access_log="",
     )
 
 

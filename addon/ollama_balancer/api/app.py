@@ -23,17 +23,18 @@ from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 from ..core.stats import RequestMetrics
 from ..gateway.access import Access, acts_for
+from ..gateway.audit import AuditTrail
 from ..gateway.callers import Caller
 from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
 from . import dashboard
 from . import history as history_api
+from .callers import caller_of
 from .calls import CALLS, JSON, Call
 from .health import by_state, health
 from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
-from .paths import CALLER
 from .prometheus import Exposition
 from .reports import store_report
 
@@ -62,6 +63,7 @@ class ControlApi:
         wall: Callable[[], float] = time.time,
         access: Access | None = None,
         keys: KeyFile | None = None,
+        audit: AuditTrail | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -74,6 +76,7 @@ class ControlApi:
         self.ending = ending
         self.wall = wall
         self.access = access or Access(registry.clock)
+        self.audit = audit or AuditTrail(registry.clock, wall)
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
@@ -93,7 +96,7 @@ class ControlApi:
             "resume": self.resume,
         }
         if keys is not None:
-            self._answers |= KeysApi(keys, self.access.limiter, wall).handlers
+            self._answers |= KeysApi(keys, self.access.limiter, self.audit, wall).handlers
         self.app = Starlette(routes=self._routes(), exception_handlers={HTTPException: self._http_error})
         self.app.router.redirect_slashes = False  # such a path is unknown, like any other
 
@@ -113,8 +116,10 @@ class ControlApi:
         return answer
 
     def _authorize(self, request: Request, call: Call) -> None:
-        refusal = self.access.refusal(_caller(request), call.rights, always=call.always)
+        caller = caller_of(request)
+        refusal = self.access.refusal(caller, call.rights, always=call.always)
         if refusal is not None:
+            self.audit.refused(caller, request.scope["path"], *refusal)
             headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER}}
             raise HTTPException(*refusal, headers.get(refusal.status))
 
@@ -167,10 +172,11 @@ class ControlApi:
                 raise ValueError("missing, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
-        known, caller = self.registry.get(registration.name), _caller(request)
+        known, caller = self.registry.get(registration.name), caller_of(request)
         self._check_key(known, address, caller, registration)
         if known is not None:
             address = self._registered_address(known, registration, address)
+        former_address = None if known is None else known.address
         takes_over = known is None or not _is_taken(known, registration)
         try:
             agent, new = self.registry.register(registration.name, address, Source.REGISTERED, _reporting_key(caller))
@@ -179,6 +185,8 @@ class ControlApi:
         if takes_over:
             agent.registered_by(registration.instance)
         self.on_change(agent)
+        if registration.instance is None or agent.address != former_address:  # a reporter registers again and again
+            self.audit.changed(caller, "agent.register", agent.name, url=agent.address.url)
         return JSONResponse({"id": agent.id, "name": agent.name, "url": agent.address.url}, 201 if new else 200)
 
     def _registered_address(self, agent: Agent, registration: AgentRegistration, address: Address) -> Address:
@@ -242,20 +250,25 @@ class ControlApi:
             drain_request = DrainRequest.model_validate_json(_check_body(body)) if body.strip() else DrainRequest()
         except ValidationError as e:
             raise HTTPException(400, describe(e.errors())) from e
-        until_registration = drain_request.until == "registration"
-        if not until_registration:
+        says_goodbye = drain_request.until == "registration"
+        if not says_goodbye:
             self._check_host(agent, request)
-        self.registry.drain(agent, until_registration=until_registration)
+        self.registry.drain(agent, until_registration=says_goodbye)
+        if not says_goodbye:
+            self.audit.changed(caller_of(request), "agent.drain", agent.name)
         return self._agent_response(agent, request)
 
     async def resume(self, request: Request) -> Response:
         agent = self._find_own_agent(request)
         self._check_host(agent, request)
         self.registry.resume(agent)
+        self.audit.changed(caller_of(request), "agent.resume", agent.name)
         return self._agent_response(agent, request)
 
     async def delete(self, request: Request) -> Response:
-        self.registry.remove(self._find_agent(request))
+        agent = self._find_agent(request)
+        self.registry.remove(agent)
+        self.audit.changed(caller_of(request), "agent.delete", agent.name)
         return Response(status_code=204)
 
     def _find_agent(self, request: Request) -> Agent:
@@ -267,7 +280,7 @@ class ControlApi:
 
     def _find_own_agent(self, request: Request) -> Agent:
         """One that the caller may report for."""
-        agent, caller = self.registry.get(request.path_params["id"]), _caller(request)
+        agent, caller = self.registry.get(request.path_params["id"]), caller_of(request)
         if agent is not None and acts_for(caller, agent):
             return agent
         if caller.authorized or (caller.key is not None and caller.key.has(Right.OPERATE)):
@@ -277,7 +290,7 @@ class ControlApi:
 
     def _check_host(self, agent: Agent, request: Request) -> None:
         """What is done to an agent is done to the other names of its host."""
-        caller = _caller(request)
+        caller = caller_of(request)
         if _reporting_key(caller) is not None and not all(
             acts_for(caller, each) for each in self.registry.fleet.hosts.of(agent)
         ):
@@ -286,7 +299,7 @@ class ControlApi:
     def _agent_response(self, agent: Agent, request: Request) -> Response:
         described = describe_agent(agent, self.registry.clock())
         described["learned"] = self.registry.learner.estimates.describe(agent.id)
-        if _reporting_key(_caller(request)) is not None:
+        if _reporting_key(caller_of(request)) is not None:
             described |= {"alias_of": None, "reason": None}  # they name other agents
         return JSONResponse(described)
 
@@ -308,11 +321,6 @@ def _check_body(body: bytes) -> bytes:
         return check_size(body)
     except ValueError as e:
         raise HTTPException(400, f"body: {e}") from e
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller | None = request.scope.get(CALLER)
-    return caller or Caller("")
 
 
 def _reporting_key(caller: Caller) -> str | None:

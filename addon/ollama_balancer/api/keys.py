@@ -14,11 +14,13 @@ from starlette.responses import JSONResponse, Response
 
 from agent_reporter.wire import check_size, describe
 
-from ..core.access import Key, Limits
+from ..core.access import Key, Limits, changes_of
 from ..core.priority import Priority
 from ..core.rate_limits import RateLimiter
+from ..gateway.audit import AuditTrail
 from ..ollama.compact_json import compact
 from ..storage.keys import KeyExistsError, KeyFileError, KeyStore, UnknownKeyError
+from .callers import caller_of
 from .models import AddKey, ChangeKey, KeySettings, RotateKey
 
 _LIMITS = tuple(field.name for field in fields(Limits))
@@ -33,11 +35,14 @@ class KeyFile(Protocol):
 
 
 class KeysApi:
-    """`limiter` knows what each key uses now, `wall` gives seconds since 1970."""
+    """`limiter` knows what each key uses now, `audit` is told of changes, `wall` gives seconds since 1970."""
 
-    def __init__(self, file: KeyFile, limiter: RateLimiter, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, file: KeyFile, limiter: RateLimiter, audit: AuditTrail, wall: Callable[[], float] = time.time
+    ) -> None:
         self.file = file
         self.limiter = limiter
+        self.audit = audit
         self.wall = wall
         self.handlers: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "keys": self.keys,
@@ -63,6 +68,7 @@ class KeysApi:
             secret = await self._call(lambda store: store.add(key))
         except KeyExistsError as e:
             raise HTTPException(409, str(e)) from e
+        self.audit.changed(caller_of(request), "key.add", key.name, settings=changes_of(Key(key.name), key))
         return await self._changed(key, 201, secret=secret)
 
     async def key(self, request: Request) -> Response:
@@ -72,11 +78,14 @@ class KeysApi:
         body = await _read(request, ChangeKey)
         known = await self._find(request)
         changes = _settings(body, body.model_fields_set, known)
-        return await self._changed(await self._call(lambda store: store.set(known.name, **changes)), 200)
+        key = await self._call(lambda store: store.set(known.name, **changes))
+        self.audit.changed(caller_of(request), "key.set", key.name, settings=changes_of(known, key))
+        return await self._changed(key, 200)
 
     async def remove(self, request: Request) -> Response:
         known = await self._find(request)
         await self._call(lambda store: store.remove(known.name))
+        self.audit.changed(caller_of(request), "key.remove", known.name)
         await self.file.reload(whole=True)
         return Response(status_code=204)
 
@@ -84,6 +93,7 @@ class KeysApi:
         body = await _read(request, RotateKey, empty=RotateKey())
         known = await self._find(request)
         secret = await self._call(lambda store: store.rotate(known.name, body.overlap))
+        self.audit.changed(caller_of(request), "key.rotate", known.name, overlap=body.overlap)
         return await self._changed(known, 200, secret=secret)
 
     async def _find(self, request: Request) -> Key:

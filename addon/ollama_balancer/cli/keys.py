@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..core.access import Key, Limits, Right
+from ..core.access import Key, Limits, Right, changes_of
 from ..core.priority import Priority
 from ..storage.keys import DEFAULT_OVERLAP, FILE_NAME, MAX_OVERLAP, KeyFileError, KeyStore, UnknownKeyError
 from ..tables import in_columns
-
-CONFDIR = "~/.mitmproxy"
+from . import audit
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -31,16 +29,25 @@ _LIMITS = {
 }
 
 
+class Change(NamedTuple):
+    """What the audit file says of an action."""
+
+    what: str
+    key: str
+    details: dict[str, Any]
+
+
+type Action = Callable[[KeyStore, argparse.Namespace], Change | None]
+
+
 def add_command(commands: Any) -> None:
     """Add the subcommand to those of argparse."""
     parser = commands.add_parser("keys", help="client keys: who may come in, and how much")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, run: Callable[[KeyStore, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def action(name: str, run: Action, text: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-        added.add_argument(
-            "--confdir", metavar="DIR", type=Path, default=Path(CONFDIR), help=f"the balancer's folder ({CONFDIR})"
-        )
+        audit.add_confdir(added)
         added.set_defaults(run=lambda options: _run(run, options))
         return added
 
@@ -88,21 +95,28 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--note", metavar="TEXT", help="a line for people")
 
 
-def _run(run: Callable[[KeyStore, argparse.Namespace], None], options: argparse.Namespace) -> None:
-    store = KeyStore(options.confdir.expanduser() / FILE_NAME)
+def _run(run: Action, options: argparse.Namespace) -> None:
+    folder = options.confdir.expanduser()
+    store = KeyStore(folder / FILE_NAME)
     try:
-        run(store, options)
+        change = run(store, options)
     except UnknownKeyError as e:
         sys.exit(f"ollama-balancer: no key is called {str(e)!r}: 'ollama-balancer keys list' lists them")
     except (KeyFileError, ValueError) as e:
         sys.exit(f"ollama-balancer: {e}")
     finally:
         store.close()
+    if change is not None:
+        try:
+            audit.record(folder, change.what, change.key, **change.details)
+        except OSError as e:
+            sys.exit(f"ollama-balancer: this is done, but the audit file cannot be written ({e.strerror or e})")
 
 
-def _add(store: KeyStore, options: argparse.Namespace) -> None:
+def _add(store: KeyStore, options: argparse.Namespace) -> Change:
     first = not store.load().had_keys
-    secret = store.add(_changed(Key(options.name, created=time.time()), options))
+    key = _changed(Key(options.name, created=time.time()), options)
+    secret = store.add(key)
     print(secret)
     _say("This is the key: it cannot be seen again.")
     if first:
@@ -110,6 +124,7 @@ def _add(store: KeyStore, options: argparse.Namespace) -> None:
             "It is the first one: from now on calls need a key (unless balancer_access is open), and reporters the "
             "balancer's token or a key with the right report."
         )
+    return Change("key.add", key.name, {"settings": changes_of(Key(key.name), key)})
 
 
 def _list(store: KeyStore, options: argparse.Namespace) -> None:
@@ -142,8 +157,9 @@ def _show(store: KeyStore, options: argparse.Namespace) -> None:
     print(in_columns([[name, _text(value)] for name, value in described.items()]))
 
 
-def _set(store: KeyStore, options: argparse.Namespace) -> None:
-    key = _changed(store.get(options.name), options)
+def _set(store: KeyStore, options: argparse.Namespace) -> Change:
+    before = store.get(options.name)
+    key = _changed(before, options)
     store.set(
         key.name,
         rights=key.rights,
@@ -153,26 +169,30 @@ def _set(store: KeyStore, options: argparse.Namespace) -> None:
         expires=key.expires,
         note=key.note,
     )
+    return Change("key.set", key.name, {"settings": changes_of(before, key)})
 
 
-def _switch(disabled: bool) -> Callable[[KeyStore, argparse.Namespace], None]:
-    def run(store: KeyStore, options: argparse.Namespace) -> None:
+def _switch(disabled: bool) -> Action:
+    def run(store: KeyStore, options: argparse.Namespace) -> Change:
         store.set(options.name, disabled=disabled)
+        return Change("key.set", options.name, {"settings": {"disabled": disabled}})
 
     return run
 
 
-def _rotate(store: KeyStore, options: argparse.Namespace) -> None:
+def _rotate(store: KeyStore, options: argparse.Namespace) -> Change:
     if options.overlap > MAX_OVERLAP:
         raise ValueError("--overlap: at most a year")
     print(store.rotate(options.name, options.overlap))
     _say("This is the new key: it cannot be seen again.")
+    return Change("key.rotate", options.name, {"overlap": options.overlap})
 
 
-def _remove(store: KeyStore, options: argparse.Namespace) -> None:
+def _remove(store: KeyStore, options: argparse.Namespace) -> Change:
     store.remove(options.name)
     if not store.list_keys():
         _say("There is no key left: nobody gets in without the token, unless balancer_access is open.")
+    return Change("key.remove", options.name, {})
 
 
 def _changed(key: Key, options: argparse.Namespace) -> Key:

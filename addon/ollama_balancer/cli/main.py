@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import keys, top
+from . import audit, keys, top
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -12,6 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys.add_command(commands)
+    audit.add_command(commands)
     top.add_command(commands)
     options = parser.parse_args(arguments)
     options.run(options)

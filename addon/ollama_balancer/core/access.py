@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from .priority import Priority
 
@@ -85,6 +86,25 @@ class Key:
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
         return _matching(self.models)
+
+
+def settings_of(key: Key) -> dict[str, Any]:
+    """What an operator can set of a key, as JSON-serialisable data."""
+    return {
+        "rights": sorted(key.rights),
+        "models": list(key.models),
+        **{name: getattr(key.limits, name) for name in Limits.__slots__},
+        "priority": key.priority.label,
+        "expires": key.expires,
+        "disabled": key.disabled,
+        "note": key.note,
+    }
+
+
+def changes_of(before: Key, after: Key) -> dict[str, Any]:
+    """The settings of a key that differ, as they are now."""
+    old = settings_of(before)
+    return {name: value for name, value in settings_of(after).items() if value != old[name]}
 
 
 def _matching(patterns: tuple[str, ...]) -> re.Pattern[str]:

@@ -2,6 +2,7 @@
 
 import collections
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ..core.agent_records import Outcome
@@ -96,6 +97,8 @@ class Accounting:
         self.request_metrics = request_metrics
         self.history = History()
         self.recent = Recent(registry.clock)
+        self.log: Callable[[RequestContext, RequestSummary], None] | None = None
+        """Called with each finished request, if there is an access log."""
         self._registry = registry
         self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
         self._revision = 0
@@ -105,10 +108,15 @@ class Accounting:
         """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
         self._add(summary, decision_of(context, summary) if is_listed(context) else None)
+        if self.log is not None:
+            self.log(context, summary)
 
-    def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
+    def unrouted(self, context: RequestContext, status: int | None, cancelled_by: str = "") -> None:
         """Count a request that ended before it was routed."""
-        self._add(summarize_unrouted(path, status, cancelled_by))
+        summary = summarize_unrouted(context.path, status, cancelled_by)
+        self._add(summary)
+        if self.log is not None:
+            self.log(context, summary)
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
         self._uncounted.append((summary, decision))

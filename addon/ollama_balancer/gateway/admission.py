@@ -61,10 +61,10 @@ def admit(
     context.model = model
     context.model_name = None if model is None else name_of(model)
     context.unloads = parsed.unloads_after
+    context.body_bytes = len(content or b"")
     if route.runs and context.model_name is not None and not parsed.unloads:
         context.slot_model = context.model_name
         context.streams = route.streams if parsed.stream is None else parsed.stream
-        context.body_bytes = len(content or b"")
         if demand is None or demand.model != context.slot_model:
             prompt = read_prompt(route, context.slot_model, content or b"", parsed.members)
             demand = demand_of(context.slot_model, route.path, prompt)

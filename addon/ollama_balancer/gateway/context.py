@@ -87,6 +87,8 @@ class RequestContext:
     problem: str | None = None
     status: int | None = None
     """Status of the answer, once known."""
+    answer_bytes: int | None = None
+    """Of the body of an answer of the balancer's own."""
     total: float | None = None
     """Seconds from the request's arrival to the end."""
     tokens_per_second: float | None = None
@@ -94,6 +96,8 @@ class RequestContext:
     """Set if the request goes to several agents."""
     path: str = ""
     """Without the query."""
+    method: str = ""
+    request_id: str = ""
     handle: object = None
     """The adapter's handle of the request."""
     head_only: bool = False
@@ -279,6 +283,7 @@ class RequestContext:
         """The decision and its outcome as JSON-serialisable data."""
         agents = self.agents
         return {
+            "request_id": self.request_id,
             "agent": ", ".join(agent.name for agent in agents) or None,
             "url": agents[0].address.url if len(agents) == 1 else None,
             "mode": self.mode,

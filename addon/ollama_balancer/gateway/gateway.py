@@ -89,10 +89,19 @@ class Gateway:
         self.retries.timeouts = timeouts
         self.watchdog.response_seconds = timeouts.response
 
-    def arrived(self, caller: Caller, path: str, handle: object) -> RequestContext:
+    def arrived(
+        self, caller: Caller, path: str, handle: object, *, method: str = "", request_id: str = ""
+    ) -> RequestContext:
         """Create the context of a request whose head has arrived."""
         return RequestContext(
-            caller, dialect_of(path), self.registry.clock, path=path, handle=handle, on_end=self._ended
+            caller,
+            dialect_of(path),
+            self.registry.clock,
+            path=path,
+            method=method,
+            request_id=request_id,
+            handle=handle,
+            on_end=self._ended,
         )
 
     def begin(self, context: RequestContext, pin: str | None, priority: str | None = None) -> None:
@@ -194,6 +203,7 @@ class Gateway:
         else:
             response = decision.response(head=context.head_only)
         context.status = response.status
+        context.answer_bytes = len(response.body)
         if decision.problem is None:
             context.end(Outcome.SUCCEEDED)
             return response

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from .messages import Fields, Response, header
+from .request_ids import REQUEST_ID_HEADER
 
 AGENT_HEADER = "X-Balancer-Agent"
 ATTEMPTS_HEADER = "X-Balancer-Attempts"
@@ -61,11 +62,12 @@ def _encoded(names: Iterable[str]) -> frozenset[bytes]:
     return frozenset(name.lower().encode() for name in names)
 
 
-_NOT_FOR_AGENTS = _encoded(HOP_BY_HOP | {"origin", AGENT_HEADER, PRIORITY_HEADER})
+_NOT_FOR_AGENTS = _encoded(HOP_BY_HOP | {"origin", AGENT_HEADER, PRIORITY_HEADER, REQUEST_ID_HEADER})
 _NOT_FOR_AGENTS_WITH_BODY = _NOT_FOR_AGENTS | _encoded(_FRAMING)
-_NOT_FROM_AGENTS = _encoded(NOT_FOR_CLIENTS | {AGENT_HEADER, ATTEMPTS_HEADER})
-_COUNT, _COUNT_AND_NAME = _encoded((ATTEMPTS_HEADER,)), _encoded((AGENT_HEADER, ATTEMPTS_HEADER))
-_AGENT, _ATTEMPTS = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode()
+_NOT_FROM_AGENTS = _encoded(NOT_FOR_CLIENTS | {AGENT_HEADER, ATTEMPTS_HEADER, REQUEST_ID_HEADER})
+_COUNT = _encoded((ATTEMPTS_HEADER, REQUEST_ID_HEADER))
+_COUNT_AND_NAME = _COUNT | _encoded((AGENT_HEADER,))
+_AGENT, _ATTEMPTS, _REQUEST_ID = AGENT_HEADER.encode(), ATTEMPTS_HEADER.encode(), REQUEST_ID_HEADER.encode()
 
 
 def has_control_characters(lines: Iterable[bytes]) -> bool:
@@ -95,8 +97,8 @@ def by_name(fields: Fields) -> dict[bytes, bytes]:
     return found
 
 
-def for_client(fields: Fields, attempts: int, agents: str, *, own: bool) -> Fields:
-    """The response head for the client, with the number of attempts and the names of the agents, if any.
+def for_client(fields: Fields, attempts: int, agents: str, *, own: bool, request_id: str = "") -> Fields:
+    """The response head for the client, with the number of attempts, the names of the agents and the id, if any.
 
     Unless the answer is the balancer's own, hop-by-hop headers and headers that affect the whole origin are removed.
     """
@@ -111,6 +113,8 @@ def for_client(fields: Fields, attempts: int, agents: str, *, own: bool) -> Fiel
     if not own:
         _make_inert(kept)
     kept.append((_ATTEMPTS, b"%d" % attempts))
+    if request_id:
+        kept.append((_REQUEST_ID, request_id.encode()))
     if agents:
         kept.append((_AGENT, agents.encode("utf-8", "surrogateescape")))
     return tuple(kept)
@@ -132,13 +136,19 @@ def _make_inert(fields: list[tuple[bytes, bytes]]) -> None:
 
 
 def for_agent(
-    fields: Fields, *, content_length: int | None, via: str | None, credentials: Fields, host: bytes | None
+    fields: Fields,
+    *,
+    content_length: int | None,
+    via: str | None,
+    credentials: Fields,
+    host: bytes | None,
+    request_id: str = "",
 ) -> Fields:
     """The request head for an agent, without hop-by-hop headers and the balancer's own.
 
     `content_length` is that of the body at hand; -1: none is needed; None: the body is streamed with the client's
     framing. `via` identifies this balancer, which detects loops. `credentials` are added unless a user has set a header
-    of that name on the flow. `host` replaces the client's.
+    of that name on the flow. `host` replaces the client's, and so does `request_id`.
     """
     unwanted = _NOT_FOR_AGENTS if content_length is None else _NOT_FOR_AGENTS_WITH_BODY
     connection = header(fields, b"connection")
@@ -157,4 +167,6 @@ def for_agent(
         kept += [field for field in credentials if field[0].lower() not in names]
     if via is not None:
         kept.append((b"Via", via.encode()))
+    if request_id:
+        kept.append((_REQUEST_ID, request_id.encode()))
     return tuple(kept)

@@ -24,7 +24,9 @@ class FlowAdapter:
 
     def agent_request(self, context: RequestContext) -> AgentRequest:
         caller = context.caller
-        return request_to_agents(_flow(context).request, self.via, caller.credentials, caller.target)
+        return request_to_agents(
+            _flow(context).request, self.via, caller.credentials, caller.target, context.request_id
+        )
 
     def waiting(self, context: RequestContext) -> None:
         self.show(_flow(context), context)

@@ -18,6 +18,7 @@ from ..gateway.attempts import outcome_of
 from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
 from ..gateway.messages import header
+from ..gateway.request_ids import REQUEST_ID_HEADER
 from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import error_trailer
@@ -26,7 +27,7 @@ from ..text import one_line
 from .balancer import Balancer, timed
 from .compat.names import Use
 from .fastpath import relay
-from .flows import context_of, detach, flow_of, path_of
+from .flows import context_of, detach, flow_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
 from .inspection.truncation import truncated
@@ -79,13 +80,22 @@ class Answers:
             allow_origin(response, origin)
         if flow.request.data.http_version == b"HTTP/1.0":
             keep_alive(flow.request, response)
-        if context is None or not context.is_routed:
+        if context is None:
+            return
+        if not context.is_routed:
+            response.headers[REQUEST_ID_HEADER] = context.request_id
             return
         context.stop_timer()
         agents = context.agents
         own = not agents or context.outcome is not None
         response.headers.fields = (
-            *for_client(response.headers.fields, context.attempts, names_of(agents), own=own),
+            *for_client(
+                response.headers.fields,
+                context.attempts,
+                names_of(agents),
+                own=own,
+                request_id=context.request_id,
+            ),
             *self.balancer.access.limit_headers(context.caller),
         )
         if own:
@@ -168,8 +178,9 @@ class Answers:
             if context.outcome is None:
                 context.end(Outcome.FAILED, "the balancer could not route the request")
             self._annotate(flow, context)
-        elif response is not None and response.status_code >= 400 and not is_control_path(path := path_of(flow)):
-            self.balancer.accounting.unrouted(path, response.status_code)
+        elif response is not None and response.status_code >= 400 and not is_control_path(context.path):
+            context.answer_bytes = len(response.raw_content or b"")
+            self.balancer.accounting.unrouted(context, response.status_code)
         _release_filter(flow, context)
         self.balancer.flows.finished(flow)
 
@@ -181,9 +192,9 @@ class Answers:
         self.on_end(flow.client_conn.id)
         if context.is_routed:
             self._end_failed(flow, context)
-        elif not is_control_path(path := path_of(flow)):
+        elif not is_control_path(context.path):
             killed = flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
-            self.balancer.accounting.unrouted(path, None, cancelled_by=KILLED if killed else "client")
+            self.balancer.accounting.unrouted(context, None, cancelled_by=KILLED if killed else "client")
         _release_filter(flow, context)
         self.balancer.flows.finished(flow)
 

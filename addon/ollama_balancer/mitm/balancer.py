@@ -14,6 +14,7 @@ from ..core.agent import Agent
 from ..core.registry import AgentRegistry
 from ..gateway.access import Access
 from ..gateway.accounting import Accounting
+from ..gateway.audit import AuditTrail
 from ..gateway.clock import SteadyClock
 from ..gateway.context import RequestContext
 from ..gateway.gateway import Gateway
@@ -64,6 +65,7 @@ class Balancer:
         self.registry.fleet.on_unproven = self.probe_now
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.access = Access(self.clock)
+        self.audit = AuditTrail(self.clock)
         self.gateway = Gateway(
             self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending, self.access
         )

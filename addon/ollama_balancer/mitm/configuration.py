@@ -14,12 +14,37 @@ from ..gateway.access import AccessMode
 from ..gateway.timeouts import Timeouts
 from ..storage import token as tokens
 from . import options
+from .access_log import AccessLog
 from .announcement import Announcement
+from .audit_file import AuditFile
 from .balancer import Balancer
 from .connections import Connections
 from .key_file import KeyFile
 
 logger = logging.getLogger(__name__)
+
+
+AUDITED_OF_MITMPROXY = frozenset(
+    (
+        "block_list",
+        "confdir",
+        "hardump",
+        "intercept",
+        "listen_host",
+        "listen_port",
+        "map_local",
+        "map_remote",
+        "mode",
+        "modify_body",
+        "modify_headers",
+        "proxyauth",
+        "save_stream_file",
+        "scripts",
+        "stickyauth",
+        "stickycookie",
+    )
+)
+"""mitmproxy's own options that change what happens to requests, or who can read them."""
 
 
 class Configuration:
@@ -28,6 +53,8 @@ class Configuration:
     def __init__(self, balancer: Balancer, connections: Connections, announcement: Announcement, keys: KeyFile) -> None:
         self.balancer = balancer
         self.keys = keys
+        self.access_log = AccessLog(balancer.accounting)
+        self.audit_file = AuditFile(balancer.audit)
         self.connections = connections
         self.announcement = announcement
         self.static: dict[str, Address] = {}
@@ -49,6 +76,7 @@ class Configuration:
             self._check_static_agents(settings)
             if balancer.token is None or "balancer_token" in updated or "confdir" in updated:
                 balancer.token = _load_token(settings)
+            self.access_log.use(settings.access_log)
         except ValueError as e:
             if balancer.running:
                 raise exceptions.OptionsError(str(e)) from e
@@ -56,10 +84,13 @@ class Configuration:
             logger.error("%s", e)
             return
         balancer.settings = settings
-        self.keys.open(Path(ctx.options.confdir).expanduser())
+        folder = Path(ctx.options.confdir).expanduser()
+        self.keys.open(folder)
+        self.audit_file.open(folder)
         self._apply(settings)
         self._soon(self._set_static_agents)
         if balancer.running:
+            self._audit(updated)
             self.log_mode()
             self.announcement.update(balancer.token, wanted=settings.announce)
         self._override(settings)
@@ -96,6 +127,13 @@ class Configuration:
         silence = max(settings.queue_timeout + settings.response_timeout, settings.stream_idle_timeout)
         if ctx.options.tcp_timeout <= silence:
             self.overrides.set(ctx.options, "tcp_timeout", silence + 60)
+
+    def _audit(self, updated: set[str]) -> None:
+        for name in sorted(updated):
+            if name in options.TABLE:
+                self.balancer.audit.option(name, options.shown(name, getattr(ctx.options, name)))
+            elif name in AUDITED_OF_MITMPROXY:
+                self.balancer.audit.option(name, None)
 
     def log_mode(self) -> None:
         mode = self.balancer.registry.mode

@@ -6,6 +6,7 @@ from ..core.address import Address
 from ..gateway.callers import Target
 from ..gateway.headers import AGENT_HEADER, ATTEMPTS_HEADER, for_agent
 from ..gateway.messages import AgentRequest, ClientRequest, Fields, header
+from ..gateway.request_ids import REQUEST_ID_HEADER
 
 
 def first_header(headers: http.Headers, name: bytes) -> str | None:
@@ -25,7 +26,7 @@ def asks_for_websocket(request: http.Request) -> bool:
 def allow_origin(response: http.Response, origin: str) -> None:
     """Let web pages of that origin read the answer."""
     response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = f"{AGENT_HEADER}, {ATTEMPTS_HEADER}"
+    response.headers["Access-Control-Expose-Headers"] = f"{AGENT_HEADER}, {ATTEMPTS_HEADER}, {REQUEST_ID_HEADER}"
     response.headers["Vary"] = "Origin"
 
 
@@ -55,6 +56,7 @@ def request_to_agent(
     credentials: Fields = (),
     address: Address | None = None,
     target: Target | None = None,
+    request_id: str = "",
 ) -> http.Request:
     """A request without a body, whose head is that which the agent at that address gets.
 
@@ -65,7 +67,14 @@ def request_to_agent(
     needs_length = data.content or request.method in ("POST", "PUT", "PATCH")
     length = None if request.stream else len(data.content or b"") if needs_length else -1
     host = None if address is None else address.text.encode()
-    fields = for_agent(data.headers.fields, content_length=length, via=via, credentials=credentials, host=host)
+    fields = for_agent(
+        data.headers.fields,
+        content_length=length,
+        via=via,
+        credentials=credentials,
+        host=host,
+        request_id=request_id,
+    )
     # Not by mitmproxy's constructors, whose checks the data has passed already.
     headers = http.Headers.__new__(http.Headers)
     headers.fields = fields
@@ -79,9 +88,11 @@ def request_to_agent(
     return head
 
 
-def request_to_agents(request: http.Request, via: str, credentials: Fields, target: Target | None) -> AgentRequest:
+def request_to_agents(
+    request: http.Request, via: str, credentials: Fields, target: Target | None, request_id: str = ""
+) -> AgentRequest:
     """The same for several agents, whose answers are read and made into one."""
-    head = request_to_agent(request, via, credentials, target=target)
+    head = request_to_agent(request, via, credentials, target=target, request_id=request_id)
     fields = [field for field in head.headers.fields if field[0].lower() != b"accept-encoding"]
     fields.append((b"Accept-Encoding", b"identity"))
     body = None if request.stream else request.raw_content or b""

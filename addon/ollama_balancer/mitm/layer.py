@@ -152,7 +152,9 @@ class BalancedHttpLayer(HttpLayerBase):
                 head = request_to_agent(event.request, self.via)
             else:
                 caller = ours.caller
-                head = request_to_agent(event.request, self.via, caller.credentials, ours.address, caller.target)
+                head = request_to_agent(
+                    event.request, self.via, caller.credentials, ours.address, caller.target, ours.request_id
+                )
                 if ours.trace is not None:
                     head.headers.update(ours.trace.headers)
             event = RequestHeaders(event.stream_id, head, event.end_stream)

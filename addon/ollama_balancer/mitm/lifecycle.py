@@ -116,6 +116,7 @@ class Lifecycle:
         self.startup.stop()
         self.connections.stop()
         self.configuration.keys.close()
+        self.configuration.access_log.close()
         if balancer.tracing is not None:
             balancer.tracing.stop()
         self._restore_mitmproxy()
@@ -169,5 +170,6 @@ class Lifecycle:
                 self.balancer.gateway.tick()
                 self.connections.tick()
                 self.balancer.accounting.sample()
+                self.balancer.audit.tick()
             except Exception:
                 logger.exception("Checking the queue failed; trying again.")

@@ -123,6 +123,14 @@ def _proxies(value: object) -> tuple[Network, ...]:
     return networks
 
 
+def _access_log(value: object) -> str:
+    target = str(value).strip()
+    if not target.isprintable():
+        raise ValueError("this is no path")
+    return target
+
+
+ACCESS_LOG = Kind(str, "a file's path, or - for standard output", _access_log)
 ACCESS = Kind(str, f"one of {', '.join(AccessMode)}", _access)
 PROXIES = Kind(Sequence[str], "addresses and networks such as 127.0.0.1 or 10.0.0.0/24", _proxies)
 MODE = Kind(str, f"one of {', '.join(POLICIES)}", _mode)

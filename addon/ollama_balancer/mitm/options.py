@@ -21,6 +21,7 @@ from ..storage.token import FILE_NAME as TOKEN_FILE
 from .compat.mitmproxy_names import deferred_problem
 from .option_values import (
     ACCESS,
+    ACCESS_LOG,
     AGENTS,
     HOST_NAMES,
     MEMORY,
@@ -177,6 +178,13 @@ class Settings:
         "Who may come in. open: anybody who can connect. keys: whoever has a key or the token. auto: open until the "
         "first key is added, then keys.",
     )
+    access_log: str = option(
+        ACCESS_LOG,
+        "",
+        "Where one JSON line for each request is written, without prompts and secrets. A file is followed by a new one "
+        "at 64 MiB; five older ones are kept.",
+        default_text="none",
+    )
     trusted_proxies: tuple[Network, ...] = option(
         PROXIES,
         [],
@@ -221,6 +229,15 @@ def _refusal(name: str, problem: str) -> str:
     row = TABLE[name]
     source = f" (or ${row.environment})" if row.environment else ""
     return f"{name}{source}: {problem}; it takes {row.kind.accepts}"
+
+
+def shown(name: str, value: object) -> str | None:
+    """An option's value as anybody may see it; None for the token."""
+    if TABLE[name].kind is TOKEN:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join([without_password(str(each)) for each in value])
+    return without_password(str(value))
 
 
 def markdown() -> Iterator[str]:

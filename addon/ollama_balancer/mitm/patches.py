@@ -24,6 +24,7 @@ from mitmproxy.utils import human
 from agent_reporter.connecting import connect, is_address
 
 from ..gateway.headers import has_control_characters
+from ..gateway.request_ids import new_request_id
 from ..ollama.errors import error_body
 from ..ollama.routes import Dialect, dialect_of
 from ..text import one_line, without_bytes
@@ -62,8 +63,16 @@ def refusal(status: int, message: str, dialect: Dialect = Dialect.OLLAMA) -> byt
     retry_header = b"Retry-After: 5\r\n" if status == 503 else b""
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n%s"
+        b"X-Request-Id: %s\r\n"
         b"Content-Length: %d\r\n\r\n%s"
-        % (status, status_codes.RESPONSES.get(status, "").encode(), retry_header, len(body), body)
+        % (
+            status,
+            status_codes.RESPONSES.get(status, "").encode(),
+            retry_header,
+            new_request_id().encode(),
+            len(body),
+            body,
+        )
     )
 
 

@@ -15,6 +15,7 @@ from ..gateway.access import rights_for
 from ..gateway.callers import Caller, fairness_key_of
 from ..gateway.headers import AGENT_HEADER, PRIORITY_HEADER
 from ..gateway.messages import RETRY_AFTER, Response, date, header
+from ..gateway.request_ids import REQUEST_ID_HEADER, new_request_id, request_id_of
 from ..gateway.wrong_tokens import WrongTokens
 from ..ollama import origins
 from ..ollama.routes import find_route
@@ -66,6 +67,7 @@ class Requests:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         flow.response = error_of(flow, 403, "the balancer is not an open proxy: CONNECT is refused")
+        flow.response.headers[REQUEST_ID_HEADER] = new_request_id()
 
     @timed
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -80,7 +82,13 @@ class Requests:
         proxies = balancer.settings.trusted_proxies if balancer.settings else ()
         caller = extract_caller(flow, balancer.token, self._salt, balancer.access, proxies)
         path = path_of(flow)
-        attach(flow, balancer.gateway.arrived(caller, path, flow))
+        request = flow.request
+        attach(
+            flow,
+            balancer.gateway.arrived(
+                caller, path, flow, method=request.method, request_id=request_id_of(request.headers.fields)
+            ),
+        )
         problem = None if flow.is_replay else host_problem(flow.request)
         if flow.client_conn.id in balancer.blocked_clients and not flow.is_replay:
             flow.response = closing(flow, error_of(flow, 403, NOT_ALLOWED))
@@ -156,6 +164,7 @@ class Requests:
         refusal = self.balancer.access.refusal(caller, rights_for(path))
         if refusal is None:
             return None
+        self.balancer.audit.refused(caller, path, *refusal)
         response = closing(flow, error_of(flow, *refusal))
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
@@ -216,7 +225,13 @@ class Requests:
         balancer, gateway = self.balancer, self.balancer.gateway
         context = context_of(flow)
         if context is None:  # no head of it was seen
-            context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
+            context = gateway.arrived(
+                Caller(flow.client_conn.id),
+                path_of(flow),
+                flow,
+                method=flow.request.method,
+                request_id=new_request_id(),
+            )
             attach(flow, context)
         fields = flow.request.headers.fields
         if balancer.tracing is not None and context.trace is None:

@@ -1,0 +1,62 @@
+"""Gives each finished request to the access log that the options name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from ..core.stats import RequestSummary
+from ..gateway.access_entries import entry_of
+from ..gateway.accounting import Accounting
+from ..gateway.context import RequestContext
+from ..storage import access_log
+
+logger = logging.getLogger(__name__)
+
+
+class AccessLog:
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+        self._log: access_log.AccessLog | None = None
+
+    def use(self, target: str) -> None:
+        """Write to that path, to standard output for -, or nowhere for "". ValueError: it cannot be written."""
+        if self._log is not None and self._log.target == target:
+            return
+        try:
+            log = access_log.AccessLog(target, log_in_loop(logger)) if target else None
+        except OSError as e:
+            raise ValueError(
+                f"balancer_access_log: {target[:200]} cannot be written ({e.strerror or e}); name a file "
+                "in a folder that is there and may be written, or -"
+            ) from e
+        self.close()
+        self._log = log
+        self._accounting.log = None if log is None else self._add
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._accounting.log = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _add(self, context: RequestContext, summary: RequestSummary) -> None:
+        assert self._log
+        self._log.add(entry_of(context, summary))
+
+
+def log_in_loop(logger: logging.Logger) -> Callable[[str], None]:
+    """Logs a warning from any thread: mitmproxy's handlers of log lines want to be called in its loop."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return logger.warning
+
+    def report(text: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(logger.warning, "%s", text)
+
+    return report
