@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_balancer import __version__
 from ollama_balancer.api.prometheus import PREFIX, Exposition
+from ollama_balancer.core.ledger import Ledger
 from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.stats import RequestMetrics, RequestSummary
 from tests.core.fakes import Clock, fleet, new_registry, report
@@ -32,7 +33,10 @@ class Page:
         clock = Clock()
         self.registry = new_registry(clock)
         self.metrics = RequestMetrics()
-        self.exposition = Exposition(self.registry, RequestQueue(clock), self.metrics, lambda: self.metrics.totals(2))
+        self.ledger = Ledger(lambda: 0.0)
+        self.exposition = Exposition(
+            self.registry, RequestQueue(clock), self.metrics, lambda: self.metrics.totals(2), self.ledger
+        )
 
     def page(self, accept: str) -> tuple[bytes, str]:
         return asyncio.run(self.exposition.page(accept))

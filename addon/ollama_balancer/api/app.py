@@ -20,6 +20,7 @@ from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
 from ..core.history import History
+from ..core.ledger import Ledger
 from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
@@ -28,16 +29,18 @@ from ..gateway.access import Access, acts_for
 from ..gateway.callers import Caller
 from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
+from ..storage.usage import UsageLog
 from . import dashboard
 from . import history as history_api
+from .callers import caller_of
 from .calls import CALLS, JSON, Call
 from .health import by_state, health
 from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
-from .paths import CALLER
 from .prometheus import Exposition
 from .reports import store_report
+from .usage import UsageApi
 
 type Handler = Callable[[Request], Awaitable[Response]]
 
@@ -64,6 +67,7 @@ class ControlApi:
         wall: Callable[[], float] = time.time,
         access: Access | None = None,
         keys: KeyFile | None = None,
+        usage: UsageLog | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -72,7 +76,8 @@ class ControlApi:
         self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
         pages = dashboard.Dashboard(registry, queue, recent, self._totals)
-        self.exposition = Exposition(registry, queue, request_metrics, self._totals)
+        usage = usage or UsageLog(Ledger(wall))
+        self.exposition = Exposition(registry, queue, request_metrics, self._totals, usage.ledger)
         self.ending = ending
         self.wall = wall
         self.access = access or Access(registry.clock)
@@ -93,6 +98,7 @@ class ControlApi:
             "metrics": self.metrics,
             "drain": self.drain,
             "resume": self.resume,
+            **UsageApi(usage, wall).handlers,
         }
         if keys is not None:
             self._answers |= KeysApi(keys, self.access.limiter, wall).handlers
@@ -115,7 +121,7 @@ class ControlApi:
         return answer
 
     def _authorize(self, request: Request, call: Call) -> None:
-        refusal = self.access.refusal(_caller(request), call.rights, always=call.always)
+        refusal = self.access.refusal(caller_of(request), call.rights, always=call.always)
         if refusal is not None:
             headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER}}
             raise HTTPException(*refusal, headers.get(refusal.status))
@@ -169,7 +175,7 @@ class ControlApi:
                 raise ValueError("missing, and the caller's address is not known")
         except ValueError as e:
             raise HTTPException(400, f"url: {e}") from e
-        known, caller = self.registry.get(registration.name), _caller(request)
+        known, caller = self.registry.get(registration.name), caller_of(request)
         if known is not None:
             self._check_key(known, caller, registration)
             address = self._registered_address(known, registration, address)
@@ -258,7 +264,7 @@ class ControlApi:
 
     def _find_own_agent(self, request: Request) -> Agent:
         """One that the caller may report for."""
-        agent, caller = self.registry.get(request.path_params["id"]), _caller(request)
+        agent, caller = self.registry.get(request.path_params["id"]), caller_of(request)
         if agent is not None and acts_for(caller, agent):
             return agent
         if caller.authorized or (caller.key is not None and caller.key.has(Right.OPERATE)):
@@ -288,11 +294,6 @@ def _check_body(body: bytes) -> bytes:
         return check_size(body)
     except ValueError as e:
         raise HTTPException(400, f"body: {e}") from e
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller | None = request.scope.get(CALLER)
-    return caller or Caller("")
 
 
 def _reporting_key(caller: Caller) -> str | None:

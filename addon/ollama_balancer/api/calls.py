@@ -12,12 +12,14 @@ from agent_reporter.wire import AgentMetrics, AgentRegistration
 
 from ..core.access import Right
 from ..core.history import MINUTES
+from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
-from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI
+from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
 
 JSON = "application/json"
+CSV = "text/csv"
 OPENMETRICS = "application/openmetrics-text"
 
 
@@ -29,6 +31,8 @@ class Answer:
     content: type[BaseModel] | tuple[str, ...] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     """Those that it may have, and what they say."""
+    also: tuple[str, ...] = ()
+    """Other media types that a caller can ask for."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,30 @@ UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 
 _AGENT = AGENTS + "/{id}"
 _KEY = KEYS + "/{name}"
+
+_DIMENSIONS = ",".join(DIMENSIONS)
+
+
+def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Right, ...], *, always: bool) -> Call:
+    return Call(
+        "GET",
+        path,
+        operation,
+        text,
+        {
+            200: Answer("The sums of each group.", models.Usage, also=(CSV,)),
+            400: _error("A parameter is out of range, or there are too many groups; the error says which."),
+            503: _error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
+        },
+        query=(
+            Parameter("by", f"What to group by: some of {_DIMENSIONS}.", {"type": "string", "default": default}),
+            Parameter("from", "The first day, or a time; default 30 days ago.", {"type": "string"}),
+            Parameter("to", "The last day, or the time of the end; default today.", {"type": "string"}),
+            Parameter("format", "json or csv.", {"type": "string", "default": "json"}),
+        ),
+        rights=rights,
+        always=always,
+    )
 
 
 def _page(operation: str, path: str, text: str, media_type: str) -> Call:
@@ -162,6 +190,8 @@ CALLS = (
         ),
         rights=READ,
     ),
+    _usage("usage", USAGE, "Who used what: requests, tokens and seconds", "key", READ, always=False),
+    _usage("own_usage", OWN_USAGE, "What the caller's own key has used", "model", tuple(Right), always=True),
     Call(
         "GET",
         OPENAPI,

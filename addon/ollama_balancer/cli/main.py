@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import keys, top
+from . import keys, top, usage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys.add_command(commands)
     top.add_command(commands)
+    usage.add_command(commands)
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -1,18 +1,21 @@
-"""Turns finished requests into summaries for metrics, history and dashboard."""
+"""Turns finished requests into summaries for metrics, history, dashboard and ledger."""
 
 from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ..core.agent_records import Outcome
 from ..core.history import History
+from ..core.ledger import NO_KEY, TOKEN, Entry, Ledger
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
+from .access import prompt_and_output_tokens
 from .context import RequestContext
 from .outcomes import outcome_of
 
@@ -77,6 +80,22 @@ def is_listed(context: RequestContext) -> bool:
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
+def is_billed(context: RequestContext) -> bool:
+    """Whether the request is one of those that limits and the ledger count: not a list or another answer of the
+    balancer's own.
+    """
+    return context.route is not None and context.route.kind is not Kind.MERGED
+
+
+def entry_of(context: RequestContext, summary: RequestSummary) -> Entry:
+    """The request as the ledger has it. One that several agents had counts once."""
+    caller = context.caller
+    key = TOKEN if caller.authorized else NO_KEY if caller.key is None else caller.key.name
+    prompt, output = prompt_and_output_tokens(context)
+    seconds = max(0.0, summary.seconds - context.waited) if context.attempts else 0.0
+    return Entry(key, summary.model, summary.agent, summary.outcome, prompt, output, seconds, context.waited)
+
+
 def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, Any]:
     """The row of the recent decisions."""
     return {
@@ -92,37 +111,45 @@ def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, A
 
 
 class Accounting:
-    """Counts finished requests for metrics, history and dashboard, in batches because that is cheaper."""
+    """Counts finished requests for metrics, history, dashboard and ledger, in batches because that is cheaper."""
 
-    def __init__(self, registry: AgentRegistry, request_metrics: RequestMetrics) -> None:
+    def __init__(
+        self, registry: AgentRegistry, request_metrics: RequestMetrics, wall: Callable[[], float] = time.time
+    ) -> None:
         self.request_metrics = request_metrics
+        self.ledger = Ledger(wall)
         self.history = History()
         self.recent = Recent(registry.clock)
         self._registry = registry
-        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
+        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None, Entry | None]] = (
+            collections.deque()
+        )
         self._revision = 0
         """Revision of the registry when removed agents were last folded into the metrics."""
 
     def ended(self, context: RequestContext) -> None:
         """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
-        self._add(summary, decision_of(context, summary) if is_listed(context) else None)
+        decision = decision_of(context, summary) if is_listed(context) else None
+        self._add(summary, decision, entry_of(context, summary) if is_billed(context) else None)
 
     def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
         """Count a request that ended before it was routed."""
         self._add(summarize_unrouted(path, status, cancelled_by))
 
-    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
-        self._uncounted.append((summary, decision))
+    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None, entry: Entry | None = None) -> None:
+        self._uncounted.append((summary, decision, entry))
         if len(self._uncounted) >= MOST_UNCOUNTED:
             self._count()
 
     def _count(self) -> None:
         while self._uncounted:
-            summary, decision = self._uncounted.popleft()
+            summary, decision, entry = self._uncounted.popleft()
             self.request_metrics.add(summary)
             self.history.add(summary)
             self.recent.add(summary, decision)
+            if entry is not None:
+                self.ledger.add(entry)
 
     def count(self) -> None:
         """Flush the buffer; called periodically and before counts are read."""

@@ -56,6 +56,7 @@ class ControlApi:
                 lambda: balancer.gateway.in_flight,
                 access=balancer.access,
                 keys=self.keys,
+                usage=balancer.usage,
             )
         return self._app
 
