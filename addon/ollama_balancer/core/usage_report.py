@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,11 @@ from .ledger import COUNTS, DIMENSIONS, FIELDS, HOUR, Query
 from .stats import OUTCOMES
 
 DEFAULT_DAYS = 30
+
+MAX_TIME = 40
+"""Characters of a time."""
+
+LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 FIGURES = ("requests", *FIELDS)
 """The columns of a row after those by which it is grouped."""
@@ -37,19 +43,19 @@ def read_query(by: str | None, begin: str | None, end: str | None, now: float, k
 
 
 def _read_time(name: str, text: str, *, whole_day: bool) -> float:
-    try:
-        day = date.fromisoformat(text)
-        return _midnight(day + timedelta(days=whole_day))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        time = datetime.fromisoformat(text)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+    seconds = -1.0
+    with contextlib.suppress(ValueError, OverflowError):
+        if len(text) == len("2027-01-31"):
+            seconds = _midnight(date.fromisoformat(text) + timedelta(days=whole_day))
+        elif len(text) <= MAX_TIME:
+            time = datetime.fromisoformat(text)
+            seconds = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    if not 0 <= seconds <= LAST_SECOND:
         raise ValueError(
             f"{name}: {text[:40]!r} is not accepted; it takes a day or a time in UTC, such as 2027-01-31 or "
             "2027-01-31T12:00:00Z"
-        ) from None
+        )
+    return seconds
 
 
 def _midnight(day: date) -> float:

@@ -1,0 +1,54 @@
+"""Queries of usage as people write them, and answers as they read them."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from ollama_balancer.core.ledger import FIELDS, Query
+from ollama_balancer.core.usage_report import as_csv, described, hour_text, read_query
+
+NOW = 1_700_000_000.0  # 2023-11-14T22:13:20Z
+DAY = int(NOW // 86_400)
+
+
+def test_by_default_it_is_the_last_thirty_days_by_key() -> None:
+    assert read_query(None, None, None, NOW) == Query(("key",), (DAY - 29) * 24, (DAY + 1) * 24, None)
+
+
+def test_the_last_day_is_included_and_a_time_ends_before_it() -> None:
+    assert read_query("model, day", "2023-11-13", "2023-11-13", NOW)[1:3] == ((DAY - 1) * 24, DAY * 24)
+    times = read_query("hour", "2023-11-13T06:30:00Z", "2023-11-13T07:00:00+01:00", NOW)
+    assert times[1:3] == ((DAY - 1) * 24 + 6, (DAY - 1) * 24 + 6)
+    assert hour_text(times.start) == "2023-11-13T06:00:00Z"
+    assert read_query("hour", "2023-11-13T06:00", "2023-11-13T06:00:01", NOW)[1:3] == (times.start, times.start + 1)
+
+
+@pytest.mark.parametrize(
+    ("by", "begin", "end", "named"),
+    [
+        ("prompt", None, None, "by"),
+        (",", None, None, "by"),
+        ("key,key", None, None, "by"),
+        ("key; DROP TABLE usage", None, None, "by"),
+        (None, "yesterday", None, "from"),
+        (None, "2023-02-30", None, "from"),
+        (None, None, "9999-12-31", "to"),
+        (None, None, "1" * 5000, "to"),
+        (None, "0001-01-01T00:00:00+14:00", None, "from"),
+    ],
+)
+def test_what_cannot_be_read_is_named(by: str | None, begin: str | None, end: str | None, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}: .* is not accepted; it takes"):
+        read_query(by, begin, end, NOW)
+
+
+def test_no_name_in_a_table_is_a_formula() -> None:
+    query = Query(("key", "model", "day"), 0, 1)
+    names = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "\tx", 'quo"te,d', "plain"]
+    rows = [described(query, (name, name, DAY * 24), [1.0] * len(FIELDS)) for name in names]
+    read = list(csv.DictReader(io.StringIO(as_csv(query, rows), newline="")))
+    assert [row["key"] for row in read] == [f"'{name}" for name in names[:5]] + names[5:]
+    assert {(row["day"], row["requests"], row["waited"]) for row in read} == {("2023-11-14", "5", "1.0")}
