@@ -128,13 +128,16 @@ class Ledger:
             if entry.key in self._today or len(self._today) < MOST_KEYS:
                 self._today[entry.key] = self._today.get(entry.key, 0) + tokens
         self._count(entry)
-        values = [0.0] * len(FIELDS)
-        values[_OUTCOME.get(entry.outcome, 1)] = 1
-        values[_PROMPT], values[_OUTPUT] = entry.prompt_tokens, entry.output_tokens
-        values[_SECONDS], values[_WAITED] = entry.seconds, entry.waited
         place = self._place(hour, entry)
         with self._lock:
-            _add(self._pending, place, values)
+            row = self._pending.get(place)
+            if row is None:
+                row = self._pending[place] = [0.0] * len(FIELDS)
+            row[_OUTCOME.get(entry.outcome, 1)] += 1
+            row[_PROMPT] += entry.prompt_tokens
+            row[_OUTPUT] += entry.output_tokens
+            row[_SECONDS] += entry.seconds
+            row[_WAITED] += entry.waited
             self._bound()
 
     def take(self) -> Rows:
