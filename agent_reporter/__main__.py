@@ -1,7 +1,5 @@
 """The program: `ollama-agent-reporter` or `python -m agent_reporter`."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """Addresses as people write them, and whether a host is this one."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import re
@@ -10,6 +8,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from .connecting import is_address
 from .limits import DEFAULT_OLLAMA_PORT
 from .resolving import look_up
 
@@ -51,7 +50,7 @@ def parse_endpoint(text: str, *, default_port: int) -> Endpoint:
         default_port = _SCHEME_PORTS[scheme]
     else:
         raise ValueError("must begin with http:// or https://")
-    if _is_ipv6(rest):
+    if ":" in rest and is_address(rest):
         rest = f"[{rest}]"
     try:
         parts = urlsplit(f"//{rest}")
@@ -69,7 +68,7 @@ def parse_endpoint(text: str, *, default_port: int) -> Endpoint:
         raise ValueError("must have a port from 1 to 65535")
     host = parts.hostname or ""
     host = _UNSPECIFIED.get(host, host)
-    if not (_LABELS.fullmatch(host) or _is_ipv6(host)):
+    if not (_LABELS.fullmatch(host) or is_address(host)):
         raise ValueError("must have a host name or an IP address")
     return Endpoint(scheme, host, port)
 
@@ -115,11 +114,3 @@ def own_ips() -> frozenset[str]:
 def any_is_local(ips: frozenset[str], own: frozenset[str]) -> bool:
     """Whether one of `ips` is this host, whose addresses are `own`."""
     return any(is_loopback(ip) or ip in own for ip in ips)
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True

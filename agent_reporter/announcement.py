@@ -5,8 +5,6 @@ proof that whoever made it knows the token, made for these addresses and this po
 is slow to make, so that a token that people chose is not guessed from it quickly.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import ipaddress
@@ -20,7 +18,7 @@ SERVICE = "_ollama-balancer._tcp.local."
 PROOF = "proof"
 """The name of the record's field."""
 
-MOST_ADDRESSES = 16
+MAX_ADDRESSES = 16
 
 ROUNDS = 200_000
 """Of PBKDF2: tens of milliseconds."""
@@ -52,9 +50,9 @@ def prove(token: str, port: int, addresses: Iterable[str]) -> str:
 
 
 def usable(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Those by which others can reach this machine, each once, in `plain_ip`'s spelling; at most MOST_ADDRESSES."""
+    """Those by which others can reach this machine, each once, in `plain_ip`'s spelling; at most MAX_ADDRESSES."""
     found = dict.fromkeys(plain_ip(address) for address in addresses)
-    return tuple(address for address in found if _is_usable(address))[:MOST_ADDRESSES]
+    return tuple(address for address in found if _is_usable(address))[:MAX_ADDRESSES]
 
 
 def _is_usable(address: str) -> bool:
@@ -68,7 +66,7 @@ def _is_usable(address: str) -> bool:
 def read(addresses: Sequence[str], port: int | None, properties: Mapping[bytes, bytes | None]) -> Announcement:
     """An announcement as it came. Raises ValueError where it is none of a balancer's."""
     proof = properties.get(PROOF.encode()) or b""
-    if not port or len(proof) != 64 or not proof.isalnum() or not 0 < len(addresses) <= MOST_ADDRESSES:
+    if not port or len(proof) != 64 or not proof.isalnum() or not 0 < len(addresses) <= MAX_ADDRESSES:
         raise ValueError("it is no balancer's announcement")
     plain = tuple(dict.fromkeys(plain_ip(address) for address in addresses))
     return Announcement(plain, port, proof.decode("ascii", "replace"))

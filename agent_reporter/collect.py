@@ -3,8 +3,6 @@
 The report includes how long each collector took and whether it succeeded.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -5,8 +5,6 @@ begins tasks at once, as mitmproxy has it. Beside that, the address that answere
 dead one costs its delay once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import ipaddress
@@ -20,10 +18,10 @@ from .resolving import Info, look_up, mark_suspect
 DELAY = 0.25
 """Seconds until the next address is tried beside one that has not answered: what RFC 8305 recommends."""
 
-MOST_ADDRESSES = 8
+MAX_ADDRESSES = 8
 """Of one name that are tried."""
 
-MOST_NAMES = 1024
+MAX_NAMES = 1024
 """Whose last address is remembered."""
 
 _answered: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -47,7 +45,7 @@ async def addresses_of(host: str, port: int) -> list[Info]:
     if is_address(host) and "%" not in host:  # without a look-up, for which a thread is taken
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
-    infos = interleaved(await look_up(host, port))[:MOST_ADDRESSES]
+    infos = interleaved(await look_up(host, port))[:MAX_ADDRESSES]
     last = _answered.get((host, port))
     return sorted(infos, key=lambda info: info[4] != last)
 
@@ -121,7 +119,7 @@ async def first_of(host: str, port: int, infos: Iterable[Info]) -> socket.socket
         made.close()
     _answered[host, port] = info[4]
     _answered.move_to_end((host, port))
-    if len(_answered) > MOST_NAMES:
+    if len(_answered) > MAX_NAMES:
         _answered.popitem(last=False)
     return first
 

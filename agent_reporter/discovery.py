@@ -15,10 +15,10 @@ from .states import StateLog, log, printable
 if TYPE_CHECKING:
     from zeroconf.asyncio import AsyncZeroconf
 
-MOST_FOUND = 16
+MAX_FOUND = 16
 """Balancers that are reported to."""
 
-MOST_HEARD = 32
+MAX_HEARD = 32
 """Announcements queued for verification; further ones are dropped until repeated."""
 
 ASK_SECONDS = 3.0
@@ -46,7 +46,7 @@ class Discovery:
         self._refused: set[Announcement] = set()
         self._unreached: set[Announcement] = set()
         """Announcements whose unreachability was logged."""
-        self._heard: asyncio.Queue[str] = asyncio.Queue(MOST_HEARD)
+        self._heard: asyncio.Queue[str] = asyncio.Queue(MAX_HEARD)
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -102,11 +102,11 @@ class Discovery:
 
     async def verify(self, candidate: Announcement, name: str) -> bool:
         """Report the balancer if the announcement is genuine; False if it could not be reached."""
-        if candidate in self._refused or self._urls.intersection(candidate.urls) or len(self._urls) >= MOST_FOUND:
+        if candidate in self._refused or self._urls.intersection(candidate.urls) or len(self._urls) >= MAX_FOUND:
             return True
         who = printable(name.removesuffix(f".{SERVICE}"))
         if not await asyncio.to_thread(candidate.proven, self._token):
-            if len(self._refused) < MOST_HEARD:
+            if len(self._refused) < MAX_HEARD:
                 self._refused.add(candidate)
                 log.warning(
                     "%s at %s announces itself as a balancer with a different token: ignored", who, candidate.urls[0]
@@ -114,7 +114,7 @@ class Discovery:
             return True
         url = await reachable(candidate.urls)
         if url is None:
-            if candidate not in self._unreached and len(self._unreached) < MOST_HEARD:
+            if candidate not in self._unreached and len(self._unreached) < MAX_HEARD:
                 self._unreached.add(candidate)
                 log.warning(
                     "cannot reach balancer %s at the address that it announces, %s", who, ", ".join(candidate.urls[:3])

@@ -1,7 +1,5 @@
 """What both sides agree on and needs no library: sizes, names, ports."""
 
-from __future__ import annotations
-
 MAX_BODY_BYTES = 1024 * 1024
 """The largest body, in bytes, that the control API accepts."""
 

@@ -1,7 +1,5 @@
 """The calls to one balancer: register, report, drain."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -26,30 +24,25 @@ LONGEST_REASON = 500
 class LinkError(Exception):
     """A call to a balancer failed. `state` is the kind of failure, the message has the details."""
 
-    def __init__(self, state: str, message: str) -> None:
-        super().__init__(message)
-        self.state = state
+    state = "error"
 
 
 class NoAnswerError(LinkError):
     """No answer at all."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("away", message)
+    state = "away"
 
 
 class TokenError(LinkError):
     """The balancer refused the token."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("token", message)
+    state = "token"
 
 
 class UnknownAgentError(LinkError):
     """The balancer does not know the agent: it must register anew."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("unknown", message)
+    state = "unknown"
 
 
 class Registered(BaseModel):
@@ -82,7 +75,7 @@ class Link:
             self.agent = Registered.model_validate(parse_json(answer.body))
         except ValueError as error:  # pydantic's ValidationError is one
             what = "wrong fields" if isinstance(error, ValidationError) else "no JSON"
-            raise LinkError("error", f"{self._who} answered the registration with {what}: is it a balancer?") from None
+            raise LinkError(f"{self._who} answered the registration with {what}: is it a balancer?") from None
         return self.agent
 
     async def report(self, body: bytes) -> str | None:
@@ -143,9 +136,7 @@ class Link:
                 "it must be this balancer's token"
             )
         reply = self._clean(_error_text(answer.body))
-        return LinkError(
-            "error", f"{self._who} answered the {what} with status {answer.status}{reply and ': ' + reply}"
-        )
+        return LinkError(f"{self._who} answered the {what} with status {answer.status}{reply and ': ' + reply}")
 
     def _clean(self, text: str, limit: int = 200) -> str:
         """A balancer may echo what it was sent: the token stays out of the log all the same."""

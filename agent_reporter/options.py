@@ -1,7 +1,5 @@
 """The command line and the environment, read into Options."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re

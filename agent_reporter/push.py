@@ -4,8 +4,6 @@ One task per balancer, so that one which is away or slow holds up no other; one 
 A balancer that was away gets the newest report, never a backlog.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

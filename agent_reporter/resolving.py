@@ -31,11 +31,11 @@ SLOW_SECONDS = 1.0
 RENEWAL_SECONDS = 0.25
 """For which a look-up of a name that was quick is awaited before its last addresses are used again."""
 
-MOST_NAMES = 4096
+MAX_NAMES = 4096
 """That are kept."""
 
-MOST_THREADS = 128
-MOST_SLOW = 32
+MAX_THREADS = 128
+MAX_SLOW = 32
 """Threads for names that are known to be slow."""
 
 type Info = tuple[int, int, int, str, Any]
@@ -66,8 +66,8 @@ class Resolver:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._names: OrderedDict[tuple[str, int], CachedName] = OrderedDict()
-        self._threads = asyncio.Semaphore(MOST_THREADS)
-        self._slow = asyncio.Semaphore(MOST_SLOW)
+        self._threads = asyncio.Semaphore(MAX_THREADS)
+        self._slow = asyncio.Semaphore(MAX_SLOW)
 
     async def look_up(self, host: str, port: int) -> list[Info]:
         """Its addresses, one at least. Raises OSError."""
@@ -97,7 +97,7 @@ class Resolver:
                 await stack.enter_async_context(self._threads)
                 began = self._clock()
                 try:
-                    found = await _in_thread(functools.partial(_get_address_info, host, port))
+                    found = await in_thread(functools.partial(_get_address_info, host, port), "look-up")
                 finally:
                     name.is_slow = self._clock() - began > SLOW_SECONDS
             name.infos, name.error = list(dict.fromkeys(found)), None
@@ -119,7 +119,7 @@ class Resolver:
             name.at = float("-inf")
 
     def _forget_some(self) -> None:
-        while len(self._names) > MOST_NAMES:
+        while len(self._names) > MAX_NAMES:
             self._names.popitem(last=False)
 
 
@@ -130,8 +130,11 @@ def _get_address_info(host: str, port: int) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
 
 
-async def _in_thread[T](work: Callable[[], T]) -> T:
-    """What it returns or raises; in a thread that nobody waits for when the program ends."""
+def in_thread[T](work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """What it returns or raises; in a thread that nobody waits for when the program ends, unlike asyncio's.
+
+    Raises OSError if there are too many threads.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -153,10 +156,10 @@ async def _in_thread[T](work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, result, error)
 
     try:
-        threading.Thread(target=run, name="look-up", daemon=True).start()
+        threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError as error:
-        raise OSError("too many lookups are running") from error
-    return await future
+        raise OSError("too many threads are running") from error
+    return future
 
 
 _resolvers: WeakKeyDictionary[asyncio.AbstractEventLoop, Resolver] = WeakKeyDictionary()

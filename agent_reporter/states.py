@@ -1,7 +1,5 @@
 """Log lines that are written when something changes, not each time it is seen."""
 
-from __future__ import annotations
-
 import logging
 
 log = logging.getLogger("agent_reporter")

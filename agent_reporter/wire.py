@@ -1,7 +1,5 @@
 """What a host tells the balancer. Defined once, here, for both sides."""
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 from typing import Annotated, Any

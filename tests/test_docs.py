@@ -247,6 +247,15 @@ def test_every_flag_and_collector_of_the_reporter_is_documented() -> None:
     assert [code(row[0])[0] for row in table(REPORTER, "collector")] == list(COLLECTORS)
 
 
+@each_page
+def test_tests_that_a_page_names_are_there(page: Path) -> None:
+    if page == CHANGES:
+        return
+    for named in inline_code(page):
+        if re.fullmatch(r"tests/[\w/.]+", named):
+            assert (ROOT / named).exists(), named
+
+
 def test_every_command_is_documented() -> None:
     sources = [source.read_text("utf-8") for source in (ROOT / "addon").rglob("*.py")]
     defined = {

@@ -1,7 +1,5 @@
 """Tables for terminals: the fleet, the queue, answers side by side. Rows of strings, a header first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Sanitizes text from outside for log lines, comments and errors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

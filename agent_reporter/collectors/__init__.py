@@ -1,7 +1,5 @@
 """The collectors: one per file and one row in COLLECTORS, which is their order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from .base import Collector, Fields, Host, PartialError

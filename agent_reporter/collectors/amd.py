@@ -1,6 +1,4 @@
-"""AMD's GPUs, as the Linux driver amdgpu tells of them in sysfs, which everybody may read."""
-
-from __future__ import annotations
+"""AMD GPUs, read from the sysfs files of the Linux driver amdgpu, which need no privileges."""
 
 import re
 from collections.abc import Callable
@@ -11,11 +9,11 @@ VENDOR = "0x1002"
 
 
 def read_amd(cards: Path = CARDS) -> list[dict[str, object]]:
-    """All of them; none on a system without sysfs."""
+    """All AMD GPUs; empty without sysfs."""
     if not cards.is_dir():
         return []
     devices = [card / "device" for card in sorted(cards.iterdir()) if re.fullmatch(r"card\d+", card.name)]
-    # The graphics in a processor that has no memory of its own tells of none, and runs no models.
+    # Integrated graphics without their own memory do not report any, and run no models.
     return [
         describe(device)
         for device in devices
@@ -24,7 +22,7 @@ def read_amd(cards: Path = CARDS) -> list[dict[str, object]]:
 
 
 def describe(device: Path) -> dict[str, object]:
-    """One GPU by the folder of its device; what is not there, or is no number, is None."""
+    """One GPU, by its device folder; values that are missing or malformed are None."""
     sensors = next(iter(sorted(device.glob("hwmon/hwmon*"))), device)
     power = _number(sensors / "power1_average")  # microwatts
     if power is None:

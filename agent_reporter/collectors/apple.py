@@ -1,6 +1,4 @@
-"""Apple's GPUs, by ioreg, which needs no root. Temperature and power are told to root alone (powermetrics)."""
-
-from __future__ import annotations
+"""Apple GPUs, read with ioreg, which needs no root. Temperature and power need root (powermetrics)."""
 
 import re
 import subprocess
@@ -13,7 +11,7 @@ TIMEOUT = 3.0
 
 
 def read_apple() -> list[dict[str, object]]:
-    """The GPU; none on another system. Raises OSError or subprocess.SubprocessError."""
+    """The GPU; empty on other systems. Raises OSError or subprocess.SubprocessError."""
     if sys.platform != "darwin":
         return []
     output = subprocess.run(COMMAND, capture_output=True, timeout=TIMEOUT, check=True)  # noqa: S603 - no input
@@ -21,7 +19,7 @@ def read_apple() -> list[dict[str, object]]:
 
 
 def parse(text: str, memory: int) -> list[dict[str, object]]:
-    """What ioreg tells of the accelerators. `memory` is the system's, in bytes, which the GPU shares."""
+    """Parse the output of ioreg. `memory` is the system memory in bytes, which the GPU shares."""
     gpus: list[dict[str, object]] = []
     for block in re.split(r"^\+-o ", text, flags=re.MULTILINE)[1:65]:
         model = re.search(r'"model" = "([^"\n]{1,200})"', block)

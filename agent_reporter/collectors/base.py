@@ -1,7 +1,5 @@
 """The interface of a collector."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,20 +13,20 @@ Fields = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Host:
-    """What collectors are told about where they run."""
+    """What collectors know about the host."""
 
     ollama: Endpoint
     """The host's own Ollama."""
     balancers: Sequence[str] = ()
-    """Host names or addresses of the balancers; there may be more of them later."""
+    """Host names or addresses of the balancers; discovery may add more."""
     advertised: bool = False
-    """Whether balancers were told another address than the one that reports come from."""
+    """Whether an address was advertised explicitly."""
     server: ServerProcess = field(default_factory=ServerProcess)
-    """The Ollama server's process, which several collectors ask about."""
+    """The Ollama server's process, shared by several collectors."""
 
 
 class PartialError(Exception):
-    """Some of the data could not be read, which was logged; carries the rest."""
+    """Some of the data could not be read, which was logged. `fields` has the rest."""
 
     def __init__(self, fields: Fields) -> None:
         super().__init__("only a part of it could be read")

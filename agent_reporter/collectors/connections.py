@@ -1,9 +1,8 @@
 """Connections: requests running on the host that did not come through a balancer.
 
-What is counted are established TCP connections to the Ollama port. That is an upper bound: a client's idle keep-alive
-connection looks the same as one with a request running. A balancer's own connections are left out, as it counts its
-requests itself. Where a balancer runs on this very host, none of the host's connections to itself count, since the
-addresses don't tell the balancer's from others. An Ollama in a container may show none at all.
+Counts established TCP connections to the Ollama port. That is an upper bound, as idle keep-alive connections count too.
+Connections of balancers are excluded, as they count their own requests. If a balancer runs on this host, connections of
+the host to itself are excluded, as addresses do not show which are the balancer's. Ollama in a container may show none.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .process import NAMES
 
 
 class Connection(NamedTuple):
-    """One record of psutil: each end (ip, port), or () where there is none."""
+    """A connection as psutil reports it: each end is (ip, port), or () if there is none."""
 
     local: tuple[str, int] | tuple[()]
     remote: tuple[str, int] | tuple[()]
@@ -30,10 +29,7 @@ class Connection(NamedTuple):
 
 
 class ConnectionsCollector:
-    """Gives `active_requests`.
-
-    Raises psutil.AccessDenied where not even the Ollama process's connections are shown.
-    """
+    """Collects `active_requests`. Raises psutil.AccessDenied if not even Ollama's connections are visible."""
 
     def __init__(self, host: Host) -> None:
         self._port = host.ollama.port
@@ -48,7 +44,7 @@ class ConnectionsCollector:
         return {"active_requests": count_active(connections, self._port, ips, any_is_local(ips, own_ips()))}
 
     async def _resolve(self) -> None:
-        """Look the balancers up; one that can't be found keeps the addresses it had."""
+        """Resolve the balancers; on failure the last known addresses stay."""
 
         async def look_up(name: str) -> str | None:
             try:
@@ -66,10 +62,10 @@ class ConnectionsCollector:
 
 
 def count_active(connections: Iterable[Connection], port: int, balancers: frozenset[str], balancer_here: bool) -> int:
-    """How many clients other than the balancers are connected to `port`.
+    """The number of connections to `port` from clients other than the balancers.
 
-    `balancers` are IP addresses in plain_ip's spelling. `balancer_here`: this host's connections to itself don't count.
-    On a loopback both ends of a connection are listed; only the server's end counts.
+    `balancers` are IP addresses as `plain_ip` writes them. `balancer_here`: exclude connections of this host to itself.
+    On loopback both ends of a connection are listed; only the server's end counts.
     """
     counted = set()
     for local, remote, status in connections:
@@ -83,9 +79,9 @@ def count_active(connections: Iterable[Connection], port: int, balancers: frozen
 
 
 def read_connections() -> list[Connection]:
-    """All TCP connections of the host; without the right to that (macOS), those of the Ollama process.
+    """All TCP connections of the host, or without the permission (macOS), those of the Ollama process.
 
-    Raises psutil.AccessDenied without the right to either.
+    Raises psutil.AccessDenied if neither is permitted.
     """
     try:
         return [_connection(record) for record in psutil.net_connections(kind="tcp")]

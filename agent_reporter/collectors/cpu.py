@@ -1,6 +1,4 @@
-"""CPU: how busy all processors were since the last report."""
-
-from __future__ import annotations
+"""CPU: the utilization of all processors since the last report."""
 
 import asyncio
 import time
@@ -12,7 +10,7 @@ import psutil
 from .base import Fields, Host
 
 SHORTEST = 0.5
-"""Seconds that a measurement lasts at least: the counters move in steps of some milliseconds."""
+"""The shortest measurement in seconds: the counters have a resolution of some milliseconds."""
 
 
 class CpuTimes(Protocol):
@@ -28,7 +26,7 @@ class _Sample(NamedTuple):
 
 
 class CpuCollector:
-    """Gives `cpu_usage` in percent. Own counters instead of psutil.cpu_percent, whose memory all its callers share."""
+    """Collects `cpu_usage` in percent. Not with psutil.cpu_percent, whose state is shared by all its callers."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class CpuCollector:
 
 
 def busy_percent(before: CpuTimes, after: CpuTimes) -> float:
-    """The share of time, 0 to 100, that was neither idle nor waiting for I/O. Raises ValueError if no time went by."""
+    """Percent of time that was neither idle nor waiting for I/O. Raises ValueError if no time has passed."""
     spent: dict[str, float] = {
         field: max(0.0, end - start)  # some counters step back
         for field, start, end in zip(

@@ -1,6 +1,4 @@
-"""Disk: how much room is left where Ollama keeps its models."""
-
-from __future__ import annotations
+"""Disk: free space where Ollama stores its models."""
 
 import asyncio
 import os
@@ -15,11 +13,11 @@ from .base import Fields, Host
 VARIABLE = "OLLAMA_MODELS"
 
 SERVICE_FOLDER = Path("/usr/share/ollama/.ollama/models")
-"""Where Ollama's own installer for Linux has the server keep them."""
+"""The default of Ollama's installer for Linux."""
 
 
 class DiskCollector:
-    """Gives `disk_free` and `disk_total` in bytes, of the file system with the models."""
+    """Collects `disk_free` and `disk_total`, in bytes, of the file system that holds the models."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -27,12 +25,12 @@ class DiskCollector:
     async def collect(self) -> Fields:
         settings = await self._host.server.settings(self._host.ollama)
         folder = models_folder(folders(settings, os.environ))
-        # A network file system that hangs holds a thread, not the report.
+        # A network file system that hangs blocks a thread, not the report.
         return await asyncio.to_thread(room, folder)
 
 
 def folders(settings: Mapping[str, str], environ: Mapping[str, str]) -> Iterable[Path]:
-    """Where the models may be, the likeliest first: the server's setting, this user's, and the defaults."""
+    """Possible model folders, the likeliest first: the server's setting, this user's, and the defaults."""
     for text in (settings.get(VARIABLE), environ.get(VARIABLE)):
         if text:
             yield Path(text)
@@ -43,9 +41,9 @@ def folders(settings: Mapping[str, str], environ: Mapping[str, str]) -> Iterable
 
 
 def models_folder(candidates: Iterable[Path]) -> Path:
-    """The first folder that is there, or what there is of the path to the last one.
+    """The first folder that exists, or the nearest existing parent of the last one.
 
-    What may not be looked into counts as there: what is above it is on the same file system as a rule.
+    An unreadable folder counts as existing, as its parent is usually on the same file system.
     """
     nearest = Path("/")
     for folder in candidates:
@@ -66,6 +64,6 @@ def _nearest(folder: Path) -> Path:
 
 
 def room(folder: Path) -> Fields:
-    """The room on the file system of `folder`. Raises OSError."""
+    """The space on the file system of `folder`. Raises OSError."""
     usage = psutil.disk_usage(str(folder))
     return {"disk_free": usage.free, "disk_total": usage.total}

@@ -1,13 +1,10 @@
-"""GPUs: what each one's driver tells without root. A figure that it does not tell is null."""
-
-from __future__ import annotations
+"""GPUs: what their drivers report without root. Values that a driver does not report are null."""
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from ..resolving import in_thread
 from ..states import StateLog
 from .amd import read_amd
 from .apple import read_apple
@@ -20,11 +17,11 @@ type Gpu = dict[str, object]
 READERS: Mapping[str, Callable[[], Sequence[Gpu]]] = {"NVIDIA": read_nvidia, "AMD": read_amd, "Apple": read_apple}
 
 MAX_GPUS = 64
-"""GPUs that a report holds."""
+"""GPUs per report."""
 
 
 class GpusCollector:
-    """Gives `gpus`: those of all makers, in one list. Raises PartialError where one maker's cannot be read."""
+    """Collects `gpus` of all vendors. Raises PartialError if those of one vendor cannot be read."""
 
     def __init__(self, host: Host, readers: Mapping[str, Callable[[], Sequence[Gpu]]] = READERS) -> None:
         del host
@@ -36,7 +33,7 @@ class GpusCollector:
         found: list[Gpu] = []
         failed = False
         for maker, read in self._readers.items():
-            answer = self._running.get(maker) or in_thread(read)
+            answer = self._running.get(maker) or in_thread(read, "GPU reader")
             self._running[maker] = answer  # a driver that hangs holds its thread, and no second one is sent after it
             try:
                 found += await asyncio.shield(answer)
@@ -50,26 +47,3 @@ class GpusCollector:
         if failed:
             raise PartialError(fields)
         return fields
-
-
-def in_thread(read: Callable[[], Sequence[Gpu]]) -> asyncio.Future[Sequence[Gpu]]:
-    """Run a function in a daemon thread, which does not block exit as asyncio's threads do."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Sequence[Gpu]] = loop.create_future()
-
-    def settle(result: Sequence[Gpu], error: Exception | None) -> None:
-        if not answer.done():
-            answer.set_result(result) if error is None else answer.set_exception(error)
-
-    def run() -> None:
-        result: Sequence[Gpu] = ()
-        error = None
-        try:
-            result = read()
-        except Exception as e:
-            error = e
-        with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="GPU reader", daemon=True).start()
-    return answer

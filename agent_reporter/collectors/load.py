@@ -1,6 +1,4 @@
-"""Load: how many processes run or wait to run, and for how many processors."""
-
-from __future__ import annotations
+"""Load average and number of processors."""
 
 import psutil
 
@@ -8,9 +6,9 @@ from .base import Fields, Host
 
 
 class LoadCollector:
-    """Gives `load_average`, over 1, 5 and 15 minutes, and `cpu_count`.
+    """Collects `load_average`, over 1, 5 and 15 minutes, and `cpu_count`.
 
-    On Windows psutil begins to measure at the first question, so that the first report shows zeros.
+    On Windows psutil starts to measure at the first call, so the first report has zeros.
     """
 
     def __init__(self, host: Host) -> None:

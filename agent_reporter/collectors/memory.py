@@ -1,14 +1,12 @@
 """Memory: how much of the host's RAM is in use."""
 
-from __future__ import annotations
-
 import psutil
 
 from .base import Fields, Host
 
 
 class MemoryCollector:
-    """Gives `memory_usage` in percent: what is not available to programs without swapping."""
+    """Collects `memory_usage` in percent: what is not available to programs without swapping."""
 
     def __init__(self, host: Host) -> None:
         del host

@@ -1,6 +1,4 @@
-"""Network: how much the host has received and sent a second since the last report."""
-
-from __future__ import annotations
+"""Network: bytes received and sent per second since the last report."""
 
 import sys
 import time
@@ -23,9 +21,9 @@ class InterfaceCounters(NamedTuple):
 
 
 class NetworkCollector:
-    """Gives `network_received` and `network_sent` in bytes a second; nothing in the first report.
+    """Collects `network_received` and `network_sent` in bytes per second; nothing in the first report.
 
-    `read` gives the counters of each interface, `clock` monotonic seconds.
+    `read` returns the counters of each interface, `clock` monotonic seconds.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class NetworkCollector:
 
 
 def growth(first: Mapping[str, InterfaceCounters], second: Mapping[str, InterfaceCounters]) -> InterfaceCounters:
-    """By how much the counters grew, all interfaces together. One that is new, or began anew, counts from then on."""
+    """The growth of the counters, summed over the interfaces. New and reset counters count from now on."""
     received = sent = 0
     for name, now in second.items():
         before = first.get(name, now)
@@ -62,21 +60,18 @@ def growth(first: Mapping[str, InterfaceCounters], second: Mapping[str, Interfac
 
 
 def read_counters() -> Mapping[str, InterfaceCounters]:
-    """Those of the interfaces by which the host meets others."""
+    """The counters of the external interfaces."""
     counters = psutil.net_io_counters(pernic=True, nowrap=True)
     names = external_interfaces(counters)
     return {name: InterfaceCounters(counters[name].bytes_recv, counters[name].bytes_sent) for name in names}
 
 
 def is_device(name: str) -> bool:
-    """Whether hardware is behind the interface, as Linux tells it; others don't."""
+    """Whether the interface is a hardware device; known on Linux only."""
     return sys.platform == "linux" and (DEVICES / name / "device").exists()
 
 
 def external_interfaces(names: Mapping[str, object], is_device: Callable[[str], bool] = is_device) -> list[str]:
-    """Of the interfaces those of hardware, for bridges and containers would count the same bytes again; else all.
-
-    Loopback is none of them.
-    """
+    """The hardware interfaces, as bridges and containers count the same bytes again; if unknown, all but loopback."""
     others = [name for name in names if not name.lower().startswith(("lo", "isatap", "teredo"))]
     return [name for name in others if is_device(name)] or others

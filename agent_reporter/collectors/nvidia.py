@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, by NVML: the extra `gpu` (nvidia-ml-py) and the driver's library."""
+"""NVIDIA GPUs, read with NVML: needs the extra `gpu` (nvidia-ml-py) and the driver."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""One of which is there on Linux where there is a driver; the last one is that of Windows' subsystem."""
+"""On Linux, one of these exists if there is a driver; the last one is for WSL."""
 
 
 class MissingLibraryError(RuntimeError):
-    """There is a driver, and nothing to ask it with."""
+    """A driver is installed, but not the library to query it."""
 
 
 def read_nvidia(drivers: Sequence[Path] = DRIVERS) -> list[dict[str, object]]:
-    """All of them; none where there is no driver. Raises MissingLibraryError, or pynvml's NVMLError."""
+    """All NVIDIA GPUs; empty without a driver. Raises MissingLibraryError, or pynvml's NVMLError."""
     there = any(driver.exists() for driver in drivers)
     if sys.platform == "linux" and not there:
         return []  # without the library, which takes some megabytes
@@ -42,7 +42,7 @@ def read_nvidia(drivers: Sequence[Path] = DRIVERS) -> list[dict[str, object]]:
 
 
 def describe(nvml: Any, handle: object) -> dict[str, object]:
-    """One GPU; what it does not tell (unified memory, a virtual GPU) is None."""
+    """One GPU; values that it does not report (unified memory, virtual GPU) are None."""
 
     def query(question: Callable[[object], Any]) -> Any:
         try:

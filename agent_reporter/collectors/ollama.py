@@ -1,6 +1,4 @@
-"""Ollama: whether the host's own server answers, which models it has and which are loaded."""
-
-from __future__ import annotations
+"""Ollama: whether the local server answers, which models it has and which are loaded."""
 
 import asyncio
 import logging
@@ -15,17 +13,17 @@ from ..wire import ModelEntry
 from .base import Fields, Host
 
 CALL_TIMEOUT = 2.0
-"""Seconds that one question may take."""
+"""Seconds per call."""
 
 ANSWER_LIMIT = 4 * 1024 * 1024
-"""Bytes of an answer that are read at most."""
+"""The largest answer that is read, in bytes."""
 
 MODELS_LIMIT = MAX_MODELS
-"""Entries of a list that are kept at most: what a balancer accepts."""
+"""Models kept of a list: as many as a balancer accepts."""
 
 
 class OllamaCollector:
-    """Gives `ollama_ok`, and if it is true `ollama_version`, `models` and `loaded_models` as far as they were told."""
+    """Collects `ollama_ok` and, if it is true, `ollama_version`, `models` and `loaded_models`, as far as available."""
 
     def __init__(self, host: Host) -> None:
         self._url = host.ollama.url
@@ -80,7 +78,7 @@ def parse_version(answer: Any) -> str:
 
 
 def parse_models(answer: Any) -> list[ModelEntry]:
-    """The models in the answer of /api/tags or /api/ps, without entries that have no name. Raises ValueError."""
+    """The models in an answer of /api/tags or /api/ps; invalid entries are skipped. Raises ValueError."""
     models = answer.get("models", []) if isinstance(answer, dict) else None
     if models is None and isinstance(answer, dict):
         models = []  # a server without models may say null

@@ -1,11 +1,9 @@
-"""The Ollama server's process, and of its environment Ollama's own settings.
+"""Finds the process of the Ollama server and reads Ollama's settings from its environment.
 
-There may be several servers on a host, one a GPU: it is the one that listens on the port that was given. Where the
-system does not show where a process listens, it is the one whose OLLAMA_HOST has that port. The system shows all of
-that to the server's own user and to root; where it does not, the settings are not known.
+A host may run several servers, for example one per GPU. The one that listens on the given port is used or, if the
+listening sockets are not visible, the one whose OLLAMA_HOST has that port. Only the server's user and root can see all
+of this; for others the settings are unknown.
 """
-
-from __future__ import annotations
 
 import asyncio
 import os
@@ -16,6 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from ..addresses import Endpoint, is_loopback, own_ips, parse_ollama_host, plain_ip
+from ..connecting import is_address
 
 NAMES = frozenset(("ollama", "ollama.exe"))
 
@@ -24,23 +23,23 @@ PREFIX = "OLLAMA_"
 HOST_VARIABLE = "OLLAMA_HOST"
 
 RECHECK_SECONDS = 60.0
-"""Seconds after which a server that was not found is looked for again: a look costs some milliseconds of CPU."""
+"""Seconds between searches for a server that was not found: a search takes some milliseconds of CPU."""
 
 
 class Server(NamedTuple):
-    """A process that serves, as far as the system shows it."""
+    """A process of an Ollama server, as far as the system shows it."""
 
     process: psutil.Process
     settings: Mapping[str, str] | None
-    """None: they may not be read."""
+    """None: not readable."""
     ports: frozenset[int] | None
-    """On which it listens. None: that may not be read."""
+    """The ports that it listens on. None: not readable."""
     in_container: bool
-    """Whether its ports are those of a container."""
+    """Whether its ports belong to a container."""
 
 
 class ServerProcess:
-    """Found once, and again when it has ended or Ollama answers again. `clock` gives monotonic seconds."""
+    """Searched for once, and again when it has ended or Ollama answers again. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -55,13 +54,13 @@ class ServerProcess:
         self._answers = False
 
     def heard(self, *, answers: bool) -> None:
-        """Whether Ollama answers now. Where it has begun to, its process is another one, or can be told only now."""
+        """Tell whether Ollama answers now. If it has just started to, the process is searched for again."""
         if answers and not self._answers:
             self._process, self._settings, self._looked = None, {}, None
         self._answers = answers
 
     async def settings(self, ollama: Endpoint) -> Mapping[str, str]:
-        """The OLLAMA_ variables of the server there; none where it is not found or they may not be read."""
+        """The OLLAMA_ variables of that server; empty if it is not found or they are not readable."""
         if self._process is not None and not self._process.is_running():
             self._process, self._settings, self._looked = None, {}, None
         if self._process is None and (self._looked is None or self._clock() - self._looked >= RECHECK_SECONDS):
@@ -83,7 +82,7 @@ def choose(servers: Iterable[Server], port: int) -> Server | None:
     for server in servers:
         if not server.in_container and server.ports is not None and port in server.ports:
             return server
-    # The port of a container may be another one outside of it, and two of them may have the same.
+    # A container's port may be mapped to another one on the host, and two containers may use the same port.
     matching = [server for server in servers if _may_have(server, port)]
     return matching[0] if len(matching) == 1 else None
 
@@ -126,7 +125,7 @@ def _ports_of(process: psutil.Process) -> frozenset[int] | None:
 
 
 def _in_other_namespace(process: psutil.Process) -> bool:
-    """Whether it has a network of its own, where the system tells."""
+    """Whether it has its own network namespace, if known."""
     try:
         return os.stat(f"/proc/{process.pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
     except OSError:
@@ -134,10 +133,6 @@ def _in_other_namespace(process: psutil.Process) -> bool:
 
 
 def _is_local_name(host: str) -> bool:
-    """Whether a server of that name or address may be one of this host's processes."""
+    """Whether that name or address may belong to this host."""
     ip = plain_ip(host)
-    return host == "localhost" or is_loopback(ip) or not _is_address(ip) or ip in own_ips()
-
-
-def _is_address(text: str) -> bool:
-    return ":" in text or text.replace(".", "").isdecimal()
+    return host == "localhost" or is_loopback(ip) or not is_address(ip) or ip in own_ips()

@@ -1,10 +1,8 @@
-"""Whether balancers can reach the host's Ollama: by default it listens on loopback only.
+"""Checks whether balancers can reach the local Ollama, which listens on loopback only by default.
 
-A balancer takes the address that the reports come from. That is loopback where its own address, as the reporter has it,
-is; from this very host, too, it is another one where the balancer is named by the host's name or address.
+A balancer uses the source address of the reports. That is a loopback address only if the reporter was given one for the
+balancer, not if it was given this host's own name or another of its addresses.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -54,7 +52,7 @@ class ReachCollector:
 
 
 def local_address_toward(address: str, make: Callable[..., socket.socket] = socket.socket) -> str:
-    """This machine's own address on the way to another. Nothing is sent. Raises OSError where there is no way."""
+    """This machine's source address toward another. Nothing is sent. Raises OSError without a route."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with make(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))
@@ -63,7 +61,7 @@ def local_address_toward(address: str, make: Callable[..., socket.socket] = sock
 
 
 async def on_loopback_only(port: int, address: str) -> bool:
-    """Whether a server is there for 127.0.0.1, and refuses at this machine's other address."""
+    """Whether 127.0.0.1 accepts connections while this machine's other address refuses them."""
     return await _refuses(address, port) and not await _refuses("127.0.0.1", port)
 
 
@@ -74,6 +72,6 @@ async def _refuses(address: str, port: int) -> bool:
     except ConnectionRefusedError:
         return True
     except (OSError, TimeoutError):
-        return False  # that says nothing about who listens
+        return False  # inconclusive
     writer.close()
     return False

@@ -1,10 +1,7 @@
-"""The server's own settings: how many requests of a model it runs at once, and how many models it holds.
+"""The server's settings: parallel requests per model, and models loaded at once.
 
-They are in the environment of its process. Where they may not be read, the balancer learns what it needs from what it
-sees.
+They are read from the environment of its process. If that is not readable, the balancer learns them from observation.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -15,11 +12,11 @@ NUMBERS = {
     "OLLAMA_MAX_LOADED_MODELS": "max_loaded_models",
 }
 MAX_SETTING = 100_000
-"""What a report may say."""
+"""The largest value that a report may contain."""
 
 
 class ServerCollector:
-    """Gives `num_parallel` and `max_loaded_models`, where they are set and may be read."""
+    """Collects `num_parallel` and `max_loaded_models` if they are set and readable."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -29,7 +26,7 @@ class ServerCollector:
 
 
 def parse(environment: Mapping[str, str]) -> Fields:
-    """The settings above 0: 0 means that the server decides."""
+    """The settings above 0; 0 lets the server decide."""
     fields: dict[str, object] = {}
     for variable, name in NUMBERS.items():
         text = environment.get(variable, "").strip()

@@ -1,9 +1,7 @@
-"""The reporter as a service of the system, from boot on: `--install` and `--uninstall`.
+"""Installs the reporter as a system service that starts at boot: `--install` and `--uninstall`.
 
 `base` says what a service is; `systemd`, `launchd` and `windows` are one system each; `setup` does the work.
 """
-
-from __future__ import annotations
 
 import os
 import sys
@@ -17,15 +15,15 @@ __all__ = ["install", "uninstall"]
 
 
 def install(options: Options, token: Token) -> int:
-    """Show the service that runs the reporter with these options, ask, set it up. Gives the exit code.
+    """Show the service that runs the reporter with these options, ask, and install it. Returns the exit code.
 
-    Raises ValueError for a value that the system's services can't have.
+    Raises ValueError for a value that is not allowed in a service definition.
     """
     return setup.install(_service(), setup.command_line(options), token, confirm=None if options.yes else setup.ask)
 
 
 def uninstall() -> int:
-    """Stop the service and remove all that `install` made. Gives the exit code."""
+    """Stop the service and remove everything that `install` created. Returns the exit code."""
     return setup.uninstall(_service())
 
 

@@ -1,6 +1,4 @@
-"""What a service is on every system: a definition that names a command, a copy of the token, calls that start it."""
-
-from __future__ import annotations
+"""A service, independent of the system: its definition, its copy of the token, and the calls that start it."""
 
 import os
 import shlex
@@ -12,12 +10,12 @@ from pathlib import Path
 
 NAME = "ollama-agent-reporter"
 TIMEOUT = 90.0
-"""Seconds that one of the system's tools may take."""
+"""Seconds per call of a system tool."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of one of the system's tools. `pause` are the seconds before each of its `tries`."""
+    """A call of a system tool. `pause` is the seconds before each of the `tries`."""
 
     words: tuple[str, ...]
     optional: bool = False
@@ -30,11 +28,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Service:
-    """Where a system keeps the service, what it says, what starts and stops it.
+    """The files of a service, and the calls that start and stop it.
 
-    `text` makes the definition from a command line that has no token; it raises ValueError for a word that can't stand
-    there. `reader` is who can read the token, `owner` the user to give it to, None where it is the one who installs.
-    `watch` shows state and log. `lacks` says what the user needs to install, and is empty where nothing lacks.
+    `text` makes the definition from a command line without a token; it raises ValueError for a word that is not allowed
+    there. `reader` is who can read the token, `owner` who owns it, None for the installing user. `watch` is the
+    command that shows state and log. `lacks` says what the user needs for the installation; empty if nothing.
     """
 
     definition: Path
@@ -53,14 +51,14 @@ class Service:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise ValueError for a word that holds a line break or another character that no definition can show."""
+    """Raise ValueError for words with line breaks or other unprintable characters."""
     for word in words:
         if not word.isprintable():
             raise ValueError(f"{word!r} contains characters that are not allowed in a service definition")
 
 
 def call(words: Sequence[str]) -> str | None:
-    """Call one of the system's tools. Gives what went wrong, or None."""
+    """Call a system tool; returns the error, or None."""
     try:
         done = subprocess.run(  # noqa: S603 - no shell, and the words are this package's own
             words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, stdin=subprocess.DEVNULL
@@ -75,5 +73,5 @@ def call(words: Sequence[str]) -> str | None:
 
 
 def interpreter() -> str:
-    """The Python that runs this, as the service is to call it."""
+    """The path of the running Python interpreter, for the service."""
     return os.path.abspath(sys.executable)

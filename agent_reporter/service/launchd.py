@@ -1,6 +1,4 @@
-"""macOS: a launchd agent of the user, from login on; with sudo a daemon, from boot on, that runs as the same user."""
-
-from __future__ import annotations
+"""macOS: a launchd agent that starts at login or, with sudo, a daemon that starts at boot and runs as the same user."""
 
 import os
 import plistlib
@@ -12,9 +10,9 @@ from .base import NAME, Call, Service, check_words
 
 
 def service(root: Path = Path("/"), *, uid: int, home: Path, environ: Mapping[str, str] = os.environ) -> Service:
-    """The service of the user, or of the host where the user is root; `root` is where the host's files are."""
+    """The service of the user, or of the host if the user is root; `root` is the root of its file system."""
     library = home / "Library" if uid else root / "Library"
-    # What runs for all is to run as somebody who may read the Python that was called with sudo, and little else.
+    # A daemon must run as a user who can read the Python that sudo was called with, but little else.
     caller = environ.get("SUDO_USER", "root")
     owner = None if uid else "nobody" if caller == "root" else caller
     domain = f"gui/{uid}" if uid else "system"
@@ -29,7 +27,7 @@ def service(root: Path = Path("/"), *, uid: int, home: Path, environ: Mapping[st
         start=(
             Call(stop, optional=True),
             Call(("launchctl", "enable", f"{domain}/{NAME}")),
-            # The old one may still be on its way out.
+            # The old instance may still be shutting down.
             Call(("launchctl", "bootstrap", domain, str(definition)), pause=0.5, tries=12),
         ),
         stop=(Call(stop, optional=True),),

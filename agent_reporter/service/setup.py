@@ -1,6 +1,4 @@
-"""Sets a service up and takes it away again."""
-
-from __future__ import annotations
+"""Installs and uninstalls a service."""
 
 import contextlib
 import os
@@ -32,7 +30,7 @@ def command_line(options: Options) -> list[str]:
 
 
 def ask() -> bool | None:
-    """The person's answer; None where there is no terminal to ask on."""
+    """The user's answer; None without a terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
         return None
     try:
@@ -51,9 +49,9 @@ def install(
     run: Run = call,
     sleep: Sleep = time.sleep,
 ) -> int:
-    """Show what would be installed; once `confirm` agrees, or where there is none, write it and start it.
+    """Show what would be installed; if `confirm` agrees, or is None, write and start it.
 
-    Raises ValueError for a word that the definition can't have.
+    Raises ValueError for a word that is not allowed in the definition.
     """
     text = service.text(command)
     print(f"{service.definition}:\n\n{text}\nThe token from {token.source} is copied to {service.token}, which only")
@@ -84,7 +82,7 @@ def install(
 
 
 def uninstall(service: Service, *, run: Run = call, sleep: Sleep = time.sleep) -> int:
-    """Stop what is installed and remove its files; go on where stopping fails, and give 1 then."""
+    """Stop the service and remove its files; if stopping fails, continue and return 1."""
     files = [path for path in (service.definition, service.token, *service.leftovers) if os.path.lexists(path)]
     if not files:
         print(service.nothing)
@@ -121,7 +119,7 @@ def _run(each: Call, run: Run, sleep: Sleep) -> str | None:
 
 
 def _write(path: Path, content: bytes, mode: int, owner: str | None = None) -> None:
-    """Put a file in the place of another at once. Nobody else can read it before it has its mode and owner."""
+    """Replace a file atomically. It has its mode and owner before anybody else can read it."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True)
         path.parent.chmod(0o755)

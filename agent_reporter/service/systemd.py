@@ -1,9 +1,7 @@
-"""Linux: a systemd unit in a sandbox, whose user exists only while it runs.
+"""Linux: a sandboxed systemd unit with a dynamic user.
 
-The token comes as a credential: a copy that root alone reads, and that systemd hands to the running service alone.
+The token is passed as a credential: only root can read the file, and only the running service gets its content.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -65,10 +63,10 @@ WantedBy=multi-user.target
 
 
 def service(root: Path = Path("/"), *, is_root: bool) -> Service:
-    """The service of this host; `root` is where its files are."""
+    """The service of this host; `root` is the root of its file system."""
     token = root / "etc" / NAME / "token"
     package = Path(__file__).parents[1]
-    # A link is shown with its folder: bound by itself it would no longer lead Python to its library.
+    # A link is bound with its folder: bound alone, Python could not find its library through it.
     needed: list[str | Path] = [
         sys.prefix,
         sys.base_prefix,
@@ -97,7 +95,7 @@ def service(root: Path = Path("/"), *, is_root: bool) -> Service:
 
 
 def unit_text(command: Sequence[str], *, token: Path, folders: Sequence[Path] = ()) -> str:
-    """The unit that runs `command` with the token file `token`; of the homes it shows `folders` alone.
+    """The unit that runs `command` with the token file `token`. Of the home directories, only `folders` are visible.
 
     Raises ValueError.
     """
@@ -117,7 +115,7 @@ def unit_text(command: Sequence[str], *, token: Path, folders: Sequence[Path] = 
 
 
 def quoted(word: str) -> str:
-    """A word as units have it: in quotes unless it is plain, backslashes before quotes, % doubled."""
+    """A word, quoted and escaped for a unit file."""
     word = word.replace("%", "%%")
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word):
         return word
@@ -125,7 +123,7 @@ def quoted(word: str) -> str:
 
 
 def links(path: Path) -> list[Path]:
-    """A path, and what it is a link to, one after another."""
+    """A path and the targets of its chain of links."""
     found = [path]
     while found[-1].is_symlink() and len(found) < 40:
         found.append(Path(os.path.abspath(found[-1].parent / found[-1].readlink())))
@@ -133,7 +131,7 @@ def links(path: Path) -> list[Path]:
 
 
 def in_homes(paths: Iterable[str | Path], homes: Sequence[str] = HOMES) -> list[Path]:
-    """Those of the paths, and of what they are links to, that ProtectHome= would hide; none within another."""
+    """The paths and link targets that ProtectHome= would hide, without those inside another."""
     hidden = {Path(home) for home in homes} | {Path(home).resolve() for home in homes}
     both = {each for path in paths for each in (Path(os.path.abspath(path)), Path(path).resolve())}
     found = {path for path in both if hidden & {path, *path.parents}}

@@ -1,9 +1,7 @@
-"""Windows: a scheduled task that runs from boot on as the user, without an administrator's rights.
+"""Windows: a scheduled task that starts at boot and runs as the user, without administrator rights.
 
-The copy of the token is in the user's profile, which other users can't read.
+The copy of the token is in the user's profile, which other users cannot read.
 """
-
-from __future__ import annotations
 
 import subprocess
 import sys
@@ -18,7 +16,7 @@ NAMESPACE = "http://schemas.microsoft.com/windows/2004/02/mit/task"
 
 
 def service(environ: Mapping[str, str], *, is_admin: bool | None = None) -> Service:
-    """The task of this user. Raises ValueError where the environment doesn't name them."""
+    """The task of this user. Raises ValueError if the environment does not name the user."""
     try:
         folder = Path(environ["LOCALAPPDATA"]) / NAME
         user = f"{environ['USERDOMAIN']}\\{environ['USERNAME']}"
@@ -44,7 +42,7 @@ def service(environ: Mapping[str, str], *, is_admin: bool | None = None) -> Serv
         lacks=""
         if is_admin
         else "this needs an administrator: run it in a terminal opened with 'Run as administrator'",
-        encoding="utf-16",  # what schtasks reads for certain
+        encoding="utf-16",  # always understood by schtasks
     )
 
 
@@ -67,7 +65,7 @@ def task_text(command: Sequence[str], *, token: Path, user: str) -> str:
             "StopIfGoingOnBatteries": "false",
             "StartWhenAvailable": "true",
             "ExecutionTimeLimit": "PT0S",
-            "Priority": "5",  # as programs usually have it; a task's own 7 would hold reports up on a busy host
+            "Priority": "5",  # normal; the default of tasks, 7, would delay reports on a busy host
             "RestartOnFailure": {"Interval": "PT1M", "Count": "255"},
         },
         "Actions": {"Exec": {"Command": words[0], "Arguments": subprocess.list2cmdline(words[1:])}},

@@ -25,7 +25,7 @@ type Settings = tuple[tuple[str, float], ...]
 
 PACKAGE = "ollama_balancer"
 
-LEAST_POINTS, LEAST_PART = 0.5, 0.05
+MIN_POINTS, MIN_PART = 0.5, 0.05
 """Points of goodput, and a part of a mean time: smaller differences are of no use to anybody."""
 
 
@@ -107,12 +107,12 @@ CONSTANTS: dict[str, Constant] = {
         IN_DEMAND=(0.0, 0.3, 0.6, 1.2),
         EVICTION_RATIO=(1.0, 2.0, 4.0, 16.0),
         DRAIN=(0.0, 4.0, 16.0),
-        LEAST_LEFT=(0.02, 0.1, 0.3),
+        MIN_LEFT=(0.02, 0.1, 0.3),
         LONGEST_LOAD=(1.2, 2.0, 4.0),
     ),
     **_of("crowded", "core.scoring.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
     **_of("crowded", "core.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
-    **_of("busy", "core.scheduler", HEADS=(1, 8, 32), MOST_OVERTAKEN=(0, 8, 32)),
+    **_of("busy", "core.scheduler", HEADS=(1, 8, 32), MAX_OVERTAKEN=(0, 8, 32)),
     **_of(
         "start",
         "core.scoring.estimates",
@@ -124,7 +124,7 @@ CONSTANTS: dict[str, Constant] = {
         LOAD=(4.0, 15.0, 60.0),
         OUTPUT=(50.0, 200.0, 800.0),
     ),
-    **_of("start", "core.scoring.learning", FEWEST_READ=(1, 32, 256), SHORTEST_LOAD=(0.05, 0.2, 1.0)),
+    **_of("start", "core.scoring.learning", MIN_READ=(1, 32, 256), SHORTEST_LOAD=(0.05, 0.2, 1.0)),
     **_of(
         "slots",
         "core.concurrency",
@@ -271,7 +271,7 @@ class Tuning:
 
 def verdict(points: Column, times: Sequence[Column]) -> str:
     """Of a value, by its goodput and its times."""
-    signs = {points.sign(LEAST_POINTS), *(-each.sign(LEAST_PART * each.mean) for each in times)} - {0}
+    signs = {points.sign(MIN_POINTS), *(-each.sign(MIN_PART * each.mean) for each in times)} - {0}
     if not signs:
         return "as good"
     return "better here, worse there" if len(signs) == 2 else "better" if 1 in signs else "worse"

@@ -74,18 +74,26 @@ class Api:
         authorized: bool | None = True,
         caller: tuple[str, int] = ("10.0.0.7", 40000),
     ) -> httpx.Response:
+        return asyncio.run(self.request(method, path, body, authorized=authorized, caller=caller))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        authorized: bool | None = True,
+        caller: tuple[str, int] = ("10.0.0.7", 40000),
+    ) -> httpx.Response:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if authorized is not None:
                 scope[CALLER] = Caller("client", authorized=authorized)
             await self.control.app(scope, receive, send)
 
-        async def exchange() -> httpx.Response:
-            transport = httpx.ASGITransport(app, client=caller)
-            async with httpx.AsyncClient(transport=transport, base_url="http://balancer") as client:
-                content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-                return await client.request(method, path, content=content)
-
-        return asyncio.run(exchange())
+        transport = httpx.ASGITransport(app, client=caller)
+        async with httpx.AsyncClient(transport=transport, base_url="http://balancer") as client:
+            content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            return await client.request(method, path, content=content)
 
 
 @pytest.fixture
@@ -605,6 +613,25 @@ class TestHistory:
         assert max(sizes) < 1_500_000
         assert times == sorted(set(times))
         assert rows == 23 * 1000 + 1
+
+    def test_others_get_turns_while_rows_are_read_that_are_not_wanted(self) -> None:
+        api = Api()
+        for _ in range(24):
+            for number in range(1000):
+                api.history.add(self.over(f"agent-{number}", "m:latest"))
+            api.wall += 3600
+
+        async def turns_beside(path: str) -> int:
+            asking = asyncio.create_task(api.request("GET", path))
+            turns = 0
+            while not asking.done():
+                turns += 1
+                await asyncio.sleep(0)
+            assert not any(minute["rows"] for minute in asking.result().json()["minutes"])
+            return turns
+
+        usual = asyncio.run(turns_beside("/api/history?minutes=1&agent=nobody"))
+        assert asyncio.run(turns_beside("/api/history?minutes=1440&agent=nobody")) >= usual + 20
 
     def test_a_minute_of_more_rows_than_a_page_is_told_whole_and_the_next_page_goes_on(
         self, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,5 @@
 """`ollama-balancer usage`: what it prints, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import io
 import time

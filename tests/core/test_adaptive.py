@@ -11,7 +11,7 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies.adaptive import in_words
-from ollama_balancer.core.scheduler import MOST_OVERTAKEN
+from ollama_balancer.core.scheduler import MAX_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
 from ollama_balancer.core.tickets import QueueKey
@@ -180,11 +180,11 @@ def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_bu
         room.scheduler.join(QueueKey(MODEL), name, served_now, demand)
 
     join("first", Demand(MODEL, tokens=100))
-    for number in range(MOST_OVERTAKEN + 2):
+    for number in range(MAX_OVERTAKEN + 2):
         join(f"again {number}", Demand(MODEL, tokens=2100, prefixes=said, new_prefixes=said))
-    for _ in range(MOST_OVERTAKEN + 1):
+    for _ in range(MAX_OVERTAKEN + 1):
         busy.release()
-    assert served == [*(f"again {number}" for number in range(MOST_OVERTAKEN)), "first"]
+    assert served == [*(f"again {number}" for number in range(MAX_OVERTAKEN)), "first"]
 
 
 def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_slots_since() -> None:

@@ -7,7 +7,7 @@ import pytest
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent, Status
 from ollama_balancer.core.agent_records import Outcome
-from ollama_balancer.core.avoidance import FAILING_SECONDS, MOST, REFUSED_SECONDS, SECONDS, Avoidance
+from ollama_balancer.core.avoidance import FAILING_SECONDS, MAX_KINDS, REFUSED_SECONDS, SECONDS, Avoidance
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.policies import POLICIES
@@ -90,10 +90,10 @@ def test_who_has_served_it_or_has_gone_is_avoided_no_more(registry: AgentRegistr
 
 def test_what_clients_make_up_is_not_remembered_for_ever(registry: AgentRegistry) -> None:
     [a] = fleet(registry, "a")
-    for number in range(2 * MOST):
+    for number in range(2 * MAX_KINDS):
         registry.avoidance.cannot_load(a, M, f"num_ctx={number}")
-    assert len(registry.avoidance) == MOST
-    assert of(registry.avoidance, Demand(M, f"num_ctx={2 * MOST - 1}")) == {a}
+    assert len(registry.avoidance) == MAX_KINDS
+    assert of(registry.avoidance, Demand(M, f"num_ctx={2 * MAX_KINDS - 1}")) == {a}
     assert of(registry.avoidance, Demand(M, "num_ctx=0")) == set()
 
 

@@ -89,7 +89,7 @@ def test_what_is_restored_is_added_unless_it_is_too_old_or_of_the_future() -> No
 
 
 def test_a_minute_with_too_many_pairs_counts_the_rest_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_PAIRS", 3)
+    monkeypatch.setattr(module, "MAX_PAIRS", 3)
     history = History(Wall())
     for number in range(10):
         history.add(over(f"agent-{number}"))
@@ -110,7 +110,7 @@ def test_with_too_many_rows_the_oldest_lose_detail_and_nothing_is_lost(
     wall = Wall()
     history = History(wall)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MOST_ROWS", most)
+        patch.setattr(module, "MAX_ROWS", most)
         for agent, model, minutes in ends:
             wall.now += minutes * 60
             if wall.now < START + 9 * 60:

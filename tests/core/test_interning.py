@@ -3,8 +3,8 @@
 from typing import Any
 
 from agent_reporter.wire import ModelEntry
-from ollama_balancer.core import interning as sharing
-from ollama_balancer.core.interning import ModelInterner
+from ollama_balancer.core import inventory as sharing
+from ollama_balancer.core.inventory import ModelInterner
 
 
 def entry(**fields: Any) -> ModelEntry:
@@ -48,6 +48,6 @@ def test_what_differs_stays_as_it_is() -> None:
 
 def test_however_many_models_hosts_name_what_is_kept_of_them_has_an_end() -> None:
     shared = ModelInterner()
-    for number in range(3 * sharing.MOST):
+    for number in range(3 * sharing.MAX_INTERNED):
         shared.intern(entry(digest=str(number)))
-    assert len(shared._known) <= sharing.MOST
+    assert len(shared._known) <= sharing.MAX_INTERNED

@@ -1,7 +1,5 @@
 """The ledger before it is written: sums, days, and its bounds."""
 
-from __future__ import annotations
-
 import pytest
 
 from ollama_balancer.core import ledger as module
@@ -83,8 +81,8 @@ def test_what_was_used_before_the_start_comes_on_top(ledger: Ledger, clock: Cloc
 
 
 def test_an_hour_has_so_many_rows_and_loses_no_total(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 10)
-    monkeypatch.setattr(module, "MOST_KEYS", 15)
+    monkeypatch.setattr(module, "MAX_ROWS", 10)
+    monkeypatch.setattr(module, "MAX_KEYS", 15)
     for number in range(40):
         ledger.add(entry(f"key-{number}"))
         ledger.add(entry("key-0", f"made-up-{number}"))
@@ -99,7 +97,7 @@ def test_an_hour_has_so_many_rows_and_loses_no_total(ledger: Ledger, monkeypatch
 def test_while_nothing_can_be_written_memory_is_bounded(
     ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_PENDING", 100)
+    monkeypatch.setattr(module, "MAX_PENDING", 100)
     for number in range(3000):
         clock.now += 60.0
         ledger.add(entry(f"key-{number % 30}", f"m-{number % 7}"))
@@ -112,9 +110,9 @@ def test_while_nothing_can_be_written_memory_is_bounded(
 
 
 def test_metrics_tell_so_many_keys_apart(ledger: Ledger) -> None:
-    for number in range(module.MOST_SERIES + 50):
+    for number in range(module.MAX_SERIES + 50):
         ledger.add(entry(f"key-{number}"))
-    assert len(ledger.requests) == len(ledger.prompt_tokens) == len(ledger.output_tokens) == module.MOST_SERIES + 1
+    assert len(ledger.requests) == len(ledger.prompt_tokens) == len(ledger.output_tokens) == module.MAX_SERIES + 1
     assert ledger.requests[OTHER_KEYS, "succeeded"] == 50
     assert ledger.output_tokens[OTHER_KEYS] == 600
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.core.recent import MOST_DECISIONS, MOST_ENDED, POINTS, STEP, WINDOW, Recent
+from ollama_balancer.core.recent import MAX_DECISIONS, MAX_ENDED, POINTS, STEP, WINDOW, Recent
 from ollama_balancer.core.stats import RequestSummary
 from tests.core.fakes import Clock, fleet, new_registry, report
 
@@ -47,7 +47,7 @@ def test_where_more_end_than_are_kept_a_rate_is_that_of_a_shorter_time() -> None
     clock = Clock()
     recent = Recent(clock)
     clock.now += WINDOW
-    for _ in range(2 * MOST_ENDED):
+    for _ in range(2 * MAX_ENDED):
         clock.now += 0.001
         recent.add(over(), {})
     assert recent.figures()["requests_per_second"] == pytest.approx(1000, rel=0.01)
@@ -55,9 +55,9 @@ def test_where_more_end_than_are_kept_a_rate_is_that_of_a_shorter_time() -> None
 
 def test_the_last_decisions_are_kept() -> None:
     recent = Recent(Clock())
-    for number in range(MOST_DECISIONS + 5):
+    for number in range(MAX_DECISIONS + 5):
         recent.add(over(), {"number": number})
-    assert [each["number"] for each in recent.decisions] == list(range(5, MOST_DECISIONS + 5))
+    assert [each["number"] for each in recent.decisions] == list(range(5, MAX_DECISIONS + 5))
 
 
 def test_curves_have_a_point_a_step_for_a_quarter_of_an_hour_and_end_with_their_agent() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 from ollama_balancer.core.stats import (
-    MOST_MODELS,
-    MOST_PAIRS,
-    MOST_REMOVED,
+    MAX_MODELS,
+    MAX_PAIRS,
+    MAX_REMOVED,
     OTHER,
     REMOVED,
     Histogram,
@@ -49,17 +49,17 @@ def test_what_ended_is_counted_by_what_it_was() -> None:
 
 def test_models_beyond_a_number_are_others() -> None:
     metrics = RequestMetrics()
-    for number in range(MOST_MODELS + 50):
+    for number in range(MAX_MODELS + 50):
         metrics.add(over(model=f"m{number}"))
     assert metrics.requests["a", OTHER, "/api/chat", "succeeded"] == 50
-    assert len(metrics.durations) == MOST_MODELS + 1
+    assert len(metrics.durations) == MAX_MODELS + 1
     metrics.add(over(model="m0"))
     assert metrics.requests["a", "m0", "/api/chat", "succeeded"] == 2
 
 
 def test_agents_with_models_beyond_a_number_are_counted_by_agent_alone() -> None:
     metrics = RequestMetrics()
-    for number in range(MOST_PAIRS + 10):
+    for number in range(MAX_PAIRS + 10):
         metrics.add(over(agent=f"a{number}"))
     assert sum(key[1] == OTHER for key in metrics.requests) == 10
 
@@ -82,19 +82,19 @@ def test_a_rejection_has_its_status() -> None:
 
 def test_the_counts_of_agents_that_are_no_more_stay_and_those_of_the_longest_gone_are_put_together() -> None:
     metrics = RequestMetrics()
-    for number in range(MOST_REMOVED + 5):
+    for number in range(MAX_REMOVED + 5):
         metrics.add(over(f"a{number}", output_tokens=3, prompt_tokens=1, failures=((f"b{number}", "status"),)))
         metrics.fold_removed({"here"})
     metrics.add(over("here", outcome="failed"))
     metrics.add(over("", outcome="refused"))
     agents = {key[0] for key in metrics.requests}
-    assert agents >= {"here", "", REMOVED, f"a{MOST_REMOVED + 4}"}
+    assert agents >= {"here", "", REMOVED, f"a{MAX_REMOVED + 4}"}
     assert not agents & {"a0", "a1"}
     everybody = {agent for agent, _ in metrics.failures} | agents
-    assert len(everybody) <= MOST_REMOVED + 5
-    assert sum(metrics.requests.values()) == sum(metrics.outcomes.values()) == MOST_REMOVED + 7
-    assert sum(metrics.output_tokens.values()) == 3 * sum(metrics.prompt_tokens.values()) == 3 * (MOST_REMOVED + 5)
-    assert sum(metrics.failures.values()) == MOST_REMOVED + 5
+    assert len(everybody) <= MAX_REMOVED + 5
+    assert sum(metrics.requests.values()) == sum(metrics.outcomes.values()) == MAX_REMOVED + 7
+    assert sum(metrics.output_tokens.values()) == 3 * sum(metrics.prompt_tokens.values()) == 3 * (MAX_REMOVED + 5)
+    assert sum(metrics.failures.values()) == MAX_REMOVED + 5
 
 
 def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
@@ -102,7 +102,7 @@ def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
     for fleet in ({"a"}, set(), {"a"}):
         metrics.add(over("a"))
         metrics.fold_removed(fleet)
-    for number in range(2 * MOST_REMOVED):
+    for number in range(2 * MAX_REMOVED):
         metrics.add(over(f"b{number}"))
         metrics.fold_removed({"a"})
     assert metrics.requests["a", "m:latest", "/api/chat", "succeeded"] == 3
@@ -110,10 +110,10 @@ def test_an_agent_that_comes_back_goes_on_with_its_counts() -> None:
 
 def test_agents_that_come_and_go_for_ever_take_no_more_room() -> None:
     metrics = RequestMetrics()
-    for number in range(2 * MOST_PAIRS):
+    for number in range(2 * MAX_PAIRS):
         metrics.add(over(f"a{number}", model=f"m{number % 7}"))
         if number % 50 == 0:
             metrics.fold_removed(set())
     metrics.fold_removed(set())
-    assert len(metrics.requests) <= MOST_REMOVED + 7
-    assert sum(metrics.requests.values()) == 2 * MOST_PAIRS
+    assert len(metrics.requests) <= MAX_REMOVED + 7
+    assert sum(metrics.requests.values()) == 2 * MAX_PAIRS

@@ -1,7 +1,5 @@
 """Queries of usage as people write them, and answers as they read them."""
 
-from __future__ import annotations
-
 import csv
 import io
 

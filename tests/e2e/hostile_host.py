@@ -22,6 +22,13 @@ STREAMS = {
 }
 """Answers of the host, by the prompt that asks for them: type, a piece, and how many bytes of it."""
 
+STRANGE = {
+    "web page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nService-Worker-Allowed: /\r\nRefresh: 0\r\n"
+    b"Content-Length: 25\r\n\r\n<script>alert(1)</script>",
+    "escapes": b"HTTP/1.1 200 \x1b[2J\r\nContent-Length: 2\r\n\r\n{}",
+    "odd status": b"HTTP/3.7 1000 OK\r\nContent-Length: 2\r\n\r\n{}",
+}
+
 WHOLE = {
     "answer of arrays": b'{"embeddings":[' + b"[]," * (3 * MIB // 3) + b"1]}",
     "answer of floats": b'{"embeddings":[' + b"1.5e3," * (3 * MIB // 6) + b"1]}",
@@ -53,6 +60,8 @@ async def _serve(listing: bytes, reader: asyncio.StreamReader, writer: asyncio.S
                 for _ in range(100):
                     writer.write(b"y" * MIB)
                     await writer.drain()
+            elif prompt in STRANGE:
+                writer.write(STRANGE[prompt])
             elif prompt == "fast":
                 writer.write(chunked % b"application/x-ndjson")
                 while True:

@@ -113,12 +113,25 @@ def _report(models: bytes) -> Callable[[], bytes]:
     return made
 
 
+def _get(path: bytes, *, host: bytes) -> bytes:
+    return b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (path, host)
+
+
+def _registration(body: dict[str, str]) -> Callable[[], bytes]:
+    return lambda: _post("/api/agents", json.dumps(body).encode(), f"Authorization: Bearer {TOKEN}")
+
+
+def _dated(timestamp: str) -> Callable[[], bytes]:
+    body = json.dumps(report(timestamp=timestamp)).encode()
+    return lambda: _post("/api/agents/one/metrics", body, f"Authorization: Bearer {TOKEN}")
+
+
 def _chunks(unit: bytes, count: int, end: bytes = b"0\r\n\r\n") -> bytes:
     return _head(b"Transfer-Encoding: chunked", first=b"POST /api/chat HTTP/1.1") + unit * count + end
 
 
 def _entries(count: int) -> bytes:
-    return b"[" + b",".join(b'{"name":"m%d"}' % n for n in range(count)) + b"]"
+    return b"[" + b",".join([b'{"name":"m"}', *(b'{"name":"m%d"}' % n for n in range(1, count))]) + b"]"
 
 
 def _endless(begin: bytes, count: int = 100) -> Callable[[Site], bytes]:
@@ -331,6 +344,25 @@ INPUTS: dict[str, Input] = {
             "report of 2,500 models": _report(_entries(2_500)),
             "report of arrays": _report(b'[{"name":"a","x":' + many(b"[],", 900_000) + b"}]"),
             "report of no models": _report(b"[[]" + b",[]" * 2_400 + b"]"),
+        },
+    ),
+    **_all_of(
+        "strange",
+        {
+            "a host's web page": _prompt("web page"),
+            "a host's escapes": _prompt("escapes"),
+            "a host's status of 1000": _prompt("odd status"),
+            "a service worker": lambda: _head(b"Service-Worker: script"),
+            "another's name as host": lambda: _get(b"/api/agents", host=b"evil.example"),
+            "mitmproxy's own page": lambda: _get(b"/", host=b"mitm.it"),
+            "method that is no text": lambda: _head(first=b"\xff\xfe / HTTP/1.1"),
+            "path that is no text": lambda: _head(first=b"GET /\xff\x9b HTTP/1.1"),
+            "NUL in a field": lambda: _head(b"x: a\0b"),
+            "bare CR in a field": lambda: _head(b"x: a\rb: c"),
+            "key in a query": lambda: _head(first=b"GET /api/version?api_key=" + b"k" * 60_000 + b" HTTP/1.1"),
+            "registration of a static name": _registration({"name": "one", "url": "http://evil"}),
+            "report dated 9999": _dated("9999-01-01T00:00:00Z"),
+            "wrong token": lambda: _post("/api/agents/one/drain", b"", "Authorization: Bearer wrong"),
         },
     ),
     **_all_of(

@@ -10,6 +10,7 @@ from mitmproxy import ctx, http
 
 from ollama_balancer.gateway.context import RequestContext
 from ollama_balancer.mitm.addons import the_addon
+from ollama_balancer.mitm.transports import unsent_to
 
 
 def _contexts() -> int:
@@ -40,6 +41,7 @@ class Introspection:
                 "memory": this.budget.used,
                 "relayed": this.gateway.request_metrics.relayed,
                 "hooks": this.hooks is not None and this.hooks.on,
+                "unsent": max(unsent_to(client_id) for client_id in connections),
                 "receivers": len(getattr(selector, "receivers", ())),
             }
             flow.response = http.Response.make(200, json.dumps(value), {"Content-Type": "application/json"})

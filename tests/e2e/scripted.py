@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -16,6 +18,16 @@ TEXT = b'{"model":"m","response":"Hel","done":false}\n'
 DONE = b'{"model":"m","response":"","done":true}\n'
 OPENAI_TEXT = b'data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
 OPENAI_DONE = b"data: [DONE]\n\n"
+ANTHROPIC_TEXT = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"Hel"}}\n\n'
+)
+ANTHROPIC_DONE = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+RESPONSES_TEXT = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Hel"}\n\n'
+RESPONSES_DONE = (
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"object":"response",'
+    b'"status":"completed","usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+)
 
 
 def chunked(*pieces: bytes) -> bytes:
@@ -26,11 +38,17 @@ def chunked(*pieces: bytes) -> bytes:
 class ScriptedHost:
     """`answers` by path; after an answer `then` is awaited, and what it returns is whether the connection closes.
 
+    `reset`: it closes with a reset.
     While `well` is clear nothing is answered to who asks what the host has, as by a host that has no power.
     """
 
     def __init__(
-        self, hosts: Hosts, answers: dict[str, bytes], then: Callable[[], Awaitable[bool]] | None = None
+        self,
+        hosts: Hosts,
+        answers: dict[str, bytes],
+        then: Callable[[], Awaitable[bool]] | None = None,
+        *,
+        reset: bool = False,
     ) -> None:
         self.well = threading.Event()
         self.well.set()
@@ -39,6 +57,7 @@ class ScriptedHost:
         """Connections with an answer that the balancer has closed while `then` ran."""
         self._answers = answers
         self._then = then
+        self._reset = reset
         self._host = RawHost(hosts, self._serve)
         self.url = self._host.url
 
@@ -67,4 +86,7 @@ class ScriptedHost:
                 self.left += 1
                 return
             if await self._then():
+                if self._reset:
+                    connection: socket.socket = writer.get_extra_info("socket")
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return

@@ -16,7 +16,7 @@ RESOLVER = """
 import socket
 from agent_reporter import connecting
 
-connecting.MOST_NAMES = 0  # nobody remembers what answered last: each has to find out
+connecting.MAX_NAMES = 0  # nobody remembers what answered last: each has to find out
 _look_up = socket.getaddrinfo
 
 def look_up(host, port, *arguments, **more):

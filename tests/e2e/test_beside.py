@@ -27,7 +27,7 @@ MARGIN = 64 * MIB
 
 MANY, FEW = 200, 50
 
-MOST_SERVED = 32 * MIB
+MAX_SERVED = 32 * MIB
 """Bytes that are served to find out what it takes to serve as many."""
 
 SERVED = (
@@ -40,10 +40,13 @@ SERVED = (
     "pull of 20 MiB of blank lines",
     "pull of 20 MiB of empty objects",
     "pull of chunks of one byte",
+    "report of 2,500 models",
 )
 """Those that get what they ask for: the work is that of the answer's bytes."""
 
-NAMES = [name for name, given in INPUTS.items() if given.kind in ("heads", "sent ahead", "HTTP/2", "memory")]
+KINDS = ("heads", "sent ahead", "HTTP/2", "memory", "reports", "strange")
+
+NAMES = [name for name, given in INPUTS.items() if given.kind in KINDS]
 
 
 def prompt(size: int, model: str = "m") -> bytes:
@@ -110,7 +113,7 @@ def faults(scene: Scene, name: str, cost: Cost) -> list[str]:
     if cost.peak > 10 * sent + MARGIN:
         found.append(f"of {sent} bytes the process grew by {cost.peak}")
     if name not in SERVED:
-        size = min(sent, MOST_SERVED)
+        size = min(sent, MAX_SERVED)
         served = scene.cost_of(prompt(size), 200, 1).cpu * sent / max(size, 1)
         served += scene.cost_of(prompt(10), 200, FEW).cpu + scene.beside.calm().cpu * cost.seconds
         if cost.cpu > served:

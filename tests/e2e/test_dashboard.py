@@ -15,6 +15,8 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ollama_balancer.core.access import Key, Right
+from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
@@ -195,6 +197,21 @@ def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_pa
             assert "http" not in answer.text.replace("http://www.w3.org/2000/svg", "")
         assert proxy.http.get("/dashboard/nothing").status_code == 404
         assert proxy.http.post("/dashboard").status_code == 405
+
+
+def test_where_calls_need_a_key_the_page_asks_for_one(tmp_path: Path, hosts: Hosts) -> None:
+    agent = hosts.start("gpu-1")
+    secret = KeyStore(tmp_path / FILE_NAME).add(Key("screen", frozenset((Right.READ,))))
+    options = ("--set", f"balancer_agents=gpu-1={agent.url}")
+    with running_proxy(tmp_path, *options) as proxy, chromium(tmp_path / "profile") as browser:
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "right read" in text_of(browser, "#question"), "the question for a key")
+        assert row(browser, "gpu-1") == ""
+        confirm(browser, "ob_" + "A" * 43)
+        seen(browser, lambda: "not known" in text_of(browser, "#refusal"), "the refusal")
+        confirm(browser, secret)
+        seen(browser, lambda: "online" in row(browser, "gpu-1"), "the fleet")
+        assert text_of(browser, "#live") == "Live"
 
 
 def test_more_agents_than_a_page_holds_are_paged_sorted_and_found(tmp_path: Path, hosts: Hosts) -> None:

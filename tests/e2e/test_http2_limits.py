@@ -204,3 +204,38 @@ def test_an_honest_client_may_cancel_many_requests_and_ask_whether_somebody_is_t
         client.send("/api/generate", {"model": "llama3.2", "prompt": "x", "stream": False})
         assert client.status() == "200"
         client.close()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param(("x-note", "y" * 70_000), id="a head of more than 64 KiB"),
+        pytest.param(("x-note", "a\x1b[2Jb"), id="an escape sequence"),
+        pytest.param(("x-note", b"a\xc2\x9bb"), id="a control character beyond ASCII"),
+        pytest.param(("x-note", "a\x7fb"), id="DEL"),
+        pytest.param((":authority", "a\x1bb"), id="one in the host"),
+    ],
+)
+def test_a_head_that_no_client_may_send_ends_its_connection_alone(
+    tmp_path: Path, hosts: Hosts, field: tuple[str, str | bytes]
+) -> None:
+    one = hosts.start("one")
+    with running_proxy(tmp_path, "--set", f"balancer_agents=one={one.url}") as proxy:
+        proxy.wait_online("one")
+        client = Http2Client(proxy)
+        client.connection.config.validate_outbound_headers = False
+        head = {":method": "GET", ":path": "/api/version", ":scheme": "https", ":authority": "x"} | dict([field])
+        client.connection.send_headers(1, list(head.items()), end_stream=True)
+        client.socket.sendall(client.connection.data_to_send())
+        terminated = False
+        while not terminated:
+            for event in client.events():
+                assert not isinstance(event, h2.events.ResponseReceived)
+                terminated = terminated or isinstance(event, h2.events.ConnectionTerminated)
+        client.close()
+        after = Http2Client(proxy)
+        after.send("/api/generate", {"model": "llama3.2", "prompt": "x", "stream": False})
+        assert after.status() == "200"
+        after.close()
+        assert "Traceback" not in proxy.log
+        assert not {"\x1b", "\x7f", "\x9b"} & set(proxy.log)

@@ -61,11 +61,14 @@ def stats(proxy: Proxy) -> dict[str, Any]:
 
 
 def check_nothing_is_left(proxy: Proxy) -> None:
-    def over() -> bool:
+    def left() -> dict[str, Any]:
         state = proxy.introspect()
-        return bool(state["contexts"] == state["kept_contexts"] == 0)
+        counts = ("contexts", "kept_contexts", "kept_streams", "timers", "wakeups", "memory")
+        return {name: state[name] for name in counts if state[name]} | {
+            name: count for name, count in state["tasks"].items() if name == "fan-out"
+        }
 
-    wait_until(over, "the request is over")
+    wait_until(lambda: left() == {}, "nothing is left of the request")
     state = proxy.introspect()
     assert set(state["in_flight"].values()) == {0}
     assert state["receivers"] == 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Hosts, Proxy, RawHost, running_proxy, wait_until
+from agent_reporter.limits import MAX_BODY_BYTES
+from ollama_balancer.mitm.connections import MAX_BODY
+from tests.e2e.harness import TOKEN, Hosts, Proxy, RawHost, running_proxy, wait_until
 
 TAGS = b'{"models":[{"name":"m"}]}'
 
@@ -83,6 +86,49 @@ def test_a_chunk_line_without_an_end_is_refused(tmp_path: Path, hosts: Hosts) ->
         assert proxy.generate().status_code == 200
         assert "Traceback" not in proxy.log
         assert proxy.introspect()["contexts"] == 0
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running_proxy(tmp_path_factory.mktemp("limited")) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status", "words"),
+    [
+        ("/api/generate", b"%d" % (MAX_BODY + 1), 413, f"{MAX_BODY} bytes"),
+        ("/v1/messages", b"9" * 18, 413, f"{MAX_BODY} bytes"),
+        ("/api/chat", b"9" * 5000, 400, "digits"),
+        ("/api/agents", b"%d" % (MAX_BODY_BYTES + 1), 413, f"{MAX_BODY_BYTES} bytes"),
+        ("/api/chat", "²".encode(), 400, "ontent-"),
+        ("/api/chat", b"+5", 400, "ontent-"),
+        ("/api/chat", b"5, 6", 400, "ontent-"),
+    ],
+)
+def test_a_body_that_is_too_large_is_refused_at_its_head(
+    limited: Proxy, path: str, length: bytes, status: int, words: str
+) -> None:
+    """Nothing of the body is sent, or waited for."""
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n" % (path.encode(), TOKEN.encode())
+    answer = b""
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as s:
+        s.sendall(head + b"Expect: 100-continue\r\nContent-Length: %s\r\n\r\n" % length)
+        while not answer.endswith(b"}"):
+            piece = s.recv(65536)
+            assert piece, answer
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+    assert words in error_of(answer)
+    wait_until(lambda: limited.introspect()["contexts"] == 0, "nothing is left")
+    assert "Traceback" not in limited.log
+
+
+def test_a_body_as_large_as_it_may_be_is_waited_for(limited: Proxy) -> None:
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as s:
+        s.sendall(b"POST /api/agents HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n")
+        s.sendall(b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n" % (TOKEN.encode(), MAX_BODY_BYTES))
+        assert s.recv(65536).startswith(b"HTTP/1.1 100 ")
 
 
 @pytest.mark.parametrize(

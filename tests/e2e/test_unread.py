@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,25 @@ def test_an_answer_of_the_control_api_that_is_not_taken_is_cut(tmp_path: Path, h
                 client.sendall(request)
         wait_until(lambda: "; disconnected." in proxy.log, "it is cut")
         client.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_no_more_than_one_answer_is_kept_for_who_asks_ahead_and_does_not_read(tmp_path: Path, tls: bool) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: identity\r\n\r\n"
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with running_proxy(tmp_path) as proxy:
+        plain = socket.socket()
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.settimeout(PATIENCE)
+        plain.connect(("127.0.0.1", proxy.port))
+        with context.wrap_socket(plain) if tls else plain as client:
+            client.sendall(request * 1500)
+            wait_until(lambda: proxy.introspect()["unsent"], "the connection is full")
+            unsent = max(proxy.introspect()["unsent"] for _ in range(20))
+            assert unsent < 2 * len(proxy.http.get("/metrics").content)
+            answered, left = 0, b""  # all that it has asked for comes when it reads
+            while answered < 1500:
+                left += client.recv(1 << 20)
+                answered += left.count(b"HTTP/1.1 200 OK\r\n")
+                left = left[-16:]

@@ -1,7 +1,5 @@
 """The ledger through a real mitmdump: each request once, whatever becomes of it, and across restarts and kills."""
 
-from __future__ import annotations
-
 import csv
 import io
 import signal

@@ -10,8 +10,7 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from hypothesis import strategies as st
 
-from ollama_balancer.gateway.bodies import RefusedBodyError
-from ollama_balancer.gateway.body_reader import Reading, read_body
+from ollama_balancer.gateway.body_reader import Reading, RefusedBodyError, read_body
 from ollama_balancer.mitm.body_buffers import CoalescingReader
 from ollama_balancer.mitm.fastpath.relay import LARGEST_CHUNK, ChunkSplitter
 from ollama_balancer.mitm.head_limits import MAX_CHUNK_LINE, LimitedBuffer

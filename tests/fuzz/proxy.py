@@ -30,7 +30,7 @@ QUIET = 0.25
 LONGEST = 2.0
 WARM_UP = 4
 """Batches after which the memory is looked at first."""
-MOST_GROWTH = 96 * 1024 * 1024
+MAX_GROWTH = 96 * 1024 * 1024
 """Bytes that the process may grow by afterwards."""
 
 _BAD = re.compile(r"Traceback|has crashed|never retrieved|Exception in callback|Addon error", re.IGNORECASE)
@@ -284,7 +284,7 @@ class Run:
             await fuzz.stop()
         check_end(self.proxy)
         growth = resident(self.proxy) - before if before is not None else 0
-        if growth > MOST_GROWTH:
+        if growth > MAX_GROWTH:
             raise BrokenError(f"the process has grown by {growth} bytes since the first cases")
         return (
             f"cases: {dict(self.sent)}, {fuzz.answered} sent by hosts\nanswers: {dict(sorted(fuzz.statuses.items()))}\n"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_balancer.gateway.bodies import (
+from ollama_balancer.gateway.body_reader import (
     MAX_DECOMPRESSED,
     RefusedBodyError,
     check_readable,

@@ -46,6 +46,17 @@ def test_a_failed_attempt_is_counted_against_its_agent_and_leaves_room_for_the_n
     assert [(failure.agent, failure.reason) for failure in ours.failures] == [("a", "refused")]
 
 
+def test_why_an_attempt_was_aborted_is_not_told_of_the_next_one() -> None:
+    registry = new_registry(Clock())
+    a, b = fleet(registry, "a", "b")
+    ours = context()
+    ours.take(registry.limiter.take(a))
+    ours.abort_reason = "it went offline"
+    ours.fail_attempt(ours.abort_reason)
+    ours.take(registry.limiter.take(b))
+    assert ours.abort_reason is None
+
+
 def test_the_time_for_a_first_byte_is_that_of_all_attempts_and_ends_with_the_request() -> None:
     clock, expired = Clock(), list[RequestContext]()
     timers = Timers(clock)

@@ -10,11 +10,12 @@ import pytest
 
 from ollama_balancer.gateway.networks import (
     LINES_SECONDS,
-    MOST_LINES,
-    MOST_LOGGED,
+    MAX_LINES,
+    MAX_LOGGED,
     REFRESH_SECONDS,
     ClientNetworks,
     Network,
+    forwarded_address,
     own_networks,
     read_network,
 )
@@ -143,12 +144,39 @@ def test_addresses_without_end_fill_neither_the_log_nor_the_memory(caplog: pytes
     these = networks(clock=clock)
     for number in range(5_000):
         these.allow(str(ipaddress.ip_address("2001:4860::") + number))
-    assert len(caplog.messages) == MOST_LINES + 1
+    assert len(caplog.messages) == MAX_LINES + 1
     assert "not logged" in caplog.messages[-1]
     clock.now += LINES_SECONDS
     these.allow(PUBLIC)
     assert PUBLIC in caplog.messages[-1]
-    for number in range(2 * MOST_LOGGED):
+    for number in range(2 * MAX_LOGGED):
         clock.now += LINES_SECONDS
         these.allow(str(ipaddress.ip_address("2001:4870::") + number))
-    assert len(these._logged) <= MOST_LOGGED
+    assert len(these._logged) <= MAX_LOGGED
+
+
+PROXIES = tuple(ipaddress.ip_network(each) for each in ("127.0.0.1", "10.0.0.0/24", "::1"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "client"),
+    [
+        ("127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("::ffff:127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "6.6.6.6, 203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "203.0.113.7, 10.0.0.3", "203.0.113.7"),
+        ("127.0.0.1", "10.0.0.4, 10.0.0.3", "10.0.0.4"),
+        ("127.0.0.1", "2001:db8::7", "2001:db8::7"),
+        ("203.0.113.9", "203.0.113.7", "203.0.113.9"),
+        ("127.0.0.1", "203.0.113.7, unknown", "127.0.0.1"),
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", None, "127.0.0.1"),
+        ("127.0.0.1", ", ,", "127.0.0.1"),
+        ("127.0.0.1", "6.6.6.6," + "10.0.0.3," * 10_000 + "10.0.0.3", "10.0.0.3"),
+    ],
+)
+def test_of_what_was_forwarded_only_what_trusted_proxies_added_counts(
+    peer: str, header: str | None, client: str
+) -> None:
+    assert forwarded_address(peer, header, PROXIES) == client
+    assert forwarded_address(peer, header, ()) == peer

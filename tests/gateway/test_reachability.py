@@ -19,6 +19,8 @@ from tests import jumping_loop
 from tests.core.fakes import address, new_registry, report
 from tests.e2e.harness import free_port
 
+pytestmark = pytest.mark.e2e
+
 
 @asynccontextmanager
 async def server(answer: bytes | None) -> AsyncIterator[Address]:

@@ -12,8 +12,8 @@ from ollama_balancer.gateway.attempts import FailedAttempt, FailureKind
 from ollama_balancer.gateway.messages import Response
 from ollama_balancer.gateway.refusals import (
     BUSY_SECONDS,
+    MAX_BUSY_SECONDS,
     MAX_DECOMPRESSED,
-    MOST_BUSY_SECONDS,
     answer_to,
     blame_of,
     for_caller,
@@ -42,13 +42,13 @@ def attempt(agent: str, kind: Blame | FailureKind, status: int | None = 500, **h
         (None, BUSY_SECONDS),
         ("7", 7.0),
         (" 0 ", 0.0),
-        ("100000", MOST_BUSY_SECONDS),
+        ("100000", MAX_BUSY_SECONDS),
         ("9" * 5000, BUSY_SECONDS),
         ("-5", BUSY_SECONDS),
         ("soon", BUSY_SECONDS),
         ("²", BUSY_SECONDS),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
-        ("Wed, 21 Oct 9999 07:28:00 GMT", MOST_BUSY_SECONDS),
+        ("Wed, 21 Oct 9999 07:28:00 GMT", MAX_BUSY_SECONDS),
     ],
 )
 def test_how_long_a_host_is_left_alone_is_bounded(value: str | None, seconds: float) -> None:

@@ -17,8 +17,8 @@ from ollama_balancer.gateway.decisions import Answer, Broadcast, Forward, Wait
 from ollama_balancer.gateway.messages import ClientRequest
 from ollama_balancer.gateway.router import (
     MAX_CORRECTIONS,
-    MOST_LISTED,
-    MOST_SHOWN,
+    MAX_LISTED,
+    MAX_SHOWN,
     Router,
 )
 from ollama_balancer.ollama.errors import Blame
@@ -109,9 +109,9 @@ def test_the_candidates_are_kept_as_they_were_the_chosen_one_first_and_the_other
 
 def test_of_a_large_fleet_only_the_chosen_agent_is_kept(registry: AgentRegistry) -> None:
     registry.mode = "least_requests"
-    fleet(registry, *(f"a{number}" for number in range(MOST_LISTED)))
-    assert len(ParsedRequest(registry, "/api/chat").context.candidates) == MOST_SHOWN
-    fleet(registry, *(f"a{number}" for number in range(MOST_LISTED + 1)))
+    fleet(registry, *(f"a{number}" for number in range(MAX_LISTED)))
+    assert len(ParsedRequest(registry, "/api/chat").context.candidates) == MAX_SHOWN
+    fleet(registry, *(f"a{number}" for number in range(MAX_LISTED + 1)))
     assert len(ParsedRequest(registry, "/api/chat").context.candidates) == 1
 
 

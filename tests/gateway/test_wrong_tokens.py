@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ollama_balancer.gateway.wrong_tokens import MOST_ADDRESSES, WrongTokens
+from ollama_balancer.gateway.wrong_tokens import MAX_ADDRESSES, WrongTokens
 from tests.core.fakes import Clock
 
 
@@ -18,9 +18,9 @@ def test_the_eleventh_wrong_token_of_an_address_within_a_minute_waits() -> None:
 
 def test_addresses_are_remembered_within_bounds() -> None:
     wrong = WrongTokens(Clock())
-    for number in range(3 * MOST_ADDRESSES):
+    for number in range(3 * MAX_ADDRESSES):
         assert wrong.record(str(number)) is None
-    assert len(wrong) == MOST_ADDRESSES
+    assert len(wrong) == MAX_ADDRESSES
 
 
 def test_old_addresses_are_forgotten() -> None:

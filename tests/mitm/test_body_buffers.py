@@ -8,7 +8,7 @@ from h11._readers import ChunkedReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_balancer.mitm.body_buffers import MOST_AT_ONCE, BodyBuffer, CoalescingReader
+from ollama_balancer.mitm.body_buffers import MAX_AT_ONCE, BodyBuffer, CoalescingReader
 from ollama_balancer.mitm.head_limits import LimitedBuffer
 from tests.examples import examples
 
@@ -81,7 +81,7 @@ def test_what_is_put_together_has_a_bound() -> None:
         assert event is not None
         sizes.append(len(event.data))
     assert sum(sizes) == 1_200_000
-    assert max(sizes) <= MOST_AT_ONCE + 60_000
+    assert max(sizes) <= MAX_AT_ONCE + 60_000
 
 
 def test_trailers_are_dropped_and_a_line_without_an_end_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.mitm.listening import Reach, first_steps, reach
+from ollama_balancer.mitm.listening import Reach, access_line, first_steps, reach
 from ollama_balancer.storage.token import Token
 
 KEPT, GIVEN = Token("x" * 8, Path("/home/me/.mitmproxy/ollama-balancer-token")), Token("x" * 8)
@@ -54,3 +54,13 @@ def test_others_are_told_how_to_report() -> None:
     assert str(KEPT.file) in first_steps(at, KEPT)[1]
     assert first_steps(at, GIVEN)[1].endswith("run: ollama-agent-reporter --balancer http://192.0.2.2:8080")
     assert "$OLLAMA_BALANCER_TOKEN" in first_steps(at, GIVEN)[1]
+
+
+def test_who_may_come_in_is_one_line_and_says_how_to_change_it() -> None:
+    local, everywhere = Reach("http://127.0.0.1:8080", local=True), Reach("http://192.0.2.2:8080", local=False)
+    opened = access_line(everywhere, needs_key=False, keys=0)
+    assert "http://192.0.2.2:8080" in opened
+    assert "keys add" in opened
+    assert "on this machine" in access_line(local, needs_key=False, keys=0)
+    assert "(1 client key)" in access_line(everywhere, needs_key=True, keys=1)
+    assert "no client key yet" in access_line(None, needs_key=True, keys=0)

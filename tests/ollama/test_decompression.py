@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_balancer.ollama.decompression import (
-    MOST_MEMBERS,
+    MAX_MEMBERS,
     DecompressionError,
     Decompressor,
     TooLargeError,
@@ -86,7 +86,7 @@ def test_a_body_may_have_several_parts_but_not_without_end(encoding: str) -> Non
     part = packed(encoding, b"x")
     assert decompress(part * 3, encoding, MOST) == b"xxx"
     with pytest.raises(DecompressionError):
-        decompress(part * (MOST_MEMBERS + 1), encoding, MOST)
+        decompress(part * (MAX_MEMBERS + 1), encoding, MOST)
 
 
 @pytest.mark.parametrize("before", [b"", b"k\x00\x03"])

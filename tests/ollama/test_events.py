@@ -26,8 +26,8 @@ from ollama_balancer.ollama.events import MAX_EVENT_BYTES, SHORTEST, EventParser
 from ollama_balancer.ollama.json_scanning import MAX_VALUES
 from ollama_balancer.ollama.routes import Dialect
 from ollama_balancer.ollama.shapes import (
-    FEWEST_TOKENS,
     MAX_TOOL_CALLS,
+    MIN_TOKENS,
     TOO_LARGE,
     Context,
     Event,
@@ -312,7 +312,7 @@ def test_an_answer_of_few_tokens_tells_no_speed() -> None:
     assert verdict.output_tokens == 6
     assert verdict.decode_seconds == pytest.approx(0.002203)
     assert verdict.tokens_per_second is None
-    for count, nanoseconds in ((1, 1000), (FEWEST_TOKENS - 1, 100_000_000)):
+    for count, nanoseconds in ((1, 1000), (MIN_TOKENS - 1, 100_000_000)):
         final = {"done": True, "eval_count": count, "eval_duration": nanoseconds}
         assert watch(NDJSON, json.dumps(final).encode()).verdict().tokens_per_second is None
 

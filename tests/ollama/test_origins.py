@@ -5,7 +5,7 @@ import pytest
 from ollama_balancer.ollama.origins import (
     ALLOWED_HEADERS,
     LONGEST_HEADER_NAME,
-    MOST_ASKED_HEADERS,
+    MAX_ASKED_HEADERS,
     allowed_headers,
     allowed_host,
     allowed_origin,
@@ -116,5 +116,5 @@ def test_what_is_no_headers_name_is_not_told_back(asked: str) -> None:
 
 def test_of_many_headers_a_bounded_number_is_told_back() -> None:
     many = ",".join(f"x-{number}" for number in range(100_000))
-    assert len(allowed_headers(many).split(",")) == len(ALLOWED_HEADERS.split(",")) + MOST_ASKED_HEADERS
+    assert len(allowed_headers(many).split(",")) == len(ALLOWED_HEADERS.split(",")) + MAX_ASKED_HEADERS
     assert allowed_headers("," * 100_000) == ALLOWED_HEADERS

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -296,10 +298,24 @@ HOSTILE = {
 }
 
 
+def seconds(function: Callable[[], object]) -> float:
+    """Of the thread's CPU, the least of three times: what else the machine does adds to it."""
+    times = []
+    for _ in range(3):
+        before = time.thread_time()
+        function()
+        times.append(time.thread_time() - before)
+    return min(times)
+
+
+@functools.cache
+def allowed() -> float:
+    """Twice what the standard library takes to read three megabytes of small values."""
+    return 2 * seconds(lambda: json.loads(HOSTILE["many messages"]))
+
+
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
 def test_no_body_holds_up_the_others(body: bytes) -> None:
-    """Ten megabytes at most: milliseconds each, but here the machine may be busy."""
+    """Ten megabytes at most."""
     for path in ("/api/chat", "/api/generate", "/v1/messages"):
-        before = time.process_time()
-        demand(path, body)
-        assert time.process_time() - before < 1.0
+        assert seconds(functools.partial(demand, path, body)) < allowed()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ollama_balancer.ollama.suggestions import LONGEST, MOST_COMPARED, did_you_mean, nearest_names
+from ollama_balancer.ollama.suggestions import LONGEST, MAX_COMPARED, did_you_mean, nearest_names
 
 NAMES = [
     "llama3.2:3b",
@@ -56,7 +56,7 @@ def test_of_many_names_a_bounded_number_is_looked_at() -> None:
             yield f"model-{number}:latest"
 
     assert nearest_names("model-x", names())
-    assert looked_at <= MOST_COMPARED + 1
+    assert looked_at <= MAX_COMPARED + 1
 
 
 def test_names_that_cannot_be_shown_are_not_told() -> None:

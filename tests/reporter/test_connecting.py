@@ -148,7 +148,7 @@ def test_addresses_are_not_looked_up_and_too_many_names_are_forgotten(
         raise AssertionError("looked up")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(connecting, "MOST_NAMES", 2)
+    monkeypatch.setattr(connecting, "MAX_NAMES", 2)
 
     async def run() -> None:
         (await connect("127.0.0.1", alive)).close()

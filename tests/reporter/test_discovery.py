@@ -123,4 +123,4 @@ def test_no_more_balancers_are_reported_to_than_a_fleet_has(monkeypatch: pytest.
     monkeypatch.setattr(discovery, "reachable", reached)
     found = Found()
     found.looks_at(*(announced(f"192.0.2.{number}") for number in range(1, 40)))
-    assert len(found) == discovery.MOST_FOUND
+    assert len(found) == discovery.MAX_FOUND

@@ -18,6 +18,8 @@ from tests import jumping_loop
 
 from .stubs import free_port
 
+pytestmark = pytest.mark.e2e
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

@@ -66,8 +66,8 @@ def test_slow_names_keep_no_other_name_and_no_thread_waiting(server: NameServer,
 
 
 def test_names_known_to_be_slow_get_few_threads(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving, "MOST_THREADS", 4)
-    monkeypatch.setattr(resolving, "MOST_SLOW", 2)
+    monkeypatch.setattr(resolving, "MAX_THREADS", 4)
+    monkeypatch.setattr(resolving, "MAX_SLOW", 2)
 
     async def run() -> None:
         clock = Clock()
@@ -143,7 +143,7 @@ def test_who_gives_up_leaves_the_look_up_to_the_others(server: NameServer) -> No
 
 
 def test_few_names_are_kept(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving, "MOST_NAMES", 2)
+    monkeypatch.setattr(resolving, "MAX_NAMES", 2)
 
     async def run() -> None:
         resolver = Resolver()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ollama_balancer.core.history import FEWEST_FIELDS, FIELDS, MINUTES, History
+from ollama_balancer.core.history import FIELDS, MIN_FIELDS, MINUTES, History
 from ollama_balancer.core.stats import RequestSummary
 from ollama_balancer.storage import history as history_file
 from ollama_balancer.storage.history import HistoryFile, MinuteRecord, closed_minutes
 
 NOW = 1_700_000_040.0
 ROW = [1.0] * len(FIELDS)
-OLD_ROW = [1.0] * FEWEST_FIELDS
+OLD_ROW = [1.0] * MIN_FIELDS
 """As it was kept before there were rejections."""
 
 

@@ -1,7 +1,5 @@
 """The usage file: what is kept and for how long, full disks, damage, and writers at the same time."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sqlite3
@@ -98,7 +96,7 @@ def test_too_many_rows_lose_hours_first_and_then_the_oldest_days(file: UsageFile
 
 
 def test_an_answer_has_so_many_rows(file: UsageFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_GROUPS", 5)
+    monkeypatch.setattr(module, "MAX_GROUPS", 5)
     file.add(ones(*[row(TODAY, f"key-{n}") for n in range(6)]))
     with pytest.raises(TooManyGroupsError, match=r"^by: there are more than 5 rows"):
         file.sums(ALWAYS)

@@ -1,7 +1,5 @@
 """The control API as a Starlette application. It reads and changes the registry and nothing else."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Awaitable, Callable
 
@@ -75,7 +73,7 @@ class ControlApi:
         self.queue = queue
         self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
-        pages = dashboard.Dashboard(registry, queue, recent, self._totals)
+        page = dashboard.Dashboard(registry, queue, recent, self._totals)
         usage = usage or UsageLog(Ledger(wall))
         self.exposition = Exposition(registry, queue, request_metrics, self._totals, usage.ledger)
         self.ending = ending
@@ -84,10 +82,10 @@ class ControlApi:
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
-            "page": pages.page,
-            "script": pages.script,
-            "style": pages.style,
-            "data": pages.data,
+            "page": dashboard.file("page.html", "text/html"),
+            "script": dashboard.file("page.js", "text/javascript"),
+            "style": dashboard.file("page.css", "text/css"),
+            "data": page.data,
             "balancer": self.balancer,
             "history": history_api.endpoint(history),
             "openapi": self.openapi,

@@ -1,7 +1,5 @@
 """Who makes a call of the control API."""
 
-from __future__ import annotations
-
 from starlette.requests import Request
 
 from ..gateway.callers import Caller

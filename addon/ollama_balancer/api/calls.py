@@ -1,6 +1,4 @@
-"""Every call of the control API: the table from which both its routes and its document are made."""
-
-from __future__ import annotations
+"""All calls of the control API: its routes and its OpenAPI document are generated from this table."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,19 +23,19 @@ OPENMETRICS = "application/openmetrics-text"
 
 @dataclass(frozen=True)
 class Answer:
-    """`content`: the model of its JSON, or the media types of anything else; None: it has no body."""
+    """A response. `content`: the model of its JSON, or its media types if it is not JSON; None: no body."""
 
     text: str
     content: type[BaseModel] | tuple[str, ...] | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    """Those that it may have, and what they say."""
+    """Response headers and their descriptions."""
     also: tuple[str, ...] = ()
     """Other media types that a caller can ask for."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of a query."""
+    """A query parameter."""
 
     name: str
     text: str
@@ -46,14 +44,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Call:
-    """`operation` names the method of `ControlApi` that answers it. GET is HEAD, too."""
+    """`operation` is the key of its handler in `ControlApi`. Each GET also answers HEAD."""
 
     method: str
     path: str
     operation: str
     text: str
     answers: dict[int, Answer]
-    """Besides those that any call may have."""
+    """By status, in addition to those that any call may return."""
     rights: tuple[Right, ...] = ()
     """Of which a caller needs one where calls need a key; none: it is open to all."""
     always: bool = False
@@ -333,6 +331,6 @@ CALLS = (
 
 
 def answers_of(call: Call) -> dict[int, Answer]:
-    """All that the call may be answered with, by status."""
+    """All responses that the call may return, by status."""
     of_kind = {**(OF_BODIES if call.body else {}), **(OF_KEYED_CALLS if call.rights else {})}
     return dict(sorted({**OF_ANY_CALL, **of_kind, **call.answers}.items()))

@@ -1,8 +1,6 @@
 """GET /dashboard: a live page of the fleet. It comes from here alone, and holds no word of a prompt."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -26,7 +24,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-MOST_ROWS = 100
+MAX_ROWS = 100
 
 
 def _busiest_gpu(agent: Agent) -> float:
@@ -60,15 +58,6 @@ class Dashboard:
         self.recent = recent
         self.totals = totals
 
-    async def page(self, request: Request) -> Response:
-        return _file("page.html", "text/html; charset=utf-8")
-
-    async def script(self, request: Request) -> Response:
-        return _file("page.js", "text/javascript; charset=utf-8")
-
-    async def style(self, request: Request) -> Response:
-        return _file("page.css", "text/css; charset=utf-8")
-
     async def data(self, request: Request) -> Response:
         """All that the page shows, in one answer, whatever the fleet's size."""
         query = request.query_params
@@ -78,7 +67,7 @@ class Dashboard:
         agents.sort(key=attrgetter("name"))
         if order is not None:
             agents.sort(key=order)
-        size = min(max(_number(query.get("size"), 50), 1), MOST_ROWS)
+        size = min(max(_number(query.get("size"), 50), 1), MAX_ROWS)
         pages = max(1, -(-len(agents) // size))
         page = min(max(_number(query.get("page"), 1), 1), pages)
         now = self.registry.clock()
@@ -142,5 +131,10 @@ def _read(name: str) -> bytes:
     return (FOLDER / name).read_bytes()
 
 
-def _file(name: str, content_type: str) -> Response:
-    return Response(_read(name), headers=HEADERS | {"Content-Type": content_type})
+def file(name: str, content_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """What answers with one of the page's files."""
+
+    async def answer(request: Request) -> Response:
+        return Response(_read(name), headers=HEADERS | {"Content-Type": f"{content_type}; charset=utf-8"})
+
+    return answer

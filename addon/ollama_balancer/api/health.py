@@ -1,7 +1,5 @@
 """GET /health. It is asked as soon as the port is open, so it needs nothing that takes a while to load."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..core.agent import Status

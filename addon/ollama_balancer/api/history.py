@@ -1,7 +1,5 @@
 """GET /api/history: requests per minute, by agent and model, in pages; `next` is the next page."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterable

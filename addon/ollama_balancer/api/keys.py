@@ -1,7 +1,5 @@
 """The client keys: GET, POST, PATCH and DELETE below /api/keys."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

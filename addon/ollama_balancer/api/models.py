@@ -4,8 +4,6 @@ Answers are not built through these models, which would take long for a thousand
 is answered.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """GET /api/openapi.json: the OpenAPI 3.1 document of the control API, made from the table of its calls."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cache

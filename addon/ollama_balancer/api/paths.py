@@ -1,7 +1,5 @@
 """The paths of the control API, apart from the application, which is slow to import."""
 
-from __future__ import annotations
-
 CALLER = "ollama_balancer.caller"
 """The key of the ASGI scope under which the proxy says who calls (`gateway.callers.Caller`)."""
 

@@ -1,7 +1,5 @@
 """POST /api/agents/NAME/metrics, which bypasses the application because it is frequent."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

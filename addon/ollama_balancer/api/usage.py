@@ -1,7 +1,5 @@
 """GET /api/usage: who used what, as JSON or CSV; GET /api/usage/me: a key's own."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 

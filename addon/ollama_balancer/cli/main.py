@@ -1,7 +1,5 @@
 """The command `ollama-balancer`: each subcommand is a module beside this one."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

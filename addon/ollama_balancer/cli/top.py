@@ -35,7 +35,7 @@ TEXT = "Shows a balancer's fleet and refreshes it until Ctrl-C."
 TIMEOUT = 5.0
 """Seconds that an answer may take."""
 
-MOST_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 """Of an answer."""
 
 ENTER = "\x1b[?1049h\x1b[?25l"
@@ -48,14 +48,14 @@ BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 HEAD = ["agent", "status", "in flight", "cpu", "memory", "gpu", "vram", "tok/s", "report", "loaded"]
 
-MOST_DECISIONS = 5
+MAX_DECISIONS = 5
 
 GIB = 1024**3
 
 SHORT_REASON = 40
 """Characters of a reason that stand in a row; of some agents whose reason is longer, all of it stands below."""
 
-MOST_REASONS = 3
+MAX_REASONS = 3
 
 
 def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
@@ -72,7 +72,7 @@ def screen(data: Mapping[str, Any], width: int, height: int) -> list[str]:
     ended = ", ".join(f"{count} {outcome}" for outcome, count in totals.items() if count and outcome != "requests")
     since_start = f"{totals['requests']} requests since start" + (f": {ended}".replace("_", " ") if ended else "")
     top = [f"ollama-balancer, mode {data['mode']}: {fleet}", summary, since_start, ""]
-    decisions = [_decision(each) for each in data["decisions"][:MOST_DECISIONS]]
+    decisions = [_decision(each) for each in data["decisions"][:MAX_DECISIONS]]
     bottom = ["", "last requests", *decisions] if decisions and height >= 16 else []
     if height >= 16:
         bottom = [*_reasons(data["agents"], width - 1), *bottom]
@@ -118,7 +118,7 @@ def _reasons(agents: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     """What to do about some agents that cannot be used, in full: a row has no room for it."""
     data = [agent for agent in agents if len(agent["reason"] or "") > SHORT_REASON and agent["status"] != "online"]
     lines = []
-    for agent in data[:MOST_REASONS]:
+    for agent in data[:MAX_REASONS]:
         lines += textwrap.wrap(one_line(f"{agent['name']}: {agent['reason']}", 600), max(width, 20))
     return ["", *lines] if lines else []
 
@@ -152,7 +152,7 @@ def make_request(url: str, query: Mapping[str, str], key: str = "") -> Request:
     headers = HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
 
     def request() -> tuple[int, bytes]:
-        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MOST_BYTES, headers=headers))
+        answer = asyncio.run(call("GET", whole, timeout=TIMEOUT, limit=MAX_BYTES, headers=headers))
         return answer.status, answer.body
 
     return request

@@ -1,7 +1,5 @@
 """`ollama-balancer usage`: who used what, from the file in the balancer's folder."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -3,8 +3,6 @@
 A key is known by the SHA-256 of its secret: with 256 random bits, a plain hash is as good as a slow one.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import functools
 import hashlib

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,157 +69,101 @@ class Ranking(Protocol):
         """The agent's metrics have changed, or have expired."""
 
 
+@dataclass(eq=False, slots=True)
 class Agent:
     """One Ollama host. Only the core changes it; equality is identity."""
 
-    __slots__ = (
-        "address",
-        "alias_of",
-        "base_rank",
-        "boards",
-        "clock_lead",
-        "closed",
-        "decision",
-        "draining",
-        "draining_until_registration",
-        "epoch",
-        "fixed_slots",
-        "fresh",
-        "full",
-        "half_open_lease",
-        "health",
-        "heard_at",
-        "host_key",
-        "hot",
-        "id",
-        "in_flight",
-        "instance",
-        "key",
-        "learners",
-        "listed",
-        "loaded",
-        "loaded_at",
-        "loaded_models",
-        "loaded_names",
-        "loaders",
-        "loading",
-        "logged_status",
-        "memory_known",
-        "metrics",
-        "metrics_at",
-        "model_names",
-        "models",
-        "most_loaded",
-        "name",
-        "number",
-        "offline_reason",
-        "placed",
-        "pools",
-        "probed",
-        "rates",
-        "reachable",
-        "refusal",
-        "removed",
-        "reported_active",
-        "reported_alive",
-        "running",
-        "silent_since",
-        "source",
-        "stats",
-        "unreached",
-        "version",
-        "was_online",
-    )
+    name: str
+    address: Address
+    source: Source
+    number: int
+    """Its place in the order of registration."""
+    id: str = field(init=False)
+    host_key: Hashable | None = None
+    """Identifies its host, where that is known: equal for two agents that are one host."""
+    alias_of: Agent | None = None
+    """The agent that represents the host that both are: it gets the requests."""
+    instance: str | None = None
+    """Of the reporter that registered it last."""
+    key: str | None = None
+    """The name of the client key that reports for it; None: any that may."""
+    models: dict[str, ModelEntry] | None = None
+    """The models it has, by canonical name; None: not known yet."""
+    model_names: list[str] = field(default_factory=list)
+    loaded: list[ModelEntry] = field(default_factory=list)
+    loaded_at: float = float("-inf")
+    """As of when that is known, on the registry's clock."""
+    loaded_names: list[str] = field(default_factory=list)
+    listed: dict[str, None] = field(default_factory=dict)
+    """Their canonical names."""
+    version: str | None = None
+    loaded_models: dict[str, LoadedModel] = field(default_factory=dict)
+    """Models (canonical names) that are loaded, as far as is known."""
+    loading: dict[str, float] = field(default_factory=dict)
+    """Models that are being loaded, and since when."""
+    memory_known: bool = False
+    """Whether its loaded models are known since it came online."""
+    clock_lead: float = float("inf")
+    """Seconds by which the registry's clock is ahead of its own, from its fastest reports."""
+    rates: dict[str, Rates] = field(default_factory=dict)
+    """By model, the rates after its last answer: a copy of the estimates, for fast access."""
+    most_loaded: int = 0
+    """The most models that it was seen to have loaded at once."""
+    placed: set[str] = field(default_factory=set)
+    """Models for which the fleet's placement counts it."""
+    epoch: int = 0
+    """Grows when something changes that an estimate depends on."""
+    in_flight: int = 0
+    running: dict[str, int] = field(default_factory=dict)
+    """Requests in flight by model, of those that take a slot."""
+    fixed_slots: int = 0
+    """Requests it runs at once per model, as configured or reported; 0: learned."""
+    learners: dict[str, SlotLearner] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    """Models that have no free slot."""
+    loaders: dict[str, int] = field(default_factory=dict)
+    """Requests in flight that wait for their model to load, by model."""
+    heard_at: float = float("-inf")
+    """When a byte of any answer of its came, or one ended, on the registry's clock."""
+    health: Health = field(default_factory=Health)
+    half_open_lease: object = None
+    """The lease of the request that probes it while it is ejected; None: there is none."""
+    closed: bool = False
+    """Whether its circuit breaker is open, or its slow start is at its limit."""
+    decision: Decision | None = None
+    """Why the last scored request went there."""
+    refusal: str | None = None
+    """Why it is not used for a while: it refuses the balancer's credentials."""
+    was_online: bool = False
+    draining: bool = False
+    draining_until_registration: bool = False
+    removed: bool = False
+    offline_reason: str = NOT_HEARD_OF
+    reported_alive: bool = False
+    """Whether a fresh report says that its Ollama answers."""
+    probed: bool = False
+    """Whether it has answered a recent probe."""
+    reachable: bool = True
+    """Whether no connection has failed since the last one that succeeded."""
+    unreached: str = ""
+    """Why the last connection failed; empty once one succeeds."""
+    silent_since: float | None = None
+    """Time of the first unanswered probe since the last contact."""
+    logged_status: Status | None = None
+    """Online, offline or unreachable, as last logged."""
+    metrics: AgentMetrics | None = None
+    metrics_at: float = 0.0
+    fresh: bool = False
+    hot: bool = False
+    base_rank: int = 0
+    reported_active: int = 0
+    stats: Statistics = field(default_factory=Statistics)
+    pools: list[Ranking] = field(default_factory=list)
+    boards: list[Scoreboard[Agent]] = field(default_factory=list)
+    """The scoreboards of `pools` on which it has a place: each request's begin and end update them."""
 
-    def __init__(self, name: str, address: Address, source: Source, number: int) -> None:
-        self.id = agent_id(name)
-        self.name = name
-        self.address = address
-        self.source = source
-        self.host_key: Hashable | None = None
-        """Identifies its host, where that is known: equal for two agents that are one host."""
-        self.alias_of: Agent | None = None
-        """The agent that represents the host that both are: it gets the requests."""
-        self.instance: str | None = None
-        self.key: str | None = None
-        """The name of the client key that reports for it; None: any that may."""
-        """Of the reporter that registered it last."""
-        self.number = number
-        """Its place in the order of registration."""
-        self.models: dict[str, ModelEntry] | None = None
-        """The models it has, by canonical name; None: not known yet."""
-        self.model_names: list[str] = []
-        self.loaded: list[ModelEntry] = []
-        self.loaded_at = float("-inf")
-        """As of when that is known, on the registry's clock."""
-        self.loaded_names: list[str] = []
-        self.listed: dict[str, None] = {}
-        """Their canonical names."""
-        self.version: str | None = None
-        self.loaded_models: dict[str, LoadedModel] = {}
-        """Models (canonical names) that are loaded, as far as is known."""
-        self.loading: dict[str, float] = {}
-        """Models that are being loaded, and since when."""
-        self.memory_known = False
-        """Whether its loaded models are known since it came online."""
-        self.clock_lead = float("inf")
-        """Seconds by which the registry's clock is ahead of its own, from its fastest reports."""
-        self.rates: dict[str, Rates] = {}
-        """By model, the rates after its last answer: a copy of the estimates, for fast access."""
-        self.most_loaded = 0
-        """The most models that it was seen to have loaded at once."""
-        self.placed: set[str] = set()
-        """Models for which the fleet's placement counts it."""
-        self.epoch = 0
-        """Grows when something changes that an estimate depends on."""
-        self.in_flight = 0
-        self.running: dict[str, int] = {}
-        """Requests in flight by model, of those that take a slot."""
-        self.fixed_slots = 0
-        """Requests it runs at once per model, as configured or reported; 0: learned."""
-        self.learners: dict[str, SlotLearner] = {}
-        self.full: set[str] = set()
-        """Models that have no free slot."""
-        self.loaders: dict[str, int] = {}
-        """Requests in flight that wait for their model to load, by model."""
-        self.heard_at = float("-inf")
-        """When a byte of any answer of its came, or one ended, on the registry's clock."""
-        self.health = Health()
-        self.half_open_lease: object = None
-        """The lease of the request that probes it while it is ejected; None: there is none."""
-        self.closed = False
-        """Whether its circuit breaker is open, or its slow start is at its limit."""
-        self.decision: Decision | None = None
-        """Why the last scored request went there."""
-        self.refusal: str | None = None
-        """Why it is not used for a while: it refuses the balancer's credentials."""
-        self.was_online = False
-        self.draining = False
-        self.draining_until_registration = False
-        self.removed = False
-        self.offline_reason = NOT_HEARD_OF
-        self.reported_alive = False
-        """Whether a fresh report says that its Ollama answers."""
-        self.probed = False
-        """Whether it has answered a recent probe."""
-        self.reachable = True
-        """Whether no connection has failed since the last one that succeeded."""
-        self.unreached = ""
-        """Why the last connection failed; empty once one succeeds."""
-        self.silent_since: float | None = None
-        """Time of the first unanswered probe since the last contact."""
-        self.logged_status: Status | None = None
-        """Online, offline or unreachable, as last logged."""
-        self.metrics: AgentMetrics | None = None
-        self.metrics_at = 0.0
-        self.fresh = False
-        self.hot = False
-        self.base_rank = 0
-        self.reported_active = 0
-        self.stats = Statistics()
-        self.pools: list[Ranking] = []
-        self.boards: list[Scoreboard[Agent]] = []
-        """The scoreboards of `pools` on which it has a place: each request's begin and end update them."""
+    def __post_init__(self) -> None:
+        self.id = agent_id(self.name)
 
     def __repr__(self) -> str:
         return f"Agent({self.name}, {self.status}, {self.in_flight} in flight)"

@@ -1,7 +1,5 @@
 """Records of an agent: its loaded models, its rates, and the outcomes of its requests."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple

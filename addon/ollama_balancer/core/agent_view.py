@@ -1,7 +1,5 @@
 """An agent as data that can be written as JSON: what the control API, the dashboard and the commands show of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from .agent import Agent

@@ -5,8 +5,6 @@ has loaded; an older version answers 404 on a route that others have. Neither sa
 Where all that could serve are avoided, none is: the caller gets the server's own words. Pure: the clock is handed in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
@@ -26,7 +24,7 @@ FAILING_SECONDS = 10.0
 
 As long as a first ejection."""
 
-MOST = 1_000
+MAX_KINDS = 1_000
 """Kinds of requests for which agents are avoided: clients choose the options."""
 
 _ANY = None
@@ -97,7 +95,7 @@ class Avoidance:
         if agents is None:
             while self._kinds:
                 oldest = next(iter(self._kinds))
-                if len(self._kinds) < MOST and any(now < shown.until for shown in self._kinds[oldest].values()):
+                if len(self._kinds) < MAX_KINDS and any(now < shown.until for shown in self._kinds[oldest].values()):
                     break
                 del self._kinds[oldest]
             agents = self._kinds[kind] = {}

@@ -9,9 +9,8 @@ once. It fails when the newest request is still waiting as an older one ends, or
 comes after a pause that doubles each time.
 """
 
-from __future__ import annotations
-
 import math
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .demand import Demand
@@ -111,55 +110,35 @@ class _Overlap:
         self.counted = False
 
 
+@dataclass(eq=False, slots=True)
 class SlotLearner:
     """The requests of one model on one agent, in the order they were sent. Times are seconds of the caller's clock."""
 
-    __slots__ = (
-        "_doubts",
-        "_expected",
-        "_held",
-        "_last_end",
-        "_looks",
-        "_next_trial",
-        "_overlap",
-        "_pace",
-        "_pause",
-        "_quickest",
-        "_seen",
-        "_trial_at",
-        "_tries",
-        "_usual",
-        "limit",
-        "outstanding",
-        "proven",
-    )
-
-    def __init__(self) -> None:
-        self.outstanding: dict[SlotRequest, None] = {}
-        self.proven = 1
-        self.limit = 2
-        """How many may be sent at once."""
-        self._seen = 0
-        self._doubts = 0
-        self._tries = 0
-        self._looks = 0
-        """Answers that have begun in this trial."""
-        self._held = 0
-        """Of these, the answers that ran beside as many others as are proven."""
-        self._expected = 0.0
-        """The least number of these that is expected."""
-        self._trial_at = 0.0
-        """When the trial began."""
-        self._pause = FIRST_PAUSE
-        self._next_trial = -math.inf
-        self._last_end = -math.inf
-        self._quickest = math.inf
-        """The shortest wait for a first byte, in seconds."""
-        self._pace = 0.0
-        """Seconds of prefill per token of the prompt."""
-        self._usual = math.inf
-        """The usual duration of an answer, in seconds."""
-        self._overlap: _Overlap | None = None
+    outstanding: dict[SlotRequest, None] = field(default_factory=dict)
+    proven: int = 1
+    limit: int = 2
+    """How many may be sent at once."""
+    _seen: int = 0
+    _doubts: int = 0
+    _tries: int = 0
+    _looks: int = 0
+    """Answers that have begun in this trial."""
+    _held: int = 0
+    """Of these, the answers that ran beside as many others as are proven."""
+    _expected: float = 0.0
+    """The least number of these that is expected."""
+    _trial_at: float = 0.0
+    """When the trial began."""
+    _pause: float = field(default_factory=lambda: FIRST_PAUSE)
+    _next_trial: float = -math.inf
+    _last_end: float = -math.inf
+    _quickest: float = math.inf
+    """The shortest wait for a first byte, in seconds."""
+    _pace: float = 0.0
+    """Seconds of prefill per token of the prompt."""
+    _usual: float = math.inf
+    """The usual duration of an answer, in seconds."""
+    _overlap: _Overlap | None = None
 
     @property
     def due(self) -> float:

@@ -1,7 +1,5 @@
 """The record of a choice: how the candidates were scored."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 

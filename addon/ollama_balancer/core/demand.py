@@ -1,7 +1,5 @@
 """What a request needs of an agent: the input of the choice."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 Prefix = tuple[bytes, int]

@@ -1,7 +1,5 @@
 """Ejects agents that fail and lets them back in through a probe and a slow start: `health`, applied to the fleet."""
 
-from __future__ import annotations
-
 import logging
 import math
 

@@ -4,8 +4,6 @@ A part tells the fleet what has changed about an agent; the fleet updates the po
 scheduler. Parts whose state expires are `Expiring`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Protocol

@@ -7,8 +7,6 @@
 An agent that was offline goes through slow start too: it is idle, and would otherwise attract all requests at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

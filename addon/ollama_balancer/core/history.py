@@ -1,22 +1,20 @@
 """What went through in each minute of the last day, by agent and model. Pure, and bounded.
 
-The rows of all minutes together are at most MOST_ROWS. Beyond that the oldest minutes lose detail, not totals: first
+The rows of all minutes together are at most MAX_ROWS. Beyond that the oldest minutes lose detail, not totals: first
 their agents, then their models.
 """
-
-from __future__ import annotations
 
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .stats import MOST_PAIRS, OTHER, OUTCOMES, RequestSummary
+from .stats import MAX_PAIRS, OTHER, OUTCOMES, RequestSummary
 
 MINUTES = 24 * 60
 """Kept."""
 
-MOST_ROWS = 100_000
+MAX_ROWS = 100_000
 """21 MB, as `tracemalloc` counts rows of 70 pairs a minute."""
 
 FIELDS = (
@@ -38,7 +36,7 @@ FIELDS = (
 A new one goes to the end: rows that were kept before it was known are shorter.
 """
 
-FEWEST_FIELDS = 11
+MIN_FIELDS = 11
 """Of a row that was kept by an earlier version."""
 
 _COUNTS = FIELDS[1:5]
@@ -62,7 +60,7 @@ class Minute:
             key = ("", key[1] if self.detail else "")
         row = self.rows.get(key)
         if row is None:
-            if len(self.rows) >= MOST_PAIRS:
+            if len(self.rows) >= MAX_PAIRS:
                 key = ("", OTHER)
                 row = self.rows.get(key)
             if row is None:
@@ -113,7 +111,7 @@ class History:
             self._forget()
         if minute.add(key, values):
             self._rows += 1
-            if self._rows > MOST_ROWS:
+            if self._rows > MAX_ROWS:
                 self._coarsen()
 
     def last(self, minutes: int) -> Iterator[tuple[int, Minute]]:
@@ -135,5 +133,5 @@ class History:
                     before = len(minute.rows)
                     minute.coarsen()
                     self._rows += len(minute.rows) - before
-                    if self._rows <= MOST_ROWS * 3 // 4:
+                    if self._rows <= MAX_ROWS * 3 // 4:
                         return

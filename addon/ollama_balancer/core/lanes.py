@@ -1,7 +1,5 @@
 """The tickets that wait with one queue key: a lane for each priority, and which of them has its turn."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence

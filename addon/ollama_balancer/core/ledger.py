@@ -2,8 +2,6 @@
 whatever clients send.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -22,16 +20,16 @@ OTHER_KEYS = "(other)"
 HOUR = 3600
 DAY_HOURS = 24
 
-MOST_ROWS = 2_000
+MAX_ROWS = 2_000
 """Rows of an hour that tell models and agents apart; beyond that, rows of keys alone."""
 
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 """Keys that are told apart within an hour, and in the tokens of today."""
 
-MOST_PENDING = 50_000
+MAX_PENDING = 50_000
 """Rows that wait to be written. Beyond that they lose detail, not totals."""
 
-MOST_SERIES = 200
+MAX_SERIES = 200
 """Keys that the metrics tell apart."""
 
 COUNTS = (*OUTCOMES, "prompt_tokens", "output_tokens")
@@ -44,7 +42,7 @@ _PROMPT, _OUTPUT, _SECONDS, _WAITED = range(len(OUTCOMES), len(FIELDS))
 DIMENSIONS = ("key", "model", "agent", "day", "hour")
 """By which usage can be grouped."""
 
-MOST_DAYS = 366
+MAX_DAYS = 366
 
 
 class Entry(NamedTuple):
@@ -125,7 +123,7 @@ class Ledger:
         tokens = entry.prompt_tokens + entry.output_tokens
         if tokens:
             self._begin_day(hour // DAY_HOURS)
-            if entry.key in self._today or len(self._today) < MOST_KEYS:
+            if entry.key in self._today or len(self._today) < MAX_KEYS:
                 self._today[entry.key] = self._today.get(entry.key, 0) + tokens
         self._count(entry)
         place = self._place(hour, entry)
@@ -182,12 +180,12 @@ class Ledger:
         """The row that the entry is counted in."""
         key, model, agent = place = entry.key, entry.model, entry.agent
         if place not in self._places:
-            if len(self._places) < MOST_ROWS:
+            if len(self._places) < MAX_ROWS:
                 self._places.add(place)
             else:
                 model = agent = OTHER
         if key not in self._keys:
-            if len(self._keys) < MOST_KEYS:
+            if len(self._keys) < MAX_KEYS:
                 self._keys.add(key)
             else:
                 key, model, agent = OTHER_KEYS, OTHER, OTHER
@@ -196,7 +194,7 @@ class Ledger:
     def _count(self, entry: Entry) -> None:
         key = entry.key
         if key not in self._named:
-            if len(self._named) < MOST_SERIES:
+            if len(self._named) < MAX_SERIES:
                 self._named.add(key)
             else:
                 key = OTHER_KEYS
@@ -206,7 +204,7 @@ class Ledger:
 
     def _bound(self) -> None:
         """If there are too many rows, put those of a day together: first those of each key, then all."""
-        if len(self._pending) <= MOST_PENDING:
+        if len(self._pending) <= MAX_PENDING:
             return
         for of_key in (True, False):
             rows, self._pending = self._pending, {}
@@ -214,7 +212,7 @@ class Ledger:
                 day = place.start - place.start % DAY_HOURS
                 key = place.key if of_key else OTHER_KEYS
                 _add(self._pending, Place(day, DAY_HOURS, key, OTHER, OTHER), values)
-            if len(self._pending) <= MOST_PENDING // 2:
+            if len(self._pending) <= MAX_PENDING // 2:
                 return
 
 

@@ -1,7 +1,5 @@
 """Limits the requests that run on each agent: leases take a slot for their model here, and give it back."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -26,23 +24,13 @@ class ConcurrencyLimiter:
     def __init__(self, fleet: Fleet, ejection: Ejection, slots: int) -> None:
         self._fleet = fleet
         self._ejection = ejection
-        self._slots = slots
+        self.slots = slots
         self._busy: dict[tuple[Agent, str], float] = {}
         """Until when an agent accepts no requests of a model."""
         self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
         """Learners with an overlap that has yet to last."""
         self.on_contact: Callable[[Agent], None] = lambda agent: None
         """Called when an answer comes from an agent that was unreachable or silent."""
-
-    @property
-    def slots(self) -> int:
-        return self._slots
-
-    @slots.setter
-    def slots(self, slots: int) -> None:
-        self._slots = slots
-        for agent in list(self._fleet.agents.values()):
-            self.fix_slots(agent)
 
     def take(
         self,
@@ -89,7 +77,7 @@ class ConcurrencyLimiter:
 
     def fix_slots(self, agent: Agent) -> None:
         """Apply a change of the slots that are configured or reported."""
-        fixed = self._slots or (agent.metrics.num_parallel if agent.metrics else None) or 0
+        fixed = self.slots or (agent.metrics.num_parallel if agent.metrics else None) or 0
         if fixed == agent.fixed_slots:
             return
         agent.fixed_slots = fixed

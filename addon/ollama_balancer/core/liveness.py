@@ -35,29 +35,19 @@ class Liveness:
         self._fleet = fleet
         self._ejection = ejection
         self._limiter = limiter
-        self._stale_after = stale_after
+        self.stale_after = stale_after
         # Both in the order of arrival, so that what expires first is in front.
         self._reports: OrderedDict[Agent, float] = OrderedDict()
         self._probes: OrderedDict[Agent, float] = OrderedDict()
         self._refused: dict[Agent, float] = {}
         """Until when agents are not used because they refused the balancer's credentials."""
 
-    @property
-    def stale_after(self) -> float:
-        return self._stale_after
-
-    @stale_after.setter
-    def stale_after(self, seconds: float) -> None:
-        self._stale_after = seconds
-        self._fleet.next_expiry = -math.inf
-        self._fleet.expire()
-
     def report_received(self, agent: Agent, metrics: AgentMetrics, now: float) -> None:
         """Store the agent's metrics."""
         agent.report_received(metrics, now)
         self._reports[agent] = now
         self._reports.move_to_end(agent)
-        self._fleet.expire_by(now + self._stale_after)
+        self._fleet.expire_by(now + self.stale_after)
 
     def reports(self, agent: Agent, metrics: AgentMetrics) -> None:
         """Apply what a received report says about the agent's Ollama."""
@@ -114,7 +104,7 @@ class Liveness:
         """Whether the agent has to be probed: it has no recent report, or its models are not known."""
         if agent.models is None or not agent.online or agent.metrics is None or agent.metrics.loaded_models is None:
             return True
-        return self._fleet.clock() - agent.metrics_at > self._stale_after * 2 / 3
+        return self._fleet.clock() - agent.metrics_at > self.stale_after * 2 / 3
 
     def lost(self, agent: Agent, reason: str, *, found_nobody: bool = False, refused: bool = False) -> None:
         """The agent is not online: it is out of reach, refused the balancer, or no longer reports to be alive."""
@@ -158,7 +148,7 @@ class Liveness:
             self._fleet.eligibility_changed(agent)
 
     def next_expiry(self, now: float) -> float:
-        next_report = next(iter(self._reports.values()), math.inf) + self._stale_after
+        next_report = next(iter(self._reports.values()), math.inf) + self.stale_after
         next_probe = next(iter(self._probes.values()), math.inf) + PROBE_GRACE
         return min(next_report, next_probe, *self._refused.values())
 
@@ -184,7 +174,7 @@ class Liveness:
     def _expire_reports(self, now: float) -> None:
         while self._reports:
             agent, at = next(iter(self._reports.items()))
-            if now < at + self._stale_after:
+            if now < at + self.stale_after:
                 break
             del self._reports[agent]
             agent.fresh = False
@@ -192,7 +182,7 @@ class Liveness:
                 agent.reported_alive = False
                 if not agent.probed:
                     agent.reported_alive = True
-                    self.lost(agent, f"no report for {self._stale_after:g} s")
+                    self.lost(agent, f"no report for {self.stale_after:g} s")
             for pool in agent.pools:
                 pool.changed(agent)
 

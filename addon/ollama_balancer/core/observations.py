@@ -1,7 +1,5 @@
 """What an answer shows about the agent that gave it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .demand import Prefix

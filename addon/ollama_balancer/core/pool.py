@@ -1,7 +1,5 @@
 """The candidates for one model under one policy, indexed so that the policy's choice costs constant time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 
 from .agent import Agent

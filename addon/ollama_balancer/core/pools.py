@@ -1,7 +1,5 @@
 """The pools of each policy: made when a model is first asked for, and kept right as agents change."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 from .agent import Agent

@@ -15,8 +15,6 @@ The queue knows the order, and which tickets have their prefix cached on which a
 a ticket gets, and when.
 """
 
-from __future__ import annotations
-
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest

@@ -1,7 +1,5 @@
 """A set with random sampling; all operations take constant time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator
 
 

@@ -4,8 +4,6 @@ Tokens are reserved by an estimate when a request begins and settled by the real
 does not depend on the number of keys.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

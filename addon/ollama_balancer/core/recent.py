@@ -1,7 +1,5 @@
 """What has been going on lately, for people who watch: rates, the time to the first token, and curves of each agent."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,7 +12,7 @@ from .stats import RequestSummary
 WINDOW = 60.0
 """Seconds over which rates are taken."""
 
-MOST_ENDED = 5_000
+MAX_ENDED = 5_000
 """Requests kept of the window; where more end, the rates are those of a shorter time."""
 
 STEP = 15.0
@@ -23,7 +21,7 @@ STEP = 15.0
 POINTS = 60
 """Of a curve: a quarter of an hour."""
 
-MOST_DECISIONS = 50
+MAX_DECISIONS = 50
 
 
 @dataclass(eq=False)
@@ -41,10 +39,10 @@ class Recent:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._started = clock()
-        self._summaries: deque[tuple[float, RequestSummary]] = deque(maxlen=MOST_ENDED)
+        self._summaries: deque[tuple[float, RequestSummary]] = deque(maxlen=MAX_ENDED)
         self._curves: dict[str, Curve] = {}
         self._next_point = clock()
-        self.decisions: deque[dict[str, Any]] = deque(maxlen=MOST_DECISIONS)
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_DECISIONS)
         """The last requests that ended, the newest last; without a word of their prompts."""
         self._total = 0
 
@@ -80,7 +78,7 @@ class Recent:
         while self._summaries and self._summaries[0][0] < now - WINDOW:
             self._summaries.popleft()
         summary = [each for _, each in self._summaries]
-        full = len(summary) == MOST_ENDED
+        full = len(summary) == MAX_ENDED
         seconds = now - self._summaries[0][0] if full else min(WINDOW, now - self._started)
         seconds = max(seconds, 1.0)
         bad = sum(each.outcome in ("failed", "refused") for each in summary)

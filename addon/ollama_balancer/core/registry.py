@@ -10,6 +10,7 @@ comes first. A lease for a model takes one of the agent's slots; an agent withou
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import time
@@ -250,6 +251,8 @@ class AgentRegistry:
     @slots.setter
     def slots(self, slots: int) -> None:
         self.limiter.slots = slots
+        for agent in list(self._agents.values()):
+            self.limiter.fix_slots(agent)
 
     @property
     def stale_after(self) -> float:
@@ -259,16 +262,21 @@ class AgentRegistry:
     @stale_after.setter
     def stale_after(self, seconds: float) -> None:
         self.liveness.stale_after = seconds
+        self.fleet.next_expiry = -math.inf
+        self.fleet.expire()
 
     @property
     def mode(self) -> str:
         """The name of the policy that chooses."""
-        return self.selection.mode
+        return self.selection.policy.name
 
     @mode.setter
     def mode(self, mode: str) -> None:
         """KeyError: no policy of that name."""
-        self.selection.mode = mode
+        policy = POLICIES[mode]
+        if policy is not self.selection.policy:
+            self.selection.policy = policy
+            self.fleet.pools.clear()
 
     def update_metrics(self, key: str, metrics: AgentMetrics) -> bool:
         """Store a report of the agent with that id or name; False if a newer one is there.

@@ -5,8 +5,6 @@ drained by the end of its reporter; of those one that reports, since its slots a
 that came first. It stays so while it has requests in flight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 from .agent import Agent

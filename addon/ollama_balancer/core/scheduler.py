@@ -1,7 +1,5 @@
 """Assigns queued requests to agents. A request is bound to an agent when the agent has a free slot, not before."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from .agent import Agent
@@ -19,10 +17,10 @@ HEADS = 8
 
 A bound on the work of a turn. `--tune scheduler.HEADS`: flat from 1 to 32."""
 
-MOST_OVERTAKEN = 8
+MAX_OVERTAKEN = 8
 """How many tickets with prefix-cache affinity may overtake a ticket.
 
-A bound on unfairness. `--tune scheduler.MOST_OVERTAKEN`: flat from 0 to 32."""
+A bound on unfairness. `--tune scheduler.MAX_OVERTAKEN`: flat from 0 to 32."""
 
 
 class Scheduler:
@@ -178,7 +176,7 @@ class Scheduler:
         """
         agent, key, queue = choice.agent, first.key, self.queue
         assert agent is not None
-        while first.overtaken < MOST_OVERTAKEN:
+        while first.overtaken < MAX_OVERTAKEN:
             other = queue.oldest_with_affinity(key, agent, first.priority)
             if other is None or other is first or not queue.may_go_early(other):
                 break

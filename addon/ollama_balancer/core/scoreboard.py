@@ -6,8 +6,6 @@ taking and giving back (a member goes up and down between the same two ranks) mo
 dictionaries and nothing else. Buckets that stay empty are swept when they outnumber the members.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from heapq import heapify, heappop, heappush

@@ -1,7 +1,5 @@
 """The choice of an agent for a request, by the current mode's policy."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from .agent import Agent
@@ -20,22 +18,7 @@ class Selection:
     def __init__(self, fleet: Fleet, mode: str) -> None:
         self._fleet = fleet
         self._pools = fleet.pools
-        self._policy = POLICIES[mode]
-
-    @property
-    def mode(self) -> str:
-        return self._policy.name
-
-    @mode.setter
-    def mode(self, mode: str) -> None:
-        policy = POLICIES[mode]
-        if policy is not self._policy:
-            self._policy = policy
-            self._pools.clear()
-
-    @property
-    def policy(self) -> Policy:
-        return self._policy
+        self.policy: Policy = POLICIES[mode]
 
     def select(self, model: str | None = None, exclude: Collection[Agent] = ()) -> Agent | None:
         """The agent for the next request, by the current mode.
@@ -44,7 +27,7 @@ class Selection:
         Candidates are online, not draining, not ejected, have the model and a slot for it; those whose models are not
         known yet come after them. None: no candidate. The choice takes no lease.
         """
-        return self.select_by(self._policy, model, exclude)
+        return self.select_by(self.policy, model, exclude)
 
     def select_by(self, policy: Policy, model: str | None, exclude: Collection[Agent] = ()) -> Agent | None:
         """The same by another policy."""
@@ -67,7 +50,7 @@ class Selection:
 
         As `select`, and in the mode that goes by it, with what else is known of the request.
         """
-        policy, fleet = self._policy, self._fleet
+        policy, fleet = self.policy, self._fleet
         if isinstance(policy, Adaptive):
             now = fleet.clock()
             if now >= fleet.next_expiry:
@@ -90,7 +73,7 @@ class Selection:
 
     def all_busy(self, model: str) -> bool:
         """Whether there are candidates for the model, and none of them has a slot free: `choose` would find nobody."""
-        pool = self._pools.get(self._policy, model)
+        pool = self._pools.get(self.policy, model)
         return pool is not None and pool.all_full and not self._fleet.undiscovered
 
     def least_bad(self, model: str, exclude: Collection[Agent] = ()) -> Agent | None:

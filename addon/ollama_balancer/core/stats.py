@@ -1,7 +1,5 @@
 """Request metrics for monitoring. Pure; the sets of labels are bounded whatever clients send."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -15,10 +13,10 @@ TIMES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120
 RATES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0)
 """Bounds of the buckets for tokens per second."""
 
-MOST_MODELS = 200
+MAX_MODELS = 200
 """Models that are told apart."""
 
-MOST_PAIRS = 5_000
+MAX_PAIRS = 5_000
 """Agents with models that are told apart."""
 
 OTHER = "other"
@@ -29,7 +27,7 @@ OUTCOMES = ("succeeded", "failed", "cancelled", "rejected", "refused")
 REMOVED = "(removed)"
 """In the place of the names of agents that are long gone."""
 
-MOST_REMOVED = 100
+MAX_REMOVED = 100
 """Agents that are gone and still told apart. A counter that is taken away, or added to another, looks like traffic."""
 
 
@@ -134,7 +132,7 @@ class RequestMetrics:
         """The model's own name, as long as there are not too many."""
         if (agent, model) in self._pairs:
             return model
-        if len(self._pairs) >= MOST_PAIRS or (model not in self._models and len(self._models) >= MOST_MODELS):
+        if len(self._pairs) >= MAX_PAIRS or (model not in self._models and len(self._models) >= MAX_MODELS):
             return OTHER
         self._pairs.add((agent, model))
         self._models.add(model)
@@ -151,7 +149,7 @@ class RequestMetrics:
         for nobody in ("", REMOVED):
             named.pop(nobody, None)
         self._gone = {agent: None for agent in self._gone | named if agent in named and agent not in agents}
-        too_many = list(self._gone)[: max(0, len(self._gone) - MOST_REMOVED)]
+        too_many = list(self._gone)[: max(0, len(self._gone) - MAX_REMOVED)]
         if not too_many:
             return
         for agent in too_many:

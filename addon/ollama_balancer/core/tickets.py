@@ -1,7 +1,5 @@
 """What waits in the queue: a ticket for each request."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

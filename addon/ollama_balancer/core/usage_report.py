@@ -1,7 +1,5 @@
 """Usage as people ask for it and read it: queries, rows, CSV. Pure."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

@@ -1,7 +1,5 @@
 """Decides which calls need a key, and which a key may make."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

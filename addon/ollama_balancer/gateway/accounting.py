@@ -1,7 +1,5 @@
 """Turns finished requests into summaries for metrics, history, dashboard and ledger."""
 
-from __future__ import annotations
-
 import collections
 import time
 from collections.abc import Callable
@@ -16,12 +14,12 @@ from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
 from .access import prompt_and_output_tokens
+from .attempts import outcome_of
 from .context import RequestContext
-from .outcomes import outcome_of
 
 KILLED = "killed"
 
-MOST_UNCOUNTED = 64
+MAX_UNCOUNTED = 64
 """Finished requests buffered before they are counted."""
 
 CLIENT_LEFT = "cancelled"
@@ -139,7 +137,7 @@ class Accounting:
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None, entry: Entry | None = None) -> None:
         self._uncounted.append((summary, decision, entry))
-        if len(self._uncounted) >= MOST_UNCOUNTED:
+        if len(self._uncounted) >= MAX_UNCOUNTED:
             self._count()
 
     def _count(self) -> None:

@@ -1,7 +1,5 @@
 """The interfaces through which the gateway reaches clients and hosts."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from ..core.agent import Agent

@@ -1,7 +1,5 @@
 """Admission: is there such a route, and can the request be read?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,8 +8,7 @@ from ..ollama.errors import model_not_found
 from ..ollama.prompts import read_prompt
 from ..ollama.requests import ParsedRequest
 from ..ollama.routes import Route, find_redirect, find_route
-from .bodies import RefusedBodyError, model_in_query
-from .body_reader import Reading, read_body
+from .body_reader import Reading, RefusedBodyError, model_in_query, read_body
 from .context import RequestContext
 from .decisions import Answer, error, redirected
 from .messages import ClientRequest

@@ -1,14 +1,20 @@
-"""Failed attempts to get an answer from an agent."""
-
-from __future__ import annotations
+"""How attempts to get an answer from an agent end."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from ..core.agent_records import Outcome
 from ..ollama.errors import Blame, classify, classify_message
 from ..ollama.management import Reply
 from .messages import Response
+
+
+def outcome_of(status: int) -> Outcome:
+    """A 4xx is the fault of the caller, except 429."""
+    if status < 400:
+        return Outcome.SUCCEEDED
+    return Outcome.REJECTED if status < 500 and status != 429 else Outcome.FAILED
 
 
 class FailureKind(StrEnum):

@@ -5,8 +5,6 @@ the balancer's own, because a host may stand behind a server that requires a key
 the balancer's address.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

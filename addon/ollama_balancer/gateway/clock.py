@@ -3,8 +3,6 @@
 Otherwise every host would appear to have been silent for that long after a SIGSTOP or when the machine wakes up.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

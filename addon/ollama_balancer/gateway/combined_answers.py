@@ -1,7 +1,5 @@
 """Combines the answers of several agents into one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from ..ollama.errors import error_body, is_object

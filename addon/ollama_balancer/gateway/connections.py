@@ -4,8 +4,6 @@ At the limit the connection that has been idle longest is evicted, so that idle 
 does no I/O: its caller closes the connections.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 

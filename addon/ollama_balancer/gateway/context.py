@@ -7,9 +7,9 @@ be added afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.address import Address
 from ..core.agent import Agent
@@ -32,6 +32,21 @@ from .timeouts import Deadlines
 if TYPE_CHECKING:
     from ..ollama.answer_watcher import AnswerWatcher
     from .fanout import FanOut
+
+
+class Trace(Protocol):
+    """What a trace is told of a request while it runs."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def queued(self, began: float, ended: float) -> None: ...
+
+    def attempt(self, agent: Agent) -> None: ...
+
+    def attempt_failed(self, kind: str, reason: str) -> None: ...
+
+    def end(self, context: RequestContext) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -120,6 +135,8 @@ class RequestContext:
     """Why the current attempt is to be aborted."""
     resendable: bool = True
     """Whether the request may be resent when it is uncertain whether it arrived."""
+    trace: Trace | None = None
+    """Its spans, where requests are traced."""
     use: Use | None = None
     """Its share of its key's limits."""
     reservation: Reservation | None = None
@@ -177,6 +194,8 @@ class RequestContext:
         self.leased_at = self.grace_until = self.clock()
         self.awaits_load = lease.loading
         self.tried.append(lease.agent)
+        if self.trace is not None:
+            self.trace.attempt(lease.agent)
 
     def count(self, *kinds: Blame | FailureKind) -> int:
         """The number of failed attempts of these kinds."""
@@ -199,6 +218,8 @@ class RequestContext:
         Failures that only correct the inventory do not count in its statistics.
         """
         agent = self.agent
+        if self.trace is not None:
+            self.trace.attempt_failed(str(kind), reason)
         if self.lease is not None and self.lease.release(None if kind in CORRECTIONS else Outcome.FAILED):
             self.failures.append(FailedAttempt(self.lease.agent.name, one_line(reason), kind, refusal))
         self.lease = self.abort_reason = None
@@ -221,7 +242,10 @@ class RequestContext:
         """Leave the queue."""
         ticket, self.ticket = self.ticket, None
         if self.waiting_since is not None:
-            self.waited += self.clock() - self.waiting_since
+            now = self.clock()
+            self.waited += now - self.waiting_since
+            if self.trace is not None:
+                self.trace.queued(self.waiting_since, now)
             self.waiting_since = None
         if ticket is not None and self.on_leave_queue is not None:
             self.on_leave_queue(ticket)

@@ -1,7 +1,5 @@
 """Routing decisions as data; the adapter carries them out."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field

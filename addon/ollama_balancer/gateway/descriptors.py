@@ -4,8 +4,6 @@ Each request uses two descriptors: the connection of the client and one to a hos
 and the control API.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import logging
@@ -21,11 +19,11 @@ except ImportError:  # Windows has no such limit
 
 logger = logging.getLogger(__name__)
 
-MOST_USEFUL = 1_048_576
+MAX_USEFUL = 1_048_576
 """A higher limit is never requested: some systems report one that they do not have."""
 
-FEWEST_RESERVED = 64
-MOST_RESERVED = 1024
+MIN_RESERVED = 64
+MAX_RESERVED = 1024
 
 LOG_SECONDS = 60.0
 """Seconds between two log lines about the same error."""
@@ -35,23 +33,23 @@ _NUMBER = re.compile(r"\[Errno (\d{1,4})\]")
 
 
 def raise_limit() -> int:
-    """Raise the limit of open files as far as allowed; returns the limit, at most MOST_USEFUL."""
+    """Raise the limit of open files as far as allowed; returns the limit, at most MAX_USEFUL."""
     if resource is None:
-        return MOST_USEFUL
+        return MAX_USEFUL
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_USEFUL if hard == resource.RLIM_INFINITY else min(hard, MOST_USEFUL)
+    wanted = MAX_USEFUL if hard == resource.RLIM_INFINITY else min(hard, MAX_USEFUL)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as e:
             logger.warning("The open-file limit stays at %d: %s.", soft, e)
             return soft
-    return wanted if soft == resource.RLIM_INFINITY or soft < wanted else min(soft, MOST_USEFUL)
+    return wanted if soft == resource.RLIM_INFINITY or soft < wanted else min(soft, MAX_USEFUL)
 
 
 def reserved(limit: int) -> int:
     """Descriptors reserved for other uses than clients."""
-    return max(FEWEST_RESERVED, min(MOST_RESERVED, limit // 8))
+    return max(MIN_RESERVED, min(MAX_RESERVED, limit // 8))
 
 
 def most_clients(limit: int) -> int:

@@ -6,8 +6,6 @@ piece with `advance`. A streamed request body goes at the pace of the slowest ag
 while one agent has more than `HIGH_WATER` bytes queued.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import logging
@@ -31,11 +29,10 @@ from ..ollama.management import (
     read_line,
 )
 from .agent_call import Answer, Call, CallError, CallTimeoutError, Limits, UnreachableError, answer_to
-from .attempts import FailureKind
+from .attempts import FailureKind, outcome_of
 from .combined_answers import FRAMING, combined, streamed_head
 from .descriptors import is_local_failure
 from .messages import AgentRequest, Fields, Response, date
-from .outcomes import outcome_of
 from .tasks import run_in_background
 from .timeouts import OFFLINE_SILENCE, Timeouts
 

@@ -25,15 +25,14 @@ from ..ollama.routes import Kind, dialect_of
 from ..text import one_line
 from .access import Access
 from .adapter import Adapter, Prober
-from .bodies import RefusedBodyError
-from .body_reader import Reading, read_large
+from .attempts import outcome_of
+from .body_reader import Reading, RefusedBodyError, read_large
 from .callers import Caller
 from .context import RequestContext
 from .decisions import Answer, Broadcast, Forward, Wait, error
 from .headers import PRIORITY_HEADER, refusal_for_client
 from .load_checks import LoadedModelChecks
 from .messages import ClientRequest, Response
-from .outcomes import outcome_of
 from .refusals import answer_to, most_useful
 from .retries import Retries
 from .router import Router
@@ -117,6 +116,8 @@ class Gateway:
     def _ended(self, context: RequestContext) -> None:
         if context.is_routed:
             self.access.settle(context)
+            if context.trace is not None:
+                context.trace.end(context)
             self.live.discard(context)
             self.on_end(context)
 

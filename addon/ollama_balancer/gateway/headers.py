@@ -3,8 +3,6 @@
 The framing of a request is decided here alone, so that a client cannot smuggle a second request to an agent.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

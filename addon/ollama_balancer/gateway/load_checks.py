@@ -3,8 +3,6 @@
 Otherwise /api/ps would show the state of the last report or probe for some seconds.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 

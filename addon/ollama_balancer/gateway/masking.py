@@ -1,7 +1,5 @@
 """Masks secrets in the request target: values of query parameters such as `api_key`."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import unquote_to_bytes
 

@@ -3,8 +3,6 @@
 Header fields are pairs of bytes in their original order and spelling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate

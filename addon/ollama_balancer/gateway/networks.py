@@ -4,8 +4,6 @@ Loopback, private, shared and link-local addresses and the networks of the machi
 in a data centre, are allowed. Others need `balancer_allow_from`.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +18,10 @@ ANY = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 REFRESH_SECONDS = 10.0
 """Seconds between reads of the interfaces, however many unknown clients come."""
 
-MOST_LOGGED = 1_000
+MAX_LOGGED = 1_000
 """Addresses remembered as logged."""
 
-MOST_LINES = 20
+MAX_LINES = 20
 """Refusals logged within `LINES_SECONDS`."""
 
 LINES_SECONDS = 60.0
@@ -112,14 +110,14 @@ class ClientNetworks:
         if now >= self._lines_until:
             self._lines_until = now + LINES_SECONDS
             self._lines = 0
-        if address in self._logged or self._lines > MOST_LINES:
+        if address in self._logged or self._lines > MAX_LINES:
             return
         self._lines += 1
-        if self._lines > MOST_LINES:
+        if self._lines > MAX_LINES:
             logger.warning("More public addresses are refused; they are not logged for a minute.")
             return
         self._logged[address] = None
-        if len(self._logged) > MOST_LOGGED:
+        if len(self._logged) > MAX_LOGGED:
             del self._logged[next(iter(self._logged))]
         logger.warning(
             "Requests from %s are refused because it is a public address; to allow it: --set balancer_allow_from=%s",

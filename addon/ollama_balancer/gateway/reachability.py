@@ -1,7 +1,5 @@
 """Explains why a host is unreachable and what to do: for the log, the dashboard and the reporter."""
 
-from __future__ import annotations
-
 import errno
 
 from ..core.address import Address

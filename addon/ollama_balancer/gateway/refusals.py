@@ -1,7 +1,5 @@
 """Error responses of agents: who is to blame, and what the client gets."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
@@ -16,7 +14,7 @@ from .messages import RETRY_AFTER, Response, json_response
 BUSY_SECONDS = 1.0
 """Seconds for which a busy agent is avoided if it names no time."""
 
-MOST_BUSY_SECONDS = 60.0
+MAX_BUSY_SECONDS = 60.0
 """The most seconds for which it is avoided, whatever it says."""
 
 MAX_DECOMPRESSED = 64 * 1024
@@ -68,7 +66,7 @@ def retry_after(refusal: Response | None) -> float:
         seconds = float(int(value)) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return BUSY_SECONDS
-    return max(0.0, min(seconds, MOST_BUSY_SECONDS))
+    return max(0.0, min(seconds, MAX_BUSY_SECONDS))
 
 
 def most_useful(failures: Sequence[FailedAttempt]) -> FailedAttempt | None:

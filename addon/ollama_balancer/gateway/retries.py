@@ -1,7 +1,5 @@
 """Handles failed attempts: who is to blame, what it means for the agent, and whether to retry."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Retries multiply load: on an overloaded fleet each request would be run, and ref
 RetryBudget, retries may be a share of the requests plus a constant rate for an idle fleet.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 

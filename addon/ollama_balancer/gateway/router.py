@@ -1,7 +1,5 @@
 """Decides where a request goes, or what the balancer answers itself. No I/O."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -26,8 +24,7 @@ from ..text import one_line
 from .access import Access
 from .admission import admit
 from .attempts import CORRECTIONS, Candidate, FailureKind
-from .bodies import RefusedBodyError
-from .body_reader import Reading
+from .body_reader import Reading, RefusedBodyError
 from .context import RequestContext
 from .decisions import TEXT_TYPE, Answer, Broadcast, Forward, Wait, error
 from .merging import ROOT, MergedFleet
@@ -43,10 +40,10 @@ MAX_LOADS = 2
 UNSENT = frozenset({Blame.LACKS_MODEL, Blame.LACKS_ROUTE, Blame.HOST_REFUSES, FailureKind.CONNECT})
 """Failures after which another attempt is not a retry, because the first agent has done no work."""
 
-MOST_LISTED = 64
+MAX_LISTED = 64
 """Size of a fleet up to which candidates are listed; sorting more takes too long."""
 
-MOST_SHOWN = 8
+MAX_SHOWN = 8
 
 NO_AGENTS = (
     "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
@@ -238,10 +235,10 @@ class Router:
         """The candidates as the policy saw them; for a large fleet only the chosen agent."""
         registry, rank = self.registry, self.registry.selection.policy.rank
         agents = [chosen]
-        if len(registry) <= MOST_LISTED:
+        if len(registry) <= MAX_LISTED:
             others = [a for a in registry if a.available and a.may_have(model) and a is not chosen]
             others.sort(key=lambda agent: math.inf if (at := rank(agent)) is None else at)
-            agents += others[: MOST_SHOWN - 1]
+            agents += others[: MAX_SHOWN - 1]
         return tuple(Candidate(agent.name, agent.score, agent.in_flight) for agent in agents)
 
     def _choose_without_slot(self, context: RequestContext) -> Forward | None:
@@ -311,7 +308,7 @@ class Router:
         unavailable: Unavailable = NONE_UNAVAILABLE,
     ) -> Broadcast | Answer:
         if not agents:
-            who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in unavailable.replies[:MOST_SHOWN])
+            who = "; ".join(f"{reply.agent}: {reply.reason}" for reply in unavailable.replies[:MAX_SHOWN])
             return error(context.dialect, 503, who) if who else self._none_online(context.dialect)
         context.why = "sent to every host" if len(agents) > 1 else "the only host"
         return Broadcast(agents, "HEAD" in route.methods, unavailable)

@@ -5,8 +5,6 @@ many bytes the peer has acknowledged, that counts too, because the kernel buffer
 to stand still.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct

@@ -1,7 +1,5 @@
 """Timeouts, and deadlines that share one timer, so that setting and dropping one is cheap."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass

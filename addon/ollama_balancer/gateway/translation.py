@@ -1,7 +1,5 @@
 """Translates between `ollama` and `core`: demands and observations."""
 
-from __future__ import annotations
-
 from ..core.demand import Demand
 from ..core.observations import AnswerObservation
 from ..ollama.answers import Answer

@@ -11,8 +11,6 @@ before the first byte: verifying a large download takes long. While the client i
 means nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable
 
 from ..core.agent import Agent

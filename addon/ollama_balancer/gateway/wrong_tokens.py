@@ -1,17 +1,15 @@
 """Rate-limits wrong tokens by address. The right token is always accepted."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
-MOST_WRONG = 10
+MAX_WRONG = 10
 """Wrong tokens that an address may present in WINDOW seconds."""
 
 WINDOW = 60.0
 
-MOST_ADDRESSES = 4096
+MAX_ADDRESSES = 4096
 """Addresses remembered; the oldest is dropped."""
 
 
@@ -35,9 +33,9 @@ class WrongTokens:
         if address in self._counts and self._counts[address][0] + WINDOW <= now:
             del self._counts[address]
         since, count = self._counts.get(address, (now, 0))
-        if count >= MOST_WRONG:
+        if count >= MAX_WRONG:
             return max(1, round(since + WINDOW - now))
-        if address not in self._counts and len(self._counts) >= MOST_ADDRESSES:
+        if address not in self._counts and len(self._counts) >= MAX_ADDRESSES:
             self._counts.popitem(last=False)
         self._counts[address] = since, count + 1
         return None

@@ -1,7 +1,5 @@
 """Announces the balancer on the local network (DNS-SD over multicast DNS) for reporters with --discover."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket

@@ -1,7 +1,5 @@
 """The demo fleet: simulated Ollama hosts of different speed and models, each with a real reporter."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

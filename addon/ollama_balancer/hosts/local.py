@@ -4,8 +4,6 @@ Elsewhere a host is one IP address and port. A server of this machine may be rea
 another server listens there: then the listening socket decides.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Collection, Hashable
 

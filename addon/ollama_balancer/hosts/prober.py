@@ -5,8 +5,6 @@ whole timeout, and for new ones. So thousands of silent agents do not delay the 
 connections than their lane allows. Agents that stay silent are probed less often.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Caveats that the reader of the figures needs to know."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ from .recorded_workload import LONGEST_PAUSE
 from .recording import Recording
 from .simulation import Result
 
-MOST_NAMES = 5
+MAX_NAMES = 5
 """Names that one line lists."""
 
 
@@ -113,5 +111,5 @@ def counted(number: int, what: str) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMES
-    return ", ".join([*names[:MOST_NAMES], *([f"{more} more"] if more > 0 else [])])
+    more = len(names) - MAX_NAMES
+    return ", ".join([*names[:MAX_NAMES], *([f"{more} more"] if more > 0 else [])])

@@ -1,7 +1,5 @@
 """A discrete-event engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count

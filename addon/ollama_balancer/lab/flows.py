@@ -1,7 +1,5 @@
 """Reads flow files written with `-w`. Nothing in them is trusted."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +30,7 @@ from .recording import Recorded, Recording
 LONGEST = 7 * 86_400.0
 """Seconds that a request may have taken; a record that claims more is odd."""
 
-MOST_SLOTS = 1_000
+MAX_SLOTS = 1_000
 """That a host may claim to have, or models in memory."""
 
 _NAME = re.compile(NAME_PATTERN)
@@ -151,7 +149,7 @@ def _record_agents(record: Mapping[Any, Any], model: str, agent: str | None, rec
     if agent is not None and isinstance(room, dict):
         for key, known in (("slots", recording.slots), ("fits", recording.fits), ("loaded", recording.loaded_together)):
             count = _count(room.get(key))
-            if count is not None and 0 < count <= MOST_SLOTS:
+            if count is not None and 0 < count <= MAX_SLOTS:
                 known[agent] = max(count, known.get(agent, 0))
     for option in _dicts(record.get("options")):
         if (name := _name(option.get("agent"))) is not None:

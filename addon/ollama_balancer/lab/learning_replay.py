@@ -1,7 +1,5 @@
 """Replays recorded requests to a registry at their times, so that it learns what it had learned from them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from agent_reporter.wire import ModelEntry

@@ -1,7 +1,5 @@
 """Learns the fleet from a recording: the speed of each host and model, and the concurrency of each host."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

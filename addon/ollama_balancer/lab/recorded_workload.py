@@ -1,7 +1,5 @@
 """Turns a recording into a workload, and into a result to compare simulations with."""
 
-from __future__ import annotations
-
 from .rates import LearnedFleet
 from .recording import Recorded, Recording
 from .simulation import IN_TIME, Result

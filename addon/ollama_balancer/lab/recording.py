@@ -1,7 +1,5 @@
 """Recorded requests. Times are seconds since the epoch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +11,7 @@ from ..core.scoring.learning import SHORTEST_LOAD
 from ..core.scoring.prefix_cache import PrefixCache
 from ..ollama.shapes import Timings
 
-MOST_TOKENS = 2_000_000
+MAX_TOKENS = 2_000_000
 """No model reads or writes more: what claims to be longer is taken to be that long."""
 
 QUIET = 2.0
@@ -73,7 +71,7 @@ class Recorded:
     @property
     def prompt(self) -> int:
         """Tokens, counted or else estimated."""
-        return max(1, min(MOST_TOKENS, self.timings.prompt_eval_count or self.demand.tokens))
+        return max(1, min(MAX_TOKENS, self.timings.prompt_eval_count or self.demand.tokens))
 
     @property
     def output(self) -> int | None:
@@ -83,7 +81,7 @@ class Recorded:
         count = self.timings.eval_count
         if count is None:
             count = self.pieces or None
-        return None if count is None else min(MOST_TOKENS, count)
+        return None if count is None else min(MAX_TOKENS, count)
 
     @property
     def loaded(self) -> bool | None:

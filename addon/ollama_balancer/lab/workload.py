@@ -1,7 +1,5 @@
 """The input of a simulation: hosts, models and requests."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..core.demand import Demand

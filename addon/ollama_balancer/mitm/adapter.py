@@ -1,7 +1,5 @@
 """The gateway's adapter: its requests are mitmproxy's flows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from mitmproxy import http

@@ -1,7 +1,5 @@
 """The addons, put together."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

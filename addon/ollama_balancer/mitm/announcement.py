@@ -1,7 +1,5 @@
 """Announces the balancer on the local network while the option says so."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 

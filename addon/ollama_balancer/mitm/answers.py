@@ -14,14 +14,14 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from ..api.paths import is_control_path
 from ..core.agent_records import Outcome
 from ..gateway.accounting import KILLED
+from ..gateway.attempts import outcome_of
 from ..gateway.context import RequestContext
 from ..gateway.headers import by_name, for_client
 from ..gateway.messages import header
-from ..gateway.outcomes import outcome_of
 from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import error_trailer
-from ..ollama.shapes import FEWEST_TOKENS
+from ..ollama.shapes import MIN_TOKENS
 from ..text import one_line
 from .balancer import Balancer, timed
 from .compat.names import Use
@@ -315,7 +315,7 @@ def _speed(context: RequestContext, watcher: AnswerWatcher, verdict: Verdict) ->
     if verdict.decode_seconds is not None or not watcher.streamed or context.first_byte is None:
         return verdict.tokens_per_second
     tokens, seconds = verdict.output_tokens or watcher.answer.pieces, context.clock() - context.first_byte
-    return (tokens - 1) / seconds if tokens >= FEWEST_TOKENS and seconds >= MIN_STREAM_SECONDS else None
+    return (tokens - 1) / seconds if tokens >= MIN_TOKENS and seconds >= MIN_STREAM_SECONDS else None
 
 
 def _release_filter(flow: http.HTTPFlow, context: RequestContext) -> None:

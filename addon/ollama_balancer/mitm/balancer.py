@@ -34,6 +34,7 @@ from .options import Settings
 from .shutdown import Stopper
 
 if TYPE_CHECKING:
+    from ..gateway.tracing import Tracing
     from ..hosts.prober import Prober
 
 
@@ -81,6 +82,8 @@ class Balancer:
         """The hook fast path; None before the addon is loaded."""
         self.unsupported: Unsupported | None = None
         """What is off with the installed versions; None if nothing works or the addon is not loaded."""
+        self.tracing: Tracing | None = None
+        """Makes traces of requests; None where they go nowhere."""
         self.prober: Prober | None = None
         self.running = False
         """Whether mitmproxy is running with the addon loaded."""

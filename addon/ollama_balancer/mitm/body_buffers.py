@@ -12,7 +12,7 @@ from .compat import h11_names
 from .compat.h11_names import ChunkedReader, ReceiveBuffer
 from .head_limits import check_chunk_line
 
-MOST_AT_ONCE = 256 * 1024
+MAX_AT_ONCE = 256 * 1024
 """Bytes of small chunks that are joined."""
 
 _LINE_END = b"\r\n"
@@ -76,10 +76,10 @@ class CoalescingReader(ChunkedReader):
 
 
 def _take_whole_chunks(buffer: ReceiveBuffer) -> bytes:
-    """Payloads of all plain chunks at the start of the buffer, at most MOST_AT_ONCE bytes; b"" if there are none."""
+    """Payloads of all plain chunks at the start of the buffer, at most MAX_AT_ONCE bytes; b"" if there are none."""
     data = h11_names.bytes_of(buffer)
     payloads: list[bytes] = []
-    at, end, left = 0, len(data), MOST_AT_ONCE
+    at, end, left = 0, len(data), MAX_AT_ONCE
     while left > 0 and (size_line := _SIZE.match(data, at)) is not None:
         size, start = int(size_line[1], 16), size_line.end()
         stop = start + size

@@ -1,7 +1,5 @@
 """Checks the options as a whole and applies them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Container

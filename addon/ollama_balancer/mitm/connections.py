@@ -1,7 +1,5 @@
 """Client and agent connections: limits, access and disconnects."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import logging
@@ -27,7 +25,7 @@ from .answers import Answers
 from .balancer import Balancer
 from .flows import context_of, error_of, path_of
 from .layer import BalancedHttpLayer
-from .transports import abort_client, close_server, drain_client, handler_of, handlers
+from .transports import abort_client, close_server, empty_client, handler_of, handlers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class Connections:
     def __init__(self, balancer: Balancer, answers: Answers) -> None:
         self.balancer = balancer
         self.answers = answers
-        self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MOST_USEFUL))
+        self.limits = Limits(balancer.clock, descriptors.most_clients(descriptors.MAX_USEFUL))
         self.stalled = stalled_clients.StalledClients(balancer.clock)
         self.layers: dict[str, list[BalancedHttpLayer]] = {}
         """By client id."""
@@ -171,7 +169,7 @@ class Connections:
         """A client pipelines requests: others get a turn, and it must read its answers first."""
         try:
             async with asyncio.timeout(AHEAD_SECONDS):
-                await drain_client(client.id)
+                await empty_client(client.id)
         except TimeoutError:
             abort_client(client.id)
 

@@ -3,8 +3,6 @@
 mitmproxy keeps every flow until the list is cleared, but a balancer runs for weeks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,7 +19,7 @@ from .compat.mitmproxy_names import wrap_client_column
 from .compat.names import Patches
 from .flows import path_of
 
-MOST_BYTES = 512 * 1024 * 1024
+MAX_BYTES = 512 * 1024 * 1024
 """Bytes of finished flows that are kept, whatever their number: prompts may hold images of many megabytes."""
 
 _SHOWING = ("view", "dumper", "save", "savehar", "intercept")
@@ -53,7 +51,7 @@ class FlowList:
     """
 
     def __init__(self, budget: MemoryBudget | None = None, blocked_clients: Collection[str] = ()) -> None:
-        self._budget = budget or MemoryBudget(MOST_BYTES)
+        self._budget = budget or MemoryBudget(MAX_BYTES)
         self._budget.on_shortage = self.make_room
         self.keep = 0
         self._blocked_clients = blocked_clients
@@ -120,7 +118,7 @@ class FlowList:
         self._finished[flow.id] = size
         self._count(size)
         for _ in range(len(self._finished) - 1):
-            if len(self._finished) <= self.keep and self._bytes <= min(MOST_BYTES, self._budget.limit // 2):
+            if len(self._finished) <= self.keep and self._bytes <= min(MAX_BYTES, self._budget.limit // 2):
                 break
             self._drop_first(view)
 

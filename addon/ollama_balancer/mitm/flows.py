@@ -1,7 +1,5 @@
 """Conversions between mitmproxy's flows and the gateway; the request context of a flow."""
 
-from __future__ import annotations
-
 import re
 import time
 
@@ -17,6 +15,9 @@ from ..ollama.routes import dialect_of
 from ..storage.token import Token
 
 _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
+
+MAX_DIGITS = 18
+"""Of a Content-Length that is read."""
 
 _KEY = "balancer_context"
 
@@ -67,6 +68,14 @@ def extract_caller(
 
 def path_of(flow: http.HTTPFlow) -> str:
     return flow.request.data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
+
+
+def declared_size(flow: http.HTTPFlow) -> int:
+    """The bytes that the request's body has by its Content-Length; 0 without one, or with one that is no number."""
+    length = header(flow.request.headers.fields, b"content-length") or ""
+    if not (length.isascii() and length.isdigit()):
+        return 0
+    return int(length) if len(length) <= MAX_DIGITS else 10**MAX_DIGITS
 
 
 def escape_target(request: http.Request) -> None:

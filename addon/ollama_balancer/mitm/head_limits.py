@@ -4,8 +4,6 @@ This module covers HTTP/1 requests and answers, trailers and chunk lines. HTTP/2
 of headers (SETTINGS_MAX_HEADER_LIST_SIZE).
 """
 
-from __future__ import annotations
-
 import re
 
 import h11

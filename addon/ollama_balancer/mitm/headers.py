@@ -1,7 +1,5 @@
 """The head of a mitmproxy request as its agent gets it."""
 
-from __future__ import annotations
-
 from mitmproxy import http
 
 from ..core.address import Address

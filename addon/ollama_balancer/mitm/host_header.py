@@ -4,8 +4,6 @@ mitmproxy needs a destination as soon as the head has arrived, and answers a req
 balancers probe with HTTP/1.0 without Host, and some clients send an empty one.
 """
 
-from __future__ import annotations
-
 import re
 
 from mitmproxy import http

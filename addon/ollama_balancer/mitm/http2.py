@@ -4,8 +4,6 @@ mitmproxy buffers without limit what does not fit into a client's flow-control w
 pauses while more than a little is buffered, as the socket of an HTTP/1.1 client does it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import defaultdict, deque
@@ -24,10 +22,10 @@ from mitmproxy.proxy.layer import CommandGenerator
 
 from .compat.mitmproxy_names import DRAIN_WRITERS, H2_EVENT, BufferedH2Connection, SendH2Data
 
-MOST_HELD = 64 * 1024
+MAX_HELD = 64 * 1024
 """Bytes buffered for one stream above which reading from the host pauses."""
 
-ROOM = MOST_HELD // 2
+ROOM = MAX_HELD // 2
 """Bytes down to which the buffer must drain before reading resumes."""
 
 PIECE_OVERHEAD = 128
@@ -204,7 +202,7 @@ class BackloggedHosts:
 
     def check(self, stream_id: int, host: Connection) -> None:
         """A piece of an answer from that host has been passed on."""
-        if self.connection.held(stream_id) > MOST_HELD:
+        if self.connection.held(stream_id) > MAX_HELD:
             self._streams[host] = stream_id
 
     def __contains__(self, host: Connection) -> bool:

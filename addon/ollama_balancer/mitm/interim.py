@@ -3,8 +3,6 @@
 mitmproxy takes the first head that it reads for the whole answer. 101 is no interim answer: it is left for the layer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Follows the file with the client keys."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from pathlib import Path

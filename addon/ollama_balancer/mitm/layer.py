@@ -153,6 +153,8 @@ class BalancedHttpLayer(HttpLayerBase):
             else:
                 caller = ours.caller
                 head = request_to_agent(event.request, self.via, caller.credentials, ours.address, caller.target)
+                if ours.trace is not None:
+                    head.headers.update(ours.trace.headers)
             event = RequestHeaders(event.stream_id, head, event.end_stream)
         outer, self._sender = self._sender, child
         try:

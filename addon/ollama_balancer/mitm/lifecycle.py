@@ -1,10 +1,9 @@
 """Starts and stops the balancer with mitmproxy, and runs the periodic work."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -21,11 +20,14 @@ from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
-from .listening import first_steps, listening, reach
+from .listening import access_line, first_steps, listening, reach
 from .replay import replay_as_before, replay_through
 from .startup import Startup
 
 logger = logging.getLogger(__name__)
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Variables that say where traces go. Without one, nothing of OpenTelemetry is imported."""
 
 WATCH_SECONDS = 0.5
 """Seconds between two runs of the periodic work."""
@@ -89,6 +91,10 @@ class Lifecycle:
             return  # the script was loaded again: everything goes on
         self.connections.limit()
         self._log_start()
+        if any(os.environ.get(name) for name in ENDPOINTS):
+            from ..gateway import tracing
+
+            balancer.tracing = tracing.start()
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
         self.startup.begin(self.configuration.keys.follow(), "key file")
@@ -110,6 +116,8 @@ class Lifecycle:
         self.startup.stop()
         self.connections.stop()
         self.configuration.keys.close()
+        if balancer.tracing is not None:
+            balancer.tracing.stop()
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:
@@ -141,8 +149,11 @@ class Lifecycle:
 
     def _log_start(self) -> None:
         assert self.balancer.token
-        for line in first_steps(reach(listening(), get_local_ip()), self.balancer.token):
+        at, access = reach(listening(), get_local_ip()), self.balancer.access
+        for line in first_steps(at, self.balancer.token):
             logger.info("%s", line)
+        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
+        logger.info("%s", line) if access.needs_key or at is None or at.local else logger.warning("%s", line)
         if self.balancer.has_nothing_configured:
             logger.info(
                 "No agent is configured. An Ollama on this machine is added if it answers. Add other hosts with "

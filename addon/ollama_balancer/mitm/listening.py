@@ -1,7 +1,5 @@
 """The address of the balancer for the first log lines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +65,19 @@ def first_steps(at: Reach | None, token: credentials.Token) -> Sequence[str]:
         f"Clients: set OLLAMA_HOST={at.url}, or use it as the base URL.",
         f"On each Ollama host, {token_hint}, run: {report}",
     ]
+
+
+def access_line(at: Reach | None, *, needs_key: bool, keys: int) -> str:
+    """Who may come in, and how to change that."""
+    if needs_key:
+        added = f"{keys} client key{'' if keys == 1 else 's'}" if keys else "no client key yet"
+        return f"Access: calls need a key or the token ({added}); ollama-balancer keys adds and lists them."
+    if at is None or at.local:
+        return "Access: open to all programs on this machine."
+    return (
+        f"Access: open. Whoever can reach {at.url} can run models and manage them; to close it, give out keys: "
+        "ollama-balancer keys add NAME"
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,5 @@
 """What the options' values may be: pure functions from mitmproxy's raw value to the setting."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from ..storage.token import check as check_token
 
 MAX_BODY_LIMIT = 1024**3
 
-LEAST_MEMORY, MOST_MEMORY = 1024**2, 1024**4
+MIN_MEMORY, MAX_MEMORY = 1024**2, 1024**4
 
 _STATIC = re.compile(r"(?:(?P<name>[^=/]+)=)?(?P<url>[a-z][a-z0-9+.-]*://.*)", re.IGNORECASE | re.DOTALL)
 
@@ -78,8 +76,8 @@ def _size(value: object, low: int, high: int) -> int:
 
 def _memory(value: object) -> int:
     if not str(value).strip():
-        return max(machine_memory() // PART, LEAST_MEMORY)
-    return _size(value, LEAST_MEMORY, MOST_MEMORY)
+        return max(machine_memory() // PART, MIN_MEMORY)
+    return _size(value, MIN_MEMORY, MAX_MEMORY)
 
 
 def _entries(value: object) -> Iterator[str]:

@@ -4,8 +4,6 @@ mitmproxy's options, the checks of their values and the table in docs/options.md
 `python -m ollama_balancer.mitm.options` prints the latter.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,17 @@ from ..ollama.routes import find_route
 from ..text import one_line
 from .balancer import Balancer, timed
 from .connections import Connections, body_limit, body_too_large
-from .flows import attach, closing, context_of, error_of, escape_target, extract_caller, path_of, to_mitmproxy
+from .flows import (
+    attach,
+    closing,
+    context_of,
+    declared_size,
+    error_of,
+    escape_target,
+    extract_caller,
+    path_of,
+    to_mitmproxy,
+)
 from .headers import allow_origin
 from .host_header import host_problem
 from .shared_stream import NAMED_HOST
@@ -31,10 +42,9 @@ from .transports import drain_agent
 if TYPE_CHECKING:
     from ..gateway.fanout import FanOut
 
-_PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
+logger = logging.getLogger(__name__)
 
-MAX_DIGITS = 18
-"""Of a Content-Length that is read."""
+_PIN, _PRIORITY = AGENT_HEADER.lower().encode(), PRIORITY_HEADER.lower().encode()
 
 NOT_ALLOWED = (
     "clients with public addresses are refused; whoever runs the balancer can allow this one with the option "
@@ -51,6 +61,8 @@ class Requests:
         self.startup = startup
         self.wrong_tokens = WrongTokens(balancer.clock)
         self._salt = secrets.token_bytes(16)
+        self._warned = False
+        """Whether a key that travels unencrypted was warned of."""
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         flow.response = error_of(flow, 403, "the balancer is not an open proxy: CONNECT is refused")
@@ -80,6 +92,7 @@ class Requests:
                 flow.response = self.throttled(flow, self._page_refusal(flow))
         if flow.response is None and not is_control_path(path) and not _needs_no_key(flow):
             flow.response = self._access_refusal(flow, caller, path)
+            self._warn_of_plain_http(flow, caller)
         if flow.response is None and not _is_upload(flow, path):
             flow.response = _size_refusal(flow)
         if flow.response is not None or is_control_path(path):
@@ -122,6 +135,21 @@ class Requests:
         )
         throttled.headers["Retry-After"] = str(seconds)
         return throttled
+
+    def _warn_of_plain_http(self, flow: http.HTTPFlow, caller: Caller) -> None:
+        """Say once that keys can be read on their way."""
+        client = flow.client_conn
+        if self._warned or client.tls or not caller.presented or not self.balancer.access.needs_key:
+            return
+        peer = str(client.peername[0]) if client.peername else ""
+        if is_loopback(peer) or peer != caller.address:
+            return  # a trusted proxy on the way has the encrypted part
+        self._warned = True
+        logger.warning(
+            "%s sends its key unencrypted: whoever is on the network can read it. To serve https on the same port: "
+            "--set certs=*=FILE.pem (docs/access.md).",
+            one_line(peer, 60),
+        )
 
     def _access_refusal(self, flow: http.HTTPFlow, caller: Caller, path: str) -> http.Response | None:
         """The refusal of a caller without a key that may make the call."""
@@ -191,6 +219,8 @@ class Requests:
             context = gateway.arrived(Caller(flow.client_conn.id), path_of(flow), flow)
             attach(flow, context)
         fields = flow.request.headers.fields
+        if balancer.tracing is not None and context.trace is None:
+            balancer.tracing.begin(context, flow.request.method, flow.request.headers.fields)
         gateway.begin(context, header(fields, _PIN), header(fields, _PRIORITY))
         await self.startup.wait_until_probed()
         if gateway.load_checks.pending and path_of(flow) == "/api/ps":
@@ -216,10 +246,11 @@ def _needs_no_key(flow: http.HTTPFlow) -> bool:
 
 def _size_refusal(flow: http.HTTPFlow) -> http.Response | None:
     """What a request gets whose head says that its body is too large."""
-    length = header(flow.request.headers.fields, b"content-length") or ""
     limit = body_limit(flow)
-    too_large = length.isascii() and length.isdigit() and (len(length) > MAX_DIGITS or int(length) > limit)
-    return closing(flow, body_too_large(flow, limit)) if too_large else None
+    if declared_size(flow) <= limit:
+        return None
+    flow.request.headers.pop("expect", None)  # nobody is to send it
+    return closing(flow, body_too_large(flow, limit))
 
 
 def _is_upload(flow: http.HTTPFlow, path: str) -> bool:

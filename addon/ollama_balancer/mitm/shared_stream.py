@@ -30,7 +30,7 @@ from ..gateway.context import RequestContext
 from ..gateway.messages import header
 from .body_buffers import BodyBuffer
 from .compat.mitmproxy_names import HttpStreamBase
-from .flows import context_of, to_mitmproxy
+from .flows import context_of, declared_size, to_mitmproxy
 from .host_header import set_destination
 from .stream_hooks import AdvanceHook, RouteRequestHook, continue_later
 
@@ -120,6 +120,18 @@ class SharedStream(HttpStreamBase):
         )
         set_destination(event.request, self.context.client)
         yield from super().state_wait_for_request_headers(event)
+        if (
+            self.client_state == self.state_consume_request_body
+            and self.flow.response is not None
+            and declared_size(self.flow) > self.balanced_layer.body_limit(self.flow)
+        ):
+            yield from self.answer_before_body()
+
+    def answer_before_body(self) -> layer.CommandGenerator[None]:
+        """Send the answer that the flow has; what is left of the body is swallowed."""
+        self.client_state = self.state_done
+        yield from self.answer()
+        self.client_state = self.state_errored
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, RequestData):
@@ -129,15 +141,13 @@ class SharedStream(HttpStreamBase):
                 self.reservation = self.balanced_layer.budget.hold()
             if size > limit or not self.reservation.grow(size):
                 self.release()
-                self.client_state = self.state_done
                 if self.flow.response is None:
                     too_large = size > limit
                     layer = self.balanced_layer
                     self.flow.response = (
                         layer.body_too_large(self.flow, limit) if too_large else layer.no_memory(self.flow)
                     )
-                yield from self.answer()
-                self.client_state = self.state_errored  # what is left of the body is swallowed
+                yield from self.answer_before_body()
                 return
         yield from super().state_consume_request_body(event)
 
@@ -165,9 +175,7 @@ class SharedStream(HttpStreamBase):
             return
         if self.flow.response is None:
             self.flow.response = self.balanced_layer.internal_error(self.flow)
-        self.client_state = self.state_done
-        yield from self.answer()
-        self.client_state = self.state_errored  # the body is swallowed
+        yield from self.answer_before_body()
 
     def state_upload(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         assert self.ours and self.ours.fan_out

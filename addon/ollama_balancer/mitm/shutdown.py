@@ -1,7 +1,5 @@
 """Graceful shutdown: waits for running requests; a second signal shuts down at once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -5,8 +5,6 @@ slot, and again when an agent fails before the first byte. The connection of an 
 that nothing it still sends reaches the client.
 """
 
-from __future__ import annotations
-
 import time
 
 from mitmproxy import flow, http

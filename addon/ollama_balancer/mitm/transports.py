@@ -1,7 +1,5 @@
 """Connections by way of mitmproxy's handlers: a client's, and that on which an agent's answer comes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 
@@ -61,6 +59,20 @@ async def drain_client(client_id: str) -> None:
     if writer is not None:
         with contextlib.suppress(OSError):
             await writer.drain()
+
+
+async def empty_client(client_id: str) -> None:
+    """Wait until nothing is left in the balancer's own buffer of what was sent to the client."""
+    writer = writer_of(client_id)
+    if writer is None or not unsent_to(client_id):
+        return
+    transport = writer.transport
+    low, high = transport.get_write_buffer_limits()
+    transport.set_write_buffer_limits(high=1, low=0)
+    try:
+        await drain_client(client_id)
+    finally:
+        transport.set_write_buffer_limits(high=high, low=low)
 
 
 def is_slow(flow: http.HTTPFlow) -> bool:

@@ -1,7 +1,5 @@
 """The versions of mitmproxy and what is below it that the balancer works with."""
 
-from __future__ import annotations
-
 import platform
 from importlib import metadata
 

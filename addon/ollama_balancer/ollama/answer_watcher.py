@@ -3,8 +3,6 @@
 Success means that the terminal event was seen: a crashed runner still ends its stream cleanly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ from pydantic_core import from_json
 
 from .answers import Answer
 from .body_capture import CapturedBody
-from .decompression import LEAST_LIMIT, MOST_GROWTH, DecompressionError, decompressor_for
+from .decompression import MAX_GROWTH, MIN_LIMIT, DecompressionError, decompressor_for
 from .events import PartialEvent, event_parser
 from .json_scanning import is_light
 from .shapes import read_answer, speed_of
@@ -157,7 +155,7 @@ class CompressedAnswerWatcher(AnswerWatcher):
         if self._decompressor is None:
             self.captured.feed(chunk)
         elif not self._unreadable:
-            most = min(max(LEAST_LIMIT, MOST_GROWTH * len(chunk)), self._most)
+            most = min(max(MIN_LIMIT, MAX_GROWTH * len(chunk)), self._most)
             try:
                 text = self._decompressor.feed(chunk, most)
             except DecompressionError:

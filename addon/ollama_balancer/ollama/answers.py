@@ -1,7 +1,5 @@
 """What the events of an answer say together."""
 
-from __future__ import annotations
-
 from io import StringIO
 from typing import NamedTuple
 

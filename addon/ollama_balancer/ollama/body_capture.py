@@ -1,7 +1,5 @@
 """Stores a passing body for inspection: completely up to a limit, beyond that its start and end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 STEP = 64 * 1024

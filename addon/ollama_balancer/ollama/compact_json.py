@@ -1,7 +1,5 @@
 """JSON as Ollama writes it: without blanks."""
 
-from __future__ import annotations
-
 import json
 
 

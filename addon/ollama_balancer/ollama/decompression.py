@@ -4,8 +4,6 @@ It runs in the event loop, and a few bytes may expand to gigabytes: each piece m
 that grows more is not parsed.
 """
 
-from __future__ import annotations
-
 import struct
 import sys
 import zlib
@@ -20,13 +18,13 @@ else:
 
 _ERRORS = (zlib.error, zstd.ZstdError, EOFError)
 
-MOST_GROWTH = 64
+MAX_GROWTH = 64
 """Into how many bytes one of an answer may be unpacked; JSON of short events comes to some twenty."""
 
-LEAST_LIMIT = 64 * 1024
+MIN_LIMIT = 64 * 1024
 """Bytes that any piece may be unpacked into."""
 
-MOST_MEMBERS = 16
+MAX_MEMBERS = 16
 """Parts, each compressed by itself, that one body may have: what follows a part is copied."""
 
 ZSTD_WINDOW_LOG = 23
@@ -95,7 +93,7 @@ class _Members:
                 if not self._goes_on(data):
                     break
                 self._members += 1
-                if self._members > MOST_MEMBERS:
+                if self._members > MAX_MEMBERS:
                     raise DecompressionError("it has too many parts")
                 self._stream = self._begin(data)
             try:

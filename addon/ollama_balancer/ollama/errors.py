@@ -1,6 +1,4 @@
-"""Errors: in the words and the protocol that a client of Ollama expects, and whom those of a host blame."""
-
-from __future__ import annotations
+"""Writes errors in the protocol that the client expects, and classifies the errors of hosts by who is to blame."""
 
 import re
 import secrets
@@ -38,7 +36,7 @@ _TAGGING_PATHS = ("/api/show", "/v1/models/{}")
 
 
 def error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
-    """The JSON object with which the server reports an error to a caller of that protocol."""
+    """The JSON object of an error in the caller's protocol, as the server writes it."""
     match dialect:
         case Dialect.OPENAI | Dialect.RESPONSES:
             kind = _OPENAI_TYPES.get(status, "api_error")
@@ -56,7 +54,7 @@ def error_body(dialect: Dialect, status: int, message: str) -> bytes:
 
 
 def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
-    """An error as the last event of a stream that has begun; the caller sees to a line's end before it."""
+    """An error as the last event of a stream. It must begin on a new line."""
     event = error_object(dialect, 502, message)
     if "event-stream" not in content_type:
         return compact(event) + b"\n"
@@ -68,14 +66,14 @@ def error_event(dialect: Dialect, content_type: str, message: str) -> bytes:
 
 
 def not_let_in(status: int) -> str:
-    """What a 401 or 403 of a host means, and what is to be done."""
+    """Explain a 401 or 403 of a host, and what to do."""
     if status == 403:  # the server's check of the Host header, where it listens on loopback
         return "refuses the balancer (status 403): set OLLAMA_HOST=0.0.0.0 there, or check the proxy in front of it"
     return f"refuses the balancer (status {status}): a proxy in front of it asks for credentials"
 
 
 def model_not_found(model: str, path: str) -> str:
-    """What the server says on that route of a model that it does not have."""
+    """The server's message on that route for a model that it does not have."""
     if path in _EMBEDDING_PATHS:
         return f'model "{model}" not found, try pulling it first'
     if path in _TAGGING_PATHS and ":" not in model.rsplit("/", 1)[-1]:
@@ -84,29 +82,29 @@ def model_not_found(model: str, path: str) -> str:
 
 
 class Blame(StrEnum):
-    """Whose fault an error of a host is, and with that what to do next. The values are labels of metrics."""
+    """Who is to blame for an error of a host, which decides what to do next. The values are metric labels."""
 
     HOST_CANNOT = "status"
-    """The host is in trouble: the next one gets the request, and a failure is counted for this one."""
+    """The host fails: retry on the next one and count a failure."""
     HOST_BUSY = "busy"
-    """It has too much to do: the next one; nothing is wrong with it."""
+    """The host is overloaded: retry on the next one; no failure is counted."""
     HOST_REFUSES = "unauthorized"
-    """It, or a proxy in front of it, does not let the balancer in: the next one, and it is avoided for a while."""
+    """The host, or a proxy in front of it, refuses the balancer: retry on the next one and avoid it for a while."""
     LACKS_MODEL = "lacks_model"
-    """The next one; it is not asked for the model again until it lists it."""
+    """Retry on the next one; it gets no request for the model until it lists it again."""
     LACKS_ROUTE = "lacks_route"
-    """An older version, or another server: the next one; it is avoided for that route."""
+    """An older version, or another server: retry on the next one and avoid it for that route."""
     CANNOT_LOAD = "cannot_load"
-    """This host cannot run this model with these options: one other, and it is avoided for them."""
+    """The host cannot run the model with these options: retry on another one and avoid it for them."""
     CALLER = "caller"
-    """The caller gets it as it is: another host would say the same."""
+    """The caller gets the error as it is, because another host would return the same."""
 
 
 MAX_WORDS = 4_096
-"""Characters of an error's message that are looked at."""
+"""Characters of an error message that are examined."""
 
 MAX_NESTED = 3
-"""How often the server puts an error's JSON into the text of another: it passes on what its runner said."""
+"""Levels of errors nested as JSON in the message of another: the server wraps the errors of its runner."""
 
 _LACKS_MODEL = re.compile(r"model (?:'[^']+'|\"[^\"]+\") not found(?:, try pulling it first)?")
 _FROM_CLOUD = re.compile(r"ollama cloud is disabled|this server cannot run this remote model|unauthorized$")
@@ -190,9 +188,9 @@ _MESSAGES: tuple[_Row, ...] = (
 
 
 def message_of(body: bytes) -> str | None:
-    """The message of an error's body, in whichever protocol; None: it is no error as those servers write it.
+    """The message of an error in any of the protocols; None if the body is not such an error.
 
-    The server passes on its runner's errors as the text of its own: then what the runner said. `body` may be cut.
+    If the server wraps an error of its runner, this is the runner's message. `body` may be truncated.
     """
     message: str | None = None
     if not is_light(body):
@@ -215,7 +213,7 @@ def message_of(body: bytes) -> str | None:
 
 
 def is_object(body: bytes, *, whole: bool = True) -> bool:
-    """Whether a body is a JSON object, or not `whole`: the beginning of one. A page of a proxy is none."""
+    """Whether a body is a JSON object, or, unless `whole`, the beginning of one. A proxy's error page is not."""
     if not is_light(body):
         return False
     try:
@@ -225,11 +223,11 @@ def is_object(body: bytes, *, whole: bool = True) -> bool:
 
 
 def classify(status: int, body: bytes, route: Route | None = None, *, asks_to_retry: bool = False) -> Blame:
-    """Whom an answer that is no success blames.
+    """Who is to blame for an unsuccessful answer.
 
-    `body` is its body or the beginning of it, unpacked; `asks_to_retry`: it has a Retry-After. The wordings are
-    those of recordings and of the server's source from 0.1.11 to 0.33 (server/routes.go, server/sched.go, llm, runner);
-    an answer that is not worded as an Ollama's is one of a proxy in front of it, or of another server.
+    `body` is the decompressed body or its beginning; `asks_to_retry`: it has a Retry-After header. The messages come
+    from recordings and from the server's source, 0.1.11 to 0.33 (server/routes.go, server/sched.go, llm, runner).
+    Anything else comes from a proxy in front of the host, or from another server.
     """
     message = message_of(body)
     if status in (401, 403, 407):
@@ -254,7 +252,7 @@ def classify(status: int, body: bytes, route: Route | None = None, *, asks_to_re
 
 
 def classify_message(message: str) -> Blame:
-    """Whom an error blames that came with a 500, or in the middle of an answer that had begun with a 200."""
+    """Who is to blame for an error that came with a 500, or in the middle of a stream that had begun with a 200."""
     if _LACKS_MODEL.fullmatch(message):
         return Blame.LACKS_MODEL
     if message.startswith("server busy, please try again"):

@@ -1,7 +1,5 @@
 """Reads the streams of Ollama's APIs as their bytes arrive: NDJSON, a JSON object a line, and server-sent events."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -3,18 +3,16 @@
 Nothing is parsed that is not needed: of a chat with large images one string is read, and only its beginning.
 """
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
 
 from .json_scanning import Scanner, Span, UnreadableError, text_of, well_formed
 
-MOST_BYTES = 2_048
+MAX_BYTES = 2_048
 """Of a string that are read: blanks at its beginning are passed over."""
 
-MOST_TURNS = 64
+MAX_TURNS = 64
 """From the end, that are looked through for one of the user's."""
 
 _CONTENTS = ("messages", "prompt", "input")
@@ -42,7 +40,7 @@ def last_turn(body: bytes, members: Mapping[str, Span]) -> str:
 
 def _turn(body: bytes, span: Span) -> str:
     if body[span[0]] == _LIST:
-        for turn in reversed(deque(Scanner(body, _STEPS).elements(span[0]), MOST_TURNS)):
+        for turn in reversed(deque(Scanner(body, _STEPS).elements(span[0]), MAX_TURNS)):
             if body[turn[0]] != _OBJECT:
                 return _line(body, turn)  # a list of texts, to be embedded
             message = _members(body, turn)
@@ -80,9 +78,9 @@ def _beginning(body: bytes, span: Span) -> str:
     start, end = span
     if body[start] != _QUOTE:
         return ""
-    if end - start <= MOST_BYTES:
+    if end - start <= MAX_BYTES:
         return text_of(body, span) or ""
-    piece = body[start + 1 : start + MOST_BYTES].decode("utf-8", "ignore")
+    piece = body[start + 1 : start + MAX_BYTES].decode("utf-8", "ignore")
     for cut in range(7):  # it may end within an escape
         try:
             text = json.loads(f'"{piece[: len(piece) - cut]}"', strict=False)

@@ -1,13 +1,11 @@
-"""Finds where the values of a JSON text are, without building them.
+"""Locates the values of a JSON text without building them.
 
-A body may be tens of megabytes of images and is looked at in the event loop, so that this must not take long, whatever
-is sent: long strings and runs of numbers are skipped by `bytes.find`, the rest by regular expressions without
-backtracking, a few tokens at a time. MAX_STEPS bounds the loops over what is left.
+A body may contain tens of megabytes of images and is scanned in the event loop, so scanning must be fast on any input:
+long strings and runs of numbers are skipped by `bytes.find`, the rest by regular expressions without backtracking, a
+few tokens at a time. MAX_STEPS bounds the remaining loops.
 
 "As Go reads it" is the Ollama server's package encoding/json, whose Decoder reads one value and ignores what follows.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -15,32 +13,32 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 MAX_DEPTH = 10_000
-"""Objects and arrays in one another; what is deeper Go, too, calls malformed (`maxNestingDepth`)."""
+"""Nested objects and arrays; Go rejects deeper nesting too (`maxNestingDepth`)."""
 
 MAX_STEPS = 100_000
 """Roughly the brackets, twice the long strings and a quarter of the short ones in one body: about 8 for a message of a
 chat. A body with more than this is not read, as that would hold up every other request."""
 
 MAX_TEXT = 65_536
-"""Bytes of a string that are decoded: no model has a longer name."""
+"""Bytes decoded of a string: no model has a longer name."""
 
 MAX_STRICT = 1 << 20
-"""Bytes of a body that is checked strictly."""
+"""Bytes of the largest body that is validated strictly."""
 
 MAX_STRICT_VALUES = 30_000
 """Values of such a body: a MiB of empty objects takes half a second."""
 
 MAX_BLANKS = 4_194_304
-"""Bytes of blanks in one place, and digits of a number: what is longer is not read, as a match holds up everything."""
+"""Consecutive whitespace bytes, and digits of a number: longer runs are rejected, as a match blocks the event loop."""
 
 MAX_VALUES = 150_000
-"""Values of a JSON text that is built: more take longer than others' streams may be held up."""
+"""Values of the largest JSON text that is parsed: more would block the event loop for too long."""
 
 LIGHT = 65_536
-"""Bytes of a JSON text that has no more values than that in any case that matters."""
+"""Bytes of a JSON text that is parsed without counting its values."""
 
 Span = tuple[int, int]
-"""Where a value begins and ends in the body."""
+"""The start and end offsets of a value in the body."""
 
 _QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
 _MARKS = (b'"', b"[", b"]", b"{", b"}")
@@ -83,11 +81,11 @@ _END = re.compile(_BLANKS + rb"\}")
 
 
 class UnreadableError(ValueError):
-    """The body does not begin with a JSON object, or reading it would take too long."""
+    """The body does not begin with a JSON object, or scanning it would take too long."""
 
 
 class Scanner:
-    """Finds where values of a JSON text end. Reading past the text's end is an IndexError."""
+    """Finds the ends of values. Raises IndexError at the end of the text."""
 
     def __init__(self, body: bytes, steps: int = MAX_STEPS) -> None:
         self.body = body
@@ -95,8 +93,7 @@ class Scanner:
         self.marks = [-1] * len(_MARKS)
 
     def members(self, at: int = 0) -> Iterator[tuple[str, int, int]]:
-        """The members of the object that begins there, in the order in which they are written: key in lower case,
-        start, end."""
+        """The members of the object that begins there, in order: key in lower case, start, end."""
         body = self.body
         start = _START.match(body, at)
         if start is None:
@@ -160,7 +157,7 @@ class Scanner:
         return _folded((text_of(self.body, (at, end)) or "").encode()), colon.end()
 
     def value_end(self, at: int, depth: int = 2) -> int:
-        """`depth` counts the value itself, if it is an object or array, and those around it."""
+        """The end of the value at `at`. `depth` is its nesting depth, itself included."""
         first = self.body[at]
         if first == _QUOTE:
             return self.string_end(at + 1)
@@ -226,7 +223,7 @@ class Scanner:
         return at
 
     def next_mark(self, at: int) -> int:
-        """The next quote or bracket. Each is searched for only once in any stretch of the body."""
+        """The next quote or bracket. Each part of the body is searched only once for each of them."""
         marks = self.marks
         for number, known in enumerate(marks):
             if known < at:
@@ -236,27 +233,26 @@ class Scanner:
 
 
 def is_light(text: bytes, most: int = MAX_VALUES) -> bool:
-    """Whether to build the values of a JSON text takes no longer than others may be held up; False is no judgement of
-    what it says."""
+    """Whether a JSON text can be parsed without blocking the event loop for too long."""
     if len(text) <= LIGHT:
         return True
     return text.count(b",") + text.count(b"[") + text.count(b"{") <= most
 
 
 def _folded(key: bytes) -> str:
-    """Keys count in any case; as in Go that includes the long s, as lower() the Kelvin sign."""
+    """The key in lower case. As in Go, a long s counts as an s; lower() handles the Kelvin sign."""
     if key.isascii():
         return key.decode().lower()
     return key.decode("utf-8", "replace").replace("ſ", "s").lower()
 
 
 def written(body: bytes, span: Span | None, longest: int) -> bytes:
-    """A value as it is written; nothing where it is missing or longer than that."""
+    """The raw bytes of a value; empty if it is missing or longer than `longest`."""
     return body[span[0] : span[1]] if span is not None and span[1] - span[0] <= longest else b""
 
 
 def text_of(body: bytes, span: Span | None) -> str | None:
-    """A string's text; None for values of other types and strings that are malformed."""
+    """The text of a string; None for other types and malformed strings."""
     if span is None or body[span[0]] != _QUOTE:
         return None
     start, end = span
@@ -273,12 +269,12 @@ def text_of(body: bytes, span: Span | None) -> str | None:
 
 
 def well_formed(text: str) -> str:
-    """JSON can name half a character; logs and files cannot hold one."""
+    """Replace lone surrogates, which JSON can express but logs and files cannot store."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _is_shallow(body: bytes) -> bool:
-    """Whether the value that the body begins with is nested no deeper than Go allows."""
+    """Whether the first value of the body is nested no deeper than Go allows."""
     try:
         at = len(body) - len(body.lstrip(b" \t\r\n"))
         Scanner(body, steps=4 * len(body)).value_end(at, depth=1)
@@ -298,7 +294,7 @@ _STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_int=str, parse_flo
 
 
 def is_json(body: bytes) -> bool:
-    """Whether the body's first JSON value is valid as Go reads it; supposed of bodies too large to be checked."""
+    """Whether the first JSON value of the body is valid as Go reads it; assumed if the body is too large to check."""
     if len(body) > MAX_STRICT:
         return True
     if not is_light(body, MAX_STRICT_VALUES):

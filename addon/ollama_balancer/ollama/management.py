@@ -1,7 +1,5 @@
 """Combines the answers of several agents to one management request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

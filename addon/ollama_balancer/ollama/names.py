@@ -1,7 +1,5 @@
 """Model names as the Ollama server matches them."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 _PREFIXES = ("https://", "http://", "registry.ollama.ai/", "library/")

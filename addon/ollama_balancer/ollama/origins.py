@@ -1,7 +1,5 @@
 """Which web pages may call: the origins that Ollama itself allows, since the agents never see the Origin."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import socket
@@ -28,7 +26,7 @@ ALLOWED_HEADERS = (
     "X-Stainless-Runtime-Version,X-Stainless-Timeout,X-Balancer-Agent,"
     "X-Balancer-Priority"
 )
-MOST_ASKED_HEADERS = 64
+MAX_ASKED_HEADERS = 64
 """Names of headers in one preflight; browsers name those that the page sets."""
 
 LONGEST_HEADER_NAME = 64
@@ -95,7 +93,7 @@ def allowed_headers(requested: str) -> str:
     Clients of other servers send their own: x-api-key, anthropic-version, traceparent. What is no header's name is left
     out.
     """
-    names = [name.strip() for name in requested.split(",", MOST_ASKED_HEADERS)[:MOST_ASKED_HEADERS]]
+    names = [name.strip() for name in requested.split(",", MAX_ASKED_HEADERS)[:MAX_ASKED_HEADERS]]
     more = dict.fromkeys(
         name
         for name in names

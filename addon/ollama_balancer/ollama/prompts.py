@@ -6,8 +6,6 @@ kept. The cost is proportional to the body at the speed of `bytes.find`, plus th
 bound; of large messages only both ends are hashed.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -20,73 +18,73 @@ from .routes import Route
 from .shapes import CONTEXT_ENDS, Context
 
 BYTES_A_TOKEN = 4
-"""Of a prompt as it is written, about."""
+"""An estimate for prompts as written in the body."""
 
 IMAGE_TOKENS = 600
-"""What an image takes, whatever its size in bytes."""
+"""Tokens per image, whatever its size in bytes."""
 
 MAX_TOKENS = 131_072
-"""What is longer is cut short by the host."""
+"""The host truncates longer prompts."""
 
 MAX_PREFIXES = 64
-"""Beginnings of a prompt that are looked for: the first, and the longest ones."""
+"""Prefixes of a prompt that are looked up: the first one and the longest ones."""
 
 STRIDE = 1_024
-"""Bytes between two beginnings of a prompt that is one text."""
+"""Bytes between two prefixes of a prompt that is a single text."""
 
 MAX_HASHED = 65_536
-"""Bytes of a message that are hashed, of a larger one at its beginning and its end."""
+"""Bytes hashed per message; of a larger one, half at its beginning and half at its end."""
 
 MAX_HASHED_OF_ALL = 4 * 1024 * 1024
-"""Bytes of all messages that are hashed so; of those after them no more than FEW_HASHED each."""
+"""Bytes hashed like that in all; of each further message only FEW_HASHED bytes are hashed."""
 
 FEW_HASHED = 1_024
 
 MAX_TEXT_BYTES = 8 * 1024 * 1024
-"""Bytes of a prompt that is one text in which beginnings are looked for: more than any context holds."""
+"""Bytes of a single text in which prefixes are hashed: more than any context holds."""
 
 MAX_OPTIONS = 16_384
-"""Bytes of the options that are read."""
+"""Bytes of `options`; larger ones are ignored."""
 
 RUNNER_OPTIONS = ("main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap")
-"""With another value of one of these a host loads the model anew (api.Runner in the server's source)."""
+"""A host reloads the model if one of these changes (api.Runner in the server's source)."""
 
 FEW_TOKENS = 64
-"""A beginning that is shorter is not worth knowing, nor is what a shorter prompt begins with."""
+"""Shorter prompts, and shorter prefixes, are not worth tracking."""
 
 _BLOB_BYTES = 4_096
 
 
 type Prefix = tuple[bytes, int]
-"""The key of a prompt's beginning, and its tokens."""
+"""The hash of a prompt's prefix, and its length in tokens."""
 
 
 class PromptReading(NamedTuple):
-    """What a prompt asks of the host that reads it."""
+    """What a prompt demands of a host."""
 
     runner: str = ""
-    """The options that the model has to be loaded with, in one spelling."""
+    """The options that the model must be loaded with, in canonical form."""
     tokens: int = 0
     """Estimated."""
     prefixes: tuple[Prefix, ...] = ()
-    """Its beginnings, the shortest first; none of a prompt that is hardly longer than a line."""
+    """Its prefixes, the shortest first; none for a very short prompt."""
     new_prefixes: tuple[Prefix, ...] = ()
-    """Those by which a prompt that goes on from this one is known."""
+    """The prefixes by which a follow-up prompt is recognized."""
     output_limit: int | None = None
-    """Tokens that the answer has at most; 0 for an embedding."""
+    """The maximum number of output tokens; 0 for an embedding."""
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Where a route's prompt is: `content` after the members in `preamble`, `others` beside it."""
+    """The members that form a route's prompt: `preamble`, then `content`, and `others` in any order."""
 
     content: str
     preamble: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     limit: tuple[str, ...] = ()
-    """Members that bound the answer's tokens; the first that is a number counts."""
+    """Members that limit the output tokens; the first that is a number counts."""
     ollama: bool = False
-    """Whether there may be `options`."""
+    """Whether the route accepts `options`."""
     embeds: bool = False
 
 
@@ -102,14 +100,14 @@ _SHAPES = {
     "/v1/embeddings": _Shape("input", embeds=True),
 }
 
-# A client moves this mark to its newest message, so that the older ones would differ from what they were before.
+# A client moves this marker to its newest message; without removing it, the older ones would hash differently.
 _CACHE_CONTROL = re.compile(rb'(?:,\s{0,8}+)?+"cache_control"\s{0,8}+:\s{0,8}+(?:null|\{[^{}]{0,256}+\})')
 _NUMBER = re.compile(rb"[0-9]++")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]++")
 
 
 def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Span]) -> PromptReading:
-    """What the prompt asks of its reader. `model` is a canonical name, `members` are the body's. Nothing is raised."""
+    """Read what the prompt demands. `model` is a canonical name, `members` are the body's. Never raises."""
     shape = _SHAPES.get(route.path)
     if shape is None:
         return PromptReading(tokens=min(len(body) // BYTES_A_TOKEN, MAX_TOKENS))
@@ -142,7 +140,7 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
 
 
 def context_prefix(model: str, runner: str, context: Context) -> Prefix:
-    """The beginning of a request that goes on with this context."""
+    """The prefix of a request that continues this context."""
     hashed = _hash(model, runner)
     hashed.update(b"%d " % context.tokens + b",".join(context.ends))
     return hashed.digest(), context.tokens
@@ -161,7 +159,7 @@ def _hash(model: str, runner: str) -> blake2b:
 
 
 def _prefixes(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator[Prefix]:
-    """The beginnings of a list of messages or of one text, the shortest first; `tokens` are those before it."""
+    """The prefixes of a list of messages or of a text, the shortest first; `tokens` is the number before it."""
     if body[span[0]] == ord("["):
         try:
             parts = list(Scanner(body).elements(span[0]))
@@ -186,7 +184,7 @@ def _prefixes(hashed: blake2b, tokens: int, body: bytes, span: Span) -> Iterator
 
 
 def _essence(body: bytes, span: Span, most: int = MAX_HASHED) -> bytes:
-    """What distinguishes that part of the body."""
+    """The bytes of that part of the body that are hashed."""
     start, end = span
     if end - start <= most:
         text = body[start:end]
@@ -197,7 +195,7 @@ def _essence(body: bytes, span: Span, most: int = MAX_HASHED) -> bytes:
 
 
 def _tokens(body: bytes, span: Span) -> int:
-    """About how many tokens it has. Long strings without quotes and blanks are taken for images in base64."""
+    """Estimate its tokens. Long strings without quotes or spaces count as base64 images."""
     start, end = span
     size, images, at = end - start, 0, start
     while end - at > _BLOB_BYTES:
@@ -227,7 +225,7 @@ def _options(body: bytes, members: Mapping[str, Span]) -> dict[str, Any]:
 
 
 def _runner(options: dict[str, Any], *, shifts: bool) -> str:
-    """The options that the model is loaded with, in one spelling. `shift` stands beside them in the request."""
+    """The options that the model is loaded with, in canonical form. `shift` is a member of the request itself."""
     if not options:
         return "" if shifts else "shift=0"
     values = ((key, options.get(key)) for key in RUNNER_OPTIONS)

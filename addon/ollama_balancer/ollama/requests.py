@@ -4,8 +4,6 @@ Only the top level of the JSON object is read. The server is written in Go; "as 
 encoding/json, whose Decoder reads one value and ignores what follows.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The routes of Ollama's HTTP API and where the balancer sends each: one row a route."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from dataclasses import dataclass

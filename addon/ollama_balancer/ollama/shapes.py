@@ -1,16 +1,14 @@
-"""What an event or a whole answer of Ollama's APIs says: text, thinking, tool calls, its end, errors and timings.
+"""Reads an event or a complete answer of Ollama's APIs: text, thinking, tool calls, end, errors and timings.
 
 The shapes are those of /api/generate and chat, /api/pull, push and create, /v1/chat/completions and completions,
-/v1/messages and /v1/responses, as Ollama 0.33 sends them. Values of another type than these are taken as absent.
+/v1/messages and /v1/responses, as Ollama 0.33 sends them. Values of other types count as missing.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MAX_TOOL_CALLS = 1_000
-"""Of one answer; those after them are not kept."""
+"""Tool calls kept per answer."""
 
 MAX_ERROR = 500
 """Characters of an error message."""
@@ -27,7 +25,7 @@ _FIGURES = (
 
 
 class Timings(NamedTuple):
-    """Tokens, and seconds. Only Ollama's own API tells durations."""
+    """Token counts, and durations in seconds, which only Ollama's own API reports."""
 
     prompt_eval_count: int | None = None
     prompt_eval_duration: float | None = None
@@ -37,44 +35,44 @@ class Timings(NamedTuple):
     total_duration: float | None = None
 
 
-FEWEST_TOKENS = 10
-"""Fewer tell no speed: the first token counts as time of the prompt, so that a single one took a microsecond."""
+MIN_TOKENS = 10
+"""Fewer tokens do not show a speed: the first one counts as prefill, so a single token takes a microsecond."""
 
 
 def speed_of(tokens: float | None, seconds: float | None) -> float | None:
-    """Tokens per second; None where that is not known, or there were too few tokens to tell."""
-    return tokens / seconds if tokens and seconds and tokens >= FEWEST_TOKENS and seconds > 0 else None
+    """Tokens per second; None if unknown or if there are too few tokens."""
+    return tokens / seconds if tokens and seconds and tokens >= MIN_TOKENS and seconds > 0 else None
 
 
 class CallPart(NamedTuple):
     """A tool call or a fragment of one."""
 
     number: int | None
-    """Fragments of the same call have the same; None: this is the whole call."""
+    """The same for all fragments of a call; None: this is a complete call."""
 
     id: str = ""
     name: str = ""
     arguments: str = ""
     begins: bool = False
-    """A new call, whatever had the number before."""
+    """Whether a new call starts, even if the number was used before."""
 
     replaces: bool = False
-    """`arguments` are all of them."""
+    """Whether `arguments` replaces what came before."""
 
 
 class Context(NamedTuple):
-    """A conversation as the numbers of its tokens, by which /api/generate goes on with it: how many, and its ends."""
+    """The `context` of /api/generate: the number of token ids, and the first and last of them."""
 
     tokens: int
     ends: tuple[bytes, ...]
 
 
 CONTEXT_ENDS = 32
-"""Numbers at the beginning and at the end of a context by which it is known."""
+"""Token ids at each end of a context that identify it."""
 
 
 class Event(NamedTuple):
-    """One event of a stream, or the whole of an answer that is none."""
+    """One event of a stream, or a complete answer that is not a stream."""
 
     text: str = ""
     thinking: str = ""
@@ -83,12 +81,12 @@ class Event(NamedTuple):
     error: str | None = None
     timings: Timings | None = None
     too_large: bool = False
-    """It was not read."""
+    """Whether it was skipped because of its size."""
     context: Context | None = None
 
 
 def _text(text: str, new: Callable[[type[Event], tuple[object, ...]], Event] = tuple.__new__) -> Event:
-    """`Event(text)` in half the time: most events are that."""
+    """`Event(text)` in half the time, as most events have only text."""
     return new(Event, (text, "", (), False, None, None, False, None))
 
 
@@ -98,7 +96,7 @@ TOO_LARGE = Event(too_large=True)
 
 
 def read_event(value: dict[str, Any]) -> Event:
-    """What one event of a stream says, given its JSON object."""
+    """Read one event of a stream from its JSON object."""
     choices = value.get("choices")
     if choices is not None:
         return _openai(value, choices, "delta")
@@ -112,7 +110,7 @@ def read_event(value: dict[str, Any]) -> Event:
 
 
 def read_answer(value: dict[str, Any]) -> Event:
-    """What a whole answer says that is no stream, given its JSON object."""
+    """Read a complete answer, which is not a stream, from its JSON object."""
     error = value.get("error")
     if error:
         return Event(error=message_of(error))
@@ -145,7 +143,7 @@ def message_of(error: object) -> str:
 
 
 def _ollama(value: dict[str, Any], terminal: bool) -> Event:
-    """/api/generate, chat, pull, push and create; other answers say nothing in these keys."""
+    """Read /api/generate, chat, pull, push and create; other answers do not have these keys."""
     message = value.get("message")
     calls = None
     if isinstance(message, dict):
@@ -197,7 +195,7 @@ def _openai(value: dict[str, Any], choices: object, key: str) -> Event:
 
 
 def _typed(value: dict[str, Any], kind: str) -> Event:
-    """Of /v1/messages and /v1/responses, whose events have a type."""
+    """Read /v1/messages and /v1/responses, whose events have a type."""
     match kind:
         case "content_block_delta":
             delta = _dict(value.get("delta"))
@@ -216,7 +214,7 @@ def _typed(value: dict[str, Any], kind: str) -> Event:
             if block.get("type") == "tool_use":
                 part = _tool_use(block, _index(value.get("index")))
                 if not block.get("input"):
-                    part = part._replace(arguments="")  # an empty object, in the place of those that follow
+                    part = part._replace(arguments="")  # an empty placeholder for the fragments that follow
                 return Event("", "", (part._replace(begins=True),))
             return Event(_str(block.get("text")), _str(block.get("thinking")))
         case "message_delta":
@@ -308,7 +306,7 @@ def _usage(usage: object, prompt: str, completion: str) -> Timings | None:
 
 
 def _arguments(value: object) -> str:
-    """As JSON: Ollama's own API and /v1/messages give an object, the others a string of JSON."""
+    """As JSON: Ollama's own API and /v1/messages send an object, the others a JSON string."""
     if value is None or isinstance(value, str):
         return value or ""
     return _json(value)

@@ -1,7 +1,5 @@
 """Suggests existing model names that are similar to a misspelt one."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -10,18 +8,18 @@ from itertools import islice
 
 from .names import canonical_name
 
-MOST_COMPARED = 1_000
+MAX_COMPARED = 1_000
 """Names that are looked at, so that a misspelt name costs a few milliseconds, however many models there are."""
 
 LONGEST = 100
 """Characters of a name that is compared. A typing mistake is not made in longer ones."""
 
-MOST_NEAR = 3
+MAX_NEAR = 3
 
 _CANDIDATES = 12
 """Names that share most pairs of characters: they are compared character by character."""
 
-_LEAST_LIKENESS = 0.65
+_MIN_LIKENESS = 0.65
 """Of the names without their tags, from 0 to 1, as difflib measures it (its own default is 0.6)."""
 
 
@@ -31,10 +29,10 @@ def nearest_names(model: str, names: Iterable[str]) -> list[str]:
     if len(wanted) > LONGEST:
         return []
     pairs = _pairs(wanted)
-    shared = [(len(pairs & (its := _pairs(name))) / len(its), name) for name in islice(names, MOST_COMPARED)]
+    shared = [(len(pairs & (its := _pairs(name))) / len(its), name) for name in islice(names, MAX_COMPARED)]
     likely = [name for _, name in heapq.nlargest(_CANDIDATES, shared) if len(name) <= LONGEST and name.isprintable()]
     scored = sorted(((_likeness(wanted, name), name) for name in likely), key=lambda each: (-each[0][0], -each[0][1]))
-    return [name.removesuffix(":latest") for (base, _), name in scored if base >= _LEAST_LIKENESS][:MOST_NEAR]
+    return [name.removesuffix(":latest") for (base, _), name in scored if base >= _MIN_LIKENESS][:MAX_NEAR]
 
 
 def did_you_mean(model: str, names: Iterable[str]) -> str:
@@ -56,7 +54,7 @@ def _likeness(wanted: str, name: str) -> tuple[float, float]:
     return likeness, SequenceMatcher(None, tag, other_tag).ratio()
 
 
-@lru_cache(maxsize=2 * MOST_COMPARED)
+@lru_cache(maxsize=2 * MAX_COMPARED)
 def _pairs(name: str) -> frozenset[str]:
     """The pairs of characters in the name without its tag, its beginning and its end."""
     text = f"^{name.rpartition(':')[0][:LONGEST]}$"

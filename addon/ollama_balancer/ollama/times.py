@@ -1,7 +1,5 @@
 """Timestamps in Ollama's lists, which hosts may fill with anything."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from functools import lru_cache
 

@@ -2,7 +2,7 @@
 
 `host` listens, `connection` speaks HTTP and `routes` knows the paths. `requests` reads JSON, and `jobs` makes it into
 work that `inference` takes through `timing` and `text`, which stand in for the GPU. `management` changes the `library`
-of models. Both pass the `gate` of the `faults`; `native`, `openai`, `responses` and `anthropic` write the answers.
+of models. Both pass the gate of the `faults`; `native`, `openai`, `responses` and `anthropic` write the answers.
 """
 
 from .faults import Faults

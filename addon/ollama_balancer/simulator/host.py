@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from . import answers, listings, text
 from .connection import Connection, Request
-from .faults import Faults
-from .gate import Gate
+from .faults import Faults, Gate
 from .inference import Inference
 from .jobs import JOBS
 from .library import Library, Registry, Upload
@@ -80,7 +79,8 @@ class SimulatedOllama:
         self._faults.watch(self._faults_changed)
         self._log: deque[ReceivedRequest] = deque()
         self._log_bytes = 0
-        self._in_flight = 0
+        self.in_flight = 0
+        """Inference requests now inside, waiting or running."""
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -136,11 +136,6 @@ class SimulatedOllama:
         self._faults = faults
         faults.watch(self._faults_changed)
         self._faults_changed()
-
-    @property
-    def in_flight(self) -> int:
-        """Inference requests now inside, waiting or running."""
-        return self._in_flight
 
     @property
     def running(self) -> int:
@@ -339,7 +334,7 @@ class SimulatedOllama:
         self, served: Coroutine[object, object, bool], connection: Connection, record: ReceivedRequest
     ) -> None:
         """Serve a request and record its outcome."""
-        self._in_flight += record.inference
+        self.in_flight += record.inference
         outcome: Outcome = "failed"
         try:
             if await served:
@@ -348,7 +343,7 @@ class SimulatedOllama:
             outcome = "failed" if connection.ended_here else "cancelled"
             raise
         finally:
-            self._in_flight -= record.inference
+            self.in_flight -= record.inference
             self._record_outcome(record, outcome)
 
     def _record_outcome(self, record: ReceivedRequest, outcome: Outcome) -> None:

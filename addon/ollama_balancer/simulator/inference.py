@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from . import text
 from .answers import CRASHED
 from .connection import Connection
-from .gate import Gate
+from .faults import Gate
 from .jobs import EmbedJob, TextJob
 from .shapes import EmbeddingResult, Piece, Statistics
 from .timing import Scheduler

@@ -13,7 +13,7 @@ from typing import Any
 
 from .answers import BARE_JSON, CRASHED, NDJSON, Answer, api_error, dumps, empty
 from .connection import Connection
-from .gate import Gate
+from .faults import Gate
 from .library import Library, Registry, Upload
 from .models import SimulatedModel, blob_digest, model_key
 from .requests import Parsed, RefusedError, managed_name

@@ -1,7 +1,5 @@
 """The state file with the registered agents."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Files of the balancer's own folder: there whole or not at all, and no links to others."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """The history file: one line of JSON per minute, appended when the minute is over."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading
@@ -10,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.history import FEWEST_FIELDS, FIELDS, MINUTES, History
+from ..core.history import FIELDS, MIN_FIELDS, MINUTES, History
 from .files import open_own, replace
 
 logger = logging.getLogger(__name__)
@@ -24,7 +22,7 @@ _Name = Annotated[str, Field(max_length=1024)]
 _Value = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 _Values = Annotated[
     list[_Value],
-    Field(min_length=FEWEST_FIELDS, max_length=len(FIELDS)),
+    Field(min_length=MIN_FIELDS, max_length=len(FIELDS)),
     AfterValidator(lambda values: [*values, *[0.0] * (len(FIELDS) - len(values))]),
 ]
 

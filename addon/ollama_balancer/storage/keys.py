@@ -4,8 +4,6 @@ The command line and the balancer share the file. A change is one transaction, a
 SQLite's `data_version`, which reads no table.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3

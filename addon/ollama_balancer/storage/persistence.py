@@ -1,7 +1,5 @@
 """Restores and saves the registered agents and the history of the last day."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of SQLite in the balancer's folder: mode 0600, WAL, a versioned schema, and no links to others."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3

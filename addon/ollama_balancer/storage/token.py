@@ -1,7 +1,5 @@
 """The token that agents and operators present: from the option, the environment, or a file made at first start."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hmac

@@ -1,7 +1,5 @@
 """The usage file: what each key has used, by hours of the last month and days of the last year."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +10,7 @@ from ..core.ledger import (
     DIMENSIONS,
     FIELDS,
     HOUR,
-    MOST_DAYS,
+    MAX_DAYS,
     Groups,
     Ledger,
     Place,
@@ -33,10 +31,10 @@ FAILED_FACTOR = 5
 HOURS_DAYS = 32
 """Days of which the hours are kept."""
 
-MOST_STORED = 500_000
+MAX_STORED = 500_000
 """Rows of the file, some 100 MB. Beyond that hours become days earlier, and then the oldest days go."""
 
-MOST_GROUPS = 10_000
+MAX_GROUPS = 10_000
 """Groups that an answer may have."""
 
 _MIGRATIONS = (
@@ -85,13 +83,13 @@ class UsageFile:
         with self.file.change() as connection:
             connection.executemany(_INSERT, [(*place, *values) for place, values in rows.items()])
 
-    def fold(self, hour: int, most: int = MOST_STORED) -> None:
+    def fold(self, hour: int, most: int = MAX_STORED) -> None:
         """Put the hours of days long gone together, and forget what is older than a year. `hour` is the current one,
         since 1970; `most` the rows that may stay.
         """
         today = hour - hour % DAY_HOURS
         with self.file.change() as connection:
-            connection.execute("DELETE FROM usage WHERE start < ?", (today - (MOST_DAYS - 1) * DAY_HOURS,))
+            connection.execute("DELETE FROM usage WHERE start < ?", (today - (MAX_DAYS - 1) * DAY_HOURS,))
             for days in (HOURS_DAYS, HOURS_DAYS // 4, 1, 0):
                 before = (today - days * DAY_HOURS,)
                 connection.execute(_FOLD, before)
@@ -115,13 +113,13 @@ class UsageFile:
             return {str(key): int(tokens) for key, tokens in rows}
 
     def sums(self, query: Query) -> Groups:
-        """The sums of each group; without a file there are none. TooManyGroupsError: there are over MOST_GROUPS."""
+        """The sums of each group; without a file there are none. TooManyGroupsError: there are over MAX_GROUPS."""
         if not self.file.exists():
             return {}
         groups = ", ".join(_GROUPS[name] for name in query.by)
         condition = "start >= ? AND start < ?" + (" AND key = ?" if query.key is not None else "")
         values = (query.start, query.end) + (() if query.key is None else (query.key,))
-        text = f"SELECT {groups}, {_SUMS} FROM usage WHERE {condition} GROUP BY {groups} LIMIT {MOST_GROUPS + 1}"  # noqa: S608
+        text = f"SELECT {groups}, {_SUMS} FROM usage WHERE {condition} GROUP BY {groups} LIMIT {MAX_GROUPS + 1}"  # noqa: S608
         with self.file.use() as connection:
             rows = connection.execute(text, values).fetchall()
         size = len(query.by)
@@ -130,9 +128,9 @@ class UsageFile:
 
 def checked(groups: Groups) -> Groups:
     """The groups, unless they are too many (TooManyGroupsError)."""
-    if len(groups) > MOST_GROUPS:
+    if len(groups) > MAX_GROUPS:
         raise TooManyGroupsError(
-            f"by: there are more than {MOST_GROUPS} rows; group by less, or ask for a shorter time (from, to)"
+            f"by: there are more than {MAX_GROUPS} rows; group by less, or ask for a shorter time (from, to)"
         )
     return groups
 

@@ -15,7 +15,7 @@ from mitmproxy.net import encoding
 from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer.mitm import patches
-from ollama_balancer.mitm.inspection.decoding import LEAST_LIMIT, MOST_GROWTH
+from ollama_balancer.mitm.inspection.decoding import MAX_GROWTH, MIN_LIMIT
 from tests.examples import amount
 
 MIB = 1024 * 1024
@@ -58,7 +58,7 @@ def test_a_body_of_usual_size_is_unpacked(name: str, pack) -> None:  # type: ign
 @pytest.mark.parametrize(("name", "pack"), [*PACKED, ("bz2", bz2.compress), ("zlib", zlib.compress)])
 def test_a_body_that_unpacks_into_too_much_is_left_as_it_is(name: str, pack) -> None:  # type: ignore[no-untyped-def]
     bomb = pack(bytes(BOMB))
-    assert MOST_GROWTH * len(bomb) < BOMB
+    assert MAX_GROWTH * len(bomb) < BOMB
     request = tutils.treq(headers=((b"content-encoding", name.encode()),), content=bomb)
     for _ in range(2):
         with pytest.raises(ValueError, match="when decoding"):
@@ -92,9 +92,9 @@ def test_messages_of_grpc_are_not_unpacked_into_too_much(form: int) -> None:
 
 
 def test_the_limits_grow_with_what_came() -> None:
-    assert len(encoding.decode(gzip.compress(bytes(LEAST_LIMIT)), "gzip")) == LEAST_LIMIT
+    assert len(encoding.decode(gzip.compress(bytes(MIN_LIMIT)), "gzip")) == MIN_LIMIT
     with pytest.raises(ValueError, match="more than 1048576 bytes"):
-        encoding.decode(gzip.compress(bytes(LEAST_LIMIT + 1)), "gzip")
+        encoding.decode(gzip.compress(bytes(MIN_LIMIT + 1)), "gzip")
 
 
 def test_four_hundred_megabytes_in_a_few_are_not_unpacked_to_be_seen_or_searched() -> None:

@@ -410,7 +410,12 @@ async function refresh() {
   const turn = ++asked;
   const query = new URLSearchParams({ page: view.page, sort: byId("sort").value, filter: byId("filter").value });
   try {
-    const response = await fetch(`/dashboard/data?${query}`, { signal: AbortSignal.timeout(PATIENCE) });
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const response = await fetch(`/dashboard/data?${query}`, { headers, signal: AbortSignal.timeout(PATIENCE) });
+    if ([401, 403, 429].includes(response.status)) {
+      if (turn === asked) askForKey(token ? (await response.json()).error : "");
+      return;
+    }
     if (!response.ok) throw new Error(`status ${response.status}`);
     const text = await response.text();
     if (turn !== asked) return; // a newer question is on its way
@@ -439,6 +444,18 @@ const QUESTIONS = {
 };
 let wish = null;
 
+// Reading needs a key, too, where calls need one.
+function askForKey(problem) {
+  setText(byId("live"), "Not live");
+  setClass(document.body, "lost");
+  if (byId("dialog").open) return;
+  wish = null;
+  setText(byId("question"), "The balancer needs its token, or a key with the right read.");
+  setText(byId("yes"), "Show");
+  setText(byId("refusal"), problem);
+  byId("dialog").showModal();
+}
+
 function ask(action, name, button) {
   wish = { action, name, button };
   setText(byId("question"), QUESTIONS[action](name));
@@ -449,8 +466,13 @@ function ask(action, name, button) {
 }
 
 async function act() {
+  token = byId("token").value.trim();
+  if (wish === null) {
+    byId("dialog").close();
+    refresh();
+    return;
+  }
   const { action, name } = wish;
-  token = byId("token").value;
   const path = `/api/agents/${encodeURIComponent(name)}`;
   const headers = { Authorization: `Bearer ${token}` };
   let problem = "";
@@ -459,7 +481,7 @@ async function act() {
       ? fetch(path, { method: "DELETE", headers })
       : fetch(`${path}/${action}`, { method: "POST", headers }));
     if (!response.ok) problem = (await response.json()).error;
-    if (response.status === 401) problem = "That is not the balancer's token.";
+    if (response.status === 401) problem = "That is not the balancer's token, nor a key of it.";
   } catch {
     problem = "The balancer does not answer.";
   }

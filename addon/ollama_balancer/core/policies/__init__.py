@@ -3,8 +3,6 @@
 A policy says how it ranks an agent (lower is better; None: not ranked) and chooses from a pool. It keeps no state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Protocol
 

@@ -4,8 +4,6 @@ A request whose cheapest agent is busy waits for it as long as that costs no mor
 slot. A load that evicts nothing gets cheaper the more queued requests gain from it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from typing import NamedTuple

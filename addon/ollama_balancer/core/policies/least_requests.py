@@ -1,7 +1,5 @@
 """Fewest requests in flight; ties rotate."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from ..agent import Agent

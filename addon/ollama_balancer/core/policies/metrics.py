@@ -4,8 +4,6 @@ Agents without fresh metrics come last. If every candidate with fresh metrics ha
 metrics, the score says nothing and the candidates get their turn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from ..agent import ACTIVE_REQUEST_RANK, Agent

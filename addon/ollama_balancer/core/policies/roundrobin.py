@@ -1,7 +1,5 @@
 """Each candidate in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from ..agent import Agent

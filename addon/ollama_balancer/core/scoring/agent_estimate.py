@@ -14,10 +14,9 @@ rather waits, unless its model has many more requests per slot than the other.
 between which it finds no difference beyond its noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent
@@ -70,10 +69,10 @@ SPREAD = 1.25
 
 `--tune agent_estimate.SPREAD`: flat from 0.6 to 2.5; 1 was somewhat better, at the edge of the noise."""
 
-LEAST_LEFT = 0.1
+MIN_LEFT = 0.1
 """The remaining part of a load that is overdue.
 
-`--tune agent_estimate.LEAST_LEFT`: 0.02 is as good, 0.3 worse."""
+`--tune agent_estimate.MIN_LEFT`: 0.02 is as good, 0.3 worse."""
 
 LONGEST_LOAD = 2.0
 """How many times as long as estimated a load may take. After that it counts as finished for other models, and as stuck
@@ -93,49 +92,34 @@ class Situation(NamedTuple):
     """Random numbers from 0 to 1."""
 
 
+@dataclass(eq=False, slots=True)
 class AgentEstimate:
     """The terms of the cost of a request for one model on one agent."""
 
-    __slots__ = (
-        "agent",
-        "answer",
-        "cold",
-        "epoch",
-        "evicts",
-        "fixed",
-        "full",
-        "generation",
-        "interference",
-        "load",
-        "model",
-        "observations",
-        "per_token",
-        "runner",
-        "shared",
-        "sole",
-        "wait",
-    )
-
-    def __init__(self, agent: Agent, model: str, runner: str) -> None:
-        self.agent = agent
-        self.model = model
-        self.runner = runner
-        self.epoch = -1
-        """The agent's when this was computed; -1: it changes with time alone."""
-        self.generation = -1
-        """That of the model's estimates."""
-        self.fixed = self.per_token = 0.0
-        """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
-        self.wait = self.load = self.answer = self.interference = 0.0
-        self.shared = 0.0
-        """The part of the load that the requests behind this one gain from."""
-        self.observations = 0
-        self.full = self.cold = False
-        self.sole = False
-        """Whether the agent has the model loaded and runs no other."""
-        self.evicts = False
-        """Whether a load may evict another model: then `eviction` has to be computed, which changes with every request
-        of the fleet."""
+    agent: Agent
+    model: str
+    runner: str
+    epoch: int = -1
+    """The agent's when this was computed; -1: it changes with time alone."""
+    generation: int = -1
+    """That of the model's estimates."""
+    fixed: float = 0.0
+    per_token: float = 0.0
+    """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
+    wait: float = 0.0
+    load: float = 0.0
+    answer: float = 0.0
+    interference: float = 0.0
+    shared: float = 0.0
+    """The part of the load that the requests behind this one gain from."""
+    observations: int = 0
+    full: bool = False
+    cold: bool = False
+    sole: bool = False
+    """Whether the agent has the model loaded and runs no other."""
+    evicts: bool = False
+    """Whether a load may evict another model: then `eviction` has to be computed, which changes with every request
+    of the fleet."""
 
     def refresh(self, at: Situation) -> None:
         agent, model, estimates = self.agent, self.model, at.learner.estimates
@@ -193,7 +177,7 @@ class AgentEstimate:
             seconds = load.value(agent.id, model)
             taken = at.now - since
             overdue = taken >= LONGEST_LOAD * seconds
-            remains = taken if overdue else max(LEAST_LEFT * seconds, seconds - taken)
+            remains = taken if overdue else max(MIN_LEFT * seconds, seconds - taken)
             if model == self.model:
                 self.load = remains
             elif not overdue:

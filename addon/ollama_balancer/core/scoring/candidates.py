@@ -1,7 +1,5 @@
 """The candidates for one model, with their cached estimates."""
 
-from __future__ import annotations
-
 from ..agent import Agent
 from ..random_set import RandomSet
 from .agent_estimate import AgentEstimate

@@ -5,8 +5,6 @@ model yet, the figure is what other agents take for that model, times how much f
 itself to be with others; where nothing at all is known, a prior.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Learns from answers: how fast agents are, the demand for models, and which prefixes are cached where."""
 
-from __future__ import annotations
-
 from ..agent import Agent
 from ..leases import SlotLease
 from ..observations import AnswerObservation
@@ -9,12 +7,12 @@ from .estimates import Estimates
 from .placement import Placement
 from .prefix_cache import PrefixCache
 
-FEWEST_READ = 32
+MIN_READ = 32
 """A prompt with fewer tokens is too short to measure prefill.
 
-`--tune learning.FEWEST_READ`: flat from 1 to 256."""
+`--tune learning.MIN_READ`: flat from 1 to 256."""
 
-FEWEST_TOKENS = 10
+MIN_TOKENS = 10
 """An answer with fewer tokens is too short to measure decoding: its first token counts as prefill."""
 
 SHORTEST_LOAD = 0.2
@@ -54,7 +52,7 @@ class Learner:
             elif not lease.cold:
                 # The whole came at once: what is left of the time when the prompt was read.
                 seconds = began - lease.taken_at - self._reading(lease)
-        if tokens and seconds is not None and seconds > 0 and tokens >= FEWEST_TOKENS:
+        if tokens and seconds is not None and seconds > 0 and tokens >= MIN_TOKENS:
             estimates.changed(model, estimates.decode.observe(agent.id, model, tokens / seconds * slow))
         limit = lease.demand.output_limit
         if count and (not limit or count < limit):
@@ -67,7 +65,7 @@ class Learner:
             prompt, reading = answer.prompt_tokens, answer.prompt_seconds
             if reading is None and silent is not None and not lease.cold:
                 prompt, reading = lease.demand.tokens, silent
-            if prompt and reading and prompt >= FEWEST_READ:
+            if prompt and reading and prompt >= MIN_READ:
                 estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
         rates = estimates.shown(agent.id, model)
         if rates is not None:

@@ -1,8 +1,7 @@
 """Where each model is loaded, and the demand for it: what should not be evicted."""
 
-from __future__ import annotations
-
 import math
+from dataclasses import dataclass, field
 
 from ..agent import Agent
 from ..random_set import RandomSet
@@ -21,34 +20,22 @@ SELDOM = 1 / 60
 `--tune placement.SELDOM`: better than 0 and 1/15, at the edge of the noise."""
 
 
+@dataclass(eq=False, slots=True)
 class ModelUse:
     """The agents that have one model loaded, and the demand for it. Only `Placement` changes it."""
 
-    __slots__ = (
-        "_average_load",
-        "_changed_at",
-        "_last_arrival",
-        "_rate",
-        "free",
-        "holders",
-        "in_flight",
-        "slots",
-        "slots_by_agent",
-    )
-
-    def __init__(self) -> None:
-        self.slots_by_agent: dict[Agent, int] = {}
-        """Eligible agents that have it loaded or are loading it, and their slots for it."""
-        self.holders: RandomSet[Agent] = RandomSet()
-        self.free: RandomSet[Agent] = RandomSet()
-        """The holders with a free slot."""
-        self.slots = 0
-        """Slots of all holders."""
-        self.in_flight = 0
-        self._rate = 0.0
-        self._last_arrival = 0.0
-        self._average_load = 0.0
-        self._changed_at = 0.0
+    slots_by_agent: dict[Agent, int] = field(default_factory=dict)
+    """Eligible agents that have it loaded or are loading it, and their slots for it."""
+    holders: RandomSet[Agent] = field(default_factory=RandomSet)
+    free: RandomSet[Agent] = field(default_factory=RandomSet)
+    """The holders with a free slot."""
+    slots: int = 0
+    """Slots of all holders."""
+    in_flight: int = 0
+    _rate: float = 0.0
+    _last_arrival: float = 0.0
+    _average_load: float = 0.0
+    _changed_at: float = 0.0
 
     def request_arrived(self, now: float) -> None:
         self._rate = self.rate(now) + 1 / MEMORY

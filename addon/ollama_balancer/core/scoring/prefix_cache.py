@@ -5,8 +5,6 @@ least recently used one. So a prefix stays cached until the model is unloaded, o
 new prompts as it has slots.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,7 +12,7 @@ from typing import NamedTuple
 from ..agent import Agent
 from ..agent_records import LoadedModel
 
-MOST = 20_000
+MAX_PREFIXES = 20_000
 """Prefixes that are tracked; the least recently used one makes room."""
 
 
@@ -28,7 +26,7 @@ class _Reader(NamedTuple):
 
 
 class PrefixCache:
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_PREFIXES) -> None:
         self._most = most
         self._known: OrderedDict[bytes, _Reader] = OrderedDict()
 

@@ -4,8 +4,6 @@ The cost of an eviction depends on the demand for other models across the fleet,
 would be among the cheapest without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable
 

@@ -5,8 +5,6 @@ are run when the balancer is loaded. Without an indispensable name the balancer 
 lacks one of its names is off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A name that belongs to a library: where it is, what it is for, whether it is what it was, and what replaces it."""
 
-from __future__ import annotations
-
 import enum
 import importlib
 import inspect

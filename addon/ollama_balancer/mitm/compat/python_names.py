@@ -1,7 +1,5 @@
 """What the balancer uses of the insides of Python's own library."""
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import selectors

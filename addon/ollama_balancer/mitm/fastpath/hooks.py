@@ -5,8 +5,6 @@ through the layers. Here addons that lack the hook or are idle under the current
 need not wait is finished before the layer goes on. Order, effects and exceptions are as in mitmproxy.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect

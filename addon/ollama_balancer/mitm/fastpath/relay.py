@@ -130,11 +130,11 @@ def _may_become_size(data: bytes) -> bool:
     return re.fullmatch(rb"[0-9a-fA-F]{1,8}\r?", data) is not None
 
 
-MOST_RECEIVED = 16 * 1024
+MAX_RECEIVED = 16 * 1024
 """Bytes at once. asyncio's usual way to receive allocates 256 KiB for each chunk, which costs more than the rest of
 this module."""
 
-_RECEIVED = memoryview(bytearray(MOST_RECEIVED))
+_RECEIVED = memoryview(bytearray(MAX_RECEIVED))
 """The receive buffer of all relays: it is read at once."""
 
 
@@ -195,7 +195,7 @@ class StreamRelay(asyncio.BufferedProtocol):
         assert self._agent_socket is not None
         try:
             try:
-                data = self._agent_socket.recv(MOST_RECEIVED)
+                data = self._agent_socket.recv(MAX_RECEIVED)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError:

@@ -7,8 +7,6 @@ stay registered with the loop, so anything without a receiver, and any event but
 with another selector are left alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import select
@@ -24,7 +22,7 @@ type Receiver = Callable[[float], bool]
 callbacks. It may remove any receiver, but must not close a socket that has one.
 """
 
-MOST_EVENTS = 256
+MAX_EVENTS = 256
 """Events per poll. Further events come first in the next one."""
 
 LONGEST_PASS = 0.005
@@ -53,7 +51,7 @@ class RelaySelector(selectors.BaseSelector):
             timeout = max(timeout, 0.0)
             deadline = time.monotonic() + timeout
         while True:
-            events = self._epoll.poll(timeout, MOST_EVENTS)
+            events = self._epoll.poll(timeout, MAX_EVENTS)
             if self._next is not None:
                 # What is always ready stays in its place of the list.
                 at = next((at for at, (descriptor, _) in enumerate(events) if descriptor == self._next), 0)

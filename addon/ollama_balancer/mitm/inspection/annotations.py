@@ -1,7 +1,5 @@
 """The comment, marker and record that a balanced flow carries."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mitmproxy import http

@@ -1,7 +1,5 @@
 """Commands for mitmproxy's console and mitmweb's command bar."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,7 +27,7 @@ from .marks import UserMarks, set_mark
 
 logger = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 1_000
+MAX_AT_ONCE = 1_000
 """Requests that one command sends."""
 
 
@@ -132,8 +130,8 @@ class Commands:
     def compare(self, flows: Sequence[flow.Flow]) -> None:
         """Send copies of these flows' requests to every agent that has the model: balancer.compare '~marked'."""
         plan = [(prompt, self._capable_agents(prompt)) for prompt in _prompts(flows)]
-        if sum(len(agents) for _, agents in plan) > MOST_AT_ONCE:
-            raise exceptions.CommandError(f"this would send more than {MOST_AT_ONCE} requests: compare fewer flows")
+        if sum(len(agents) for _, agents in plan) > MAX_AT_ONCE:
+            raise exceptions.CommandError(f"this would send more than {MAX_AT_ONCE} requests: compare fewer flows")
         for prompt, agents in plan:
             group = secrets.token_hex(3)
             for agent in agents:
@@ -188,8 +186,8 @@ def _prompts(flows: Sequence[flow.Flow]) -> list[http.HTTPFlow]:
     ]
     if not prompts:
         raise exceptions.CommandError("none of these flows is a request to Ollama that can be replayed")
-    if len(prompts) > MOST_AT_ONCE:
-        raise exceptions.CommandError(f"more than {MOST_AT_ONCE} flows are selected")
+    if len(prompts) > MAX_AT_ONCE:
+        raise exceptions.CommandError(f"more than {MAX_AT_ONCE} flows are selected")
     return prompts
 
 

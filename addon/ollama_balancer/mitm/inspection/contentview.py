@@ -1,7 +1,5 @@
 """mitmproxy's content view `Ollama`, for requests to Ollama and their answers."""
 
-from __future__ import annotations
-
 from mitmproxy import http
 from mitmproxy.contentviews import Contentview, Metadata
 

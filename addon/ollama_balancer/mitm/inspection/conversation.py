@@ -4,8 +4,6 @@ Supports /api/generate and chat, embeddings, OpenAI's chat completions, completi
 messages. Values of unexpected types are shown as JSON.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,10 +12,10 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-MOST_TEXT = 20_000
+MAX_SHOWN_TEXT = 20_000
 """Characters shown of one text."""
 
-MOST_TURNS = 20_000
+MAX_TURNS = 20_000
 """Of a conversation, and parts of a message."""
 
 _SETTINGS = (
@@ -75,7 +73,7 @@ def read_prompt(body: bytes) -> Prompt | None:
     prompt = Prompt([(key, display(value[key], 500)) for key in _SETTINGS if value.get(key) is not None])
     if tools := [_name(tool) for tool in _list(value.get("tools"))]:
         prompt.settings.append(("tools", ", ".join(tools)))
-    prompt.turns = list(islice(_turns(value), MOST_TURNS))
+    prompt.turns = list(islice(_turns(value), MAX_TURNS))
     return prompt
 
 
@@ -134,7 +132,7 @@ def _message(message: object) -> Iterator[Turn]:
 def text_of(content: object) -> str:
     """A message's content: a text, or a list of parts."""
     if isinstance(content, list):
-        return _cut("\n".join(_part(part) for part in content[:MOST_TURNS]))
+        return _cut("\n".join(_part(part) for part in content[:MAX_TURNS]))
     return display(content)
 
 
@@ -186,7 +184,7 @@ def _name(tool: object) -> str:
     return display((function if isinstance(function, dict) else tool).get("name"), 80)
 
 
-def display(value: object, limit: int = MOST_TEXT) -> str:
+def display(value: object, limit: int = MAX_SHOWN_TEXT) -> str:
     """A text as it is, anything else as JSON."""
     if value is None:
         return ""
@@ -204,9 +202,9 @@ def _size(base64: str) -> str:
     return f"{len(base64) * 3 // 4 / 1000:,.0f} kB"
 
 
-def _cut(text: str, limit: int = MOST_TEXT) -> str:
+def _cut(text: str, limit: int = MAX_SHOWN_TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 
 
 def _list(value: object) -> list[Any]:
-    return value[:MOST_TURNS] if isinstance(value, list) else []
+    return value[:MAX_TURNS] if isinstance(value, list) else []

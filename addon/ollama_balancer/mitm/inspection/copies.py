@@ -1,7 +1,5 @@
 """Replays send a copy of the flow, so that the first answer is kept."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ shown as it came. Python's codecs are restricted too: mitmproxy accepts all of t
 charset, and some of them decompress.
 """
 
-from __future__ import annotations
-
 import codecs
 import struct
 import types
@@ -24,16 +22,16 @@ from ..compat.mitmproxy_names import install_view
 from ..compat.names import Patches
 from ..compat.python_names import is_of_text
 
-MOST_GROWTH = 10
+MAX_GROWTH = 10
 """Into how many bytes one may be unpacked."""
 
-LEAST_LIMIT = 1024 * 1024
+MIN_LIMIT = 1024 * 1024
 """Bytes that any body may be unpacked into."""
 
-MOST_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 """That no body may be unpacked beyond."""
 
-MOST_KNOWN = 4096
+MAX_KNOWN = 4096
 """Bodies that are known to be too large: a filter looks at each of them again and again."""
 
 _too_large: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -42,7 +40,7 @@ _too_large: OrderedDict[tuple[int, int], None] = OrderedDict()
 
 def limit_for(body: bytes) -> int:
     """Bytes that it may be unpacked into."""
-    return min(MOST_BYTES, max(LEAST_LIMIT, MOST_GROWTH * len(body)))
+    return min(MAX_BYTES, max(MIN_LIMIT, MAX_GROWTH * len(body)))
 
 
 def _bounded(unpack: Callable[[bytes, int], bytes]) -> Callable[[bytes], bytes]:
@@ -57,7 +55,7 @@ def _bounded(unpack: Callable[[bytes, int], bytes]) -> Callable[[bytes], bytes]:
             return unpack(body, most)
         except TooLargeError:
             _too_large[key] = None
-            if len(_too_large) > MOST_KNOWN:
+            if len(_too_large) > MAX_KNOWN:
                 _too_large.popitem(last=False)
             raise
 

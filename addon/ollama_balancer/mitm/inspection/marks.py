@@ -5,8 +5,6 @@ A flow where something went wrong is marked (`flow.marked`) so that it stands ou
 EMOJI` finds the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

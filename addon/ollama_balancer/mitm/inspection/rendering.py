@@ -1,7 +1,5 @@
 """Lays out a request and its answer as text: where it went and why, what was said, and how fast it was."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,13 +13,13 @@ from ...ollama.events import event_parser
 from ...ollama.shapes import Timings, speed_of
 from ...tables import in_columns
 from ...text import one_line
-from .conversation import MOST_TEXT, Prompt, Turn, display, read_prompt, without_base64
+from .conversation import MAX_SHOWN_TEXT, Prompt, Turn, display, read_prompt, without_base64
 from .truncation import gap, split_gap, truncated
 
-MOST_EVENTS = 100_000
+MAX_EVENTS = 100_000
 """Lines of a stream that are read, half of them at its beginning: a host may send millions of empty ones."""
 
-MOST_LINES = 200
+MAX_LINES = 200
 """Of the progress of a pull, a push or a create."""
 
 _LINE_END = re.compile(rb"\n")
@@ -202,9 +200,9 @@ def _read(body: bytes, content_type: str) -> tuple[Answer, list[str], list[str]]
 def _bounded(body: bytes) -> bytes:
     """The stream, without its middle where it has too many lines."""
     lines = body.count(b"\n")
-    if lines <= MOST_EVENTS:
+    if lines <= MAX_EVENTS:
         return body
-    kept = len(body) * MOST_EVENTS // lines // 2
+    kept = len(body) * MAX_EVENTS // lines // 2
     return truncated(body[:kept], body[-kept:], len(body) - 2 * kept)
 
 
@@ -215,8 +213,8 @@ def _raw(body: bytes) -> list[str]:
         return [display(_text(body))]
     head, left_out, tail = cut
     end = _text(tail)
-    if len(end) > MOST_TEXT:
-        end = f"({len(end) - MOST_TEXT:,} earlier characters) …{end[-MOST_TEXT:]}"
+    if len(end) > MAX_SHOWN_TEXT:
+        end = f"({len(end) - MAX_SHOWN_TEXT:,} earlier characters) …{end[-MAX_SHOWN_TEXT:]}"
     return [display(_text(head)), gap(left_out), end]
 
 
@@ -282,7 +280,7 @@ def _progress(body: bytes) -> list[str]:
         done, total = _number(value.get("completed")), _number(value.get("total"))
         known = done is not None and total
         steps[status] = f"{status}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB" if known else status  # type: ignore[operator]
-        if len(steps) >= MOST_LINES:
+        if len(steps) >= MAX_LINES:
             break
     return list(steps.values())
 

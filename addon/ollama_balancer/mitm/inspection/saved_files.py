@@ -3,8 +3,6 @@
 They hold prompts. mitmproxy gives them the mode that other files of the user get, which mostly everybody may read.
 """
 
-from __future__ import annotations
-
 import builtins
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """The stored form of a body whose middle was dropped."""
 
-from __future__ import annotations
-
 import re
 
 _GAP = re.compile(rb"\n\[\.\.\. (\d{1,20}) bytes are not kept \.\.\.\]\n")

@@ -3,8 +3,6 @@
 mitmweb's comment column is off by default and has room for two words.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mitmproxy import ctx
