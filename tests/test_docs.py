@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,7 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
     else:
         assert Path(program(name)).exists(), line
         subcommands = {"ruff": 1, "pip": 1, "ollama-balancer": 2}
-        command = arguments[: subcommands.get(name, 0)]
+        command = [*takewhile(lambda word: not word.startswith("-"), arguments)][: subcommands.get(name, 0)]
         known = flags(program(name), *command) if given else set()
     if name == "ollama-agent-reporter" or name.startswith("ollama-balancer"):
         scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]

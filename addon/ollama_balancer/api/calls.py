@@ -90,7 +90,9 @@ UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 _AGENT = AGENTS + "/{id}"
 _KEY = KEYS + "/{name}"
 
-_DIMENSIONS = ",".join(DIMENSIONS)
+_DIMENSION = f"({'|'.join(DIMENSIONS)})"
+_GROUPED_BY = f"^{_DIMENSION}(,{_DIMENSION})*$"
+_DAY_OR_TIME = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
 
 
 def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Right, ...], *, always: bool) -> Call:
@@ -105,10 +107,10 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
             503: _error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
         },
         query=(
-            Parameter("by", f"What to group by: some of {_DIMENSIONS}.", {"type": "string", "default": default}),
-            Parameter("from", "The first day, or a time; default 30 days ago.", {"type": "string"}),
-            Parameter("to", "The last day, or the time of the end; default today.", {"type": "string"}),
-            Parameter("format", "json or csv.", {"type": "string", "default": "json"}),
+            Parameter("by", "What to group by.", {"type": "string", "pattern": _GROUPED_BY, "default": default}),
+            Parameter("from", "The first day, or a time; default 30 days ago.", _DAY_OR_TIME),
+            Parameter("to", "The last day, or the time of the end; default today.", _DAY_OR_TIME),
+            Parameter("format", "Of the answer.", {"type": "string", "enum": ["json", "csv"], "default": "json"}),
         ),
         rights=rights,
         always=always,

@@ -41,7 +41,7 @@ class UsageApi:
         if form not in FORMATS:
             raise HTTPException(400, f"format: {form[:40]!r} is not accepted; it takes {' or '.join(FORMATS)}")
         try:
-            query = read_query(given.get("by") or default, given.get("from"), given.get("to"), self.wall(), key)
+            query = read_query(given.get("by", default), given.get("from"), given.get("to"), self.wall(), key)
             groups = await asyncio.to_thread(self.log.sums, query)
         except ValueError as e:
             raise HTTPException(400, str(e)) from e

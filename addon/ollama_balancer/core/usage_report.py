@@ -1,12 +1,11 @@
 """Usage as people ask for it and read it: queries, rows, CSV. Pure."""
 
-import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from .ledger import COUNTS, DIMENSIONS, FIELDS, HOUR, Query
+from .ledger import COUNTS, DAY_HOURS, DIMENSIONS, FIELDS, HOUR, Query
 from .stats import OUTCOMES
 
 DEFAULT_DAYS = 30
@@ -25,35 +24,40 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 type Row = dict[str, str | int | float]
 
 
-def read_query(by: str | None, begin: str | None, end: str | None, now: float, key: str | None = None) -> Query:
-    """The query of what somebody has written. By default it is by key, of the last 30 days.
+def read_query(by: str, begin: str | None, end: str | None, now: float, key: str | None = None) -> Query:
+    """The query of what somebody has written; by default of the last 30 days.
 
     `begin` and `end` are days, the last one included, or times, the end excluded. ValueError: one cannot be read; it
     says which (`by`, `from` or `to`) and what is accepted.
     """
-    names = tuple(each.strip() for each in (by or "key").split(",") if each.strip())
-    if not names or len(set(names)) != len(names) or not set(names) <= set(DIMENSIONS):
-        raise ValueError(f"by: {(by or '')[:80]!r} is not accepted; it takes some of {','.join(DIMENSIONS)}")
+    names = tuple(dict.fromkeys(by.split(",")))
+    if not set(names) <= set(DIMENSIONS):
+        raise ValueError(f"by: {by[:80]!r} is not accepted; it takes some of {','.join(DIMENSIONS)}")
     today = datetime.fromtimestamp(now, UTC).date()
-    start = _read_time("from", begin, whole_day=False) if begin else _midnight(today - timedelta(days=DEFAULT_DAYS - 1))
-    last = _read_time("to", end, whole_day=True) if end else _midnight(today + timedelta(days=1))
+    start = _midnight(today - timedelta(days=DEFAULT_DAYS - 1))
+    last = _midnight(today + timedelta(days=1))
+    if begin is not None:
+        start = _read_time("from", begin, whole_day=False)
+    if end is not None:
+        last = _read_time("to", end, whole_day=True)
     return Query(names, int(start // HOUR), -int(-last // HOUR), key)
 
 
 def _read_time(name: str, text: str, *, whole_day: bool) -> float:
-    seconds = -1.0
-    with contextlib.suppress(ValueError, OverflowError):
+    try:
+        if len(text) > MAX_TIME:
+            raise ValueError(text)
         if len(text) == len("2027-01-31"):
-            seconds = _midnight(date.fromisoformat(text) + timedelta(days=whole_day))
-        elif len(text) <= MAX_TIME:
+            seconds = _midnight(date.fromisoformat(text)) + whole_day * DAY_HOURS * HOUR
+        else:
             time = datetime.fromisoformat(text)
             seconds = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    if not 0 <= seconds <= LAST_SECOND:
+    except (ValueError, OverflowError):
         raise ValueError(
             f"{name}: {text[:40]!r} is not accepted; it takes a day or a time in UTC, such as 2027-01-31 or "
             "2027-01-31T12:00:00Z"
-        )
-    return seconds
+        ) from None
+    return min(max(seconds, 0.0), LAST_SECOND)
 
 
 def _midnight(day: date) -> float:
