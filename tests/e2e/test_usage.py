@@ -26,6 +26,7 @@ from .harness import TOKEN, Hosts, Proxy, running_proxy, wait_until
 
 pytestmark = pytest.mark.e2e
 
+OWNER = {"Authorization": f"Bearer {TOKEN}"}
 MODELS = ("llama3.2:latest", "qwen3:8b")
 
 
@@ -36,6 +37,13 @@ def hosts() -> Iterator[Hosts]:
         yield these
     finally:
         these.stop()
+
+
+@pytest.fixture(autouse=True)
+def within_a_day() -> None:
+    now = datetime.now(UTC)
+    if now.date() != (now + timedelta(minutes=2)).date():
+        pytest.skip("midnight UTC is near, and with it another day")
 
 
 def key(folder: Path, name: str, *rights: Right, **fields: Any) -> str:
@@ -51,9 +59,6 @@ def usage(proxy: Proxy, secret: str = TOKEN, path: str = "/api/usage", **query: 
     assert answer.status_code == 200, answer.text
     rows: list[dict[str, Any]] = answer.json()["rows"]
     return rows
-
-
-OWNER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def chat(proxy: Proxy, secret: str, model: str = "llama3.2", **fields: Any) -> httpx.Response:
@@ -141,9 +146,6 @@ def test_a_kill_loses_no_more_than_the_last_seconds(tmp_path: Path, hosts: Hosts
 
 
 def test_the_tokens_of_the_day_outlive_a_restart(tmp_path: Path, hosts: Hosts) -> None:
-    now = datetime.now(UTC)
-    if now.date() != (now + timedelta(minutes=2)).date():
-        pytest.skip("midnight UTC is near, and with it a new day of tokens")
     alice = key(tmp_path, "alice", limits=Limits(tokens_per_day=5_000))
     arguments = ("--set", f"balancer_agents=a={hosts.start('a').url}")
     with running_proxy(tmp_path, *arguments) as proxy:
