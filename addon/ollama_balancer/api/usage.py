@@ -22,6 +22,8 @@ class UsageApi:
     def __init__(self, log: UsageLog, wall: Callable[[], float]) -> None:
         self.log = log
         self.wall = wall
+        # However many ask, the threads that others need are not taken.
+        self._one_at_a_time = asyncio.Lock()
         self.handlers: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "usage": self.usage,
             "own_usage": self.own_usage,
@@ -42,7 +44,8 @@ class UsageApi:
             raise HTTPException(400, f"format: {form[:40]!r} is not accepted; it takes {' or '.join(FORMATS)}")
         try:
             query = read_query(given.get("by", default), given.get("from"), given.get("to"), self.wall(), key)
-            groups = await asyncio.to_thread(self.log.sums, query)
+            async with self._one_at_a_time:
+                groups = await asyncio.to_thread(self.log.sums, query)
         except ValueError as e:
             raise HTTPException(400, str(e)) from e
         except SqliteFileError as e:
