@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
+from requests import PreparedRequest
+from requests.adapters import HTTPAdapter
 
 # A report of the future is refused, and no schema can say so.
 schemathesis.openapi.format(
@@ -22,6 +26,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(member) for member in value]
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+
+
+_calls = itertools.count(1)
+
+
+def _add_headers(adapter: HTTPAdapter, request: PreparedRequest, **kwargs: Any) -> None:
+    """Call from another address each time: after ten wrong tokens from one, its calls are refused in another way."""
+    request.headers["X-Forwarded-For"] = str(IPv4Address(0x0A000000 + next(_calls)))
+
+
+# Not among the headers of a case: there, what tries calls without a header sees one that it did not put there.
+HTTPAdapter.add_headers = _add_headers  # type: ignore[method-assign, assignment]
 
 
 @schemathesis.hook

@@ -23,6 +23,7 @@ from ollama_balancer.ollama.routes import ROUTES, Kind
 from ollama_balancer.simulator.host import SimulatedOllama
 from ollama_balancer.simulator.timing import Timing
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
+from tests.reporter.stubs import Program
 
 from .harness import TOKEN, Hosts, Proxy, report, running_proxy, wait_until
 
@@ -377,3 +378,28 @@ def test_a_trusted_proxy_says_who_the_client_is(tmp_path: Path) -> None:
 
         assert {wrong("203.0.113.7") for _ in range(12)} == {401, 429}
         assert wrong("203.0.113.8") == 401
+
+
+def test_a_reporter_works_with_a_key_of_its_own_which_a_restart_does_not_forget(tmp_path: Path) -> None:
+    hosts, confdir = Hosts(), tmp_path / "conf"
+    confdir.mkdir()
+    secret = KeyStore(confdir / FILE_NAME).add(Key("hosts", frozenset((Right.REPORT,))))
+    try:
+        host = hosts.start("h", "llama3.2")
+        with running_proxy(confdir) as proxy:
+            keys = Keys(proxy)
+            own = ("--name", "h", "--ollama", host.url, "--advertise", host.url, "--interval", "1")
+            reporter = Program(["--balancer", proxy.url, "--token", secret, *own], tmp_path)
+            try:
+                wait_until(lambda: keys.chat(TOKEN).status_code == 200, "the host reports and serves")
+                assert reporter.terminate() == 0
+            finally:
+                reporter.close()
+            assert keys.get("/api/agents/h", TOKEN).json()["status"] == "draining"
+            assert secret not in proxy.log + reporter.out + reporter.err
+        with running_proxy(confdir) as proxy:
+            keys = Keys(proxy)
+            assert keys.call("POST", "/api/agents/h/resume", secret).status_code == 200
+            assert keys.get("/api/agents/h", TOKEN).json()["source"] == "registered"
+    finally:
+        hosts.stop()

@@ -35,7 +35,10 @@ def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_pa
         ("balancer_stale_after=0", "whole number from 1"),
         ("balancer_retries=-1", "whole number from 0"),
         ("balancer_retries=many", "integer"),
-        ("balancer_agent=http://127.0.0.1:1", "there is no such option; the balancer's options are balancer_agents"),
+        (
+            "balancer_agent=http://127.0.0.1:1",
+            "there is no such option; the balancer's options are balancer_access, balancer_agents",
+        ),
         ("balancer_token=short", "8 to 512 visible ASCII characters"),
         ("balancer_allow_from=office", "it takes addresses and networks such as 203.0.113.7"),
         ("stream_large_bodies=1m", "cannot be used with the balancer"),

@@ -13,7 +13,7 @@ from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 from ..core.access import Right
 from ..core.agent import Source, Status
 from ..core.policies import POLICIES
-from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_NOTE, MAX_OVERLAP, MAX_PATTERNS, NAME
+from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
 
 Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
@@ -28,16 +28,17 @@ class DrainRequest(BaseModel):
     """What ends the drain: only a resume, or the agent's next registration too."""
 
 
+ModelPattern = Annotated[str, Field(pattern=f"^{MODELS.pattern}$")]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 
 class KeySettings(BaseModel):
     """What can be changed of a client key. A limit that is null is none."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     rights: Annotated[list[Right], Field(min_length=1)] = [Right.INFER]
-    models: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
+    models: Annotated[list[ModelPattern], Field(max_length=MAX_PATTERNS)] = []
     """Patterns of the models that it may use, with * and ?; none: all."""
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
@@ -47,7 +48,7 @@ class KeySettings(BaseModel):
     priority: Literal["interactive", "normal", "batch"] = "normal"
     expires: AwareDatetime | None = None
     disabled: bool = False
-    note: Annotated[str, Field(max_length=MAX_NOTE)] = ""
+    note: Annotated[str, Field(pattern=f"^{NOTE.pattern}$")] = ""
 
 
 class AddKey(KeySettings):
@@ -63,7 +64,7 @@ class ChangeKey(KeySettings):
 class RotateKey(BaseModel):
     """The optional body of a rotation."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = DEFAULT_OVERLAP
     """Seconds for which the old secret stays valid."""

@@ -20,10 +20,12 @@ FILE_NAME = "ollama-balancer-keys.db"
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,62}[A-Za-z0-9])?")
 
 MAX_KEYS = 100_000
-MAX_NOTE = 1000
+NOTE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{0,1000}")
+
+MODELS = re.compile(r"[A-Za-z0-9._:/@*?-]{1,512}")
+"""A pattern of models' names."""
+
 MAX_PATTERNS = 100
-MAX_PATTERN = 512
-"""Characters."""
 
 MAX_LIMIT = 10**12
 
@@ -192,17 +194,14 @@ def check(key: Key) -> None:
         raise ValueError("name: 1 to 64 letters, digits and . _ @ -, beginning and ending with a letter or digit")
     if not key.rights:
         raise ValueError(f"rights: at least one of {', '.join(Right)}")
-    if len(key.models) > MAX_PATTERNS or not all(
-        0 < len(each) <= MAX_PATTERN and each.isprintable() and "," not in each and " " not in each
-        for each in key.models
-    ):
-        raise ValueError(f"models: at most {MAX_PATTERNS} patterns of 1 to {MAX_PATTERN} visible characters, no commas")
+    if len(key.models) > MAX_PATTERNS or not all(MODELS.fullmatch(each) for each in key.models):
+        raise ValueError(f"models: at most {MAX_PATTERNS} patterns of letters, digits and . _ : / @ - with * and ?")
     for name in Limits.__slots__:
         value = getattr(key.limits, name)
         if value is not None and not 1 <= value <= MAX_LIMIT:
             raise ValueError(f"{name}: a whole number from 1 to {MAX_LIMIT}")
-    if len(key.note) > MAX_NOTE or not key.note.isprintable():
-        raise ValueError(f"note: one line of at most {MAX_NOTE} printable characters")
+    if not NOTE.fullmatch(key.note):
+        raise ValueError("note: one line of at most 1000 characters")
 
 
 def _read(connection: sqlite3.Connection) -> Keyring:
