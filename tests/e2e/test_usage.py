@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from ollama_balancer.core.access import Key, Limits, Right
+from ollama_balancer.core.ledger import FIELDS
+from ollama_balancer.core.stats import OUTCOMES
 from ollama_balancer.core.usage_report import read_query
 from ollama_balancer.simulator.timing import Timing
 from ollama_balancer.storage.keys import FILE_NAME as KEY_FILE
@@ -207,3 +209,19 @@ def test_a_damaged_file_is_renamed_and_nothing_stops(tmp_path: Path, hosts: Host
         assert proxy.log.count("is damaged") == 1
     assert in_file(tmp_path) == {("(none)",): 1}
     assert [each.read_bytes()[:11] for each in tmp_path.glob(f"{FILE_NAME}.damaged-*")] == [b"no database"]
+
+
+def test_a_request_that_the_stop_cuts_off_is_counted(tmp_path: Path, hosts: Hosts) -> None:
+    slow = hosts.start("slow", timing=Timing(load=0, prefill_rate=1e6, decode_rate=50, output_tokens=1_000_000))
+    arguments = ("--set", f"balancer_agents=a={slow.url}", "--set", "balancer_stop_timeout=0")
+    with running_proxy(tmp_path, *arguments) as proxy:
+        body = {"model": "llama3.2", "prompt": "hi"}
+        with httpx.stream("POST", f"{proxy.url}/api/generate", json=body) as answer:
+            next(answer.iter_lines())
+            proxy.stop()
+    file = UsageFile(tmp_path / FILE_NAME)
+    ((_, values),) = file.sums(read_query("key", None, None, time.time())).items()
+    figures = dict(zip(FIELDS, values, strict=True))
+    file.close()
+    assert sum(figures[outcome] for outcome in OUTCOMES) == 1
+    assert figures["output_tokens"] >= 1

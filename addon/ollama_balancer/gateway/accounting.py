@@ -78,7 +78,7 @@ def is_listed(context: RequestContext) -> bool:
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
-def is_billed(context: RequestContext) -> bool:
+def is_usage(context: RequestContext) -> bool:
     """Whether the request is one of those that limits and the ledger count: not a list or another answer of the
     balancer's own.
     """
@@ -129,7 +129,7 @@ class Accounting:
         """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
         decision = decision_of(context, summary) if is_listed(context) else None
-        self._add(summary, decision, entry_of(context, summary) if is_billed(context) else None)
+        self._add(summary, decision, entry_of(context, summary) if is_usage(context) else None)
 
     def unrouted(self, path: str, status: int | None, cancelled_by: str = "") -> None:
         """Count a request that ended before it was routed."""
