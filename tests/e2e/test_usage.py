@@ -225,3 +225,22 @@ def test_a_request_that_the_stop_cuts_off_is_counted(tmp_path: Path, hosts: Host
     file.close()
     assert sum(figures[outcome] for outcome in OUTCOMES) == 1
     assert figures["output_tokens"] >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process")
+def test_while_no_file_can_grow_requests_go_on_and_are_counted_later(tmp_path: Path, hosts: Hosts) -> None:
+    import resource
+
+    with running_proxy(tmp_path, "--set", f"balancer_agents=a={hosts.start('a').url}") as proxy:
+        assert proxy.generate().status_code == 200
+        wait_until(lambda: in_file(tmp_path) == {("(none)",): 1}, "the file has the first one")
+        limit, most = resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        assert {proxy.generate().status_code for _ in range(3)} == {200}
+        wait_until(lambda: "Usage cannot be saved" in proxy.log, "the failure is said")
+        assert {proxy.generate().status_code for _ in range(3)} == {200}
+        resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE, (limit, most))
+        wait_until(lambda: "Usage is saved to" in proxy.log, "it is written again", 60)
+        wait_until(lambda: in_file(tmp_path) == {("(none)",): 7}, "all of them", 60)
+        assert proxy.log.count("Usage cannot be saved") == 1
+        assert [row["requests"] for row in usage(proxy)] == [7]

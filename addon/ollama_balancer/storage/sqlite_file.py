@@ -60,7 +60,9 @@ class SqliteFile:
             try:
                 yield self._open()
             except sqlite3.OperationalError as e:
-                self.close()
+                # On a full disk what is open can be read on, and what is not may not even open.
+                if getattr(e, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+                    self.close()
                 raise SqliteFileError(
                     f"{self._name} cannot be read or written ({e}); check its rights and the disk"
                 ) from e

@@ -25,7 +25,7 @@ FILE_NAME = "ollama-balancer-usage.db"
 WRITE_SECONDS = 3.0
 """Seconds for which usage is collected before it is written: what a kill loses at most."""
 
-FAILED_FACTOR = 5
+FAILED_FACTOR = 3
 """Times as long until the next try after one that failed."""
 
 HOURS_DAYS = 32
