@@ -1,12 +1,16 @@
-"""What a request with a key costs more than one without: find the key, check it, take its limits, settle them."""
+"""What a request with a key costs more than one without: find and check the key, take its limits, settle and count."""
 
 from __future__ import annotations
+
+import itertools
+import time
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ollama_balancer.core.access import Key, Keyring, Limits, Secret, hash_of, new_secret
 from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.ledger import Entry, Ledger
 from ollama_balancer.gateway.access import INFER, Access, AccessMode
 from ollama_balancer.gateway.callers import read_caller
 from ollama_balancer.gateway.context import RequestContext
@@ -60,3 +64,12 @@ def test_the_same_request_without_one(benchmark: BenchmarkFixture) -> None:
         return RequestContext(caller, Dialect.OLLAMA, clock, model="llama3.2")
 
     benchmark(request)
+
+
+def test_counting_what_a_request_has_used(benchmark: BenchmarkFixture) -> None:
+    ledger = Ledger(time.time)
+    entries = itertools.cycle(
+        [Entry(f"key-{n}", f"model-{n % 50}", "gpu-1", "succeeded", 100, 50, 2.5, 0.1) for n in range(KEYS)]
+    )
+    benchmark(lambda: ledger.add(next(entries)))
+    assert ledger.used_today("key-0") > 0

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from ruamel.yaml import YAML
 
 from agent_reporter.collectors import COLLECTORS
 from agent_reporter.wire import AgentMetrics
-from ollama_balancer.api.calls import CALLS
+from ollama_balancer.api.calls import CALLS, Call
 from ollama_balancer.api.paths import is_control_path
+from ollama_balancer.core.access import Right
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from tests.api.test_app import METRICS, Api
 from tests.conftest import KINDS
@@ -192,6 +193,10 @@ def control_calls() -> Iterator[tuple[str, str]]:
             yield method, path.replace("{key}", "{id}")
 
 
+def right_of(call: Call) -> str:
+    return "any" if set(call.rights) == set(Right) else call.rights[0] if call.rights else ""
+
+
 def test_every_control_call_is_documented() -> None:
     rows = table(DOCS / "api.md", "call", "right")
     documented = {code(row[0])[0]: (row[1], row[2]) for row in rows}
@@ -199,14 +204,16 @@ def test_every_control_call_is_documented() -> None:
     assert set(documented) | parts == {f"{method} {path}" for method, path in control_calls()}
     api = Api()
     body = METRICS | {"name": "gpu-1"}
-    rights = {f"{call.method} {call.path}": call.rights[0] if call.rights else "" for call in CALLS}
+    rights = {f"{call.method} {call.path}": right_of(call) for call in CALLS}
+    always = {f"{call.method} {call.path}": call.always for call in CALLS}
+    assert all(always[call] == (right not in ("", "read")) for call, (right, _) in documented.items())
     for call, (right, _) in documented.items():
         method, path = call.split()
         assert rights[call] == right, call
         answer = api.call(
             method, path.replace("{id}", "no-such"), body if method in ("POST", "PATCH") else None, authorized=False
         )
-        assert (answer.status_code == 401) == (right in ("report", "operate")), call
+        assert (answer.status_code == 401) == always[call], call
 
 
 def test_every_route_of_ollama_is_documented() -> None:
@@ -309,7 +316,7 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
     else:
         assert Path(program(name)).exists(), line
         subcommands = {"ruff": 1, "pip": 1, "ollama-balancer": 2}
-        command = arguments[: subcommands.get(name, 0)]
+        command = [*takewhile(lambda word: not word.startswith("-"), arguments)][: subcommands.get(name, 0)]
         known = flags(program(name), *command) if given else set()
     if name == "ollama-agent-reporter" or name.startswith("ollama-balancer"):
         scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]

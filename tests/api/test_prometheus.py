@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_balancer import __version__
 from ollama_balancer.api.prometheus import PREFIX, Exposition
+from ollama_balancer.core.ledger import MAX_SERIES, Entry, Ledger
 from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.stats import RequestMetrics, RequestSummary
 from tests.core.fakes import Clock, fleet, new_registry, report
@@ -32,7 +33,10 @@ class Page:
         clock = Clock()
         self.registry = new_registry(clock)
         self.metrics = RequestMetrics()
-        self.exposition = Exposition(self.registry, RequestQueue(clock), self.metrics, lambda: self.metrics.totals(2))
+        self.ledger = Ledger(lambda: 0.0)
+        self.exposition = Exposition(
+            self.registry, RequestQueue(clock), self.metrics, lambda: self.metrics.totals(2), self.ledger
+        )
 
     def page(self, accept: str) -> tuple[bytes, str]:
         return asyncio.run(self.exposition.page(accept))
@@ -157,3 +161,14 @@ def test_promtool_finds_nothing_wrong(page: Page) -> None:
         ["promtool", "check", "metrics"], input=page.text(), capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_keys_are_told_apart_by_name_up_to_a_bound(page: Page) -> None:
+    for number in range(MAX_SERIES + 10):
+        page.ledger.add(Entry(f"key-{number}", "m", "a", "succeeded", 3, 4, 1.0, 0.0))
+    assert page.value("key_requests_total", key="key-0", outcome="succeeded") == 1
+    assert page.value("key_requests_total", key="(other)", outcome="succeeded") == 10
+    assert page.value("key_prompt_tokens_total", key="(other)") == 30
+    assert page.value("key_output_tokens_total", key=f"key-{MAX_SERIES - 1}") == 4
+    keys = {labels for name, labels in page.samples() if name == "key_output_tokens_total"}
+    assert len(keys) == MAX_SERIES + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
@@ -16,7 +17,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ollama_balancer.core.access import Key, Right
+from ollama_balancer.core.ledger import FIELDS, Place
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
+from ollama_balancer.storage.usage import FILE_NAME as USAGE_FILE
+from ollama_balancer.storage.usage import UsageFile
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
@@ -188,7 +192,7 @@ def test_a_host_that_drains_and_dies_can_be_resumed(tmp_path: Path, hosts: Hosts
 
 def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
     with running_proxy(tmp_path) as proxy:
-        for path in ("/dashboard", "/dashboard/page.js", "/dashboard/page.css"):
+        for path in ("/dashboard", "/dashboard/page.js", "/dashboard/usage.js", "/dashboard/page.css"):
             answer = proxy.http.get(path)
             assert answer.status_code == 200
             policy = answer.headers["content-security-policy"]
@@ -212,6 +216,41 @@ def test_where_calls_need_a_key_the_page_asks_for_one(tmp_path: Path, hosts: Hos
         confirm(browser, secret)
         seen(browser, lambda: "online" in row(browser, "gpu-1"), "the fleet")
         assert text_of(browser, "#live") == "Live"
+
+
+def test_the_tokens_of_each_key_are_drawn_by_day(tmp_path: Path, hosts: Hosts) -> None:
+    rows: dict[Place, list[float]] = {}
+    today = int(time.time()) // 86_400
+    for key, tokens in (("alice", {today - 1: 400, today: 1600}), ("bob", {today - 20: 5, today - 3: 200})):
+        for day, count in tokens.items():
+            figures = {"succeeded": 1, "prompt_tokens": count - 5, "output_tokens": 5}
+            rows[Place(day * 24, 1, key, HOSTILE, "gpu-1")] = [float(figures.get(name, 0)) for name in FIELDS]
+    UsageFile(tmp_path / USAGE_FILE).add(rows)
+    secret = KeyStore(tmp_path / FILE_NAME).add(Key("screen", frozenset((Right.READ,))))
+    with running_proxy(tmp_path) as proxy, chromium(tmp_path / "profile") as browser:
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: "right read" in text_of(browser, "#question"), "the question for a key")
+        confirm(browser, secret)
+        seen(browser, lambda: text_of(browser, "#live") == "Live", "the fleet")
+        browser.find_element(By.CSS_SELECTOR, "#usage summary").click()
+        seen(browser, lambda: text_of(browser, "#keys").split() == ["alice", "2,000", "bob", "200"], "the keys")
+        svgs = browser.find_elements(By.CSS_SELECTOR, "#keys svg")
+        assert [svg.get_attribute("aria-label") for svg in svgs] == [
+            "tokens of alice by day: today 1600, maximum 1600",
+            "tokens of bob by day: today 0, maximum 200",
+        ]
+        bars = [
+            [float(str(bar.get_attribute("height"))) for bar in svg.find_elements(By.TAG_NAME, "rect")] for svg in svgs
+        ]
+        assert [len(each) for each in bars] == [2, 1]
+        assert (bars[0][1] / bars[0][0], bars[0][1] / bars[1][0]) == pytest.approx((4, 8), rel=0.05)
+        for width in (390, 1280, 1920):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            page = "document.documentElement"
+            assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+            assert accessibility_problems(browser) == []
+        assert [problem for problem in console_errors(browser) if "401" not in problem] == []
 
 
 def test_more_agents_than_a_page_holds_are_paged_sorted_and_found(tmp_path: Path, hosts: Hosts) -> None:

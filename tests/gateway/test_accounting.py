@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from ollama_balancer.core.access import Key
 from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.ledger import FIELDS, NO_KEY, TOKEN, Entry, Query
 from ollama_balancer.core.registry import AgentRegistry
-from ollama_balancer.gateway.accounting import summarize
+from ollama_balancer.core.stats import RequestMetrics
+from ollama_balancer.gateway.accounting import Accounting, entry_of, summarize
 from ollama_balancer.gateway.attempts import FailureKind, failure_kind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
@@ -88,3 +92,61 @@ def test_cancels_are_told_apart() -> None:
     registry, killed = make(Clock())
     killed.end(Outcome.CANCELLED, "killed")
     assert summarize(killed, registry).cancelled_by == "killed"
+
+
+def entry(context: RequestContext, registry: AgentRegistry) -> Entry:
+    return entry_of(context, summarize(context, registry))
+
+
+@pytest.mark.parametrize(
+    ("caller", "name"),
+    [
+        (Caller("c", "10.0.0.7"), NO_KEY),
+        (Caller("c", "key 1f", presented=True), NO_KEY),
+        (Caller("c", "alice", key=Key("alice")), "alice"),
+        (Caller("c", "alice", authorized=True, key=Key("alice")), TOKEN),
+    ],
+)
+def test_the_ledger_has_the_name_of_the_key(caller: Caller, name: str) -> None:
+    registry, context = make(Clock())
+    context.caller = caller
+    context.end(Outcome.CANCELLED)
+    assert entry(context, registry) == Entry(name, "m:latest", "", "cancelled", 0, 0, 0.0, 0.0)
+
+
+def test_of_an_answer_that_broke_off_the_ledger_has_what_has_passed() -> None:
+    clock = Clock()
+    registry, context = make(clock)
+    context.demand = Demand("m:latest", tokens=90)
+    context.waited = 2.0
+    clock.now += 2.0
+    context.take(registry.limiter.take(next(iter(registry))))
+    context.first_byte = clock.now
+    context.watcher = AnswerWatcher("application/x-ndjson")
+    for _ in range(4):
+        context.watcher.feed(b'{"response":"word","done":false}\n')
+    clock.now += 1.5
+    context.end(Outcome.CANCELLED)
+    assert entry(context, registry) == Entry(NO_KEY, "m:latest", "a", "cancelled", 90, 4, 1.5, 2.0)
+    assert summarize(context, registry).output_tokens == 0, "as reported by hosts"
+
+
+def test_the_ledger_counts_each_request_once_and_no_lists() -> None:
+    registry, context = make(Clock())
+    accounting = Accounting(registry, RequestMetrics(), lambda: 0.0)
+    context.on_end = accounting.ended
+    context.take(registry.limiter.take(next(iter(registry))))
+    context.fail_attempt("status 502", Blame.HOST_CANNOT)
+    context.take(registry.limiter.take(list(registry)[1]))
+    assert context.end(Outcome.SUCCEEDED)
+    assert not context.end(Outcome.CANCELLED)
+    for route in ("/api/tags", "/api/version", "/no-such"):
+        _, other = make(Clock(), model=None)
+        other.route = find_route(route)
+        other.on_end = accounting.ended
+        other.end(Outcome.SUCCEEDED)
+    accounting.count()
+    groups = accounting.ledger.pending(Query(("key", "agent"), 0, 1))
+    assert {group: sum(values[: FIELDS.index("prompt_tokens")]) for group, values in groups.items()} == {
+        (NO_KEY, "b"): 1
+    }

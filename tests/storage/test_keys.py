@@ -12,7 +12,8 @@ import pytest
 from ollama_balancer.core.access import Key, Limits, Right, hash_of
 from ollama_balancer.core.priority import Priority
 from ollama_balancer.storage import keys
-from ollama_balancer.storage.keys import DamagedError, KeyFileError, KeyStore, UnknownKeyError
+from ollama_balancer.storage.keys import KeyFileError, KeyStore, UnknownKeyError
+from ollama_balancer.storage.sqlite_file import DamagedError
 
 ALICE = Key(
     "alice",

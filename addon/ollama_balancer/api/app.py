@@ -18,6 +18,7 @@ from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
 from ..core.history import History
+from ..core.ledger import Ledger
 from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
@@ -27,6 +28,7 @@ from ..gateway.audit import AuditTrail
 from ..gateway.callers import Caller
 from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
+from ..storage.usage import UsageLog
 from . import dashboard
 from . import history as history_api
 from .callers import caller_of
@@ -37,6 +39,7 @@ from .models import DrainRequest
 from .openapi import document
 from .prometheus import Exposition
 from .reports import store_report
+from .usage import UsageApi
 
 type Handler = Callable[[Request], Awaitable[Response]]
 
@@ -64,6 +67,7 @@ class ControlApi:
         access: Access | None = None,
         keys: KeyFile | None = None,
         audit: AuditTrail | None = None,
+        usage: UsageLog | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -72,7 +76,8 @@ class ControlApi:
         self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
         page = dashboard.Dashboard(registry, queue, recent, self._totals)
-        self.exposition = Exposition(registry, queue, request_metrics, self._totals)
+        usage = usage or UsageLog(Ledger(wall))
+        self.exposition = Exposition(registry, queue, request_metrics, self._totals, usage.ledger)
         self.ending = ending
         self.wall = wall
         self.access = access or Access(registry.clock)
@@ -82,6 +87,7 @@ class ControlApi:
             "prometheus": self.prometheus,
             "page": dashboard.file("page.html", "text/html"),
             "script": dashboard.file("page.js", "text/javascript"),
+            "usage_script": dashboard.file("usage.js", "text/javascript"),
             "style": dashboard.file("page.css", "text/css"),
             "data": page.data,
             "balancer": self.balancer,
@@ -94,6 +100,7 @@ class ControlApi:
             "metrics": self.metrics,
             "drain": self.drain,
             "resume": self.resume,
+            **UsageApi(usage, wall).handlers,
         }
         if keys is not None:
             self._answers |= KeysApi(keys, self.access.limiter, self.audit, wall).handlers

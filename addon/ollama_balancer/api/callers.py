@@ -1,6 +1,4 @@
-"""Who calls the control API."""
-
-from __future__ import annotations
+"""Who makes a call of the control API."""
 
 from starlette.requests import Request
 
@@ -9,5 +7,6 @@ from .paths import CALLER
 
 
 def caller_of(request: Request) -> Caller:
+    """As the proxy says in the scope; nobody known, where it says nothing."""
     caller: Caller | None = request.scope.get(CALLER)
     return caller or Caller("")

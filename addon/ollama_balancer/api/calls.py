@@ -10,12 +10,14 @@ from agent_reporter.wire import AgentMetrics, AgentRegistration
 
 from ..core.access import Right
 from ..core.history import MINUTES
+from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
-from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI
+from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
 
 JSON = "application/json"
+CSV = "text/csv"
 OPENMETRICS = "application/openmetrics-text"
 
 
@@ -27,6 +29,8 @@ class Answer:
     content: type[BaseModel] | tuple[str, ...] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     """Response headers and their descriptions."""
+    also: tuple[str, ...] = ()
+    """Other media types that a caller can ask for."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,32 @@ UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 _AGENT = AGENTS + "/{id}"
 _KEY = KEYS + "/{name}"
 
+_DIMENSION = f"({'|'.join(DIMENSIONS)})"
+_GROUPED_BY = f"^{_DIMENSION}(,{_DIMENSION})*$"
+_DAY_OR_TIME = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+
+
+def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Right, ...], *, always: bool) -> Call:
+    return Call(
+        "GET",
+        path,
+        operation,
+        text,
+        {
+            200: Answer("The sums of each group.", models.Usage, also=(CSV,)),
+            400: _error("A parameter is out of range, or there are too many groups; the error says which."),
+            503: _error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
+        },
+        query=(
+            Parameter("by", "What to group by.", {"type": "string", "pattern": _GROUPED_BY, "default": default}),
+            Parameter("from", "The first day, or a time; default 30 days ago.", _DAY_OR_TIME),
+            Parameter("to", "The last day, or the time of the end; default today.", _DAY_OR_TIME),
+            Parameter("format", "Of the answer.", {"type": "string", "enum": ["json", "csv"], "default": "json"}),
+        ),
+        rights=rights,
+        always=always,
+    )
+
 
 def _page(operation: str, path: str, text: str, media_type: str) -> Call:
     return Call("GET", path, operation, text, {200: Answer(text, (media_type,))})
@@ -112,6 +142,7 @@ CALLS = (
     ),
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
     _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
+    _page("usage_script", "/dashboard/usage.js", "The script of its usage", "text/javascript"),
     _page("style", "/dashboard/page.css", "The page's style", "text/css"),
     Call(
         "GET",
@@ -160,6 +191,8 @@ CALLS = (
         ),
         rights=READ,
     ),
+    _usage("usage", USAGE, "Who used what: requests, tokens and seconds", "key", READ, always=False),
+    _usage("own_usage", OWN_USAGE, "What the caller's own key has used", "model", tuple(Right), always=True),
     Call(
         "GET",
         OPENAPI,

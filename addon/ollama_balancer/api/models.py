@@ -323,6 +323,40 @@ class History(Answer):
     """The path of the next page."""
 
 
+class UsageRow(Answer):
+    """The sums of one group. It has those of `key`, `model`, `agent`, `day` and `hour` that were asked for."""
+
+    key: str | None = None
+    """`(none)`: calls without a key, `(token)`: with the balancer's token, `(other)`: too many keys in an hour."""
+    model: str | None = None
+    agent: str | None = None
+    """Empty: no agent had the requests, or several."""
+    day: str | None = None
+    hour: str | None = None
+    """Of what is older than a month: its day's first."""
+    requests: Count
+    succeeded: Count
+    failed: Count
+    cancelled: Count
+    rejected: Count
+    refused: Count
+    prompt_tokens: Count
+    output_tokens: Count
+    seconds: Seconds
+    """That agents had the requests, in all."""
+    waited: Seconds
+    """In the queue."""
+
+
+class Usage(Answer):
+    """What was used in that time, in groups."""
+
+    begin: Annotated[AwareDatetime, Field(alias="from")]
+    to: AwareDatetime
+    by: list[str]
+    rows: list[UsageRow]
+
+
 class DashboardData(Answer):
     """The dashboard's data. It belongs to the page, and changes with it."""
 

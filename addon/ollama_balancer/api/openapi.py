@@ -83,6 +83,7 @@ def _response(answer: Answer, *, bare: bool) -> dict[str, Any]:
         content: dict[str, Any] = {media_type: {} for media_type in answer.content}
     else:
         content = {JSON: {"schema": _reference(answer.content)}} if answer.content is not None else {}
+        content |= {media_type: {} for media_type in answer.also}
     if content and not bare:
         described["content"] = content
     return described

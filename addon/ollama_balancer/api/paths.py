@@ -10,9 +10,11 @@ HISTORY = "/api/history"
 METRICS = "/metrics"
 OPENAPI = "/api/openapi.json"
 KEYS = "/api/keys"
-DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/page.css")
+USAGE = "/api/usage"
+OWN_USAGE = "/api/usage/me"
+DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/usage.js", "/dashboard/page.css")
 
-PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, *DASHBOARD))
+PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE, *DASHBOARD))
 
 
 def is_control_path(path: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.agent import Agent, Status
+from ..core.ledger import Ledger
 from ..core.queue import RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.stats import Histogram, RequestMetrics
@@ -54,11 +55,13 @@ class Exposition:
         queue: RequestQueue,
         metrics: RequestMetrics,
         totals: Callable[[], dict[str, int]],
+        ledger: Ledger,
     ) -> None:
         self.registry = registry
         self.queue = queue
         self.metrics = metrics
         self.totals = totals
+        self.ledger = ledger
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """Its bytes and their type, in the format that is asked for."""
@@ -77,6 +80,7 @@ class Exposition:
         versions = _versions()
         yield _gauge("build_info", "Versions in use; always 1.", tuple(versions), [(tuple(versions.values()), 1)])
         yield from self._requests()
+        yield from self._keys()
         yield from self._fleet(agents)
         yield from self._hosts(agents)
 
@@ -124,6 +128,15 @@ class Exposition:
             (),
             [((), metrics.processing_seconds)],
         )
+
+    def _keys(self) -> Iterator[Metric]:
+        ledger = self.ledger
+        yield _counter("key_requests", "Requests of each key that ended.", ("key", "outcome"), ledger.requests.items())
+        for name, text, counts in (
+            ("key_prompt_tokens", "Tokens of prompts, by key.", ledger.prompt_tokens),
+            ("key_output_tokens", "Tokens of answers, by key.", ledger.output_tokens),
+        ):
+            yield _counter(name, text, ("key",), (((key,), count) for key, count in counts.items()))
 
     def _fleet(self, agents: list[Agent]) -> Iterator[Metric]:
         counts = self.registry.counts()

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import audit, keys, top
+from . import audit, keys, top, usage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys.add_command(commands)
     audit.add_command(commands)
     top.add_command(commands)
+    usage.add_command(commands)
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -216,9 +216,13 @@ class RequestQueue:
         The key whose next ticket is of the highest class, and in a class the one whose next ticket is oldest, comes
         first; but none before a key of a lower class with a ticket that is due earlier.
         """
-        turns: Iterable[Turn] = [(next_lane(lanes), key) for key in keys if (lanes := self._lanes(key))]
+        waiting = [(key, lanes) for key in keys if (lanes := self._lanes(key))]
+        turns: Iterable[Turn] = [(next_lane(lanes), key) for key, lanes in waiting]
         turns = sorted(turns, key=lambda turn: turn[0].first().due)
-        return [key for _, key in (by_class(turns) if self.is_mixed else turns)]
+        if self.is_mixed:
+            in_turn = {id(lane) for lane, _ in turns}
+            turns = by_class(turns, [lane for _, lanes in waiting for lane in lanes if id(lane) not in in_turn])
+        return [key for _, key in turns]
 
     def tickets(self, key: QueueKey) -> list[Ticket]:
         """All tickets with that key, in order of arrival."""

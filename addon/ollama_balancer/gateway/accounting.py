@@ -1,4 +1,4 @@
-"""Turns finished requests into summaries for metrics, history and dashboard."""
+"""Turns finished requests into summaries for metrics, history, dashboard and ledger."""
 
 import collections
 import time
@@ -7,11 +7,13 @@ from typing import Any
 
 from ..core.agent_records import Outcome
 from ..core.history import History
+from ..core.ledger import NO_KEY, TOKEN, Entry, Ledger
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
 from ..core.stats import OTHER, RequestMetrics, RequestSummary
 from ..ollama.routes import Kind, find_route
 from ..text import one_line
+from .access import prompt_and_output_tokens
 from .attempts import outcome_of
 from .context import RequestContext
 
@@ -76,6 +78,22 @@ def is_listed(context: RequestContext) -> bool:
     return context.outcome is not Outcome.SUCCEEDED or not (listing or not context.attempts)
 
 
+def is_usage(context: RequestContext) -> bool:
+    """Whether the request is one of those that limits and the ledger count: not a list or another answer of the
+    balancer's own.
+    """
+    return context.route is not None and context.route.kind is not Kind.MERGED
+
+
+def entry_of(context: RequestContext, summary: RequestSummary) -> Entry:
+    """The request as the ledger has it. One that several agents had counts once."""
+    caller = context.caller
+    key = TOKEN if caller.authorized else NO_KEY if caller.key is None else caller.key.name
+    prompt, output = prompt_and_output_tokens(context)
+    seconds = max(0.0, summary.seconds - context.waited) if context.attempts else 0.0
+    return Entry(key, summary.model, summary.agent, summary.outcome, prompt, output, seconds, context.waited)
+
+
 def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, Any]:
     """The row of the recent decisions."""
     return {
@@ -91,23 +109,29 @@ def decision_of(context: RequestContext, summary: RequestSummary) -> dict[str, A
 
 
 class Accounting:
-    """Counts finished requests for metrics, history and dashboard, in batches because that is cheaper."""
+    """Counts finished requests for metrics, history, dashboard and ledger, in batches because that is cheaper."""
 
-    def __init__(self, registry: AgentRegistry, request_metrics: RequestMetrics) -> None:
+    def __init__(
+        self, registry: AgentRegistry, request_metrics: RequestMetrics, wall: Callable[[], float] = time.time
+    ) -> None:
         self.request_metrics = request_metrics
+        self.ledger = Ledger(wall)
         self.history = History()
         self.recent = Recent(registry.clock)
         self.log: Callable[[RequestContext, RequestSummary], None] | None = None
         """Called with each finished request, if there is an access log."""
         self._registry = registry
-        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None]] = collections.deque()
+        self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None, Entry | None]] = (
+            collections.deque()
+        )
         self._revision = 0
         """Revision of the registry when removed agents were last folded into the metrics."""
 
     def ended(self, context: RequestContext) -> None:
         """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
-        self._add(summary, decision_of(context, summary) if is_listed(context) else None)
+        decision = decision_of(context, summary) if is_listed(context) else None
+        self._add(summary, decision, entry_of(context, summary) if is_usage(context) else None)
         if self.log is not None:
             self.log(context, summary)
 
@@ -118,17 +142,19 @@ class Accounting:
         if self.log is not None:
             self.log(context, summary)
 
-    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None) -> None:
-        self._uncounted.append((summary, decision))
+    def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None, entry: Entry | None = None) -> None:
+        self._uncounted.append((summary, decision, entry))
         if len(self._uncounted) >= MAX_UNCOUNTED:
             self._count()
 
     def _count(self) -> None:
         while self._uncounted:
-            summary, decision = self._uncounted.popleft()
+            summary, decision, entry = self._uncounted.popleft()
             self.request_metrics.add(summary)
             self.history.add(summary)
             self.recent.add(summary, decision)
+            if entry is not None:
+                self.ledger.add(entry)
 
     def count(self) -> None:
         """Flush the buffer; called periodically and before counts are read."""

@@ -24,6 +24,7 @@ from ..gateway.tasks import run_in_background
 from ..ollama import origins
 from ..ollama.names import canonical_name
 from ..storage.token import Token
+from ..storage.usage import UsageLog
 from . import transports
 from .adapter import FlowAdapter
 from .compat import Unsupported
@@ -72,6 +73,8 @@ class Balancer:
         self.gateway.router.is_observed = self.is_observed
         self.accounting = Accounting(self.registry, self.gateway.request_metrics)
         self.gateway.on_end = self.accounting.ended
+        self.usage = UsageLog(self.accounting.ledger)
+        self.access.limiter.used_today = self.accounting.ledger.used_today
         self.networks = ClientNetworks(self.clock)
         self.blocked_clients: set[str] = set()
         """Ids of client connections whose requests are refused because of their address."""

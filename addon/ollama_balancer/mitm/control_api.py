@@ -57,6 +57,7 @@ class ControlApi:
                 access=balancer.access,
                 keys=self.keys,
                 audit=balancer.audit,
+                usage=balancer.usage,
             )
         return self._app
 

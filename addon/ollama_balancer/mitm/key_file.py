@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 
 from ..core.access import Keyring
-from ..storage.keys import FILE_NAME, DamagedError, KeyFileError, KeyStore
+from ..storage.keys import FILE_NAME, KeyFileError, KeyStore
+from ..storage.sqlite_file import DamagedError
 from .balancer import Balancer
 from .connections import Connections
 

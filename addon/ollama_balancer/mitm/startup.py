@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..gateway import descriptors
 from ..gateway.tasks import run_in_background
+from ..storage.usage import FILE_NAME as USAGE_FILE
 from .balancer import Balancer
 from .listening import port
 
@@ -55,6 +56,7 @@ class Startup:
         if self.persistence is not None:
             self.persistence.save()
             self.persistence = None
+        self.balancer.usage.close()
 
     async def run(self, confdir: Path, demo: int) -> None:
         """Restore registered agents and start the prober."""
@@ -69,6 +71,7 @@ class Startup:
 
             self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history)
             self.persistence.restore_agents()
+            await asyncio.to_thread(balancer.usage.open, confdir / USAGE_FILE)
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
             gc.freeze()
             self.begin(self.persistence.persist_agents(), "state file")

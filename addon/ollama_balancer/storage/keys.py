@@ -4,21 +4,16 @@ The command line and the balancer share the file. A change is one transaction, a
 SQLite's `data_version`, which reads no table.
 """
 
-import contextlib
 import json
-import os
 import re
 import sqlite3
-import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from ..core.access import Key, Keyring, Limits, Right, Secret, hash_of, new_secret
 from ..core.priority import Priority
+from .sqlite_file import DamagedError, SqliteFile, SqliteFileError
 
 FILE_NAME = "ollama-balancer-keys.db"
 
@@ -38,12 +33,6 @@ DEFAULT_OVERLAP = 86_400.0
 """Seconds for which the old secret of a rotated key stays valid."""
 
 MAX_OVERLAP = 366 * 86_400.0
-
-BUSY_SECONDS = 5.0
-"""Seconds that a change waits for another one's end."""
-
-SCHEMA = 1
-"""The version in `user_version`. `_MIGRATIONS[n]` turns version n into the next one."""
 
 _MIGRATIONS = (
     """
@@ -89,9 +78,8 @@ HAD_KEYS = "had_keys"
 DAMAGED = "damaged"
 """A state: the file before this one could not be read; its value says why."""
 
-
-class KeyFileError(Exception):
-    """The file cannot be used; the message says why and what to do."""
+KeyFileError = SqliteFileError
+"""The file cannot be used; the message says why and what to do."""
 
 
 class UnknownKeyError(Exception):
@@ -109,46 +97,36 @@ class KeyStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-        """Device and inode of the open file."""
+        self._file = SqliteFile(path, "key file", _MIGRATIONS)
         self._version: int | None = None
         """The `data_version` that was read last."""
 
     def close(self) -> None:
-        with self._lock:
-            self._close()
+        self._file.close()
 
     def load(self) -> Keyring:
         """All keys. Without a file there are none, and none is made."""
-        with self._lock:
-            if not self._exists():
-                self._close()
-                return Keyring()
-            with self._errors():
-                connection = self._open()
-                self._version = self._data_version(connection)
-                return _read(connection)
+        if not self._file.exists():
+            self.close()
+            self._version = None
+            return Keyring()
+        with self._file.use() as connection:
+            self._version = self._file.data_version()
+            return _read(connection)
 
     def load_changed(self) -> Keyring | None:
         """All keys if they may have changed since they were loaded; else None."""
-        with self._lock:
-            exists = self._exists()
-            if self._connection is None and not exists:
-                return None
-            unchanged = False
-            if exists and self._connection is not None and self._file == _identity(self.path):
-                with self._errors():
-                    unchanged = self._data_version(self._connection) == self._version
-        return None if unchanged else self.load()
+        version = self._file.data_version()
+        if version is None and self._version is None and not self._file.exists():
+            return None
+        return None if version is not None and version == self._version else self.load()
 
     def add(self, key: Key) -> str:
         """Store a new key and return its secret. ValueError: the name is taken or a value is out of range."""
         check(key)
         secret = new_secret()
         row = {**_row(key), "hash": hash_of(secret.encode())}
-        with self._change() as connection:
+        with self._file.change() as connection:
             (count,) = connection.execute("SELECT count(*) FROM keys").fetchone()
             if count >= MAX_KEYS:
                 raise ValueError(f"there are {count} keys already, which is the most: remove some")
@@ -163,23 +141,23 @@ class KeyStore:
 
     def get(self, name: str) -> Key:
         """UnknownKeyError: there is no such key."""
-        if not self._exists():
+        if not self._file.exists():
             raise UnknownKeyError(name)
-        with self._lock, self._errors():
-            return _find(self._open(), name)
+        with self._file.use() as connection:
+            return _find(connection, name)
 
     def list_keys(self) -> list[Key]:
         """All keys by name."""
-        if not self._exists():
+        if not self._file.exists():
             return []
-        with self._lock, self._errors():
-            rows = self._open().execute(f"SELECT {', '.join(_COLUMNS)} FROM keys ORDER BY name")  # noqa: S608
+        with self._file.use() as connection:
+            rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM keys ORDER BY name")  # noqa: S608
             return [_key(row) for row in rows]
 
     def set(self, name: str, **changes: object) -> Key:
         """Change fields of a key. UnknownKeyError; ValueError: a value is out of range."""
         self.get(name)
-        with self._change() as connection:
+        with self._file.change() as connection:
             key = replace(_find(connection, name), **changes)  # type: ignore[arg-type]
             check(key)
             row = _row(key)
@@ -191,7 +169,7 @@ class KeyStore:
         """Give the key a new secret and return it; the old one is valid for `overlap` more seconds."""
         self.get(name)
         secret = new_secret()
-        with self._change() as connection:
+        with self._file.change() as connection:
             _find(connection, name)
             connection.execute(
                 "UPDATE keys SET replaced = hash, replaced_until = ?, hash = ? WHERE name = ?",
@@ -201,100 +179,17 @@ class KeyStore:
 
     def remove(self, name: str) -> None:
         self.get(name)
-        with self._change() as connection:
+        with self._file.change() as connection:
             _find(connection, name)
             connection.execute("DELETE FROM keys WHERE name = ?", (name,))
 
     def set_aside(self, reason: str) -> None:
         """Rename the file and begin a new one that says so: until a key is added, nobody gets in."""
-        with self._lock:
-            self._close()
-            target = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-            try:
-                for suffix in ("", "-wal", "-shm"):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.replace(f"{self.path}{suffix}", f"{target}{suffix}")
-            except OSError as e:
-                raise KeyFileError(f"the damaged key file {self.path} cannot be renamed ({e.strerror or e})") from e
-        with self._change() as connection:
-            advice = f"{reason}; it was renamed to {target.name}; add keys anew with 'ollama-balancer keys add'"
+        target = self._file.set_aside()
+        with self._file.change() as connection:
+            advice = f"{reason}; it was renamed to {target}; add keys anew with 'ollama-balancer keys add'"
             connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (DAMAGED, advice))
             connection.execute("INSERT OR REPLACE INTO state VALUES (?, '1')", (HAD_KEYS,))
-
-    @contextlib.contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction; the file is made if need be."""
-        with self._lock, self._errors():
-            connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-
-    def _exists(self) -> bool:
-        try:
-            return stat.S_ISREG(os.lstat(self.path).st_mode) or self._refuse()
-        except FileNotFoundError:
-            return False
-        except OSError as e:
-            raise KeyFileError(f"the key file {self.path} cannot be read ({e.strerror or e})") from e
-
-    def _refuse(self) -> bool:
-        raise KeyFileError(f"the key file {self.path} is a symbolic link or no file, which is not followed")
-
-    def _open(self) -> sqlite3.Connection:
-        """The connection to the file that is there now."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._exists()
-        if self._connection is not None and self._file == _identity(self.path):
-            return self._connection
-        self._close()
-        # SQLite gives its files beside it the mode of this one.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
-        if os.name == "posix" and stat.S_IMODE(os.stat(self.path).st_mode) & 0o077:
-            os.chmod(self.path, 0o600)
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            _migrate(connection, self.path)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._file = connection, _identity(self.path)
-        return connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._file = self._version = None
-
-    def _data_version(self, connection: sqlite3.Connection) -> int:
-        return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as e:
-            self._close()
-            raise KeyFileError(
-                f"the key file {self.path} cannot be read or written ({e}); check its rights and the disk"
-            ) from e
-        except (sqlite3.DatabaseError, DamagedError) as e:
-            self._close()
-            raise DamagedError(f"the key file {self.path} is damaged ({e})") from e
-        except OSError as e:
-            self._close()
-            raise KeyFileError(f"the key file {self.path} cannot be opened ({e.strerror or e})") from e
-
-
-class DamagedError(KeyFileError):
-    """The file's content is not what was written."""
 
 
 def check(key: Key) -> None:
@@ -311,34 +206,6 @@ def check(key: Key) -> None:
             raise ValueError(f"{name}: a whole number from 1 to {MAX_LIMIT}")
     if not NOTE.fullmatch(key.note):
         raise ValueError("note: one line of at most 1000 characters")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA:
-        raise KeyFileError(
-            f"the key file {path} was written by a newer ollama-balancer (version {version} of the file, this one "
-            f"reads up to {SCHEMA}): update ollama-balancer"
-        )
-    for number in range(version, SCHEMA):
-        script = f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-        try:
-            connection.executescript(script)
-        except sqlite3.OperationalError:
-            # Another process has just done the same.
-            with contextlib.suppress(sqlite3.OperationalError):
-                connection.execute("ROLLBACK")
-            if connection.execute("PRAGMA user_version").fetchone()[0] <= number:
-                raise
-    with closing(connection.execute("PRAGMA quick_check(1)")) as result:
-        found = result.fetchone()[0]
-    if found != "ok":
-        raise DamagedError(str(found))
 
 
 def _read(connection: sqlite3.Connection) -> Keyring:

@@ -1,11 +1,13 @@
 // Shows what /dashboard/data tells, every two seconds. Names come from outside: they are set as text, never as markup.
 // What a row shows is kept beside it, so that a refresh touches only what has changed.
 
+import { watchUsage } from "/dashboard/usage.js";
+
 const EVERY = 2000;
 const PATIENCE = 15000;
 const POINTS = 60; // of a curve: a quarter of an hour
 const SVG = "http://www.w3.org/2000/svg";
-const byId = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 const view = { page: 1, pages: 1 };
 let token = "";
 let timer = 0;
@@ -13,20 +15,20 @@ let asked = 0;
 
 // Making and changing what is shown
 
-function element(name, className, ...content) {
+export function element(name, className, ...content) {
   const made = document.createElement(name);
   if (className) made.className = className;
   made.append(...content);
   return made;
 }
 
-function drawn(name, attributes) {
+export function drawn(name, attributes) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
 }
 
-function setText(node, text) {
+export function setText(node, text) {
   if (node.shown === text) return;
   node.shown = text;
   node.textContent = text;
@@ -36,8 +38,11 @@ function setClass(node, name) {
   if (node.className !== name) node.className = name;
 }
 
+/** The headers of a call that needs a key where calls need one. */
+export const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
+
 /** Fill a node anew, if what it is to show is not what it shows. */
-function fill(node, shows, make) {
+export function fill(node, shows, make) {
   const key = JSON.stringify(shows);
   if (node.shown === key) return;
   node.shown = key;
@@ -46,7 +51,7 @@ function fill(node, shows, make) {
 
 const short = (model) => model.replace(/:latest$/, "");
 const known = (value) => value !== null && value !== undefined;
-const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+export const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 function figure(value, unit = "") {
   if (!known(value)) return "–";
@@ -410,8 +415,7 @@ async function refresh() {
   const turn = ++asked;
   const query = new URLSearchParams({ page: view.page, sort: byId("sort").value, filter: byId("filter").value });
   try {
-    const headers = token ? { Authorization: `Bearer ${token}` } : {};
-    const response = await fetch(`/dashboard/data?${query}`, { headers, signal: AbortSignal.timeout(PATIENCE) });
+    const response = await fetch(`/dashboard/data?${query}`, { headers: authorization(), signal: AbortSignal.timeout(PATIENCE) });
     if ([401, 403, 429].includes(response.status)) {
       if (turn === asked) askForKey(token ? (await response.json()).error : "");
       return;
@@ -503,3 +507,4 @@ byId("sort").addEventListener("change", () => { view.page = 1; refresh(); });
 byId("filter").addEventListener("input", () => { view.page = 1; refresh(); });
 document.addEventListener("visibilitychange", () => !document.hidden && refresh());
 refresh();
+watchUsage();
