@@ -195,13 +195,12 @@ def test_while_a_ticket_waits_none_of_a_higher_class_that_is_due_later_is_called
     def call() -> None:
         ticket = queue.call(queue.active_keys()[0])
         waiting.remove(ticket)
-        lower = [other for other in waiting if other.priority > ticket.priority]
-        assert all(ticket.due <= other.due for other in lower)
-        higher = [other for other in waiting if other.priority < ticket.priority]
-        heads = {queue.first(key) for key in queue.active_keys()}
-        for head in (other for other in higher if other in heads):
-            lower_due = min(other.due for other in [*waiting, ticket] if other.priority > head.priority)
-            assert lower_due < head.due, "a lower class does not go first without one that is due earlier"
+        same_key = [other for other in waiting if other.key == ticket.key]
+        assert all(ticket.due <= other.due for other in same_key if other.priority > ticket.priority)
+        first = queue.first(ticket.key)
+        if first is not None and first.priority < ticket.priority:
+            lower = [other.due for other in [*same_key, ticket] if other.priority > first.priority]
+            assert min(lower) < first.due, "a lower class does not go first without one that is due earlier"
 
     for priority, client, key, seconds, calls in steps:
         clock.now += seconds

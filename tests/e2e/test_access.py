@@ -213,6 +213,31 @@ def test_a_key_sees_and_uses_only_its_models(keys: Keys) -> None:
     assert unreadable.status_code == 400
 
 
+def test_no_body_hides_a_model_from_a_key(keys: Keys) -> None:
+    secret = keys.add("alice", Right.INFER, Right.MANAGE, models=("llama3*",))
+    many = '{"a":0,' + '"a":0,' * 13_000 + '"model":"qwen3:8b","source":"qwen3:8b","destination":"stolen"}'
+    null = '"from":null,"destination":null}'
+    bodies = [
+        ("DELETE", "/api/delete", many, 400),
+        ("POST", "/api/pull", many, 400),
+        ("POST", "/api/copy", many, 400),
+        ("POST", "/api/create", many, 400),
+        ("POST", "/api/show", many, 400),
+        ("POST", "/api/create", '{"model":"llama3-x","from":"qwen3:8b",' + null, 404),
+        ("POST", "/api/copy", '{"source":"llama3.2","destination":"qwen3-x",' + null, 404),
+        ("POST", "/api/create", '{"model":"llama3-x","modelfile":"FROM qwen3:8b"}', 403),
+        ("POST", "/api/pull", "{}", 400),
+    ]
+    for method, path, body, status in bodies:
+        answer = httpx.request(method, f"{keys.proxy.url}{path}", content=body, headers={"x-api-key": secret})
+        assert answer.status_code == status, (path, body[:60], answer.text)
+    form = {"file": ("a.wav", b"RIFF")}
+    url = f"{keys.proxy.url}/v1/audio/transcriptions?{'a&' * 100}model=qwen3:8b"
+    assert httpx.post(url, data={"model": "llama3.2"}, files=form, headers={"x-api-key": secret}).status_code == 400
+    assert "qwen3" not in keys.chat(secret, "qwen3:8").text.replace("'qwen3:8'", "")
+    assert names(keys.get("/api/tags", TOKEN)) == {"llama3.2:latest", "qwen3:8b"}
+
+
 def test_unloading_needs_the_right_to_manage(keys: Keys) -> None:
     infer, manage = keys.add("infer"), keys.add("manage", Right.INFER, Right.MANAGE)
     unload = {"model": "llama3.2", "keep_alive": 0}
@@ -290,6 +315,32 @@ def test_a_reporters_key_reports_for_its_own_agent_and_for_no_other(keys: Keys) 
     assert keys.get("/api/agents/gpu-1", one).status_code == 403
     assert keys.call("DELETE", "/api/agents/gpu-1", one).status_code == 403
     assert keys.chat(one).status_code == 403
+
+
+def test_a_reporters_key_gets_no_hold_of_a_host_under_another_name(keys: Keys) -> None:
+    secret = keys.add("one", Right.REPORT)
+    port = keys.get("/api/agents/a", TOKEN).json()["url"].rsplit(":", 1)[1]
+    alias = {"name": "alias", "url": f"http://localhost:{port}"}
+    assert keys.call("POST", "/api/agents", secret, alias).status_code == 201
+    wait_until(lambda: keys.get("/api/agents/alias", TOKEN).json()["alias_of"] == "a", "they are known as one host")
+    assert keys.call("POST", "/api/agents/alias/metrics", secret, report(models=[])).status_code == 204
+    assert keys.call("POST", "/api/agents/alias/drain", secret).status_code == 409
+    assert keys.get("/api/agents/a", TOKEN).json()["status"] == "online"
+    assert keys.call("POST", "/api/agents", TOKEN, {"name": "manual", "url": "http://10.9.9.9:1"}).status_code == 201
+    moved = {"name": "manual", "url": "http://127.0.0.1:1"}
+    assert keys.call("POST", "/api/agents", secret, moved).status_code == 409
+
+
+def test_a_file_that_is_gone_opens_nothing(keys: Keys) -> None:
+    secret = keys.add("alice")
+    keys.store.close()
+    path = keys.proxy.confdir / FILE_NAME
+    path.rename(path.with_name("moved"))
+    wait_until(lambda: keys.get("/api/tags", secret).status_code == 503, "nobody gets in")
+    assert keys.get("/api/tags").status_code == 503
+    assert keys.get("/api/tags", TOKEN).status_code == 200
+    path.with_name("moved").rename(path)
+    wait_until(lambda: keys.get("/api/tags", secret).status_code == 200, "the file is back")
 
 
 def test_keys_are_managed_over_the_api(keys: Keys) -> None:

@@ -123,7 +123,11 @@ def damage_row(path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [damage_text, damage_row])
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [damage_text, damage_row, empty])
 def test_a_damaged_file_is_said_and_set_aside_and_closes_the_door(store: KeyStore, damage: object) -> None:
     store.add(ALICE)
     store.close()

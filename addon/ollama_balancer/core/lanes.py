@@ -95,30 +95,22 @@ def next_lane(lanes: Sequence[Lane]) -> Lane:
 type Turn = tuple[Lane, QueueKey]
 
 
-def by_class(turns: Iterable[Turn], others: Iterable[Lane] = ()) -> Iterator[Turn]:
-    """Turns in the order of their next tickets' due times, reordered so that the rule of `next_lane` holds for all.
-
-    `others` are the lanes of the same keys that do not have their turn.
-    """
-    others_due = [math.inf] * len(Priority)
-    for lane in others:
-        others_due[lane.priority] = min(others_due[lane.priority], lane.oldest().due)
+def by_class(turns: Iterable[Turn]) -> Iterator[Turn]:
+    """Turns in the order of their next tickets' due times, reordered so that the rule of `next_lane` holds for all."""
     classes: list[list[Turn]] = [[] for _ in Priority]
     for turn in turns:
         classes[turn[0].priority].append(turn)
     left = []
-    for own, other_due in zip(reversed(classes), reversed(others_due), strict=True):
+    for own in reversed(classes):
         own.reverse()  # the next one is popped; beside each the earliest ticket of those that then are left
-        left.append((own, list(accumulate((lane.oldest().due for lane, _ in own), min)), other_due))
-    while any(own for own, _, _ in left):
-        chosen, earliest = None, math.inf
-        for own, due, other_due in left:
+        left.append((own, list(accumulate((lane.oldest().due for lane, _ in own), min))))
+    while any(own for own, _ in left):
+        earliest = math.inf
+        for own, due in left:
             if own:
-                if chosen is None or own[-1][0].first().due <= earliest:
+                if own[-1][0].first().due <= earliest:
                     chosen = own, due
                 earliest = min(earliest, due[-1])
-            earliest = min(earliest, other_due)
-        assert chosen
         chosen[1].pop()
         yield chosen[0].pop()
 

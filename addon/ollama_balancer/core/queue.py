@@ -7,9 +7,11 @@ than its group's turns. The cost of a turn does not depend on the length of the 
 
 Interactive requests are served before normal ones, and these before batches. Requests age: each class has a handicap in
 seconds, and a ticket is due that long after its arrival. While a ticket waits, no ticket of a higher class that is due
-later has its turn, under the same key or another: however many interactive requests arrive, none that comes more than
-120 s after a batch request is served before it. (Who is in turn may decline the free agents, as it does better to wait
-for a busy one. Then a higher class may take them, and no lower one.) The clients of each class have turns of their own.
+later has its turn under the same key: however many interactive requests arrive, none that comes more than 120 s after a
+batch request is served before it. Between keys the next tickets of each are compared, which is the same but where the
+turns of clients have put an older ticket behind. (Who is in turn may decline the free agents, as it does better to
+wait for a busy one. Then a higher class may take them, and no lower one.) The clients of each class have turns of their
+own.
 
 The queue knows the order, and which tickets have their prefix cached on which agent. The scheduler decides which agent
 a ticket gets, and when.
@@ -216,13 +218,9 @@ class RequestQueue:
         The key whose next ticket is of the highest class, and in a class the one whose next ticket is oldest, comes
         first; but none before a key of a lower class with a ticket that is due earlier.
         """
-        waiting = [(key, lanes) for key in keys if (lanes := self._lanes(key))]
-        turns: Iterable[Turn] = [(next_lane(lanes), key) for key, lanes in waiting]
+        turns: Iterable[Turn] = [(next_lane(lanes), key) for key in keys if (lanes := self._lanes(key))]
         turns = sorted(turns, key=lambda turn: turn[0].first().due)
-        if self.is_mixed:
-            in_turn = {id(lane) for lane, _ in turns}
-            turns = by_class(turns, [lane for _, lanes in waiting for lane in lanes if id(lane) not in in_turn])
-        return [key for _, key in turns]
+        return [key for _, key in (by_class(turns) if self.is_mixed else turns)]
 
     def tickets(self, key: QueueKey) -> list[Ticket]:
         """All tickets with that key, in order of arrival."""

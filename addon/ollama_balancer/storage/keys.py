@@ -185,11 +185,13 @@ class KeyStore:
 
     def set_aside(self, reason: str) -> None:
         """Rename the file and begin a new one that says so: until a key is added, nobody gets in."""
-        target = self._file.set_aside()
-        with self._file.change() as connection:
-            advice = f"{reason}; it was renamed to {target}; add keys anew with 'ollama-balancer keys add'"
-            connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (DAMAGED, advice))
-            connection.execute("INSERT OR REPLACE INTO state VALUES (?, '1')", (HAD_KEYS,))
+
+        def begin(connection: sqlite3.Connection, name: str) -> None:
+            advice = f"{reason}; it was renamed to {name}; add keys anew with 'ollama-balancer keys add'"
+            connection.execute("INSERT INTO state VALUES (?, ?)", (DAMAGED, advice))
+            connection.execute("INSERT INTO state VALUES (?, '1')", (HAD_KEYS,))
+
+        self._file.set_aside(begin)
 
 
 def check(key: Key) -> None:

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -81,6 +83,8 @@ class SqliteFile:
             try:
                 yield connection
                 connection.execute("COMMIT")
+                # A copy of the file alone then has the change, too.
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except BaseException:
                 # A full disk has rolled it back already.
                 if connection.in_transaction:
@@ -95,18 +99,39 @@ class SqliteFile:
             with self.use() as connection:
                 return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
-    def set_aside(self) -> str:
-        """Rename the file, and return its new name."""
+    def set_aside(self, begin: Callable[[sqlite3.Connection, str], object] = lambda connection, name: None) -> str:
+        """Rename the file, and return its new name. `begin` writes into the file that takes its place, which is whole
+        before it does.
+        """
         with self._lock:
             self.close()
             target = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
             try:
-                for suffix in ("", "-wal", "-shm"):
+                fresh = self._new(lambda connection: begin(connection, target.name))
+                for suffix in ("-wal", "-shm"):  # they would be read into the new file
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(f"{self.path}{suffix}", f"{target}{suffix}")
-            except OSError as e:
-                raise SqliteFileError(f"{self._name} is damaged and cannot be renamed ({e.strerror or e})") from e
+                shutil.copyfile(self.path, target)
+                os.chmod(target, 0o600)
+                os.replace(fresh, self.path)
+            except (OSError, sqlite3.Error) as e:
+                raise SqliteFileError(f"{self._name} is damaged and cannot be replaced ({e})") from e
             return target.name
+
+    def _new(self, begin: Callable[[sqlite3.Connection], object]) -> str:
+        """A new file beside it, whole; its name."""
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)  # mkstemp gives mode 0600
+        os.close(handle)
+        try:
+            with closing(_connect(name)) as connection:
+                self._migrate(connection)
+                begin(connection)
+        except BaseException:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(OSError):
+                    os.unlink(name + suffix)
+            raise
+        return name
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,15 +139,26 @@ class SqliteFile:
         if self._connection is not None and self._file == _identity(self.path):
             return self._connection
         self.close()
+        if not self.exists():
+            # It comes whole, so that an empty one is known to be damaged. Who is first makes it.
+            fresh = self._new(lambda connection: None)
+            try:
+                os.link(fresh, self.path)
+            except FileExistsError:
+                pass
+            except (OSError, NotImplementedError):
+                os.rename(fresh, self.path)  # a file system without hard links
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(fresh)
+        elif os.stat(self.path).st_size == 0:
+            raise DamagedError("it is empty")
         # SQLite gives its files beside it the mode of this one.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        os.close(os.open(self.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)))
         if os.name == "posix" and stat.S_IMODE(os.stat(self.path).st_mode) & 0o077:
             os.chmod(self.path, 0o600)
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = _connect(self.path)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA trusted_schema = OFF")
             self._migrate(connection)
         except BaseException:
             connection.close()
@@ -152,6 +188,18 @@ class SqliteFile:
             found = result.fetchone()[0]
         if found != "ok":
             raise DamagedError(str(found))
+
+
+def _connect(path: str | Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _identity(path: Path) -> tuple[int, int]:
