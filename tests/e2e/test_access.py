@@ -38,6 +38,7 @@ class Keys:
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         self.store = KeyStore(proxy.confdir / FILE_NAME)
+        self.http = httpx.Client(base_url=proxy.url, timeout=20, trust_env=False)
 
     def add(self, name: str, *rights: Right, **fields: Any) -> str:
         """A new key's secret, once the balancer knows it."""
@@ -58,7 +59,7 @@ class Keys:
     ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         headers |= {"Origin": origin} if origin else {}
-        return httpx.request(method, f"{self.proxy.url}{path}", headers=headers, json=body, timeout=20)
+        return self.http.request(method, path, headers=headers, json=body)
 
     def chat(self, secret: str | None, model: str = "llama3.2", **fields: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": False} | fields

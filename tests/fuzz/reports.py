@@ -93,33 +93,7 @@ ENTRY_TOKENS = (
     b"m",
     b"/33",
 )
-DEFAULTS: dict[str, Any] = {
-    "balancer_mode": "metrics",
-    "balancer_token": "a-token-for-tests",
-    "balancer_agents": [],
-    "balancer_origins": [],
-    "balancer_hosts": [],
-    "balancer_allow_from": [],
-    "balancer_memory": "",
-    "balancer_body_limit": "4m",
-    "balancer_demo": 0,
-    "balancer_stale_after": 30,
-    "balancer_connect_timeout": 5,
-    "balancer_response_timeout": 600,
-    "balancer_stream_idle_timeout": 120,
-    "balancer_retries": 2,
-    "balancer_slots": 0,
-    "balancer_queue_size": 10,
-    "balancer_queue_timeout": 5,
-    "balancer_stop_timeout": 5,
-    "balancer_keep_flows": 5,
-    "balancer_show_control": False,
-    "balancer_announce": False,
-    "balancer_relay": True,
-    "balancer_relay_selector": True,
-    "balancer_lean": True,
-    "stream_large_bodies": None,
-}
+DEFAULTS: dict[str, Any] = {name: row.default for name, row in options.TABLE.items()} | {"stream_large_bodies": None}
 
 
 def agent_options(texts: list[bytes]) -> None:
