@@ -146,6 +146,19 @@ def test_no_route_goes_around_the_keys(keys: Keys) -> None:
                     manages = route.kind in (Kind.EVERY, Kind.NAMED)
                     needed = {"manage"} if manages else {"infer", "manage"} if route.kind is Kind.MERGED else {"infer"}
                     assert (status == 403) is not (lists or name in needed), (method, path, name, status)
+    other = keys.add("other", Right.INFER, Right.MANAGE, models=("nothing*",))
+    for route in ROUTES:
+        about_a_model = route.kind is Kind.MODEL or route.path in (
+            "/api/pull",
+            "/api/create",
+            "/api/copy",
+            "/api/delete",
+        )
+        if about_a_model and not route.is_form:
+            path = route.path.replace("{}", "llama3.2")
+            body = {"model": "llama3.2", "source": "llama3.2", "destination": "nothing"}
+            answer = keys.call(route.methods[-1], path, other, None if route.methods == ("GET",) else body)
+            assert answer.status_code == 404, (path, answer.text)
     for path in ("/no-such", "/api/chat/", "//api/chat", "/v1/", "/api/ch%61t"):
         assert keys.call("POST", path, None, {"model": "llama3.2"}).status_code == 401, path
     assert keys.call("CONNECT", "/api/chat").status_code in (400, 401, 403, 405)
@@ -272,6 +285,25 @@ def test_over_its_limits_a_key_waits_for_the_next_minute(keys: Keys) -> None:
     assert raised.value.status_code == 429
     keys.store.set("alice", limits=Limits(requests_per_minute=100))
     wait_until(lambda: keys.chat(secret).status_code == 200, "the new limit")
+
+
+def test_the_clients_back_off_as_long_as_they_are_told_and_then_succeed(keys: Keys) -> None:
+    secret = keys.add("alice", limits=Limits(requests_per_minute=60))
+    url, hi = keys.proxy.url, "hi"
+
+    def use_up() -> None:
+        wait_until(lambda: keys.chat(secret, options={"num_predict": 1}).status_code == 429, "the limit")
+
+    use_up()
+    answer = openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=3).chat.completions.create(
+        model="llama3.2", messages=[{"role": "user", "content": hi}]
+    )
+    assert answer.choices
+    use_up()
+    reply = anthropic.Anthropic(base_url=url, api_key=secret, max_retries=3).messages.create(
+        model="llama3.2", max_tokens=5, messages=[{"role": "user", "content": hi}]
+    )
+    assert reply.content
 
 
 def test_a_key_has_so_many_requests_at_once_and_gives_each_back(tmp_path: Path, slow_host: SimulatedOllama) -> None:

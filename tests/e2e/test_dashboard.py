@@ -16,7 +16,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from ollama_balancer.core.access import Key, Right
+from ollama_balancer.core.access import SECRET, Key, Right
 from ollama_balancer.core.ledger import FIELDS, Place
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 from ollama_balancer.storage.usage import FILE_NAME as USAGE_FILE
@@ -192,7 +192,13 @@ def test_a_host_that_drains_and_dies_can_be_resumed(tmp_path: Path, hosts: Hosts
 
 def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
     with running_proxy(tmp_path) as proxy:
-        for path in ("/dashboard", "/dashboard/page.js", "/dashboard/usage.js", "/dashboard/page.css"):
+        for path in (
+            "/dashboard",
+            "/dashboard/page.js",
+            "/dashboard/usage.js",
+            "/dashboard/keys.js",
+            "/dashboard/page.css",
+        ):
             answer = proxy.http.get(path)
             assert answer.status_code == 200
             policy = answer.headers["content-security-policy"]
@@ -250,6 +256,44 @@ def test_the_tokens_of_each_key_are_drawn_by_day(tmp_path: Path, hosts: Hosts) -
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
+        assert [problem for problem in console_errors(browser) if "401" not in problem] == []
+
+
+def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None:
+    with running_proxy(tmp_path, "--set", "balancer_access=open") as proxy, chromium(tmp_path / "profile") as browser:
+
+        def told() -> dict[str, Any]:
+            keys = proxy.control("GET", "/api/keys").json()["keys"]
+            return {key["name"]: key["disabled"] for key in keys}
+
+        browser.get(f"{proxy.url}/dashboard")
+        browser.find_element(By.CSS_SELECTOR, "#access summary").click()
+        name = browser.find_element(By.ID, "key-name")
+        name.send_keys("alice", Keys.ENTER)
+        seen(browser, lambda: "right operate" in text_of(browser, "#access-said"), "the refusal")
+        browser.find_element(By.ID, "operator").send_keys(TOKEN)
+        name.send_keys("alice", Keys.ENTER)
+        seen(browser, lambda: "cannot be seen again" in text_of(browser, "#key-secret"), "the secret")
+        secret = text_of(browser, "#key-secret").split()[0]
+        assert SECRET.fullmatch(secret.encode())
+        assert KeyStore(tmp_path / FILE_NAME).load().find(secret.encode(), time.time())
+        press(browser, "Disable alice")
+        seen(browser, lambda: "disabled" in text_of(browser, "#key-rows"), "the key is disabled")
+        assert told() == {"alice": True}
+        press(browser, "Enable alice")
+        seen(browser, lambda: "valid" in text_of(browser, "#key-rows"), "the key is valid")
+        press(browser, "Rotate alice")
+        seen(browser, lambda: text_of(browser, "#key-secret")[:46] not in ("", secret), "another secret")
+        for width in (390, 1280):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            page = "document.documentElement"
+            assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+            assert accessibility_problems(browser) == []
+        press(browser, "Remove alice")
+        browser.switch_to.alert.accept()
+        seen(browser, lambda: "no keys" in text_of(browser, "#access-said"), "there is no key")
+        assert told() == {}
         assert [problem for problem in console_errors(browser) if "401" not in problem] == []
 
 

@@ -87,6 +87,7 @@ class ControlApi:
             "prometheus": self.prometheus,
             "page": dashboard.file("page.html", "text/html"),
             "script": dashboard.file("page.js", "text/javascript"),
+            "keys_script": dashboard.file("keys.js", "text/javascript"),
             "usage_script": dashboard.file("usage.js", "text/javascript"),
             "style": dashboard.file("page.css", "text/css"),
             "data": page.data,

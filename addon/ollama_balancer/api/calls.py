@@ -142,6 +142,7 @@ CALLS = (
     ),
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
     _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
+    _page("keys_script", "/dashboard/keys.js", "The script of its keys", "text/javascript"),
     _page("usage_script", "/dashboard/usage.js", "The script of its usage", "text/javascript"),
     _page("style", "/dashboard/page.css", "The page's style", "text/css"),
     Call(

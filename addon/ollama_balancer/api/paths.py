@@ -12,7 +12,14 @@ OPENAPI = "/api/openapi.json"
 KEYS = "/api/keys"
 USAGE = "/api/usage"
 OWN_USAGE = "/api/usage/me"
-DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.js", "/dashboard/usage.js", "/dashboard/page.css")
+DASHBOARD = (
+    "/dashboard",
+    "/dashboard/data",
+    "/dashboard/page.js",
+    "/dashboard/usage.js",
+    "/dashboard/keys.js",
+    "/dashboard/page.css",
+)
 
 PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE, *DASHBOARD))
 

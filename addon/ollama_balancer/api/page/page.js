@@ -1,6 +1,7 @@
 // Shows what /dashboard/data tells, every two seconds. Names come from outside: they are set as text, never as markup.
 // What a row shows is kept beside it, so that a refresh touches only what has changed.
 
+import { manageKeys } from "/dashboard/keys.js";
 import { watchUsage } from "/dashboard/usage.js";
 
 const EVERY = 2000;
@@ -508,3 +509,4 @@ byId("filter").addEventListener("input", () => { view.page = 1; refresh(); });
 document.addEventListener("visibilitychange", () => !document.hidden && refresh());
 refresh();
 watchUsage();
+manageKeys();
