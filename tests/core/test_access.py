@@ -63,6 +63,7 @@ def test_a_key_is_valid_until_it_expires_or_is_disabled() -> None:
         (("*/mine",), "me/mine:latest", True),
         (("llama3.2",), "xllama3.2:latest", False),
         (("LLama3*",), "llama3.2:latest", True),
+        (("[!z]*",), "llama3.2:latest", False),
     ],
 )
 def test_patterns_name_models_as_people_write_them(patterns: tuple[str, ...], model: str, may: bool) -> None:

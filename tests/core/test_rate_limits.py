@@ -93,6 +93,14 @@ def test_a_day_ends_at_midnight_utc() -> None:
     assert limiter.remaining(key)[0].remaining == 600, "yesterday's request is not today's"
 
 
+def test_a_clock_that_is_set_back_over_midnight_gives_no_new_day() -> None:
+    limiter, key, _, wall = limited(tokens_per_day=1000)
+    wall.now += 3600
+    use(limiter, key, 1000)
+    wall.now -= 3600
+    exceeded(limiter, key, 1)
+
+
 def test_what_was_used_before_the_start_counts() -> None:
     limiter, key, _, _ = limited(tokens_per_day=1000)
     limiter.used_today = lambda name: 1000

@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import ADDON, PATIENCE, TOKEN, Hosts, Proxy, free_port, running_proxy
+from ollama_balancer.core.access import Key
+from ollama_balancer.storage.keys import FILE_NAME, KeyStore
+from tests.e2e.harness import ADDON, PATIENCE, TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
 
 ADDRESSES = {
     "127.0.0.2": "8.8.8.8",
@@ -88,6 +90,22 @@ def test_the_option_lets_them_in(tmp_path: Path, addon: Path, hosts: Hosts) -> N
                 answer = allowed.post("/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
                 assert answer.status_code == 200, answer.text
         assert "refused" not in proxy.log
+
+
+def test_where_calls_need_a_key_any_address_may_connect_and_plain_http_is_warned_of_once(
+    tmp_path: Path, addon: Path, hosts: Hosts
+) -> None:
+    secret = KeyStore(tmp_path / FILE_NAME).add(Key("alice"))
+    with running_proxy(tmp_path, addon=addon) as proxy:
+        proxy.http.get("/api/tags", headers={"x-api-key": secret})
+        assert "unencrypted" not in proxy.log, "over loopback nobody listens"
+        for address in ("127.0.0.2", "127.0.0.5", "127.0.0.4", "127.0.0.2"):
+            with client(proxy, address) as stranger:
+                assert stranger.get("/api/tags").status_code == 401
+                assert stranger.get("/api/tags", headers={"x-api-key": secret}).status_code == 503, "no host is online"
+        wait_until(lambda: "8.8.8.8 sends its key unencrypted" in proxy.log, "the warning")
+        assert proxy.log.count("unencrypted") == 1
+        assert secret not in proxy.log
 
 
 def test_block_private_of_mitmproxy_still_holds(tmp_path: Path, addon: Path) -> None:

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,6 @@ pytestmark = pytest.mark.e2e
 
 OWNER = {"Authorization": f"Bearer {TOKEN}"}
 MODELS = ("llama3.2:latest", "qwen3:8b")
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    these = Hosts()
-    try:
-        yield these
-    finally:
-        these.stop()
 
 
 @pytest.fixture(autouse=True)

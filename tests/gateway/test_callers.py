@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 from mitmproxy import http
 from mitmproxy.test import tflow, tutils
 
-from ollama_balancer.gateway.callers import Caller
+from ollama_balancer.core.access import Key
+from ollama_balancer.core.priority import Priority
+from ollama_balancer.gateway.callers import Caller, read_caller
 from ollama_balancer.mitm.flows import extract_caller
 from ollama_balancer.mitm.headers import request_to_agent
 from ollama_balancer.storage.token import Token
@@ -163,3 +167,26 @@ def test_other_headers_stay_in_the_flow(name: str) -> None:
     flow = flow_with((name.encode(), b"value"))
     assert take(flow).credentials == ()
     assert flow.request.headers[name] == "value"
+
+
+def test_who_has_a_key_has_turns_of_its_own_wherever_it_is_and_its_name_is_shown() -> None:
+    key, secret = Key("alice", priority=Priority.BATCH), "ob_" + "A" * 43
+    for header, value in (
+        (b"authorization", f"Bearer {secret}"),
+        (b"x-api-key", secret),
+        (b"authorization", "Basic " + base64.b64encode(f"any:{secret}".encode()).decode()),
+        (b"authorization", "basic\t" + base64.b64encode(f"any:{secret}".encode()).decode()),
+    ):
+        for address in ("10.0.0.1", "2001:db8::1"):
+            caller, kept, _ = read_caller(
+                ((header, value.encode()),),
+                b"/api/chat",
+                Token("the-balancers-token"),
+                b"salt",
+                client_id="c",
+                address=address,
+                find_key=lambda found: key if found == secret.encode() else None,
+            )
+            assert (caller.name, caller.key, caller.priority) == ("alice", key, Priority.BATCH)
+            assert caller.fairness_key == ("key alice", address)
+            assert (kept, caller.credentials) == ((), ())

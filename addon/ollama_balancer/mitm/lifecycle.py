@@ -118,7 +118,9 @@ class Lifecycle:
         self.configuration.keys.close()
         self.configuration.access_log.close()
         if balancer.tracing is not None:
-            balancer.tracing.stop()
+            # In a thread: it waits for the receiver.
+            asyncio.get_running_loop().run_in_executor(None, balancer.tracing.stop)
+            balancer.tracing = None
         self._restore_mitmproxy()
 
     def _restore_mitmproxy(self) -> None:

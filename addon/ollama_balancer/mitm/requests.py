@@ -161,7 +161,8 @@ class Requests:
 
     def _access_refusal(self, flow: http.HTTPFlow, caller: Caller, path: str) -> http.Response | None:
         """The refusal of a caller without a key that may make the call."""
-        refusal = self.balancer.access.refusal(caller, rights_for(path))
+        access = self.balancer.access
+        refusal = access.refusal(caller, rights_for(path)) if access.needs_key else None
         if refusal is None:
             return None
         self.balancer.audit.refused(caller, path, *refusal)
