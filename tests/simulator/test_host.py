@@ -12,7 +12,7 @@ from typing import Any
 import h11
 import pytest
 
-from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing, host
+from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing, request_log
 from ollama_balancer.simulator.connection import BODY_LIMIT
 
 from .support import INSTANT, MODELS, Client, StandingClock, ask, chat, connected, eventually, running
@@ -241,8 +241,8 @@ def test_it_forgets_the_oldest_requests_where_there_are_too_many_or_too_large(mo
             assert [request.path for request in sim.requests][-2:] == ["/large/1", "/large/2"]
             assert "/large/0" not in {request.path for request in sim.requests}
 
-    monkeypatch.setattr(host, "LOGGED_REQUESTS", 10)
-    monkeypatch.setattr(host, "LOGGED_BYTES", 1000)
+    monkeypatch.setattr(request_log, "MAX_REQUESTS", 10)
+    monkeypatch.setattr(request_log, "MAX_BYTES", 1000)
     asyncio.run(main())
 
 

@@ -6,9 +6,10 @@ of models. Both pass the gate of the `faults`; `native`, `openai`, `responses` a
 """
 
 from .faults import Faults
-from .host import ReceivedRequest, SimulatedOllama
+from .host import SimulatedOllama
 from .library import Registry
 from .models import SimulatedModel
+from .request_log import ReceivedRequest
 from .timing import Timing
 
 __all__ = ["Faults", "ReceivedRequest", "Registry", "SimulatedModel", "SimulatedOllama", "Timing"]

@@ -4,11 +4,10 @@ import asyncio
 import os
 import socket
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from . import answers, listings, text
 from .connection import Connection, Request
@@ -18,31 +17,12 @@ from .jobs import JOBS
 from .library import Library, Registry, Upload
 from .management import Management
 from .models import SimulatedModel, with_tag
+from .request_log import Outcome, ReceivedRequest, RequestLog
 from .requests import RefusedError, named_model, read_object, sent_body, shown_model
 from .routes import BLOB, CONSTANT, MANAGEMENT, V1_MODEL, find, resolve
 from .timing import Scheduler, Timing
 
-Outcome = Literal["succeeded", "failed", "cancelled", "running"]
-
-LOGGED_REQUESTS = 10_000
-LOGGED_BYTES = 256_000_000
 CLOSING = 0.5
-
-
-@dataclass(eq=False)
-class ReceivedRequest:
-    """A request as it arrived, without the body of a blob. `model` is in the caller's spelling.
-
-    `outcome` changes when it ends.
-    """
-
-    method: str
-    path: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    model: str | None = None
-    outcome: Outcome = "running"
-    inference: bool = False
 
 
 class SimulatedOllama:
@@ -77,8 +57,7 @@ class SimulatedOllama:
         self._management = Management(self._library, self.registry, self._scheduler, self._gate)
         self._faults = Faults()
         self._faults.watch(self._faults_changed)
-        self._log: deque[ReceivedRequest] = deque()
-        self._log_bytes = 0
+        self._log = RequestLog()
         self.in_flight = 0
         """Inference requests now inside, waiting or running."""
         self._connections: set[Connection] = set()
@@ -145,7 +124,7 @@ class SimulatedOllama:
     @property
     def requests(self) -> list[ReceivedRequest]:
         """The last 10,000 requests, oldest first; fewer where their bodies exceed 256 MB together."""
-        return list(self._log)
+        return list(self._log.requests)
 
     @property
     def loaded(self) -> list[str]:
@@ -286,7 +265,7 @@ class SimulatedOllama:
     def _serve(self, connection: Connection, request: Request) -> None:
         inference = request.method == "POST" and request.path in JOBS
         record = ReceivedRequest(request.method, request.path, request.headers, request.body, inference=inference)
-        self._log_request(record)
+        self._log.add(record)
         try:
             route, name = resolve(request.method, request.path, request.target.partition("?")[2])
             if inference:
@@ -397,9 +376,3 @@ class SimulatedOllama:
             connection.abort()
             context = {"message": f"{self.name}: a request failed", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
-
-    def _log_request(self, record: ReceivedRequest) -> None:
-        self._log.append(record)
-        self._log_bytes += len(record.body)
-        while len(self._log) > LOGGED_REQUESTS or (self._log_bytes > LOGGED_BYTES and len(self._log) > 1):
-            self._log_bytes -= len(self._log.popleft().body)
