@@ -1,6 +1,7 @@
 """All calls of the control API: its routes and its OpenAPI document are generated from this table."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -85,6 +86,7 @@ OF_KEYED_CALLS = {
     503: _error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
 }
 UNKNOWN_KEY = {404: _error("No key has that name.")}
+OTHERS_HOST = {409: _error("The agent's host is another agent too, which is not this key's.")}
 UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
 
 _AGENT = AGENTS + "/{id}"
@@ -115,6 +117,10 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
         rights=rights,
         always=always,
     )
+
+
+_for_operators = partial(Call, rights=OPERATE, always=True)
+_for_reporters = partial(Call, rights=REPORT, always=True)
 
 
 def _page(operation: str, path: str, text: str, media_type: str) -> Call:
@@ -202,7 +208,7 @@ CALLS = (
         {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
     ),
     Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}, rights=READ),
-    Call(
+    _for_reporters(
         "POST",
         AGENTS,
         "register",
@@ -213,8 +219,6 @@ CALLS = (
             409: _error("The name belongs to a configured agent at another address, or to another host that reports."),
         },
         body=AgentRegistration,
-        rights=REPORT,
-        always=True,
     ),
     Call(
         "GET",
@@ -224,16 +228,14 @@ CALLS = (
         {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
         rights=READ,
     ),
-    Call(
+    _for_operators(
         "DELETE",
         _AGENT,
         "delete",
         "Remove an agent; its running requests finish",
         {204: Answer("The agent was removed."), **UNKNOWN_AGENT},
-        rights=OPERATE,
-        always=True,
     ),
-    Call(
+    _for_reporters(
         "POST",
         _AGENT + "/metrics",
         "metrics",
@@ -247,39 +249,31 @@ CALLS = (
             **UNKNOWN_AGENT,
         },
         body=AgentMetrics,
-        rights=REPORT,
-        always=True,
     ),
-    Call(
+    _for_reporters(
         "POST",
         _AGENT + "/drain",
         "drain",
         "Drain an agent: no new requests, running ones finish",
-        {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
+        {200: Answer("The agent.", models.AgentDetails), **OTHERS_HOST, **UNKNOWN_AGENT},
         body=models.DrainRequest,
         body_required=False,
-        rights=REPORT,
-        always=True,
     ),
-    Call(
+    _for_reporters(
         "POST",
         _AGENT + "/resume",
         "resume",
         "Resume a drained agent",
-        {200: Answer("The agent.", models.AgentDetails), **UNKNOWN_AGENT},
-        rights=REPORT,
-        always=True,
+        {200: Answer("The agent.", models.AgentDetails), **OTHERS_HOST, **UNKNOWN_AGENT},
     ),
-    Call(
+    _for_operators(
         "GET",
         KEYS,
         "keys",
         "All client keys, without their secrets",
         {200: Answer("The keys.", models.KeyList)},
-        rights=OPERATE,
-        always=True,
     ),
-    Call(
+    _for_operators(
         "POST",
         KEYS,
         "add_key",
@@ -288,46 +282,36 @@ CALLS = (
             201: Answer("The key, with its secret, which is shown only now.", models.NewKey),
             409: _error("A key of that name exists."),
         },
-        rights=OPERATE,
-        always=True,
         body=models.AddKey,
     ),
-    Call(
+    _for_operators(
         "GET",
         _KEY,
         "key",
         "One client key",
         {200: Answer("The key.", models.KeyDetails), **UNKNOWN_KEY},
-        rights=OPERATE,
-        always=True,
     ),
-    Call(
+    _for_operators(
         "PATCH",
         _KEY,
         "change_key",
         "Change a client key; what the body leaves out stays",
         {200: Answer("The key.", models.KeyDetails), **UNKNOWN_KEY},
-        rights=OPERATE,
-        always=True,
         body=models.ChangeKey,
     ),
-    Call(
+    _for_operators(
         "DELETE",
         _KEY,
         "remove_key",
         "Remove a client key; its running requests finish",
         {204: Answer("The key was removed."), **UNKNOWN_KEY},
-        rights=OPERATE,
-        always=True,
     ),
-    Call(
+    _for_operators(
         "POST",
         _KEY + "/rotate",
         "rotate_key",
         "Give a client key a new secret; the old one stays valid for a while",
         {200: Answer("The key, with its new secret, which is shown only now.", models.NewKey), **UNKNOWN_KEY},
-        rights=OPERATE,
-        always=True,
         body=models.RotateKey,
         body_required=False,
     ),
