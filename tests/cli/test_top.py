@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_reporter.http import CallError
+from ollama_balancer.cli import top
 from ollama_balancer.cli.top import ENTER, LEAVE, fetch, make_request, screen, show
 
 
@@ -156,3 +158,25 @@ def test_the_screen_is_drawn_again_and_a_balancer_that_is_away_is_waited_for() -
     assert "gpu-1" in written[1]
     assert "status 500: is it a balancer?; trying again" in written[2]
     assert written[-1] == LEAVE
+
+
+@pytest.mark.parametrize(
+    ("url", "presented"),
+    [
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost:8080", True),
+        ("http://[::1]:1", True),
+        ("http://b:80", False),
+    ],
+)
+def test_this_machines_token_is_presented_to_this_machine_alone(
+    url: str, presented: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLLAMA_BALANCER_KEY", "OLLAMA_BALANCER_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mitmproxy").mkdir()
+    (tmp_path / ".mitmproxy" / "ollama-balancer-token").write_text("planted-token\n")
+    assert top.find_key(None, url) == ("planted-token" if presented else "")
+    monkeypatch.setenv("OLLAMA_BALANCER_KEY", "given")
+    assert top.find_key(None, url) == "given"

@@ -120,9 +120,18 @@ def test_a_changed_limit_keeps_what_was_used() -> None:
     for _ in range(8):
         use(limiter, key)
     raised = Key("alice", limits=Limits(requests_per_minute=20))
-    assert limiter.remaining(raised)[0].remaining == 12
+    use(limiter, raised)
+    assert limiter.remaining(raised)[0].remaining == 20 - 9
     lowered = Key("alice", limits=Limits(requests_per_minute=5))
     assert exceeded(limiter, lowered).limit == "rpm"
+
+
+def test_an_answer_to_a_request_from_before_a_change_gives_no_limit_back() -> None:
+    limiter, key, _, _ = limited(requests_per_minute=1)
+    before = Key("alice", limits=Limits(tokens_per_minute=100))
+    use(limiter, key)
+    limiter.remaining(before)
+    assert exceeded(limiter, key).limit == "rpm"
 
 
 def test_keys_do_not_share_limits_and_what_is_gone_is_forgotten() -> None:

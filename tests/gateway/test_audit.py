@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from ollama_balancer.core.access import Key, Right
-from ollama_balancer.gateway.audit import MINUTE, MOST_A_MINUTE, AuditTrail
+from ollama_balancer.gateway.audit import MAX_A_MINUTE, MINUTE, AuditTrail
 from ollama_balancer.gateway.callers import Caller
 from tests.core.fakes import Clock
 
@@ -49,28 +49,35 @@ def test_an_entry_says_when_who_from_where_what_and_of_which(trail: Trail) -> No
 
 
 def test_refused_credentials_are_limited_and_the_others_are_counted(trail: Trail) -> None:
-    for _ in range(MOST_A_MINUTE + 30):
+    for _ in range(MAX_A_MINUTE + 30):
         trail.refused(WRONG, "/api/chat", 401, "this key is not known")
-    assert len(trail.entries) == MOST_A_MINUTE
+    assert len(trail.entries) == MAX_A_MINUTE
     assert {entry["who"] for entry in trail.entries} == {"unknown"}
     trail.tick()
-    assert len(trail.entries) == MOST_A_MINUTE
+    assert len(trail.entries) == MAX_A_MINUTE
     trail.clock.now += MINUTE
     trail.tick()
     trail.tick()
-    assert [(entry["what"], entry["count"]) for entry in trail.entries[MOST_A_MINUTE:]] == [("entries.left_out", 30)]
+    assert [(entry["what"], entry["count"]) for entry in trail.entries[MAX_A_MINUTE:]] == [("entries.left_out", 30)]
     trail.refused(WRONG, "/api/chat", 401, "this key is not known")
-    assert len(trail.entries) == MOST_A_MINUTE + 2
+    assert len(trail.entries) == MAX_A_MINUTE + 2
+
+
+def test_wrong_keys_hide_no_change(trail: Trail) -> None:
+    for _ in range(MAX_A_MINUTE + 30):
+        trail.refused(WRONG, "/api/chat", 401, "this key is not known")
+    trail.changed(Caller("c", key=Key("host", frozenset((Right.REPORT,))), presented=True), "agent.drain", "gpu-1")
+    assert trail.entries[-1]["what"] == "agent.drain"
 
 
 def test_operators_are_not_limited_and_reporters_keys_are(trail: Trail) -> None:
     reporter = Caller("c", key=Key("host", frozenset((Right.REPORT,))), presented=True)
     operator = Caller("c", key=Key("olga", frozenset((Right.OPERATE,))), presented=True)
-    for _ in range(2 * MOST_A_MINUTE):
+    for _ in range(2 * MAX_A_MINUTE):
         trail.changed(reporter, "agent.resume", "gpu-1")
         trail.changed(operator, "agent.resume", "gpu-1")
-    assert [entry["who"] for entry in trail.entries].count("key host") == MOST_A_MINUTE
-    assert [entry["who"] for entry in trail.entries].count("key olga") == 2 * MOST_A_MINUTE
+    assert [entry["who"] for entry in trail.entries].count("key host") == MAX_A_MINUTE
+    assert [entry["who"] for entry in trail.entries].count("key olga") == 2 * MAX_A_MINUTE
 
 
 def test_what_is_no_refused_credential_is_left_out(trail: Trail) -> None:

@@ -104,6 +104,7 @@ def test_a_name_is_taken_once_and_a_removed_key_is_gone(store: KeyStore) -> None
         {"models": ("m",) * 101},
         {"limits": Limits(requests_per_minute=0)},
         {"limits": Limits(parallel=10**13)},
+        {"expires": 1e15},
         {"note": "two\nlines"},
     ],
 )
@@ -182,3 +183,14 @@ def test_only_hashes_are_kept(store: KeyStore) -> None:
         row = connection.execute("SELECT hash, replaced FROM keys").fetchone()
     connection.close()
     assert row == (hash_of(secret.encode()), None)
+
+
+def test_a_change_that_was_made_is_one_also_where_the_log_cannot_be_taken_in(store: KeyStore) -> None:
+    """A reader that holds an old state keeps SQLite from taking its log into the file."""
+    store.add(ALICE)
+    with sqlite3.connect(store.path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM keys").fetchall()
+        store.set("alice", disabled=True)
+        assert store.get("alice").disabled
+    reader.close()

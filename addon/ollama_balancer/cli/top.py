@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from agent_reporter.addresses import is_loopback
 from agent_reporter.http import CallError, call
 
 from ..api.dashboard import SORTS
@@ -221,8 +222,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key-file",
         metavar="FILE",
         type=Path,
-        help=f"file with a key that may read, where the balancer needs one (${KEY_ENVIRONMENT}, or else the token in "
-        "mitmproxy's folder)",
+        help="file with a key that may read, where the balancer needs one "
+        f"(${KEY_ENVIRONMENT}, or for a balancer on this machine the token in mitmproxy's folder)",
     )
     add("--sort", choices=SORTS, default="name", help="column to sort by (name)")
     add("--filter", metavar="TEXT", default="", help="show only agents with TEXT in their name, state or models")
@@ -237,7 +238,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     url = options.balancer if "://" in options.balancer else f"http://{options.balancer}"
     query = {"sort": options.sort, "filter": options.filter, "page": str(options.page), "size": "100"}
     try:
-        request = make_request(url, query, _key(options.key_file))
+        request = make_request(url, query, find_key(options.key_file, url))
     except ValueError as e:
         parser.error(f"--balancer: {e}")
     except OSError as e:
@@ -253,13 +254,17 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         show(url, request, options.interval, functools.partial(print, end="", flush=True))
 
 
-def _key(file: Path | None) -> str:
-    """The key to present, or the token of a balancer of the same user; empty if there is none."""
+def find_key(file: Path | None, url: str) -> str:
+    """The key to present, or on this machine the token of a balancer of the same user; empty if there is none."""
     if file is not None:
         return file.read_text().strip()
-    given = os.environ.get(KEY_ENVIRONMENT, "") or os.environ.get(tokens.ENVIRONMENT, "")
+    if given := os.environ.get(KEY_ENVIRONMENT, "") or os.environ.get(tokens.ENVIRONMENT, ""):
+        return given
+    host = urlsplit(url).hostname or ""
+    if host != "localhost" and not is_loopback(host):
+        return ""  # the token of this machine is nobody else's business
     try:
-        return given or (Path("~/.mitmproxy").expanduser() / tokens.FILE_NAME).read_text().strip()
+        return (Path("~/.mitmproxy").expanduser() / tokens.FILE_NAME).read_text().strip()
     except OSError:
         return ""
 

@@ -132,7 +132,8 @@ class RateLimiter:
     def remaining(self, key: Key) -> list[Remaining]:
         """What is left of the limits per minute, and of the day's tokens where that is less."""
         now, limits = self.clock(), key.limits
-        usage = self._usage_of(key, now)
+        # The key may be older than what is in force: only `begin` applies its limits.
+        usage = self._usage.get(key.name) or self._usage_of(key, now)
         found = []
         if usage.requests is not None:
             found.append(_remaining("requests", usage.requests, now))

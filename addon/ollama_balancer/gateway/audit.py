@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from ..core.access import Right
 from ..text import one_line, rfc3339
 from .callers import Caller
 
-MOST_A_MINUTE = 20
+MAX_A_MINUTE = 20
 """Entries a minute that somebody who is no operator can cause; of more, only their number is written."""
 
 MINUTE = 60.0
@@ -21,6 +22,7 @@ TOKEN = "token"  # noqa: S105 - it says that the token was presented
 UNKNOWN = "unknown"
 
 REFUSED = "credential.refused"
+CHANGED = "changed"
 
 CONSOLE = "console"
 """Who changes options while the balancer runs: whoever has mitmproxy's console, its web page or its configuration."""
@@ -35,19 +37,20 @@ class AuditTrail:
         self._wall = wall
         self._minute = float("-inf")
         """When the minute in which entries are counted began."""
-        self._count = 0
+        self._counts: Counter[str] = Counter()
+        """Entries of the minute, refusals apart: wrong keys, which anybody can send, hide no change."""
         self._left_out = 0
 
     def changed(self, caller: Caller, what: str, object: str, **details: object) -> None:
         """A caller of the API has changed something: `what`, such as agent.drain, of which `object`."""
         key = caller.key
         operates = caller.authorized or (key is not None and key.has(Right.OPERATE))
-        if operates or self._may_write():
+        if operates or self._may_write(CHANGED):
             self._write(who_of(caller), caller.address, what, object, details)
 
     def refused(self, caller: Caller, path: str, status: int, reason: str) -> None:
         """A call was refused: its credential, if it has one, is wrong, no longer valid, or lacks the right for it."""
-        if caller.presented and status in (401, 403) and self._may_write():
+        if caller.presented and status in (401, 403) and self._may_write(REFUSED):
             details = {"status": status, "reason": one_line(reason, MAX_TEXT)}
             self._write(who_of(caller), caller.address, REFUSED, path, details)
 
@@ -61,15 +64,16 @@ class AuditTrail:
             left_out, self._left_out = self._left_out, 0
             self._write(UNKNOWN, UNKNOWN, "entries.left_out", "", {"count": left_out})
 
-    def _may_write(self) -> bool:
+    def _may_write(self, kind: str) -> bool:
         now = self._clock()
         if now - self._minute >= MINUTE:
             self.tick()
-            self._minute, self._count = now, 0
-        if self._count >= MOST_A_MINUTE:
+            self._minute = now
+            self._counts.clear()
+        if self._counts[kind] >= MAX_A_MINUTE:
             self._left_out += 1
             return False
-        self._count += 1
+        self._counts[kind] += 1
         return True
 
     def _write(self, who: str, origin: str, what: str, object: str, details: Mapping[str, object]) -> None:

@@ -32,20 +32,29 @@ class AccessLog:
                 f"balancer_access_log: {target[:200]} cannot be written ({e.strerror or e}); name a file "
                 "in a folder that is there and may be written, or -"
             ) from e
-        self.close()
+        earlier = self.detach()
+        if earlier is not None:
+            run_in_thread(earlier.close)
         self._log = log
         self._accounting.log = None if log is None else self._add
 
-    def close(self) -> None:
-        """Write what is left."""
+    def detach(self) -> access_log.AccessLog | None:
+        """Log nothing from now on; returns what is to be closed, which takes as long as the disk does."""
         self._accounting.log = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        return log
 
     def _add(self, context: RequestContext, summary: RequestSummary) -> None:
         assert self._log
         self._log.add(entry_of(context, summary))
+
+
+def run_in_thread(call: Callable[[], None]) -> None:
+    """Run it in a thread, for which Python waits when it ends."""
+    try:
+        asyncio.get_running_loop().run_in_executor(None, call)
+    except RuntimeError:
+        call()
 
 
 def log_in_loop(logger: logging.Logger) -> Callable[[str], None]:

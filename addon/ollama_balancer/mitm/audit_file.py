@@ -35,5 +35,6 @@ class AuditFile:
 def _append(file: audit.AuditFile, entry: Mapping[str, object], report: Callable[[str], None]) -> None:
     try:
         file.append(entry)
-    except OSError as e:
-        report(f"The audit file {file.path} cannot be written ({e.strerror or e}): {entry['what']} is missing in it.")
+    except Exception as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or e
+        report(f"The audit file {file.path} cannot be written ({reason}): {entry['what']} is missing in it.")

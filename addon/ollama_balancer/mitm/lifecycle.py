@@ -12,6 +12,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.net.local_ip import get_local_ip
 
 from . import compat, options, patches
+from .access_log import run_in_thread
 from .announcement import Announcement
 from .balancer import Balancer
 from .compat.names import Use
@@ -116,10 +117,12 @@ class Lifecycle:
         self.startup.stop()
         self.connections.stop()
         self.configuration.keys.close()
-        self.configuration.access_log.close()
+        # In threads: they wait for the disk, or for whoever receives.
+        run_in_thread(balancer.usage.close)
+        if (log := self.configuration.access_log.detach()) is not None:
+            run_in_thread(log.close)
         if balancer.tracing is not None:
-            # In a thread: it waits for the receiver.
-            asyncio.get_running_loop().run_in_executor(None, balancer.tracing.stop)
+            run_in_thread(balancer.tracing.stop)
             balancer.tracing = None
         self._restore_mitmproxy()
 

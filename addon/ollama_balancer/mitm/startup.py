@@ -56,7 +56,6 @@ class Startup:
         if self.persistence is not None:
             self.persistence.save()
             self.persistence = None
-        self.balancer.usage.close()
 
     async def run(self, confdir: Path, demo: int) -> None:
         """Restore registered agents and start the prober."""

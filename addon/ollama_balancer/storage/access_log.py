@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..text import rfc3339
-from .files import open_own
+from .files import open_own, write_whole
 
 STANDARD_OUTPUT = "-"
 
@@ -87,7 +87,10 @@ class AccessLog:
         stopping = False
         while not stopping:
             stopping = self._stopping.wait(WRITE_SECONDS)
-            self._write_waiting()
+            try:
+                self._write_waiting()
+            except Exception as e:
+                self._drop(1, f"{type(e).__name__}: {e}")
         self._close()
 
     def _write_waiting(self) -> None:
@@ -118,16 +121,7 @@ class AccessLog:
             self._reported_at = now
 
     def _write(self, data: bytes) -> None:
-        file = self._current(len(data))
-        before = os.fstat(file.fileno()).st_size
-        try:
-            file.write(data)
-            file.flush()
-        except OSError:
-            if self._path is not None:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(file.fileno(), before)  # no half line
-            raise
+        write_whole(self._current(len(data)).fileno(), data)
 
     def _current(self, size: int) -> BinaryIO | FileIO:
         """The file to write to: a new one if that one is full, or somebody has moved it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..core.audit import FIRST, MAX_LINE, Verdict, chained, hash_of, verify
-from .files import open_own
+from .files import open_own, write_whole
 
 FILE_NAME = "ollama-balancer-audit.jsonl"
 LOCK_NAME = "ollama-balancer-audit.lock"
@@ -39,14 +39,8 @@ class AuditFile:
             line = chained(entry, last)
             if len(line) >= MAX_LINE:
                 raise OSError(f"an entry of {len(line)} bytes is too long")
-            try:
-                file.write(end + line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(file.fileno(), size)  # no half line
-                raise
+            write_whole(file.fileno(), end + line + b"\n")
+            os.fsync(file.fileno())
         return hash_of(line)
 
     def verify(self, known: str = "") -> Verdict:

@@ -3,10 +3,14 @@
 import contextlib
 import errno
 import os
+import select
 import stat
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
+
+PIPE_SECONDS = 5.0
+"""Seconds to wait for whoever reads a pipe."""
 
 
 def replace(path: Path, text: str) -> None:
@@ -48,3 +52,26 @@ def open_own(path: Path, *, append: bool = False) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def write_whole(handle: int, data: bytes) -> None:
+    """Add data at the end of a file or pipe: all of it, or OSError, and then a file is as long as it was."""
+    status = os.fstat(handle)
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[_write_some(handle, left) :]
+    except OSError:
+        if stat.S_ISREG(status.st_mode):
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, status.st_size)
+        raise
+
+
+def _write_some(handle: int, data: memoryview) -> int:
+    try:
+        return os.write(handle, data)
+    except BlockingIOError:  # a pipe whose reader is slow
+        if not select.select([], [handle], [], PIPE_SECONDS)[1]:
+            raise
+        return 0

@@ -27,6 +27,9 @@ MODELS = re.compile(r"[A-Za-z0-9._:/@*?-]{1,512}")
 
 MAX_PATTERNS = 100
 
+MAX_TIME = 253_370_764_800.0
+"""Seconds since 1970: the beginning of the year 9999."""
+
 MAX_LIMIT = 10**12
 
 DEFAULT_OVERLAP = 86_400.0
@@ -206,6 +209,8 @@ def check(key: Key) -> None:
         value = getattr(key.limits, name)
         if value is not None and not 1 <= value <= MAX_LIMIT:
             raise ValueError(f"{name}: a whole number from 1 to {MAX_LIMIT}")
+    if key.expires is not None and not 0 <= key.expires <= MAX_TIME:
+        raise ValueError("expires: a time before the year 9999")
     if not NOTE.fullmatch(key.note):
         raise ValueError("note: one line of at most 1000 characters")
 

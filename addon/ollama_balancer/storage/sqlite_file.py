@@ -83,13 +83,14 @@ class SqliteFile:
             try:
                 yield connection
                 connection.execute("COMMIT")
-                # A copy of the file alone then has the change, too.
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except BaseException:
                 # A full disk has rolled it back already.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            # A copy of the file alone then has the change, too. It is made, whatever becomes of this.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def data_version(self) -> int | None:
         """Another number once somebody else has changed the file; None if it is not open, or another file by now."""

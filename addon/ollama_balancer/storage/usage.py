@@ -164,9 +164,9 @@ class UsageLog:
             except SqliteFileError as e:
                 self._failed = True
                 logger.warning("What keys have used today cannot be read (%s): it begins at none.", e)
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._follow, name="usage file", daemon=True)
-        self._thread.start()
+            self._stopping = threading.Event()
+            self._thread = threading.Thread(target=self._follow, args=(self._stopping,), name="usage file", daemon=True)
+            self._thread.start()
 
     def flush(self) -> None:
         """Write all that there is. Failures are logged once."""
@@ -188,19 +188,20 @@ class UsageLog:
 
     def close(self) -> None:
         """Write what is left, and close the file."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stopping.set()
+        if thread is not None:
+            thread.join()
         with self._lock:
             self._flush()
             if self._file is not None:
                 self._file.close()
                 self._file = None
 
-    def _follow(self) -> None:
+    def _follow(self, stopping: threading.Event) -> None:
         # Each try opens a file that has failed anew, which reads all of it.
-        while not self._stopping.wait(self._seconds * (FAILED_FACTOR if self._failed else 1)):
+        while not stopping.wait(self._seconds * (FAILED_FACTOR if self._failed else 1)):
             try:
                 self.flush()
             except Exception:
