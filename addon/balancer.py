@@ -11,9 +11,8 @@ try:
     from ollama_balancer.mitm.addons import the_addon
 except ModuleNotFoundError as e:
     root = Path(__file__).resolve().parent.parent
-    e.msg += (
-        f". Install what the balancer needs into mitmproxy's environment: {sys.executable} -m pip install -e {root}"
-    )
+    install = f"{sys.executable} -m pip install -e {root / 'agent_reporter'} -e {root}"
+    e.msg += f". Install what the balancer needs into mitmproxy's environment: {install}"
     raise
 except (ImportError, AttributeError) as e:
     from ollama_balancer.mitm import versions

@@ -621,7 +621,7 @@ def machine() -> str:
 def other_versions(others: Others) -> list[str]:
     said = [nginx.version(others.nginx) if others.nginx else "no nginx here: left out"]
     if others.litellm is None:
-        said.append("no LiteLLM here: left out (pip install -e '.[bench]' brings it)")
+        said.append("no LiteLLM here: left out (pip install -e ./agent_reporter -e '.[bench]' brings it)")
     else:
         asked = subprocess.run([others.litellm, "--version"], capture_output=True, text=True, check=False)
         found = re.search(r"\d+\.\d+\.\d+", asked.stdout)

@@ -319,8 +319,8 @@ def check_command(name: str, arguments: list[str], line: str) -> None:
         command = [*takewhile(lambda word: not word.startswith("-"), arguments)][: subcommands.get(name, 0)]
         known = flags(program(name), *command) if given else set()
     if name == "ollama-agent-reporter" or name.startswith("ollama-balancer"):
-        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
-        assert name in scripts, line
+        projects = (ROOT / "pyproject.toml", ROOT / "agent_reporter" / "pyproject.toml")
+        assert any(name in tomllib.loads(file.read_text("utf-8"))["project"]["scripts"] for file in projects), line
     if name == "pytest":
         known |= {"--benchmark-only", "--benchmark-columns", "--benchmark-save", "--benchmark-compare"}
         paths = [word for word in arguments if not (word.startswith("-") or word.isdecimal() or word in KINDS)]
@@ -360,7 +360,7 @@ def test_blocks_can_be_read(page: Path) -> None:
 
 def test_the_commands_that_people_copy_first_are_there() -> None:
     typed = [line for block in blocks(README) if block.language == "sh" for line in commands(block)]
-    assert any(line.endswith("pip install -q -e .") for line in typed)
+    assert any(line.endswith("pip install -q -e ./agent_reporter -e .") for line in typed)
     assert ".venv/bin/mitmdump -s addon/balancer.py --set balancer_demo=3" in typed
 
 

@@ -5,4 +5,6 @@
 and the dashboard, `mitm` is the adapter to mitmproxy, `cli` has the commands.
 """
 
-__version__ = "0.1.0"
+from agent_reporter import __version__
+
+__all__ = ["__version__"]

@@ -1,4 +1,4 @@
-"""What mitmdump and ollama-balancer-top print in a terminal, as a picture."""
+"""What mitmdump and ollama-balancer top print in a terminal, as a picture."""
 
 from __future__ import annotations
 
@@ -120,11 +120,11 @@ def take() -> None:
         with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["agents"]["online"] == len(HOSTS), "the agents are online")
             work(client, hosts)
-        top = [mitmproxy_tool("ollama-balancer-top"), "--balancer", url, "--once"]
+        top = [mitmproxy_tool("ollama-balancer"), "top", "--balancer", url, "--once"]
         fleet = subprocess.run(top, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
         terminal.stop()
         text = prompt(*shown) + as_html(terminal.text.partition("Shutting down")[0].rstrip())
-        text += "\n\n" + prompt("ollama-balancer-top", "--once") + html.escape(fleet.rstrip())
+        text += "\n\n" + prompt("ollama-balancer top", "--once") + html.escape(fleet.rstrip())
         page = Path(name) / "page.html"
         page.write_text(PAGE.format(columns=COLUMNS, text=text), "utf-8")
         with chromium(Path(name) / "profile", 1200, 1400) as browser:

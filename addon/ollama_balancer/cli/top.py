@@ -1,4 +1,4 @@
-"""The fleet in a terminal, refreshed: `ollama-balancer-top`, or `python -m ollama_balancer.cli.top`."""
+"""The fleet in a terminal, refreshed: `ollama-balancer top`, or `python -m ollama_balancer.cli.top`."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def add_command(commands: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="ollama-balancer-top", description=TEXT)
+    parser = argparse.ArgumentParser(prog="ollama-balancer top", description=TEXT)
     _add_arguments(parser)
     _run(parser, parser.parse_args(arguments))
 
