@@ -43,12 +43,12 @@ def shown(*lines: Cells, width: int | None = None, colour: bool = False) -> list
 
 def test_the_columns_stand_under_each_other() -> None:
     served, retried, refused = shown(SERVED, RETRIED, REFUSED)
-    assert served == "12:01:07  gpu-2   llama3.2    200   42 tok/s  TTFT 0.31 s   180 tokens  warm"
+    assert served == "12:01:07  gpu-2   llama3.2  200   42 tok/s  TTFT 0.31 s   180 tokens  warm"
     first, second = retried.splitlines()
     assert first.index("TTFT") == served.index("TTFT")
     assert first.endswith("180 tokens  loaded 3.1 s, queued 2.0 s")
     assert second == "          tried first: gpu-2 (refused)"
-    assert refused.splitlines()[0] == "12:01:07  -       nope        404  POST /api/generate"
+    assert refused.splitlines()[0] == "12:01:07  -       nope      404  POST /api/generate"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -58,6 +58,9 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         assert max(map(len, block.splitlines())) <= max(width, 78)
     assert len(shown(LONG, width=80)[0].splitlines()) == 1
     assert "…" in shown(LONG, width=80)[0]
+    assert shown(SERVED._replace(notes="loaded 3.1 s"), width=80) == [
+        "12:01:07  gpu-2   llama3.2  200  42 tok/s TTFT 0.31 s  180 tokens  loaded 3.1 s"
+    ]
     assert "…" not in shown(LONG)[0], "where it is no terminal, nothing is shortened"
 
 
@@ -121,7 +124,7 @@ def test_a_terminal_shows_requests_in_colour_and_nothing_of_connections(tmp_path
     assert "\x1b[32m200\x1b[0m" in screen.getvalue()
     lines = [line[8:] for line in ESCAPE.sub("", screen.getvalue()).splitlines()]
     assert "  its certificate is refused" in lines
-    assert "  gpu-2   llama3.2    200   42 tok/s  TTFT 0.31 s   180 tokens  warm" in lines
+    assert "  gpu-2   llama3.2  200   42 tok/s  TTFT 0.31 s   180 tokens  warm" in lines
     assert "  Agent gpu-1 is drained. [2J " in lines
     assert "connect" not in screen.getvalue()
 

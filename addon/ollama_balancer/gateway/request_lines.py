@@ -18,6 +18,8 @@ NOTICEABLE_LOAD = 0.5
 milliseconds.
 """
 
+NOTICEABLE_WAIT = 0.005
+
 DISCONNECTED = "the client has"
 """How the reason begins for which the balancer has disconnected a client."""
 
@@ -87,7 +89,7 @@ class RequestLine:
 
 def seconds_text(seconds: float) -> str:
     """Two or three digits."""
-    return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 100 else 0}f} s"
+    return f"{seconds:.{2 if seconds < 0.995 else 1 if seconds < 100 else 0}f} s"
 
 
 def _agents(context: RequestContext) -> str:
@@ -116,9 +118,11 @@ def _notes(context: RequestContext) -> list[str]:
         load = watcher.answer.timings.load_duration
         if load is not None and (lease.cold or load >= NOTICEABLE_LOAD):
             notes.append(f"loaded {seconds_text(load)}")
-        else:
-            notes.append("loaded" if lease.cold else "warm")
-    if context.waited >= 0.005:
+        elif lease.cold and load is None:
+            notes.append("loaded")
+        elif context.waited < NOTICEABLE_WAIT:
+            notes.append("warm")
+    if context.waited >= NOTICEABLE_WAIT:
         notes.append(f"queued {seconds_text(context.waited)}")
     return notes
 

@@ -15,7 +15,6 @@ from .listening import Reach
 MAX_AGENTS = 20
 MAX_MODELS = 6
 LABEL = len("Dashboard:  ")
-STATE = len("no answer yet")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
 
@@ -46,10 +45,7 @@ def access_line(at: Reach | None, *, needs_key: bool, keys: int) -> str:
     elif at is None or at.local:
         text = "open to all programs on this machine"
     else:
-        text = (
-            f"open: whoever can reach {at.url} can run models and manage them; to close it, give out keys with "
-            "ollama-balancer keys add NAME"
-        )
+        text = "open: whoever can reach it can run and manage models; ollama-balancer keys add NAME closes it"
     [line] = _labelled("Access", [text])
     return line
 
@@ -78,7 +74,8 @@ def _agents(agents: Sequence[Agent], *, looks_here: bool) -> list[str]:
         return _labelled("Agents", [f"none yet{here}"])
     shown = agents[:MAX_AGENTS]
     width = max(len(agent.name) for agent in shown)
-    lines = [f"{agent.name.ljust(width)}  {_state(agent).ljust(STATE)}  {_models(agent)}".rstrip() for agent in shown]
+    state = max(len(_state(agent)) for agent in shown)
+    lines = [f"{agent.name.ljust(width)}  {_state(agent).ljust(state)}  {_models(agent)}".rstrip() for agent in shown]
     if len(agents) > len(shown):
         online = sum(agent.online for agent in agents)
         lines.append(f"and {len(agents) - len(shown)} more; {online} of {len(agents)} are online")

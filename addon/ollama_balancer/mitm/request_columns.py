@@ -9,15 +9,15 @@ INDENT = " " * 10
 
 GAP = "  "
 SPEED, FIRST, TOKENS = len("999 tok/s"), len("TTFT 12.3 s"), len("9999 tokens")
-FIGURES = SPEED + len(GAP) + FIRST + len(GAP) + TOKENS
-WITHOUT_NAMES = len(INDENT) + 2 * len(GAP) + len("200") + len(GAP) + FIGURES + len(GAP)
-"""The width of a line without agent, model and notes."""
+NOTES = len("loaded 3.1 s")
+"""The width that is left to the notes; longer ones that do not fit go to the second line."""
+
+NARROW = 100
+"""Columns below which the figures stand closer together."""
 
 MAX_AGENT, MAX_MODEL = 24, 40
 NARROW_AGENT = 10
-MIN_AGENT, MIN_MODEL = 6, 10
-NOTES = len("warm")
-"""The width that is left to the notes; longer ones that do not fit go to the second line."""
+MIN_AGENT, MIN_MODEL = 6, 8
 
 RED, GREEN, YELLOW = 31, 32, 33
 BOLD, DIM = 1, 2
@@ -36,7 +36,9 @@ class Columns:
     def render(self, time: str, line: RequestLine, width: int | None, *, colour: bool) -> str:
         """`width` is the terminal's; None: no terminal, nothing is shortened."""
         cells = line.cells
-        agent, model = self._fit(cells, width)
+        gap = GAP if width is None or width >= NARROW else " "
+        figures = SPEED + FIRST + TOKENS + 2 * len(gap)
+        agent, model = self._fit(cells, width, len(INDENT) + 4 * len(GAP) + len("200") + len(gap) + figures + NOTES)
         paint = painted if colour else plain
         parts = [
             paint(time, DIM),
@@ -44,35 +46,38 @@ class Columns:
             shorten(cells.model, model).ljust(model),
             paint(cells.status.rjust(3), *STATUS_CODES.get(cells.status[0], ())),
         ]
-        taken = len(INDENT) + agent + model + 2 * len(GAP) + 3
+        taken = len(INDENT) + agent + model + 2 * len(GAP) + len("200") + len(gap)
         if cells.call:
-            room = FIGURES if width is None else max(FIGURES, width - taken - len(GAP))
-            parts.append(cells.call if width is None else shorten(cells.call, room))
-            taken += len(GAP) + len(parts[-1])
+            call = cells.call if width is None else shorten(cells.call, max(figures, width - taken))
+            parts.append(call)
+            taken += len(call)
         else:
-            parts += [cells.speed.rjust(SPEED), cells.first.ljust(FIRST), cells.tokens.rjust(TOKENS)]
-            taken += len(GAP) + FIGURES
+            parts.append(
+                gap.join((cells.speed.rjust(SPEED), cells.first.ljust(FIRST), cells.tokens.rjust(TOKENS))),
+            )
+            taken += figures
         below = [cells.trouble] if cells.trouble else []
+        head = GAP.join(parts[:4]) + gap + parts[4]
         if cells.notes and (width is None or taken + len(GAP) + len(cells.notes) <= width):
-            parts.append(paint(cells.notes, *([DIM] if cells.notes == "warm" else [])))
+            head += GAP + paint(cells.notes, *([DIM] if cells.notes == "warm" else []))
         elif cells.notes:
             below.insert(0, cells.notes)
-        rows = [GAP.join(parts).rstrip()]
+        rows = [head.rstrip()]
         for text in textwrap.wrap("; ".join(below), (width or 10_000) - len(INDENT)):
             rows.append(INDENT + paint(text, *([RED] if line.is_trouble and cells.status[0] != "2" else [])))
         return "\n".join(rows)
 
-    def _fit(self, cells: Cells, width: int | None) -> tuple[int, int]:
-        """The widths of agent and model."""
+    def _fit(self, cells: Cells, width: int | None, others: int) -> tuple[int, int]:
+        """The widths of agent and model, beside which `others` are taken."""
         if cells.agent != NOBODY:  # what nobody has served may be called anything
             self._agent = min(max(self._agent, len(cells.agent)), MAX_AGENT)
             self._model = min(max(self._model, len(cells.model)), MAX_MODEL)
         if width is None:
             return max(self._agent, len(cells.agent)), max(self._model, len(cells.model))
-        room = max(MIN_AGENT + MIN_MODEL, width - WITHOUT_NAMES - NOTES)
+        room = max(MIN_AGENT + MIN_MODEL, width - others)
         if self._agent + self._model <= room:
             return self._agent, self._model
-        agent = min(self._agent, max(NARROW_AGENT, room // 3))
+        agent = min(self._agent, max(NARROW_AGENT if room > 2 * NARROW_AGENT else MIN_AGENT, room // 3))
         return agent, min(self._model, room - agent)
 
 
