@@ -19,11 +19,11 @@ MAX_AGENT, MAX_MODEL = 24, 40
 NARROW_AGENT = 10
 MIN_AGENT, MIN_MODEL = 6, 8
 
-RED, GREEN, YELLOW = 31, 32, 33
+RED, GREEN, MAGENTA = 31, 32, 35
 BOLD, DIM = 1, 2
-"""Of the terminal's own palette, which suits its background."""
+"""Of the terminal's own palette; those that can be read on light and dark alike."""
 
-STATUS_CODES = {"2": (GREEN,), "3": (GREEN,), "4": (YELLOW,), "5": (BOLD, RED), "e": (BOLD, RED)}
+STATUS_CODES = {"2": (GREEN,), "3": (GREEN,), "4": (MAGENTA,), "5": (BOLD, RED), "e": (BOLD, RED)}
 
 
 class Columns:

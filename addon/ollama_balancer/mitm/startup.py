@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mitmproxy.net.local_ip import get_local_ip
 
+from .. import __version__
 from ..gateway import descriptors
 from ..gateway.tasks import run_in_background
 from ..storage.usage import FILE_NAME as USAGE_FILE
@@ -77,13 +78,15 @@ class Startup:
             from ..hosts.prober import Prober
             from ..storage.persistence import Persistence
 
-            self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history)
+            self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history, balancer.events)
             self.persistence.restore_agents()
             await asyncio.to_thread(balancer.usage.open, confdir / USAGE_FILE)
+            await self.persistence.begin_events(f"version {__version__}, mode {balancer.registry.mode}")
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
             gc.freeze()
             self.begin(self.persistence.persist_agents(), "state file")
             self.begin(self.persistence.persist_history(), "history file")
+            self.begin(self.persistence.persist_events(), "event file")
             balancer.prober = balancer.gateway.prober = Prober(
                 balancer.registry,
                 wants_local=lambda: balancer.has_nothing_configured,

@@ -17,15 +17,15 @@ from ..text import printable
 from .balancer import Balancer
 from .compat.mitmproxy_names import TerminalHandler, terminal_handlers
 from .compat.names import Patches
-from .request_columns import BOLD, DIM, GAP, RED, YELLOW, Columns, painted, plain
+from .request_columns import BOLD, DIM, GAP, MAGENTA, RED, Columns, painted, plain
 
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = "mitmproxy.proxy.server"
 """The logger of mitmproxy that tells of each connection."""
 
-MAGENTA = 35
-CODES = {logging.ERROR: (BOLD, RED), logging.WARNING: (YELLOW,), ALERT: (MAGENTA,)}
+
+CODES = {logging.ERROR: (BOLD, RED), logging.WARNING: (MAGENTA,), ALERT: (BOLD,)}
 
 _VERBOSITIES = ("termlog_verbosity", "console_eventlog_verbosity")
 
