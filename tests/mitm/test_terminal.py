@@ -56,6 +56,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     troubled = LONG._replace(notes="loaded 12.5 s, queued 200 s", trouble="tried first: " + "gpu-1 (refused), " * 20)
     for block in shown(SERVED, LONG, troubled, REFUSED._replace(call="POST /" + "x" * 59), SERVED, width=width):
         assert max(map(len, block.splitlines())) <= max(width, 78)
+    assert shown(troubled, width=3), "a terminal without room for anything"
     assert len(shown(LONG, width=80)[0].splitlines()) == 1
     assert "…" in shown(LONG, width=80)[0]
     assert shown(SERVED._replace(notes="loaded 3.1 s"), width=80) == [

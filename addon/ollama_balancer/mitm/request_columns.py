@@ -15,6 +15,9 @@ NOTES = len("loaded 3.1 s")
 NARROW = 100
 """Columns below which the figures stand closer together."""
 
+MIN_BELOW, MAX_BELOW = 20, 10_000
+"""The width of the second line."""
+
 MAX_AGENT, MAX_MODEL = 24, 40
 NARROW_AGENT = 10
 MIN_AGENT, MIN_MODEL = 6, 8
@@ -52,9 +55,7 @@ class Columns:
             parts.append(call)
             taken += len(call)
         else:
-            parts.append(
-                gap.join((cells.speed.rjust(SPEED), cells.first.ljust(FIRST), cells.tokens.rjust(TOKENS))),
-            )
+            parts.append(gap.join((cells.speed.rjust(SPEED), cells.first.ljust(FIRST), cells.tokens.rjust(TOKENS))))
             taken += figures
         below = [cells.trouble] if cells.trouble else []
         head = GAP.join(parts[:4]) + gap + parts[4]
@@ -63,7 +64,8 @@ class Columns:
         elif cells.notes:
             below.insert(0, cells.notes)
         rows = [head.rstrip()]
-        for text in textwrap.wrap("; ".join(below), (width or 10_000) - len(INDENT)):
+        room = MAX_BELOW if width is None else max(MIN_BELOW, width - len(INDENT))
+        for text in textwrap.wrap("; ".join(below), room) if below else ():
             rows.append(INDENT + paint(text, *([RED] if line.is_trouble and cells.status[0] != "2" else [])))
         return "\n".join(rows)
 
