@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 CONNECTIONS = "mitmproxy.proxy.server"
 """The logger of mitmproxy that tells of each connection."""
 
-
 CODES = {logging.ERROR: (BOLD, RED), logging.WARNING: (MAGENTA,), ALERT: (BOLD,)}
 
 _VERBOSITIES = ("termlog_verbosity", "console_eventlog_verbosity")
