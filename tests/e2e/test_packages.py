@@ -44,7 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def release(repository: Path, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", repository / ".ci" / "release", folder]
+    command = ["bash", str(repository / ".ci" / "release"), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(UV=UV, **env))
 
 
