@@ -28,12 +28,15 @@ def agents(models: dict[str, list[str]], *, simulated: bool = False) -> list[Age
 
 def test_the_fleet_is_shown_with_its_states_and_models() -> None:
     found = agents({"gpu": ["qwen3:latest", "llama3.2:latest"], "rack_2": []})
-    found.append(new_registry(Clock()).register("gone", address(9))[0])
+    registry = new_registry(Clock())
+    found += [registry.register(name, address(number))[0] for number, name in enumerate(("silent", "gone"), 8)]
+    registry.liveness.unreachable(found[-1], "connection refused")
     assert overview(EVERYWHERE, found, looks_here=False) == [
         "Clients:    set OLLAMA_HOST=http://192.0.2.2:8080, or use it as the base URL",
         "Agents:     gpu     online         llama3.2, qwen3",
         "            rack_2  online         no models",
-        "            gone    no answer yet",
+        "            silent  no answer yet",
+        "            gone    not reachable",
         "Dashboard:  http://192.0.2.2:8080/dashboard",
     ]
     assert "m (simulated)" in overview(EVERYWHERE, agents({"a": ["m"]}, simulated=True), looks_here=False)[1]

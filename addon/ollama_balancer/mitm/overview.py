@@ -83,7 +83,9 @@ def _agents(agents: Sequence[Agent], *, looks_here: bool) -> list[str]:
 
 
 def _state(agent: Agent) -> str:
-    return "no answer yet" if agent.status is Status.OFFLINE and not agent.was_online else str(agent.status)
+    if agent.status is not Status.OFFLINE or agent.was_online:
+        return str(agent.status)
+    return "no answer yet" if agent.reason is None else "not reachable"
 
 
 def _models(agent: Agent) -> str:
