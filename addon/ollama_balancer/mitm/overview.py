@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-from ..core.agent import Agent, Source, Status
+from ..core.agent import NOT_HEARD_OF, Agent, Source, Status
 from ..storage import token as credentials
 from ..text import first_names, one_line
 from .listening import Reach
@@ -85,7 +85,7 @@ def _agents(agents: Sequence[Agent], *, looks_here: bool) -> list[str]:
 def _state(agent: Agent) -> str:
     if agent.status is not Status.OFFLINE or agent.was_online:
         return str(agent.status)
-    return "no answer yet" if agent.reason is None else "not reachable"
+    return "no answer yet" if agent.offline_reason == NOT_HEARD_OF else "not reachable"
 
 
 def _models(agent: Agent) -> str:
