@@ -32,7 +32,7 @@ CONNECTION_WORDS = (
     "error establishing server connection",
     "Closing connection due to inactivity",
 )
-"""How its records begin of which the lines of requests say what matters. Others tell of clients that break the rules."""
+"""How those of its records begin that are hidden. Others tell of clients that break the rules."""
 
 CODES = {logging.ERROR: (BOLD, RED), logging.WARNING: (MAGENTA,), ALERT: (BOLD,)}
 
