@@ -1,4 +1,4 @@
-"""`ollama-balancer install` and `uninstall`: the balancer as a system service. `service` does it and is imported late."""
+"""`ollama-balancer install` and `uninstall`: the balancer as a system service. `service` does it, imported late."""
 
 import argparse
 import sys
