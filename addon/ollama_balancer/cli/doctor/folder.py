@@ -52,6 +52,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
 def _files(folder: Path) -> Iterator[Finding]:
     if os.name != "posix":
         return
+    owner = os.geteuid() or folder.stat().st_uid  # root looks at the files of a service
     names = [*PRIVATE, *(name for name in CONFIG_FILES if _holds_secret(folder / name))]
     for path in (folder / name for name in names):
         try:
@@ -63,8 +64,8 @@ def _files(folder: Path) -> Iterator[Finding]:
             continue
         if mode & 0o077:
             yield problem(f"other users can read {path} (mode {mode:04o})", f"chmod 600 {path}")
-        if status.st_uid != os.geteuid():
-            yield problem(f"{path} belongs to another user", f"chown {_user()} {path}")
+        if status.st_uid != owner:
+            yield problem(f"{path} belongs to another user", f"chown {owner} {path}")
 
 
 def _holds_secret(path: Path) -> bool:

@@ -125,17 +125,11 @@ async def _is_balancer(settings: Settings) -> bool:
 
 
 async def _read_agents(running: Running, settings: Settings, key_file: Path | None) -> None:
-    url = url_of(settings)
+    url = f"{url_of(settings)}/api/agents"
     try:
-        key = (settings.token if key_file is None else "") or find_key(key_file, url, settings.confdir)
-    except OSError as e:
-        running.findings.append(
-            problem(f"--key-file cannot be read: {e.strerror or e}", "name a file that can be read")
-        )
-        return
-    headers = {"Authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
-    try:
-        answer = await call("GET", f"{url}/api/agents", timeout=LIST_TIMEOUT, limit=MAX_AGENTS, headers=headers)
+        answer = await call("GET", url, timeout=LIST_TIMEOUT, limit=MAX_AGENTS)
+        if answer.status in (401, 403) and (headers := _credentials(settings, key_file)):
+            answer = await call("GET", url, timeout=LIST_TIMEOUT, limit=MAX_AGENTS, headers=headers)
         if answer.status in (401, 403):
             running.findings.append(
                 warning(
@@ -146,9 +140,20 @@ async def _read_agents(running: Running, settings: Settings, key_file: Path | No
             return
         listed = parse_json(answer.body)["agents"]
         running.agents = [each for each in listed if isinstance(each, dict)]
+    except OSError as e:
+        running.findings.append(
+            problem(f"{key_file} cannot be read: {e.strerror or e}", "name a file that can be read")
+        )
     except (CallError, ValueError, KeyError, TypeError) as e:
         why = str(e) if isinstance(e, CallError) else "its answer cannot be read"
         running.findings.append(warning(f"the running balancer does not list its agents: {why}", "restart it"))
+
+
+def _credentials(settings: Settings, key_file: Path | None) -> dict[str, str]:
+    """The header with a key, if there is one. Raises OSError if the file cannot be read."""
+    key = settings.token if key_file is None else ""
+    key = key or find_key(key_file, url_of(settings), settings.confdir)
+    return {"Authorization": f"Bearer {key}"} if key and key.isascii() and key.isprintable() else {}
 
 
 def statuses(agents: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
