@@ -114,6 +114,11 @@ def test_of_many_agents_some_are_shown_and_the_others_counted() -> None:
 
     found = agents._shortened([examined(number) for number in range(1000)])
     assert len(found) == agents.MAX_FINE + agents.MAX_WRONG + 2
+    output = io.StringIO()
+    report = Report(output)
+    report.add(*found)
+    report.close()
+    assert output.getvalue().endswith("\n500 problems.\n")
     assert [each.what for each in found if "more" in each.what] == [
         "480 more agents answer and have models",
         "400 more agents have problems",

@@ -315,6 +315,6 @@ def _shortened(examined: Sequence[Examined]) -> list[Finding]:
     if len(fine) > MAX_FINE:
         findings.insert(MAX_FINE, ok(f"{len(fine) - MAX_FINE} more agents answer and have models"))
     if len(wrong) > MAX_WRONG:
-        more = f"{len(wrong) - MAX_WRONG} more agents have problems"
-        findings.append(problem(more, "correct those above and run it again"))
+        more = len(wrong) - MAX_WRONG
+        findings.append(problem(f"{more} more agents have problems", "correct those above and run it again", more))
     return findings

@@ -19,11 +19,12 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """`what` is found, and the `remedy` unless all is well: a line each."""
+    """`what` is found, and the `remedy` unless all is well: a line each. `count` is of how many it tells."""
 
     level: Level
     what: str
     remedy: str = ""
+    count: int = 1
 
 
 def ok(what: str) -> Finding:
@@ -34,8 +35,8 @@ def warning(what: str, remedy: str) -> Finding:
     return Finding(Level.WARNING, what, remedy)
 
 
-def problem(what: str, remedy: str) -> Finding:
-    return Finding(Level.PROBLEM, what, remedy)
+def problem(what: str, remedy: str, count: int = 1) -> Finding:
+    return Finding(Level.PROBLEM, what, remedy, count)
 
 
 _COLOURS = {Level.OK: "\x1b[32m", Level.WARNING: "\x1b[33m", Level.PROBLEM: "\x1b[31m"}
@@ -52,7 +53,7 @@ class Report:
 
     def add(self, *findings: Finding) -> None:
         for finding in findings:
-            self._counts[finding.level] += 1
+            self._counts[finding.level] += finding.count
             label = f"{finding.level.value:9}"
             if self._coloured:
                 label = f"{_COLOURS[finding.level]}{label}{_PLAIN}"
