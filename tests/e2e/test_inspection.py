@@ -360,10 +360,10 @@ def test_a_flow_keeps_the_address_that_its_client_asked_and_can_be_sent_there_ag
             assert len(web.flows("generate")) == 4
 
 
-def test_in_a_terminal_each_request_is_told_with_its_client_its_agent_and_the_address_that_was_asked(
+def test_mitmdumps_own_lines_tell_of_each_request_with_its_client_its_agent_and_the_address_that_was_asked(
     tmp_path: Path, hosts: Hosts
 ) -> None:
-    with running_proxy(tmp_path, *agents(one=hosts.start("one").url)) as proxy:
+    with running_proxy(tmp_path, "-v", *agents(one=hosts.start("one").url)) as proxy:
         proxy.wait_online("one")
         ask(proxy)
         proxy.generate(model="nobody-has-it")

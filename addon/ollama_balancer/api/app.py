@@ -17,6 +17,7 @@ from ..core.access import Right
 from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
+from ..core.events import Events
 from ..core.history import History
 from ..core.ledger import Ledger
 from ..core.queue import RequestQueue
@@ -30,6 +31,7 @@ from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
 from ..storage.usage import UsageLog
 from . import dashboard
+from . import events as events_api
 from . import history as history_api
 from .callers import caller_of
 from .calls import CALLS, JSON, Call
@@ -68,6 +70,7 @@ class ControlApi:
         keys: KeyFile | None = None,
         audit: AuditTrail | None = None,
         usage: UsageLog | None = None,
+        events: Events | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -88,11 +91,13 @@ class ControlApi:
             "page": dashboard.file("page.html", "text/html"),
             "script": dashboard.file("page.js", "text/javascript"),
             "keys_script": dashboard.file("keys.js", "text/javascript"),
+            "events_script": dashboard.file("events.js", "text/javascript"),
             "usage_script": dashboard.file("usage.js", "text/javascript"),
             "style": dashboard.file("page.css", "text/css"),
             "data": page.data,
             "balancer": self.balancer,
             "history": history_api.endpoint(history),
+            "events": events_api.endpoint(events or Events(wall)),
             "openapi": self.openapi,
             "agents": self.agents,
             "register": self.register,

@@ -5,6 +5,7 @@ CALLER = "ollama_balancer.caller"
 
 AGENTS = "/api/agents"
 BALANCER = "/api/balancer"
+EVENTS = "/api/events"
 HEALTH = "/health"
 HISTORY = "/api/history"
 METRICS = "/metrics"
@@ -18,10 +19,11 @@ DASHBOARD = (
     "/dashboard/page.js",
     "/dashboard/usage.js",
     "/dashboard/keys.js",
+    "/dashboard/events.js",
     "/dashboard/page.css",
 )
 
-PATHS = frozenset((AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE, *DASHBOARD))
+PATHS = frozenset((AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE, *DASHBOARD))
 
 
 def is_control_path(path: str) -> bool:

@@ -23,6 +23,7 @@ from agent_reporter.limits import NAME_PATTERN
 from .address import Address
 from .agent import Agent, Source, Status, agent_id
 from .ejection import Ejection
+from .events import EventKind
 from .fleet import Fleet
 from .inventory import LIST_SECONDS, Inventory
 from .limiter import ConcurrencyLimiter
@@ -140,6 +141,7 @@ class AgentRegistry:
                 self._leave(agent.address)
                 self._addresses[address] += 1
                 agent.moved(address)
+                self.fleet.on_event(name, EventKind.MOVED, f"to {address}")
                 self.liveness.lost(agent, "moved to a new address")
                 agent.contact_unknown(reachable=not self._must_reach)
                 self.located(agent, None)
@@ -157,6 +159,7 @@ class AgentRegistry:
         agent.contact_unknown(reachable=not self._must_reach)
         self._addresses[address] += 1
         self._bind(agent, key)
+        self.fleet.on_event(name, EventKind.REGISTERED, f"{source}, at {address}")
         return agent, True
 
     def _bind(self, agent: Agent, key: str | None) -> None:
@@ -197,6 +200,7 @@ class AgentRegistry:
         for part in (self.liveness, self.ejection, self.limiter, self.avoidance, self.learner):
             part.forget(agent)
         self.fleet.came_or_went(agent)
+        self.fleet.on_event(agent.name, EventKind.REMOVED, "its running requests finish" if agent.in_flight else "")
         for model in agent.models or ():
             self.fleet.forget_holder(model, agent)
         self.fleet.eligibility_changed(agent)
@@ -212,6 +216,8 @@ class AgentRegistry:
     def _drain(self, agent: Agent, *, until_registration: bool) -> None:
         if not agent.draining:
             logger.info("Agent %s is draining: no new requests, %d in flight.", agent.name, agent.in_flight)
+            why = "its reporter has stopped" if until_registration else "no new requests until it is resumed"
+            self.fleet.on_event(agent.name, EventKind.DRAINED, why)
         agent.drain_started(until_registration=until_registration)
         self.revision += 1
         self.fleet.eligibility_changed(agent)
@@ -226,6 +232,7 @@ class AgentRegistry:
         if agent.draining:
             logger.info("Agent %s is resumed%s.", agent.name, "" if agent.online else ", though it is offline")
             self.revision += 1
+            self.fleet.on_event(agent.name, EventKind.RESUMED, "" if agent.online else "it is offline")
         agent.drain_ended()
         self.fleet.eligibility_changed(agent)
 

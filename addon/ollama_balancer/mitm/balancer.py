@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from mitmproxy import ctx, http
 
 from ..core.agent import Agent
+from ..core.events import Events
 from ..core.registry import AgentRegistry
 from ..gateway.access import Access
 from ..gateway.accounting import Accounting
 from ..gateway.audit import AuditTrail
+from ..gateway.callers import Caller
 from ..gateway.clock import SteadyClock
 from ..gateway.context import RequestContext
 from ..gateway.gateway import Gateway
@@ -25,6 +27,7 @@ from ..ollama import origins
 from ..ollama.names import canonical_name
 from ..storage.token import Token
 from ..storage.usage import UsageLog
+from ..text import one_line
 from . import transports
 from .adapter import FlowAdapter
 from .compat import Unsupported
@@ -66,7 +69,9 @@ class Balancer:
         self.registry.fleet.on_unproven = self.probe_now
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.access = Access(self.clock)
+        self.events = Events(time.time)
         self.audit = AuditTrail(self.clock)
+        self.audit.on_refused = self._key_refused
         self.gateway = Gateway(
             self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending, self.access
         )
@@ -94,6 +99,12 @@ class Balancer:
     def has_nothing_configured(self) -> bool:
         """Whether no option names an agent."""
         return self.settings is not None and not self.settings.agents and not self.settings.demo
+
+    def _key_refused(self, caller: Caller, reason: str) -> None:
+        key, origin = caller.key, caller.address or "nowhere"
+        self.events.key_refused(
+            f"{reason} (from {origin})", key=None if key is None else key.name, origin=one_line(origin, 60)
+        )
 
     def probe_now(self, agent: Agent) -> None:
         """Probe an agent that is new or has moved."""

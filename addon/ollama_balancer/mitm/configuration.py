@@ -10,9 +10,11 @@ from mitmproxy.addonmanager import Loader
 
 from ..core.address import Address
 from ..core.agent import Agent, Source
+from ..core.events import EventKind
 from ..gateway.access import AccessMode
 from ..gateway.timeouts import Timeouts
 from ..storage import token as tokens
+from ..text import one_line
 from . import options
 from .access_log import AccessLog
 from .announcement import Announcement
@@ -131,13 +133,19 @@ class Configuration:
     def _audit(self, updated: set[str]) -> None:
         for name in sorted(updated):
             if name in options.TABLE:
-                self.balancer.audit.option(name, options.shown(name, getattr(ctx.options, name)))
+                value = options.shown(name, getattr(ctx.options, name))
+                self.balancer.audit.option(name, value)
+                if name != "balancer_mode":
+                    text = name if value is None else f"{name} = {value}"
+                    self.balancer.events.add(EventKind.OPTION, one_line(text))
             elif name in AUDITED_OF_MITMPROXY:
                 self.balancer.audit.option(name, None)
 
     def log_mode(self) -> None:
         mode = self.balancer.registry.mode
         if mode != self._logged_mode:
+            if self._logged_mode:
+                self.balancer.events.add(EventKind.MODE, f"from {self._logged_mode} to {mode}")
             self._logged_mode = mode
             logger.info("Load balancer mode: %s", mode)
 

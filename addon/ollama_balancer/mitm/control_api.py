@@ -58,6 +58,7 @@ class ControlApi:
                 keys=self.keys,
                 audit=balancer.audit,
                 usage=balancer.usage,
+                events=balancer.events,
             )
         return self._app
 

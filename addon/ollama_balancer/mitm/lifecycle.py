@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
-from mitmproxy.net.local_ip import get_local_ip
 
 from . import compat, options, patches
 from .access_log import run_in_thread
@@ -21,9 +20,9 @@ from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
-from .listening import access_line, first_steps, listening, reach
 from .replay import replay_as_before, replay_through
 from .startup import Startup
+from .terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +45,14 @@ class Lifecycle:
         configuration: Configuration,
         connections: Connections,
         announcement: Announcement,
+        terminal: Terminal,
     ) -> None:
         self.balancer = balancer
         self.startup = startup
         self.configuration = configuration
         self.connections = connections
         self.announcement = announcement
+        self.terminal = terminal
         self.own: tuple[type, ...] = ()
 
     def load(self, loader: Loader) -> None:
@@ -91,7 +92,7 @@ class Lifecycle:
         if self.startup.tasks:
             return  # the script was loaded again: everything goes on
         self.connections.limit()
-        self._log_start()
+        self.startup.begin(self.startup.log_overview(), "overview")
         if any(os.environ.get(name) for name in ENDPOINTS):
             from ..gateway import tracing
 
@@ -131,6 +132,7 @@ class Lifecycle:
         if self.balancer.hooks is not None:
             self.balancer.hooks.on = False
         replay_as_before()
+        self.terminal.detach()
         self.balancer.flows.detach()
         patches.restore()
         selector.remove(asyncio.get_running_loop())
@@ -152,20 +154,6 @@ class Lifecycle:
             *interrupt,
             timeout=lambda: self.balancer.settings.stop_timeout if self.balancer.settings else 0,
         )
-
-    def _log_start(self) -> None:
-        assert self.balancer.token
-        at, access = reach(listening(), get_local_ip()), self.balancer.access
-        for line in first_steps(at, self.balancer.token):
-            logger.info("%s", line)
-        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
-        logger.info("%s", line) if access.needs_key or at is None or at.local else logger.warning("%s", line)
-        if self.balancer.has_nothing_configured:
-            logger.info(
-                "No agent is configured. An Ollama on this machine is added if it answers. Add other hosts with "
-                "ollama-agent-reporter or --set balancer_agents=http://HOST:11434; to try it out, --set "
-                "balancer_demo=3 starts three simulated hosts."
-            )
 
     async def _watch(self) -> None:
         """Run the periodic work."""
