@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from agent_reporter.limits import MAX_VALUES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 from ollama_balancer.core.address import Address
-from ollama_balancer.mitm import options
-from ollama_balancer.mitm.option_values import static_agents
+from ollama_balancer.settings import options
+from ollama_balancer.settings.option_values import static_agents
 from tests.api.test_app import METRICS, Api
 from tests.core.fakes import fleet
 

@@ -345,7 +345,7 @@ class Prober:
 
     async def _get(self, address: Address, path: str, seconds: float) -> Answer:
         """A 200 answer; ValueError for another status, CallError else."""
-        headers = {"Via": self.via, "User-Agent": "ollama-balancer"}
+        headers = {"Host": address.authority, "Via": self.via, "User-Agent": "ollama-balancer"}
         answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
         if answer.status != 200:
             raise StatusError(path, answer.status)

@@ -11,7 +11,7 @@ from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 from mitmproxy.net.local_ip import get_local_ip
 
-from . import compat, options, patches
+from . import compat, patches
 from .access_log import run_in_thread
 from .announcement import Announcement
 from .balancer import Balancer
@@ -22,6 +22,7 @@ from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
 from .listening import access_line, first_steps, listening, reach
+from .mitmproxy_options import misplaced_options
 from .replay import replay_as_before, replay_through
 from .startup import Startup
 
@@ -71,7 +72,7 @@ class Lifecycle:
 
     def running(self) -> None:
         balancer, settings = self.balancer, self.balancer.settings
-        misplaced = options.misplaced(ctx.options)
+        misplaced = misplaced_options(ctx.options)
         for problem in misplaced:
             logger.error("%s", problem)
         if misplaced or settings is None:
@@ -79,6 +80,7 @@ class Lifecycle:
         assert balancer.token
         balancer.running = True
         self.configuration.log_mode()
+        self.configuration.log_fleet()
         make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
         self._install_signal_handlers()
         balancer.flows.attach()
@@ -99,6 +101,7 @@ class Lifecycle:
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
         self.startup.begin(self.configuration.keys.follow(), "key file")
+        self.startup.begin(self.configuration.fleet_file.follow(self.configuration.use_fleet), "fleet file")
         self.announcement.update(balancer.token, wanted=settings.announce)
 
     def done(self) -> None:
