@@ -129,7 +129,7 @@ class FleetFile(BaseModel):
         dict[Annotated[str, Field(pattern=NAME_PATTERN)], AgentEntry], BeforeValidator(_nothing_is_empty)
     ] = Field(default={}, description="The hosts, by name.")
     options: Annotated[Options, BeforeValidator(_nothing_is_empty)] = Field(  # type: ignore[valid-type]
-        default=Options(), description="The balancer's options, without balancer_."
+        default_factory=Options
     )
 
 
@@ -142,11 +142,7 @@ def schema() -> dict[str, Any]:
         if entry.get("default", 0) in (None, {}):
             del entry["default"]
     made["properties"]["agents"] |= {"type": ["object", "null"], "additionalProperties": False}
-    options = made["properties"]["options"]
-    made["properties"]["options"] = {
-        "description": options["description"],
-        "anyOf": [{"$ref": options["$ref"]}, {"type": "null"}],
-    }
+    made["properties"]["options"] = {"anyOf": [made["properties"]["options"], {"type": "null"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 
