@@ -95,7 +95,7 @@ def status_for_host(addon: BalancerAddon) -> object:
     """The status that a request for another name gets over loopback; None: it is let in."""
     flow = tflow.tflow(req=tutils.treq(path=b"/api/chat"))
     flow.client_conn.sockname = ("127.0.0.1", 8080)
-    vars(flow.request)[NAMED_HOST] = "proxy.test"
+    flow.request.headers["host"] = vars(flow.request)[NAMED_HOST] = "proxy.test"
     addon.requests.requestheaders(flow)
     return flow.response.status_code if flow.response else None
 

@@ -75,7 +75,7 @@ class DnsAgents:
         self.first_round = asyncio.Event()
         """Set when each name has been looked up once, and its agents have been probed."""
         self.on_new: Callable[[Agent], Awaitable[None]] | None = None
-        """Called with each new agent: probes it."""
+        """Called with each agent of the first round: probes it."""
         self._look_up = look_up
         self._names: dict[str, _Name] = {}
         self._wake = asyncio.Event()
@@ -107,34 +107,36 @@ class DnsAgents:
 
     async def run(self) -> None:
         """Resolve the names until cancelled."""
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 self._wake.clear()
+                due = loop.time() + INTERVAL
                 try:
                     new = await self.resolve()
-                    if self.on_new is not None:
+                    if not self.first_round.is_set() and self.on_new is not None:
                         await asyncio.gather(*map(self.on_new, new))
                 except Exception:
                     logger.exception("Resolving the agents' names failed; the next try is in %g s.", INTERVAL)
                 self.first_round.set()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(INTERVAL):
+                    async with asyncio.timeout_at(due):
                         await self._wake.wait()
         finally:
             self.first_round.set()
 
     async def resolve(self) -> list[Agent]:
         """Resolve all names once. Returns the agents that are new."""
-        names = list(self._names.values())
-        results = await asyncio.gather(*map(self._resolve, names))
-        new = []
-        for name, result in zip(names, results, strict=True):
-            if self._names.get(name.name) is not name:
-                continue
+        return [agent for new in await asyncio.gather(*map(self._refresh, list(self._names.values()))) for agent in new]
+
+    async def _refresh(self, name: _Name) -> list[Agent]:
+        result = await self._resolve(name)
+        new: list[Agent] = []
+        if self._names.get(name.name) is name:
             if isinstance(result, str):
                 self._failed(name, result)
             else:
-                new += self._found(name, result)
+                new = self._found(name, result)
             self._remove_idle(name)
         return new
 
@@ -143,17 +145,16 @@ class DnsAgents:
         try:
             if name.lookup is None:
                 name.lookup = asyncio.ensure_future(self._look_up(name.where.host))
+                name.lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
             done, _ = await asyncio.wait((name.lookup,), timeout=TIMEOUT)
             if not done:
                 return f"no answer within {TIMEOUT:g} s"
-            found = name.lookup.result()
+            return name.lookup.result() or "it has no address"
         except (OSError, UnicodeError) as e:
-            found = []
             return (e.strerror if isinstance(e, OSError) else None) or str(e)
         finally:
             if name.lookup is not None and name.lookup.done():
                 name.lookup = None
-        return found or "it has no address"
 
     def _failed(self, name: _Name, problem: str) -> None:
         if problem == name.problem:
@@ -161,7 +162,7 @@ class DnsAgents:
         name.problem = problem
         if name.agents:
             logger.warning(
-                "%s cannot be resolved (%s): its %d known hosts stay. Trying again every %g s.",
+                "%s cannot be resolved (%s): its known hosts stay (%d). Trying again every %g s.",
                 name.where.host,
                 problem,
                 len(name.agents),
@@ -185,7 +186,7 @@ class DnsAgents:
             name.problem = problem
             ips = sorted(ips, key=lambda ip: (ip not in name.agents, ip))[:MAX_ADDRESSES]
         elif name.problem:
-            logger.info("%s is resolved: %d hosts.", name.where.host, len(ips))
+            logger.info("%s is resolved; addresses: %d.", name.where.host, len(ips))
             name.problem = ""
         for ip in [ip for ip in name.agents if ip not in ips]:
             agent = name.agents.pop(ip)
