@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from ollama_balancer.core.address import Address, DnsName
+from ollama_balancer.core.agent import Source
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.static_agents import AgentSpec
 from ollama_balancer.hosts import dns_agents
@@ -139,6 +140,18 @@ def test_an_agent_that_an_operator_removed_comes_back_when_its_address_does(foun
     assert list(found.answered(["10.1.0.1", "10.1.0.2"])) == ["pool-10.1.0.2"]
     found.answered(["10.1.0.2"])
     assert list(found.answered(["10.1.0.1", "10.1.0.2"])) == ["pool-10.1.0.2", "pool-10.1.0.1"]
+
+
+def test_an_agent_that_is_there_already_is_left_alone(found: Found, caplog: pytest.LogCaptureFixture) -> None:
+    agent, _ = found.registry.register("pool-10.1.0.1", Address("10.9.9.9", 1), Source.STATIC)
+    for _ in range(2):
+        assert found.answered(["10.1.0.1", "10.1.0.2"]) == {
+            "pool-10.1.0.1": "http://10.9.9.9:1",
+            "pool-10.1.0.2": "http://10.1.0.2:11434",
+        }
+    assert caplog.text.count("10.1.0.1 is left out of the agents of ollama.default.svc: there is an agent called") == 1
+    found.registry.remove(agent)
+    assert found.answered(["10.1.0.1"])["pool-10.1.0.1"] == "http://10.1.0.1:11434"
 
 
 def test_addresses_and_names_are_bounded(found: Found, caplog: pytest.LogCaptureFixture) -> None:

@@ -130,6 +130,7 @@ def test_options_that_make_no_sense_in_the_file_are_refused_with_what_to_do(name
         ("agents: {}\n---\nagents: {}", "f.yaml:2: there is a second document"),
         ("a: &x [1]\nb: [*x, *x]", "f.yaml:1: anchors and aliases (& and *) are not accepted"),
         ("a: 1\nb: {<<: *x}", "f.yaml:2: anchors and aliases"),
+        ("%YAML 9.9\n---\nagents: {}", "f.yaml:1: directives (lines with %) are not accepted"),
         ("a: !!python/object/apply:os.system [x]", "f.yaml:1: tags (!) are not accepted"),
         ("- " * 100_000, f"more than {MAX_DEPTH} levels deep"),
         ("[" * 200_000, f"more than {MAX_DEPTH} levels deep"),

@@ -5,9 +5,6 @@ import json
 import sys
 from typing import Any
 
-from ..settings.fleet import FleetFileError
-from ..settings.fleet_file import read_fleet, schema
-
 CHECK = "what is wrong with a fleet file, line by line"
 SCHEMA = "the fleet file's JSON Schema, for editors"
 
@@ -28,10 +25,19 @@ def add_command(commands: Any) -> None:
         description="Prints the fleet file's JSON Schema. Save it beside the file and begin that with "
         "`# yaml-language-server: $schema=NAME`: editors complete and check it then.",
     )
-    printed.set_defaults(run=lambda _: print(json.dumps(schema(), indent=2)))
+    printed.set_defaults(run=_print_schema)
+
+
+def _print_schema(_: argparse.Namespace) -> None:
+    from ..settings.fleet_file import schema  # only here: other commands need not wait for the models
+
+    print(json.dumps(schema(), indent=2))
 
 
 def _check(options: argparse.Namespace) -> None:
+    from ..settings.fleet import FleetFileError
+    from ..settings.fleet_file import read_fleet
+
     try:
         fleet = read_fleet(options.file)
     except FleetFileError as e:

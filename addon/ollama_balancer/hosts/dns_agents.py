@@ -54,6 +54,8 @@ class _Name:
     """By address: those of the last answer."""
     vanished: dict[str, Agent] = field(default_factory=dict)
     """Those that still run requests."""
+    left_out: set[str] = field(default_factory=set)
+    """Addresses of the last answer that cannot be agents."""
     lookup: asyncio.Future[list[str]] | None = None
     problem: str = ""
     """As it was logged."""
@@ -194,6 +196,7 @@ class DnsAgents:
                 name.vanished[ip] = agent
                 logger.info("Agent %s leaves: %s no longer has its address.", agent.name, name.where.host)
                 self.registry.drain(agent, configured=True)
+        name.left_out.intersection_update(ips)
         new = [self._join(name, ip) for ip in ips if ip not in name.agents]
         return [agent for agent in new if agent is not None]
 
@@ -205,13 +208,17 @@ class DnsAgents:
             if not name.spec.drained:
                 self.registry.end_configured_drain(agent)
             return None
+        agent_name = f"{name.name}-{ip}"
         try:
+            known = self.registry.get(agent_name)
+            if known is not None and known.source is Source.STATIC:
+                raise ValueError(f"there is an agent called {agent_name}: give one of them another name")
             address = Address(ip, name.where.port, name.where.host)
-            agent, _ = self.registry.register(f"{name.name}-{ip}", address, Source.STATIC)
+            agent, _ = self.registry.register(agent_name, address, Source.STATIC)
         except ValueError as e:
-            if name.problem != str(e):
-                logger.error("An address of %s is left out: %s", name.where.host, e)
-                name.problem = str(e)
+            if ip not in name.left_out:
+                name.left_out.add(ip)
+                logger.error("%s is left out of the agents of %s: %s", ip, name.where.host, e)
             return None
         logger.info("Agent %s joins: %s has its address.", agent.name, name.where.host)
         name.agents[ip] = agent

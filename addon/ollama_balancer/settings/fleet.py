@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..core.address import without_password
 from ..core.static_agents import AgentSpec
 from ..storage.yaml_file import Document, Keys
 from ..text import one_line
@@ -12,7 +13,7 @@ from ..text import one_line
 
 def dotted(keys: Keys) -> str:
     """An entry's place in a file, such as agents.gpu-1.url."""
-    return ".".join(one_line(str(key), 80) for key in keys)
+    return ".".join(one_line(without_password(str(key)), 80) for key in keys)
 
 
 @dataclass(frozen=True, order=True)

@@ -1,7 +1,7 @@
 """Reads a YAML file that a person writes: into plain values, with the line of each.
 
-What is read is checked before it is built: size, depth, anchors (with which a short file can be endless), tags and keys
-given twice.
+What is read is checked before it is built: size, depth, anchors (with which a short file can be endless), tags,
+directives and keys given twice.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.nodes import ScalarNode
 
+from ..core.address import without_password
 from ..text import one_line
 
 MAX_BYTES = 256 * 1024
@@ -36,6 +37,8 @@ MAX_DEPTH = 16
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What YAML does not allow in a file."""
+
+_DIRECTIVE = re.compile("(?:^|[\n\r\x85\u2028\u2029])%")
 
 type Keys = tuple[str | int, ...]
 
@@ -87,6 +90,8 @@ def parse(content: bytes) -> Document:
         raise YamlFileError("it is not UTF-8", content.count(b"\n", 0, e.start) + 1) from e
     if (found := _UNPRINTABLE.search(text)) is not None:
         raise YamlFileError("it contains a control character", text.count("\n", 0, found.start()) + 1)
+    if (found := _DIRECTIVE.search(text)) is not None:
+        raise YamlFileError("directives (lines with %) are not accepted", text.count("\n", 0, found.end()) + 1)
     try:
         return _Builder().build(text)
     except MarkedYAMLError as e:
@@ -161,9 +166,9 @@ class _Builder:
                 raise YamlFileError("a key must be a name", _line(event))
             key, at = str(event.value), (*path, str(event.value))
             if key in values:
-                raise YamlFileError(
-                    f"{one_line(key, 80)!r} is given twice: here and in line {self._document.lines[at]}", _line(event)
-                )
+                shown = one_line(without_password(key), 80)
+                first = self._document.lines[at]
+                raise YamlFileError(f"{shown!r} is given twice: here and in line {first}", _line(event))
             self._document.lines[at] = _line(event)
             values[key] = self._value(next(events), events, at)
         return values
@@ -176,7 +181,7 @@ class _Builder:
         try:
             return self._yaml.constructor.construct_object(node)
         except ValueError as e:
-            raise YamlFileError(f"{one_line(str(event.value), 40)!r} is not accepted", _line(event)) from e
+            raise YamlFileError(f"{one_line(without_password(event.value), 40)!r} is not accepted", _line(event)) from e
 
 
 def _line(event: Event) -> int:
