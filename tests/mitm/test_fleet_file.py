@@ -242,8 +242,8 @@ def test_what_is_set_elsewhere_wins_even_where_it_is_the_default(
     unused = "Not used from the fleet file, as --set, config.yaml or a change in mitmproxy wins: retries."
     assert unused in caplog.messages
     with pytest.raises(exceptions.OptionsError):
-        fleet.running.configure(fleet.addon, balancer_queue_size=-1)
-    assert router.retries == 2
+        fleet.running.configure(fleet.addon, balancer_mode="fastest")
+    assert (router.retries, fleet.balancer.registry.mode) == (2, "roundrobin"), "what was refused was not set"
     fleet.running.configure(fleet.addon, balancer_mode="adaptive")  # a change while it runs
     fleet.write("options: {mode: metrics}")
     assert fleet.balancer.registry.mode == "adaptive"

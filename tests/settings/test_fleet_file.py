@@ -16,9 +16,9 @@ from ollama_balancer.settings.fleet import FleetFileError
 from ollama_balancer.settings.fleet_file import LATER, AgentEntry, FleetFile, Options, fleet_of, schema
 from ollama_balancer.settings.options import TABLE
 from ollama_balancer.storage.yaml_file import MAX_BYTES, MAX_DEPTH
-from tests.markdown import ROOT
+from tests.markdown import DOCS, blocks
 
-EXAMPLE = ROOT / "addon" / "docs" / "fleet.yaml"
+EXAMPLE = DOCS / "fleet.yaml"
 
 
 def findings(text: str | bytes) -> list[str]:
@@ -217,3 +217,8 @@ def test_the_example_is_accepted_by_the_models_and_by_the_schema() -> None:
     assert any(isinstance(spec.where, DnsName) for spec in fleet.agents.values())
     assert fleet.options
     jsonschema.Draft202012Validator(schema()).validate(YAML(typ="safe").load(text))
+
+
+def test_the_file_in_the_documentation_is_accepted() -> None:
+    written = [block.text for block in blocks(DOCS / "options.md") if block.language == "yaml"]
+    assert [fleet_of("options.md", text.encode()).summary for text in written] == ["3 agents, 2 options"]

@@ -64,8 +64,8 @@ class Configuration:
         self.announcement = announcement
         self.fleet_file = FleetFile()
         self.overrides = Overrides()
-        self._given: set[str] = set()
-        """Options that were set by mitmproxy's means, which win over the fleet file."""
+        self._given_defaults: set[str] = set()
+        """Options that somebody has set to their default, which mitmproxy forgets when a change is refused."""
         self._logged_mode = ""
 
     def load(self, loader: Loader) -> None:
@@ -77,7 +77,6 @@ class Configuration:
         balancer = self.balancer
         if balancer.unsupported is None:
             return
-        self._given |= {name for name in options.TABLE if is_set(ctx.options, name)}
         try:
             fleet = self.fleet_file.read(str(ctx.options.balancer_config).strip())
             settings, specs = self._checked(fleet)
@@ -125,7 +124,8 @@ class Configuration:
 
     def log_unused(self) -> None:
         """Say which options of the fleet file are overridden."""
-        unused = [name.removeprefix(options.PREFIX) for name in self.fleet_file.current.options if name in self._given]
+        given = self._given()
+        unused = [name.removeprefix(options.PREFIX) for name in self.fleet_file.current.options if name in given]
         if unused:
             logger.warning(
                 "Not used from the fleet file, as --set, config.yaml or a change in mitmproxy wins: %s.",
@@ -151,7 +151,12 @@ class Configuration:
         return settings, specs
 
     def _from_file(self, fleet: Fleet) -> dict[str, object]:
-        return {name: value for name, value in fleet.options.items() if name not in self._given}
+        given = self._given()
+        return {name: value for name, value in fleet.options.items() if name not in given}
+
+    def _given(self) -> set[str]:
+        """Options that were set by mitmproxy's means, which win over the fleet file."""
+        return self._given_defaults | {name for name in options.TABLE if is_set(ctx.options, name)}
 
     def _use_access_log(self, settings: options.Settings, fleet: Fleet) -> None:
         try:
@@ -165,6 +170,9 @@ class Configuration:
         balancer = self.balancer
         balancer.settings = settings
         balancer.agent_specs = specs
+        self._given_defaults |= {
+            name for name in self._given() if getattr(ctx.options, name) == ctx.options.default(name)
+        }
         self.fleet_file.use(fleet)
         self._apply(settings)
         self._soon(self._set_agents)
