@@ -15,6 +15,7 @@ from mitmproxy import exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons, tflow, tutils
 
+from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.mitm import fleet_file
 from ollama_balancer.mitm.addons import BalancerAddon
@@ -227,6 +228,25 @@ def test_a_drain_of_the_file_ends_with_it_and_an_operators_does_not(fleet: Fixtu
     registry.drain(a)
     fleet.write(plain)
     assert a.draining, "the operator's came second"
+
+
+def test_a_change_of_slots_ends_no_drain(fleet: Fixture) -> None:
+    fleet.start("agents: {a: {url: http://10.0.0.1}}")
+    a = fleet.agent("a")
+    fleet.balancer.registry.drain(a, until_registration=True)  # its reporter has ended
+    fleet.write("agents: {a: {url: http://10.0.0.1, slots: 4}}")
+    assert a.fixed_slots == 4
+    assert a.draining
+
+
+def test_an_agent_that_reports_stays_when_the_file_no_longer_names_it(fleet: Fixture) -> None:
+    registry = fleet.balancer.registry
+    a, _ = registry.register("a", Address("10.0.0.1", 11434))
+    fleet.start("agents: {a: {url: http://10.0.0.1, slots: 4, drained: true}}")
+    assert (a.fixed_slots, a.draining) == (4, True)
+    fleet.write("agents: {}")
+    assert fleet.agents == ["a"]
+    assert (a.fixed_slots, a.draining) == (0, False)
 
 
 def test_what_is_set_elsewhere_wins_even_where_it_is_the_default(

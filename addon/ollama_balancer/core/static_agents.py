@@ -34,7 +34,7 @@ class StaticAgents:
     def check(self, specs: Mapping[str, AgentSpec]) -> None:
         """Whether these could be applied. ValueError says why not."""
         wanted = [name for name, spec in specs.items() if isinstance(spec.where, Address)]
-        self._registry.check(wanted, self._leaving(wanted))
+        self._registry.check(wanted, [agent for agent in self._unnamed(wanted) if agent.source is Source.STATIC])
 
     def apply(self, specs: Mapping[str, AgentSpec]) -> bool:
         """Register these agents, change what has changed, and remove the others. Returns whether any came or moved.
@@ -42,32 +42,39 @@ class StaticAgents:
         Running requests finish on those that are removed.
         """
         wanted = {name: spec for name, spec in specs.items() if isinstance(spec.where, Address)}
-        before, self._specs = self._specs, wanted
-        if wanted == before:
+        if wanted == self._specs:
             return False
-        for agent in self._leaving(wanted, before):
+        unnamed, before, self._specs = self._unnamed(wanted), self._specs, wanted
+        for agent in unnamed:
             if agent.source is Source.STATIC:
                 self._registry.remove(agent)
             else:
                 _leave_alone(self._registry, agent)
         any_new = False
         for name, spec in wanted.items():
-            known, former = self._registry.get(name), before.get(name)
-            if former == spec and known is not None:
+            agent, former = self._registry.get(name), before.get(name)
+            if agent is not None and former == spec:
                 continue
-            assert isinstance(spec.where, Address)
-            try:
-                agent, new = self._registry.register(name, spec.where, Source.STATIC)
-            except ValueError as e:
-                logger.error("Agent %s is left out: %s", name, e)
-                continue
-            any_new |= new or former is None or former.where != spec.where
-            configure(self._registry, agent, spec, was_drained=not new and former is not None and former.drained)
+            was_drained = agent is not None and former is not None and former.drained
+            if agent is None or former is None or former.where != spec.where:
+                agent = self._register(name, spec)
+                any_new = True
+            if agent is not None:
+                configure(self._registry, agent, spec, was_drained=was_drained)
         return any_new
 
-    def _leaving(self, wanted: Container[str], before: Mapping[str, AgentSpec] | None = None) -> list[Agent]:
-        named = self._specs if before is None else before
-        found = [self._registry.get(name) for name in named if name not in wanted]
+    def _register(self, name: str, spec: AgentSpec) -> Agent | None:
+        assert isinstance(spec.where, Address)
+        try:
+            agent, _ = self._registry.register(name, spec.where, Source.STATIC)
+        except ValueError as e:
+            logger.error("Agent %s is left out: %s", name, e)
+            return None
+        return agent
+
+    def _unnamed(self, wanted: Container[str]) -> list[Agent]:
+        """Agents that the configuration has named until now and does no longer."""
+        found = [self._registry.get(name) for name in self._specs if name not in wanted]
         return [agent for agent in found if agent is not None]
 
 
@@ -76,7 +83,7 @@ def configure(registry: AgentRegistry, agent: Agent, spec: AgentSpec, *, was_dra
     registry.configure_slots(agent, spec.slots)
     if spec.drained and not was_drained:
         registry.drain(agent, configured=True)
-    elif not spec.drained:
+    elif was_drained and not spec.drained:
         registry.end_configured_drain(agent)
 
 
