@@ -45,11 +45,11 @@ class StaticAgents:
         if wanted == self._specs:
             return False
         unnamed, before, self._specs = self._unnamed(wanted), self._specs, wanted
-        for agent in unnamed:
-            if agent.source is Source.STATIC:
-                self._registry.remove(agent)
+        for each in unnamed:
+            if each.source is Source.STATIC:
+                self._registry.remove(each)
             else:
-                _leave_alone(self._registry, agent)
+                _leave_alone(self._registry, each)
         any_new = False
         for name, spec in wanted.items():
             agent, former = self._registry.get(name), before.get(name)
