@@ -48,7 +48,7 @@ REPORTER = ROOT / "agent_reporter" / "README.md"
 BENCHES = ROOT / "benches" / "README.md"
 CHANGES = ROOT / "CHANGELOG.md"
 
-OTHERS = {"apt", "cd", "claude", "curl", "docker", "git", "journalctl", "ollama", "py", "systemctl"}
+OTHERS = {"apt", "cd", "claude", "curl", "docker", "echo", "git", "journalctl", "kubectl", "ollama", "py", "systemctl"}
 """Programs that are not ours, nor our packages'."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 
 import pytest
@@ -14,8 +15,10 @@ from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.static_agents import AgentSpec
 from ollama_balancer.hosts import dns_agents
 from ollama_balancer.hosts.dns_agents import INTERVAL, MAX_ADDRESSES, MAX_NAMES, DnsAgents
+from ollama_balancer.settings.option_values import static_agents
 from tests import jumping_loop
 from tests.core.fakes import new_registry
+from tests.markdown import ROOT
 
 NAME = DnsName("ollama.default.svc", 11434)
 AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -225,3 +228,9 @@ def test_names_are_looked_up_as_the_system_does() -> None:
 )
 def test_the_first_label_names_the_agents(url: str, name: str) -> None:
     assert DnsName.parse(url).prefix == name
+
+
+def test_the_manifest_of_kubernetes_names_the_hosts_by_dns() -> None:
+    manifest = (ROOT / "addon" / "deploy" / "kubernetes" / "balancer.yaml").read_text()
+    [value] = re.findall(r"balancer_agents=([^\s\"]+)", manifest)
+    assert static_agents([value]) == (("ollama", DnsName("ollama", 11434)),)
