@@ -125,7 +125,7 @@ def test_every_room_is_described() -> None:
 
 @pytest.mark.e2e
 def test_the_table_of_options_is_the_one_in_the_code() -> None:
-    printed = output(sys.executable, "-m", "ollama_balancer.mitm.options")
+    printed = output(sys.executable, "-m", "ollama_balancer.settings.options")
     assert f"\n\n{printed}\n" in text_of(DOCS / "options.md")
 
 

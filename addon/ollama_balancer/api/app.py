@@ -209,7 +209,9 @@ class ControlApi:
         if agent.source is not Source.REGISTERED:
             if agent.host_key == (address.host, address.port):
                 return agent.address  # the same host, as it is configured
-            whose = "by balancer_agents" if agent.source is Source.STATIC else "by the balancer itself"
+            whose = (
+                "by balancer_agents or the fleet file" if agent.source is Source.STATIC else "by the balancer itself"
+            )
             raise HTTPException(
                 409,
                 f"{agent.name} is configured {whose} at {agent.address.url}: a registration cannot move it. If this "

@@ -86,7 +86,7 @@ class StatusError(ValueError):
 
 async def get(address: Address, path: str, seconds: float, via: str) -> Answer:
     """A 200 answer of an agent. Raises ValueError for another status, CallError else."""
-    headers = {"Via": via, "User-Agent": "ollama-balancer"}
+    headers = {"Host": address.authority, "Via": via, "User-Agent": "ollama-balancer"}
     answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
     if answer.status != 200:
         raise StatusError(path, answer.status)
