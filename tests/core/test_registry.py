@@ -497,6 +497,7 @@ def test_who_drains_an_agent_says_who_ends_that(registry: AgentRegistry) -> None
     registry.drain(agent, until_registration=True)  # its reporter shuts down
     registry.register("a", agent.address)
     assert agent.draining, "the configuration's outlasts that"
+    assert agent.reason == "the fleet file drains it, or its name in DNS no longer leads to it"
     registry.end_configured_drain(agent)
     assert not agent.draining
     registry.drain(agent, until_registration=True)

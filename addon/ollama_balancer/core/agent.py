@@ -214,6 +214,8 @@ class Agent:
                 return self.refusal
             case Status.UNREACHABLE:
                 return self.unreached or f"it reports, but has not been reached at {self.address} yet"
+            case Status.DRAINING if self.drained_by_configuration:
+                return "the fleet file drains it, or its name in DNS no longer leads to it"
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.SLOW_START:
