@@ -11,9 +11,9 @@ from typing import Any
 
 TEXT = "Checks this machine, the balancer's settings and each of its hosts, and says what to do about what is wrong."
 EPILOG = """\
-Give it the arguments that the balancer is started with. It reads config.yaml in mitmproxy's folder, the fleet file, the
-hosts that have registered, and the hosts of a balancer that runs here. Exit code: 0 if there is no problem (warnings are
-none), else 1. It changes nothing."""
+Give it the arguments that the balancer is started with. It reads config.yaml in mitmproxy's folder, the fleet file,
+the hosts that have registered, and the hosts of a balancer that runs here. Exit code: 0 if there is no problem
+(warnings are none), else 1. It changes nothing."""
 
 
 def add_command(commands: Any) -> None:
