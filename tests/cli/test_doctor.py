@@ -13,6 +13,7 @@ from ollama_balancer.cli.doctor import agents, machine, ports
 from ollama_balancer.cli.doctor.findings import Level, Report, ok, problem, warning
 from ollama_balancer.cli.doctor.settings import read
 from ollama_balancer.core.address import Address
+from ollama_balancer.settings.options import TABLE
 from ollama_balancer.storage.agents import FILE_NAME as STATE_FILE
 
 
@@ -76,6 +77,42 @@ def test_arguments_win_over_set_and_that_over_the_file(tmp_path: Path, monkeypat
     assert from_file.findings == given.findings == []
 
 
+def test_each_option_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOAD_BALANCER_MODE", "fastest")
+    (tmp_path / "config.yaml").write_text("balancer_retries: many\nbalancer_relay: false\nbalancer_slot: 3\n")
+    settings = read([f"confdir={tmp_path}", "balancer_queue_size=12", "balancer_memory=1z", "balancer_lean=false"])
+    assert settings.queue_size == 12
+    assert sorted((each.what, each.remedy) for each in settings.findings) == [
+        ("balancer_memory: '1z' is not accepted", "it takes a size from 1m to 1t, such as 512m or 4g"),
+        ("balancer_mode: 'fastest' is not a mode", f"it takes {TABLE['balancer_mode'].kind.accepts}"),
+        ("balancer_retries: 'many' is not accepted", "it takes a whole number from 0 to 100"),
+        ("there is no option balancer_slot", "write balancer_slots"),
+    ]
+
+
+def test_the_fleet_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text("agents:\n  gpu-1: {url: http://a:1}\noptions:\n  queue_size: 5\n")
+    settings = read([f"confdir={tmp_path}", f"balancer_config={file}"])
+    assert settings.findings == []
+    assert settings.queue_size == 5
+    found, findings = asyncio.run(agents.listed(settings, ports.Running()))
+    assert [(each.name, each.address.url, each.source) for each in found] == [("gpu-1", "http://a:1", agents.FLEET)]
+    assert findings == []
+    file.write_text("agents:\n  gpu-1: {url: a:1}\n  gpu-2: {slot: 2}\n")
+    found_problems = [each.what for each in read([f"confdir={tmp_path}", f"balancer_config={file}"]).findings]
+    assert [each.split(": ")[0] for each in found_problems] == [f"{file}:2", f"{file}:3", f"{file}:3"]
+
+
+@pytest.mark.e2e
+def test_each_address_of_a_name_is_an_agent(tmp_path: Path) -> None:
+    settings = read([f"confdir={tmp_path}", "balancer_agents=dns+http://localhost:7,gpu=dns+http://no-such.invalid:7"])
+    found, findings = asyncio.run(agents.listed(settings, ports.Running()))
+    assert ("localhost-127.0.0.1", "http://127.0.0.1:7") in [(each.name, each.address.url) for each in found]
+    assert {each.address.authority for each in found} == {"localhost:7"}
+    assert [each.what for each in findings] == ["balancer_agents: the name no-such.invalid does not resolve"]
+
+
 def test_a_token_that_cannot_be_used_is_not_shown(tmp_path: Path) -> None:
     settings = read([f"confdir={tmp_path}", "balancer_token=with space"])
     assert [each.level for each in settings.findings] == [Level.PROBLEM]
@@ -85,7 +122,7 @@ def test_a_token_that_cannot_be_used_is_not_shown(tmp_path: Path) -> None:
 def listed(entries: list[str], running: list[dict[str, Any]], confdir: Path) -> tuple[list[str], list[str]]:
     settings = read([f"confdir={confdir}"])
     settings.agents = entries
-    found, findings = agents.listed(settings, ports.Running(found=True, agents=running))
+    found, findings = asyncio.run(agents.listed(settings, ports.Running(found=True, agents=running)))
     return [f"{each.name}={each.address}" for each in found], [each.what for each in findings]
 
 

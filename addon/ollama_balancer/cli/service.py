@@ -19,9 +19,10 @@ from agent_reporter.service import launchd, setup, systemd, windows
 from agent_reporter.service.base import Service, interpreter
 
 from ..gateway.descriptors import MAX_USEFUL
+from ..settings.options import TABLE
 from ..storage import token as tokens
 from . import serve
-from .doctor.settings import DEFAULT_PORT, DEFAULT_STOP_TIMEOUT
+from .doctor.settings import DEFAULT_PORT
 from .install import HELP, sentence
 
 NAME = "ollama-balancer"
@@ -124,7 +125,7 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, bo
         tuple(words),
         _token(given, environ),
         int(port) if port.isdecimal() else DEFAULT_PORT,
-        STOP_SECONDS + (int(stop) if stop.isdecimal() else DEFAULT_STOP_TIMEOUT),
+        STOP_SECONDS + (int(stop) if stop.isdecimal() else TABLE["balancer_stop_timeout"].default),
     ), options.yes
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 TEXT = "Checks this machine, the balancer's settings and each of its hosts, and says what to do about what is wrong."
 EPILOG = """\
-Give it the arguments that the balancer is started with. It reads config.yaml in mitmproxy's folder, the hosts that have
-registered, and the hosts of a balancer that runs here. Exit code: 0 if there is no problem (warnings are none), else 1.
-It changes nothing."""
+Give it the arguments that the balancer is started with. It reads config.yaml in mitmproxy's folder, the fleet file,
+the hosts that have registered, and the hosts of a balancer that runs here. Exit code: 0 if there is no problem
+(warnings are none), else 1. It changes nothing."""
 
 
 def add_command(commands: Any) -> None:
@@ -52,7 +52,7 @@ async def _check(options: argparse.Namespace, report: Any) -> None:
     report.add(*folder.check(settings.confdir, token_given=bool(settings.token)))
     running = await ports.check(settings, options.key_file)
     report.add(*running.findings)
-    listed, findings = agents.listed(settings, running)
+    listed, findings = await agents.listed(settings, running)
     report.add(*findings)
-    if listed or not settings.agents:
+    if listed or not (settings.agents or settings.fleet.agents):
         report.add(*await agents.check(listed, settings.port, descriptors.most_probes(limit)))

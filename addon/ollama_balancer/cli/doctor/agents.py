@@ -14,7 +14,8 @@ from agent_reporter.connecting import connect
 from agent_reporter.http import Answer, CallError, CallTimeoutError, ConnectError
 
 from ...api.reports import FARTHEST_AHEAD
-from ...core.address import Address, without_password
+from ...core.address import Address, DnsName, without_password
+from ...hosts.dns_agents import MAX_ADDRESSES, look_up
 from ...hosts.local import listening_at, local_key
 from ...hosts.prober import ALIVE_TIMEOUT, INVENTORY_TIMEOUT, LOCAL, StatusError, Version, diagnose, get, read_models
 from ...ollama.errors import not_let_in
@@ -33,7 +34,7 @@ DEADLINE = 20.0
 MAX_FINE, MAX_WRONG = 20, 100
 """Agents of which each has lines of its own; of the others it is said how many they are."""
 
-OPTION, REGISTERED, NOW = "balancer_agents", "registered", "the running balancer"
+OPTION, FLEET, REGISTERED, NOW = "balancer_agents", "the fleet file", "registered", "the running balancer"
 """Where an agent is listed."""
 
 
@@ -57,16 +58,21 @@ class Examined:
     peer: str = ""
 
 
-def listed(settings: Settings, running: Running) -> tuple[list[Listed], list[Finding]]:
-    """All agents, each once, and what is wrong with the lists."""
+async def listed(settings: Settings, running: Running) -> tuple[list[Listed], list[Finding]]:
+    """All agents, each once, and what is wrong with the lists. Names that stand for several hosts are resolved."""
     findings: list[Finding] = []
     found: dict[tuple[str, Address], Listed] = {}
     entries = [(*_name_and_url(entry), OPTION) for entry in settings.agents]
+    entries += [(name, spec.where.url, FLEET) for name, spec in settings.fleet.agents.items()]
     entries += [(name, url, REGISTERED) for name, url in _registered(settings, findings)]
     entries += [(name, url, NOW) for name, url, _, _ in statuses(running.agents)]
     seen: set[tuple[str, str, str]] = set()
     for name, url, source in entries:
         try:
+            if url.lower().startswith("dns+"):
+                for agent in await _in_dns(name, DnsName.parse(url), source, findings):
+                    found.setdefault((agent.name, agent.address), agent)
+                continue
             address = _address(url)
         except ValueError as e:
             findings.append(problem(f"{source}: {_shown(name)}{e}", "write name=http://host:port"))
@@ -86,6 +92,19 @@ def _name_and_url(entry: str) -> tuple[str, str]:
     """Of an entry of balancer_agents."""
     before, equals, after = entry.partition("=")
     return (before, after) if equals and "://" not in before else ("", entry)
+
+
+async def _in_dns(name: str, where: DnsName, source: str, findings: list[Finding]) -> list[Listed]:
+    try:
+        async with asyncio.timeout(ALIVE_TIMEOUT):
+            ips = await look_up(where.host)
+    except (OSError, UnicodeError):
+        ips = []
+    if not ips:
+        remedy = "correct the name, or add it to the DNS; agents come once it resolves"
+        findings.append(problem(f"{source}: the name {where.host} does not resolve", remedy))
+    first = name or where.prefix
+    return [Listed(f"{first}-{ip}", Address(ip, where.port, where.host), source) for ip in ips[:MAX_ADDRESSES]]
 
 
 def _address(url: str) -> Address:
