@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .addresses import Endpoint, parse_endpoint, parse_ollama_host
 from .limits import NAME_PATTERN
@@ -19,6 +20,8 @@ TOKEN_FILE_NAME = "ollama-balancer-token"  # noqa: S105
 TOKEN_FILE_LIMIT = 4096
 """Bytes of a token file that are read at most."""
 LONGEST_INTERVAL = 3600.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _host_required(text: str, default_port: int) -> Endpoint:
     return parse_endpoint(text, default_port=default_port)
 
 
-def _named[T](option: str, parse: Callable[[str], T], text: str) -> T:
+def _named(option: str, parse: Callable[[str], T], text: str) -> T:
     try:
         return parse(text)
     except ValueError as error:
