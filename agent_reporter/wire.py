@@ -121,6 +121,15 @@ class AgentRegistration(BaseModel):
     """Made up anew at each start of a reporter, so that two of one name are told apart."""
 
 
+class JoinRequest(BaseModel):
+    """The body of POST /api/join; the join code is in the header Authorization."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """The name that the host has for itself. The code may say another."""
+
+
 def check_size(body: bytes) -> bytes:
     """The same body. ValueError: it has so many values that to read it would hold up everything else."""
     values = body.count(b",") + body.count(b"[") + body.count(b"{")

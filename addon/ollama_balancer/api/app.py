@@ -34,6 +34,7 @@ from . import history as history_api
 from .callers import caller_of
 from .calls import CALLS, JSON, Call
 from .health import by_state, health
+from .joining import JoinApi
 from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
@@ -49,7 +50,7 @@ class ControlApi:
 
     `on_change` is called with an agent that was added or has moved, so that it is probed at once. `ending` returns
     whether the balancer is shutting down, `in_flight` the number of requests now at agents, `wall` the time of day in
-    seconds since 1970.
+    seconds since 1970, `outward` this machine's address for others, as host:port.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ControlApi:
         keys: KeyFile | None = None,
         audit: AuditTrail | None = None,
         usage: UsageLog | None = None,
+        outward: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -102,6 +104,7 @@ class ControlApi:
             "drain": self.drain,
             "resume": self.resume,
             **UsageApi(usage, wall).handlers,
+            **JoinApi(self.access, self.audit, keys, registry.clock, wall, outward).handlers,
         }
         if keys is not None:
             self._answers |= KeysApi(keys, self.access.limiter, self.audit, wall).handlers
@@ -228,6 +231,8 @@ class ControlApi:
         key = _reporting_key(caller)
         if key is None:
             return
+        if caller.key is not None and caller.key.agent not in (None, registration.name):
+            raise HTTPException(409, f"this key may report for {caller.key.agent} only, as which its host has joined")
         from_host = _plain(caller.address) == address.host
         if known is not None and known.key != key:
             if known.key is not None:

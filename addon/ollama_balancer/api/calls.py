@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from agent_reporter.limits import MAX_BODY_BYTES
-from agent_reporter.wire import AgentMetrics, AgentRegistration
+from agent_reporter.wire import AgentMetrics, AgentRegistration, JoinRequest
 
 from ..core.access import Right
 from ..core.history import MINUTES
@@ -15,7 +15,21 @@ from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
-from .paths import AGENTS, BALANCER, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
+from .paths import (
+    AGENTS,
+    BALANCER,
+    HEALTH,
+    HISTORY,
+    JOIN,
+    JOIN_CODES,
+    JOIN_PAGE,
+    JOIN_SCRIPTS,
+    KEYS,
+    METRICS,
+    OPENAPI,
+    OWN_USAGE,
+    USAGE,
+)
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -119,6 +133,12 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
     )
 
 
+NO_WHEEL = {
+    400: _error("The Host header is no name or address, as it must stand in the script."),
+    503: _error("The reporter is not installed as a package on the balancer's machine."),
+}
+SCRIPT = ("text/plain",)
+
 _for_operators = partial(Call, rights=OPERATE, always=True)
 _for_reporters = partial(Call, rights=REPORT, always=True)
 
@@ -206,6 +226,67 @@ CALLS = (
         "openapi",
         "This document",
         {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
+    ),
+    Call(
+        "GET",
+        JOIN_PAGE,
+        "join_page",
+        "How a host joins: for browsers a page, for others the script for Linux and macOS",
+        {
+            200: Answer("The page or the script.", SCRIPT, {"Vary": "`Accept`, `Host`."}, ("text/html",)),
+            **NO_WHEEL,
+        },
+    ),
+    Call(
+        "GET",
+        JOIN_SCRIPTS[0],
+        "join_script",
+        "The script by which a host with Linux or macOS joins",
+        {200: Answer("The script.", SCRIPT), **NO_WHEEL},
+    ),
+    Call(
+        "GET",
+        JOIN_SCRIPTS[1],
+        "join_powershell",
+        "The script by which a host with Windows joins",
+        {200: Answer("The script.", SCRIPT), **NO_WHEEL},
+    ),
+    Call(
+        "GET",
+        JOIN_PAGE + "/{file}",
+        "reporter_wheel",
+        "The balancer's own reporter, as the scripts name it",
+        {
+            200: Answer("A wheel.", ("application/zip",)),
+            404: _error("The balancer serves no such file."),
+            503: NO_WHEEL[503],
+        },
+    ),
+    Call(
+        "POST",
+        JOIN,
+        "join",
+        "Join by a code, which is the bearer token; a host that has joined presents its key, and gets its name",
+        {
+            200: Answer("The key is that of a host that has joined.", models.JoinedHost),
+            201: Answer("The host has joined, and this is its key, which is shown only now.", models.JoinedHost),
+            401: _error("The code is not valid.", WWW_Authenticate="`Bearer`."),
+            409: _error("Another host has joined under that name."),
+            429: _error("Too many wrong codes from this address.", Retry_After="Seconds."),
+        },
+        body=JoinRequest,
+    ),
+    _for_operators(
+        "POST",
+        JOIN_CODES,
+        "make_join_code",
+        "Make a join code, which lets one host join",
+        {
+            201: Answer("The code, which is shown only now, and what to run on the host.", models.NewJoinCode),
+            409: _error("Too many codes are open."),
+        },
+        body=models.MakeJoinCode,
+        body_required=False,
     ),
     Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}, rights=READ),
     _for_reporters(

@@ -12,8 +12,9 @@ from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 
 from ..core.access import Right
 from ..core.agent import Source, Status
+from ..core.join_codes import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS
 from ..core.policies import POLICIES
-from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
+from ..storage.keys import DEFAULT_OVERLAP, HOST_NAME, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
 
 Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
@@ -90,6 +91,8 @@ class KeyDetails(KeySettings):
     """Why it is not valid: disabled or expired."""
     running: int
     """Requests of it that have not ended."""
+    agent: str | None
+    """Of the key of a host that has joined: the only agent for which it may report."""
 
 
 class KeyList(Answer):
@@ -100,6 +103,40 @@ class NewKey(KeyDetails):
     """A client key with its secret, which cannot be seen again."""
 
     secret: str
+
+
+class MakeJoinCode(BaseModel):
+    """The optional body of the making of a join code."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(pattern=f"^{HOST_NAME.pattern}$")] | None = None
+    """The name under which the host joins, which may have joined before. Without: the host's own, if that is free."""
+    expires_in: Annotated[int, Field(ge=MIN_SECONDS, le=MAX_SECONDS)] = DEFAULT_SECONDS
+    """Seconds."""
+
+
+class NewJoinCode(Answer):
+    """A join code, which cannot be seen again, and what to run on the host."""
+
+    code: str
+    name: str | None
+    expires: AwareDatetime
+    command: str
+    """For Linux and macOS."""
+    powershell: str
+    """For Windows."""
+
+
+class JoinedHost(Answer):
+    """A host that has joined."""
+
+    name: str
+    """Under which it is to report."""
+    key: str
+    """The name of its key."""
+    secret: str | None
+    """Of its key, which cannot be seen again; null: it is the one that the call presented."""
 
 
 class RegisteredAgent(Answer):

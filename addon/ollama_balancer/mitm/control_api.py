@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
+from mitmproxy.net.local_ip import get_local_ip
 
 from ..api.health import health
 from ..api.paths import HEALTH, is_control_path
@@ -16,6 +17,7 @@ from ..gateway.messages import json_response
 from .balancer import Balancer
 from .flows import context_of, error_of, path_of, to_mitmproxy
 from .key_file import KeyFile
+from .listening import listening, reach
 from .requests import Requests
 from .serving import serve
 from .startup import Startup
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 
 MAX_CONTROL_PATH = 4 * 1024
 """Bytes of the path and query of a control call."""
+
+
+def _address_for_others() -> str | None:
+    at = reach(listening(), get_local_ip())
+    return None if at is None or at.local else at.url.partition("://")[2]
 
 
 class ControlApi:
@@ -58,6 +65,7 @@ class ControlApi:
                 keys=self.keys,
                 audit=balancer.audit,
                 usage=balancer.usage,
+                outward=_address_for_others,
             )
         return self._app
 
