@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
+from . import __version__
 from .collectors import COLLECTORS, Collector, Fields, Host, PartialError
 from .states import StateLog, printable
 from .timeouts import timeout
@@ -34,7 +35,7 @@ class Collection:
         self._collectors = [_SafeCollector(name, make, host, timeout) for name, make in collectors.items()]
 
     async def __call__(self) -> AgentMetrics:
-        fields: Fields = {**UNKNOWN, "timestamp": datetime.now(timezone.utc)}
+        fields: Fields = {**UNKNOWN, "reporter_version": __version__, "timestamp": datetime.now(timezone.utc)}
         outcomes = []
         for collector in self._collectors:
             began = self._clock()

@@ -104,6 +104,8 @@ class AgentMetrics(BaseModel):
     network_received: Amount | None = None
     """Bytes a second."""
     network_sent: Amount | None = None
+    reporter_version: ShortText | None = None
+    """Of the program that made the report."""
     collectors: Annotated[list[CollectorOutcome], Field(max_length=64)] | None = None
     """How the reading of each part went."""
 

@@ -1,7 +1,9 @@
 """The control API as a Starlette application. It reads and changes the registry and nothing else."""
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -40,6 +42,7 @@ from .models import DrainRequest
 from .openapi import document
 from .prometheus import Exposition
 from .reports import store_report
+from .upgrades import notice
 from .usage import UsageApi
 
 type Handler = Callable[[Request], Awaitable[Response]]
@@ -84,6 +87,7 @@ class ControlApi:
         self.wall = wall
         self.access = access or Access(registry.clock)
         self.audit = audit or AuditTrail(registry.clock, wall)
+        self.joining = JoinApi(self.access, self.audit, keys, registry.clock, wall, outward)
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
@@ -104,7 +108,7 @@ class ControlApi:
             "drain": self.drain,
             "resume": self.resume,
             **UsageApi(usage, wall).handlers,
-            **JoinApi(self.access, self.audit, keys, registry.clock, wall, outward).handlers,
+            **self.joining.handlers,
         }
         if keys is not None:
             self._answers |= KeysApi(keys, self.access.limiter, self.audit, wall).handlers
@@ -163,8 +167,7 @@ class ControlApi:
         )
 
     async def agents(self, request: Request) -> Response:
-        now = self.registry.clock()
-        return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
+        return JSONResponse({"agents": [self._describe(agent, request, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._agent_response(self._find_agent(request), request)
@@ -309,8 +312,15 @@ class ControlApi:
         ):
             raise HTTPException(409, f"{agent.name}'s host is another agent too, which is not this key's")
 
+    def _describe(self, agent: Agent, request: Request, *, whole: bool = True) -> dict[str, Any]:
+        text = notice(agent.metrics)
+        if text is not None:
+            with contextlib.suppress(HTTPException):  # without an address to name
+                text = notice(agent.metrics, self.joining.balancer_url(request, for_others=True))
+        return describe_agent(agent, self.registry.clock(), whole=whole) | {"notice": text}
+
     def _agent_response(self, agent: Agent, request: Request) -> Response:
-        described = describe_agent(agent, self.registry.clock())
+        described = self._describe(agent, request)
         described["learned"] = self.registry.learner.estimates.describe(agent.id)
         if _reporting_key(caller_of(request)) is not None:
             described |= {"alias_of": None, "reason": None}  # they name other agents

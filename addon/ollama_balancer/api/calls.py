@@ -1,13 +1,9 @@
 """All calls of the control API: its routes and its OpenAPI document are generated from this table."""
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from pydantic import BaseModel
 
 from agent_reporter.limits import MAX_BODY_BYTES
-from agent_reporter.wire import AgentMetrics, AgentRegistration, JoinRequest
+from agent_reporter.wire import AgentMetrics, AgentRegistration
 
 from ..core.access import Right
 from ..core.history import MINUTES
@@ -15,15 +11,15 @@ from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
+from .call import Answer as Answer
+from .call import Call as Call
+from .call import Parameter, error
+from .join_calls import JOIN_CALLS
 from .paths import (
     AGENTS,
     BALANCER,
     HEALTH,
     HISTORY,
-    JOIN,
-    JOIN_CODES,
-    JOIN_PAGE,
-    JOIN_SCRIPTS,
     KEYS,
     METRICS,
     OPENAPI,
@@ -36,72 +32,28 @@ CSV = "text/csv"
 OPENMETRICS = "application/openmetrics-text"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response. `content`: the model of its JSON, or its media types if it is not JSON; None: no body."""
-
-    text: str
-    content: type[BaseModel] | tuple[str, ...] | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    """Response headers and their descriptions."""
-    also: tuple[str, ...] = ()
-    """Other media types that a caller can ask for."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A query parameter."""
-
-    name: str
-    text: str
-    schema: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """`operation` is the key of its handler in `ControlApi`. Each GET also answers HEAD."""
-
-    method: str
-    path: str
-    operation: str
-    text: str
-    answers: dict[int, Answer]
-    """By status, in addition to those that any call may return."""
-    rights: tuple[Right, ...] = ()
-    """Of which a caller needs one where calls need a key; none: it is open to all."""
-    always: bool = False
-    """Whether it needs one of them everywhere."""
-    body: type[BaseModel] | None = None
-    body_required: bool = True
-    query: tuple[Parameter, ...] = ()
-
-
-def _error(text: str, **headers: str) -> Answer:
-    return Answer(text, models.Error, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
 OF_ANY_CALL = {
-    403: _error("The caller is a web page of another origin, or its address is not allowed."),
-    405: _error("The path does not allow the method.", Allow="The methods that it allows."),
-    414: _error("The path and query are too long."),
-    431: _error("The headers are too long."),
+    403: error("The caller is a web page of another origin, or its address is not allowed."),
+    405: error("The path does not allow the method.", Allow="The methods that it allows."),
+    414: error("The path and query are too long."),
+    431: error("The headers are too long."),
 }
 OF_BODIES = {
-    400: _error("The body is malformed or out of range; the error names the field."),
-    413: _error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
-    503: _error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
+    400: error("The body is malformed or out of range; the error names the field."),
+    413: error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
+    503: error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
 }
 OF_KEYED_CALLS = {
-    401: _error("The token or key is missing or wrong.", WWW_Authenticate="`Bearer`."),
-    403: _error(
+    401: error("The token or key is missing or wrong.", WWW_Authenticate="`Bearer`."),
+    403: error(
         "The caller is a web page of another origin, its address is not allowed, or its key lacks the right for this."
     ),
-    429: _error("Too many wrong tokens or keys from this address.", Retry_After="Seconds."),
-    503: _error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
+    429: error("Too many wrong tokens or keys from this address.", Retry_After="Seconds."),
+    503: error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
 }
-UNKNOWN_KEY = {404: _error("No key has that name.")}
-OTHERS_HOST = {409: _error("The agent's host is another agent too, which is not this key's.")}
-UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
+UNKNOWN_KEY = {404: error("No key has that name.")}
+OTHERS_HOST = {409: error("The agent's host is another agent too, which is not this key's.")}
+UNKNOWN_AGENT = {404: error("No agent has that id or name.")}
 
 _AGENT = AGENTS + "/{id}"
 _KEY = KEYS + "/{name}"
@@ -119,8 +71,8 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
         text,
         {
             200: Answer("The sums of each group.", models.Usage, also=(CSV,)),
-            400: _error("A parameter is out of range, or there are too many groups; the error says which."),
-            503: _error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
+            400: error("A parameter is out of range, or there are too many groups; the error says which."),
+            503: error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
         },
         query=(
             Parameter("by", "What to group by.", {"type": "string", "pattern": _GROUPED_BY, "default": default}),
@@ -132,12 +84,6 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
         always=always,
     )
 
-
-NO_WHEEL = {
-    400: _error("The Host header is no name or address, as it must stand in the script."),
-    503: _error("The reporter is not installed as a package on the balancer's machine."),
-}
-SCRIPT = ("text/plain",)
 
 _for_operators = partial(Call, rights=OPERATE, always=True)
 _for_reporters = partial(Call, rights=REPORT, always=True)
@@ -202,7 +148,7 @@ CALLS = (
         "Ended requests, minute by minute",
         {
             200: Answer("A page of minutes.", models.History),
-            400: _error("A parameter is out of range; the error names it."),
+            400: error("A parameter is out of range; the error names it."),
         },
         query=(
             Parameter(
@@ -227,67 +173,7 @@ CALLS = (
         "This document",
         {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
     ),
-    Call(
-        "GET",
-        JOIN_PAGE,
-        "join_page",
-        "How a host joins: for browsers a page, for others the script for Linux and macOS",
-        {
-            200: Answer("The page or the script.", SCRIPT, {"Vary": "`Accept`, `Host`."}, ("text/html",)),
-            **NO_WHEEL,
-        },
-    ),
-    Call(
-        "GET",
-        JOIN_SCRIPTS[0],
-        "join_script",
-        "The script by which a host with Linux or macOS joins",
-        {200: Answer("The script.", SCRIPT), **NO_WHEEL},
-    ),
-    Call(
-        "GET",
-        JOIN_SCRIPTS[1],
-        "join_powershell",
-        "The script by which a host with Windows joins",
-        {200: Answer("The script.", SCRIPT), **NO_WHEEL},
-    ),
-    Call(
-        "GET",
-        JOIN_PAGE + "/{file}",
-        "reporter_wheel",
-        "The balancer's own reporter, as the scripts name it",
-        {
-            200: Answer("A wheel.", ("application/zip",)),
-            404: _error("The balancer serves no such file."),
-            503: NO_WHEEL[503],
-        },
-    ),
-    Call(
-        "POST",
-        JOIN,
-        "join",
-        "Join by a code, which is the bearer token; a host that has joined presents its key, and gets its name",
-        {
-            200: Answer("The key is that of a host that has joined.", models.JoinedHost),
-            201: Answer("The host has joined, and this is its key, which is shown only now.", models.JoinedHost),
-            401: _error("The code is not valid.", WWW_Authenticate="`Bearer`."),
-            409: _error("Another host has joined under that name."),
-            429: _error("Too many wrong codes from this address.", Retry_After="Seconds."),
-        },
-        body=JoinRequest,
-    ),
-    _for_operators(
-        "POST",
-        JOIN_CODES,
-        "make_join_code",
-        "Make a join code, which lets one host join",
-        {
-            201: Answer("The code, which is shown only now, and what to run on the host.", models.NewJoinCode),
-            409: _error("Too many codes are open."),
-        },
-        body=models.MakeJoinCode,
-        body_required=False,
-    ),
+    *JOIN_CALLS,
     Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}, rights=READ),
     _for_reporters(
         "POST",
@@ -297,7 +183,7 @@ CALLS = (
         {
             200: Answer("The agent was known.", models.RegisteredAgent),
             201: Answer("The agent is new.", models.RegisteredAgent),
-            409: _error("The name belongs to a configured agent at another address, or to another host that reports."),
+            409: error("The name belongs to a configured agent at another address, or to another host that reports."),
         },
         body=AgentRegistration,
     ),
@@ -361,7 +247,7 @@ CALLS = (
         "Add a client key",
         {
             201: Answer("The key, with its secret, which is shown only now.", models.NewKey),
-            409: _error("A key of that name exists."),
+            409: error("A key of that name exists."),
         },
         body=models.AddKey,
     ),

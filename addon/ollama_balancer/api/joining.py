@@ -25,8 +25,8 @@ from ..gateway.callers import Caller
 from ..storage.keys import HOST_KEY, HOST_NAME, KeyExistsError, KeyFileError
 from .callers import caller_of
 from .dashboard import FOLDER, HEADERS
+from .join_models import MakeJoinCode
 from .keys import KeyFile
-from .models import MakeJoinCode
 from .paths import JOIN, JOIN_PAGE
 from .reporter_wheel import NoWheelError, Wheel, reporter_wheel, wheel_name
 
@@ -79,7 +79,7 @@ class JoinApi:
             raise HTTPException(400, describe(e.errors())) from e
         except ValueError as e:
             raise HTTPException(400, f"body: {e}") from e
-        url = self._balancer(request, for_others=True)
+        url = self.balancer_url(request, for_others=True)
         try:
             code = self.codes.make(asked.name, asked.expires_in)
         except TooManyCodesError:
@@ -155,7 +155,7 @@ class JoinApi:
         """For a browser a page; for anything else the script."""
         if "text/html" not in request.headers.get("accept", ""):
             return await self.shell(request)
-        url, wheel = self._balancer(request, for_others=True), await self._wheel()
+        url, wheel = self.balancer_url(request, for_others=True), await self._wheel()
         values = {
             "BALANCER": url,
             "SHELL": shell_line(url, "CODE"),
@@ -171,10 +171,14 @@ class JoinApi:
         return HTMLResponse(page, headers={**HEADERS, **SCRIPT_HEADERS, "Content-Security-Policy": policy})
 
     async def shell(self, request: Request) -> Response:
-        return PlainTextResponse(filled("join.sh", self._balancer(request), await self._wheel()), 200, SCRIPT_HEADERS)
+        return PlainTextResponse(
+            filled("join.sh", self.balancer_url(request), await self._wheel()), 200, SCRIPT_HEADERS
+        )
 
     async def powershell(self, request: Request) -> Response:
-        return PlainTextResponse(filled("join.ps1", self._balancer(request), await self._wheel()), 200, SCRIPT_HEADERS)
+        return PlainTextResponse(
+            filled("join.ps1", self.balancer_url(request), await self._wheel()), 200, SCRIPT_HEADERS
+        )
 
     async def wheel(self, request: Request) -> Response:
         if request.path_params["file"] != wheel_name():
@@ -188,7 +192,7 @@ class JoinApi:
         except NoWheelError as e:
             raise HTTPException(503, str(e)) from e
 
-    def _balancer(self, request: Request, *, for_others: bool = False) -> str:
+    def balancer_url(self, request: Request, *, for_others: bool = False) -> str:
         """The balancer's URL as the caller has it; `for_others`: as other machines have it. HTTPException: the Host
         header is not one that may stand in a script.
         """

@@ -12,9 +12,8 @@ from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 
 from ..core.access import Right
 from ..core.agent import Source, Status
-from ..core.join_codes import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS
 from ..core.policies import POLICIES
-from ..storage.keys import DEFAULT_OVERLAP, HOST_NAME, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
+from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
 
 Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
@@ -105,40 +104,6 @@ class NewKey(KeyDetails):
     secret: str
 
 
-class MakeJoinCode(BaseModel):
-    """The optional body of the making of a join code."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    name: Annotated[str, Field(pattern=f"^{HOST_NAME.pattern}$")] | None = None
-    """The name under which the host joins, which may have joined before. Without: the host's own, if that is free."""
-    expires_in: Annotated[int, Field(ge=MIN_SECONDS, le=MAX_SECONDS)] = DEFAULT_SECONDS
-    """Seconds."""
-
-
-class NewJoinCode(Answer):
-    """A join code, which cannot be seen again, and what to run on the host."""
-
-    code: str
-    name: str | None
-    expires: AwareDatetime
-    command: str
-    """For Linux and macOS."""
-    powershell: str
-    """For Windows."""
-
-
-class JoinedHost(Answer):
-    """A host that has joined."""
-
-    name: str
-    """Under which it is to report."""
-    key: str
-    """The name of its key."""
-    secret: str | None
-    """Of its key, which cannot be seen again; null: it is the one that the call presented."""
-
-
 class RegisteredAgent(Answer):
     """The registered agent."""
 
@@ -205,6 +170,8 @@ class AgentState(Answer):
     status: Status
     reason: str | None
     """Why it has that status."""
+    notice: str | None
+    """What to do about it all the same: its reporter is older than the balancer."""
     alias_of: str | None
     """The name of another agent that is the same host."""
     strikes: Count
