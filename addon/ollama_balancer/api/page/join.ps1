@@ -43,7 +43,8 @@ function Join-Fleet {
     $Own = Join-Path $Venv 'Scripts\python.exe'
     # A running task holds its files.
     Stop-ScheduledTask -TaskName 'ollama-agent-reporter' -ErrorAction SilentlyContinue
-    if (-not (Test-Path $Own)) {
+    $Again = Test-Path $Own
+    if (-not $Again) {
         & $Python -m venv --clear $Venv
         if ($LASTEXITCODE -ne 0) { throw 'The virtual environment cannot be made.' }
     }
@@ -56,10 +57,9 @@ function Join-Fleet {
         }
         $Extra = ''
         if (Get-Command nvidia-smi -ErrorAction SilentlyContinue) { $Extra = '[gpu]' }
-        foreach ($How in @(@('--upgrade'), @('--force-reinstall', '--no-deps'))) {
-            & $Own -m pip install --quiet --disable-pip-version-check @How "$File$Extra"
-            if ($LASTEXITCODE -ne 0) { throw 'The reporter cannot be installed.' }
-        }
+        if ($Again) { & $Own -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps $File }
+        & $Own -m pip install --quiet --disable-pip-version-check --upgrade "$File$Extra"
+        if ($LASTEXITCODE -ne 0) { throw 'The reporter cannot be installed.' }
     } finally {
         Remove-Item -Force $File
     }

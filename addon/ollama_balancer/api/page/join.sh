@@ -51,6 +51,12 @@ with open(path, "wb") as file:
 END
 }
 
+install() {
+    in=$1
+    shift
+    "$in/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" < /dev/null
+}
+
 runs_services() {
     [ "${OLLAMA_REPORTER_SERVICE:-yes}" != no ] || return 1
     case $(uname -s) in
@@ -88,11 +94,10 @@ main() {
     download=$(mktemp -d)
     trap 'rm -rf "$download"' EXIT
     fetch_wheel "$python" "$download"
-    for options in --upgrade '--force-reinstall --no-deps'; do # the second: where a version of that number is there
-        # shellcheck disable=SC2086
-        "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check $options \
-            "$download/$wheel$extra" < /dev/null
-    done
+    if "$folder/venv/bin/python" -c 'import agent_reporter' < /dev/null 2> /dev/null; then
+        install "$folder" --force-reinstall --no-deps "$download/$wheel" # it may be another of the same number
+    fi
+    install "$folder" --upgrade "$download/$wheel$extra"
     rm -rf "$download"
     trap - EXIT
 
