@@ -289,10 +289,8 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         line, code = text_of(browser, "#join-shell").rsplit(" ", 1)
         assert line == f"curl -fsS {proxy.url}/join | sh -s --"
         assert text_of(browser, "#join-powershell").endswith(f"/join.ps1))) {code}")
-        assert (
-            proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"}).status_code
-            == 201
-        )
+        joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
+        assert joined.status_code == 201
         for width in (390, 1280):
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
