@@ -19,9 +19,11 @@ import pytest
 
 from agent_reporter import __version__
 from ollama_balancer.core.access import SECRET
-from tests.e2e.harness import TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
+from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
+
+ADDON = {"PYTHONPATH": str(ROOT / "addon")}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def command_line(proxy: Proxy, *arguments: str) -> str:
     """The line that `ollama-balancer join-code` prints."""
     done = subprocess.run(
         [sys.executable, "-m", "ollama_balancer.cli.main", "join-code", "--balancer", proxy.url, *arguments],
-        env=environment(OLLAMA_BALANCER_TOKEN=TOKEN, PYTHONPATH=str(Path(__file__).parents[2] / "addon")),
+        env=environment(OLLAMA_BALANCER_TOKEN=TOKEN, **ADDON),
         capture_output=True,
         text=True,
         check=True,
@@ -250,3 +252,28 @@ def test_an_older_reporter_is_told_of(proxy: Proxy) -> None:
             assert f"version 0.0.9, the balancer {__version__}" in notice
             assert notice.endswith(f"curl -fsS {proxy.url}/join | sh")
     assert proxy.log.count("old: its reporter has version 0.0.9") == 1
+
+
+def test_the_command_says_what_is_wrong(proxy: Proxy, tmp_path: Path) -> None:
+    def run(*arguments: str, token: str = TOKEN) -> tuple[int, str]:
+        own = {"OLLAMA_BALANCER_TOKEN": token, "HOME": str(tmp_path)} | ADDON
+        command = [sys.executable, "-m", "ollama_balancer.cli.main", "join-code", *arguments]
+        done = subprocess.run(command, env=environment(**own), capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    url = ("--balancer", proxy.url)
+    for arguments, token, said in (
+        (url, "", "needs the balancer's token"),
+        (url, "wrong", "needs the header 'Authorization"),
+        ((*url, "--expires", "2d"), TOKEN, "expires_in: "),
+        ((*url, "--name", "a b"), TOKEN, "name: "),
+        (("--balancer", "http://127.0.0.1:9"), TOKEN, "does not answer (connection refused)"),
+    ):
+        status, shown = run(*arguments, token=token)
+        assert status == 1
+        assert said in shown
+    status, shown = run(*url, "--expires", "10m", "--json")
+    assert status == 0
+    made = json.loads(shown)
+    assert (made["name"], made["expires_in"]) == (None, 600)
+    assert joins(proxy, made["code"], "made-by-command").status_code == 201

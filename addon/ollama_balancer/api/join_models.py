@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.join_codes import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS
 from ..storage.keys import HOST_NAME
@@ -25,7 +25,8 @@ class NewJoinCode(Answer):
 
     code: str
     name: str | None
-    expires: AwareDatetime
+    expires_in: int
+    """Seconds."""
     command: str
     """For Linux and macOS."""
     powershell: str

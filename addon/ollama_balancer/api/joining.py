@@ -5,7 +5,6 @@ import html
 import re
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -87,11 +86,10 @@ class JoinApi:
                 409, f"{len(self.codes)} join codes are open, which is the most: wait until some have expired"
             ) from None
         self.audit.changed(caller_of(request), "join_code.make", asked.name or "any", expires_in=asked.expires_in)
-        expires = datetime.fromtimestamp(self.wall() + asked.expires_in, UTC)
         described = {
             "code": code,
             "name": asked.name,
-            "expires": expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "expires_in": asked.expires_in,
             "command": shell_line(url, code),
             "powershell": powershell_line(url, code),
         }

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from agent_reporter.addresses import parse_endpoint
 from agent_reporter.http import CallError, call
 
+from ..api.join_models import NewJoinCode
+from ..api.models import Error
 from ..api.paths import JOIN_CODES
 from ..core.join_codes import DEFAULT_SECONDS
 from ..text import one_line
@@ -22,6 +27,7 @@ TEXT = "Make a code by which one Ollama host joins the fleet, and print what to 
 
 TIMEOUT = 10.0
 MAX_BYTES = 64 * 1024
+LONGEST_LINE = 1000
 
 
 def add_command(commands: Any) -> None:
@@ -57,15 +63,14 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     except ValueError as e:
         sys.exit(f"{parser.prog}: {balancer}: {e}")
     if options.json:
-        print(json.dumps(made, indent=2))
+        print(made.model_dump_json(indent=2))
         return
-    whom = f"{made['name']} joins" if made["name"] else "one host joins"
-    _say(f"With this {whom} the fleet, until {made['expires']}. On the host, Linux or macOS:")
-    print(made["command"], flush=True)
-    _say(f"Windows, in a PowerShell opened as administrator:\n{made['powershell']}")
+    _say(f"{made.name or 'One host'} can join within {made.expires_in // 60} minutes by this line, on Linux or macOS:")
+    print(one_line(made.command, LONGEST_LINE), flush=True)
+    _say(f"On Windows, in a PowerShell opened as administrator:\n{one_line(made.powershell, LONGEST_LINE)}")
 
 
-def _make(balancer: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
+def _make(balancer: str, key: str, body: dict[str, Any]) -> NewJoinCode:
     """What the balancer answers. Raises ValueError with a line that says what is wrong."""
     if not key:
         raise ValueError(f"this needs the balancer's token: give it with --key-file or ${KEY_ENVIRONMENT}")
@@ -83,14 +88,11 @@ def _make(balancer: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
         )
     except CallError as e:
         raise ValueError(f"it does not answer ({e})") from e
-    try:
-        read = json.loads(answer.body)
-    except ValueError:
-        read = None
-    if answer.status == 201 and isinstance(read, dict) and {"name", "expires", "command", "powershell"} <= read.keys():
-        return {name: value if value is None else one_line(str(value), 1000) for name, value in read.items()}
-    if isinstance(read, dict) and "error" in read:
-        raise ValueError(one_line(str(read["error"]), 500))
+    if answer.status == 201:
+        with contextlib.suppress(ValidationError):
+            return NewJoinCode.model_validate_json(answer.body)
+    with contextlib.suppress(ValidationError):
+        raise ValueError(one_line(Error.model_validate_json(answer.body).error, 500))
     raise ValueError(f"it returned status {answer.status}: is it a balancer?")
 
 

@@ -69,7 +69,7 @@ async function attempt(act) {
 async function makeJoinCode() {
   try {
     const made = await call("POST", "", {}, "/api/join-codes");
-    setText(byId("join-said"), `One host can join until ${made.expires.slice(11, 16)} UTC. Run on it, Linux and macOS, or Windows:`);
+    setText(byId("join-said"), `One host can join within ${Math.round(made.expires_in / 60)} minutes. Run on it, Linux and macOS, or Windows:`);
     setText(byId("join-shell"), made.command);
     setText(byId("join-powershell"), made.powershell);
     byId("join-lines").hidden = false;
