@@ -19,7 +19,9 @@ import pytest
 
 from agent_reporter import __version__
 from ollama_balancer.core.access import SECRET
+from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
+from tests.e2e.test_dashboard import accessibility_problems
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
 
@@ -171,6 +173,13 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     assert ("join code", "host.join", "gpu-1") in audit
     assert ("unknown", "credential.refused", "/api/join") in audit
 
+    # A service would run the same, with the name that the code has given.
+    program = host.folder / "reporter" / "venv" / "bin" / "ollama-agent-reporter"
+    status, said = host.run(f"{program} --balancer {proxy.url} --join {host.key} --ollama {ollama.url} --install")
+    assert status == 1  # nobody was there to ask
+    assert "--name gpu-1" in said or "<string>gpu-1</string>" in said
+    assert secret not in said
+
     # What was tampered with on its way is not installed.
     script = proxy.http.get("/join").text.replace("sha256='", "sha256='0")
     status = host.run_script(script, "sh", "-s", "--", "--once")
@@ -232,6 +241,20 @@ def test_a_browser_sees_a_page_and_https_stays_https(proxy: Proxy) -> None:
     assert f"balancer='{proxy.url}'" in proxy.http.get("/join", headers=proto).text
     through = proxy.http.get("/join", headers=proto | {"X-Forwarded-For": "10.0.0.7"}).text
     assert f"balancer='https://127.0.0.1:{proxy.port}'" in through
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_the_page_can_be_read_by_everybody(proxy: Proxy, tmp_path: Path) -> None:
+    with chromium(tmp_path / "profile") as browser:
+        browser.get(f"{proxy.url}/join")
+        for width in (390, 1280):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            page = "document.documentElement"
+            assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+            assert accessibility_problems(browser) == []
+        assert console_errors(browser) == []
 
 
 def test_wrong_codes_are_limited_like_wrong_keys(proxy: Proxy) -> None:
