@@ -115,9 +115,10 @@ def test_the_last_stages_have_what_is_copied_to_them_and_no_more_users_than_one(
 
 
 def test_compose_is_of_its_schema_and_starts_programs_that_know_their_flags() -> None:
-    command = [mitmproxy_tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
+    compose = DEPLOY / "compose.yaml"
+    command = [mitmproxy_tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(compose)]
     assert subprocess.run(command, capture_output=True, env=environment()).returncode == 0
-    services = YAML(typ="safe").load(DEPLOY / "compose.yaml")["services"]
+    services = YAML(typ="safe").load(compose)["services"]
     for name in ("reporter-1", "reporter-2"):
         words = services[name]["command"]
         once = [sys.executable, "-m", "agent_reporter", *words, "--print"]

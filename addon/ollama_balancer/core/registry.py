@@ -205,20 +205,20 @@ class AgentRegistry:
             self.fleet.forget_holder(model, agent)
         self.fleet.eligibility_changed(agent)
 
-    def drain(self, agent: Agent, *, until_registration: bool = False) -> None:
+    def drain(self, agent: Agent, *, until_registration: bool = False, configured: bool = False) -> None:
         """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not its
-        reporter that ends.
+        reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
         """
         for each in [agent] if until_registration else self.fleet.hosts.of(agent):
-            self._drain(each, until_registration=until_registration)
+            self._drain(each, until_registration=until_registration, configured=configured)
         self.fleet.settle_aliases(agent)
 
-    def _drain(self, agent: Agent, *, until_registration: bool) -> None:
+    def _drain(self, agent: Agent, *, until_registration: bool, configured: bool) -> None:
         if not agent.draining:
             logger.info("Agent %s is draining: no new requests, %d in flight.", agent.name, agent.in_flight)
             why = "its reporter has stopped" if until_registration else "no new requests until it is resumed"
             self.fleet.on_event(agent.name, EventKind.DRAINED, why)
-        agent.drain_started(until_registration=until_registration)
+        agent.drain_started(until_registration=until_registration, configured=configured)
         self.revision += 1
         self.fleet.eligibility_changed(agent)
 
@@ -226,6 +226,13 @@ class AgentRegistry:
         """Send it requests again, and its host's other names."""
         for each in self.fleet.hosts.of(agent):
             self._resume(each)
+        self.fleet.settle_aliases(agent)
+
+    def end_configured_drain(self, agent: Agent) -> None:
+        """Resume it and its host's other names, unless somebody else has drained them."""
+        for each in self.fleet.hosts.of(agent):
+            if each.drained_by_configuration:
+                self._resume(each)
         self.fleet.settle_aliases(agent)
 
     def _resume(self, agent: Agent) -> None:
@@ -259,6 +266,12 @@ class AgentRegistry:
     def slots(self, slots: int) -> None:
         self.limiter.slots = slots
         for agent in list(self._agents.values()):
+            self.limiter.fix_slots(agent)
+
+    def configure_slots(self, agent: Agent, slots: int | None) -> None:
+        """Give one agent other slots than all have; None: the same, 0: what its report says, else learned."""
+        if slots != agent.own_slots:
+            agent.slots_configured(slots)
             self.limiter.fix_slots(agent)
 
     @property

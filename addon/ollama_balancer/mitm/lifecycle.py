@@ -10,7 +10,7 @@ from pathlib import Path
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
-from . import compat, options, patches
+from . import compat, patches
 from .access_log import run_in_thread
 from .announcement import Announcement
 from .balancer import Balancer
@@ -20,6 +20,7 @@ from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
+from .mitmproxy_options import misplaced_options
 from .replay import replay_as_before, replay_through
 from .startup import Startup
 from .terminal import Terminal
@@ -72,7 +73,7 @@ class Lifecycle:
 
     def running(self) -> None:
         balancer, settings = self.balancer, self.balancer.settings
-        misplaced = options.misplaced(ctx.options)
+        misplaced = misplaced_options(ctx.options)
         for problem in misplaced:
             logger.error("%s", problem)
         if misplaced or settings is None:
@@ -80,6 +81,7 @@ class Lifecycle:
         assert balancer.token
         balancer.running = True
         self.configuration.log_mode()
+        self.configuration.log_fleet()
         make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
         self._install_signal_handlers()
         balancer.flows.attach()
@@ -100,6 +102,7 @@ class Lifecycle:
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
         self.startup.begin(self.configuration.keys.follow(), "key file")
+        self.startup.begin(self.configuration.fleet_file.follow(self.configuration.use_fleet), "fleet file")
         self.announcement.update(balancer.token, wanted=settings.announce)
 
     def done(self) -> None:

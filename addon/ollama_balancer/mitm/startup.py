@@ -94,6 +94,8 @@ class Startup:
                 at_once=descriptors.most_probes(descriptors.raise_limit()),
             )
             self.begin(balancer.prober.run(), "agent prober")
+            balancer.dns_agents.on_new = balancer.prober.probe_now
+            self.begin(balancer.dns_agents.run(), "names of agents")
             if demo:
                 self.begin(self._run_demo(demo), "demo fleet")
             else:
@@ -156,6 +158,7 @@ class Startup:
                 await self._demo_ready.wait()
                 assert self.balancer.prober
                 await self.balancer.prober.first_round.wait()
+                await self.balancer.dns_agents.first_round.wait()
         self._probed = True
 
 

@@ -74,6 +74,12 @@ def deferred_problem(options: OptManager, name: str) -> str | None:
     return None
 
 
+def is_set(options: OptManager, name: str) -> bool:
+    """Whether somebody has given the option a value, be it the default."""
+    return options._options[name].value is not _unset
+
+
+_unset = lookup("mitmproxy.optmanager:unset")
 _Unconverted = lookup("mitmproxy.optmanager:_UnconvertedStrings")
 
 
@@ -207,6 +213,8 @@ NAMES = [
     Name("mitmproxy.proxy.server:ConnectionIO", fits=has("handler", "reader", "writer")),
     Name("mitmproxy.options:Options", fits=lambda kind: "tcp_timeout" in kind()),
     Name("mitmproxy.optmanager:_UnconvertedStrings", fits=has("val")),
+    Name("mitmproxy.optmanager:unset"),
+    Name("mitmproxy.optmanager:_Option", fits=has("value")),
     Name("mitmproxy.optmanager:OptManager._parse_setval", fits=takes("self", "o", "values")),
     Name("mitmproxy.optmanager:OptManager", fits=lambda kind: not kind()._options and not kind().deferred),
     Name("mitmproxy.contentviews:registry", fits=lambda registry: registry._by_name.keys() == set(registry)),
