@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test
 
 from tests import examples
 
@@ -34,9 +34,6 @@ _running: pytest.Item | None = None
 
 def pytest_configure(config: pytest.Config) -> None:
     examples.few = config.option.markexpr == "unit"
-    settings.register_profile("few", max_examples=examples.FEW)
-    if examples.few:
-        settings.load_profile("few")
     sys.addaudithook(_check_start)
 
 
@@ -62,14 +59,32 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def is_random(item: pytest.Item) -> bool:
+    """Whether hypothesis makes up what the test tries."""
+    function = getattr(item, "obj", None)
+    return is_hypothesis_test(function) or hasattr(getattr(function, "__self__", None), "settings")
+
+
 @pytest.hookimpl(tryfirst=True)  # before the markers are selected by
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
         if not kinds:
-            item.add_marker(_folder_kind(item.path))
+            item.add_marker("chaos" if is_random(item) else _folder_kind(item.path))
         elif len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} is {' and '.join(sorted(kinds))}: a test is of one kind")
+    if examples.few:
+        _leave_few(config, items)
+
+
+def _leave_few(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each test with many parameters, leave some from its first to its last."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left = [item for test in tests.values() for item in examples.some(test)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+    items[:] = left
 
 
 def pytest_collection_finish() -> None:

@@ -1,18 +1,20 @@
-"""How much is tried of what could be tried for ever."""
+"""How much is tried of what takes long."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
 few = False
 """Whether the tests are run for an answer within seconds (`pytest -m unit`); every other run tries all."""
 
-FEW = 10
-
-
-def examples(number: int) -> int:
-    """For `max_examples`."""
-    return min(number, FEW) if few else number
+FEW_CASES = 3
 
 
 def amount(full: int, quick: int) -> int:
-    """How much or how often, where it takes long."""
+    """How much or how often."""
     return quick if few else full
+
+
+def some[T](cases: Sequence[T]) -> list[T]:
+    """Up to FEW_CASES of a test's cases, from the first to the last."""
+    if len(cases) <= FEW_CASES:
+        return list(cases)
+    return [cases[index * (len(cases) - 1) // (FEW_CASES - 1)] for index in range(FEW_CASES)]

@@ -48,7 +48,21 @@ REPORTER = ROOT / "agent_reporter" / "README.md"
 BENCHES = ROOT / "benches" / "README.md"
 CHANGES = ROOT / "CHANGELOG.md"
 
-OTHERS = {"apt", "cd", "claude", "curl", "docker", "git", "journalctl", "ollama", "py", "sh", "systemctl"}
+OTHERS = {
+    "apt",
+    "cd",
+    "claude",
+    "curl",
+    "docker",
+    "echo",
+    "git",
+    "journalctl",
+    "kubectl",
+    "ollama",
+    "py",
+    "sh",
+    "systemctl",
+}
 """Programs that are not ours, nor our packages'."""
 
 
@@ -125,7 +139,7 @@ def test_every_room_is_described() -> None:
 
 @pytest.mark.e2e
 def test_the_table_of_options_is_the_one_in_the_code() -> None:
-    printed = output(sys.executable, "-m", "ollama_balancer.mitm.options")
+    printed = output(sys.executable, "-m", "ollama_balancer.settings.options")
     assert f"\n\n{printed}\n" in text_of(DOCS / "options.md")
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from agent_reporter.wire import AgentMetrics, AgentRegistration, describe
-from tests.examples import examples
 
 LEAST: dict[str, Any] = {
     "cpu_usage": 12.5,
@@ -64,7 +63,7 @@ reports = st.fixed_dictionaries(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(200))
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(reports)
 def test_a_report_survives_json(fields: dict[str, Any]) -> None:
     metrics = AgentMetrics(**fields)

@@ -13,6 +13,13 @@ def one_line(text: str, limit: int = 200) -> str:
     return printable + "…" if len(text) > limit else printable
 
 
+def printable(text: str) -> str:
+    """Several lines without control characters but their ends."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def first_names(names: Sequence[str], most: int) -> list[str]:
     """The first names; then how many more there are."""
     more = len(names) - most

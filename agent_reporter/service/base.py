@@ -31,8 +31,10 @@ class Service:
     """The files of a service, and the calls that start and stop it.
 
     `text` makes the definition from a command line without a token; it raises ValueError for a word that is not allowed
-    there. `reader` is who can read the token, `owner` who owns it, None for the installing user. `watch` is the
-    command that shows state and log. `lacks` says what the user needs for the installation; empty if nothing.
+    there. `reader` is who can read the token, `owner` who owns it, None for the installing user; `token_text` is the
+    content of its file. `watch` is the command that shows state and log. `lacks` says what the user needs for the
+    installation; empty if nothing. `data` is where the program keeps files of its own, at several paths if one leads
+    to the other; `makes_data` tells whether the installation makes that folder, as private to `owner`.
     """
 
     definition: Path
@@ -48,6 +50,10 @@ class Service:
     owner: str | None = None
     encoding: str = "utf-8"
     nothing: str = "Nothing is installed."
+    name: str = NAME
+    token_text: Callable[[str], str] = "{}\n".format
+    data: tuple[Path, ...] = ()
+    makes_data: bool = False
 
 
 def check_words(words: Sequence[str]) -> None:

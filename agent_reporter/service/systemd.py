@@ -6,7 +6,7 @@ The token is passed as a credential: only root can read the file, and only the r
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,28 +15,18 @@ from .base import NAME, Call, Service, check_words, interpreter
 HOMES = ("/home", "/root", "/run/user")
 """What ProtectHome= hides."""
 
-# What is left out, and why: PrivateDevices= and ProtectClock= would take the GPUs' devices away, ProcSubset=pid the
-# counters in /proc, and a Nice= or CPUQuota= would hold up reports just when the host is busiest.
 UNIT = """\
 [Unit]
-Description=Reports this Ollama host's load and models to its balancers
+Description={description}
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-ExecStart={command} --token-file ${{CREDENTIALS_DIRECTORY}}/token
-LoadCredential=token:{token}
-Restart=always
-RestartSec=5
-# Wrong options stay wrong.
-RestartPreventExitStatus=2
-TimeoutStopSec=15
-MemoryMax=256M
+ExecStart={command}
 
 DynamicUser=yes
-CapabilityBoundingSet=
 NoNewPrivileges=yes
 ProtectSystem=strict
 {home}
@@ -52,66 +42,100 @@ RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
-MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
+
+{settings}
 
 [Install]
 WantedBy=multi-user.target
 """
 
+# What is left out, and why: PrivateDevices= and ProtectClock= would take the GPUs' devices away, ProcSubset=pid the
+# counters in /proc, and a Nice= or CPUQuota= would hold up reports just when the host is busiest.
+REPORTER = """\
+LoadCredential=token:{token}
+Restart=always
+RestartSec=5
+# Wrong options stay wrong.
+RestartPreventExitStatus=2
+TimeoutStopSec=15
+MemoryMax=256M
+CapabilityBoundingSet=
+MemoryDenyWriteExecute=yes"""
+
 
 def service(root: Path = Path("/"), *, is_root: bool) -> Service:
-    """The service of this host; `root` is the root of its file system."""
+    """The reporter's service on this host; `root` is the root of its file system."""
     token = root / "etc" / NAME / "token"
     package = Path(__file__).parents[1]
-    # A link is bound with its folder: bound alone, Python could not find its library through it.
-    needed: list[str | Path] = [
-        sys.prefix,
-        sys.base_prefix,
-        package,
-        *(link.parent for link in links(Path(interpreter()))),
-    ]
+    text = partial(unit_text, token=token, folders=needed_folders(package))
+    return host_service(NAME, token, text, root, is_root=is_root)
+
+
+def host_service(
+    name: str, token: Path, text: Callable[[Sequence[str]], str], root: Path = Path("/"), *, is_root: bool
+) -> Service:
+    """A service of this host, whose unit is made by `text`."""
     return Service(
-        definition=root / "etc/systemd/system" / f"{NAME}.service",
+        definition=root / "etc/systemd/system" / f"{name}.service",
         token=token,
-        text=partial(unit_text, token=token, folders=in_homes(needed)),
+        text=text,
         start=(
             Call(("systemctl", "daemon-reload")),
-            Call(("systemctl", "enable", NAME)),
-            Call(("systemctl", "restart", NAME)),
-            Call(("systemctl", "is-active", NAME), pause=3.0),
+            Call(("systemctl", "enable", name)),
+            Call(("systemctl", "restart", name)),
+            Call(("systemctl", "is-active", name), pause=3.0),
         ),
-        stop=(Call(("systemctl", "disable", "--now", NAME)),),
+        stop=(Call(("systemctl", "disable", "--now", name)),),
         after_removal=(
             Call(("systemctl", "daemon-reload"), optional=True),
-            Call(("systemctl", "reset-failed", NAME), optional=True),
+            Call(("systemctl", "reset-failed", name), optional=True),
         ),
-        watch=f"journalctl -u {NAME}",
+        watch=f"journalctl -u {name}",
         reader="root",
         lacks="" if is_root else "this needs root: run it with sudo",
+        name=name,
     )
 
 
+def needed_folders(*paths: str | Path) -> list[Path]:
+    """Of Python's folders and these paths, those in homes: the service must see them."""
+    # A link is bound with its folder: bound alone, Python could not find its library through it.
+    interpreter_folders = [link.parent for link in links(Path(interpreter()))]
+    return in_homes([sys.prefix, sys.base_prefix, *paths, *interpreter_folders])
+
+
 def unit_text(command: Sequence[str], *, token: Path, folders: Sequence[Path] = ()) -> str:
-    """The unit that runs `command` with the token file `token`. Of the home directories, only `folders` are visible.
+    """The unit that runs the reporter's `command` with the token file `token`. Raises ValueError."""
+    check_words([str(token)])
+    return unit(
+        "Reports this Ollama host's load and models to its balancers",
+        command,
+        REPORTER.format(token=str(token).replace("%", "%%")),
+        folders=folders,
+        last=" --token-file ${CREDENTIALS_DIRECTORY}/token",
+    )
+
+
+def unit(
+    description: str, command: Sequence[str], settings: str, *, folders: Sequence[Path] = (), last: str = ""
+) -> str:
+    """The unit that runs `command`, and after its words `last`. Of the home directories, only `folders` are visible.
 
     Raises ValueError.
     """
-    check_words([*command, *map(str, folders), str(token)])
+    check_words([*command, *map(str, folders)])
     program, *arguments = command
     if re.search(r"[\"'\\]", program):
         raise ValueError(f"systemd runs no program whose path has a quote or a backslash: {program}")
     home = "ProtectHome=yes"
     if folders:
         home = "ProtectHome=tmpfs\nBindReadOnlyPaths=" + " ".join(quoted(str(folder)) for folder in folders)
-    return UNIT.format(
-        # systemd puts variables into arguments, not into the program's own path.
-        command=" ".join([quoted(program), *(quoted(argument).replace("$", "$$") for argument in arguments)]),
-        token=str(token).replace("%", "%%"),
-        home=home,
-    )
+    # systemd puts variables into arguments, not into the program's own path.
+    words = [quoted(program), *(quoted(argument).replace("$", "$$") for argument in arguments)]
+    return UNIT.format(description=description, command=" ".join(words) + last, settings=settings, home=home)
 
 
 def quoted(word: str) -> str:

@@ -124,7 +124,7 @@ def take() -> None:
         fleet = subprocess.run(top, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
         terminal.stop()
         text = prompt(*shown) + as_html(terminal.text.partition("Shutting down")[0].rstrip())
-        text += "\n\n" + prompt("ollama-balancer top", "--once") + html.escape(fleet.rstrip())
+        text += "\n\n" + prompt("ollama-balancer", "top", "--once") + html.escape(fleet.rstrip())
         page = Path(name) / "page.html"
         page.write_text(PAGE.format(columns=COLUMNS, text=text), "utf-8")
         with chromium(Path(name) / "profile", 1200, 1400) as browser:

@@ -592,6 +592,7 @@ class TestHistory:
         assert [row["agent"] for row in older["rows"]] == ["a"]
 
     @pytest.mark.parametrize("choice", ["", "&model=m:latest"])
+    @pytest.mark.chaos
     def test_a_whole_day_of_a_large_fleet_comes_in_pages(self, choice: str) -> None:
         api = Api()
         for _ in range(24):

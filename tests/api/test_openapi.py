@@ -23,7 +23,6 @@ from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.stats import RequestSummary
 from tests.api.test_app import Api
 from tests.core.fakes import entries, fleet, report
-from tests.examples import examples
 
 FULL_REPORT = report(
     models=entries("m"),
@@ -120,7 +119,7 @@ def test_what_is_answered_is_what_the_document_describes(api: Api, call: Call, w
         validator(value, described.content).validate(answer.json())
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(300))
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.from_regex(URL_PATTERN.replace("$", r"\Z").replace(r"|\[[0-9A-Fa-f:.]{2,45}\]", r"|\[::1\]")))
 def test_a_url_of_the_documents_pattern_is_read(url: str) -> None:
     assert Address.parse(url).url.startswith("http://")

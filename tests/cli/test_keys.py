@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,13 @@ def test_what_is_wrong_is_said(command: Command, words: tuple[str, ...], says: s
 def test_a_damaged_file_is_said_in_a_line(command: Command) -> None:
     (command.folder / FILE_NAME).write_bytes(b"no database" * 1000)
     assert "is damaged" in command.refused("list")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_adds_belongs_to_the_balancers_user(command: Command) -> None:
+    os.chown(command.folder, 12345, 12345)
+    command("add", "alice")
+    command("add", "bob")
+    files = list(command.folder.iterdir())
+    assert command.folder / FILE_NAME in files
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in files} == {(12345, 12345)}

@@ -26,7 +26,6 @@ from ollama_balancer.core.scheduler import Scheduler
 from ollama_balancer.core.scoring.agent_estimate import AgentEstimate, Situation
 from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, new_registry, report
-from tests.examples import examples
 
 NAMES = ("a", "b", "c", "d")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -422,6 +421,6 @@ class AdaptiveMachine(RuleBasedStateMachine):
 
 
 AdaptiveMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=examples(250), stateful_step_count=50, database=None
+    derandomize=True, deadline=None, max_examples=250, stateful_step_count=50, database=None
 )
 TestAdaptiveAgainstRecounts = AdaptiveMachine.TestCase

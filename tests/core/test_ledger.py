@@ -94,6 +94,7 @@ def test_an_hour_has_so_many_rows_and_loses_no_total(ledger: Ledger, monkeypatch
     assert len(ledger.take()) <= 10 + 15 + 1
 
 
+@pytest.mark.chaos
 def test_while_nothing_can_be_written_memory_is_bounded(
     ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

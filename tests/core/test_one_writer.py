@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ollama_balancer.core import agent as module
 from ollama_balancer.core.agent import Agent
+from tests.sources import nodes_of
 
 CORE = Path(module.__file__).parent
 PACKAGE = CORE.parent
@@ -19,10 +20,10 @@ SHARED = {
 }
 
 
-def agent_names(tree: ast.AST) -> set[str]:
+def agent_names(nodes: Iterable[ast.AST]) -> set[str]:
     """Variables and parameters that are annotated as agents, and the usual one."""
     names = {"agent"}
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.arg(arg=name, annotation=annotation) if annotation is not None:
                 pass
@@ -37,9 +38,8 @@ def agent_names(tree: ast.AST) -> set[str]:
 
 def writes(path: Path) -> Iterator[tuple[str, int]]:
     """Attributes of agents that are assigned or deleted in the file, and in which line."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = agent_names(tree)
-    for node in ast.walk(tree):
+    names = agent_names(nodes_of(path))
+    for node in nodes_of(path):
         if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or node.attr not in Agent.__slots__:
             continue
         owner = node.value

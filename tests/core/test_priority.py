@@ -16,7 +16,6 @@ from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
 from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, fleet, new_registry
-from tests.examples import examples
 
 INTERACTIVE, NORMAL, BATCH = Priority
 M = QueueKey("m:latest")
@@ -170,7 +169,7 @@ def test_the_lowest_class_makes_room_its_newest_first(queue: RequestQueue, clock
     assert queue.describe()["priorities"] == {"interactive": 4, "normal": 0, "batch": 0}
 
 
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(

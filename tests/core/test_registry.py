@@ -491,6 +491,45 @@ def test_the_log_says_of_a_drained_agent_that_comes_back_that_it_is_still_draini
     ]
 
 
+def test_who_drains_an_agent_says_who_ends_that(registry: AgentRegistry) -> None:
+    [agent] = fleet(registry, "a")
+    registry.drain(agent, configured=True)
+    registry.drain(agent, until_registration=True)  # its reporter shuts down
+    registry.register("a", agent.address)
+    assert agent.draining, "the configuration's outlasts that"
+    assert agent.reason == "the fleet file drains it, or its name in DNS no longer leads to it"
+    registry.end_configured_drain(agent)
+    assert not agent.draining
+    registry.drain(agent, until_registration=True)
+    registry.end_configured_drain(agent)
+    assert agent.draining, "not the configuration's"
+    registry.drain(agent, configured=True)
+    registry.register("a", agent.address)
+    assert agent.draining
+    registry.drain(agent)  # a person
+    registry.drain(agent, configured=True)
+    registry.end_configured_drain(agent)
+    assert agent.draining
+    registry.resume(agent)
+    assert not agent.draining
+
+
+def test_slots_of_one_agent_take_the_place_of_those_of_all(registry: AgentRegistry) -> None:
+    a, b = fleet(registry, "a", "b")
+    registry.update_metrics("a", report(num_parallel=3))
+    registry.slots = 5
+    assert (a.fixed_slots, b.fixed_slots) == (5, 5)
+    registry.configure_slots(a, 2)
+    registry.configure_slots(b, 0)
+    assert (a.fixed_slots, b.fixed_slots) == (2, 0)
+    registry.configure_slots(a, 0)
+    assert a.fixed_slots == 3, "what it reports"
+    registry.slots = 6
+    assert (a.fixed_slots, b.fixed_slots) == (3, 0)
+    registry.configure_slots(a, None)
+    assert a.fixed_slots == 6
+
+
 def test_registration_ends_a_drain_that_was_meant_to_last_until_then(registry: AgentRegistry) -> None:
     [agent] = fleet(registry, "a")
     registry.drain(agent, until_registration=True)

@@ -16,7 +16,6 @@ from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.core.policies import POLICIES
 from tests.core.fakes import Clock, address, entries, new_registry, report
-from tests.examples import examples
 
 NAMES = ("a", "b", "c", "d")
 MODELS = ("m1:latest", "m2:latest")
@@ -353,6 +352,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 RegistryMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=examples(250), stateful_step_count=50, database=None
+    derandomize=True, deadline=None, max_examples=250, stateful_step_count=50, database=None
 )
 TestRegistryKeepsToTheContract = RegistryMachine.TestCase

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_balancer.core.scoreboard import Scoreboard
-from tests.examples import examples
 
 MEMBERS = "abcdefgh"
 STEPS = st.lists(
@@ -17,7 +16,7 @@ STEPS = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(300))
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(STEPS)
 def test_lowest_is_a_naive_minimum_whose_ties_rotate(steps: list[tuple[str, str | set[str], int | None]]) -> None:
     ranks: dict[str, int | None] = {}

@@ -29,7 +29,6 @@ from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import HEADS, Scheduler
 from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, new_registry, report
-from tests.examples import examples
 
 NAMES = ("a", "b", "c")
 MODELS = ("m:latest", "n:latest", "o:latest")
@@ -449,6 +448,6 @@ class StallMachine(RuleBasedStateMachine):
 
 
 StallMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=examples(20), stateful_step_count=30, database=None
+    derandomize=True, deadline=None, max_examples=20, stateful_step_count=30, database=None
 )
 TestNoRequestWaitsWhileAHostIsIdle = StallMachine.TestCase

@@ -37,7 +37,7 @@ def test_probes_requests_and_the_fan_out_reach_a_host_whose_first_address_is_dea
     options = ("-s", str(script), "--set", f"balancer_agents=one=http://several.test:{host.port}")
     with (
         silent_listener("127.0.0.2", host.port),
-        running_proxy(tmp_path, *options, "--set", "balancer_connect_timeout=20") as proxy,
+        running_proxy(tmp_path, *options, "-v", "--set", "balancer_connect_timeout=20") as proxy,
     ):
         proxy.wait_online("one")  # probes
         for _ in range(2):

@@ -164,8 +164,8 @@ def test_the_token_is_made_once_kept_private_and_never_shown(tmp_path: Path) -> 
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
             assert proxy.control("POST", "/api/agents", {"name": "a"}, token=token).status_code in (200, 201)
             assert proxy.control("POST", "/api/agents", {"name": "a"}, token=token[:-1]).status_code == 401
+            wait_until(lambda: "ollama-agent-reporter --balancer http://" in proxy.log, "it says how a host joins")
             assert str(file) in proxy.log
-            assert "ollama-agent-reporter --balancer http://" in proxy.log
         assert token not in proxy.log
         assert token[:-1] not in proxy.log
         assert token[:-1].encode() not in (tmp_path / "flows").read_bytes()

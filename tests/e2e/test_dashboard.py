@@ -17,7 +17,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ollama_balancer.core.access import SECRET, Key, Right
+from ollama_balancer.core.events import Event, EventKind
 from ollama_balancer.core.ledger import FIELDS, Place
+from ollama_balancer.storage.events import FILE_NAME as EVENTS_FILE
+from ollama_balancer.storage.events import EventFile
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 from ollama_balancer.storage.usage import FILE_NAME as USAGE_FILE
 from ollama_balancer.storage.usage import UsageFile
@@ -195,6 +198,7 @@ def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_pa
         for path in (
             "/dashboard",
             "/dashboard/page.js",
+            "/dashboard/events.js",
             "/dashboard/usage.js",
             "/dashboard/keys.js",
             "/dashboard/page.css",
@@ -224,7 +228,7 @@ def test_where_calls_need_a_key_the_page_asks_for_one(tmp_path: Path, hosts: Hos
         assert text_of(browser, "#live") == "Live"
 
 
-def test_the_tokens_of_each_key_are_drawn_by_day(tmp_path: Path, hosts: Hosts) -> None:
+def test_the_tokens_of_each_key_are_drawn_by_day_and_what_has_happened_is_listed(tmp_path: Path, hosts: Hosts) -> None:
     rows: dict[Place, list[float]] = {}
     today = int(time.time()) // 86_400
     for key, tokens in (("alice", {today - 1: 400, today: 1600}), ("bob", {today - 20: 5, today - 3: 200})):
@@ -232,6 +236,8 @@ def test_the_tokens_of_each_key_are_drawn_by_day(tmp_path: Path, hosts: Hosts) -
             figures = {"succeeded": 1, "prompt_tokens": count - 5, "output_tokens": 5}
             rows[Place(day * 24, 1, key, HOSTILE, "gpu-1")] = [float(figures.get(name, 0)) for name in FIELDS]
     UsageFile(tmp_path / USAGE_FILE).add(rows)
+    ejected = Event(7, time.time() - 60, EventKind.EJECTED, "gpu-1", None, f"3 failures: {HOSTILE}", 4, 1e9)
+    EventFile(tmp_path / EVENTS_FILE).save([ejected])
     secret = KeyStore(tmp_path / FILE_NAME).add(Key("screen", frozenset((Right.READ,))))
     with running_proxy(tmp_path) as proxy, chromium(tmp_path / "profile") as browser:
         browser.get(f"{proxy.url}/dashboard")
@@ -249,6 +255,11 @@ def test_the_tokens_of_each_key_are_drawn_by_day(tmp_path: Path, hosts: Hosts) -
             [float(str(bar.get_attribute("height"))) for bar in svg.find_elements(By.TAG_NAME, "rect")] for svg in svgs
         ]
         assert [len(each) for each in bars] == [2, 1]
+        browser.find_element(By.CSS_SELECTOR, "#happened summary").click()
+        seen(browser, lambda: "ejected" in text_of(browser, "#events"), "the events")
+        started, told = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#events li")]
+        assert "had ended without being stopped" in started
+        assert f"gpu-1\n3 failures: {HOSTILE} (4 times since " in told
         assert (bars[0][1] / bars[0][0], bars[0][1] / bars[1][0]) == pytest.approx((4, 8), rel=0.05)
         for width in (390, 1280, 1920):
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}

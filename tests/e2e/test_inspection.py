@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import json
 import queue
 import re
 import shlex
@@ -17,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from ollama_balancer.simulator import Timing
-from tests.e2e.harness import PATIENCE, QUICK, Hosts, Proxy, running_proxy, stream_lines, wait_until
+from tests.e2e.harness import PATIENCE, QUICK, Hosts, Proxy, listing_host, running_proxy, stream_lines, wait_until
 from tests.e2e.test_http2_limits import resident
 from tests.e2e.web import Web, running_mitmweb
 
@@ -189,6 +191,50 @@ def test_answers_of_all_agents_that_have_the_model_are_compared(tmp_path: Path, 
         assert rows[0][0] in web.events(), "the table is in the event log, where it can be read"
 
 
+def saying(hosts: Hosts, text: str) -> str:
+    """The URL of a host that has that answer to everything."""
+    answer = json.dumps({"model": "m", "response": text, "done": True, "eval_count": 9}).encode()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int) -> None:
+        await reader.readexactly(length)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(answer) + answer)
+
+    return listing_host(hosts, receive).url
+
+
+def test_what_two_agents_said_is_shown_against_each_other(tmp_path: Path, hosts: Hosts) -> None:
+    urls = {
+        "one": saying(hosts, "The sky is blue. Air scatters short waves of light. At dusk it is red.\nAsk me more."),
+        "two": saying(hosts, "The sky is blue. Air scatters short waves of sunlight. Nobody knows why.\nAsk me more."),
+    }
+    with running_mitmweb(tmp_path, *agents(**urls)) as (proxy, web):
+        proxy.wait_online("one", "two")
+        proxy.generate(model="m")
+        [asked] = web.flows("generate")
+        web.command("balancer.compare", "~u generate")
+        rows = comparison(web, 2)
+        assert "view Comparison" in web.events()
+        assert {"ollama", "comparison"} <= set(web.http.get("/state").json()["contentViews"])
+        copies = {flow["comment"].split()[1]: flow["id"] for flow in web.flows("generate")[1:]}
+        reference, other = rows[1][1], rows[2][1]
+        shown = web.view(copies[other])
+        assert shown["view_name"] == "Comparison"
+        assert f"== Comparison {rows[1][0]} ==\ncomparison  agent" in shown["text"]
+        assert f"== {other}'s text (here) against {reference}'s (there) ==" in shown["text"]
+        light = "[-light.-]{+sunlight.+}" if other == "two" else "[-sunlight.-]{+light.+}"
+        dusk, nobody = ("- At dusk it is red.", "+ Nobody knows why.")
+        if other == "one":
+            dusk, nobody = ("+ At dusk it is red.", "- Nobody knows why.")
+        first, second = sorted((dusk, nobody), key=lambda line: line[0] == "+")
+        difference = ["  The sky is blue.", f"~ Air scatters short waves of {light}", first, second, "  Ask me more."]
+        assert "\n".join(difference) in shown["text"]
+        assert "\n  The sky is blue. Air" in web.view(copies[reference])["text"]
+        assert "assistant:" in web.view(copies[other], view="ollama")["text"]
+        assert "not in the last comparison" in web.view(asked["id"], view="comparison")["text"]
+        assert web.view(asked["id"])["view_name"] == "Ollama"
+
+
 def test_the_fleet_is_run_by_commands(tmp_path: Path, hosts: Hosts) -> None:
     with running_mitmweb(tmp_path, *agents(one=hosts.start("one").url, two=hosts.start("two").url)) as (proxy, web):
         proxy.wait_online("one", "two")
@@ -314,10 +360,10 @@ def test_a_flow_keeps_the_address_that_its_client_asked_and_can_be_sent_there_ag
             assert len(web.flows("generate")) == 4
 
 
-def test_in_a_terminal_each_request_is_told_with_its_client_its_agent_and_the_address_that_was_asked(
+def test_mitmdumps_own_lines_tell_of_each_request_with_its_client_its_agent_and_the_address_that_was_asked(
     tmp_path: Path, hosts: Hosts
 ) -> None:
-    with running_proxy(tmp_path, *agents(one=hosts.start("one").url)) as proxy:
+    with running_proxy(tmp_path, "-v", *agents(one=hosts.start("one").url)) as proxy:
         proxy.wait_online("one")
         ask(proxy)
         proxy.generate(model="nobody-has-it")

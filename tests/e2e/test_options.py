@@ -107,11 +107,11 @@ def test_an_ollama_on_this_machine_is_taken_in_when_nothing_is_configured(tmp_pa
 
 
 def test_the_log_offers_clients_only_an_address_that_they_can_reach(tmp_path: Path) -> None:
-    offer = re.compile(r"Clients.*: set OLLAMA_HOST=(\S+), or use it")
+    offer = re.compile(r"Clients: .*set OLLAMA_HOST=(\S+), or use it")
     with running_proxy(tmp_path, "--set", "balancer_demo=0") as proxy:
         wait_until(lambda: "mitmproxy listens on this machine only" in proxy.log, "it is said")
         assert offer.findall(proxy.log) == [proxy.url]
-        assert "Clients on this machine: " in proxy.log
+        assert "Clients:    on this machine, " in proxy.log
     with running_proxy(tmp_path, "--listen-host", "0.0.0.0") as proxy:
         [url] = wait_until(lambda: offer.findall(proxy.log), "it is offered")
         assert url != proxy.url

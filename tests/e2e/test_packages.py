@@ -30,19 +30,57 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of both wheels and both sdists, the wheels built from the sdists."""
-    folder = tmp_path_factory.mktemp("built")
-    source = folder / "source"  # a copy: what is built from a working tree may take along what lies there
-    files = run("git", "ls-files", "-z").split("\0")[:-1] if (ROOT / ".git").exists() else []
-    for name in files:
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with what this one tracks, as it is now, committed."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("releases are made from a clone")
+    folder = tmp_path_factory.mktemp("repository")
+    for name in run("git", "ls-files", "-z").split("\0")[:-1]:
         if (ROOT / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, source / name)
-    source = source if files else ROOT
-    for project in (source / "agent_reporter", source):
-        run(UV, "build", "--quiet", "--python", sys.executable, "--out-dir", folder / "dist", project)
-    return folder / "dist"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", ".", cwd=folder)
+    run("git", "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "--quiet", "-m", "x", cwd=folder)
+    return folder
+
+
+def release(repository: Path, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(repository / ".ci" / "release"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(UV=UV, **env))
+
+
+@pytest.fixture(scope="module")
+def built(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a release: both wheels, built from both sdists, and their SBOMs."""
+    folder = tmp_path_factory.mktemp("release")
+    done = release(repository, folder, ALLOW_UNRELEASED="1")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_release_refuses_changes_and_files_of_another_one(repository: Path, built: Path, tmp_path: Path) -> None:
+    assert "is not empty" in release(repository, built).stderr
+    assert "unreleased: write the date" in release(repository, tmp_path / "dist").stderr
+    (repository / "left.py").write_text("")
+    try:
+        done = release(repository, tmp_path / "dist")
+    finally:
+        (repository / "left.py").unlink()
+    assert done.returncode == 1
+    assert "not committed" in done.stderr
+    assert "left.py" in done.stderr
+
+
+def test_the_sbom_names_what_is_installed(built: Path) -> None:
+    for name, own in (
+        ("ollama_balancer", {"mitmproxy", "ollama-agent-reporter"}),
+        ("ollama_agent_reporter", {"psutil"}),
+    ):
+        bom = json.loads((built / f"{name}-{VERSION}.cdx.json").read_text())
+        versions = {each["name"]: each["version"] for each in bom["components"]}
+        assert own < set(versions)
+        assert versions[name.replace("_", "-")] == VERSION
 
 
 def installed(folder: Path, *packages: str | Path) -> Path:
@@ -100,7 +138,7 @@ def test_no_file_is_in_both_wheels_and_nothing_is_missing(built: Path) -> None:
 
 
 def test_both_have_one_version_and_the_balancer_wants_it(built: Path) -> None:
-    assert sorted(file.name for file in built.glob("*.*") if file.suffix in (".whl", ".gz")) == [
+    assert sorted(file.name for file in built.iterdir() if file.suffix != ".json") == [
         f"ollama_agent_reporter-{VERSION}-py3-none-any.whl",
         f"ollama_agent_reporter-{VERSION}.tar.gz",
         f"ollama_balancer-{VERSION}-py3-none-any.whl",

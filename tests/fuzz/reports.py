@@ -1,4 +1,4 @@
-"""Reads what agents and operators say: reports, registrations, addresses, options."""
+"""Reads what agents and operators say: reports, registrations, addresses, options, fleet files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from urllib.parse import urlsplit
 from agent_reporter.limits import MAX_VALUES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 from ollama_balancer.core.address import Address
-from ollama_balancer.mitm import options
-from ollama_balancer.mitm.option_values import static_agents
+from ollama_balancer.settings import options
+from ollama_balancer.settings.fleet import FleetFileError
+from ollama_balancer.settings.fleet_file import fleet_of
+from ollama_balancer.settings.option_values import static_agents
 from tests.api.test_app import METRICS, Api
 from tests.core.fakes import fleet
+from tests.markdown import DOCS
 
 REPORTS = [
     json.dumps(
@@ -112,3 +115,29 @@ def agent_options(texts: list[bytes]) -> None:
             continue
         for agent, address in read.agents:
             assert static_agents([f"{agent}={address.url}"]) == ((agent, address),)
+
+
+FLEETS = [
+    (DOCS / "fleet.yaml").read_bytes(),
+    b'agents: {a: {url: "http://user:password@b", slots: 1}, c: {url: dns+http://d}}\noptions: {hosts: [e, f]}\n',
+]
+YAML_TOKENS = (
+    b"&a ", b"*a", b"!!x ", b"%YAML 9.9\n", b"---\n", b"...\n", b"? ", b": ", b"- ", b"[", b"]", b"{", b"}", b"|\n",
+    b">-\n", b"'", b'"', b"\\uD800", b"#", b"\t", b"\r", b"\x85", b"\xe2\x80\xa8", b"<<: ", b"@", b"0x",
+    b"1e999", b".nan", b"~", b"2024-01-01", b"\xef\xbb\xbf", b"\n", b"  ", b"=",
+)  # fmt: skip
+
+
+def fleet_files(content: bytes) -> None:
+    try:
+        fleet = fleet_of("f", content)
+    except FleetFileError as e:
+        findings, message = e.findings, str(e)
+    else:
+        assert options.read(SimpleNamespace(**DEFAULTS), fleet.options)
+        assert all(re.fullmatch(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,63}", name) for name in fleet.agents)
+        return
+    lines = len(re.split(rb"\r\n?|\n|\xc2\x85|\xe2\x80[\xa8\xa9]", content))
+    assert all(0 <= finding.line <= lines for finding in findings)
+    assert b"password@" not in content or "password" not in message
+    assert len(message) < 2000

@@ -81,4 +81,5 @@ TARGETS = {
     "agent options": Target(
         reports.agent_options, (st.lists(mutated(reports.ENTRIES, reports.ENTRY_TOKENS), max_size=4),)
     ),
+    "fleet files": Target(reports.fleet_files, (mutated(reports.FLEETS, reports.YAML_TOKENS),), 100),
 }

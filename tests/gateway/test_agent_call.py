@@ -107,6 +107,7 @@ def test_as_many_interim_answers_as_are_allowed_are_skipped(host: socket.socket)
         pytest.param(b"%x\r\n%s\r\n" % (MIB, b"\n" * MIB), 4, READ_SIZE, id="4 MiB of newlines"),
     ],
 )
+@pytest.mark.chaos
 def test_others_get_turns_while_a_host_sends_all_at_once(
     host: socket.socket, chunk: bytes, count: int, most: int
 ) -> None:

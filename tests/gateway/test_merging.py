@@ -13,7 +13,6 @@ from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.gateway.merging import MergedFleet
 from ollama_balancer.gateway.running_models import MAX_AGENTS_SHOWN
 from tests.core.fakes import Clock, entries, fleet, new_registry
-from tests.examples import examples
 
 OLD, NEW = "2026-11-23T18:50:48.263151753Z", "2026-11-23T20:00:00.5+01:00"
 
@@ -220,7 +219,7 @@ def test_an_empty_fleet_lists_nothing(merged: MergedFleet) -> None:
     assert json.loads(merged.openai_models()) == {"object": "list", "data": []}
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(

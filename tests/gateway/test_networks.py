@@ -138,6 +138,7 @@ def test_each_address_is_named_once_with_the_option_that_lets_it_in(caplog: pyte
     assert len(caplog.messages) == 2
 
 
+@pytest.mark.chaos
 def test_addresses_without_end_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     clock = Clock()

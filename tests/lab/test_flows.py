@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.recording import Recorded, Recording
-from tests.examples import examples
 from tests.lab.flowfiles import NOON, final, flow, record, write
 
 LONG = "word " * 100
@@ -179,7 +178,7 @@ JSON = st.recursive(
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=examples(60),
+    max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.dictionaries(st.sampled_from(sorted(record())), JSON, max_size=6))
@@ -193,7 +192,7 @@ def test_whatever_a_record_holds_reading_it_raises_nothing(tmp_path: Path, field
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=examples(60),
+    max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(0, 3000), st.binary(max_size=4))

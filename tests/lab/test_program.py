@@ -17,7 +17,6 @@ from ollama_balancer.lab.flows import read
 from ollama_balancer.lab.rates import learn
 from ollama_balancer.lab.recorded_workload import LONGEST_PAUSE, as_recorded, workload
 from ollama_balancer.lab.workload import Workload
-from tests.examples import examples
 from tests.lab.flowfiles import final, flow, record, write
 from tests.lab.test_flows import JSON
 
@@ -197,7 +196,7 @@ def test_a_wrong_argument_is_refused(arguments: str, capsys: pytest.CaptureFixtu
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=examples(40),
+    max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(record())), JSON, max_size=4), max_size=4))

@@ -15,9 +15,9 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer.core import registry
 from ollama_balancer.core.agent import Source, agent_id
-from ollama_balancer.mitm import options
 from ollama_balancer.mitm.addons import BalancerAddon
 from ollama_balancer.mitm.flows import context_of
+from ollama_balancer.settings import options
 from ollama_balancer.storage import token as credentials
 
 TOKEN = "some-token-for-tests"

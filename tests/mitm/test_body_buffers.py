@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ollama_balancer.mitm.body_buffers import MAX_AT_ONCE, BodyBuffer, CoalescingReader
 from ollama_balancer.mitm.head_limits import LimitedBuffer
-from tests.examples import examples
 
 
 def read(reader: ChunkedReader, data: bytes, piece: int) -> tuple[bytes, str, int]:
@@ -58,7 +57,7 @@ ENDS = st.sampled_from(
 
 
 @given(CHUNKS, ENDS, st.integers(1, 50), st.sampled_from([b"%x", b"%X", b"0%X"]))
-@settings(max_examples=examples(500), deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_the_same_comes_out_as_chunk_by_chunk(payloads: list[bytes], end: bytes, piece: int, written: bytes) -> None:
     data = chunked(*payloads, end=end, written=written)
     ours, theirs = read(CoalescingReader(), data, piece), read(ChunkedReader(), data, piece)

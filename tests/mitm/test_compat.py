@@ -11,7 +11,7 @@ from mitmproxy.options import Options
 
 from ollama_balancer.mitm import compat, patches, versions
 from ollama_balancer.mitm.compat.names import Name, Patches, Replaced, Use, calls, has, takes
-from ollama_balancer.mitm.options import Overrides
+from ollama_balancer.mitm.mitmproxy_options import Overrides
 
 HERE = __name__
 

@@ -7,12 +7,13 @@ import pytest
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.gateway.memory_budget import machine_memory
-from ollama_balancer.mitm import options
-from ollama_balancer.mitm.option_values import static_agents
+from ollama_balancer.settings import options
+from ollama_balancer.settings.option_values import static_agents
 
 DEFAULTS: dict[str, object] = {
     "balancer_mode": "metrics",
     "balancer_agents": [],
+    "balancer_config": "",
     "balancer_token": "",
     "balancer_demo": 0,
     "balancer_stale_after": 30,
@@ -50,6 +51,7 @@ def test_the_defaults_are_accepted() -> None:
     assert read() == options.Settings(
         mode="metrics",
         agents=(),
+        config="",
         token="",
         access="auto",
         trusted_proxies=(),

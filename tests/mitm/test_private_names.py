@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-ADDON = Path(__file__).resolve().parents[2] / "addon"
+from tests.sources import ADDON, nodes_of
+
 COMPAT = ADDON / "ollama_balancer" / "mitm" / "compat"
 MODULES = sorted(path for path in ADDON.rglob("*.py") if COMPAT not in path.parents)
 
@@ -22,16 +23,11 @@ def is_private(name: str) -> bool:
 
 
 @functools.cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@functools.cache
 def own_names(ring: Path) -> frozenset[str]:
     """The private names that a ring of the addon gives to its own attributes, functions, classes and variables."""
     names: set[str] = set()
     for path in ring.rglob("*.py") if ring != ADDON else [ADDON / "balancer.py"]:
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                     names.add(name)
@@ -46,8 +42,7 @@ def own_names(ring: Path) -> frozenset[str]:
 
 @functools.cache
 def own_classes() -> frozenset[str]:
-    trees = [ast.parse(path.read_text()) for path in MODULES]
-    return frozenset(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return frozenset(node.name for path in MODULES for node in nodes_of(path) if isinstance(node, ast.ClassDef))
 
 
 def ring_of(path: Path) -> Path:
@@ -55,15 +50,15 @@ def ring_of(path: Path) -> Path:
     return ADDON.joinpath(*parts[:2]) if len(parts) > 2 else path.parent
 
 
-def uses(tree: ast.Module, own: frozenset[str]) -> Iterator[tuple[int, str]]:
+def uses(nodes: Sequence[ast.AST], own: frozenset[str]) -> Iterator[tuple[int, str]]:
     """The line and text of each use of a private name that is not the addon's, and of each patch."""
     imported = {
         alias.asname or alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if (isinstance(node, ast.ImportFrom) and node.level == 0) or isinstance(node, ast.Import)
         for alias in node.names
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.ImportFrom(module=module, names=aliases) if module != "__future__":
                 parts = [*(module or "").split("."), *(alias.name for alias in aliases)]
@@ -83,20 +78,21 @@ def uses(tree: ast.Module, own: frozenset[str]) -> Iterator[tuple[int, str]]:
                         yield node.lineno, ast.unparse(node)
 
 
-def inherited(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def inherited(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
     """Private attributes of `self` that a class with none of the addon's classes as a base does not define itself.
 
     What the others may use is what the addon itself has named, by `uses`.
     """
-    ours = own_classes() | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    ours = own_classes() | {kind.name for kind in classes}
+    for kind in classes:
         if not kind.bases or {ast.unparse(base) for base in kind.bases} & ours:
             continue
-        nodes = list(ast.walk(kind))
-        defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-        own = [n for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in ("self", "super()")]
+        inner = list(ast.walk(kind))
+        defined = {n.name for n in inner if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+        own = [n for n in inner if isinstance(n, ast.Attribute) and ast.unparse(n.value) in ("self", "super()")]
         defined |= {n.attr for n in own if isinstance(n.ctx, ast.Store)}
-        defined |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        defined |= {n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         yield from (
             (n.lineno, ast.unparse(n))
             for n in own
@@ -108,8 +104,8 @@ def inherited(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ADDON)))
 def test_no_module_but_compat_uses_a_private_name_or_patches_a_library(path: Path) -> None:
-    tree = tree_of(path)
-    assert sorted({*uses(tree, own_names(ring_of(path))), *inherited(tree)}) == []
+    nodes = nodes_of(path)
+    assert sorted({*uses(nodes, own_names(ring_of(path))), *inherited(nodes)}) == []
 
 
 @pytest.mark.parametrize(
@@ -127,5 +123,5 @@ def test_no_module_but_compat_uses_a_private_name_or_patches_a_library(path: Pat
     ],
 )
 def test_each_kind_of_use_is_found(source: str) -> None:
-    tree = ast.parse(source)
-    assert [*uses(tree, frozenset()), *inherited(tree)]
+    nodes = list(ast.walk(ast.parse(source)))
+    assert [*uses(nodes, frozenset()), *inherited(nodes)]

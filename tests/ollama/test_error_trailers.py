@@ -18,7 +18,6 @@ from ollama_balancer.ollama.answer_watcher import AnswerWatcher
 from ollama_balancer.ollama.error_trailers import MAX_COMPLETED, error_trailer
 from ollama_balancer.ollama.events import MAX_EVENT_BYTES, PartialEvent
 from ollama_balancer.ollama.routes import Dialect
-from tests.examples import examples
 
 pytestmark = pytest.mark.e2e
 
@@ -98,7 +97,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(200))
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), st.booleans(), st.sampled_from(Dialect), st.data())
 @example({"a": 'b"\\\U0001f600é'}, True, Dialect.OPENAI, None)
 @example({"a": 'b"\\\U0001f600é\ufffe'}, False, Dialect.OLLAMA, None)

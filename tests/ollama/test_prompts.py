@@ -26,7 +26,6 @@ from ollama_balancer.ollama.prompts import (
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, find_route
 from ollama_balancer.ollama.shapes import read_event
-from tests.examples import examples
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 MODEL = "tiny-a:latest"
@@ -275,7 +274,7 @@ ANY = st.recursive(
 KEYS = ["messages", "prompt", "input", "system", "tools", "context", "options", "images", "instructions", "max_tokens"]
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from([route for route in ROUTES if route.runs]), st.dictionaries(st.sampled_from(KEYS), ANY))
 def test_nothing_that_is_sent_is_an_error(route: Any, body: dict[str, Any]) -> None:
     read = demand(route.path, body)
@@ -315,6 +314,7 @@ def allowed() -> float:
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.chaos
 def test_no_body_holds_up_the_others(body: bytes) -> None:
     """Ten megabytes at most."""
     for path in ("/api/chat", "/api/generate", "/v1/messages"):

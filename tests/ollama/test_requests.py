@@ -14,7 +14,6 @@ from ollama_balancer.ollama import json_scanning
 from ollama_balancer.ollama.json_scanning import MAX_STRICT, MAX_STRICT_VALUES, is_json
 from ollama_balancer.ollama.requests import ParsedRequest, read_request
 from ollama_balancer.ollama.routes import ROUTES, Kind, Route, find_route
-from tests.examples import examples
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 NAME_TOO = ["/api/show", "/api/pull", "/api/push", "/api/create", "/api/delete"]
@@ -447,7 +446,7 @@ OBJECTS = st.lists(st.tuples(KEYS, VALUES), max_size=8).map(Members)
 RANDOMS = st.integers(0, 2**32).map(Random)
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(120))
+@settings(derandomize=True, deadline=None, max_examples=120)
 @given(OBJECTS, RANDOMS, st.sampled_from(["", "garbage", "{}", '"']))
 def test_any_object_is_read_as_a_naive_reader_reads_it(value: Members, random: Random, rest: str) -> None:
     text = written(value, random)
@@ -457,7 +456,7 @@ def test_any_object_is_read_as_a_naive_reader_reads_it(value: Members, random: R
     assert is_json(body)
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(100))
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(OBJECTS, RANDOMS, st.floats(0, 1))
 def test_what_is_cut_short_is_not_readable_and_no_error(value: Members, random: Random, part: float) -> None:
     body = written(value, random).encode("utf-8", "replace")
@@ -466,7 +465,7 @@ def test_what_is_cut_short_is_not_readable_and_no_error(value: Members, random: 
     assert not is_json(cut)
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(300))
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.binary(), st.lists(st.sampled_from([b'"', b"\\", b"[", b"]", b"{", b"}", b",", b":", b'"model"', b"1"])))
 def test_no_body_is_an_error(noise: bytes, marks: list[bytes]) -> None:
     for body in (noise, b"".join(marks), b'{"model":' + b"".join(marks), b'{"x":[' + noise + b"".join(marks)):
@@ -474,7 +473,7 @@ def test_no_body_is_an_error(noise: bytes, marks: list[bytes]) -> None:
         is_json(body)
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(100))
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from(["\\", "\\\\", '\\"', "x", "[", "}"])), st.sampled_from([1, 7, 40, 1000]))
 def test_the_end_of_a_string_of_escapes_is_found(pieces: list[str], times: int) -> None:
     text = "".join(pieces) * times
@@ -484,7 +483,7 @@ def test_the_end_of_a_string_of_escapes_is_found(pieces: list[str], times: int) 
     assert asked(body) == ParsedRequest("tiny-a")
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(100))
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.text(min_size=1))
 def test_the_model_comes_as_it_is_spelled(name: str) -> None:
     assert model_of(json.dumps({"stream": False, "model": name}).encode()) == name
@@ -612,7 +611,7 @@ def test_a_malformed_form_names_no_model_and_is_no_error(body: bytes, content_ty
     assert form(body, content_type) == ParsedRequest(readable=False)
 
 
-@settings(derandomize=True, deadline=None, max_examples=examples(150))
+@settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     st.lists(
         st.one_of(

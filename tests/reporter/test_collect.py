@@ -92,6 +92,7 @@ def test_a_collector_that_recovers_is_said_once(caplog: pytest.LogCaptureFixture
     ]
 
 
+@pytest.mark.e2e
 def test_this_hosts_collectors_make_a_whole_report() -> None:
     report = asyncio.run(Collection(Host(ollama=Endpoint("http", "127.0.0.1", 1)))())
     assert report.ollama_ok is False

@@ -84,6 +84,14 @@ def test_text_is_the_same_for_the_same_seed_and_prompt_and_a_limit_keeps_its_beg
     assert cut_short == (limit < len(whole))
 
 
+@given(st.text(), st.integers(1, 200))
+def test_text_is_whole_sentences_that_say_that_they_are_simulated(prompt: str, mean: int) -> None:
+    text = "".join(generate(1, prompt, mean)[0])
+    assert text.endswith(".")
+    assert "imulated" in text
+    assert text.isascii()
+
+
 def test_another_seed_or_prompt_gives_another_text() -> None:
     assert len({"".join(generate(seed, prompt, 50)[0]) for seed in (1, 2) for prompt in ("a", "b")}) == 4
 

@@ -92,6 +92,7 @@ def test_too_many_lines_are_dropped_and_counted(tmp_path: Path, said: list[str])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.chaos
 def test_a_full_disk_is_reported_once_and_lines_go_on_afterwards(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

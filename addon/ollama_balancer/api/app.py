@@ -19,6 +19,7 @@ from ..core.access import Right
 from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.agent_view import describe_agent
+from ..core.events import Events
 from ..core.history import History
 from ..core.ledger import Ledger
 from ..core.queue import RequestQueue
@@ -32,6 +33,7 @@ from ..gateway.messages import RETRY_AFTER
 from ..gateway.reachability import reachability_headers
 from ..storage.usage import UsageLog
 from . import dashboard
+from . import events as events_api
 from . import history as history_api
 from .callers import caller_of
 from .calls import CALLS, JSON, Call
@@ -73,6 +75,7 @@ class ControlApi:
         audit: AuditTrail | None = None,
         usage: UsageLog | None = None,
         outward: Callable[[], str | None] = lambda: None,
+        events: Events | None = None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -94,11 +97,13 @@ class ControlApi:
             "page": dashboard.file("page.html", "text/html"),
             "script": dashboard.file("page.js", "text/javascript"),
             "keys_script": dashboard.file("keys.js", "text/javascript"),
+            "events_script": dashboard.file("events.js", "text/javascript"),
             "usage_script": dashboard.file("usage.js", "text/javascript"),
             "style": dashboard.file("page.css", "text/css"),
             "data": page.data,
             "balancer": self.balancer,
             "history": history_api.endpoint(history),
+            "events": events_api.endpoint(events or Events(wall)),
             "openapi": self.openapi,
             "agents": self.agents,
             "register": self.register,
@@ -210,7 +215,9 @@ class ControlApi:
         if agent.source is not Source.REGISTERED:
             if agent.host_key == (address.host, address.port):
                 return agent.address  # the same host, as it is configured
-            whose = "by balancer_agents" if agent.source is Source.STATIC else "by the balancer itself"
+            whose = (
+                "by balancer_agents or the fleet file" if agent.source is Source.STATIC else "by the balancer itself"
+            )
             raise HTTPException(
                 409,
                 f"{agent.name} is configured {whose} at {agent.address.url}: a registration cannot move it. If this "

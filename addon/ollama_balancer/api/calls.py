@@ -6,6 +6,7 @@ from agent_reporter.limits import MAX_BODY_BYTES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
 
 from ..core.access import Right
+from ..core.events import MAX_EVENTS
 from ..core.history import MINUTES
 from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
@@ -18,6 +19,7 @@ from .join_calls import JOIN_CALLS
 from .paths import (
     AGENTS,
     BALANCER,
+    EVENTS,
     HEALTH,
     HISTORY,
     KEYS,
@@ -115,6 +117,7 @@ CALLS = (
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
     _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
     _page("keys_script", "/dashboard/keys.js", "The script of its keys", "text/javascript"),
+    _page("events_script", "/dashboard/events.js", "The script of its events", "text/javascript"),
     _page("usage_script", "/dashboard/usage.js", "The script of its usage", "text/javascript"),
     _page("style", "/dashboard/page.css", "The page's style", "text/css"),
     Call(
@@ -161,6 +164,29 @@ CALLS = (
             ),
             Parameter("agent", "Only rows of the agent with that name.", {"type": "string"}),
             Parameter("model", "Only rows of that model.", {"type": "string"}),
+        ),
+        rights=READ,
+    ),
+    Call(
+        "GET",
+        EVENTS,
+        "events",
+        "What has happened to the fleet, with reasons: the last 1,000 changes of state",
+        {
+            200: Answer("Events, the oldest first.", models.EventList),
+            400: error("A parameter is out of range; the error names it."),
+        },
+        query=(
+            Parameter(
+                "limit",
+                "How many: the last ones, or with `after` the first ones.",
+                {"type": "integer", "minimum": 1, "maximum": MAX_EVENTS, "default": 100},
+            ),
+            Parameter(
+                "after",
+                "Only events after that number; `next` contains it.",
+                {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
+            ),
         ),
         rights=READ,
     ),

@@ -12,6 +12,7 @@ from agent_reporter.wire import AgentMetrics, Count, ModelEntry
 
 from ..core.access import Right
 from ..core.agent import Source, Status
+from ..core.events import EventKind
 from ..core.policies import POLICIES
 from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
 
@@ -325,6 +326,28 @@ class History(Answer):
     minutes: list[HistoryMinute]
     next: str | None
     """The path of the next page."""
+
+
+class FleetEvent(Answer):
+    """A change of state. What repeats within an hour is one event, which `count` counts."""
+
+    number: Annotated[int, Field(ge=0)]
+    """Grows with each event."""
+    time: AwareDatetime
+    kind: EventKind
+    agent: str | None
+    key: str | None
+    """The name of a client key."""
+    reason: str
+    count: Annotated[int, Field(ge=1)]
+    first: AwareDatetime | None
+    """When it happened first, if it has happened more than once."""
+
+
+class EventList(Answer):
+    events: list[FleetEvent]
+    next: str
+    """The path of what comes after them."""
 
 
 class UsageRow(Answer):

@@ -5,6 +5,7 @@ CALLER = "ollama_balancer.caller"
 
 AGENTS = "/api/agents"
 BALANCER = "/api/balancer"
+EVENTS = "/api/events"
 HEALTH = "/health"
 HISTORY = "/api/history"
 METRICS = "/metrics"
@@ -22,6 +23,7 @@ DASHBOARD = (
     "/dashboard/page.js",
     "/dashboard/usage.js",
     "/dashboard/keys.js",
+    "/dashboard/events.js",
     "/dashboard/page.css",
 )
 
@@ -29,6 +31,7 @@ PATHS = frozenset(
     (
         AGENTS,
         BALANCER,
+        EVENTS,
         HEALTH,
         HISTORY,
         JOIN,

@@ -254,7 +254,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         show(url, request, options.interval, functools.partial(print, end="", flush=True))
 
 
-def find_key(file: Path | None, url: str) -> str:
+def find_key(file: Path | None, url: str, confdir: Path = Path("~/.mitmproxy")) -> str:
     """The key to present, or on this machine the token of a balancer of the same user; empty if there is none."""
     if file is not None:
         return file.read_text().strip()
@@ -264,7 +264,7 @@ def find_key(file: Path | None, url: str) -> str:
     if host != "localhost" and not is_loopback(host):
         return ""  # the token of this machine is nobody else's business
     try:
-        return (Path("~/.mitmproxy").expanduser() / tokens.FILE_NAME).read_text().strip()
+        return (confdir.expanduser() / tokens.FILE_NAME).read_text().strip()
     except OSError:
         return ""
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import ipaddress
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from agent_reporter.limits import DEFAULT_OLLAMA_PORT
+
+MAX_DNS_PREFIX = 24
+"""Characters of the name of agents found in DNS: with the longest address it is a name of 64."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,8 @@ class Address:
 
     host: str
     port: int
+    found_as: str = field(default="", compare=False)
+    """The DNS name under which the host was found; empty: none."""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -52,9 +58,49 @@ class Address:
         """`host:port`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @functools.cached_property
+    def authority(self) -> str:
+        """What the host gets as `Host`: `host:port`, with the name it was found as."""
+        return f"{self.found_as}:{self.port}" if self.found_as else self.text
+
     @property
     def url(self) -> str:
         return f"http://{self}"
+
+
+@dataclass(frozen=True)
+class DnsName:
+    """A host name of which each address is an agent, and the port of them all."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, url: str) -> DnsName:
+        """Read `dns+http://name[:port]`. ValueError says what is wrong."""
+        shown = without_password(url)[:100]
+        scheme, _, rest = url.partition("+")
+        if scheme.lower() != "dns" or not rest.lower().startswith("http://"):
+            what = "https is not supported yet" if rest.lower().startswith("https://") else "it is no such URL"
+            raise ValueError(f"{shown!r}: {what}; write dns+http://name:port")
+        address = Address.parse(rest)
+        try:
+            ipaddress.ip_address(address.host)
+        except ValueError:
+            return cls(address.host, address.port)
+        raise ValueError(f"{shown!r} has an IP address, which DNS does not resolve: write {address.url}")
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"dns+http://{self}"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its agents begin with if nothing else is given: its first label."""
+        return self.host.partition(".")[0][:MAX_DNS_PREFIX].rstrip("-")
 
 
 def without_password(url: str) -> str:

@@ -116,6 +116,8 @@ class Agent:
     in_flight: int = 0
     running: dict[str, int] = field(default_factory=dict)
     """Requests in flight by model, of those that take a slot."""
+    own_slots: int | None = None
+    """Those configured for this agent alone; None: as for all, 0: as reported or learned."""
     fixed_slots: int = 0
     """Requests it runs at once per model, as configured or reported; 0: learned."""
     learners: dict[str, SlotLearner] = field(default_factory=dict)
@@ -137,6 +139,8 @@ class Agent:
     was_online: bool = False
     draining: bool = False
     draining_until_registration: bool = False
+    drained_by_configuration: bool = False
+    """Whether the configuration drains it, and nobody else does."""
     removed: bool = False
     offline_reason: str = NOT_HEARD_OF
     reported_alive: bool = False
@@ -210,6 +214,8 @@ class Agent:
                 return self.refusal
             case Status.UNREACHABLE:
                 return self.unreached or f"it reports, but has not been reached at {self.address} yet"
+            case Status.DRAINING if self.drained_by_configuration:
+                return "the fleet file drains it, or its name in DNS no longer leads to it"
             case Status.EJECTED:
                 return self.health.reason
             case Status.ONLINE if self.health.phase is Phase.SLOW_START:
@@ -241,14 +247,23 @@ class Agent:
     def alias_changed(self, stands_for: Agent | None) -> None:
         self.alias_of = stands_for
 
-    def drain_started(self, *, until_registration: bool) -> None:
-        """It gets no new requests. A drain until further notice overrides one that ends with the next registration."""
-        if not (self.draining and until_registration):
-            self.draining_until_registration = until_registration
+    def drain_started(self, *, until_registration: bool, configured: bool = False) -> None:
+        """It gets no new requests.
+
+        An operator's drain overrides one by the configuration, and that overrides one until the next registration.
+        """
+        if configured:
+            if not self.draining or self.draining_until_registration:
+                self.drained_by_configuration, self.draining_until_registration = True, False
+        elif not (self.draining and until_registration):
+            self.drained_by_configuration, self.draining_until_registration = False, until_registration
         self.draining = True
 
     def drain_ended(self) -> None:
-        self.draining = self.draining_until_registration = False
+        self.draining = self.draining_until_registration = self.drained_by_configuration = False
+
+    def slots_configured(self, slots: int | None) -> None:
+        self.own_slots = slots
 
     def left(self) -> None:
         """It has left the fleet."""

@@ -4,6 +4,7 @@ import logging
 import math
 
 from .agent import Agent
+from .events import EventKind
 from .fleet import Fleet
 from .health import EJECTION_THRESHOLD, SLOW_START_SECONDS, Phase
 from .leases import Lease, SlotLease
@@ -28,13 +29,12 @@ class Ejection:
         if agent.health.failed(
             now, reason, chance=chance, half_open=half_open, may_eject=half_open or self._can_spare_one()
         ):
-            logger.warning(
-                "Agent %s is ejected for %.0f s: %s, %s.",
-                agent.name,
-                agent.health.until - now,
-                "the half-open probe failed" if again else f"{agent.health.consecutive_failures} failures in a row",
-                f"the last: {reason}",
+            seconds = agent.health.until - now
+            failures = (
+                "the half-open probe failed" if again else f"{agent.health.consecutive_failures} failures in a row"
             )
+            logger.warning("Agent %s is ejected for %.0f s: %s, the last: %s.", agent.name, seconds, failures, reason)
+            self._fleet.on_event(agent.name, EventKind.EJECTED, f"for {seconds:.0f} s: {failures}, the last: {reason}")
             agent.stats.ejections += 1
             self.gate(agent)
             self._fleet.eligibility_changed(agent)
@@ -56,6 +56,7 @@ class Ejection:
                 agent.name,
                 SLOW_START_SECONDS,
             )
+            self._fleet.on_event(agent.name, EventKind.BACK, "it has answered; slow start")
             self.gate(agent)
             self._fleet.eligibility_changed(agent)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from .agent import Agent
 from .avoidance import Avoidance
+from .events import EventKind
 from .pools import Pools
 from .same_host import SameHost
 from .scoring.learning import Learner
@@ -55,6 +56,8 @@ class Fleet:
         """Called when an agent may have become available or unavailable, or its models have changed."""
         self.on_load: Callable[[Agent], object] = lambda agent: None
         """Called when an agent has loaded a model, for which it may have evicted another."""
+        self.on_event: Callable[[str, EventKind, str], None] = lambda agent, kind, reason: None
+        """Called with the name of an agent whose state has changed, and why."""
         self.on_unproven: Callable[[Agent], None] = lambda agent: None
         """Called when an agent starts to report and has not been reached yet: it needs a probe now."""
 

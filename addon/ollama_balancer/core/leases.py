@@ -22,6 +22,8 @@ class Lease:
     """The canonical name of the model that is run for the request."""
     loading: bool = False
     """Whether the agent has to load the model for it, and has not begun to answer."""
+    cold: bool = False
+    """Whether the agent had the model to load when the request was sent there."""
 
     options: tuple[ScoredCandidate, ...] = ()
     """How the candidates were scored, the chosen one first; empty under policies that score nothing."""
@@ -102,7 +104,6 @@ class SlotLease(Lease):
         self.model = demand.model
         self.loading = False
         self.cold = False
-        """Whether the agent had the model to load when the request was sent there."""
         self.sole = False
         """Whether the agent had nothing else to do then."""
         self.known_tokens = 0

@@ -77,7 +77,8 @@ class ConcurrencyLimiter:
 
     def fix_slots(self, agent: Agent) -> None:
         """Apply a change of the slots that are configured or reported."""
-        fixed = self.slots or (agent.metrics.num_parallel if agent.metrics else None) or 0
+        configured = self.slots if agent.own_slots is None else agent.own_slots
+        fixed = configured or (agent.metrics.num_parallel if agent.metrics else None) or 0
         if fixed == agent.fixed_slots:
             return
         agent.fixed_slots = fixed

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .agent import Agent, Status
 from .avoidance import REFUSED_SECONDS
 from .ejection import Ejection
+from .events import EventKind
 from .fleet import Fleet
 from .limiter import ConcurrencyLimiter
 
@@ -94,6 +95,7 @@ class Liveness:
             logger.warning(
                 "Agent %s (%s) is unauthorized and not used for %g s: %s.", agent.name, agent.address, seconds, reason
             )
+            self._fleet.on_event(agent.name, EventKind.UNAUTHORIZED, reason)
         agent.refusal = reason
         until = self._fleet.clock() + seconds
         until = self._refused[agent] = max(until, self._refused.get(agent, until))
@@ -122,6 +124,7 @@ class Liveness:
         status = agent.status
         if was_online or status is not agent.logged_status:
             agent.offline_reason = reason
+            self._fleet.on_event(agent.name, EventKind(status), reason)
             what = "not reachable" if agent.logged_status is None and status is Status.OFFLINE else status
             logger.warning("Agent %s (%s) is %s: %s.", agent.name, agent.address, what, reason)
             agent.logged_status = status
@@ -157,6 +160,8 @@ class Liveness:
         agent.reported_alive = agent.reported_alive or reported
         agent.probed = agent.probed or probed
         if not was_online and agent.online:
+            if agent.was_online or agent.logged_status is not None:  # else it is only new
+                self._fleet.on_event(agent.name, EventKind.ONLINE, f"it {how}")
             agent.logged_status = Status.ONLINE
             if agent.draining:
                 until = "its reporter registers" if agent.draining_until_registration else "it is resumed"

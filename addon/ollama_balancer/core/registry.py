@@ -23,6 +23,7 @@ from agent_reporter.limits import NAME_PATTERN
 from .address import Address
 from .agent import Agent, Source, Status, agent_id
 from .ejection import Ejection
+from .events import EventKind
 from .fleet import Fleet
 from .inventory import LIST_SECONDS, Inventory
 from .limiter import ConcurrencyLimiter
@@ -140,6 +141,7 @@ class AgentRegistry:
                 self._leave(agent.address)
                 self._addresses[address] += 1
                 agent.moved(address)
+                self.fleet.on_event(name, EventKind.MOVED, f"to {address}")
                 self.liveness.lost(agent, "moved to a new address")
                 agent.contact_unknown(reachable=not self._must_reach)
                 self.located(agent, None)
@@ -157,6 +159,7 @@ class AgentRegistry:
         agent.contact_unknown(reachable=not self._must_reach)
         self._addresses[address] += 1
         self._bind(agent, key)
+        self.fleet.on_event(name, EventKind.REGISTERED, f"{source}, at {address}")
         return agent, True
 
     def _bind(self, agent: Agent, key: str | None) -> None:
@@ -197,22 +200,25 @@ class AgentRegistry:
         for part in (self.liveness, self.ejection, self.limiter, self.avoidance, self.learner):
             part.forget(agent)
         self.fleet.came_or_went(agent)
+        self.fleet.on_event(agent.name, EventKind.REMOVED, "its running requests finish" if agent.in_flight else "")
         for model in agent.models or ():
             self.fleet.forget_holder(model, agent)
         self.fleet.eligibility_changed(agent)
 
-    def drain(self, agent: Agent, *, until_registration: bool = False) -> None:
+    def drain(self, agent: Agent, *, until_registration: bool = False, configured: bool = False) -> None:
         """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not its
-        reporter that ends.
+        reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
         """
         for each in [agent] if until_registration else self.fleet.hosts.of(agent):
-            self._drain(each, until_registration=until_registration)
+            self._drain(each, until_registration=until_registration, configured=configured)
         self.fleet.settle_aliases(agent)
 
-    def _drain(self, agent: Agent, *, until_registration: bool) -> None:
+    def _drain(self, agent: Agent, *, until_registration: bool, configured: bool) -> None:
         if not agent.draining:
             logger.info("Agent %s is draining: no new requests, %d in flight.", agent.name, agent.in_flight)
-        agent.drain_started(until_registration=until_registration)
+            why = "its reporter has stopped" if until_registration else "no new requests until it is resumed"
+            self.fleet.on_event(agent.name, EventKind.DRAINED, why)
+        agent.drain_started(until_registration=until_registration, configured=configured)
         self.revision += 1
         self.fleet.eligibility_changed(agent)
 
@@ -222,10 +228,18 @@ class AgentRegistry:
             self._resume(each)
         self.fleet.settle_aliases(agent)
 
+    def end_configured_drain(self, agent: Agent) -> None:
+        """Resume it and its host's other names, unless somebody else has drained them."""
+        for each in self.fleet.hosts.of(agent):
+            if each.drained_by_configuration:
+                self._resume(each)
+        self.fleet.settle_aliases(agent)
+
     def _resume(self, agent: Agent) -> None:
         if agent.draining:
             logger.info("Agent %s is resumed%s.", agent.name, "" if agent.online else ", though it is offline")
             self.revision += 1
+            self.fleet.on_event(agent.name, EventKind.RESUMED, "" if agent.online else "it is offline")
         agent.drain_ended()
         self.fleet.eligibility_changed(agent)
 
@@ -252,6 +266,12 @@ class AgentRegistry:
     def slots(self, slots: int) -> None:
         self.limiter.slots = slots
         for agent in list(self._agents.values()):
+            self.limiter.fix_slots(agent)
+
+    def configure_slots(self, agent: Agent, slots: int | None) -> None:
+        """Give one agent other slots than all have; None: the same, 0: what its report says, else learned."""
+        if slots != agent.own_slots:
+            agent.slots_configured(slots)
             self.limiter.fix_slots(agent)
 
     @property

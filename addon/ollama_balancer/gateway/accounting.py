@@ -120,6 +120,8 @@ class Accounting:
         self.recent = Recent(registry.clock)
         self.log: Callable[[RequestContext, RequestSummary], None] | None = None
         """Called with each finished request, if there is an access log."""
+        self.show: Callable[[RequestContext, RequestSummary], None] | None = None
+        """Called with each finished request that is worth a line, if lines are shown."""
         self._registry = registry
         self._uncounted: collections.deque[tuple[RequestSummary, dict[str, Any] | None, Entry | None]] = (
             collections.deque()
@@ -130,10 +132,13 @@ class Accounting:
     def ended(self, context: RequestContext) -> None:
         """Count a request that was to be routed."""
         summary = summarize(context, self._registry)
-        decision = decision_of(context, summary) if is_listed(context) else None
+        listed = is_listed(context)
+        decision = decision_of(context, summary) if listed else None
         self._add(summary, decision, entry_of(context, summary) if is_usage(context) else None)
         if self.log is not None:
             self.log(context, summary)
+        if listed and self.show is not None:
+            self.show(context, summary)
 
     def unrouted(self, context: RequestContext, status: int | None, cancelled_by: str = "") -> None:
         """Count a request that ended before it was routed."""
@@ -141,6 +146,8 @@ class Accounting:
         self._add(summary)
         if self.log is not None:
             self.log(context, summary)
+        if self.show is not None:
+            self.show(context, summary)
 
     def _add(self, summary: RequestSummary, decision: dict[str, Any] | None = None, entry: Entry | None = None) -> None:
         self._uncounted.append((summary, decision, entry))

@@ -230,7 +230,7 @@ async def _pieces(body: bytes | AsyncIterator[bytes] | None) -> AsyncIterator[by
 
 
 def _fields(call: Call) -> list[tuple[bytes, bytes]]:
-    own = [(b"Host", str(call.address).encode())]
+    own = [(b"Host", call.address.authority.encode())]
     names = {name.lower() for name, _ in call.fields}
     unwanted = {b"host", b"transfer-encoding"}
     if isinstance(call.body, bytes) or call.body is None:

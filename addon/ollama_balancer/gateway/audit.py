@@ -41,6 +41,8 @@ class AuditTrail:
         self._counts: Counter[str] = Counter()
         """Entries of the minute, refusals apart: wrong keys, which anybody can send, hide no change."""
         self._left_out = 0
+        self.on_refused: Callable[[Caller, str], None] = lambda caller, reason: None
+        """Called with each refused credential, however many there are."""
 
     def changed(self, caller: Caller, what: str, object: str, **details: object) -> None:
         """A caller of the API has changed something: `what`, such as agent.drain, of which `object`."""
@@ -55,7 +57,10 @@ class AuditTrail:
 
     def refused(self, caller: Caller, path: str, status: int, reason: str) -> None:
         """A call was refused: its credential, if it has one, is wrong, no longer valid, or lacks the right for it."""
-        if caller.presented and status in (401, 403) and self._may_write(REFUSED):
+        if not caller.presented or status not in (401, 403):
+            return
+        self.on_refused(caller, one_line(reason, MAX_TEXT))
+        if self._may_write(REFUSED):
             details = {"status": status, "reason": one_line(reason, MAX_TEXT)}
             self._write(who_of(caller), caller.address, REFUSED, path, details)
 

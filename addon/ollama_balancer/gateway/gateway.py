@@ -22,7 +22,6 @@ from ..core.tickets import QueueKey
 from ..ollama.errors import Blame
 from ..ollama.names import canonical_name
 from ..ollama.routes import Kind, dialect_of
-from ..text import one_line
 from .access import Access
 from .adapter import Adapter, Prober
 from .attempts import outcome_of
@@ -210,7 +209,6 @@ class Gateway:
         # Of the agents' answers only that nobody has the model is about the request, and about nothing else.
         own = useful is None or useful.kind is Blame.LACKS_MODEL
         context.end(outcome_of(context.status) if own else Outcome.FAILED, decision.problem)
-        logger.info("%s", one_line(f"{request.method} {request.path}: {decision.problem}", 500))
         return response
 
     async def _wait(self, queue_key: QueueKey, context: RequestContext) -> Forward | Broadcast | Wait | Answer | None:

@@ -13,7 +13,12 @@ LONGEST_REASON = 400
 
 
 def cannot_connect(address: Address, why: str) -> str:
-    """The error and its remedy; `why` comes from the system or a timeout."""
+    """The error and its remedy in one line; `why` comes from the system or a timeout."""
+    return "; ".join(connection_problem(address, why))
+
+
+def connection_problem(address: Address, why: str) -> tuple[str, str]:
+    """The error, and its remedy."""
     if "refused" in why or f"[Errno {errno.ECONNREFUSED}]" in why:
         if address.host in ("localhost", "::1") or address.host.startswith("127."):
             what = "check that Ollama runs there, on that port"
@@ -30,7 +35,7 @@ def cannot_connect(address: Address, why: str) -> str:
         what = "the balancer cannot resolve that name: use an IP address (--advertise http://IP:PORT)"
     else:
         what = "check the address and the firewalls in between"
-    return f"cannot connect: {why} at {address}; {what}"
+    return f"cannot connect: {why} at {address}", what
 
 
 def reachability_headers(agent: Agent) -> dict[str, str]:

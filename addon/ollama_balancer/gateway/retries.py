@@ -48,10 +48,8 @@ class Retries:
             if context.lease is not None:
                 self.registry.ejection.failed(context.lease, reason)
             context.fail_attempt(reason, kind)
-        if agent is not None and failure.blame not in CORRECTIONS:
-            logger.warning("Agent %s failed before its first byte: %s.", agent.name, reason)
-            if not failure.connected:
-                self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
+        if agent is not None and failure.blame not in CORRECTIONS and not failure.connected:
+            self.registry.liveness.unreachable(agent, cannot_connect(agent.address, reason))
         if not failure.retriable or context.timed_out:
             return self.router.attempts_failed(context)
         return self.router.retry(context)

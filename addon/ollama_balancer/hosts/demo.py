@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
+import agent_reporter
 from agent_reporter.push import Reporter
 from agent_reporter.wire import AgentMetrics, GpuMetrics, ModelEntry
 
@@ -13,8 +14,6 @@ from ..core.address import Address
 from ..core.agent import Source
 from ..core.registry import AgentRegistry
 from ..simulator import SimulatedModel, SimulatedOllama, Timing
-
-logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL = 2.0
 """Seconds between two reports, shorter than a host's so that there is something to see."""
@@ -60,6 +59,7 @@ class Demo:
 
     async def run(self) -> None:
         """Serve until cancelled; then everything is stopped."""
+        logging.getLogger(agent_reporter.__name__).setLevel(logging.WARNING)  # there is one log for all of them
         try:
             for host in self.hosts:
                 await host.start()
@@ -82,8 +82,6 @@ class Demo:
                         collect=collect,
                     )
                     group.create_task(reporter.run())
-                names = ", ".join(f"{host.name} ({host.url})" for host in self.hosts)
-                logger.info("Demo fleet: %s. Models: llama3.2, qwen3, nomic-embed-text.", names)
                 self.ready.set()
         finally:
             self.ready.set()

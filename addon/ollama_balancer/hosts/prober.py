@@ -23,7 +23,7 @@ from ..core.agent import Agent, Source
 from ..core.liveness import PROBE_GRACE
 from ..core.registry import AgentRegistry
 from ..gateway.descriptors import is_local_failure
-from ..gateway.reachability import cannot_connect
+from ..gateway.reachability import connection_problem
 from ..ollama.errors import not_let_in
 from ..ollama.names import canonical_name
 from .local import Locator
@@ -71,7 +71,7 @@ class Models(BaseModel):
     models: wire.Models | None = None
 
 
-def _models(body: bytes) -> list[ModelEntry]:
+def read_models(body: bytes) -> list[ModelEntry]:
     """What a list says. ValueError: it is none, or a larger one than is read."""
     return Models.model_validate_json(check_size(body)).models or []
 
@@ -84,13 +84,30 @@ class StatusError(ValueError):
         self.status = status
 
 
+async def get(address: Address, path: str, seconds: float, via: str) -> Answer:
+    """A 200 answer of an agent. Raises ValueError for another status, CallError else."""
+    headers = {"Host": address.authority, "Via": via, "User-Agent": "ollama-balancer"}
+    answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
+    if answer.status != 200:
+        raise StatusError(path, answer.status)
+    return answer
+
+
 def explain(address: Address, error: Exception) -> str:
     """Why a probe of that address failed, and what is to be done about it."""
+    return "; ".join(diagnose(address, error))
+
+
+def diagnose(address: Address, error: Exception) -> tuple[str, str]:
+    """Why a probe of that address failed, and what is to be done about it, apart."""
     match error:
         case ConnectError() | CallTimeoutError(connected=False):
-            return cannot_connect(address, str(error))
+            return connection_problem(address, str(error))
         case CallTimeoutError():
-            return f"{address} accepts connections but does not answer GET /api/version ({error}); restart Ollama there"
+            return (
+                f"{address} accepts connections but does not answer GET /api/version ({error})",
+                "restart Ollama there",
+            )
         case StatusError(status=508):
             what = "is the balancer itself or leads back to it"
         case StatusError():
@@ -99,7 +116,7 @@ def explain(address: Address, error: Exception) -> str:
             what = "does not answer GET /api/version as Ollama does"
         case _:
             what = f"does not answer GET /api/version ({error})"
-    return f"{address} {what}; give the host and port that Ollama listens on"
+    return f"{address} {what}", "give the host and port that Ollama listens on"
 
 
 @dataclass(eq=False, slots=True)
@@ -320,15 +337,15 @@ class Prober:
 
     async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:
-            return _models((await self._get(address, "/api/ps", ALIVE_TIMEOUT)).body)
+            return read_models((await self._get(address, "/api/ps", ALIVE_TIMEOUT)).body)
         except (CallError, ValueError):
             return None
 
     async def _list(self, agent: Agent, address: Address) -> None:
         began = self.registry.clock()
         try:
-            models = _models((await self._get(address, "/api/tags", INVENTORY_TIMEOUT)).body)
-            loaded = _models((await self._get(address, "/api/ps", INVENTORY_TIMEOUT)).body)
+            models = read_models((await self._get(address, "/api/tags", INVENTORY_TIMEOUT)).body)
+            loaded = read_models((await self._get(address, "/api/ps", INVENTORY_TIMEOUT)).body)
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
@@ -344,9 +361,4 @@ class Prober:
         return True
 
     async def _get(self, address: Address, path: str, seconds: float) -> Answer:
-        """A 200 answer; ValueError for another status, CallError else."""
-        headers = {"Via": self.via, "User-Agent": "ollama-balancer"}
-        answer = await call("GET", address.url + path, timeout=seconds, limit=MAX_ANSWER_BYTES, headers=headers)
-        if answer.status != 200:
-            raise StatusError(path, answer.status)
-        return answer
+        return await get(address, path, seconds, self.via)

@@ -21,6 +21,11 @@ class AccessLog:
         self._accounting = accounting
         self._log: access_log.AccessLog | None = None
 
+    @property
+    def target(self) -> str:
+        """Where it goes; empty: nowhere."""
+        return self._log.target if self._log is not None else ""
+
     def use(self, target: str) -> None:
         """Write to that path, to standard output for -, or nowhere for "". ValueError: it cannot be written."""
         if self._log is not None and self._log.target == target:

@@ -14,6 +14,7 @@ from .key_file import KeyFile
 from .lifecycle import Lifecycle
 from .requests import Requests
 from .startup import Startup
+from .terminal import Terminal
 
 
 class BalancerAddon:
@@ -29,13 +30,15 @@ class BalancerAddon:
         self.answers.on_end = self.connections.limits.ended
         keys = KeyFile(balancer, self.connections)
         self.configuration = Configuration(balancer, self.connections, announcement, keys)
-        self.lifecycle = Lifecycle(balancer, startup, self.configuration, self.connections, announcement)
+        self.terminal = Terminal(balancer)
+        self.lifecycle = Lifecycle(balancer, startup, self.configuration, self.connections, announcement, self.terminal)
         self.requests = Requests(balancer, self.connections, startup)
         self.control_api = ControlApi(balancer, self.requests, startup, keys)
         self.commands = Commands(balancer.registry, balancer.gateway.router.queue)
         self.addons = [
             self.lifecycle,
             self.configuration,
+            self.terminal,
             self.connections,
             self.requests,
             self.control_api,

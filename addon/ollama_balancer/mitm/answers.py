@@ -221,7 +221,6 @@ class Answers:
         if failed.whole or not response.stream:
             return
         message = f"agent {agent.name if agent else '?'} failed in the middle of its answer: {one_line(failed.reason)}"
-        logger.warning("%s", message)
         if context.lease is not None:
             self.balancer.registry.ejection.failed(context.lease, message)
         context.end(Outcome.FAILED, message)

@@ -11,27 +11,32 @@ from typing import TYPE_CHECKING
 from mitmproxy import ctx, http
 
 from ..core.agent import Agent
+from ..core.events import Events
 from ..core.registry import AgentRegistry
+from ..core.static_agents import AgentSpec, StaticAgents
 from ..gateway.access import Access
 from ..gateway.accounting import Accounting
 from ..gateway.audit import AuditTrail
+from ..gateway.callers import Caller
 from ..gateway.clock import SteadyClock
 from ..gateway.context import RequestContext
 from ..gateway.gateway import Gateway
 from ..gateway.memory_budget import PART, MemoryBudget, machine_memory
 from ..gateway.networks import ClientNetworks
 from ..gateway.tasks import run_in_background
+from ..hosts.dns_agents import DnsAgents
 from ..ollama import origins
 from ..ollama.names import canonical_name
+from ..settings.options import Settings
 from ..storage.token import Token
 from ..storage.usage import UsageLog
+from ..text import one_line
 from . import transports
 from .adapter import FlowAdapter
 from .compat import Unsupported
 from .fastpath.hooks import HookFastPath
 from .flow_list import FlowList
 from .inspection.annotations import annotate
-from .options import Settings
 from .shutdown import Stopper
 
 if TYPE_CHECKING:
@@ -64,9 +69,15 @@ class Balancer:
         self.token: Token | None = None
         self.registry = AgentRegistry(self.clock, must_reach=True, canonical_name=canonical_name)
         self.registry.fleet.on_unproven = self.probe_now
+        self.agent_specs: dict[str, AgentSpec] = {}
+        """What the options and the fleet file say of agents."""
+        self.static_agents = StaticAgents(self.registry)
+        self.dns_agents = DnsAgents(self.registry)
         self.stopper = Stopper(self._unfinished, lambda: ctx.master.shutdown())
         self.access = Access(self.clock)
+        self.events = Events(time.time)
         self.audit = AuditTrail(self.clock)
+        self.audit.on_refused = self._key_refused
         self.gateway = Gateway(
             self.registry, FlowAdapter(self.via, self.show), lambda: self.stopper.ending, self.access
         )
@@ -92,8 +103,14 @@ class Balancer:
 
     @property
     def has_nothing_configured(self) -> bool:
-        """Whether no option names an agent."""
-        return self.settings is not None and not self.settings.agents and not self.settings.demo
+        """Whether neither an option nor the fleet file names an agent."""
+        return self.settings is not None and not self.agent_specs and not self.settings.demo
+
+    def _key_refused(self, caller: Caller, reason: str) -> None:
+        key, origin = caller.key, caller.address or "nowhere"
+        self.events.key_refused(
+            f"{reason} (from {origin})", key=None if key is None else key.name, origin=one_line(origin, 60)
+        )
 
     def probe_now(self, agent: Agent) -> None:
         """Probe an agent that is new or has moved."""

@@ -35,6 +35,9 @@ MAX_BODY = 128 * 1024 * 1024
 REFUSED_BODY = 64 * 1024
 """Bytes read of the body of a request that was refused at its head."""
 
+FEW_CLIENTS = 1000
+"""Below that the log says how many the open-file limit allows."""
+
 MAX_CONNECTIONS = 100_000
 """Connections per client and agent: an HTTP/2 client sends many requests at once."""
 
@@ -117,7 +120,8 @@ class Connections:
         """Raise the limit of open files and derive the limit of clients."""
         limit = descriptors.raise_limit()
         self.limits.most = descriptors.most_clients(limit)
-        logger.info("Open-file limit: %d, which allows %d clients at once.", limit, self.limits.most)
+        level = logging.INFO if self.limits.most < FEW_CLIENTS else logging.DEBUG
+        logger.log(level, "Open-file limit: %d, which allows %d clients at once.", limit, self.limits.most)
         if self._quiet_accept is None:
             self._quiet_accept = descriptors.QuietAccept(asyncio.get_running_loop())
 

@@ -80,6 +80,7 @@ class ControlApi:
                 audit=balancer.audit,
                 usage=balancer.usage,
                 outward=_address_for_others,
+                events=balancer.events,
             )
         return self._app
 

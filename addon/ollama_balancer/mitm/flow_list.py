@@ -44,6 +44,10 @@ def _with_agent(client_of: Callable[[Flow], str]) -> Callable[[Flow], str]:
     return client_and_agent
 
 
+def _is_control(flow: http.HTTPFlow) -> bool:
+    return is_control_path(path_of(flow))
+
+
 class FlowList:
     """`keep` is the number of finished flows to keep; 0: all. Their bodies count in the `budget`.
 
@@ -56,6 +60,8 @@ class FlowList:
         self.keep = 0
         self._blocked_clients = blocked_clients
         self.show_control = False
+        self.has_own_lines = False
+        """Whether the terminal has the balancer's own line of a request, and not mitmdump's."""
         self._finished: dict[str, int] = {}
         """Bytes of finished flows by id, oldest first."""
         self._bytes = 0
@@ -72,6 +78,8 @@ class FlowList:
                     if hasattr(addon, hook):
                         patches.set(addon, hook, self._unless_hidden(getattr(addon, hook)))
                 if name == "dumper":
+                    for hook in ("response", "error"):
+                        patches.set(addon, hook, self._unless_told(getattr(addon, hook)))
                     wrap_client_column(patches, addon, _with_agent)
 
     def detach(self) -> None:
@@ -81,6 +89,9 @@ class FlowList:
 
     def _unless_hidden(self, hook: Callable[[http.HTTPFlow], Any]) -> Callable[[http.HTTPFlow], Any]:
         return lambda flow: None if self.hides(flow) else hook(flow)
+
+    def _unless_told(self, hook: Callable[[http.HTTPFlow], Any]) -> Callable[[http.HTTPFlow], Any]:
+        return lambda flow: None if self.has_own_lines and flow.live and not _is_control(flow) else hook(flow)
 
     def hides(self, flow: http.HTTPFlow) -> bool:
         if flow.client_conn.id in self._blocked_clients:

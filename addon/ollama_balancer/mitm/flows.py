@@ -100,7 +100,16 @@ def from_mitmproxy(response: http.Response, body: bytes) -> Response:
     return Response(response.status_code, response.headers.fields, body)
 
 
+def note_refusal(flow: http.HTTPFlow, reason: str) -> None:
+    """Keep why the request is not routed."""
+    context = context_of(flow)
+    if context is not None and not context.is_routed:
+        context.problem = reason
+
+
 def error_of(flow: http.HTTPFlow, status: int, message: str) -> http.Response:
+    """The balancer's own error; the context has the reason as well."""
+    note_refusal(flow, message)
     body = error_body(dialect_of(path_of(flow)), status, message)
     return to_mitmproxy(json_response(status, body))
 

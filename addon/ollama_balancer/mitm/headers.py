@@ -66,7 +66,7 @@ def request_to_agent(
     data = request.data
     needs_length = data.content or request.method in ("POST", "PUT", "PATCH")
     length = None if request.stream else len(data.content or b"") if needs_length else -1
-    host = None if address is None else address.text.encode()
+    host = None if address is None else address.authority.encode()
     fields = for_agent(
         data.headers.fields,
         content_length=length,

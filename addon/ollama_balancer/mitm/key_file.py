@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from ..core.access import Keyring
+from ..core.events import EventKind
 from ..storage.keys import FILE_NAME, KeyFileError, KeyStore
 from ..storage.sqlite_file import DamagedError
 from .balancer import Balancer
@@ -73,7 +74,9 @@ class KeyFile:
             networks.any_allowed = access.needs_key
             self.connections.recheck_clients()
             if self.balancer.running:
-                logger.info("Access: calls need a key from now on." if access.needs_key else "Access: open.")
+                text = "calls need a key from now on" if access.needs_key else "open: calls need no key"
+                logger.info("Access: %s.", text)
+                self.balancer.events.add(EventKind.ACCESS, text)
 
 
 def _load(store: KeyStore, *, whole: bool) -> Keyring | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
-from mitmproxy.net.local_ip import get_local_ip
 
-from . import compat, options, patches
+from . import compat, patches
 from .access_log import run_in_thread
 from .announcement import Announcement
 from .balancer import Balancer
@@ -21,9 +20,10 @@ from .connections import Connections
 from .fastpath import selector
 from .fastpath.hooks import HookFastPath
 from .inspection.saved_files import make_stream_private
-from .listening import access_line, first_steps, listening, reach
+from .mitmproxy_options import misplaced_options
 from .replay import replay_as_before, replay_through
 from .startup import Startup
+from .terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,14 @@ class Lifecycle:
         configuration: Configuration,
         connections: Connections,
         announcement: Announcement,
+        terminal: Terminal,
     ) -> None:
         self.balancer = balancer
         self.startup = startup
         self.configuration = configuration
         self.connections = connections
         self.announcement = announcement
+        self.terminal = terminal
         self.own: tuple[type, ...] = ()
 
     def load(self, loader: Loader) -> None:
@@ -71,7 +73,7 @@ class Lifecycle:
 
     def running(self) -> None:
         balancer, settings = self.balancer, self.balancer.settings
-        misplaced = options.misplaced(ctx.options)
+        misplaced = misplaced_options(ctx.options)
         for problem in misplaced:
             logger.error("%s", problem)
         if misplaced or settings is None:
@@ -79,6 +81,7 @@ class Lifecycle:
         assert balancer.token
         balancer.running = True
         self.configuration.log_mode()
+        self.configuration.log_fleet()
         make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
         self._install_signal_handlers()
         balancer.flows.attach()
@@ -91,7 +94,7 @@ class Lifecycle:
         if self.startup.tasks:
             return  # the script was loaded again: everything goes on
         self.connections.limit()
-        self._log_start()
+        self.startup.begin(self.startup.log_overview(), "overview")
         if any(os.environ.get(name) for name in ENDPOINTS):
             from ..gateway import tracing
 
@@ -99,6 +102,7 @@ class Lifecycle:
         self.startup.begin(self.startup.run(Path(ctx.options.confdir).expanduser(), settings.demo), "start")
         self.startup.begin(self._watch(), "watchdog")
         self.startup.begin(self.configuration.keys.follow(), "key file")
+        self.startup.begin(self.configuration.fleet_file.follow(self.configuration.use_fleet), "fleet file")
         self.announcement.update(balancer.token, wanted=settings.announce)
 
     def done(self) -> None:
@@ -131,6 +135,7 @@ class Lifecycle:
         if self.balancer.hooks is not None:
             self.balancer.hooks.on = False
         replay_as_before()
+        self.terminal.detach()
         self.balancer.flows.detach()
         patches.restore()
         selector.remove(asyncio.get_running_loop())
@@ -152,20 +157,6 @@ class Lifecycle:
             *interrupt,
             timeout=lambda: self.balancer.settings.stop_timeout if self.balancer.settings else 0,
         )
-
-    def _log_start(self) -> None:
-        assert self.balancer.token
-        at, access = reach(listening(), get_local_ip()), self.balancer.access
-        for line in first_steps(at, self.balancer.token):
-            logger.info("%s", line)
-        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
-        logger.info("%s", line) if access.needs_key or at is None or at.local else logger.warning("%s", line)
-        if self.balancer.has_nothing_configured:
-            logger.info(
-                "No agent is configured. An Ollama on this machine is added if it answers. Add other hosts with "
-                "ollama-agent-reporter or --set balancer_agents=http://HOST:11434; to try it out, --set "
-                "balancer_demo=3 starts three simulated hosts."
-            )
 
     async def _watch(self) -> None:
         """Run the periodic work."""

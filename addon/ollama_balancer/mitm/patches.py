@@ -36,6 +36,8 @@ from .head_limits import MAX_HOST, HeadError, LimitedBuffer, check_answer, check
 from .inspection import decoding, saved_files
 from .inspection.contentview import OllamaContentview
 
+logger = logging.getLogger(__name__)
+
 DISCARD_LIMIT = 32 * 1024 * 1024
 """Bytes of a refused request that are read and dropped, so that the client can read why."""
 
@@ -105,7 +107,7 @@ def _read_request(self: Any, event: events.Event) -> CommandGenerator[None]:
     except HeadError as e:
         path = e.line.split(b" ", 2)[1:2]
         dialect = dialect_of(path[0].partition(b"?")[0].decode("utf-8", "replace")) if path else Dialect.OLLAMA
-        yield commands.Log(f"{human.format_address(self.conn.peername)}: refused: {e.message}")
+        logger.info("%s: refused: %s", human.format_address(self.conn.peername), e.message)
         yield commands.SendData(self.conn, refusal(e.status, e.message, dialect))
         discarded = 0
 

@@ -30,6 +30,7 @@ from .flows import (
     error_of,
     escape_target,
     extract_caller,
+    note_refusal,
     path_of,
     to_mitmproxy,
 )
@@ -202,6 +203,7 @@ class Requests:
         route = find_route(path_of(flow))
         allowed = {"Allow": ", ".join(route.methods)} if route is not None else {}
         if not self.balancer.allows(origin):
+            note_refusal(flow, f"web pages of {one_line(origin, 80)} may not call; balancer_origins allows them")
             return _empty_response(403, allowed if request.method == "OPTIONS" else {})
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             response = _empty_response(204, allowed)

@@ -10,11 +10,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mitmproxy.net.local_ip import get_local_ip
+
+from .. import __version__
 from ..gateway import descriptors
 from ..gateway.tasks import run_in_background
 from ..storage.usage import FILE_NAME as USAGE_FILE
 from .balancer import Balancer
-from .listening import port
+from .listening import listening, port, reach
+from .overview import access_line, next_steps, overview
 
 if TYPE_CHECKING:
     from ..hosts.demo import Demo
@@ -24,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 10.0
 """Seconds that an early request waits for the demo fleet and the first round of probes."""
+
+OVERVIEW_SECONDS = 3.0
+"""Seconds after which the log names the agents that have not answered until then as such."""
+
+LIVENESS = "ollama_balancer.core.liveness"
+"""The logger that tells who has come online: at the start the overview does."""
 
 LOADING_SECONDS = 0.2
 """Seconds until the remaining modules are imported unless needed earlier, so that /health is answered first."""
@@ -68,13 +78,15 @@ class Startup:
             from ..hosts.prober import Prober
             from ..storage.persistence import Persistence
 
-            self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history)
+            self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history, balancer.events)
             self.persistence.restore_agents()
             await asyncio.to_thread(balancer.usage.open, confdir / USAGE_FILE)
+            await self.persistence.begin_events(f"version {__version__}, mode {balancer.registry.mode}")
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
             gc.freeze()
             self.begin(self.persistence.persist_agents(), "state file")
             self.begin(self.persistence.persist_history(), "history file")
+            self.begin(self.persistence.persist_events(), "event file")
             balancer.prober = balancer.gateway.prober = Prober(
                 balancer.registry,
                 wants_local=lambda: balancer.has_nothing_configured,
@@ -82,12 +94,41 @@ class Startup:
                 at_once=descriptors.most_probes(descriptors.raise_limit()),
             )
             self.begin(balancer.prober.run(), "agent prober")
+            balancer.dns_agents.on_new = balancer.prober.probe_now
+            self.begin(balancer.dns_agents.run(), "names of agents")
             if demo:
                 self.begin(self._run_demo(demo), "demo fleet")
             else:
                 self._demo_ready.set()
         finally:
             self._ready.set()
+
+    async def log_overview(self) -> None:
+        """Log who is there and what to do next, when the hosts have been probed once."""
+        liveness = logging.getLogger(LIVENESS)
+        liveness.addFilter(_is_warning)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OVERVIEW_SECONDS):
+                    await self._ready.wait()
+                    await self._demo_ready.wait()
+                    if self.balancer.prober is not None:
+                        await self.balancer.prober.first_round.wait()
+            self._log_overview()
+        finally:
+            liveness.removeFilter(_is_warning)
+
+    def _log_overview(self) -> None:
+        balancer, access = self.balancer, self.balancer.access
+        assert balancer.token
+        at, agents = reach(listening(), get_local_ip()), list(balancer.registry)
+        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
+        closed = access.needs_key or at is None or at.local
+        for each in overview(at, agents, looks_here=balancer.has_nothing_configured):
+            logger.info("%s", each)
+        logger.log(logging.INFO if closed else logging.WARNING, "%s", line)
+        for each in next_steps(at, balancer.token, agents, needs_key=access.needs_key):
+            logger.info("%s", each)
 
     async def _run_demo(self, count: int) -> None:
         from ..hosts.demo import Demo  # only here: nobody else pays for the simulator's imports
@@ -117,7 +158,12 @@ class Startup:
                 await self._demo_ready.wait()
                 assert self.balancer.prober
                 await self.balancer.prober.first_round.wait()
+                await self.balancer.dns_agents.first_round.wait()
         self._probed = True
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO
 
 
 def _import_remaining() -> None:

@@ -1,25 +1,19 @@
-"""The versions of mitmproxy and what is below it that the balancer works with."""
+"""The installed versions, beside those that the balancer works with."""
 
 import platform
 from importlib import metadata
 
 from mitmproxy import version
 
-TESTED = {"mitmproxy": "12.2.2 to 12.3.1", "h11": "0.16.0", "Python": "3.12 and 3.13"}
-"""On all of these every test has passed."""
+from .. import tested_versions
+from ..tested_versions import TESTED, tested
 
-OLDEST, NEXT = (12, 2, 2), (12, 4)
-"""Of mitmproxy: the oldest of these, and the first that may have changed what the balancer uses."""
+__all__ = ["TESTED", "installed", "is_tested", "tested"]
 
 
 def is_tested() -> bool:
     """Whether mitmproxy's version is one of those."""
-    numbers = tuple(int(part) for part in version.VERSION.split(".") if part.isdigit())
-    return OLDEST <= numbers < NEXT
-
-
-def tested() -> str:
-    return ", ".join(f"{name} {versions}" for name, versions in TESTED.items())
+    return tested_versions.is_tested(version.VERSION)
 
 
 def installed() -> str:

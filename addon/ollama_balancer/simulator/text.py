@@ -1,14 +1,50 @@
-"""Generated text: pseudo-words, the same for the same seed and prompt, so that an answer can be checked."""
+"""Answers of a simulated model: sentences that say what they are, made from the prompt and a seed, so that they can be
+checked.
+"""
 
 import hashlib
 import math
 import random
 
-ONSETS = ("b", "br", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v")
-NUCLEI = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
-CODAS = ("", "n", "r", "l", "st", "m")
-WORDS = tuple(f" {onset}{nucleus}{coda}" for onset in ONSETS for nucleus in NUCLEI for coda in CODAS)
-"""768 tokens; like a real tokenizer's, each begins with a blank."""
+SENTENCES = tuple(
+    tuple(f" {word}" for word in sentence.split())
+    for sentence in (
+        "Simulated.",
+        "Simulated text.",
+        "That was simulated.",
+        "This is simulated text.",
+        "This sentence is simulated, too.",
+        "A simulated host never gets tired.",
+        "So much for a simulated answer today.",
+        "These words come from a simulated Ollama host.",
+        "No model has read your prompt; this is simulated.",
+        "A simulated host answers as fast as a real one.",
+        "The words are simulated here, and only their timing is real.",
+        "Each word of a simulated answer counts as one token, as here.",
+        "The same prompt gets the same simulated answer each time you send it.",
+        "Everything between you and this simulated host is real: the balancer chose it.",
+        "This host has no GPU.",
+        "It only pretends to think.",
+        "Whoever reads this is testing a balancer.",
+        "Ask a real host for a real answer.",
+        "Its speed is simulated as well as its words.",
+        "You can watch where your prompts go on the dashboard.",
+        "Send several prompts at once, and other simulated hosts will help.",
+        "A real model would now explain something that you want to know.",
+        "If you drain this host, the next answer comes from another simulated one.",
+        "The numbers of tokens at the end are those of this simulated text.",
+    )
+)
+"""Each word is a token; like a real tokenizer's, it begins with a blank."""
+
+BY_LENGTH = {
+    length: tuple(s for s in SENTENCES if len(s) == length and "simulated" in " ".join(s).lower())
+    for length in {len(sentence) for sentence in SENTENCES}
+}
+"""Every length up to the longest, so that what is left of an answer is always one sentence."""
+
+MIDDLE = tuple(sentence for sentence in SENTENCES if len(sentence) > 4)
+OPENING = tuple(f" {word}" for word in ["This", "is", "a", "simulated", "answer."])
 
 
 def prompt_tokens(prompt: str) -> int:
@@ -25,7 +61,17 @@ def generate(seed: int, prompt: str, mean: float, limit: int | None = None) -> t
     rng = random.Random(digest)
     length = max(1, round(mean * rng.uniform(0.5, 1.5)))
     wanted = length if limit is None else min(length, limit)
-    return rng.choices(WORDS, k=wanted), wanted < length
+    tokens: list[str] = []
+    while len(tokens) < wanted:
+        tokens += _sentence(rng, length - len(tokens), first=not tokens)
+    return tokens[:wanted], wanted < length
+
+
+def _sentence(rng: random.Random, room: int, *, first: bool) -> tuple[str, ...]:
+    """The next sentence; the last one fills the room."""
+    if room in BY_LENGTH:
+        return rng.choice(BY_LENGTH[room])
+    return OPENING if first else rng.choice(MIDDLE)
 
 
 DIMENSIONS = 64

@@ -124,7 +124,7 @@ class StateFile:
                 (
                     agent.name,
                     agent.address,
-                    None if not agent.draining else "registration" if agent.draining_until_registration else "resume",
+                    _end_of_drain(agent),
                     agent.key,
                 )
                 for agent in agents
@@ -176,6 +176,12 @@ class StateFile:
             reason,
             where,
         )
+
+
+def _end_of_drain(agent: Agent) -> str | None:
+    if not agent.draining or agent.drained_by_configuration:
+        return None
+    return "registration" if agent.draining_until_registration else "resume"
 
 
 def _reason(error: ValueError) -> str:

@@ -32,6 +32,16 @@ def replace(path: Path, text: str) -> None:
         raise
 
 
+def give_to_owner(path: str | Path, folder: Path) -> None:
+    """Give a new file to the owner of its folder if root has made it: the balancer that uses it may be another user.
+
+    Raises OSError.
+    """
+    if os.name == "posix" and os.geteuid() == 0:
+        owner = os.stat(folder)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def open_own(path: Path, *, append: bool = False) -> BinaryIO:
     """Open a file to read it, or to add to it (made if need be, with mode 0600). Raises OSError, also if `path` is a
     symbolic link or no file: through a link, somebody else would choose what is read or written.
@@ -48,6 +58,8 @@ def open_own(path: Path, *, append: bool = False) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if append and os.fstat(handle).st_size == 0:
+            give_to_owner(path, path.parent)
         return os.fdopen(handle, "ab" if append else "rb")
     except BaseException:
         os.close(handle)

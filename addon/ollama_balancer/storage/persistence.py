@@ -1,13 +1,16 @@
-"""Restores and saves the registered agents and the history of the last day."""
+"""Restores and saves the registered agents, the history of the last day and the last events."""
 
 import asyncio
 import logging
 from pathlib import Path
 
+from ..core.events import EventKind, Events
 from ..core.history import History
 from ..core.registry import AgentRegistry
 from .agents import FILE_NAME as STATE_FILE
 from .agents import StateFile
+from .events import FILE_NAME as EVENTS_FILE
+from .events import EventFile
 from .history import FILE_NAME as HISTORY_FILE
 from .history import HistoryFile, closed_minutes
 
@@ -19,16 +22,23 @@ STORE_SECONDS = 0.5
 RETRY_SECONDS = 10.0
 """Seconds before a failed write is retried."""
 
+EVENTS_SECONDS = 2.0
+"""Seconds for which events are collected before they are written."""
+
 HISTORY_SECONDS = 5.0
 """Seconds between checks for completed minutes."""
 
 
 class Persistence:
-    """The files in `folder` for `registry` and `history`."""
+    """The files in `folder` for `registry`, `history` and `events`."""
 
-    def __init__(self, folder: Path, registry: AgentRegistry, history: History) -> None:
+    def __init__(self, folder: Path, registry: AgentRegistry, history: History, events: Events) -> None:
         self._registry = registry
         self._history = history
+        self._events = events
+        self._event_file = EventFile(folder / EVENTS_FILE)
+        self._saved_events = -1
+        """The revision of the events that is in the file; -1 before it has been read."""
         self._state = StateFile(folder / STATE_FILE)
         self._history_file = HistoryFile(folder / HISTORY_FILE)
         self._history_loaded = False
@@ -40,6 +50,28 @@ class Persistence:
         count = self._state.restore(self._registry)
         if count:
             logger.info("Restored %d registered agents.", count)
+
+    async def begin_events(self, about: str) -> None:
+        """Load the events, and add the start: `about` it. Changes of agents are events from now on."""
+        earlier = await asyncio.to_thread(self._event_file.read)
+        self._events.restore(earlier)
+        self._saved_events = 0
+        if earlier and earlier[-1].kind is not EventKind.STOPPED:
+            about += "; it had ended without being stopped"
+        self._events.add(EventKind.STARTED, about)
+        self._registry.fleet.on_event = self._events.agent_changed
+
+    async def persist_events(self) -> None:
+        """Save the events after each change, until cancelled."""
+        while True:
+            await asyncio.sleep(EVENTS_SECONDS)
+            revision = self._events.revision
+            if revision == self._saved_events:
+                continue
+            if await asyncio.to_thread(self._event_file.save, list(self._events)):
+                self._saved_events = revision
+            else:
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def persist_agents(self) -> None:
         """Save the registered agents after each change, until cancelled."""
@@ -75,3 +107,6 @@ class Persistence:
         self._state.save(self._state.snapshot(self._registry))
         if self._history_loaded:
             self._history_file.append(closed_minutes(self._history, self._last_stored_minute, with_running=True))
+        if self._saved_events >= 0:
+            self._events.add(EventKind.STOPPED)
+            self._event_file.save(list(self._events))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from .files import give_to_owner
+
 BUSY_SECONDS = 5.0
 """Seconds that a change waits for another one's end."""
 
@@ -124,6 +126,7 @@ class SqliteFile:
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)  # mkstemp gives mode 0600
         os.close(handle)
         try:
+            give_to_owner(name, self.path.parent)
             with closing(_connect(name)) as connection:
                 self._migrate(connection)
                 begin(connection)

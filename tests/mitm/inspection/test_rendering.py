@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from ollama_balancer.mitm.inspection.rendering import render_answer, render_request
 from ollama_balancer.mitm.inspection.truncation import split_gap, truncated
-from tests.examples import examples
 from tests.mitm.inspection.exchanges import exchange
 
 RECORD: dict[str, Any] = {
@@ -394,7 +393,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=100)
 @given(st.dictionaries(KEYS, JSON, max_size=6), st.dictionaries(KEYS, JSON, max_size=6), KINDS, JSON)
 def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record: Any) -> None:
     body = json.dumps(said).encode()
@@ -403,7 +402,7 @@ def test_json_of_any_shape_is_survived(asked: Any, said: Any, kind: str, record:
     assert isinstance(render_request(json.dumps(asked).encode(), record), str)
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=100)
 @given(JSON)
 def test_parts_and_records_with_values_of_any_type_are_survived(value: Any) -> None:
     part = {"type": value, "text": value, "source": value, "image_url": value, "content": value, "function": value}
@@ -422,14 +421,14 @@ def test_a_record_with_a_figure_of_thousands_of_digits_is_survived() -> None:
     assert "→ no agent" in request({}, {"agent": 10**5000, "attempts": 10**5000})
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=100)
 @given(st.binary(), st.binary(), KINDS)
 def test_any_bytes_are_survived(asked: bytes, said: bytes, kind: str) -> None:
     render_request(asked, None)
     render_answer(said, kind, asked, {})
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=100)
 @given(
     st.sampled_from(["chat_tools_stream", "v1_messages_stream", "v1_responses_stream", "embed_multi"]),
     st.integers(0, 5000),

@@ -1,6 +1,7 @@
 // Shows what /dashboard/data tells, every two seconds. Names come from outside: they are set as text, never as markup.
 // What a row shows is kept beside it, so that a refresh touches only what has changed.
 
+import { watchEvents } from "/dashboard/events.js";
 import { manageKeys } from "/dashboard/keys.js";
 import { watchUsage } from "/dashboard/usage.js";
 
@@ -513,5 +514,6 @@ byId("sort").addEventListener("change", () => { view.page = 1; refresh(); });
 byId("filter").addEventListener("input", () => { view.page = 1; refresh(); });
 document.addEventListener("visibilitychange", () => !document.hidden && refresh());
 refresh();
+watchEvents();
 watchUsage();
 manageKeys();

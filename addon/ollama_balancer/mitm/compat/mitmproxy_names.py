@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from mitmproxy import contentviews, exceptions
 from mitmproxy import flow as flows
@@ -73,6 +74,12 @@ def deferred_problem(options: OptManager, name: str) -> str | None:
     return None
 
 
+def is_set(options: OptManager, name: str) -> bool:
+    """Whether somebody has given the option a value, be it the default."""
+    return options._options[name].value is not _unset
+
+
+_unset = lookup("mitmproxy.optmanager:unset")
 _Unconverted = lookup("mitmproxy.optmanager:_UnconvertedStrings")
 
 
@@ -102,6 +109,32 @@ def wrap_client_column(patches: Patches, dumper: Any, wrap: Callable[[Any], Any]
     """Change how mitmdump names a flow's client. Without effect where it has no function for that."""
     if hasattr(dumper, "_fmt_client"):
         patches.set(dumper, "_fmt_client", wrap(dumper._fmt_client))
+
+
+class TerminalHandler(Protocol):
+    """Prints log lines."""
+
+    formatter: logging.Formatter | None
+    level: int
+    file: IO[str]
+    has_vt_codes: bool
+    """Whether the file is a terminal that shows colours."""
+
+    def setFormatter(self, formatter: logging.Formatter | None) -> None: ...  # noqa: N802 - Python's own name
+
+
+def terminal_handlers() -> list[TerminalHandler]:
+    """mitmproxy's, of which there is one at most; none where it has no such thing."""
+    kind = _TERMINAL_HANDLER.value
+    if _TERMINAL_HANDLER.problem() is not None:
+        return []
+    handlers: list[Any] = [each for each in logging.getLogger().handlers if isinstance(each, kind)]
+    return handlers
+
+
+_TERMINAL_HANDLER = Name(
+    "mitmproxy.addons.termlog:TermLogHandler", Use.DISPLAY, lambda kind: {"file", "has_vt_codes"} <= vars(kind()).keys()
+)
 
 
 # What is replaced, by `patches`
@@ -180,11 +213,14 @@ NAMES = [
     Name("mitmproxy.proxy.server:ConnectionIO", fits=has("handler", "reader", "writer")),
     Name("mitmproxy.options:Options", fits=lambda kind: "tcp_timeout" in kind()),
     Name("mitmproxy.optmanager:_UnconvertedStrings", fits=has("val")),
+    Name("mitmproxy.optmanager:unset"),
+    Name("mitmproxy.optmanager:_Option", fits=has("value")),
     Name("mitmproxy.optmanager:OptManager._parse_setval", fits=takes("self", "o", "values")),
     Name("mitmproxy.optmanager:OptManager", fits=lambda kind: not kind()._options and not kind().deferred),
     Name("mitmproxy.contentviews:registry", fits=lambda registry: registry._by_name.keys() == set(registry)),
     Name("mitmproxy.addons.view:View._refilter", Use.DISPLAY, takes("self")),
     Name("mitmproxy.addons.view:View", Use.DISPLAY, lambda kind: hasattr(kind(), "_store")),
+    _TERMINAL_HANDLER,
     Name("mitmproxy.addons.dumper:Dumper._fmt_client", Use.DISPLAY, takes("self", "flow")),
     Name("mitmproxy.proxy.layer:Layer", Use.RELAY, has("_paused", "_paused_event_queue")),
     Name("mitmproxy.proxy.server:TimeoutWatchdog.register_activity", Use.RELAY, takes("self")),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mitmproxy.types
-from mitmproxy import command, ctx, exceptions, flow, http
+from mitmproxy import command, contentviews, ctx, exceptions, flow, http
 from mitmproxy.log import ALERT
 
 from ...api.paths import is_control_path
@@ -18,10 +18,12 @@ from ...gateway.headers import AGENT_HEADER
 from ...ollama.names import canonical_name, local_name
 from ...ollama.requests import read_request
 from ...ollama.routes import find_route
-from ...tables import Run, Table, comparison_table, fleet_table, in_columns, queue_table
+from ...tables import Table, fleet_table, in_columns, queue_table
+from ..compat.mitmproxy_names import remove_view
 from ..flows import path_of
 from ..replay import send_again
-from .annotations import COMPARED, COMPARISON_KEY, METADATA_KEY
+from .annotations import COMPARED, COMPARISON_KEY
+from .comparison import ComparisonContentview
 from .copies import ReplayedCopies, copy_of
 from .marks import UserMarks, set_mark
 
@@ -60,14 +62,18 @@ class Commands:
         self.request_queue = queue
         self.marks = UserMarks()
         self.copies = ReplayedCopies()
+        self.comparisons = ComparisonContentview()
 
     def running(self) -> None:
         self.marks.install()
         self.copies.install()
+        if self.comparisons.name.lower() not in contentviews.registry:
+            contentviews.add(self.comparisons)
 
     def done(self) -> None:
         self.marks.remove()
         self.copies.remove()
+        remove_view(self.comparisons.name)
 
     @define("balancer.agents")
     def agents(self) -> mitmproxy.types.Data:
@@ -147,10 +153,11 @@ class Commands:
     @define("balancer.comparison")
     def comparison(self, flows: Sequence[flow.Flow]) -> mitmproxy.types.Data:
         """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
-        runs = [run for each in flows if isinstance(each, http.HTTPFlow) and (run := _run(each)) is not None]
-        if not runs:
+        table = self.comparisons.compare(flows)
+        if not table:
             raise exceptions.CommandError("none of these flows went through the balancer")
-        return _present(comparison_table(runs))
+        logger.log(ALERT, "Open one of these flows: the view Comparison shows its text against the first one.")
+        return _present(table)
 
     def _find(self, name: str) -> Agent:
         agent = self.registry.get(name)
@@ -198,35 +205,6 @@ def _send_copy(prompt: http.HTTPFlow, agent: Agent, group: str | None = None) ->
         set_mark(copy, COMPARED)
     copy.request.headers[AGENT_HEADER] = agent.name
     send_again(copy)
-
-
-def _run(each: http.HTTPFlow) -> Run | None:
-    """The flow as a run, if it is one. Its metadata may come from a file: anything may be in it."""
-    record, group = each.metadata.get(METADATA_KEY), each.metadata.get(COMPARISON_KEY)
-    if not isinstance(record, dict):
-        return None
-    response = each.response
-    from ...ollama.answer_watcher import AnswerWatcher
-
-    watcher = AnswerWatcher(response.headers.get("content-type", "").lower() if response is not None else "")
-    watcher.feed((response.content if response is not None else None) or b"")
-    verdict = watcher.verdict()
-    problem = record.get("problem") or ("not finished yet" if record.get("outcome") is None else verdict.error)
-    return Run(
-        group=group if isinstance(group, str) else "",
-        agent=str(record.get("agent")),
-        model=str(record.get("model")),
-        first_byte=_number(record.get("first_byte_ms")) if watcher.streamed else None,
-        total=_number(record.get("total_ms")),
-        tokens_per_second=_number(record.get("tokens_per_second")),
-        tokens=verdict.output_tokens,
-        text=watcher.answer.text or watcher.answer.thinking,
-        problem=None if problem is None else str(problem),
-    )
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _present(table: Table) -> mitmproxy.types.Data:

@@ -48,11 +48,11 @@ def render_request(body: bytes, record: object) -> str:
     prompt = read_prompt(body)
     if prompt is None:
         title = "Body (not a JSON object)" if split_gap(body) is None else "Body (its middle is not stored)"
-        sections.append(_section(title, _raw(body)))
+        sections.append(section(title, _raw(body)))
     else:
         width = max((len(key) for key, _ in prompt.settings), default=0)
-        sections.append(_section("Request", [f"{key:{width}}  {value}" for key, value in prompt.settings]))
-        sections.append(_section("Conversation", [_turn(turn) for turn in prompt.turns]))
+        sections.append(section("Request", [f"{key:{width}}  {value}" for key, value in prompt.settings]))
+        sections.append(section("Conversation", [_turn(turn) for turn in prompt.turns]))
     return "\n\n".join(filter(None, sections))
 
 
@@ -61,31 +61,34 @@ def render_answer(body: bytes, content_type: str, request: bytes, record: object
     sections = [_decision(record)]
     prompt = read_prompt(request) if request else None
     if prompt is not None:
-        sections.append(_section("Conversation", _latest_turns(prompt)))
+        sections.append(section("Conversation", _latest_turns(prompt)))
     elif split_gap(request) is not None:
-        sections.append(_section("Conversation", ["(not stored completely: see the request)"]))
+        sections.append(section("Conversation", ["(not stored completely: see the request)"]))
     answer, content, notes = _read(body, content_type)
     if vectors := _vectors(body, content_type):
         content = [vectors]
     elif not (content or answer.error or answer.timings.eval_count) and body and "ndjson" not in content_type:
         content = _raw(body)
-    sections.append(_section("Answer", content + [f"! {note}" for note in notes]))
-    sections.append(_section("Timings", _figures(answer.timings, record)))
+    sections.append(section("Answer", content + [f"! {note}" for note in notes]))
+    sections.append(section("Timings", _figures(answer.timings, record)))
     return "\n\n".join(filter(None, sections))
 
 
-def _section(title: str, blocks: Iterable[str]) -> str:
+def section(title: str, blocks: Iterable[str]) -> str:
     text = "\n".join(blocks)
     return f"== {title} ==\n{text}" if text else ""
 
 
 def _turn(turn: Turn) -> str:
-    return f"{turn.who}:\n{_indented(turn.text)}"
+    return f"{turn.who}:\n{wrapped(turn.text)}"
 
 
-def _indented(text: str) -> str:
+def wrapped(text: str, *, hanging: bool = False) -> str:
+    """The text in lines of WIDTH, indented; `hanging`: but the first of each line."""
     lines = (_LINE.findall(line) if len(line) > WIDTH else [line] for line in text.splitlines())
-    return "\n".join(f"  {line}".rstrip() for wrapped in lines for line in wrapped)
+    return "\n".join(
+        f"{'' if hanging and not at else '  '}{line}".rstrip() for parts in lines for at, line in enumerate(parts)
+    )
 
 
 def _latest_turns(prompt: Prompt) -> list[str]:
@@ -140,7 +143,7 @@ def _decision(record: object) -> str:
             for each in candidates
         ]
         lines += ["", in_columns([["agent", "score", "in flight"], *shown_rows])]
-    return _section("Decision", lines)
+    return section("Decision", lines)
 
 
 def _word(value: object) -> str:

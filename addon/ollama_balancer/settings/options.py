@@ -1,28 +1,25 @@
 """The balancer's mitmproxy options in one table: the fields of `Settings`.
 
-mitmproxy's options, the checks of their values and the table in docs/options.md are made from it;
-`python -m ollama_balancer.mitm.options` prints the latter.
+mitmproxy's options, the checks of their values, the fleet file's options and the table in docs/options.md are made from
+it; `python -m ollama_balancer.settings.options` prints the latter.
 """
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
-from mitmproxy.addonmanager import Loader
-from mitmproxy.optmanager import OptManager
-
-from ..core.address import Address, without_password
+from ..core.address import Address, DnsName, without_password
 from ..core.policies import DEFAULT_POLICY
 from ..gateway.networks import Network
 from ..storage.token import ENVIRONMENT as TOKEN_ENVIRONMENT
 from ..storage.token import FILE_NAME as TOKEN_FILE
-from .compat.mitmproxy_names import deferred_problem
 from .option_values import (
     ACCESS,
     ACCESS_LOG,
     AGENTS,
+    CONFIG,
     HOST_NAMES,
     MEMORY,
     MODE,
@@ -33,7 +30,6 @@ from .option_values import (
     SWITCH,
     TOKEN,
     Kind,
-    static_agents,
     whole_number,
 )
 
@@ -58,10 +54,23 @@ class Option:
     """What the documentation says instead of an empty default."""
     environment: str
     """The variable that gives the default, where it is set."""
+    at_start: bool
+    """Whether it is read at the start only."""
+    not_in_file: str
+    """Why the fleet file cannot give it, and what to do instead; empty: it can."""
 
 
-def option[T](kind: Kind[T], default: object, help: str, *, default_text: str = "", environment: str = "") -> T:
-    row: T = field(metadata={"option": Option(kind, default, help, default_text, environment)})
+def option[T](
+    kind: Kind[T],
+    default: object,
+    help: str,
+    *,
+    default_text: str = "",
+    environment: str = "",
+    at_start: bool = False,
+    not_in_file: str = "",
+) -> T:
+    row: T = field(metadata={"option": Option(kind, default, help, default_text, environment, at_start, not_in_file)})
     return row
 
 
@@ -70,10 +79,19 @@ class Settings:
     """The options, checked. Times are in seconds, sizes in bytes."""
 
     mode: str = option(MODE, DEFAULT_POLICY, "How an agent is chosen for a request.", environment=MODE_ENVIRONMENT)
-    agents: tuple[tuple[str, Address], ...] = option(
+    agents: tuple[tuple[str, Address | DnsName], ...] = option(
         AGENTS,
         [],
-        "Static agents, separated by commas; quote the list if it contains spaces.",
+        "Static agents, separated by commas; quote the list if it contains spaces. With dns+http:// each address of "
+        "the host name is an agent, and the name is resolved again every 5 s.",
+        not_in_file="give them as agents of the file",
+    )
+    config: str = option(
+        CONFIG,
+        "",
+        "The fleet file: agents and options in YAML, applied again whenever the file changes.",
+        default_text="none",
+        not_in_file="it names the file itself: give it with --set",
     )
     token: str = option(
         TOKEN,
@@ -81,9 +99,13 @@ class Settings:
         "The token that reporters and operators present.",
         default_text=f"${TOKEN_ENVIRONMENT}, else made at the first start and kept in `~/.mitmproxy/{TOKEN_FILE}` "
         "(mode 0600)",
+        not_in_file=f"the file holds no secrets: set ${TOKEN_ENVIRONMENT} instead",
     )
     demo: int = option(
-        whole_number(0, 100), 0, "Simulated Ollama hosts to start inside the balancer; read at the start only."
+        whole_number(0, 100),
+        0,
+        "Simulated Ollama hosts to start inside the balancer; read at the start only.",
+        at_start=True,
     )
     stale_after: int = option(_SECONDS, 30, "Seconds after which an agent's metrics no longer count.")
     connect_timeout: int = option(
@@ -202,21 +224,15 @@ TABLE: dict[str, Option] = {PREFIX + each.name: each.metadata["option"] for each
 """The rows by the options' full names."""
 
 
-def add_options(loader: Loader) -> None:
-    """Tell mitmproxy of the options. The environment gives a default, so that `--set` and config.yaml win over it."""
-    for name, row in TABLE.items():
-        default = (row.environment and os.environ.get(row.environment)) or row.default
-        loader.add_option(name, row.kind.raw, default, f"{row.help} It takes {row.kind.accepts}.")
-
-
-def read(options: object) -> Settings:
-    """Check all options. ValueError names the option and what it accepts."""
+def read(options: object, from_file: Mapping[str, object] = MappingProxyType({})) -> Settings:
+    """Check all options, of which the fleet file gives some. ValueError names the option and what it accepts."""
     values: dict[str, Any] = {}
     for name, row in TABLE.items():
         try:
-            values[name.removeprefix(PREFIX)] = row.kind.parse(getattr(options, name))
+            value = from_file[name] if name in from_file else getattr(options, name)
+            values[name.removeprefix(PREFIX)] = row.kind.parse(value)
         except ValueError as e:
-            raise ValueError(_refusal(name, str(e))) from e
+            raise ValueError(refusal(name, str(e))) from e
     if getattr(options, "stream_large_bodies"):  # noqa: B009 - an option of mitmproxy's
         raise ValueError(
             "stream_large_bodies cannot be used with the balancer: it must see a whole request to choose an agent and "
@@ -225,7 +241,8 @@ def read(options: object) -> Settings:
     return Settings(**values)
 
 
-def _refusal(name: str, problem: str) -> str:
+def refusal(name: str, problem: str) -> str:
+    """What is wrong with an option, and what it takes."""
     row = TABLE[name]
     source = f" (or ${row.environment})" if row.environment else ""
     return f"{name}{source}: {problem}; it takes {row.kind.accepts}"
@@ -254,80 +271,6 @@ def _default_text(row: Option) -> str:
         return row.default_text or "none"
     text = f"`{row.default}`" if isinstance(row.default, str) else str(row.default).lower()
     return f"${row.environment}, else {text}" if row.environment else text
-
-
-def drop_unreadable(options: OptManager) -> list[str]:
-    """Take values that are not even of their option's type out of what the command line set, and say what is wrong.
-
-    mitmproxy would fail on them after the addon's `load`, without a word, and run on without the addon: an open proxy.
-    """
-    problems = []
-    for name in list(options.deferred):
-        problem = deferred_problem(options, name) if name in options and name.startswith(PREFIX) else None
-        if problem is not None:
-            del options.deferred[name]
-            problems.append(_refusal(name, problem) if name in TABLE else f"{name}: {problem}")
-    return problems
-
-
-class Overrides:
-    """mitmproxy's own options that have other values as long as the balancer is loaded."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, object] = {}
-        self._before: dict[str, object] = {}
-
-    def set(self, options: OptManager, name: str, value: object) -> None:
-        """Without effect where mitmproxy has no such option."""
-        if name not in options or (before := getattr(options, name)) == value:
-            return
-        if name not in self._values or before != self._values[name]:
-            self._before[name] = before
-        self._values[name] = value
-        options.update(**{name: value})
-
-    def restore(self, options: OptManager) -> None:
-        """Give back what was there, where nobody has changed it since."""
-        back = {name: self._before[name] for name, value in self._values.items() if getattr(options, name) == value}
-        self._values.clear()
-        options.update(**back)
-
-
-def misplaced(options: OptManager) -> list[str]:
-    """What is wrong with options that look like the balancer's and are not, and with arguments that look like a part of
-    one; to be asked at the start, when all addons are loaded.
-    """
-    own_names = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
-    unknown = [name for name in options.deferred if name.startswith(PREFIX)]
-    known = ", ".join(own_names)
-    return [
-        f"{name}: there is no such option; the balancer's options are {known}" for name in unknown
-    ] + _find_stray_value(options, own_names)
-
-
-def _find_stray_value(options: OptManager, own_names: Sequence[str]) -> list[str]:
-    """mitmdump takes an argument that belongs to no option for a filter of flows, without a word. After a blank in a
-    list, as in `--set balancer_agents=a=http://x, b=http://y`, that is the rest of the list.
-    """
-    words = str(getattr(options, "dumper_filter", None) or "").split()
-    stray = [word for before, word in zip(["", *words], words, strict=False) if not before.startswith("~")]
-    advice = "write the list without spaces, or quote it: --set 'NAME=ONE, TWO'"
-    for word in stray:
-        try:
-            static_agents([word])
-        except ValueError:
-            continue
-        return [f"balancer_agents: {without_password(word)[:200]!r} is not part of the option; {advice}"]
-    for name in own_names:
-        value = getattr(options, name)
-        if stray and not isinstance(value, str) and isinstance(value, Sequence):
-            last = str(value[-1]) if value else ""
-            if last.rstrip().endswith(","):
-                return [
-                    f"{name}: {without_password(stray[0])[:200]!r} is not part of the option, whose value ends with a "
-                    f"comma; {advice}"
-                ]
-    return []
 
 
 if __name__ == "__main__":
