@@ -25,7 +25,13 @@ def listed(name: str = "m", digest: str = "a" * 64, size: int = 5_000_000_000) -
 
 
 def serve(room: Room, agent: Agent, model: str = MODEL, **figures: float) -> None:
-    usual = {"prompt_tokens": 1000, "prompt_seconds": 0.5, "output_tokens": 300, "output_seconds": 5.0, "load_seconds": 8.0}
+    usual = {
+        "prompt_tokens": 1000,
+        "prompt_seconds": 0.5,
+        "output_tokens": 300,
+        "output_seconds": 5.0,
+        "load_seconds": 8.0,
+    }
     room.serve(agent, Demand(model, tokens=1000), **(usual | figures))
 
 
@@ -208,8 +214,8 @@ def test_a_new_host_starts_from_what_hosts_with_the_same_gpus_have_shown() -> No
         introduce(room.registry, agent, listed(), listed("n", "c" * 64), gpu=gpu)
         new[name] = agent.id
     estimates = room.registry.learner.estimates
-    assert estimates.decode.known(new["gpu-3"], MODEL) == (pytest.approx(150), 0)
-    assert estimates.decode.known(new["old-3"], MODEL) == (pytest.approx(15), 0)
+    assert estimates.decode.of(new["gpu-3"], MODEL).value == pytest.approx(150)
+    assert estimates.decode.of(new["old-3"], MODEL).value == pytest.approx(15)
     assert estimates.load.value(new["old-3"], MODEL) == pytest.approx(20)
     # Of a model that nobody has served, the one host is as much faster as its kin was with the other model.
     ratio = estimates.decode.value(new["gpu-3"], "n:latest") / estimates.decode.value(new["old-3"], "n:latest")
@@ -221,12 +227,12 @@ def test_a_model_that_nobody_has_served_is_judged_by_its_size() -> None:
     agent = room.agents[0]
     introduce(room.registry, agent, listed(), listed("large", "b" * 64, 40_000_000_000), listed("odd", "c" * 64, 0))
     estimates = room.registry.learner.estimates
-    assert estimates.load.known(agent.id, "large:latest") == (pytest.approx(8 * LOAD), 0)
-    assert estimates.decode.known(agent.id, "large:latest") == (pytest.approx(DECODE / 8), 0)
+    assert estimates.load.of(agent.id, "large:latest").value == pytest.approx(8 * LOAD)
+    assert estimates.decode.of(agent.id, "large:latest").value == pytest.approx(DECODE / 8)
     for _ in range(5):
         serve(room, agent)
-    assert estimates.load.known(agent.id, "large:latest") == (pytest.approx(64), 0)
-    assert estimates.decode.known(agent.id, "large:latest") == (pytest.approx(7.5), 0)
+    assert estimates.load.of(agent.id, "large:latest").value == pytest.approx(64)
+    assert estimates.decode.of(agent.id, "large:latest").value == pytest.approx(7.5)
     assert estimates.load.value(agent.id, "odd:latest") == pytest.approx(LOAD)
 
 

@@ -292,10 +292,10 @@ class Agent:
         """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
 
-    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], fits: int) -> None:
+    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], fits: int, now: float) -> None:
         """What was known of it when the balancer ended: slots and tokens per second by model, and models that fit."""
         for model, proven in slots.items():
-            self.learners.setdefault(model, SlotLearner(proven=proven, limit=proven))
+            self.learners.setdefault(model, SlotLearner.recalled(proven, now))
         self.stats.speeds = {**speeds, **self.stats.speeds}
         self.most_loaded = max(self.most_loaded, fits)
         self.epoch += 1

@@ -184,7 +184,7 @@ class Knowledge:
         if agent is None:
             self._absent[record.id] = recalled
         else:
-            agent.recalled(*recalled)
+            agent.recalled(*recalled, self._fleet.clock())
 
     def restore_output(self, record: OutputRecord, now: float) -> None:
         """Take in the usual length of a model's answers."""
@@ -198,7 +198,7 @@ class Knowledge:
         """It has joined the fleet."""
         recalled = self._absent.pop(agent.id, None)
         if recalled is not None:
-            agent.recalled(*recalled)
+            agent.recalled(*recalled, self._fleet.clock())
 
     def _last_news(self, key: tuple[str, str], observations: int, now: float) -> float:
         """When the newest of so many observations was made, as far as that was looked at."""

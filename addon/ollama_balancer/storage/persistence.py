@@ -38,7 +38,7 @@ HISTORY_SECONDS = 5.0
 LEARNED_SECONDS = 300.0
 """Seconds between two times that what was learned is written."""
 
-AT_ONCE = 20
+AT_ONCE = 4
 """Agents whose records are read or made before others have their turn."""
 
 
