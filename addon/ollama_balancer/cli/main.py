@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import audit, check, doctor, install, keys, serve, top, usage
+from . import audit, check, doctor, export, install, keys, serve, top, usage, view
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,11 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (serve, top, keys, usage, audit, check, doctor, install):
+    for module in (serve, top, keys, usage, audit, view, export, check, doctor, install):
         module.add_command(commands)
     first = arguments[0] if arguments else ""
     if first == "serve":
         serve.serve(arguments[1:])
+    elif first == "view":
+        view.view(arguments[1:])
     elif first == "install":
         install.install(arguments[1:])
     elif not first or (first.startswith("-") and first not in ("-h", "--help", "--version")):
