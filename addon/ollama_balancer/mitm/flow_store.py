@@ -9,6 +9,7 @@ from typing import Any
 
 from mitmproxy import http
 from mitmproxy.io import tnetstring
+from mitmproxy.utils import human
 
 from ..gateway.context import RequestContext
 from ..gateway.masking import is_ours, without_secrets
@@ -62,7 +63,7 @@ class StoredFlows:
         else:
             days = "today's alone" if files.days == 1 else f"those of the last {files.days} days"
             text = (
-                f"Prompts and answers are kept in files, in {files.folder}: {days}, at most {files.size:,} bytes "
+                f"Prompts and answers are kept in files, in {files.folder}: {days}, at most {human.pretty_size(files.size)} "
                 "(balancer_store)."
             )
         if text != self._logged:
