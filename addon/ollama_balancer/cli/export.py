@@ -52,11 +52,15 @@ def _export(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     except OSError as e:
         sys.exit(f"{options.output or 'standard output'} cannot be written: {e.strerror or e}")
     if counts.others:
-        report(f"{counts.others} flows are left out: the balancer has no record of them")
+        report(f"{_left_out(counts.others)}: the balancer has no record of {'it' if counts.others == 1 else 'them'}")
     if counts.odd:
-        report(f"{counts.odd} flows are left out: they cannot be understood")
+        report(f"{_left_out(counts.odd)}: the balancer cannot have written {'it' if counts.odd == 1 else 'them'}")
     if problems and not counts.written:
         sys.exit(1)
+
+
+def _left_out(count: int) -> str:
+    return "1 flow is left out" if count == 1 else f"{count} flows are left out"
 
 
 def _is_same(output: Path, file: Path) -> bool:

@@ -62,10 +62,8 @@ class StoredFlows:
             text = "Prompts and answers are no longer kept in files; what is there stays." if self._logged else ""
         else:
             days = "today's alone" if files.days == 1 else f"those of the last {files.days} days"
-            text = (
-                f"Prompts and answers are kept in files, in {files.folder}: {days}, at most {human.pretty_size(files.size)} "
-                "(balancer_store)."
-            )
+            size = human.pretty_size(files.size)
+            text = f"Prompts and answers are kept in files, in {files.folder}: {days}, at most {size} (balancer_store)."
         if text != self._logged:
             self._logged = text if files is not None else ""
             logger.info("%s", text)

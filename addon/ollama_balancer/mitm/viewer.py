@@ -46,7 +46,7 @@ class Viewer:
     def running(self) -> None:
         show_comments()
         if self._task is None:
-            self._task = run_in_background(self._show_all(), "reading of flows")
+            self._task = run_in_background(self.show_all(), "reading of flows")
 
     def done(self) -> None:
         if self._task is not None:
@@ -56,7 +56,8 @@ class Viewer:
         if folder.name.startswith(VIEWER_FOLDER) and folder.parent == Path(tempfile.gettempdir()):
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _show_all(self) -> None:
+    async def show_all(self) -> None:
+        """Read the files, and show what is in them."""
         for path in ctx.options.viewed_files:
             flows, count = read_flows(Path(path), log_in_loop(logger)), 0
             # The next one is read in a thread, so that the page answers meanwhile.

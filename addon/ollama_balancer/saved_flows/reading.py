@@ -1,5 +1,6 @@
 """Reads files of flows, one flow at a time. Nothing in them is trusted."""
 
+import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ METADATA_KEY = "balancer"
 MAX_FLOW = 2 * 1024**3
 """Bytes that one flow may take. mitmproxy would read as many as the file says."""
 
+COLLECTED_BYTES = 64 * 1024 * 1024
+"""Bytes after which garbage is collected: a flow from a file refers to itself, and a few may be gigabytes."""
+
 
 class _Bounded(io.RawIOBase):
     """A file that says that it is damaged where more is asked for than it has."""
@@ -25,6 +29,7 @@ class _Bounded(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = os.fstat(file.fileno()).st_size
+        self.uncollected = 0
 
     def peek(self, size: int) -> bytes:
         at = self._file.tell()
@@ -37,6 +42,7 @@ class _Bounded(io.RawIOBase):
             raise ValueError("it ends in the middle of a flow")
         data = self._file.read(MAX_FLOW if size < 0 else size)
         self._left -= len(data)
+        self.uncollected += len(data)
         return data
 
 
@@ -45,10 +51,15 @@ def read_flows(path: Path, report: Callable[[str], None]) -> Iterator[http.HTTPF
     count, name = 0, one_line(str(path))
     try:
         with path.open("rb") as file:
-            for flow in FlowReader(_Bounded(file)).stream():  # type: ignore[arg-type]
+            bounded = _Bounded(file)
+            for flow in FlowReader(bounded).stream():  # type: ignore[arg-type]
                 count += 1
                 if isinstance(flow, http.HTTPFlow):
                     yield flow
+                del flow
+                if bounded.uncollected > COLLECTED_BYTES:
+                    bounded.uncollected = 0
+                    gc.collect()
     except OSError as e:
         report(f"{name}: cannot be read: {e.strerror or e}")
     except Exception as e:  # on a damaged flow mitmproxy raises what it comes upon
