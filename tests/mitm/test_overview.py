@@ -65,16 +65,17 @@ def test_without_a_host_it_says_how_to_add_one() -> None:
     assert "Agents:     none yet; an Ollama on this machine is added when it answers" in overview(
         EVERYWHERE, [], looks_here=True
     )
-    reporter, option, demo = next_steps(EVERYWHERE, KEPT, [], needs_key=False)
-    assert reporter.startswith(f"Next:       on each Ollama host, with a copy of this machine's {KEPT.file}, run: ")
-    assert reporter.endswith(
-        "ollama-agent-reporter --balancer http://192.0.2.2:8080 --token-file ollama-balancer-token"
+    join, option, demo = next_steps(EVERYWHERE, KEPT, [], needs_key=False)
+    assert join == (
+        "Next:       on each Ollama host, run the line that this prints: ollama-balancer join-code "
+        "(or see http://192.0.2.2:8080/join)"
     )
+    elsewhere = next_steps(Reach("http://192.0.2.2:9090", local=False), KEPT, [], needs_key=False)[0]
+    assert f"ollama-balancer join-code --balancer http://192.0.2.2:9090 --key-file {KEPT.file} (" in elsewhere
     assert "--set balancer_agents=http://HOST:11434" in option
     assert "--set balancer_demo=3" in demo
     given = next_steps(EVERYWHERE, GIVEN, [], needs_key=False)[0]
-    assert given.endswith("run: ollama-agent-reporter --balancer http://192.0.2.2:8080")
-    assert "$OLLAMA_BALANCER_TOKEN" in given
+    assert "ollama-balancer join-code with $OLLAMA_BALANCER_TOKEN set to the balancer's token (or see" in given
 
 
 def test_who_listens_on_loopback_offers_nothing_to_other_machines() -> None:

@@ -12,6 +12,9 @@ from ..storage import token as credentials
 from ..text import first_names, one_line
 from .listening import Reach
 
+DEFAULT_PORT = 8080
+"""Of mitmproxy, where `ollama-balancer join-code` looks for the balancer of this machine."""
+
 MAX_AGENTS = 20
 MAX_MODELS = 6
 LABEL = len("Dashboard:  ")
@@ -52,15 +55,16 @@ def access_line(at: Reach | None, *, needs_key: bool, keys: int) -> str:
 
 def add_host_steps(at: Reach, token: credentials.Token) -> list[str]:
     """How an Ollama host with a reporter joins."""
-    report = f"ollama-agent-reporter --balancer {at.url}"
     hint = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
     if at.local:
-        there = "this machine's own Ollama reports with: "
-        return [f"{there}{report} --token-file {token.file}" if token.file is not None else f"{there}{report} {hint}"]
-    if token.file is not None:
-        hint = f"with a copy of this machine's {token.file}"
-        report += f" --token-file {credentials.FILE_NAME}"
-    return [f"on each Ollama host, {hint}, run: {report}"]
+        report = f"this machine's own Ollama reports with: ollama-agent-reporter --balancer {at.url}"
+        return [f"{report} --token-file {token.file}" if token.file is not None else f"{report} {hint}"]
+    command = "ollama-balancer join-code"
+    if not at.url.endswith(f":{DEFAULT_PORT}"):
+        command += f" --balancer {at.url}"
+        command += f" --key-file {shlex.quote(str(token.file))}" if token.file is not None else ""
+    made = command if token.file is not None else f"{command} {hint}"
+    return [f"on each Ollama host, run the line that this prints: {made} (or see {at.url}/join)"]
 
 
 def _labelled(label: str, lines: Iterable[str]) -> list[str]:
