@@ -46,7 +46,7 @@ MAX_LISTED = 64
 MAX_SHOWN = 8
 
 NO_AGENTS = (
-    "no Ollama host is known to the balancer: let hosts join by the line that ollama-balancer join-code prints, "
+    "no Ollama host is known to the balancer: start ollama-agent-reporter on each host, "
     "or start the balancer with --set balancer_agents=http://HOST:11434"
 )
 
