@@ -74,8 +74,8 @@ class ControlApi:
         keys: KeyFile | None = None,
         audit: AuditTrail | None = None,
         usage: UsageLog | None = None,
-        outward: Callable[[], str | None] = lambda: None,
         events: Events | None = None,
+        outward: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.registry = registry
         self.started = started

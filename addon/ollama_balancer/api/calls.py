@@ -16,18 +16,7 @@ from .call import Answer as Answer
 from .call import Call as Call
 from .call import Parameter, error
 from .join_calls import JOIN_CALLS
-from .paths import (
-    AGENTS,
-    BALANCER,
-    EVENTS,
-    HEALTH,
-    HISTORY,
-    KEYS,
-    METRICS,
-    OPENAPI,
-    OWN_USAGE,
-    USAGE,
-)
+from .paths import AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
 
 JSON = "application/json"
 CSV = "text/csv"

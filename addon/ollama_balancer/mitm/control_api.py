@@ -79,8 +79,8 @@ class ControlApi:
                 keys=self.keys,
                 audit=balancer.audit,
                 usage=balancer.usage,
-                outward=_address_for_others,
                 events=balancer.events,
+                outward=_address_for_others,
             )
         return self._app
 
