@@ -12,12 +12,10 @@ from ..storage import token as credentials
 from ..text import first_names, one_line
 from .listening import Reach
 
-DEFAULT_PORT = 8080
-"""Of mitmproxy, where `ollama-balancer join-code` looks for the balancer of this machine."""
-
 MAX_AGENTS = 20
 MAX_MODELS = 6
 LABEL = len("Dashboard:  ")
+DEFAULT_PORT = "8080"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
 
@@ -53,18 +51,18 @@ def access_line(at: Reach | None, *, needs_key: bool, keys: int) -> str:
     return line
 
 
-def add_host_steps(at: Reach, token: credentials.Token) -> list[str]:
-    """How an Ollama host with a reporter joins."""
-    hint = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+def add_host_step(at: Reach, token: credentials.Token) -> str:
+    """How an Ollama host joins; where nobody else reaches the balancer, how this machine's own one reports."""
     if at.local:
-        report = f"this machine's own Ollama reports with: ollama-agent-reporter --balancer {at.url}"
-        return [f"{report} --token-file {token.file}" if token.file is not None else f"{report} {hint}"]
-    command = "ollama-balancer join-code"
-    if not at.url.endswith(f":{DEFAULT_PORT}"):
-        command += f" --balancer {at.url}"
-        command += f" --key-file {shlex.quote(str(token.file))}" if token.file is not None else ""
-    made = command if token.file is not None else f"{command} {hint}"
-    return [f"on each Ollama host, run the line that this prints: {made} (or see {at.url}/join)"]
+        hint = (
+            f"--token-file {token.file}"
+            if token.file
+            else f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+        )
+        return f"this machine's own Ollama reports with: ollama-agent-reporter --balancer {at.url} {hint}"
+    port = at.url.rpartition(":")[2]
+    balancer = "" if port == DEFAULT_PORT else f" --balancer http://127.0.0.1:{port}"
+    return f"ollama-balancer join-code{balancer} prints the line to run on an Ollama host"
 
 
 def _labelled(label: str, lines: Iterable[str]) -> list[str]:
@@ -105,10 +103,10 @@ def next_steps(at: Reach | None, token: credentials.Token, agents: Sequence[Agen
     if at is None:
         problem = "mitmproxy listens on no port, so nobody can reach the balancer: start it without --no-server"
         return _labelled("Next", [problem])
-    add_host = add_host_steps(at, token)
+    add_host = add_host_step(at, token)
     if not agents:
         ways = [
-            *add_host,
+            add_host,
             "or name hosts: --set balancer_agents=http://HOST:11434",
             "or try it out with three simulated hosts: --set balancer_demo=3",
         ]
@@ -125,7 +123,7 @@ def next_steps(at: Reach | None, token: credentials.Token, agents: Sequence[Agen
         step = f"see which models there are: curl {at.url}/api/tags{key}"
     else:
         step = "start Ollama on these hosts, or see on the dashboard what is wrong with them"
-    return [*_labelled("Next", [step]), *_labelled("More hosts", add_host)]
+    return [*_labelled("Next", [step]), *_labelled("More hosts", [add_host])]
 
 
 def _model_to_try(agents: Iterable[Agent]) -> str | None:

@@ -108,10 +108,12 @@ class Startup:
         liveness = logging.getLogger(LIVENESS)
         liveness.addFilter(_is_warning)
         try:
+            await self._ready.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_SECONDS):
+                    await self._demo_ready.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OVERVIEW_SECONDS):
-                    await self._ready.wait()
-                    await self._demo_ready.wait()
                     if self.balancer.prober is not None:
                         await self.balancer.prober.first_round.wait()
             self._log_overview()
