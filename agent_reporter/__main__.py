@@ -5,12 +5,15 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from . import service
 from .addresses import any_is_local, own_ips, parse_endpoint, resolve
 from .collect import Collection
 from .collectors import Host
 from .discovery import Discovery
+from .joining import JoinError, join
 from .options import Options, Token, own_token_file, parse_options, read_token_file
 from .push import Collect, Reporter
 from .states import log
@@ -21,23 +24,34 @@ DISCOVER_SECONDS = 5.0
 
 
 def main() -> None:
-    """Run, and exit with 0; 1 if a report of --once did not arrive everywhere, or a service was not set up; 2 for
-    wrong options.
+    """Run, and exit with 0; 1 if a report of --once did not arrive everywhere, a service was not set up, or this host
+    could not join; 2 for wrong options.
     """
     _log_to_stderr()
     try:
         options = parse_options(sys.argv[1:], os.environ)
+        if options.join is not None:
+            options = _joined(options, options.join)
         if options.install:
             sys.exit(service.install(options, options.token or asyncio.run(_own_token(options))))
         if options.uninstall:
             sys.exit(service.uninstall())
     except ValueError as error:
         sys.exit(_usage_error(error))
+    except JoinError as error:
+        log.error("%s", error)
+        sys.exit(1)
     try:
         code = asyncio.run(_run(options))
     except KeyboardInterrupt:
         code = 0
     sys.exit(code)
+
+
+def _joined(options: Options, file: Path) -> Options:
+    """The options with the key and the name that the balancer has for this host. Raises JoinError."""
+    name, token = asyncio.run(join(options.balancers[0], file, options.join_code, options.name))
+    return replace(options, token=token, name=name)
 
 
 async def _run(options: Options) -> int:

@@ -1,6 +1,5 @@
 """Addresses as people write them, and whether a host is this one."""
 
-import asyncio
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import psutil
 from .connecting import is_address
 from .limits import DEFAULT_OLLAMA_PORT
 from .resolving import look_up
+from .timeouts import timeout
 
 RESOLVE_TIMEOUT = 2.0
 """Seconds a look-up of a host name may take."""
@@ -97,7 +97,7 @@ def is_loopback(ip: str) -> bool:
 
 async def resolve(host: str) -> frozenset[str]:
     """The IP addresses of a host, in `plain_ip`'s spelling. Raises OSError (TimeoutError included)."""
-    async with asyncio.timeout(RESOLVE_TIMEOUT):
+    async with timeout(RESOLVE_TIMEOUT):
         found = await look_up(host, 0)
     return frozenset(plain_ip(str(sockaddr[0])) for *_, sockaddr in found)
 

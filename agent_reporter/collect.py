@@ -3,14 +3,15 @@
 The report includes how long each collector took and whether it succeeded.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
+from . import __version__
 from .collectors import COLLECTORS, Collector, Fields, Host, PartialError
 from .states import StateLog, printable
+from .timeouts import timeout
 from .wire import AgentMetrics, CollectorOutcome
 
 COLLECTOR_TIMEOUT = 5.0
@@ -34,14 +35,14 @@ class Collection:
         self._collectors = [_SafeCollector(name, make, host, timeout) for name, make in collectors.items()]
 
     async def __call__(self) -> AgentMetrics:
-        fields: Fields = {**UNKNOWN, "timestamp": datetime.now(UTC)}
+        fields: Fields = {**UNKNOWN, "reporter_version": __version__, "timestamp": datetime.now(timezone.utc)}
         outcomes = []
         for collector in self._collectors:
             began = self._clock()
             fields, ok = await collector.add_to(fields)
             seconds = round(max(0.0, self._clock() - began), 6)
             outcomes.append(CollectorOutcome(name=collector.name, ok=ok, seconds=seconds))
-        return AgentMetrics.model_validate({**fields, "collectors": outcomes, "timestamp": datetime.now(UTC)})
+        return AgentMetrics.model_validate({**fields, "collectors": outcomes, "timestamp": datetime.now(timezone.utc)})
 
 
 class _SafeCollector:
@@ -66,7 +67,7 @@ class _SafeCollector:
                 self._collector = self._make(self._host)
             partly = False
             try:
-                async with asyncio.timeout(self._timeout):
+                async with timeout(self._timeout):
                     collected = await self._collector.collect()
             except PartialError as error:
                 collected, partly = error.fields, True

@@ -11,6 +11,7 @@ from . import announcement
 from .addresses import parse_endpoint
 from .announcement import SERVICE, Announcement
 from .states import StateLog, log, printable
+from .timeouts import timeout
 
 if TYPE_CHECKING:
     from zeroconf.asyncio import AsyncZeroconf
@@ -138,7 +139,7 @@ async def reachable(urls: list[str]) -> str | None:
     for url in urls:
         endpoint = parse_endpoint(url, default_port=80)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with timeout(CONNECT_SECONDS):
                 _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
         except (OSError, TimeoutError):
             continue

@@ -10,13 +10,14 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import h11
 import pydantic_core
 
 from .connecting import connect
+from .timeouts import timeout as deadline
 
 LONGEST_HEAD = 64 * 1024
 """Bytes of an answer's head, or of one chunk's, that are read at most."""
@@ -51,7 +52,7 @@ class Answer(NamedTuple):
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
 
-type Call = Callable[..., Awaitable[Answer]]
+Call: TypeAlias = Callable[..., Awaitable[Answer]]
 """What `call` does, or something in its place."""
 
 
@@ -59,7 +60,7 @@ async def call(
     method: str,
     url: str,
     *,
-    timeout: float,  # noqa: ASYNC109  # callers say how long; asyncio.timeout is used within
+    timeout: float,
     limit: int,
     content: bytes | None = None,
     headers: Mapping[str, str] | None = None,
@@ -79,7 +80,7 @@ async def call(
     }
     connected = False
     try:
-        async with asyncio.timeout(timeout):
+        async with deadline(timeout):
             try:
                 host = parts.hostname or ""
                 made = await connect(host, parts.port or (443 if tls else 80))

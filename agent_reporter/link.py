@@ -135,7 +135,7 @@ class Link:
                 f"{self._who} refused the token ({answer.status}): check {self._token_source}; "
                 "it must be this balancer's token"
             )
-        reply = self._clean(_error_text(answer.body))
+        reply = self._clean(error_text(answer.body))
         return LinkError(f"{self._who} answered the {what} with status {answer.status}{reply and ': ' + reply}")
 
     def _clean(self, text: str, limit: int = 200) -> str:
@@ -143,7 +143,8 @@ class Link:
         return printable(text.replace(self._token, "[token]"), limit)
 
 
-def _error_text(body: bytes) -> str:
+def error_text(body: bytes) -> str:
+    """The error in a balancer's answer; empty if it says none."""
     try:
         parsed: Any = parse_json(body)
     except ValueError:

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .addresses import Endpoint, parse_endpoint, parse_ollama_host
 from .limits import NAME_PATTERN
@@ -16,9 +17,12 @@ from .push import check_token
 DEFAULT_BALANCER_PORT = 8080
 DEFAULT_BALANCER = f"http://127.0.0.1:{DEFAULT_BALANCER_PORT}"
 TOKEN_FILE_NAME = "ollama-balancer-token"  # noqa: S105
+JOIN_CODE = "OLLAMA_BALANCER_JOIN_CODE"
 TOKEN_FILE_LIMIT = 4096
 """Bytes of a token file that are read at most."""
 LONGEST_INTERVAL = 3600.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Options:
 
     balancers: tuple[Endpoint, ...]
     token: Token | None
+    join: Path | None
+    """Where the host's own key is kept, or to be kept."""
+    join_code: str
     name: str
     ollama: Endpoint
     advertise: str | None
@@ -63,9 +70,15 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
     if parsed.print and (parsed.install or parsed.uninstall):
         raise ValueError("--print goes with --once or alone")
     alone = parsed.print and not parsed.once
+    if parsed.join is not None:
+        _check_join(parsed)
     return Options(
         balancers=_balancers(parsed.balancer, environ, discover=parsed.discover),
-        token=None if alone or parsed.uninstall else find_token(parsed.token, parsed.token_file, environ),
+        token=None
+        if alone or parsed.uninstall or parsed.join is not None
+        else find_token(parsed.token, parsed.token_file, environ),
+        join=None if parsed.join is None else Path(parsed.join).expanduser(),
+        join_code=environ.get(JOIN_CODE, "").strip() if parsed.join is not None else "",
         name=_name(parsed.name),
         ollama=_ollama(parsed.ollama, environ),
         advertise=_named("--advertise", _advertised, parsed.advertise) if parsed.advertise else None,
@@ -77,6 +90,15 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         uninstall=parsed.uninstall,
         yes=parsed.yes,
     )
+
+
+def _check_join(parsed: argparse.Namespace) -> None:
+    if parsed.token is not None or parsed.token_file is not None:
+        raise ValueError("--join gets this host a key of its own: give no --token or --token-file with it")
+    if parsed.discover or len(parsed.balancer or ()) != 1:
+        raise ValueError("--join goes with one --balancer, and not with --discover: each balancer has its own codes")
+    if parsed.uninstall or (parsed.print and not parsed.once):
+        raise ValueError("--join goes with running, --once or --install")
 
 
 def fit_name(hostname: str) -> str:
@@ -140,6 +162,12 @@ def _parser() -> argparse.ArgumentParser:
         "($OLLAMA_BALANCER_TOKEN; on the balancer's own host and user: the one it keeps)",
     )
     add("--token-file", metavar="PATH", help="a file that holds the token and nothing else")
+    add(
+        "--join",
+        metavar="FILE",
+        help=f"join the balancer's fleet with the code in ${JOIN_CODE}, and keep this host's own key in FILE; a host "
+        "that has joined needs no code",
+    )
     add("--name", help="this agent's name in the fleet, different on each host (this host's name)")
     add("--ollama", metavar="URL", help="this host's Ollama ($OLLAMA_HOST, 127.0.0.1:11434)")
     add(
@@ -196,7 +224,7 @@ def _host_required(text: str, default_port: int) -> Endpoint:
     return parse_endpoint(text, default_port=default_port)
 
 
-def _named[T](option: str, parse: Callable[[str], T], text: str) -> T:
+def _named(option: str, parse: Callable[[str], T], text: str) -> T:
     try:
         return parse(text)
     except ValueError as error:

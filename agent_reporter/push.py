@@ -9,12 +9,14 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from .http import Call, call
 from .limits import DEFAULT_OLLAMA_PORT, MAX_BODY_BYTES
 from .link import Link, LinkError, UnknownAgentError
 from .states import StateLog, log, printable
+from .timeouts import timeout
 from .wire import AgentMetrics, AgentRegistration, ModelEntry
 
 DRAIN_TIMEOUT = 3.0
@@ -60,7 +62,7 @@ class Reporter:
         self._registration = AgentRegistration(name=name, url=advertise, port=port, instance=secrets.token_hex(8))
         self._call = call
         self._links: list[Link] = []
-        self._running: asyncio.TaskGroup | None = None
+        self._running = False
         self._tasks: list[asyncio.Task[None]] = []
         for url in balancers:
             self.add(url)
@@ -89,20 +91,32 @@ class Reporter:
             call=self._call,
         )
         self._links.append(link)
-        if self._running is not None:
-            self._tasks.append(self._running.create_task(self._keep_reporting(link)))
+        if self._running:
+            self._begin(self._keep_reporting(link))
 
     async def run(self) -> None:
         """Report until `stop` is called, then drain; or until cancelled, without draining. Runs once."""
-        async with asyncio.TaskGroup() as group:
-            self._running = group
-            self._tasks += [group.create_task(self._keep_collecting())]
-            self._tasks += [group.create_task(self._keep_reporting(link)) for link in self._links]
+        self._running = True
+        try:
+            self._begin(self._keep_collecting())
+            for link in self._links:
+                self._begin(self._keep_reporting(link))
             await self._stopping.wait()
-            self._running = None
+        finally:
+            self._running = False
             for task in self._tasks:
                 task.cancel()
+            ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
         await self._drain()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        # None of them ends by itself: one that fails ends `run`.
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._stopping.set())
+        self._tasks.append(task)
 
     def stop(self) -> None:
         """Make `run` drain and return. To be called in the loop's thread."""
@@ -182,7 +196,7 @@ class Reporter:
 
     async def _drain_at(self, link: Link) -> None:
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT):
+            async with timeout(DRAIN_TIMEOUT):
                 await link.drain()
         except TimeoutError:
             log.warning("not drained: balancer %s took longer than %g s", link.balancer, DRAIN_TIMEOUT)

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 FRESH_SECONDS = 10.0
@@ -38,7 +38,9 @@ MAX_THREADS = 128
 MAX_SLOW = 32
 """Threads for names that are known to be slow."""
 
-type Info = tuple[int, int, int, str, Any]
+T = TypeVar("T")
+
+Info: TypeAlias = tuple[int, int, int, str, Any]
 """As `getaddrinfo` gives it: family, type, protocol, canonical name, address."""
 
 GONE = frozenset(number for name in ("EAI_NONAME", "EAI_NODATA") if (number := getattr(socket, name, None)) is not None)
@@ -130,7 +132,7 @@ def _get_address_info(host: str, port: int) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
 
 
-def in_thread[T](work: Callable[[], T], name: str) -> asyncio.Future[T]:
+def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
     """What it returns or raises; in a thread that nobody waits for when the program ends, unlike asyncio's.
 
     Raises OSError if there are too many threads.

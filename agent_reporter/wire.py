@@ -104,6 +104,8 @@ class AgentMetrics(BaseModel):
     network_received: Amount | None = None
     """Bytes a second."""
     network_sent: Amount | None = None
+    reporter_version: ShortText | None = None
+    """Of the program that made the report."""
     collectors: Annotated[list[CollectorOutcome], Field(max_length=64)] | None = None
     """How the reading of each part went."""
 
@@ -119,6 +121,15 @@ class AgentRegistration(BaseModel):
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     instance: Annotated[str, Field(max_length=64)] | None = None
     """Made up anew at each start of a reporter, so that two of one name are told apart."""
+
+
+class JoinRequest(BaseModel):
+    """The body of POST /api/join; the join code is in the header Authorization."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """The name that the host has for itself. The code may say another."""
 
 
 def check_size(body: bytes) -> bytes:

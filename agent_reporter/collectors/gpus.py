@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from ..resolving import in_thread
 from ..states import StateLog
@@ -11,7 +12,7 @@ from .apple import read_apple
 from .base import Fields, Host, PartialError
 from .nvidia import read_nvidia
 
-type Gpu = dict[str, object]
+Gpu: TypeAlias = dict[str, object]
 """The fields of wire.GpuMetrics."""
 
 READERS: Mapping[str, Callable[[], Sequence[Gpu]]] = {"NVIDIA": read_nvidia, "AMD": read_amd, "Apple": read_apple}

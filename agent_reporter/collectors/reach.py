@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from ..addresses import is_loopback, resolve
 from ..states import StateLog
+from ..timeouts import timeout
 from .base import Fields, Host
 
 TIMEOUT = 1.0
@@ -67,7 +68,7 @@ async def on_loopback_only(port: int, address: str) -> bool:
 
 async def _refuses(address: str, port: int) -> bool:
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with timeout(TIMEOUT):
             _, writer = await asyncio.open_connection(address, port)
     except ConnectionRefusedError:
         return True

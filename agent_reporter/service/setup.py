@@ -4,11 +4,11 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ..files import replace_file
 from ..options import Options, Token
 from .base import Call, Service, call, interpreter
 
@@ -76,8 +76,8 @@ def install(
             for folder in service.data:
                 _make_private(folder, service.owner)
         if token is not None:
-            _write(service.token, service.token_text(token.value).encode(), 0o600, service.owner)
-        _write(service.definition, text.encode(service.encoding), 0o644)
+            replace_file(service.token, service.token_text(token.value).encode(), 0o600, service.owner)
+        replace_file(service.definition, text.encode(service.encoding), 0o644)
     except OSError as error:
         return _error(service, f"can't write {error.filename or service.definition}: {error.strerror or error}")
     for position, each in enumerate(service.start):
@@ -153,25 +153,6 @@ def _make_private(folder: Path, owner: str | None) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if owner is not None:
         shutil.chown(folder, owner)
-
-
-def _write(path: Path, content: bytes, mode: int, owner: str | None = None) -> None:
-    """Replace a file atomically. It has its mode and owner before anybody else can read it."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True)
-        path.parent.chmod(0o755)
-    descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(new, mode)
-        if owner is not None:
-            shutil.chown(new, owner)
-        os.replace(new, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise
 
 
 def _listed(calls: Iterable[Call]) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 from xml.etree import ElementTree
 
 from .base import NAME, Call, Service, check_words
@@ -91,7 +92,7 @@ def task(description: str, words: Sequence[str], user: str) -> str:
     return f'<?xml version="1.0" encoding="UTF-16"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-type _Tree = Mapping[str, str | _Tree]
+_Tree: TypeAlias = "Mapping[str, str | _Tree]"
 
 
 def _add(parent: ElementTree.Element, children: _Tree) -> None:

@@ -295,12 +295,20 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         seen(browser, lambda: "valid" in text_of(browser, "#key-rows"), "the key is valid")
         press(browser, "Rotate alice")
         seen(browser, lambda: text_of(browser, "#key-secret")[:46] not in ("", secret), "another secret")
+        browser.find_element(By.ID, "join-code").click()
+        seen(browser, lambda: text_of(browser, "#join-shell"), "the line that joins a host")
+        line, code = text_of(browser, "#join-shell").rsplit(" ", 1)
+        assert line == f"curl -fsS {proxy.url}/join | sh -s --"
+        assert text_of(browser, "#join-powershell").endswith(f"/join.ps1))) {code}")
+        joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
+        assert joined.status_code == 201
         for width in (390, 1280):
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
+        proxy.control("DELETE", "/api/keys/host@b")
         press(browser, "Remove alice")
         browser.switch_to.alert.accept()
         seen(browser, lambda: "no keys" in text_of(browser, "#access-said"), "there is no key")

@@ -1,6 +1,8 @@
 """The two distributions, built and installed without a checkout as their users do."""
 
 import contextlib
+import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -159,6 +161,7 @@ def test_an_environment_without_the_checkout_runs_both(built: Path, tmp_path: Pa
         assert len(answer(proxy)) > 10
         assert set(proxy.agents()) == {"demo-1", "demo-2"}
         see_a_report(programs, proxy, hosts.start().url)
+        see_the_reporters_wheel(built, proxy)
     if kind == "whl":
         script = run(programs / "ollama-balancer", "path").strip()
         assert str(ROOT) not in script
@@ -181,6 +184,17 @@ def see_a_report(programs: Path, proxy: Proxy, ollama: str) -> None:
     finally:
         reporter.terminate()
         reporter.wait(PATIENCE)
+
+
+def see_the_reporters_wheel(built: Path, proxy: Proxy) -> None:
+    """What the balancer serves to hosts that join is what was built, but for the list of its files and its maker."""
+    wheel = built / f"ollama_agent_reporter-{VERSION}-py3-none-any.whl"
+    served = proxy.http.get(f"/join/{wheel.name}").content
+    assert f"sha256='{hashlib.sha256(served).hexdigest()}'" in proxy.http.get("/join").text
+    with zipfile.ZipFile(io.BytesIO(served)) as ours, zipfile.ZipFile(wheel) as theirs:
+        assert set(ours.namelist()) == set(theirs.namelist())
+        own = {name for name in ours.namelist() if name.endswith((".dist-info/RECORD", ".dist-info/WHEEL"))}
+        assert [name for name in ours.namelist() if name not in own and ours.read(name) != theirs.read(name)] == []
 
 
 def test_uvx_runs_it_without_an_installation(built: Path, tmp_path: Path) -> None:

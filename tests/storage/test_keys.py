@@ -78,6 +78,45 @@ def test_a_rotated_key_has_two_secrets_for_a_while(store: KeyStore) -> None:
     assert store.load().find(newest.encode(), 0.0) == ALICE
 
 
+def test_keys_of_hosts_that_have_joined_close_no_door_until_they_can_do_more(store: KeyStore) -> None:
+    first = store.admit_host("gpu-1", 100.0, again=False)
+    keyring = store.load()
+    key = keyring.find(first.encode(), 0.0)
+    assert key is not None
+    assert (key.name, key.agent, set(key.rights)) == ("host@gpu-1", "gpu-1", {Right.REPORT})
+    assert (keyring.names, keyring.had_keys) == ({"host@gpu-1"}, False)
+    with pytest.raises(ValueError, match="already"):
+        store.admit_host("gpu-1", 100.0, again=False)
+    store.set("host@gpu-1", disabled=True)
+    second = store.admit_host("gpu-1", 200.0, again=True)
+    assert store.load().find(first.encode(), 1e12) is None
+    assert store.load().find(second.encode(), 0.0) == key
+    store.remove("host@gpu-1")
+    assert not store.load().had_keys
+    store.admit_host("gpu-1", 100.0, again=False)
+    store.set("host@gpu-1", rights=frozenset((Right.REPORT, Right.INFER)))
+    store.remove("host@gpu-1")
+    assert store.load().had_keys
+
+
+def test_a_key_that_happens_to_have_a_hosts_name_is_not_taken_over(store: KeyStore) -> None:
+    store.add(Key("host@gpu-1"))
+    with pytest.raises(ValueError, match="already"):
+        store.admit_host("gpu-1", 100.0, again=True)
+
+
+def test_a_file_from_before_hosts_joined_is_read(store: KeyStore) -> None:
+    store.path.parent.mkdir()
+    connection = sqlite3.connect(store.path)
+    connection.executescript(f"{keys._MIGRATIONS[0]} PRAGMA user_version = 1;")
+    row = keys._row(ALICE) | {"hash": hash_of(b"secret")}
+    del row["agent"]
+    connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
+    connection.commit()
+    connection.close()
+    assert store.load().find(b"secret", 0.0) == ALICE
+
+
 def test_a_name_is_taken_once_and_a_removed_key_is_gone(store: KeyStore) -> None:
     secret = store.add(ALICE)
     with pytest.raises(ValueError, match="already"):

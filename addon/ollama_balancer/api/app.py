@@ -1,7 +1,9 @@
 """The control API as a Starlette application. It reads and changes the registry and nothing else."""
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -36,11 +38,13 @@ from . import history as history_api
 from .callers import caller_of
 from .calls import CALLS, JSON, Call
 from .health import by_state, health
+from .joining import JoinApi
 from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
 from .prometheus import Exposition
 from .reports import store_report
+from .upgrades import notice
 from .usage import UsageApi
 
 type Handler = Callable[[Request], Awaitable[Response]]
@@ -51,7 +55,7 @@ class ControlApi:
 
     `on_change` is called with an agent that was added or has moved, so that it is probed at once. `ending` returns
     whether the balancer is shutting down, `in_flight` the number of requests now at agents, `wall` the time of day in
-    seconds since 1970.
+    seconds since 1970, `outward` this machine's address for others, as host:port.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ControlApi:
         audit: AuditTrail | None = None,
         usage: UsageLog | None = None,
         events: Events | None = None,
+        outward: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.registry = registry
         self.started = started
@@ -85,6 +90,7 @@ class ControlApi:
         self.wall = wall
         self.access = access or Access(registry.clock)
         self.audit = audit or AuditTrail(registry.clock, wall)
+        self.joining = JoinApi(self.access, self.audit, keys, registry.clock, wall, outward)
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
@@ -107,6 +113,7 @@ class ControlApi:
             "drain": self.drain,
             "resume": self.resume,
             **UsageApi(usage, wall).handlers,
+            **self.joining.handlers,
         }
         if keys is not None:
             self._answers |= KeysApi(keys, self.access.limiter, self.audit, wall).handlers
@@ -155,7 +162,7 @@ class ControlApi:
         return JSONResponse(
             {
                 "mode": registry.mode,
-                "access": {"needs_key": self.access.needs_key, "keys": len(self.access.keyring.names)},
+                "access": {"needs_key": self.access.needs_key, "keys": self.access.keyring.clients},
                 "uptime": round(registry.clock() - self.started, 3),
                 "totals": self._totals(),
                 "waiting": len(self.queue),
@@ -165,8 +172,7 @@ class ControlApi:
         )
 
     async def agents(self, request: Request) -> Response:
-        now = self.registry.clock()
-        return JSONResponse({"agents": [describe_agent(agent, now, whole=False) for agent in self.registry]})
+        return JSONResponse({"agents": [self._describe(agent, request, whole=False) for agent in self.registry]})
 
     async def agent(self, request: Request) -> Response:
         return self._agent_response(self._find_agent(request), request)
@@ -235,6 +241,8 @@ class ControlApi:
         key = _reporting_key(caller)
         if key is None:
             return
+        if caller.key is not None and caller.key.agent not in (None, registration.name):
+            raise HTTPException(409, f"this key may report for {caller.key.agent} only, as which its host has joined")
         from_host = _plain(caller.address) == address.host
         if known is not None and known.key != key:
             if known.key is not None:
@@ -311,8 +319,15 @@ class ControlApi:
         ):
             raise HTTPException(409, f"{agent.name}'s host is another agent too, which is not this key's")
 
+    def _describe(self, agent: Agent, request: Request, *, whole: bool = True) -> dict[str, Any]:
+        text = notice(agent.metrics)
+        if text is not None:
+            with contextlib.suppress(HTTPException):  # without an address to name
+                text = notice(agent.metrics, self.joining.balancer_url(request, for_others=True))
+        return describe_agent(agent, self.registry.clock(), whole=whole) | {"notice": text}
+
     def _agent_response(self, agent: Agent, request: Request) -> Response:
-        described = describe_agent(agent, self.registry.clock())
+        described = self._describe(agent, request)
         described["learned"] = self.registry.learner.estimates.describe(agent.id)
         if _reporting_key(caller_of(request)) is not None:
             described |= {"alias_of": None, "reason": None}  # they name other agents

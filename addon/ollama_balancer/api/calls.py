@@ -1,10 +1,6 @@
 """All calls of the control API: its routes and its OpenAPI document are generated from this table."""
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from pydantic import BaseModel
 
 from agent_reporter.limits import MAX_BODY_BYTES
 from agent_reporter.wire import AgentMetrics, AgentRegistration
@@ -16,6 +12,10 @@ from ..core.ledger import DIMENSIONS
 from ..gateway.access import OPERATE, READ, REPORT
 from ..gateway.reachability import REACHABLE_HEADER
 from . import models
+from .call import Answer as Answer
+from .call import Call as Call
+from .call import Parameter, error
+from .join_calls import JOIN_CALLS
 from .paths import AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
 
 JSON = "application/json"
@@ -23,72 +23,28 @@ CSV = "text/csv"
 OPENMETRICS = "application/openmetrics-text"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response. `content`: the model of its JSON, or its media types if it is not JSON; None: no body."""
-
-    text: str
-    content: type[BaseModel] | tuple[str, ...] | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    """Response headers and their descriptions."""
-    also: tuple[str, ...] = ()
-    """Other media types that a caller can ask for."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A query parameter."""
-
-    name: str
-    text: str
-    schema: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """`operation` is the key of its handler in `ControlApi`. Each GET also answers HEAD."""
-
-    method: str
-    path: str
-    operation: str
-    text: str
-    answers: dict[int, Answer]
-    """By status, in addition to those that any call may return."""
-    rights: tuple[Right, ...] = ()
-    """Of which a caller needs one where calls need a key; none: it is open to all."""
-    always: bool = False
-    """Whether it needs one of them everywhere."""
-    body: type[BaseModel] | None = None
-    body_required: bool = True
-    query: tuple[Parameter, ...] = ()
-
-
-def _error(text: str, **headers: str) -> Answer:
-    return Answer(text, models.Error, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
 OF_ANY_CALL = {
-    403: _error("The caller is a web page of another origin, or its address is not allowed."),
-    405: _error("The path does not allow the method.", Allow="The methods that it allows."),
-    414: _error("The path and query are too long."),
-    431: _error("The headers are too long."),
+    403: error("The caller is a web page of another origin, or its address is not allowed."),
+    405: error("The path does not allow the method.", Allow="The methods that it allows."),
+    414: error("The path and query are too long."),
+    431: error("The headers are too long."),
 }
 OF_BODIES = {
-    400: _error("The body is malformed or out of range; the error names the field."),
-    413: _error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
-    503: _error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
+    400: error("The body is malformed or out of range; the error names the field."),
+    413: error(f"The body is larger than {MAX_BODY_BYTES} bytes."),
+    503: error("The balancer has no memory left for request bodies (balancer_memory).", Retry_After="Seconds."),
 }
 OF_KEYED_CALLS = {
-    401: _error("The token or key is missing or wrong.", WWW_Authenticate="`Bearer`."),
-    403: _error(
+    401: error("The token or key is missing or wrong.", WWW_Authenticate="`Bearer`."),
+    403: error(
         "The caller is a web page of another origin, its address is not allowed, or its key lacks the right for this."
     ),
-    429: _error("Too many wrong tokens or keys from this address.", Retry_After="Seconds."),
-    503: _error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
+    429: error("Too many wrong tokens or keys from this address.", Retry_After="Seconds."),
+    503: error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
 }
-UNKNOWN_KEY = {404: _error("No key has that name.")}
-OTHERS_HOST = {409: _error("The agent's host is another agent too, which is not this key's.")}
-UNKNOWN_AGENT = {404: _error("No agent has that id or name.")}
+UNKNOWN_KEY = {404: error("No key has that name.")}
+OTHERS_HOST = {409: error("The agent's host is another agent too, which is not this key's.")}
+UNKNOWN_AGENT = {404: error("No agent has that id or name.")}
 
 _AGENT = AGENTS + "/{id}"
 _KEY = KEYS + "/{name}"
@@ -106,8 +62,8 @@ def _usage(operation: str, path: str, text: str, default: str, rights: tuple[Rig
         text,
         {
             200: Answer("The sums of each group.", models.Usage, also=(CSV,)),
-            400: _error("A parameter is out of range, or there are too many groups; the error says which."),
-            503: _error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
+            400: error("A parameter is out of range, or there are too many groups; the error says which."),
+            503: error("No key can be checked now, or the usage file cannot be read.", Retry_After="Seconds."),
         },
         query=(
             Parameter("by", "What to group by.", {"type": "string", "pattern": _GROUPED_BY, "default": default}),
@@ -184,7 +140,7 @@ CALLS = (
         "Ended requests, minute by minute",
         {
             200: Answer("A page of minutes.", models.History),
-            400: _error("A parameter is out of range; the error names it."),
+            400: error("A parameter is out of range; the error names it."),
         },
         query=(
             Parameter(
@@ -207,7 +163,7 @@ CALLS = (
         "What has happened to the fleet, with reasons: the last 1,000 changes of state",
         {
             200: Answer("Events, the oldest first.", models.EventList),
-            400: _error("A parameter is out of range; the error names it."),
+            400: error("A parameter is out of range; the error names it."),
         },
         query=(
             Parameter(
@@ -232,6 +188,7 @@ CALLS = (
         "This document",
         {200: Answer("An OpenAPI 3.1 document.", (JSON,))},
     ),
+    *JOIN_CALLS,
     Call("GET", AGENTS, "agents", "All agents", {200: Answer("The agents.", models.AgentList)}, rights=READ),
     _for_reporters(
         "POST",
@@ -241,7 +198,7 @@ CALLS = (
         {
             200: Answer("The agent was known.", models.RegisteredAgent),
             201: Answer("The agent is new.", models.RegisteredAgent),
-            409: _error("The name belongs to a configured agent at another address, or to another host that reports."),
+            409: error("The name belongs to a configured agent at another address, or to another host that reports."),
         },
         body=AgentRegistration,
     ),
@@ -305,7 +262,7 @@ CALLS = (
         "Add a client key",
         {
             201: Answer("The key, with its secret, which is shown only now.", models.NewKey),
-            409: _error("A key of that name exists."),
+            409: error("A key of that name exists."),
         },
         body=models.AddKey,
     ),

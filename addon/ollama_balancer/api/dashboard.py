@@ -13,6 +13,7 @@ from ..core.agent import Agent, Status
 from ..core.queue import RequestQueue
 from ..core.recent import Recent
 from ..core.registry import AgentRegistry
+from .upgrades import older_version
 
 FOLDER = Path(__file__).parent / "page"
 
@@ -97,6 +98,7 @@ class Dashboard:
             "url": agent.address.url,
             "status": agent.status,
             "reason": agent.reason,
+            "older_reporter": older_version(metrics),
             "draining": agent.draining,
             "loaded": [model.name for model in agent.loaded][:20],
             "models": len(agent.model_names),

@@ -132,6 +132,7 @@ class KeysApi:
             "disabled": key.disabled,
             "note": key.note,
             "problem": key.problem(self.wall()),
+            "agent": key.agent,
             "running": self.limiter.running(key.name) if running is None else running,
         }
 

@@ -91,6 +91,8 @@ class KeyDetails(KeySettings):
     """Why it is not valid: disabled or expired."""
     running: int
     """Requests of it that have not ended."""
+    agent: str | None
+    """Of the key of a host that has joined: the only agent for which it may report."""
 
 
 class KeyList(Answer):
@@ -169,6 +171,8 @@ class AgentState(Answer):
     status: Status
     reason: str | None
     """Why it has that status."""
+    notice: str | None
+    """What to do about it all the same: its reporter is older than the balancer."""
     alias_of: str | None
     """The name of another agent that is the same host."""
     strikes: Count

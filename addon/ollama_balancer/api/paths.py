@@ -11,6 +11,10 @@ HISTORY = "/api/history"
 METRICS = "/metrics"
 OPENAPI = "/api/openapi.json"
 KEYS = "/api/keys"
+JOIN = "/api/join"
+JOIN_CODES = "/api/join-codes"
+JOIN_PAGE = "/join"
+JOIN_SCRIPTS = ("/join.sh", "/join.ps1")
 USAGE = "/api/usage"
 OWN_USAGE = "/api/usage/me"
 DASHBOARD = (
@@ -23,9 +27,27 @@ DASHBOARD = (
     "/dashboard/page.css",
 )
 
-PATHS = frozenset((AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE, *DASHBOARD))
+PATHS = frozenset(
+    (
+        AGENTS,
+        BALANCER,
+        EVENTS,
+        HEALTH,
+        HISTORY,
+        JOIN,
+        JOIN_CODES,
+        JOIN_PAGE,
+        KEYS,
+        METRICS,
+        OPENAPI,
+        OWN_USAGE,
+        USAGE,
+        *DASHBOARD,
+        *JOIN_SCRIPTS,
+    )
+)
 
 
 def is_control_path(path: str) -> bool:
     """Whether the control API answers that path (without its query)."""
-    return path in PATHS or path.startswith((f"{AGENTS}/", f"{KEYS}/"))
+    return path in PATHS or path.startswith((f"{AGENTS}/", f"{KEYS}/", f"{JOIN_PAGE}/"))

@@ -30,8 +30,16 @@ def time_problem(metrics: AgentMetrics, now: float) -> str | None:
     )
 
 
-def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float) -> None:
-    """Store an agent's report. ValueError says what is wrong with it. `now` is as for `time_problem`."""
+def store_report(
+    registry: AgentRegistry,
+    agent: Agent,
+    body: bytes,
+    now: float,
+    on_version: Callable[[Agent], None] = lambda agent: None,
+) -> None:
+    """Store an agent's report. ValueError says what is wrong with it. `now` is as for `time_problem`; `on_version` is
+    called where the reporter has another version than before.
+    """
     try:
         metrics = AgentMetrics.model_validate_json(check_size(body))
     except ValidationError as e:
@@ -40,10 +48,19 @@ def store_report(registry: AgentRegistry, agent: Agent, body: bytes, now: float)
         raise ValueError(f"body: {e}") from e
     if problem := time_problem(metrics, now):
         raise ValueError(problem)
+    before = agent.metrics
     registry.update_metrics(agent.id, metrics)
+    if before is None or before.reporter_version != metrics.reporter_version:
+        on_version(agent)
 
 
-def take_report(registry: AgentRegistry, path: str, body: bytes, may_report: Callable[[Agent], bool]) -> Agent | None:
+def take_report(
+    registry: AgentRegistry,
+    path: str,
+    body: bytes,
+    may_report: Callable[[Agent], bool],
+    on_version: Callable[[Agent], None] = lambda agent: None,
+) -> Agent | None:
     """Store the report of a caller that may report, by the path of the call; returns the agent. None: the application
     is to report the error.
     """
@@ -52,7 +69,7 @@ def take_report(registry: AgentRegistry, path: str, body: bytes, may_report: Cal
     if not agent or not may_report(agent):
         return None
     try:
-        store_report(registry, agent, body, time.time())
+        store_report(registry, agent, body, time.time(), on_version)
     except ValueError:
         return None
     return agent

@@ -68,7 +68,7 @@ def add_command(commands: Any) -> None:
     rotate = action("rotate", _rotate, "Give a key a new secret and print it; the old one stays valid for a while.")
     rotate.add_argument("name")
     rotate.add_argument(
-        "--overlap", metavar="TIME", type=_duration, default=DEFAULT_OVERLAP, help="how long both are valid (1d)"
+        "--overlap", metavar="TIME", type=duration, default=DEFAULT_OVERLAP, help="how long both are valid (1d)"
     )
     remove = action("remove", _remove, "Remove a key.")
     remove.add_argument("name")
@@ -190,7 +190,7 @@ def _rotate(store: KeyStore, options: argparse.Namespace) -> Change:
 
 def _remove(store: KeyStore, options: argparse.Namespace) -> Change:
     store.remove(options.name)
-    if not store.list_keys():
+    if store.load().had_keys and all(key.is_hosts_own for key in store.list_keys()):
         _say("There is no key left: nobody gets in without the token, unless balancer_access is open.")
     return Change("key.remove", options.name, {})
 
@@ -230,7 +230,8 @@ def _limit(text: str) -> tuple[int | None]:
     return (int(text),)
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Seconds of a time such as 12h, for argparse."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError("a time such as 30m, 12h or 90d")
@@ -241,7 +242,7 @@ def _expiry(text: str) -> tuple[float | None]:
     if not text.strip() or text == "never":
         return (None,)
     if _DURATION.fullmatch(text):
-        return (time.time() + _duration(text),)
+        return (time.time() + duration(text),)
     try:
         when = datetime.fromisoformat(text)
     except ValueError:

@@ -37,6 +37,8 @@ class Right(StrEnum):
 
 ALL_RIGHTS = frozenset(Right)
 
+HOSTS_RIGHTS = frozenset((Right.REPORT,))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -69,6 +71,13 @@ class Key:
     expires: float | None = None
     disabled: bool = False
     note: str = ""
+    agent: str | None = None
+    """The only agent for which it may report: the key of a host that has joined with a code. None: any."""
+
+    @property
+    def is_hosts_own(self) -> bool:
+        """Whether a host got it by joining, and it can only report. Such keys close no door to clients."""
+        return self.agent is not None and self.rights == HOSTS_RIGHTS
 
     def has(self, right: Right) -> bool:
         return right in self.rights or (right is Right.READ and Right.OPERATE in self.rights)
@@ -127,8 +136,8 @@ class Keyring:
 
     def __init__(self, secrets: Iterable[Secret] = (), *, problem: str | None = None, had_keys: bool = False) -> None:
         self._by_hash: Mapping[bytes, Secret] = {each.hash: each for each in secrets}
-        self.had_keys = had_keys or bool(self._by_hash)
-        """Whether there is a key, or was one."""
+        self.had_keys = had_keys or any(not secret.key.is_hosts_own for secret in self._by_hash.values())
+        """Whether there is a key, or was one; those that hosts got by joining do not count."""
         self.problem = problem
         """Why no key can be checked; None if they can."""
 
@@ -136,6 +145,11 @@ class Keyring:
     def names(self) -> set[str]:
         """The names of all keys."""
         return {secret.key.name for secret in self._by_hash.values()}
+
+    @property
+    def clients(self) -> int:
+        """How many keys there are that hosts did not get by joining."""
+        return len({secret.key.name for secret in self._by_hash.values() if not secret.key.is_hosts_own})
 
     def find(self, presented: bytes, now: float) -> Key | None:
         """The key of that secret, or of one that was replaced and is still valid. `Key.problem` is not looked at."""

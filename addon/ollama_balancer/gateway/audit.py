@@ -20,6 +20,7 @@ MAX_TEXT = 300
 
 TOKEN = "token"  # noqa: S105 - it says that the token was presented
 UNKNOWN = "unknown"
+JOIN_CODE = "join code"
 
 REFUSED = "credential.refused"
 CHANGED = "changed"
@@ -49,6 +50,10 @@ class AuditTrail:
         operates = caller.authorized or (key is not None and key.has(Right.OPERATE))
         if operates or self._may_write(CHANGED):
             self._write(who_of(caller), caller.address, what, object, details)
+
+    def joined(self, caller: Caller, agent: str, key: str) -> None:
+        """A host has used up a join code, and has that key now."""
+        self._write(JOIN_CODE, caller.address, "host.join", agent, {"key": key})
 
     def refused(self, caller: Caller, path: str, status: int, reason: str) -> None:
         """A call was refused: its credential, if it has one, is wrong, no longer valid, or lacks the right for it."""

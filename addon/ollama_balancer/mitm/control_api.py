@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
+from mitmproxy.net.local_ip import get_local_ip
 
 from ..api.health import health
 from ..api.paths import HEALTH, is_control_path
 from ..gateway.access import REPORT, acts_for
 from ..gateway.callers import Caller
 from ..gateway.messages import json_response
+from ..text import one_line
 from .balancer import Balancer
 from .flows import context_of, error_of, path_of, to_mitmproxy
 from .key_file import KeyFile
+from .listening import listening, reach
 from .requests import Requests
 from .serving import serve
 from .startup import Startup
 
 if TYPE_CHECKING:
     from ..api.app import ControlApi as Application
+    from ..core.agent import Agent
+
+logger = logging.getLogger(__name__)
 
 MAX_CONTROL_PATH = 4 * 1024
 """Bytes of the path and query of a control call."""
+
+
+def _address_for_others() -> str | None:
+    at = reach(listening(), get_local_ip())
+    return None if at is None or at.local else at.url.partition("://")[2]
+
+
+def _log_older_reporter(agent: Agent) -> None:
+    from ..api.upgrades import SOMEWHERE, notice
+
+    at = reach(listening(), get_local_ip())
+    text = notice(agent.metrics, SOMEWHERE if at is None else at.url)
+    if text is not None:
+        logger.info("%s: %s", agent.name, one_line(text, 400))
 
 
 class ControlApi:
@@ -59,6 +80,7 @@ class ControlApi:
                 audit=balancer.audit,
                 usage=balancer.usage,
                 events=balancer.events,
+                outward=_address_for_others,
             )
         return self._app
 
@@ -92,7 +114,9 @@ class ControlApi:
         reports = flow.request.method == "POST" and self.balancer.access.refusal(caller, REPORT, always=True) is None
         body = flow.request.raw_content or b""
         agent = (
-            take_report(self.balancer.registry, path, body, lambda agent: acts_for(caller, agent)) if reports else None
+            take_report(self.balancer.registry, path, body, lambda agent: acts_for(caller, agent), _log_older_reporter)
+            if reports
+            else None
         )
         if agent is not None:
             now = time.time()

@@ -23,6 +23,14 @@ PACKED_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compression runs in a thread, as it takes milliseconds."""
 
 
+def _scheme_of(flow: http.HTTPFlow, caller: Caller) -> str:
+    """By which the client calls, perhaps through a trusted proxy."""
+    client = flow.client_conn
+    through_proxy = client.peername is not None and str(client.peername[0]) != caller.address
+    tls = client.tls or (through_proxy and flow.request.headers.get("x-forwarded-proto", "").lower() == "https")
+    return "https" if tls else "http"
+
+
 async def serve(app: ASGIApp, flow: http.HTTPFlow, caller: Caller) -> None:
     """Set the flow's response to what the application answers."""
     path, _, query = flow.request.data.path.partition(b"?")
@@ -32,7 +40,9 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, caller: Caller) -> None:
         scope["path"] = unquote(path.decode("latin-1"))
         scope["raw_path"] = path
         scope["query_string"] = query
-        scope["scheme"] = "http"
+        scope["scheme"] = _scheme_of(flow, caller)
+        if flow.request.is_http2 and not any(name == b"host" for name, _ in scope["headers"]):
+            scope["headers"].append((b"host", (flow.request.host_header or "").encode("latin-1", "replace")))
         scope[CALLER] = caller
         await app(scope, receive, send)
 

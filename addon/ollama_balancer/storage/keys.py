@@ -11,13 +11,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.access import Key, Keyring, Limits, Right, Secret, hash_of, new_secret
+from ..core.access import HOSTS_RIGHTS, Key, Keyring, Limits, Right, Secret, hash_of, new_secret
 from ..core.priority import Priority
 from .sqlite_file import DamagedError, SqliteFile, SqliteFileError
 
 FILE_NAME = "ollama-balancer-keys.db"
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,62}[A-Za-z0-9])?")
+
+HOST_KEY = "host@"
+"""How the names of joined hosts' keys begin; the agent's name follows."""
+
+HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,57}[A-Za-z0-9])?")
+"""The name of a host that joins: with HOST_KEY before it, one of a key."""
 
 MAX_KEYS = 100_000
 NOTE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{0,1000}")
@@ -58,6 +64,7 @@ _MIGRATIONS = (
     );
     CREATE TABLE state (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
     """,
+    "ALTER TABLE keys ADD COLUMN agent TEXT;",
 )
 
 _COLUMNS = (
@@ -73,10 +80,11 @@ _COLUMNS = (
     "expires",
     "disabled",
     "note",
+    "agent",
 )
 
 HAD_KEYS = "had_keys"
-"""A state: there was a key once, so that removing the last one opens nothing."""
+"""A state: there was a key once, other than those of joined hosts, so that removing the last one opens nothing."""
 
 DAMAGED = "damaged"
 """A state: the file before this one could not be read; its value says why."""
@@ -138,7 +146,7 @@ class KeyStore:
                 connection.execute(f"INSERT INTO keys ({names}) VALUES ({', '.join(f':{each}' for each in row)})", row)  # noqa: S608 - our own names
             except sqlite3.IntegrityError:
                 raise KeyExistsError(f"there is a key called {key.name!r} already") from None
-            connection.execute("INSERT OR REPLACE INTO state VALUES (?, '1')", (HAD_KEYS,))
+            _close_door(connection, key)
             connection.execute("DELETE FROM state WHERE name = ?", (DAMAGED,))
         return secret
 
@@ -166,7 +174,21 @@ class KeyStore:
             row = _row(key)
             columns = ", ".join(f"{each} = :{each}" for each in row)
             connection.execute(f"UPDATE keys SET {columns} WHERE name = :name", row)  # noqa: S608
+            _close_door(connection, key)
         return key
+
+    def admit_host(self, agent: str, created: float, *, again: bool) -> str:
+        """The secret of a key by which a host reports as that agent, and does nothing else. `again`: also if it has
+        one, whose secret is then replaced at once. KeyExistsError; ValueError: the name does not fit.
+        """
+        key = Key(f"{HOST_KEY}{agent}", HOSTS_RIGHTS, created=created, agent=agent)
+        try:
+            return self.add(key)
+        except KeyExistsError:
+            if not again or self.get(key.name).agent != agent:
+                raise
+        self.set(key.name, disabled=False)
+        return self.rotate(key.name, 0.0)
 
     def rotate(self, name: str, overlap: float) -> str:
         """Give the key a new secret and return it; the old one is valid for `overlap` more seconds."""
@@ -211,6 +233,8 @@ def check(key: Key) -> None:
             raise ValueError(f"{name}: a whole number from 1 to {MAX_LIMIT}")
     if key.expires is not None and not 0 <= key.expires <= MAX_TIME:
         raise ValueError("expires: a time before the year 9999")
+    if key.agent is not None and not HOST_NAME.fullmatch(key.agent):
+        raise ValueError("agent: 1 to 59 letters, digits and . _ -, beginning and ending with a letter or digit")
     if not NOTE.fullmatch(key.note):
         raise ValueError("note: one line of at most 1000 characters")
 
@@ -227,6 +251,11 @@ def _read(connection: sqlite3.Connection) -> Keyring:
             secrets.append(Secret(replaced, key, until))
     state = dict(connection.execute("SELECT name, value FROM state").fetchall())
     return Keyring(secrets, problem=state.get(DAMAGED), had_keys=HAD_KEYS in state)
+
+
+def _close_door(connection: sqlite3.Connection, key: Key) -> None:
+    if not key.is_hosts_own:
+        connection.execute("INSERT OR REPLACE INTO state VALUES (?, '1')", (HAD_KEYS,))
 
 
 def _find(connection: sqlite3.Connection, name: str) -> Key:
@@ -247,6 +276,7 @@ def _row(key: Key) -> dict[str, object]:
         "expires": key.expires,
         "disabled": int(key.disabled),
         "note": key.note,
+        "agent": key.agent,
     }
 
 
@@ -264,6 +294,7 @@ def _key(row: tuple[object, ...]) -> Key:
             expires=None if fields["expires"] is None else float(fields["expires"]),  # type: ignore[arg-type]
             disabled=bool(fields["disabled"]),
             note=str(fields["note"]),
+            agent=None if fields["agent"] is None else str(fields["agent"]),
         )
         check(key)
     except (TypeError, ValueError) as e:

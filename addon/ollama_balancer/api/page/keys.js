@@ -10,10 +10,10 @@ const LIMITS = [
   ["parallel", "at once"],
 ];
 
-async function call(method, path = "", body = undefined) {
+async function call(method, path = "", body = undefined, calls = "/api/keys") {
   const headers = { Authorization: `Bearer ${byId("operator").value.trim()}`, "Content-Type": "application/json" };
   const sent = body === undefined ? undefined : JSON.stringify(body);
-  const response = await fetch(`/api/keys${path}`, { method, headers, body: sent, signal: AbortSignal.timeout(PATIENCE) });
+  const response = await fetch(`${calls}${path}`, { method, headers, body: sent, signal: AbortSignal.timeout(PATIENCE) });
   const answer = response.status === 204 ? {} : await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -65,7 +65,22 @@ async function attempt(act) {
   }
 }
 
+/** Make a join code and show what to run on the host that is to join. */
+async function makeJoinCode() {
+  try {
+    const made = await call("POST", "", {}, "/api/join-codes");
+    setText(byId("join-said"), `One host can join within ${Math.round(made.expires_in / 60)} minutes. Run on it, Linux and macOS, or Windows:`);
+    setText(byId("join-shell"), made.command);
+    setText(byId("join-powershell"), made.powershell);
+    byId("join-lines").hidden = false;
+    setText(byId("access-said"), "");
+  } catch (error) {
+    setText(byId("access-said"), error.message || "The balancer does not answer.");
+  }
+}
+
 export function manageKeys() {
+  byId("join-code").addEventListener("click", makeJoinCode);
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = byId("key-name").value.trim();

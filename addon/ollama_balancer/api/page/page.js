@@ -233,6 +233,8 @@ function makeRow(name) {
   const state = element("span", "state");
   const report = element("span", "quiet");
   const reason = element("span", "quiet reason");
+  const advice = element("div");
+  const notice = element("details", "", element("summary", "", "older reporter"), advice);
   cells.state.append(state, report, reason);
   const loaded = element("div", "chips");
   const present = element("summary");
@@ -260,6 +262,9 @@ function makeRow(name) {
     setClass(state, `state ${agent.status}`);
     setText(reason, agent.reason ?? "");
     if (reason.title !== (agent.reason ?? "")) reason.title = agent.reason ?? "";
+    if (!agent.older_reporter) notice.remove();
+    else if (!notice.isConnected) cells.state.append(notice);
+    setText(advice, `It has version ${agent.older_reporter}. To upgrade it, run on the host: curl -fsS ${location.origin}/join | sh`);
     setText(report, known(agent.report_age) ? `report ${since(agent.report_age)} ago` : "no report");
     setClass(report, agent.fresh ? "quiet" : "quiet old");
     setClass(row, agent.fresh ? "" : "unheard");
