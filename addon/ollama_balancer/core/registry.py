@@ -171,7 +171,8 @@ class AgentRegistry:
         """Whether agents of these names could be registered together, once those that leave are gone. ValueError says
         why not.
         """
-        new = [name for name in names if name not in self._names]
+        new = {name for name in names if name not in self._names}
+        leaving = set(leaving)
         others = {name for name, agent in self._names.items() if agent not in leaving} if leaving else self._names
         for name in new:
             if not _NAME.fullmatch(name):
