@@ -154,8 +154,11 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     proxy.control("POST", "/api/agents/gpu-1/resume")
     assert proxy.generate().status_code == 200
 
-    # Again, with the used code: it keeps its key and its name.
-    status, said = host.run(f"{line} {own} --once")
+    # Again, with the used code: it keeps its key, its name and its options.
+    options = host.folder / "reporter" / "options"
+    assert options.read_text().split("\n") == [*own.split(), ""]
+    options.write_text(options.read_text() + "--once\n")
+    status, said = host.run(line)
     assert status == 0, said
     assert f"this host has joined {proxy.url} already, as gpu-1" in said
     assert host.key.read_text().strip() == secret

@@ -3,7 +3,8 @@
 #   & ([scriptblock]::Create((irm @BALANCER@/join.ps1))) CODE
 #
 # CODE comes from `ollama-balancer join-code` and lets one host join. Run it again, without a code, to upgrade. Options of
-# ollama-agent-reporter, such as --name, may follow the code, or an empty one: ''.
+# ollama-agent-reporter, such as --name, may follow the code, or an empty one: ''. Without options, those of the last time
+# are used, which are in the file `options` there.
 #
 # 1. It makes a virtual environment in %LOCALAPPDATA%\ollama-agent-reporter ($env:OLLAMA_REPORTER_HOME: elsewhere).
 # 2. It installs the balancer's own reporter there, and what that needs from the host's package index.
@@ -65,6 +66,12 @@ function Join-Fleet {
         Remove-Item -Force $File
     }
 
+    $Kept = Join-Path $Folder 'options'
+    if (-not $Options.Count) {
+        if (Test-Path $Kept) { $Options = @(Get-Content -Path $Kept -Encoding UTF8) }
+    } elseif ($Options -notcontains '--once') {
+        Set-Content -Path $Kept -Value $Options -Encoding UTF8
+    }
     $Arguments = @('-I', '-m', 'agent_reporter', '--balancer', $Balancer, '--join', (Join-Path $Folder 'key')) + $Options
     if ($env:OLLAMA_REPORTER_SERVICE -ne 'no') { $Arguments += @('--install', '--yes') }
     $env:OLLAMA_BALANCER_JOIN_CODE = $Code

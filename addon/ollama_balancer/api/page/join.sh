@@ -3,7 +3,8 @@
 #
 #   curl -fsS @BALANCER@/join | sh -s -- CODE [options of ollama-agent-reporter, such as --name]
 #
-# CODE comes from `ollama-balancer join-code` and lets one host join. Run it again, without a code, to upgrade.
+# CODE comes from `ollama-balancer join-code` and lets one host join. Run it again, without a code, to upgrade: without
+# options, those of the last time are used, which are in the file `options` there.
 #
 # 1. It makes a virtual environment in /opt/ollama-agent-reporter, or as another user than root in
 #    ~/.local/share/ollama-agent-reporter ($OLLAMA_REPORTER_HOME: elsewhere).
@@ -73,7 +74,8 @@ main() {
             code=$1
             shift
             ;;
-        '' | -*) ;;
+        '') [ $# = 0 ] || shift ;;
+        -*) ;;
         *) fail "this is no join code: it begins with join_, and 'ollama-balancer join-code' makes one" ;;
     esac
     python=$(find_python)
@@ -102,6 +104,14 @@ main() {
     rm -rf "$download"
     trap - EXIT
 
+    if [ $# = 0 ] && [ -f "$folder/options" ]; then
+        while IFS= read -r word; do set -- "$@" "$word"; done < "$folder/options"
+    elif [ $# != 0 ]; then
+        case " $* " in
+            *' --once '*) ;;
+            *) printf '%s\n' "$@" > "$folder/options" ;;
+        esac
+    fi
     set -- --balancer "$balancer" --join "$folder/key" "$@"
     OLLAMA_BALANCER_JOIN_CODE=$code
     export OLLAMA_BALANCER_JOIN_CODE
