@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from agent_reporter import __version__
+from ollama_balancer.api.reporter_wheel import wheel_name
 from ollama_balancer.core.access import SECRET
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
@@ -236,6 +237,8 @@ def test_a_browser_sees_a_page_and_https_stays_https(proxy: Proxy) -> None:
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     for text in (f"curl -fsS {proxy.url}/join | sh -s -- CODE", "without encryption", "main &quot;$@&quot;"):
         assert text in page.text
+    wheel = proxy.http.get(f"/join/{wheel_name()}")
+    assert (wheel.content[:2], "Content-Encoding" in wheel.headers) == (b"PK", False)
     # curl has HTTP/2 there, which has no Host header.
     secure = subprocess.run(
         ["curl", "-kfsS", f"https://127.0.0.1:{proxy.port}/join"], capture_output=True, text=True, check=True
