@@ -124,7 +124,7 @@ class Startup:
         balancer, access = self.balancer, self.balancer.access
         assert balancer.token
         at, agents = reach(listening(), get_local_ip()), list(balancer.registry)
-        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
+        line = access_line(at, needs_key=access.needs_key, keys=access.keyring.clients)
         closed = access.needs_key or at is None or at.local
         for each in overview(at, agents, looks_here=balancer.has_nothing_configured):
             logger.info("%s", each)
