@@ -138,7 +138,9 @@ def test_slots_and_drains_of_the_name_are_those_of_its_agents() -> None:
     assert agent.fixed_slots == 5
     found.registry.drain(agent)  # an operator
     found.answered(["10.1.0.2"])
+    found.dns.apply({"pool": AgentSpec(NAME, 6)})
     assert found.answered(["10.1.0.1", "10.1.0.2"])["pool-10.1.0.1"] == "draining"
+    assert agent.fixed_slots == 6
     lease.release()
 
 

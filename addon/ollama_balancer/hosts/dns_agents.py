@@ -208,6 +208,7 @@ class DnsAgents:
             name.agents[ip] = agent
             if not name.spec.drained:
                 self.registry.end_configured_drain(agent, alone=True)
+            configure(self.registry, agent, name.spec, was_drained=False)
             return None
         agent_name = f"{name.name}-{ip}"
         try:
