@@ -18,12 +18,16 @@ import psutil
 import pytest
 
 from agent_reporter import __version__
+from ollama_balancer.api.reporter_wheel import wheel_name
 from ollama_balancer.core.access import SECRET
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
 from tests.e2e.test_dashboard import accessibility_problems
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
+
+INSTALLATION = 600.0
+"""Seconds that making an environment may take on a machine that has much else to do."""
 
 ADDON = {"PYTHONPATH": str(ROOT / "addon")}
 
@@ -69,7 +73,7 @@ class Host:
 
     def run(self, line: str) -> tuple[int, str]:
         process = self.start(line)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=INSTALLATION)
         return process.returncode, said
 
     def run_script(self, script: str, *shell: str) -> int:
@@ -80,7 +84,7 @@ class Host:
             env=self.environ,
             cwd=self.folder,
             capture_output=True,
-            timeout=120,
+            timeout=INSTALLATION,
             check=False,
         )
         return done.returncode
@@ -122,6 +126,8 @@ def audited(proxy: Proxy) -> list[tuple[str, str, str]]:
 
 
 def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts, host: Host) -> None:
+    for name in ("hashlib", "ensurepip", "venv", "pip", "agent_reporter"):  # as somebody could leave them in /tmp
+        (host.folder / f"{name}.py").write_text("raise SystemExit('imported from the folder it is run in')")
     ollama = hosts.start("gpu-1")
     line = command_line(proxy, "--name", "gpu-1")
     code = line.rsplit(" ", 1)[-1]
@@ -129,8 +135,13 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     own = f"--ollama {ollama.url} --advertise {ollama.url} --interval 0.5"
     joining = host.start(f"{line} {own}")
     try:
+        wait_until(
+            lambda: joining.poll() is not None or proxy.agents().get("gpu-1", {}).get("metrics"),
+            "the host reports",
+            INSTALLATION,
+        )
+        assert joining.poll() is None, joining.communicate()[0]
         proxy.wait_online("gpu-1")
-        wait_until(lambda: proxy.agents()["gpu-1"]["metrics"], "the host reports")
         reporter = next(
             each
             for each in psutil.Process(joining.pid).children(recursive=True)
@@ -152,8 +163,11 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     proxy.control("POST", "/api/agents/gpu-1/resume")
     assert proxy.generate().status_code == 200
 
-    # Again, with the used code: it keeps its key and its name.
-    status, said = host.run(f"{line} {own} --once")
+    # Again, with the used code: it keeps its key, its name and its options.
+    options = host.folder / "reporter" / "options"
+    assert options.read_text().split("\n") == [*own.split(), ""]
+    options.write_text(options.read_text() + "--once\n")
+    status, said = host.run(line)
     assert status == 0, said
     assert f"this host has joined {proxy.url} already, as gpu-1" in said
     assert host.key.read_text().strip() == secret
@@ -231,6 +245,8 @@ def test_a_browser_sees_a_page_and_https_stays_https(proxy: Proxy) -> None:
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     for text in (f"curl -fsS {proxy.url}/join | sh -s -- CODE", "without encryption", "main &quot;$@&quot;"):
         assert text in page.text
+    wheel = proxy.http.get(f"/join/{wheel_name()}")
+    assert (wheel.content[:2], "Content-Encoding" in wheel.headers) == (b"PK", False)
     # curl has HTTP/2 there, which has no Host header.
     secure = subprocess.run(
         ["curl", "-kfsS", f"https://127.0.0.1:{proxy.port}/join"], capture_output=True, text=True, check=True

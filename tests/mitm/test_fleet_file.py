@@ -129,6 +129,9 @@ OPTIONS: dict[str, tuple[object, Callable[[BalancerAddon], object], object]] = {
     ),
     "access": ("keys", lambda addon: addon.balancer.access.needs_key, True),
     "access_log": ("-", lambda addon: addon.configuration.access_log.target, "-"),
+    "store": ("/dev/null/flows", lambda addon: addon.balancer.stored.on, True),
+    "store_days": (3, at_use("store_days"), 3),
+    "store_size": ("5g", at_use("store_size"), 5 * 1024**3),
     "trusted_proxies": ("127.0.0.1", client_of, "203.0.113.7"),
     "origins": ("https://a.test", lambda addon: addon.balancer.allows("https://a.test"), True),
 }
@@ -247,6 +250,13 @@ def test_an_agent_that_reports_stays_when_the_file_no_longer_names_it(fleet: Fix
     fleet.write("agents: {}")
     assert fleet.agents == ["a"]
     assert (a.fixed_slots, a.draining) == (0, False)
+    fleet.write("agents: {other-name: {url: http://10.0.0.1}}")
+    for each in registry:
+        registry.located(each, "the same host")
+    fleet.write("agents: {other-name: {url: http://10.0.0.1, drained: true}}")
+    assert a.draining
+    fleet.write("agents: {}")
+    assert not a.draining
 
 
 def test_what_is_set_elsewhere_wins_even_where_it_is_the_default(

@@ -175,7 +175,8 @@ class AgentRegistry:
         """Whether agents of these names could be registered together, once those that leave are gone. ValueError says
         why not.
         """
-        new = [name for name in names if name not in self._names]
+        new = {name for name in names if name not in self._names}
+        leaving = set(leaving)
         others = {name for name, agent in self._names.items() if agent not in leaving} if leaving else self._names
         for name in new:
             if not _NAME.fullmatch(name):
@@ -209,11 +210,13 @@ class AgentRegistry:
             self.fleet.forget_holder(model, agent)
         self.fleet.eligibility_changed(agent)
 
-    def drain(self, agent: Agent, *, until_registration: bool = False, configured: bool = False) -> None:
-        """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not its
-        reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
+    def drain(
+        self, agent: Agent, *, until_registration: bool = False, configured: bool = False, alone: bool = False
+    ) -> None:
+        """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not
+        `alone`, nor its reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
         """
-        for each in [agent] if until_registration else self.fleet.hosts.of(agent):
+        for each in [agent] if alone or until_registration else self.fleet.hosts.of(agent):
             self._drain(each, until_registration=until_registration, configured=configured)
         self.fleet.settle_aliases(agent)
 
@@ -232,9 +235,9 @@ class AgentRegistry:
             self._resume(each)
         self.fleet.settle_aliases(agent)
 
-    def end_configured_drain(self, agent: Agent) -> None:
-        """Resume it and its host's other names, unless somebody else has drained them."""
-        for each in self.fleet.hosts.of(agent):
+    def end_configured_drain(self, agent: Agent, *, alone: bool = False) -> None:
+        """Resume it and, if not `alone`, its host's other names, unless somebody else has drained them."""
+        for each in [agent] if alone else self.fleet.hosts.of(agent):
             if each.drained_by_configuration:
                 self._resume(each)
         self.fleet.settle_aliases(agent)

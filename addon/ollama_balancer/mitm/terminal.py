@@ -31,6 +31,7 @@ CONNECTION_WORDS = (
     "server disconnect",
     "error establishing server connection",
     "Closing connection due to inactivity",
+    "Streaming response from",
 )
 """How those of its records begin that are hidden. Others tell of clients that break the rules."""
 
