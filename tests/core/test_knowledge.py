@@ -93,12 +93,11 @@ def test_what_was_learned_is_known_after_a_restart_and_goes_on_from_there() -> N
     assert learned(other)[MODEL]["decode"]["observations"] == 11
 
 
-def test_learned_slots_and_room_in_memory_are_kept() -> None:
+def test_learned_slots_are_kept() -> None:
     room = experienced()
-    room.registry.inventory.update_loaded(room.agents[0], [listed(), listed("n")])
     room.agents[0].learners[MODEL].proven = 4
     agent = restarted(room, "gpu-1").agents[0]
-    assert (agent.slots_for(MODEL), agent.slots, agent.fits()) == (4, 4, 2)
+    assert (agent.slots_for(MODEL), agent.slots) == (4, 4)
 
 
 def test_an_agent_that_joins_later_finds_what_was_learned_of_it() -> None:

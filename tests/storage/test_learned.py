@@ -38,7 +38,6 @@ def fleet(agents: int, models: int) -> list[AgentRecord]:
             "NVIDIA GeForce RTX 4090 + NVIDIA GeForce RTX 4090, 48 GiB",
             "0.33.0",
             4,
-            3,
             tuple(
                 ModelRecord(
                     f"a-model-with-a-usual-name-{model}:30b-instruct-q4_K_M",

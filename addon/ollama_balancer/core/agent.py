@@ -292,19 +292,17 @@ class Agent:
         """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
 
-    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], fits: int, now: float) -> None:
-        """What was known of it when the balancer ended: slots and tokens per second by model, and models that fit."""
+    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], now: float) -> None:
+        """What was known of it when the balancer ended: slots and tokens per second, by model."""
         for model, proven in slots.items():
             self.learners.setdefault(model, SlotLearner.recalled(proven, now))
         self.stats.speeds = {**speeds, **self.stats.speeds}
-        self.most_loaded = max(self.most_loaded, fits)
         self.epoch += 1
 
     def is_another_machine(self) -> None:
         """It has other GPUs: what was learned of it does not hold any more."""
         self.rates.clear()
         self.stats.speeds.clear()
-        self.most_loaded = len(self.loaded_names)
         self.epoch += 1
 
     def model_replaced(self, model: str) -> None:

@@ -50,7 +50,7 @@ class ModelRecord(NamedTuple):
     load: Known | None
     """Seconds."""
     slots: int | None
-    """Proven ones."""
+    """Proven ones; None: no more than one, which may be as nobody has tried."""
     speed: float | None
     """Tokens per second of the last answers, whatever ran beside them."""
 
@@ -63,8 +63,6 @@ class AgentRecord(NamedTuple):
     """Of its server."""
     parallel: int | None
     """The slots that it has reported."""
-    fits: int
-    """The most models that it was seen to have loaded."""
     models: tuple[ModelRecord, ...]
 
 
@@ -79,7 +77,6 @@ class OutputRecord(NamedTuple):
 class _Recalled(NamedTuple):
     slots: dict[str, int]
     speeds: dict[str, float]
-    fits: int
 
 
 def aged(observations: int, age: float) -> int:
@@ -113,10 +110,10 @@ class Knowledge:
         estimates, facts = learner.estimates, learner.facts
         agent, absent = fleet.agents.get(agent_id), self._absent.get(agent_id)
         if agent is not None:
-            slots = {model: learning.proven for model, learning in agent.learners.items()}
-            recalled = _Recalled(slots, agent.stats.speeds, agent.most_loaded)
+            slots = {model: each.proven for model, each in agent.learners.items() if each.proven > 1}
+            recalled = _Recalled(slots, agent.stats.speeds)
         else:
-            recalled = absent or _Recalled({}, {}, 0)
+            recalled = absent or _Recalled({}, {})
         digests = estimates.likeness.digests.get(agent_id, {})
         models = []
         for model in dict.fromkeys(model for figure in estimates.figures for model in figure.models(agent_id)):
@@ -140,7 +137,7 @@ class Knowledge:
         if models:
             hardware = estimates.likeness.hardware.get(agent_id)
             version, parallel = facts.versions.get(agent_id), facts.parallel.get(agent_id)
-            return AgentRecord(agent_id, hardware, version, parallel, recalled.fits, tuple(models))
+            return AgentRecord(agent_id, hardware, version, parallel, tuple(models))
         if agent is None:
             estimates.forget(agent_id)
             facts.forget(agent_id)
@@ -163,7 +160,7 @@ class Knowledge:
         same_machine, same_server = facts.recall(record.id, record.hardware, record.version, record.parallel)
         if not same_machine:
             return
-        recalled = _Recalled({}, {}, record.fits)
+        recalled = _Recalled({}, {})
         for each in record.models:
             at = min(each.at, now)
             if now - at > MAX_AGE or not facts.recall_model(record.id, each.model, each.digest):

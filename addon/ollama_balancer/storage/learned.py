@@ -56,7 +56,7 @@ class StoredModel(_Line):
     decode: _Known | None = None
     prefill: _Known | None = None
     load: _Known | None = None
-    slots: _Slots | None = None
+    slots: Annotated[int, Field(ge=2, le=100_000)] | None = None
     speed: _Value | None = None
 
     def record(self) -> ModelRecord:
@@ -71,12 +71,11 @@ class StoredAgent(_Line):
     hardware: Annotated[str, Field(max_length=MAX_HARDWARE)] | None = None
     version: Annotated[str, Field(max_length=256)] | None = None
     parallel: _Slots | None = None
-    fits: Annotated[int, Field(ge=0, le=1000)] = 0
     models: Annotated[list[StoredModel], Field(max_length=MAX_MODELS)]
 
     def record(self) -> AgentRecord:
         models = tuple(each.record() for each in self.models)
-        return AgentRecord(self.agent, self.hardware, self.version, self.parallel, self.fits, models)
+        return AgentRecord(self.agent, self.hardware, self.version, self.parallel, models)
 
 
 class StoredOutput(_Line):
