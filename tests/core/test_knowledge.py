@@ -194,6 +194,13 @@ def test_restarting_often_makes_nothing_older_or_younger() -> None:
     assert records(room, NOW + 2 * DAY)[0].models[0].at == NOW + 2 * DAY
 
 
+def test_nothing_is_kept_of_an_agent_whose_record_is_too_old() -> None:
+    other = restarted(experienced(), after=MAX_AGE + 120)
+    facts = other.registry.learner.facts
+    assert (other.registry.knowledge.agents(), facts.versions) == ([], {})
+    assert other.registry.learner.estimates.likeness.hardware == {}
+
+
 def test_an_agent_that_never_comes_back_is_forgotten_after_a_month() -> None:
     other = restarted(experienced())
     assert other.registry.knowledge.agents() != []

@@ -178,10 +178,12 @@ class Knowledge:
                 recalled.speeds[each.model] = each.speed
             estimates.changed(each.model, news=True)
         agent = self._fleet.agents.get(record.id)
-        if agent is None:
+        if agent is not None:
+            agent.recalled(*recalled, self._fleet.clock())
+        elif any(figure.models(record.id) for figure in estimates.figures):
             self._absent[record.id] = recalled
         else:
-            agent.recalled(*recalled, self._fleet.clock())
+            facts.forget(record.id)  # all of it is too old
 
     def restore_output(self, record: OutputRecord, now: float) -> None:
         """Take in the usual length of a model's answers."""
