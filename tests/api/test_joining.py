@@ -22,7 +22,7 @@ from ollama_balancer.api.dashboard import FOLDER
 from ollama_balancer.api.paths import CALLER
 from ollama_balancer.api.reporter_wheel import reporter_wheel
 from ollama_balancer.api.upgrades import is_older
-from ollama_balancer.core.access import Key, Right
+from ollama_balancer.core.access import Key, Keyring, Right
 from ollama_balancer.core.history import History
 from ollama_balancer.core.queue import RequestQueue
 from ollama_balancer.core.recent import Recent
@@ -160,6 +160,16 @@ def test_a_name_is_joined_under_once_unless_the_code_says_it(balancer: Balancer)
     what = [(entry["what"], entry["object"]) for entry in balancer.written]
     assert ("join_code.refuse", "any") in what
     assert what.count(("host.join", "gpu-1")) == 2
+
+
+def test_nobody_joins_while_the_keys_cannot_be_read(balancer: Balancer) -> None:
+    code = balancer.code()
+    balancer.access.keyring = Keyring(problem="the disk is gone")
+    refused = balancer.join(code)
+    assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+    assert "disk" not in refused.text
+    balancer.access.keyring = Keyring()
+    assert balancer.join(code).status_code == 201
 
 
 def test_only_operators_make_codes_within_bounds(balancer: Balancer) -> None:

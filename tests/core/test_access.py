@@ -23,6 +23,12 @@ def test_a_key_is_found_by_the_hash_of_its_secret() -> None:
     assert (keyring.names, keyring.had_keys, Keyring().had_keys) == ({"alice"}, True, False)
 
 
+def test_the_key_that_a_host_got_by_joining_is_no_clients() -> None:
+    host = Key("host@gpu-1", rights=frozenset({Right.REPORT}), agent="gpu-1")
+    assert Keyring([Secret(b"1", host)]).clients == 0
+    assert Keyring([Secret(b"1", host), Secret(b"2", Key("alice")), Secret(b"3", Key("alice"))]).clients == 1
+
+
 def test_a_replaced_secret_is_valid_until_its_time() -> None:
     key = Key("alice")
     keyring = Keyring([Secret(hash_of(b"new"), key), Secret(hash_of(b"old"), key, 100.0)])

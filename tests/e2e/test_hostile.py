@@ -251,7 +251,7 @@ def test_a_refused_body_leaves_no_trace_in_the_log_and_no_authority(
 
 
 def test_a_head_that_breaks_off_does_not_bring_its_credentials_into_the_log(tmp_path: Path) -> None:
-    with running_proxy(tmp_path, "-v") as proxy:
+    with running_proxy(tmp_path) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as s:
             s.sendall(b"POST /api/agents HTTP/1.1\r\nAuthorization: Bearer " + TOKEN.encode())
         wait_until(lambda: "before completing request headers" in proxy.log, "mitmproxy says so")

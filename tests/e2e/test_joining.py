@@ -25,6 +25,9 @@ from tests.e2e.test_dashboard import accessibility_problems
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
 
+INSTALLATION = 600.0
+"""Seconds that making an environment may take on a machine that has much else to do."""
+
 ADDON = {"PYTHONPATH": str(ROOT / "addon")}
 
 
@@ -69,7 +72,7 @@ class Host:
 
     def run(self, line: str) -> tuple[int, str]:
         process = self.start(line)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=INSTALLATION)
         return process.returncode, said
 
     def run_script(self, script: str, *shell: str) -> int:
@@ -80,7 +83,7 @@ class Host:
             env=self.environ,
             cwd=self.folder,
             capture_output=True,
-            timeout=120,
+            timeout=INSTALLATION,
             check=False,
         )
         return done.returncode
@@ -129,8 +132,13 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     own = f"--ollama {ollama.url} --advertise {ollama.url} --interval 0.5"
     joining = host.start(f"{line} {own}")
     try:
+        wait_until(
+            lambda: joining.poll() is not None or proxy.agents().get("gpu-1", {}).get("metrics"),
+            "the host reports",
+            INSTALLATION,
+        )
+        assert joining.poll() is None, joining.communicate()[0]
         proxy.wait_online("gpu-1")
-        wait_until(lambda: proxy.agents()["gpu-1"]["metrics"], "the host reports")
         reporter = next(
             each
             for each in psutil.Process(joining.pid).children(recursive=True)

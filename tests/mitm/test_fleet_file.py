@@ -317,6 +317,10 @@ def test_a_change_is_applied_whole_or_not_at_all(
     fleet.write("agents: {b: {url: http://10.0.0.2}}")
     assert fleet.agents == ["z", "b"]
     assert "removed a" in caplog.text and "added b" in caplog.text and "changed the options retries" in caplog.text
+    happened = [event for event in fleet.balancer.events if event.kind.startswith("config ")]
+    assert [event.kind for event in happened] == ["config refused", "config reloaded"]
+    assert "the log says what is wrong" in happened[0].reason
+    assert "added b; removed a" in happened[1].reason
 
 
 def test_a_live_change_of_an_option_that_does_not_fit_the_file_is_refused(fleet: Fixture) -> None:

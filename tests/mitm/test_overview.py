@@ -56,7 +56,7 @@ def test_the_next_step_is_a_command_that_a_shell_takes_as_it_is() -> None:
     assert (label, command[:2]) == ("Next:", ["curl", "http://192.0.2.2:8080/api/generate"])
     assert json.loads(command[-1])["model"] == "qwen3:8b"
     assert "Authorization: Bearer KEY" in command
-    assert more.startswith("More hosts: on each Ollama host, ")
+    assert more.startswith("More hosts: ollama-balancer join-code")
     [pull, _] = next_steps(EVERYWHERE, KEPT, agents({"gpu": []}), needs_key=False)
     assert pull.endswith("OLLAMA_HOST=http://192.0.2.2:8080 ollama pull llama3.2")
 
@@ -65,16 +65,12 @@ def test_without_a_host_it_says_how_to_add_one() -> None:
     assert "Agents:     none yet; an Ollama on this machine is added when it answers" in overview(
         EVERYWHERE, [], looks_here=True
     )
-    reporter, option, demo = next_steps(EVERYWHERE, KEPT, [], needs_key=False)
-    assert reporter.startswith(f"Next:       on each Ollama host, with a copy of this machine's {KEPT.file}, run: ")
-    assert reporter.endswith(
-        "ollama-agent-reporter --balancer http://192.0.2.2:8080 --token-file ollama-balancer-token"
-    )
+    join, option, demo = next_steps(EVERYWHERE, KEPT, [], needs_key=False)
+    assert join == "Next:       ollama-balancer join-code prints the line to run on an Ollama host"
+    elsewhere = next_steps(Reach("http://192.0.2.2:9090", local=False), KEPT, [], needs_key=False)[0]
+    assert "join-code --balancer http://127.0.0.1:9090 prints" in elsewhere
     assert "--set balancer_agents=http://HOST:11434" in option
     assert "--set balancer_demo=3" in demo
-    given = next_steps(EVERYWHERE, GIVEN, [], needs_key=False)[0]
-    assert given.endswith("run: ollama-agent-reporter --balancer http://192.0.2.2:8080")
-    assert "$OLLAMA_BALANCER_TOKEN" in given
 
 
 def test_who_listens_on_loopback_offers_nothing_to_other_machines() -> None:

@@ -108,6 +108,8 @@ def mitmdump(confdir: Path, **options: object) -> Iterator[Screen]:
 def log() -> None:
     connections = logging.getLogger("mitmproxy.proxy.server")
     connections.info("client connect", extra={"client": ("10.0.0.7", 1234)})
+    connections.info("server disconnect gpu-1:11434", extra={"client": ("10.0.0.7", 1234)})
+    connections.info("10.0.0.7:1234: HTTP/2: too many control frames")
     connections.warning("its certificate is refused")
     logging.getLogger("ollama_balancer.mitm.terminal").info(Line(SERVED))
     logging.getLogger("ollama_balancer").info("Agent gpu-1 is drained.\x1b[2J\x9b")
@@ -125,6 +127,7 @@ def test_a_terminal_shows_requests_in_colour_and_nothing_of_connections(tmp_path
     assert "\x1b[32m200\x1b[0m" in screen.getvalue()
     lines = [line[8:] for line in ESCAPE.sub("", screen.getvalue()).splitlines()]
     assert "  its certificate is refused" in lines
+    assert "  10.0.0.7:1234: HTTP/2: too many control frames" in lines
     assert "  gpu-2   llama3.2  200   42 tok/s  TTFT 0.31 s   180 tokens  warm" in lines
     assert "  Agent gpu-1 is drained. [2J " in lines
     assert "connect" not in screen.getvalue()

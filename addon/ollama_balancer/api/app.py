@@ -162,7 +162,7 @@ class ControlApi:
         return JSONResponse(
             {
                 "mode": registry.mode,
-                "access": {"needs_key": self.access.needs_key, "keys": len(self.access.keyring.names)},
+                "access": {"needs_key": self.access.needs_key, "keys": self.access.keyring.clients},
                 "uptime": round(registry.clock() - self.started, 3),
                 "totals": self._totals(),
                 "waiting": len(self.queue),

@@ -59,6 +59,7 @@ JOIN_CALLS = (
             201: Answer("The host has joined, and this is its key, which is shown only now.", join_models.JoinedHost),
             401: error("The code is not valid.", WWW_Authenticate="`Bearer`."),
             409: error("Another host has joined under that name."),
+            503: error("No key can be checked now, or there is no memory left.", Retry_After="Seconds."),
             429: error("Too many wrong codes from this address.", Retry_After="Seconds."),
         },
         body=JoinRequest,

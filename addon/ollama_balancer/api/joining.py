@@ -21,6 +21,7 @@ from ..core.join_codes import JoinCode, JoinCodes, TooManyCodesError
 from ..gateway.access import Access
 from ..gateway.audit import AuditTrail
 from ..gateway.callers import Caller
+from ..gateway.messages import RETRY_AFTER
 from ..storage.keys import HOST_KEY, HOST_NAME, KeyExistsError, KeyFileError
 from .callers import caller_of
 from .dashboard import FOLDER, HEADERS
@@ -33,6 +34,8 @@ NOT_VALID = (
     "this join code is not valid: it has been used, it has expired, or it was made before the balancer was restarted; "
     "'ollama-balancer join-code' on the balancer's machine, or its dashboard, makes another"
 )
+
+NO_KEYS = "no host can join now, as the balancer's keys cannot be read: its log says why, to whoever runs it"
 
 _NETLOC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 """The Host headers for which there are scripts: they hold it, so that no other character may be in it."""
@@ -98,6 +101,8 @@ class JoinApi:
     async def join(self, request: Request) -> Response:
         """Let a host join by a code, or tell one that has joined its name."""
         caller = caller_of(request)
+        if self.access.keyring.problem is not None:
+            raise HTTPException(503, NO_KEYS, {"Retry-After": RETRY_AFTER})
         if (known := caller.key) is not None and known.agent is not None:
             refusal = self.access.refusal(caller, (Right.REPORT,), always=True)
             if refusal is not None:

@@ -146,6 +146,11 @@ class Keyring:
         """The names of all keys."""
         return {secret.key.name for secret in self._by_hash.values()}
 
+    @property
+    def clients(self) -> int:
+        """How many keys there are that hosts did not get by joining."""
+        return len({secret.key.name for secret in self._by_hash.values() if not secret.key.is_hosts_own})
+
     def find(self, presented: bytes, now: float) -> Key | None:
         """The key of that secret, or of one that was replaced and is still valid. `Key.problem` is not looked at."""
         digest = hash_of(presented)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
-from ..core.events import EventKind
+from ..core.events import MAX_REASON, EventKind
 from ..core.static_agents import AgentSpec
 from ..gateway.access import AccessMode
 from ..gateway.timeouts import Timeouts
@@ -64,6 +64,7 @@ class Configuration:
         self.connections = connections
         self.announcement = announcement
         self.fleet_file = FleetFile()
+        self.fleet_file.on_refused = self._fleet_refused
         self.overrides = Overrides()
         self._given_defaults: set[str] = set()
         """Options that somebody has set to their default, which mitmproxy forgets when a change is refused."""
@@ -113,8 +114,14 @@ class Configuration:
         for name in (options.PREFIX + each for each in changed):
             value = fleet.options.get(name, getattr(ctx.options, name))
             self.balancer.audit.option(name, options.shown(name, value))
+        self.balancer.events.config_reloaded(one_line(f"{Path(fleet.path).name}: {what}", MAX_REASON))
         logger.info("Fleet file %s applied: %s.", fleet.path, what)
         self.log_unused()
+
+    def _fleet_refused(self, path: str) -> None:
+        # The log quotes the file; who reads the events need not see what is in it.
+        reason = f"{Path(path).name}: what was applied before stays; the log says what is wrong"
+        self.balancer.events.config_refused(one_line(reason, MAX_REASON))
 
     def log_fleet(self) -> None:
         """Say what comes from the fleet file."""

@@ -45,7 +45,7 @@ def _log_older_reporter(agent: Agent) -> None:
     at = reach(listening(), get_local_ip())
     text = notice(agent.metrics, SOMEWHERE if at is None else at.url)
     if text is not None:
-        logger.warning("%s: %s", agent.name, one_line(text, 400))
+        logger.info("%s: %s", agent.name, one_line(text, 400))
 
 
 class ControlApi:

@@ -37,6 +37,8 @@ class FleetFile:
         """What was read last, if it is not applied."""
         self._problem = ""
         """As logged."""
+        self.on_refused: Callable[[str], None] = lambda path: None
+        """Called once with the path of a file that is not applied."""
 
     def read(self, path: str) -> Fleet:
         """What is in use, if it is from that path, else what the file there says. Raises FleetFileError."""
@@ -107,6 +109,7 @@ class FleetFile:
     def _log(self, path: str, problem: ValueError) -> None:
         if path == self.current.path and str(problem) != self._problem:
             self._problem = str(problem)
+            self.on_refused(path)
             logger.warning("The fleet file is not applied, and what was applied before stays: %s", problem)
 
 

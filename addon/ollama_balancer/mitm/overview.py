@@ -15,6 +15,7 @@ from .listening import Reach
 MAX_AGENTS = 20
 MAX_MODELS = 6
 LABEL = len("Dashboard:  ")
+DEFAULT_PORT = "8080"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
 
@@ -50,17 +51,18 @@ def access_line(at: Reach | None, *, needs_key: bool, keys: int) -> str:
     return line
 
 
-def add_host_steps(at: Reach, token: credentials.Token) -> list[str]:
-    """How an Ollama host with a reporter joins."""
-    report = f"ollama-agent-reporter --balancer {at.url}"
-    hint = f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+def add_host_step(at: Reach, token: credentials.Token) -> str:
+    """How an Ollama host joins; where nobody else reaches the balancer, how this machine's own one reports."""
     if at.local:
-        there = "this machine's own Ollama reports with: "
-        return [f"{there}{report} --token-file {token.file}" if token.file is not None else f"{there}{report} {hint}"]
-    if token.file is not None:
-        hint = f"with a copy of this machine's {token.file}"
-        report += f" --token-file {credentials.FILE_NAME}"
-    return [f"on each Ollama host, {hint}, run: {report}"]
+        hint = (
+            f"--token-file {token.file}"
+            if token.file
+            else f"with ${credentials.ENVIRONMENT} set to the balancer's token"
+        )
+        return f"this machine's own Ollama reports with: ollama-agent-reporter --balancer {at.url} {hint}"
+    port = at.url.rpartition(":")[2]
+    balancer = "" if port == DEFAULT_PORT else f" --balancer http://127.0.0.1:{port}"
+    return f"ollama-balancer join-code{balancer} prints the line to run on an Ollama host"
 
 
 def _labelled(label: str, lines: Iterable[str]) -> list[str]:
@@ -101,10 +103,10 @@ def next_steps(at: Reach | None, token: credentials.Token, agents: Sequence[Agen
     if at is None:
         problem = "mitmproxy listens on no port, so nobody can reach the balancer: start it without --no-server"
         return _labelled("Next", [problem])
-    add_host = add_host_steps(at, token)
+    add_host = add_host_step(at, token)
     if not agents:
         ways = [
-            *add_host,
+            add_host,
             "or name hosts: --set balancer_agents=http://HOST:11434",
             "or try it out with three simulated hosts: --set balancer_demo=3",
         ]
@@ -121,7 +123,7 @@ def next_steps(at: Reach | None, token: credentials.Token, agents: Sequence[Agen
         step = f"see which models there are: curl {at.url}/api/tags{key}"
     else:
         step = "start Ollama on these hosts, or see on the dashboard what is wrong with them"
-    return [*_labelled("Next", [step]), *_labelled("More hosts", add_host)]
+    return [*_labelled("Next", [step]), *_labelled("More hosts", [add_host])]
 
 
 def _model_to_try(agents: Iterable[Agent]) -> str | None:

@@ -108,10 +108,12 @@ class Startup:
         liveness = logging.getLogger(LIVENESS)
         liveness.addFilter(_is_warning)
         try:
+            await self._ready.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_SECONDS):
+                    await self._demo_ready.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OVERVIEW_SECONDS):
-                    await self._ready.wait()
-                    await self._demo_ready.wait()
                     if self.balancer.prober is not None:
                         await self.balancer.prober.first_round.wait()
             self._log_overview()
@@ -122,7 +124,7 @@ class Startup:
         balancer, access = self.balancer, self.balancer.access
         assert balancer.token
         at, agents = reach(listening(), get_local_ip()), list(balancer.registry)
-        line = access_line(at, needs_key=access.needs_key, keys=len(access.keyring.names))
+        line = access_line(at, needs_key=access.needs_key, keys=access.keyring.clients)
         closed = access.needs_key or at is None or at.local
         for each in overview(at, agents, looks_here=balancer.has_nothing_configured):
             logger.info("%s", each)

@@ -24,6 +24,17 @@ logger = logging.getLogger(__name__)
 CONNECTIONS = "mitmproxy.proxy.server"
 """The logger of mitmproxy that tells of each connection."""
 
+CONNECTION_WORDS = (
+    "client connect",
+    "client disconnect",
+    "server connect",
+    "server disconnect",
+    "error establishing server connection",
+    "Closing connection due to inactivity",
+    "Streaming response from",
+)
+"""How those of its records begin that are hidden. Others tell of clients that break the rules."""
+
 CODES = {logging.ERROR: (BOLD, RED), logging.WARNING: (MAGENTA,), ALERT: (BOLD,)}
 
 _VERBOSITIES = ("termlog_verbosity", "console_eventlog_verbosity")
@@ -91,7 +102,7 @@ class Terminal:
 
 
 def _is_no_connection(record: logging.LogRecord) -> bool:
-    return record.levelno != logging.INFO
+    return record.levelno != logging.INFO or not str(record.msg).startswith(CONNECTION_WORDS)
 
 
 class PlainFormatter(logging.Formatter):

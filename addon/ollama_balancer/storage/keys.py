@@ -233,6 +233,8 @@ def check(key: Key) -> None:
             raise ValueError(f"{name}: a whole number from 1 to {MAX_LIMIT}")
     if key.expires is not None and not 0 <= key.expires <= MAX_TIME:
         raise ValueError("expires: a time before the year 9999")
+    if key.agent is not None and not HOST_NAME.fullmatch(key.agent):
+        raise ValueError("agent: 1 to 59 letters, digits and . _ -, beginning and ending with a letter or digit")
     if not NOTE.fullmatch(key.note):
         raise ValueError("note: one line of at most 1000 characters")
 

@@ -26,10 +26,10 @@ function Join-Fleet {
         throw "This is no join code: it begins with join_, and 'ollama-balancer join-code' makes one."
     }
     $Python = $null
-    $Isnt = 'import sys; sys.exit(sys.version_info < (3, 10))'
+    $Check = 'import sys; sys.exit(sys.version_info < (3, 10))'
     foreach ($Candidate in @($env:PYTHON, 'py', 'python', 'python3')) {
         if (-not $Candidate -or -not (Get-Command $Candidate -ErrorAction SilentlyContinue)) { continue }
-        & $Candidate -c $Isnt
+        & $Candidate -c $Check
         if ($LASTEXITCODE -eq 0) { $Python = $Candidate; break }
     }
     if (-not $Python) {

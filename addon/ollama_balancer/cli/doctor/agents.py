@@ -181,7 +181,7 @@ async def _check_local() -> Finding:
     except (CallError, ValueError):
         return problem(
             f"no agent is configured or registered, and no Ollama answers on {LOCAL}",
-            "start ollama-agent-reporter on each host, or name them: --set balancer_agents=gpu-1=http://HOST:11434",
+            "let each host join by the line that ollama-balancer join-code prints, or name them: --set balancer_agents=gpu-1=http://HOST:11434",
         )
     return ok(f"local: Ollama {version} on {LOCAL}, the only host")
 
