@@ -1,7 +1,7 @@
 // The client keys, from /api/keys, for who presents the token or a key with the right operate.
 
 import { byId, element, fill, setText } from "/dashboard/dom.js";
-import { call as callBalancer, remember } from "/dashboard/operating.js";
+import { call as callBalancer, knowsToken, remember } from "/dashboard/operating.js";
 
 const LIMITS = [
   ["requests_per_minute", "requests a minute"],
@@ -64,6 +64,7 @@ async function attempt(act) {
 }
 
 export function manageKeys() {
+  byId("access").addEventListener("toggle", () => byId("access").open && knowsToken() && attempt(() => ({})));
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = byId("key-name").value.trim();
