@@ -55,6 +55,7 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
     confdir, saved = tmp_path / "conf", tmp_path / "saved"
     confdir.mkdir()
     arguments = ("--set", f"balancer_agents=one={raw.url}", "--set", "balancer_show_control=true", "-w", str(saved))
+    arguments += ("--set", f"balancer_store={tmp_path / 'stored'}")
     # As an option it would be where all options are, for whoever knows mitmweb's password.
     with running_mitmweb(confdir, *arguments, token=None, env={"OLLAMA_BALANCER_TOKEN": TOKEN}) as (proxy, web):
         proxy.wait_online("one")
@@ -100,6 +101,7 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
     assert "s3same" not in proxy.log
     with saved.open("rb") as file:
         assert len(list(FlowReader(file).stream())) >= 6
+    assert len(list((tmp_path / "stored").iterdir())) == 1
     assert found(tmp_path) == []
     raw.stop()
 

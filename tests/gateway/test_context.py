@@ -107,6 +107,7 @@ def test_the_record_of_a_request_is_json() -> None:
         "candidates": [],
         "room": {"slots": None, "fits": None, "loaded": 0},
         "client": "unknown",
+        "key": None,
         "pinned": True,
         "priority": "normal",
         "attempts": 2,

@@ -129,6 +129,9 @@ OPTIONS: dict[str, tuple[object, Callable[[BalancerAddon], object], object]] = {
     ),
     "access": ("keys", lambda addon: addon.balancer.access.needs_key, True),
     "access_log": ("-", lambda addon: addon.configuration.access_log.target, "-"),
+    "store": ("/dev/null/flows", lambda addon: addon.balancer.stored.on, True),
+    "store_days": (3, at_use("store_days"), 3),
+    "store_size": ("5g", at_use("store_size"), 5 * 1024**3),
     "trusted_proxies": ("127.0.0.1", client_of, "203.0.113.7"),
     "origins": ("https://a.test", lambda addon: addon.balancer.allows("https://a.test"), True),
 }

@@ -5,7 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import audit, check, doctor, install, join_code, keys, serve, top, usage
+from . import audit, check, doctor, export, install, join_code, keys, lab, serve, top, usage, view
+
+READ_THEIR_OWN = {"serve": serve.serve, "view": view.view, "lab": lab.lab, "install": install.install}
+"""Commands whose arguments go on to other programs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,15 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (serve, top, keys, join_code, usage, audit, check, doctor, install):
+    for module in (serve, top, keys, join_code, usage, audit, view, export, lab, check, doctor, install):
         module.add_command(commands)
     first = arguments[0] if arguments else ""
-    if first == "serve":
-        serve.serve(arguments[1:])
-    elif first == "install":
-        install.install(arguments[1:])
-    elif not first or (first.startswith("-") and first not in ("-h", "--help", "--version")):
+    if not first or (first.startswith("-") and first not in ("-h", "--help", "--version")):
         serve.serve(arguments)
+    elif first in READ_THEIR_OWN:
+        READ_THEIR_OWN[first](arguments[1:])
     else:
         options = parser.parse_args(arguments)
         options.run(options)

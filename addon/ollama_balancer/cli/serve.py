@@ -27,8 +27,12 @@ def add_command(commands: Any) -> None:
 
 
 def serve(arguments: Sequence[str]) -> None:
+    """Start the balancer in the place of this process."""
+    become(*command_line(arguments))
+
+
+def become(tool: str, command: Sequence[str]) -> None:
     """Replace this process by mitmproxy's tool; on Windows, which cannot, wait for it and end with its exit code."""
-    tool, command = command_line(arguments)
     program = _program(tool)
     sys.stdout.flush()
     if sys.platform == "win32":

@@ -293,6 +293,7 @@ class RequestContext:
             "candidates": [candidate._asdict() for candidate in self.candidates],
             "room": _room(agents[0]) if len(agents) == 1 else None,
             "client": self.client,
+            "key": None if self.caller.key is None else self.caller.key.name,
             "pinned": self.pin is not None,
             "priority": self.priority.label,
             "attempts": self.attempts,

@@ -49,3 +49,18 @@ def _without(target: bytes, token: Token) -> bytes:
     result = b"".join(masked)
     # A token may have a separator in it.
     return b"/" + MASK if is_ours(result, token) or is_ours(unquote_to_bytes(result), token) else result
+
+
+def without_secrets[T](value: T, token: Token) -> T:
+    """The value, with lists and dictionaries in it, where the token and what looks like a key are masked."""
+    masked: object = value
+    if isinstance(value, dict):
+        masked = {key: without_secrets(each, token) for key, each in value.items()}
+    elif isinstance(value, list | tuple):
+        masked = [without_secrets(each, token) for each in value]
+    elif isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        masked = without_secrets(data, token).decode("utf-8", "surrogateescape")
+    elif isinstance(value, bytes) and is_ours(value, token):
+        masked = SECRET.sub(MASK, value.replace(token.value.encode(), MASK))
+    return masked  # type: ignore[return-value]

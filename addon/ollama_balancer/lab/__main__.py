@@ -75,7 +75,7 @@ def experiment(files: Sequence[Path], modes: Sequence[str], settings: Settings) 
 
 def parser() -> argparse.ArgumentParser:
     about, _, epilog = (__doc__ or "").partition("\n\n")
-    result = argparse.ArgumentParser(prog="python -m ollama_balancer.lab", description=about, epilog=epilog)
+    result = argparse.ArgumentParser(prog="ollama-balancer lab", description=about, epilog=epilog)
     result.add_argument("files", metavar="FLOWFILE", nargs="+", type=Path, help="flows saved by mitmproxy with -w")
     result.add_argument(
         "--modes",

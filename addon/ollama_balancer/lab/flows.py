@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import http
-from mitmproxy.exceptions import FlowReadException
-from mitmproxy.io import FlowReader
 
 from agent_reporter.limits import NAME_PATTERN
 
@@ -18,13 +16,12 @@ from ..core.policies import POLICIES
 from ..gateway.admission import MAX_MODEL_NAME
 from ..gateway.translation import demand_of
 from ..mitm.flows import path_of
-from ..mitm.inspection.annotations import METADATA_KEY
 from ..ollama.answer_watcher import AnswerWatcher
 from ..ollama.names import canonical_name
 from ..ollama.prompts import context_prefix, read_prompt
 from ..ollama.requests import read_request
 from ..ollama.routes import find_route
-from ..text import one_line
+from ..saved_flows.reading import METADATA_KEY, read_flows
 from .recording import Recorded, Recording
 
 LONGEST = 7 * 86_400.0
@@ -44,7 +41,7 @@ def read(paths: Iterable[Path]) -> Recording:
     """Read the files as far as possible; errors are in `problems`."""
     recording = Recording()
     for path in paths:
-        for flow in _flows(path, recording):
+        for flow in read_flows(path, recording.problems.append):
             recording.flows += 1
             try:
                 _add_request(flow, recording)
@@ -52,28 +49,6 @@ def read(paths: Iterable[Path]) -> Recording:
                 recording.odd += 1
     recording.link_conversations()
     return recording
-
-
-def _flows(path: Path, recording: Recording) -> Iterator[http.HTTPFlow]:
-    count, name = 0, one_line(str(path))
-    try:
-        with path.open("rb") as file:
-            for flow in FlowReader(file).stream():
-                count += 1
-                if isinstance(flow, http.HTTPFlow):
-                    yield flow
-    except OSError as e:
-        recording.problems.append(f"{name}: cannot be read: {e.strerror or e}")
-    except Exception as e:  # on a damaged flow mitmproxy raises what it comes upon
-        why = "" if isinstance(e, FlowReadException) else f" ({type(e).__name__})"
-        recording.problems.append(
-            f"{name}: ends in the middle of a flow, or is damaged there{why}; {count} flows before that were read"
-            if count
-            else f"{name}: is not a file of mitmproxy flows{why}"
-        )
-    else:
-        if not count:
-            recording.problems.append(f"{name}: contains no flows")
 
 
 def _add_request(flow: http.HTTPFlow, recording: Recording) -> None:

@@ -9,7 +9,7 @@ from .balancer import Balancer
 from .configuration import Configuration
 from .connections import Connections
 from .control_api import ControlApi
-from .inspection.commands import Commands
+from .inspection.commands import Commands, ComparisonCommand
 from .key_file import KeyFile
 from .lifecycle import Lifecycle
 from .requests import Requests
@@ -44,6 +44,7 @@ class BalancerAddon:
             self.control_api,
             self.answers,
             self.commands,
+            ComparisonCommand(),
         ]
         self.lifecycle.own = (BalancerAddon, *map(type, self.addons))
 

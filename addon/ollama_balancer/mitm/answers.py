@@ -23,6 +23,7 @@ from ..gateway.translation import observation_of
 from ..ollama import origins
 from ..ollama.error_trailers import error_trailer
 from ..ollama.shapes import MIN_TOKENS
+from ..ollama.truncation import truncated
 from ..text import one_line
 from .balancer import Balancer, timed
 from .compat.names import Use
@@ -30,7 +31,6 @@ from .fastpath import relay
 from .flows import context_of, detach, flow_of
 from .headers import allow_origin, keep_alive
 from .inspection.annotations import annotate, names_of
-from .inspection.truncation import truncated
 from .shared_stream import SharedStream
 from .stream import BUFFERED_ANSWER
 from .stream_hooks import FailedStream
@@ -177,7 +177,7 @@ class Answers:
                 self._judge(context, watcher, response)
             if context.outcome is None:
                 context.end(Outcome.FAILED, "the balancer could not route the request")
-            self._annotate(flow, context)
+            self._record(flow, context)
         elif response is not None and response.status_code >= 400 and not is_control_path(context.path):
             context.answer_bytes = len(response.raw_content or b"")
             self.balancer.accounting.unrouted(context, response.status_code)
@@ -204,7 +204,7 @@ class Answers:
         context.end(Outcome.CANCELLED if gone else Outcome.FAILED, message)
         if context.watcher is not None and flow.response is not None:
             _store(flow.response, context.watcher)
-        self._annotate(flow, context)
+        self._record(flow, context)
 
     def stream_failed(self, failed: FailedStream) -> None:
         """The agent failed in the middle of its answer."""
@@ -263,9 +263,11 @@ class Answers:
             if context.unloads and response.status_code < 400:
                 self.balancer.gateway.unloaded(context)
 
-    def _annotate(self, flow: http.HTTPFlow, context: RequestContext) -> None:
+    def _record(self, flow: http.HTTPFlow, context: RequestContext) -> None:
         if self.balancer.is_observed():
             annotate(flow, context)
+            if self.balancer.stored.on:
+                self.balancer.stored.add(flow, context)
 
 
 @functools.cache

@@ -36,6 +36,7 @@ from .adapter import FlowAdapter
 from .compat import Unsupported
 from .fastpath.hooks import HookFastPath
 from .flow_list import FlowList
+from .flow_store import StoredFlows
 from .inspection.annotations import annotate
 from .shutdown import Stopper
 
@@ -91,6 +92,7 @@ class Balancer:
         """Ids of client connections whose requests are refused because of their address."""
         self.budget = MemoryBudget(machine_memory() // PART)
         self.flows = FlowList(self.budget, self.blocked_clients)
+        self.stored = StoredFlows(lambda: self.token)
         self.hooks: HookFastPath | None = None
         """The hook fast path; None before the addon is loaded."""
         self.unsupported: Unsupported | None = None
@@ -122,8 +124,8 @@ class Balancer:
         return origins.allowed_origin(origin, self.settings.origins if self.settings else ())
 
     def is_observed(self) -> bool:
-        """Whether anybody may look at flows."""
-        return self.hooks is None or self.hooks.observed
+        """Whether anybody may look at flows, now or later."""
+        return self.hooks is None or self.hooks.observed or self.stored.on
 
     def show(self, flow: http.HTTPFlow, context: RequestContext) -> None:
         """Update comment, marker and record of the flow, if flows are observed."""

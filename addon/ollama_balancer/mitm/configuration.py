@@ -184,9 +184,11 @@ class Configuration:
         self.fleet_file.use(fleet)
         self._apply(settings)
         self._soon(self._set_agents)
+        balancer.stored.use(settings)
         if balancer.running:
             assert balancer.token
             self.log_mode()
+            balancer.stored.log()
             self.announcement.update(balancer.token, wanted=settings.announce)
         self._override(settings)
 

@@ -82,6 +82,7 @@ class Lifecycle:
         balancer.running = True
         self.configuration.log_mode()
         self.configuration.log_fleet()
+        balancer.stored.log()
         make_stream_private(ctx.master.addons.get("save"))  # it was opened before this was loaded
         self._install_signal_handlers()
         balancer.flows.attach()
@@ -125,6 +126,8 @@ class Lifecycle:
         run_in_thread(balancer.usage.close)
         if (log := self.configuration.access_log.detach()) is not None:
             run_in_thread(log.close)
+        if (store := balancer.stored.detach()) is not None:
+            run_in_thread(store.close)
         if balancer.tracing is not None:
             run_in_thread(balancer.tracing.stop)
             balancer.tracing = None

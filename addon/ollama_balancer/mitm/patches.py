@@ -260,8 +260,6 @@ _REPLACEMENTS: list[tuple[Replaced, Any]] = [
     (names.VALIDATE_HEADERS, _without_client_data(lambda message: names.VALIDATE_HEADERS.original(message))),
     (names.H2_REQUEST_HEAD, _parse_h2_request_headers),
     (names.KILL, _kill),
-    (names.DECODERS, decoding.DECODERS),
-    (names.CODECS, decoding.CODECS),
     (names.ROTATE, saved_files.rotate),
 ]
 
@@ -279,15 +277,22 @@ def apply() -> compat.Unsupported:
         _unsupported = compat.check()
         for name, replacement in _REPLACEMENTS:
             _patches.replace(name, replacement)
-        for module in names.WRITERS_OF_FLOWS:
-            _patches.set(module.value, "open", saved_files.open_private)
-        decoding.bound_views(_patches)
-        contentviews.add(OllamaContentview)
-        _patches.on_restore(lambda: names.remove_view(OllamaContentview.name))
+        add_views(_patches)
         log = logging.getLogger("mitmproxy.proxy.server")
         log.addFilter(_without_bytes)
         _patches.on_restore(lambda: log.removeFilter(_without_bytes))
     return _unsupported
+
+
+def add_views(patches: Patches) -> None:
+    """What shows and saves flows: the content view, decompression within bounds, files for their owner alone."""
+    for module in names.WRITERS_OF_FLOWS:
+        patches.set(module.value, "open", saved_files.open_private)
+    patches.replace(names.DECODERS, decoding.DECODERS)
+    patches.replace(names.CODECS, decoding.CODECS)
+    decoding.bound_views(patches)
+    contentviews.add(OllamaContentview)
+    patches.on_restore(lambda: names.remove_view(OllamaContentview.name))
 
 
 def restore() -> None:

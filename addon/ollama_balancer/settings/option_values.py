@@ -20,6 +20,8 @@ MAX_BODY_LIMIT = 1024**3
 
 MIN_MEMORY, MAX_MEMORY = 1024**2, 1024**4
 
+MAX_STORE = 1024**4 * 64
+
 MAX_PATH = 4096
 
 _SIZE = re.compile(r"(\d{1,18})([bkmgt]?)", re.ASCII)
@@ -188,6 +190,10 @@ TOKEN = Kind(str, f"8 to {MAX_TOKEN_LENGTH} visible ASCII characters without spa
 SWITCH = Kind(bool, "true or false", bool)
 SIZE = Kind(str, "a size from 0 to 1g, such as 500k or 4m", lambda value: _size(value, 0, MAX_BODY_LIMIT), _SIZES)
 MEMORY = Kind(str, "a size from 1m to 1t, such as 512m or 4g", _memory, _SIZES)
+FOLDER = Kind(str, "a folder's path", _path)
+STORE_SIZE = Kind(
+    str, "a size from 1m to 64t, such as 500m or 10g", lambda value: _size(value, MIN_MEMORY, MAX_STORE), _SIZES
+)
 AGENTS = Kind(Sequence[str], "http://host:port or name=http://host:port", static_agents)
 ORIGINS = Kind(
     Sequence[str],

@@ -20,6 +20,7 @@ from .option_values import (
     ACCESS_LOG,
     AGENTS,
     CONFIG,
+    FOLDER,
     HOST_NAMES,
     MEMORY,
     MODE,
@@ -27,6 +28,7 @@ from .option_values import (
     ORIGINS,
     PROXIES,
     SIZE,
+    STORE_SIZE,
     SWITCH,
     TOKEN,
     Kind,
@@ -206,6 +208,22 @@ class Settings:
         "Where one JSON line for each request is written, without prompts and secrets. A file is followed by a new one "
         "at 64 MiB; five older ones are kept.",
         default_text="none",
+    )
+    store: str = option(
+        FOLDER,
+        "",
+        "A folder in which prompts and answers are kept in files, one a day (UTC), that only their owner can read. It "
+        "is made if need be.",
+        default_text="none",
+    )
+    store_days: int = option(
+        whole_number(1, 3650), 7, "Days of which balancer_store keeps files, today among them; older ones are removed."
+    )
+    store_size: int = option(
+        STORE_SIZE,
+        "10g",
+        "What the files of balancer_store may take together. The oldest are removed first; a day has several files if "
+        "it has more than an eighth of that.",
     )
     trusted_proxies: tuple[Network, ...] = option(
         PROXIES,

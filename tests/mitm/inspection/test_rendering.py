@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_balancer.mitm.inspection.rendering import render_answer, render_request
-from ollama_balancer.mitm.inspection.truncation import split_gap, truncated
+from ollama_balancer.ollama.truncation import split_gap, truncated
 from tests.mitm.inspection.exchanges import exchange
 
 RECORD: dict[str, Any] = {

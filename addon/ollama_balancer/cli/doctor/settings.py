@@ -43,6 +43,8 @@ class Settings:
     """What the fleet file says, if there is a good one."""
     token: str = field(default="", repr=False)
     queue_size: int = TABLE["balancer_queue_size"].default
+    store: str = ""
+    """The folder of saved flows; empty: there is none."""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -61,6 +63,7 @@ def read(sets: Sequence[str], port: str | None = None, host: str | None = None) 
     settings.fleet = _fleet(settings, str(checked.get("balancer_config", "")).strip())
     size = "balancer_queue_size"
     settings.queue_size = checked.get(size, settings.fleet.options.get(size, settings.queue_size))
+    settings.store = str(checked.get("balancer_store", settings.fleet.options.get("balancer_store", ""))).strip()
     agents = values.get("balancer_agents") or []
     texts = [agents] if isinstance(agents, str) else agents if isinstance(agents, Sequence) else []
     settings.agents = [part.strip() for text in texts for part in str(text).split(",") if part.strip()]

@@ -8,10 +8,9 @@ from ...core.agent import Agent
 from ...core.agent_records import Outcome
 from ...gateway.callers import UNKNOWN
 from ...gateway.context import RequestContext
+from ...saved_flows.reading import METADATA_KEY as METADATA_KEY
 from ...text import first_names, one_line
 from .marks import set_mark
-
-METADATA_KEY = "balancer"
 
 COMPARISON_KEY = "balancer_comparison"
 """The metadata of a flow that is one of several copies of a request: the name of the group."""

@@ -62,18 +62,14 @@ class Commands:
         self.request_queue = queue
         self.marks = UserMarks()
         self.copies = ReplayedCopies()
-        self.comparisons = ComparisonContentview()
 
     def running(self) -> None:
         self.marks.install()
         self.copies.install()
-        if self.comparisons.name.lower() not in contentviews.registry:
-            contentviews.add(self.comparisons)
 
     def done(self) -> None:
         self.marks.remove()
         self.copies.remove()
-        remove_view(self.comparisons.name)
 
     @define("balancer.agents")
     def agents(self) -> mitmproxy.types.Data:
@@ -150,15 +146,6 @@ class Commands:
                 group,
             )
 
-    @define("balancer.comparison")
-    def comparison(self, flows: Sequence[flow.Flow]) -> mitmproxy.types.Data:
-        """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
-        table = self.comparisons.compare(flows)
-        if not table:
-            raise exceptions.CommandError("none of these flows went through the balancer")
-        logger.log(ALERT, "Open one of these flows: the view Comparison shows its text against the first one.")
-        return _present(table)
-
     def _find(self, name: str) -> Agent:
         agent = self.registry.get(name)
         if agent is None:
@@ -179,6 +166,31 @@ class Commands:
         if not agents:
             raise exceptions.CommandError(f"no online agent has model {model[:200]!r}")
         return agents
+
+
+class ComparisonCommand:
+    """Apart from the others, as it needs no fleet."""
+
+    name = "ollama-balancer-comparison"
+
+    def __init__(self) -> None:
+        self.comparisons = ComparisonContentview()
+
+    def running(self) -> None:
+        if self.comparisons.name.lower() not in contentviews.registry:
+            contentviews.add(self.comparisons)
+
+    def done(self) -> None:
+        remove_view(self.comparisons.name)
+
+    @define("balancer.comparison")
+    def comparison(self, flows: Sequence[flow.Flow]) -> mitmproxy.types.Data:
+        """Show the answers of these flows side by side: balancer.comparison '~comment comparison'."""
+        table = self.comparisons.compare(flows)
+        if not table:
+            raise exceptions.CommandError("none of these flows went through the balancer")
+        logger.log(ALERT, "Open one of these flows: the view Comparison shows its text against the first one.")
+        return _present(table)
 
 
 def _prompts(flows: Sequence[flow.Flow]) -> list[http.HTTPFlow]:

@@ -11,10 +11,10 @@ from ...ollama.answer_watcher import NO_TERMINAL, AnswerWatcher
 from ...ollama.answers import MAX_TEXT, Answer
 from ...ollama.events import event_parser
 from ...ollama.shapes import Timings, speed_of
+from ...ollama.truncation import gap, split_gap, truncated
 from ...tables import in_columns
 from ...text import one_line
 from .conversation import MAX_SHOWN_TEXT, Prompt, Turn, display, read_prompt, without_base64
-from .truncation import gap, split_gap, truncated
 
 MAX_EVENTS = 100_000
 """Lines of a stream that are read, half of them at its beginning: a host may send millions of empty ones."""
