@@ -16,6 +16,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ollama_balancer.api.paths import DASHBOARD
 from ollama_balancer.core.access import SECRET, Key, Right
 from ollama_balancer.core.events import Event, EventKind
 from ollama_balancer.core.ledger import FIELDS, Place
@@ -70,7 +71,29 @@ def confirm(browser: Any, token: str) -> None:
 def accessibility_problems(browser: Any) -> list[str]:
     browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
     result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    return [f"{v['id']}: {v['help']}" for v in result["violations"] if v["impact"] in ("serious", "critical")]
+    return [f"{v['id']}: {v['help']}" for v in result["violations"]]
+
+
+def resize(browser: Any, width: int, height: int = 900) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def color(browser: Any, meter: str) -> str:
+    """Of the bar with that name."""
+    bar = browser.find_element(By.CSS_SELECTOR, f'[aria-label="{meter}"] i')
+    text: str = bar.value_of_css_property("background-color")
+    return text
+
+
+def cut_off(browser: Any) -> list[str]:
+    """What does not fit into a tile, and tiles that do not fit into the page."""
+    names: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll('#tiles div, #tiles dt, #tiles dd')]"
+        ".filter((node) => node.scrollWidth > node.clientWidth || node.getBoundingClientRect().right > innerWidth)"
+        ".map((node) => node.textContent)"
+    )
+    return names
 
 
 def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hosts: Hosts) -> None:
@@ -137,7 +160,8 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
     with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
         gpus = [
             {"name": "RTX 4090", "utilization": busy, "memory_used": 6 << 30, "memory_total": 25_757_220_864}
-            for busy in (30.0, None)
+            | {"temperature": 61.0 if busy is None else 91.4}
+            for busy in (99.0, None)
         ]
         loaded = [{"name": name} for name in models[:4]]
         proxy.report("two-gpus", cpu=96.4, memory=81.0, models=models, loaded_models=loaded, gpus=gpus, num_parallel=4)
@@ -145,7 +169,7 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         browser.get(f"{proxy.url}/dashboard")
         seen(browser, lambda: "2 × RTX 4090" in row(browser, "two-gpus"), "the GPUs")
         shown = row(browser, "two-gpus")
-        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GiB", "8 on disk", "/ 4 per model"):
+        for text in ("96 %", "81 %", "99 %", "91 °C", "6.0 / 24 GiB", "8 on disk", "/ 4 per model"):
             assert text in shown
         assert models[-1] not in shown
         browser.find_element(By.CSS_SELECTOR, "#agents summary").click()
@@ -155,19 +179,20 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         assert told == {
             "CPU of two-gpus": "96",
             "memory of two-gpus": "81",
-            "GPU 0 of two-gpus, busy": "30",
+            "GPU 0 of two-gpus, busy": "99",
             "GPU 0 of two-gpus, memory": "25",
             "GPU 1 of two-gpus, memory": "25",
         }
+        busy = color(browser, "CPU of two-gpus")
+        assert color(browser, "GPU 0 of two-gpus, busy") == busy != color(browser, "memory of two-gpus"), "busy is well"
+        assert text_of(browser, ".hot") == "91 °C"
         curves = browser.find_elements(By.CSS_SELECTOR, "#agents svg")
         assert [curve.text.split() for curve in curves] == [["4", "0"], ["100%", "0"]]
         labels = [str(curve.get_attribute("aria-label")) for curve in curves]
         assert labels[0].startswith("requests in flight on two-gpus, the last ")
-        for width in (390, 1000, 1280, 1920, 2560):
-            browser.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",
-                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-            )
+        for width in (360, 390, 768, 1000, 1280, 1500, 1920, 2560):
+            resize(browser, width)
+            assert cut_off(browser) == [], width
             over = browser.execute_script(
                 "return [document.documentElement, ...document.querySelectorAll('.scroll')]"
                 ".map((box) => box.scrollWidth - box.clientWidth)"
@@ -195,14 +220,7 @@ def test_a_host_that_drains_and_dies_can_be_resumed(tmp_path: Path, hosts: Hosts
 
 def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
     with running_proxy(tmp_path) as proxy:
-        for path in (
-            "/dashboard",
-            "/dashboard/page.js",
-            "/dashboard/events.js",
-            "/dashboard/usage.js",
-            "/dashboard/keys.js",
-            "/dashboard/page.css",
-        ):
+        for path in {*DASHBOARD} - {"/dashboard/data"}:
             answer = proxy.http.get(path)
             assert answer.status_code == 200
             policy = answer.headers["content-security-policy"]
@@ -244,6 +262,8 @@ def test_the_tokens_of_each_key_are_drawn_by_day_and_what_has_happened_is_listed
         seen(browser, lambda: "right read" in text_of(browser, "#question"), "the question for a key")
         confirm(browser, secret)
         seen(browser, lambda: text_of(browser, "#live") == "Live", "the fleet")
+        seen(browser, lambda: browser.find_element(By.ID, "happened").is_displayed(), "that something happened")
+        seen(browser, lambda: browser.find_element(By.ID, "usage").is_displayed(), "that something was used")
         browser.find_element(By.CSS_SELECTOR, "#usage summary").click()
         seen(browser, lambda: text_of(browser, "#keys").split() == ["alice", "2,000", "bob", "200"], "the keys")
         svgs = browser.find_elements(By.CSS_SELECTOR, "#keys svg")
@@ -262,8 +282,7 @@ def test_the_tokens_of_each_key_are_drawn_by_day_and_what_has_happened_is_listed
         assert f"gpu-1\n3 failures: {HOSTILE} (4 times since " in told
         assert (bars[0][1] / bars[0][0], bars[0][1] / bars[1][0]) == pytest.approx((4, 8), rel=0.05)
         for width in (390, 1280, 1920):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            resize(browser, width)
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
@@ -277,7 +296,9 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
             keys = proxy.control("GET", "/api/keys").json()["keys"]
             return {key["name"]: key["disabled"] for key in keys}
 
+        proxy.register("gpu-1", "http://127.0.0.1:9")
         browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: browser.find_element(By.ID, "access").is_displayed(), "the keys")
         browser.find_element(By.CSS_SELECTOR, "#access summary").click()
         name = browser.find_element(By.ID, "key-name")
         name.send_keys("alice", Keys.ENTER)
@@ -303,8 +324,7 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
         assert joined.status_code == 201
         for width in (390, 1280):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            resize(browser, width)
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
@@ -323,20 +343,84 @@ def test_more_agents_than_a_page_holds_are_paged_sorted_and_found(tmp_path: Path
         browser.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         )
+        resize(browser, 1280)
+
+        def address() -> str:
+            url: str = browser.current_url
+            return url.removeprefix(f"{proxy.url}/dashboard")
+
         browser.get(f"{proxy.url}/dashboard")
-        seen(browser, lambda: "Page 1 of 3, 120 agents" in text_of(browser, "#place"), "the first page")
+        seen(browser, lambda: text_of(browser, "#place") == "Page 1 of 3, 120 agents", "the first page")
         assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 50
+        on_screen = "[...document.querySelectorAll('#agents tr')].map((row) => row.getBoundingClientRect().bottom)"
+        assert sum(bottom <= 900 for bottom in browser.execute_script(f"return {on_screen}")) >= 30
+        assert browser.find_elements(By.CSS_SELECTOR, "#agents svg") == []
         browser.find_element(By.ID, "next").click()
         seen(browser, lambda: "host-0050" in row(browser, "host-0050"), "the second page")
         browser.find_element(By.ID, "filter").send_keys("host-007")
-        seen(browser, lambda: "Page 1 of 1, 10 agents" in text_of(browser, "#place"), "what is looked for")
+        seen(browser, lambda: text_of(browser, "#place") == "10 agents", "what is looked for")
         browser.find_element(By.CSS_SELECTOR, "#sort option[value=cpu]").click()
         seen(browser, lambda: text_of(browser, "#agents tr").startswith("host-0079"), "the busiest first")
+        for width in (360, 768, 1280, 1500, 2560):
+            resize(browser, width)
+            assert cut_off(browser) == [], width
+            assert browser.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0, width
         assert accessibility_problems(browser) == []
+        browser.find_element(By.ID, "dense").click()
+        seen(browser, lambda: "In flight, last 15 min" in browser.page_source, "rows in full")
+        link = "?filter=host-007&sort=cpu&rows=full"
+        assert address() == link
+
+        for before in ("?filter=host-007&sort=cpu", "?filter=host-007", "?page=2"):
+            browser.back()
+            seen(browser, lambda before=before: address() == before, before)  # type: ignore[misc]
+        seen(browser, lambda: text_of(browser, "#place").startswith("Page 2 of 3"), "the second page again")
+        assert browser.find_element(By.ID, "filter").get_attribute("value") == ""
+        browser.get(f"{proxy.url}/dashboard{link}")
+        seen(browser, lambda: text_of(browser, "#place") == "10 agents", "what the link shows")
+        assert text_of(browser, "#agents tr").startswith("host-0079")
+        assert browser.find_elements(By.CSS_SELECTOR, "#agents svg") != []
+        assert browser.find_element(By.ID, "filter").get_attribute("value") == "host-007"
+        assert browser.find_element(By.ID, "sort").get_attribute("value") == "cpu"
+        assert address() == link
         assert console_errors(browser) == []
         data = proxy.http.get("/dashboard/data?page=2&size=50&sort=name&filter=")
         assert data.headers["content-encoding"] == "gzip"
         assert data.json()["agents"][0]["name"] == "host-0050"
+        assert "join" not in {name for name, value in data.json().items() if value is not None}
+        without = proxy.http.get("/dashboard/data?curves=no").json()["agents"]
+        assert {agent["curve"] for agent in without} == {None}
+
+
+def test_an_empty_fleet_shows_how_a_host_joins_and_the_dialog_where_the_token_is(tmp_path: Path) -> None:
+    with running_proxy(tmp_path, token=None) as proxy, chromium(tmp_path / "profile") as browser:
+        file = tmp_path / "ollama-balancer-token"
+        line = f"curl -fsS {proxy.url}/join | sh -s --"
+        browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: text_of(browser, "#welcome-line") == f"{line} CODE", "the line that joins a host")
+        sections = [each for each in browser.find_elements(By.CSS_SELECTOR, "main > section") if each.is_displayed()]
+        assert [section.get_attribute("class") for section in sections] == ["agents"]
+        assert accessibility_problems(browser) == []
+        browser.find_element(By.CSS_SELECTOR, "#welcome .make-code").click()
+        assert text_of(browser, "#token-place") == f"The token is in the file {file} on the balancer's machine."
+        token = file.read_text().strip()
+        assert token not in browser.page_source + proxy.http.get("/dashboard").text
+        assert accessibility_problems(browser) == []
+        confirm(browser, "not-the-token")
+        seen(browser, lambda: "not the balancer's token" in text_of(browser, "#refusal"), "the refusal")
+        confirm(browser, token)
+        seen(browser, lambda: text_of(browser, "#join-shell").startswith(f"{line} "), "the line with its code")
+        code = text_of(browser, "#join-shell").rsplit(" ", 1)[1]
+        joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
+        key = {"Authorization": f"Bearer {joined.json()['secret']}"}
+        registered = proxy.http.post("/api/agents", json={"name": "b", "url": "http://127.0.0.1:9"}, headers=key)
+        assert registered.status_code == 201
+        seen(browser, lambda: row(browser, "b"), "the host")
+        assert not browser.find_element(By.ID, "welcome").is_displayed()
+        browser.find_element(By.ID, "join-close").click()
+        assert not browser.find_element(By.ID, "join-lines").is_displayed()
+        assert browser.switch_to.active_element.get_attribute("id") == "agents-region"
+        assert [problem for problem in console_errors(browser) if "401" not in problem] == []
 
 
 def everywhere(hosts: Hosts) -> int:

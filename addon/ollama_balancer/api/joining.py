@@ -154,6 +154,13 @@ class JoinApi:
         await self.keys.reload(whole=True)
         return JSONResponse({"name": agent, "key": key, "secret": secret}, 201, NO_STORE)
 
+    def line(self, request: Request) -> str | None:
+        """What lets a host with Linux or macOS join, for a code; None: the balancer's address is not known."""
+        try:
+            return shell_line(self.balancer_url(request, for_others=True), "CODE")
+        except HTTPException:
+            return None
+
     async def page(self, request: Request) -> Response:
         """For a browser a page; for anything else the script."""
         if "text/html" not in request.headers.get("accept", ""):
