@@ -169,6 +169,7 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     options.write_text(options.read_text() + "--once\n")
     status, said = host.run(line)
     assert status == 0, said
+    assert f"join: with the options in {options}: {own} --once\n" in said
     assert f"this host has joined {proxy.url} already, as gpu-1" in said
     assert host.key.read_text().strip() == secret
 
