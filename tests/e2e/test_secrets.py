@@ -54,8 +54,8 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
     raw = RawHost(hosts, serve)
     confdir, saved = tmp_path / "conf", tmp_path / "saved"
     confdir.mkdir()
-    arguments = ("--set", f"balancer_agents=one={raw.url}", "--set", "balancer_show_control=true", "-w", str(saved))
-    arguments += ("--set", f"balancer_store={tmp_path / 'stored'}")
+    sets = (f"balancer_agents=one={raw.url}", "balancer_show_control=true", f"balancer_store={tmp_path / 'stored'}")
+    arguments = [*(word for each in sets for word in ("--set", each)), "-w", str(saved)]
     # As an option it would be where all options are, for whoever knows mitmweb's password.
     with running_mitmweb(confdir, *arguments, token=None, env={"OLLAMA_BALANCER_TOKEN": TOKEN}) as (proxy, web):
         proxy.wait_online("one")

@@ -26,6 +26,7 @@ from .ejection import Ejection
 from .events import EventKind
 from .fleet import Fleet
 from .inventory import LIST_SECONDS, Inventory
+from .knowledge import Knowledge
 from .limiter import ConcurrencyLimiter
 from .liveness import Liveness
 from .policies import DEFAULT_POLICY, POLICIES
@@ -72,11 +73,13 @@ class AgentRegistry:
         self.clock = clock
         self.fleet = Fleet(clock, chance)
         self.learner, self.avoidance = self.fleet.learner, self.fleet.avoidance
+        self.knowledge = Knowledge(self.fleet)
         self.inventory = Inventory(self.fleet, canonical_name)
         self.ejection = Ejection(self.fleet)
         self.limiter = ConcurrencyLimiter(self.fleet, self.ejection, slots)
         self.liveness = Liveness(self.fleet, self.ejection, self.limiter, stale_after)
         self.limiter.on_contact = self.liveness.reached
+        self.learner.facts.on_slots_void = self.limiter.start_over
         self.selection = Selection(self.fleet, mode)
         self.fleet.expiring += [self.liveness, self.ejection, self.limiter]
         self._must_reach = must_reach
@@ -156,6 +159,7 @@ class AgentRegistry:
         self.fleet.undiscovered[agent] = None
         self.revision += 1
         self.limiter.fix_slots(agent)
+        self.knowledge.arrived(agent)
         agent.contact_unknown(reachable=not self._must_reach)
         self._addresses[address] += 1
         self._bind(agent, key)
@@ -317,6 +321,7 @@ class AgentRegistry:
             return False
         self.liveness.report_received(agent, metrics, now)
         self.limiter.fix_slots(agent)
+        self.learner.facts.reported(agent, metrics)
         if metrics.loaded_models is not None:
             inventory.update_loaded(agent, metrics.loaded_models, _made_at(agent, metrics, now) - LIST_SECONDS)
         if metrics.ollama_version is not None:
