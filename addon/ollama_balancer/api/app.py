@@ -92,7 +92,7 @@ class ControlApi:
         self.wall = wall
         self.access = access or Access(registry.clock)
         self.audit = audit or AuditTrail(registry.clock, wall)
-        self.joining = JoinApi(self.access, self.audit, keys, registry.clock, wall, outward)
+        self.joining = JoinApi(registry, self.access, self.audit, keys, registry.clock, wall, outward)
         page = dashboard.Dashboard(registry, queue, recent, self._totals, self.joining.line, token_place)
         self._answers: dict[str, Handler] = {
             "health": self.health,
