@@ -26,14 +26,14 @@ def records() -> list[AgentRecord]:
 def test_write(benchmark: BenchmarkFixture, records: list[AgentRecord], tmp_path: Path) -> None:
     file = LearnedFile(tmp_path / FILE_NAME)
     states = cycle((records, records[:-1]))
-    assert benchmark.pedantic(lambda: file.save(next(states)), rounds=6)
+    assert benchmark.pedantic(lambda: file.save(next(states)), rounds=6)  # type: ignore[no-untyped-call]
     benchmark.extra_info["MB"] = file.path.stat().st_size / 1e6
 
 
 def test_read(benchmark: BenchmarkFixture, records: list[AgentRecord], tmp_path: Path) -> None:
     file = LearnedFile(tmp_path / FILE_NAME)
     file.save(records)
-    assert len(benchmark.pedantic(file.read, rounds=6)) == 1000
+    assert len(benchmark.pedantic(file.read, rounds=6)) == 1000  # type: ignore[no-untyped-call]
 
 
 def test_a_turn_of_taking_in(benchmark: BenchmarkFixture, records: list[AgentRecord]) -> None:
@@ -44,7 +44,7 @@ def test_a_turn_of_taking_in(benchmark: BenchmarkFixture, records: list[AgentRec
         for record in records[:AT_ONCE]:
             registry.knowledge.restore(record, NOW)
 
-    benchmark.pedantic(take_in, setup=setup, rounds=100)
+    benchmark.pedantic(take_in, setup=setup, rounds=100)  # type: ignore[no-untyped-call]
 
 
 def test_a_turn_of_giving_out(benchmark: BenchmarkFixture, records: list[AgentRecord]) -> None:
@@ -52,4 +52,4 @@ def test_a_turn_of_giving_out(benchmark: BenchmarkFixture, records: list[AgentRe
     for record in records:
         registry.knowledge.restore(record, NOW)
     agents = registry.knowledge.agents()[:AT_ONCE]
-    benchmark.pedantic(lambda: [registry.knowledge.record(agent, NOW) for agent in agents], rounds=100)
+    benchmark.pedantic(lambda: [registry.knowledge.record(agent, NOW) for agent in agents], rounds=100)  # type: ignore[no-untyped-call]

@@ -124,30 +124,25 @@ def _compared(best: ScoredCandidate, other: ScoredCandidate) -> str:
     """Why the other one is no better, by what differs most."""
     if other.plan in _COSTS_OTHERS and other.plan is not best.plan:
         return _COSTS_OTHERS[other.plan]
-    later, guess = other.first - best.first, best.guess or other.guess
-    prefill, answer = other.prefill - best.prefill, other.answer - best.answer
-    differences = {
-        "load": other.load - best.load,
-        "wait": other.wait - best.wait,
-        "prefill": prefill,
-        "answer": answer,
-        "interference": other.interference - best.interference,
-    }
-    reason = max(differences, key=differences.__getitem__)
-    if differences[reason] < WORTH_SAYING:
+    load, wait, prefill = other.load - best.load, other.wait - best.wait, other.prefill - best.prefill
+    answer, interference = other.answer - best.answer, other.interference - best.interference
+    most = max(load, wait, prefill, answer, interference)
+    later = other.first - best.first
+    if most < WORTH_SAYING:
         return "is as good"
-    match reason:
-        case "load":
-            text = _OTHER.get(other.plan, "would load it")
-        case "wait":
-            text = "is busy"
-        case "prefill":
-            text = "would read the prompt anew" if best.cached > other.cached else "reads more slowly"
-        case "answer":
-            text, later = "writes more slowly", other.writes - best.writes
-        case _:
-            return "would slow down what runs there"
-    return text if later < WORTH_SAYING else f"{text}: {_seconds(later, guess=guess, sign='+')}"
+    if most == load:
+        text = _OTHER.get(other.plan, "would load it")
+    elif most == wait:
+        text = "is busy"
+    elif most == prefill:
+        text = "would read the prompt anew" if best.cached > other.cached else "reads more slowly"
+    elif most == answer:
+        text, later = "writes more slowly", other.writes - best.writes
+    else:
+        return "would slow down what runs there"
+    if later < WORTH_SAYING:
+        return text
+    return f"{text}: {_seconds(later, guess=best.guess or other.guess, sign='+')}"
 
 
 def _seconds(seconds: float, *, guess: bool, sign: str = "") -> str:

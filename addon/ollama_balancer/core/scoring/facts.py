@@ -49,6 +49,8 @@ class Facts:
         """Of the server, by agent."""
         self.parallel: dict[str, int] = {}
         """By agent, the slots that it has reported."""
+        self._gpus: dict[str, list[tuple[str, int | None]]] = {}
+        """Names and memory of the last report, by agent, as most reports repeat them."""
         self.on_slots_void: Callable[[Agent], None] = lambda agent: None
         """Called when what was learned of an agent's slots does not hold any more."""
 
@@ -89,6 +91,10 @@ class Facts:
             self.on_slots_void(agent)
         if not metrics.gpus:
             return
+        gpus = [(gpu.name, gpu.memory_total) for gpu in metrics.gpus]
+        if gpus == self._gpus.get(agent.id):
+            return
+        self._gpus[agent.id] = gpus
         hardware = hardware_of(metrics.gpus)
         known = self._likeness.hardware.get(agent.id)
         if hardware == known:
@@ -122,6 +128,7 @@ class Facts:
         """It has left."""
         self.versions.pop(agent, None)
         self.parallel.pop(agent, None)
+        self._gpus.pop(agent, None)
         self._likeness.forget(agent)
 
     def _replaced(self, agent: Agent, model: str, before: str) -> None:
