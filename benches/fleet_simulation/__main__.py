@@ -3,7 +3,8 @@
 Prints, for each number of models and each load, what each mode did: the median over the seeds, with the lowest and the
 highest; and by how much the goodput of `adaptive` is above that of `least_requests`, seed by seed. `--chart FILE` draws
 the goodput as an SVG picture. `--help` lists what can be changed. `--tune NAME` shows instead what a constant of the
-balancer comes to at other values; `--tune all` does so for each: see `tuning`.
+balancer comes to at other values; `--tune all` does so for each: see `tuning`. `--restart` compares the first requests
+after a restart with what was learned and without.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benches.proxy import machine
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.simulation import Result, Simulation
 
+from . import restart
 from .chart import Point, svg
 from .tuning import CONSTANTS, Tuning
 from .workload import Shape, draw
@@ -119,8 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=["all", *CONSTANTS],
         help=f"a constant of the balancer over a grid of values, in the mode adaptive: all, {', '.join(CONSTANTS)}",
     )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="the first requests after a restart of the balancer, with what it had learned and without",
+    )
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
+    if chosen.restart:
+        with ProcessPoolExecutor() as pool:
+            print(restart.table(pool, range(1, chosen.seeds + 1)))
+        print(f"took {time.perf_counter() - began:.0f} s")
+        return
     if chosen.tune:
         with ProcessPoolExecutor() as pool:
             tuning = Tuning(pool, chosen.seeds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ollama_balancer.lab.hosts import SLOWDOWN, Model, Spec
 from ollama_balancer.lab.workload import Request, Workload
@@ -55,10 +55,20 @@ def draw(shape: Shape, seed: int) -> Workload:
         )
         for n in range(shape.models)
     )
+    requests = _drawn(shape, rng, hosts, models)
+    return Workload(hosts, models, requests, shape.seconds, shape.warm_up, shape.failures)
+
+
+def again(workload: Workload, shape: Shape, seed: int) -> Workload:
+    """Other requests to the same fleet."""
+    requests = _drawn(shape, random.Random(f"{seed} again"), workload.hosts, workload.models)
+    return replace(workload, requests=requests)
+
+
+def _drawn(shape: Shape, rng: random.Random, hosts: tuple[Spec, ...], models: tuple[Model, ...]) -> tuple[Request, ...]:
     weights = [1 / (n + 1) ** shape.zipf for n in range(shape.models)]
     rate = capacity(hosts, models, weights, shape.turns)
-    requests = tuple(_requests(shape, rng, models, weights, rate))
-    return Workload(hosts, models, requests, shape.seconds, shape.warm_up, shape.failures)
+    return tuple(_requests(shape, rng, models, weights, rate))
 
 
 def capacity(hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[float], turns: float) -> float:

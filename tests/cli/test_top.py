@@ -180,3 +180,7 @@ def test_this_machines_token_is_presented_to_this_machine_alone(
     assert top.find_key(None, url) == ("planted-token" if presented else "")
     monkeypatch.setenv("OLLAMA_BALANCER_KEY", "given")
     assert top.find_key(None, url) == "given"
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff")
+    with pytest.raises(OSError, match="no text"):
+        top.find_key(binary, url)

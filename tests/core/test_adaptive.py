@@ -8,9 +8,9 @@ import pytest
 
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.decision import in_words
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
-from ollama_balancer.core.policies.adaptive import in_words
 from ollama_balancer.core.scheduler import MAX_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD
@@ -336,7 +336,7 @@ def test_the_decision_names_the_chosen_and_the_two_next_best_with_their_terms() 
     assert best.load == 0 < second.load
     assert best.prefill == pytest.approx(1.0)
     assert best.cost == pytest.approx(best.wait + best.load + best.prefill + best.answer + best.interference)
-    assert in_words(choice.options).startswith("model loaded, cost 2.5 s; next best ")
+    assert in_words(choice.options).startswith("warm here, next best ")
 
 
 def test_an_agent_that_has_failed_the_request_is_left_out() -> None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from agent_reporter import __version__
+from ollama_balancer.api.reporter_wheel import wheel_name
 from ollama_balancer.core.access import SECRET
 from tests.e2e.browser import chromium, console_errors, needs_chromium
 from tests.e2e.dashboard import accessibility_problems
@@ -125,6 +126,8 @@ def audited(proxy: Proxy) -> list[tuple[str, str, str]]:
 
 
 def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts, host: Host) -> None:
+    for name in ("hashlib", "ensurepip", "venv", "pip", "agent_reporter"):  # as somebody could leave them in /tmp
+        (host.folder / f"{name}.py").write_text("raise SystemExit('imported from the folder it is run in')")
     ollama = hosts.start("gpu-1")
     line = command_line(proxy, "--name", "gpu-1")
     code = line.rsplit(" ", 1)[-1]
@@ -156,13 +159,17 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     assert proxy.agents()["gpu-1"]["metrics"]["reporter_version"] == __version__
 
     # Whoever used the fleet without a key goes on doing so.
-    assert proxy.http.get("/api/balancer").json()["access"] == {"needs_key": False, "keys": 1}
+    assert proxy.http.get("/api/balancer").json()["access"] == {"needs_key": False, "keys": 0}
     proxy.control("POST", "/api/agents/gpu-1/resume")
     assert proxy.generate().status_code == 200
 
-    # Again, with the used code: it keeps its key and its name.
-    status, said = host.run(f"{line} {own} --once")
+    # Again, with the used code: it keeps its key, its name and its options.
+    options = host.folder / "reporter" / "options"
+    assert options.read_text().split("\n") == [*own.split(), ""]
+    options.write_text(options.read_text() + "--once\n")
+    status, said = host.run(line)
     assert status == 0, said
+    assert f"join: with the options in {options}: {own} --once\n" in said
     assert f"this host has joined {proxy.url} already, as gpu-1" in said
     assert host.key.read_text().strip() == secret
 
@@ -239,6 +246,8 @@ def test_a_browser_sees_a_page_and_https_stays_https(proxy: Proxy) -> None:
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     for text in (f"curl -fsS {proxy.url}/join | sh -s -- CODE", "without encryption", "main &quot;$@&quot;"):
         assert text in page.text
+    wheel = proxy.http.get(f"/join/{wheel_name()}")
+    assert (wheel.content[:2], "Content-Encoding" in wheel.headers) == (b"PK", False)
     # curl has HTTP/2 there, which has no Host header.
     secure = subprocess.run(
         ["curl", "-kfsS", f"https://127.0.0.1:{proxy.port}/join"], capture_output=True, text=True, check=True

@@ -84,7 +84,7 @@ def test_prompts_appear_by_themselves_with_where_they_went_and_a_click_shows_all
         text = seen(browser, lambda: detail(browser, "Request"), "the request")
         assert "system:\n  Be brief.\nuser:\n  Why is the sky blue?" in text
         text = seen(browser, lambda: detail(browser, "Response"), "the answer")
-        for part in ("→ gpu-1", "cost s", "assistant:", "tokens/s"):
+        for part in ("→ gpu-1", "TTFT s", "assistant:", "tokens/s"):
             assert part in text
         assert errors(browser) == []
 

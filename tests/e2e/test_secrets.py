@@ -54,8 +54,8 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
     raw = RawHost(hosts, serve)
     confdir, saved = tmp_path / "conf", tmp_path / "saved"
     confdir.mkdir()
-    arguments = ("--set", f"balancer_agents=one={raw.url}", "--set", "balancer_show_control=true", "-w", str(saved))
-    arguments += ("--set", f"balancer_store={tmp_path / 'stored'}")
+    sets = (f"balancer_agents=one={raw.url}", "balancer_show_control=true", f"balancer_store={tmp_path / 'stored'}")
+    arguments = [*(word for each in sets for word in ("--set", each)), "-w", str(saved)]
     # As an option it would be where all options are, for whoever knows mitmweb's password.
     with running_mitmweb(confdir, *arguments, token=None, env={"OLLAMA_BALANCER_TOKEN": TOKEN}) as (proxy, web):
         proxy.wait_online("one")
@@ -68,6 +68,8 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
         assert proxy.control("POST", "/api/agents/one/drain", token=TOKEN).status_code == 200
         assert proxy.control("POST", "/api/agents/one/resume", token="s3same-wrong-token").status_code == 401
         assert proxy.control("POST", "/api/agents/one/resume", token=TOKEN).status_code == 200
+        code = proxy.control("POST", "/api/join-codes", token=TOKEN).json()["code"]
+        joined = proxy.http.post("/api/join", json={"name": "two"}, headers={"Authorization": f"Bearer {code}"}).json()
         web.command("balancer.replay", "~u generate", "one")
         wait_until(lambda: len([f for f in web.flows("generate") if f["comment"].startswith("→ one")]) == 2, "again")
 
@@ -99,6 +101,9 @@ def test_planted_credentials_are_in_no_flow_no_log_no_file_and_no_answer(tmp_pat
         assert [line for text in shown for line in text.splitlines() if "s3same" in line] == []
         proxy.stop()
     assert "s3same" not in proxy.log
+    for given in (code, joined["secret"]):
+        assert given not in "".join(shown) + proxy.log
+        assert given.encode() not in saved.read_bytes()
     with saved.open("rb") as file:
         assert len(list(FlowReader(file).stream())) >= 6
     assert len(list((tmp_path / "stored").iterdir())) == 1

@@ -85,6 +85,24 @@ def test_each_address_is_an_agent_and_one_that_vanishes_drains_and_is_removed_wh
     assert found.answered([c]) == {f"pool-{c}": f"http://{c}:11434"}
 
 
+def test_a_host_that_leaves_dns_goes_on_under_its_reporters_name(found: Found) -> None:
+    own, _ = found.registry.register("gpu-1", Address("10.1.0.1", 11434))
+
+    def locate() -> None:
+        for agent in found.registry:
+            found.registry.located(agent, agent.address.host)
+
+    found.answered(["10.1.0.1", "10.1.0.2"])
+    locate()
+    assert found.answered(["10.1.0.2"])["gpu-1"] == own.address.url
+    found.answered(["10.1.0.1", "10.1.0.2"])
+    locate()
+    found.dns.apply({"pool": AgentSpec(NAME, drained=True)})
+    assert own.draining, "an operator drains hosts"
+    found.dns.apply({})
+    assert [(agent.name, agent.draining) for agent in found.registry] == [("gpu-1", False)]
+
+
 def test_an_answer_that_fails_or_is_empty_changes_nothing_and_is_logged_once(
     found: Found, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,7 +138,9 @@ def test_slots_and_drains_of_the_name_are_those_of_its_agents() -> None:
     assert agent.fixed_slots == 5
     found.registry.drain(agent)  # an operator
     found.answered(["10.1.0.2"])
+    found.dns.apply({"pool": AgentSpec(NAME, 6)})
     assert found.answered(["10.1.0.1", "10.1.0.2"])["pool-10.1.0.1"] == "draining"
+    assert agent.fixed_slots == 6
     lease.release()
 
 

@@ -250,6 +250,13 @@ def test_an_agent_that_reports_stays_when_the_file_no_longer_names_it(fleet: Fix
     fleet.write("agents: {}")
     assert fleet.agents == ["a"]
     assert (a.fixed_slots, a.draining) == (0, False)
+    fleet.write("agents: {other-name: {url: http://10.0.0.1}}")
+    for each in registry:
+        registry.located(each, "the same host")
+    fleet.write("agents: {other-name: {url: http://10.0.0.1, drained: true}}")
+    assert a.draining
+    fleet.write("agents: {}")
+    assert not a.draining
 
 
 def test_what_is_set_elsewhere_wins_even_where_it_is_the_default(

@@ -18,6 +18,7 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
+from ollama_balancer.mitm import patches
 from ollama_balancer.mitm.flow_store import StoredFlows
 from ollama_balancer.mitm.viewer import Viewer
 from ollama_balancer.ollama.routes import Dialect, find_route
@@ -114,9 +115,10 @@ def test_changes_apply_at_once_and_are_logged(
 
 
 def test_the_viewer_shows_the_newest_where_all_would_be_too_much(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "ollama_balancer.mitm.viewer")
+    monkeypatch.setattr(patches, "add_views", lambda _: None)  # which are this whole process's
     flows = [flow(at=float(number), body={"model": "m", "prompt": "x" * 1000}) for number in range(10)]
     first, second = write(tmp_path / "first", flows[:6]), write(tmp_path / "second", flows[6:])
     second.write_bytes(second.read_bytes() + b"9")

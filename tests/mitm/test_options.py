@@ -34,6 +34,9 @@ DEFAULTS: dict[str, object] = {
     "balancer_lean": True,
     "balancer_access": "auto",
     "balancer_access_log": "",
+    "balancer_store": "",
+    "balancer_store_days": 7,
+    "balancer_store_size": "10g",
     "balancer_trusted_proxies": [],
     "balancer_origins": [],
     "balancer_hosts": [],
@@ -77,6 +80,9 @@ def test_the_defaults_are_accepted() -> None:
         allow_from=(),
         memory=512 * 1024**2,
         access_log="",
+        store="",
+        store_days=7,
+        store_size=10 * 1024**3,
     )
 
 

@@ -140,6 +140,7 @@ def test_options_that_make_no_sense_in_the_file_are_refused_with_what_to_do(name
         ("a: 1\nb: \x00", "f.yaml:2: it contains a control character"),
         (b"a: 1\nb: \xff", "f.yaml:2: it is not UTF-8"),
         ("options:\n  retries: " + "9" * 10_000, "f.yaml:2: '9999"),
+        ("agents: 0x" + "f" * 10_000, "f.yaml:1: '0xffff"),
         ("options: {hosts: [1]}", "an entry of the list is no text"),
         ("options: {retries: true}", "true is not accepted; it takes a whole number"),
         ("options: {announce: 1}", "1 is not accepted; it takes true or false"),

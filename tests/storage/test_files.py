@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +12,17 @@ import pytest
 
 from ollama_balancer.storage import files
 from ollama_balancer.storage.files import open_own, write_whole
+
+
+@pytest.mark.e2e
+def test_files_are_utf_8_whatever_the_locale_is(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from ollama_balancer.storage.files import replace; "
+    subprocess.run(
+        [sys.executable, "-c", code + r"replace(Path(sys.argv[1]), 'gpu \xe9\u2026')", str(tmp_path / "file")],
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": "addon"},
+        check=True,
+    )
+    assert (tmp_path / "file").read_bytes() == "gpu é…".encode()
 
 
 def test_a_full_disk_leaves_no_half_of_what_was_added(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
@@ -134,7 +135,7 @@ class Written:
     @staticmethod
     def _encode(flow: str) -> bytes:
         if flow == "odd":
-            raise ValueError("unserializable object")
+            raise ValueError("unserializable object: My prompt")
         return record(flow)
 
     def add(self, *flows: str) -> None:
@@ -215,6 +216,22 @@ def test_a_full_disk_is_told_and_what_there_is_no_room_for_is_counted(
     assert ours.content == "5:12345,2:67,2:ab,"
 
 
+def test_a_flow_that_cannot_be_written_is_told_without_what_is_in_it(tmp_path: Path) -> None:
+    ours = Written(tmp_path)
+    ours.add("odd", "x" * 9000, "one")
+    [line] = ours.write()
+    assert line == (
+        "balancer_store: a request of 9006 bytes is larger than balancer_store_size. Requests go on. "
+        "2 requests are missing in the files."
+    )
+    ours.add("odd")
+    [line] = ours.write(REMINDER_SECONDS)
+    assert line == (
+        "balancer_store: a request cannot be written (ValueError). Requests go on. 1 request is missing in the files."
+    )
+    assert ours.content == "3:one,"
+
+
 def test_one_flow_alone_may_be_larger_than_what_may_wait_and_the_thread_writes_to_the_end(tmp_path: Path) -> None:
     ours = Written(tmp_path, max_waiting=10)
     ours.store.start()
@@ -222,3 +239,23 @@ def test_one_flow_alone_may_be_larger_than_what_may_wait_and_the_thread_writes_t
     ours.store.close()
     assert ours.content == f"11:{'x' * 11},"
     assert ours.said == []
+
+
+def test_nobody_waits_for_a_disk_that_hangs_and_what_waits_is_bounded(tmp_path: Path) -> None:
+    hangs, works = threading.Event(), threading.Event()
+
+    def encode(flow: str) -> bytes:
+        hangs.set()
+        assert works.wait(30)
+        return record(flow)
+
+    store = FlowStore[str](Fixture(tmp_path).files, encode, lambda _: None, max_waiting=30)
+    store.start()
+    store.add("0", 10)
+    assert hangs.wait(30)
+    for number in range(1, 10):
+        store.add(str(number), 10)
+    assert store.missing == 7
+    works.set()
+    store.close(30)
+    assert [each.path.read_text() for each in day_files(tmp_path)] == ["1:0,1:1,1:2,"]

@@ -87,7 +87,7 @@ def test_keys_of_hosts_that_have_joined_close_no_door_until_they_can_do_more(sto
     assert (keyring.names, keyring.had_keys) == ({"host@gpu-1"}, False)
     with pytest.raises(ValueError, match="already"):
         store.admit_host("gpu-1", 100.0, again=False)
-    store.set("host@gpu-1", disabled=True)
+    store.set("host@gpu-1", disabled=True, expires=150.0)
     second = store.admit_host("gpu-1", 200.0, again=True)
     assert store.load().find(first.encode(), 1e12) is None
     assert store.load().find(second.encode(), 0.0) == key

@@ -126,16 +126,31 @@ class AgentEstimate(Answer):
 
     agent: str
     cost: float
+    """What the choice goes by: the sum of the weighted terms, of which some are costs to others. No time to measure."""
     wait: float
     load: float
+    """Weighted, with what an eviction costs others."""
     prefill: float
     answer: float
+    """Weighted."""
     harm: float
     """Interference: by how much the request slows those that already run there."""
     free: bool
     """Whether it had a free slot."""
     observations: int
     """Answers from which the agent's speed is known; 0: a guess."""
+    first: float
+    """Until the first token, as a client would measure it."""
+    loads: float
+    """The part of that in which it loads the model."""
+    writes: float
+    """From the first token to the last."""
+    plan: str
+    """What it has to do first: warm (nothing), unknown, loading, load, reload, evict, drain or contend."""
+    guess: bool
+    """Whether `first` rests on few observations."""
+    cached: int
+    """Tokens of the prompt that it has cached."""
 
 
 class Decision(Answer):

@@ -1,6 +1,7 @@
 """Which files `view` and `export` read: paths, days, or the newest day."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -30,7 +31,7 @@ def find_files(names: Sequence[str], confdir: Path, now: datetime | None = None)
     today = (now or datetime.now(UTC)).date()
     found: list[Path] = []
     for name in names or [""]:
-        path, day = Path(name).expanduser(), _day(name, today)
+        path, day = Path(os.path.expanduser(name)), _day(name, today)
         if name and path.is_dir():
             found += [each.path for each in _listed(path)] or _none(f"{path} has no files named ollama-DAY.flow")
         elif name and (path.exists() or day is None):
@@ -52,7 +53,7 @@ def _of_day(day: date | None, confdir: Path) -> list[Path]:
             f"{confdir}/config.yaml and the fleet file that it names do not set balancer_store: name files, or their "
             "folder"
         )
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     days = {of: [each.path for each in files] for of, files in groupby(_listed(path), lambda each: each.day)}
     if not days:
         raise NoFilesError(f"{path} has no files yet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -255,9 +256,15 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def find_key(file: Path | None, url: str, confdir: Path = Path("~/.mitmproxy")) -> str:
-    """The key to present, or on this machine the token of a balancer of the same user; empty if there is none."""
+    """The key to present, or on this machine the token of a balancer of the same user; empty if there is none.
+
+    Raises OSError.
+    """
     if file is not None:
-        return file.read_text().strip()
+        try:
+            return file.read_text().strip()
+        except UnicodeDecodeError:
+            raise OSError(errno.EINVAL, "it is no text", str(file)) from None
     if given := os.environ.get(KEY_ENVIRONMENT, "") or os.environ.get(tokens.ENVIRONMENT, ""):
         return given
     host = urlsplit(url).hostname or ""

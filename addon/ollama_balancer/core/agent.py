@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -291,6 +291,27 @@ class Agent:
     def speed_measured(self, model: str, tokens_per_second: float) -> None:
         """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
+
+    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], fits: int, now: float) -> None:
+        """What was known of it when the balancer ended: slots and tokens per second by model, and models that fit."""
+        for model, proven in slots.items():
+            self.learners.setdefault(model, SlotLearner.recalled(proven, now))
+        self.stats.speeds = {**speeds, **self.stats.speeds}
+        self.most_loaded = max(self.most_loaded, fits)
+        self.epoch += 1
+
+    def is_another_machine(self) -> None:
+        """It has other GPUs: what was learned of it does not hold any more."""
+        self.rates.clear()
+        self.stats.speeds.clear()
+        self.most_loaded = len(self.loaded_names)
+        self.epoch += 1
+
+    def model_replaced(self, model: str) -> None:
+        """It has another model of that name now."""
+        self.rates.pop(model, None)
+        self.stats.speeds.pop(model, None)
+        self.epoch += 1
 
     def heard(self, now: float) -> None:
         """A byte of an answer of its came."""

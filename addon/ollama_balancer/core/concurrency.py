@@ -9,6 +9,8 @@ once. It fails when the newest request is still waiting as an older one ends, or
 comes after a pause that doubles each time.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -139,6 +141,11 @@ class SlotLearner:
     _usual: float = math.inf
     """The usual duration of an answer, in seconds."""
     _overlap: _Overlap | None = None
+
+    @classmethod
+    def recalled(cls, proven: int, now: float) -> SlotLearner:
+        """One of which so many slots were proven before. The next trial comes after a pause."""
+        return cls(proven=proven, limit=proven, _next_trial=now + FIRST_PAUSE)
 
     @property
     def due(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
@@ -75,7 +75,8 @@ class Events:
         self._wall = wall
         self._events: dict[int, Event] = {}
         """By number, the oldest first."""
-        self._groups: Counter[str | None] = Counter()
+        self._groups: defaultdict[str | None, dict[int, None]] = defaultdict(dict)
+        """The numbers of each group's events, the oldest first."""
         self._refusals: dict[str, int] = {}
         """The numbers of the events of refused keys, by who presented them."""
         self._last = 0
@@ -145,16 +146,18 @@ class Events:
         self.revision += 1
         self._events[event.number] = event
         group = event.group
-        self._groups[group] += 1
-        if group is not None and self._groups[group] > MAX_OF_ONE:
-            self._drop(next(number for number, each in self._events.items() if each.group == group))
+        numbers = self._groups[group]
+        numbers[event.number] = None
+        if group is not None and len(numbers) > MAX_OF_ONE:
+            self._drop(next(iter(numbers)))
         while len(self._events) > MAX_EVENTS:
             self._drop(next(iter(self._events)))
 
     def _drop(self, number: int) -> None:
         event = self._events.pop(number)
-        self._groups[event.group] -= 1
-        if not self._groups[event.group]:
+        numbers = self._groups[event.group]
+        del numbers[number]
+        if not numbers:
             del self._groups[event.group]
         if event.kind is EventKind.KEY_REFUSED:
             self._refusals = {who: each for who, each in self._refusals.items() if each != number}

@@ -92,11 +92,15 @@ class Inventory:
         fleet, old = self._fleet, agent.models
         names = [entry.name for entry in entries]
         if old is not None and names == agent.model_names and len(old) == len(entries):
+            others = False
             for (model, known), entry in zip(old.items(), entries, strict=True):
                 if known.__pydantic_extra__ != entry.__pydantic_extra__:  # `model_extra`, without a call for each model
                     old[model] = self._interner.intern(entry)
                     fleet.changed_models.add(model)
+                    others = True
             entries[:] = old.values()
+            if others:
+                fleet.learner.facts.models_listed(agent)
             return
         entries[:] = map(self._interner.intern, entries)
         old = old or {}
@@ -105,6 +109,7 @@ class Inventory:
         if agent.removed:
             return
         fleet.undiscovered.pop(agent, None)
+        fleet.learner.facts.models_listed(agent)
         fleet.changed_models.update(old, new)
         for model in old.keys() - new.keys():
             fleet.forget_holder(model, agent)
@@ -171,4 +176,5 @@ class Inventory:
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:
             agent.version = version
+            self._fleet.learner.facts.version_listed(agent, version)
             self._fleet.generation += 1

@@ -88,7 +88,7 @@ class ConcurrencyLimiter:
             self._fleet.on_slot_free(agent, model)
 
     def start_over(self, agent: Agent) -> None:
-        """The agent went offline: forget what was learned of its slots."""
+        """The agent went offline, or is another one now: forget what was learned of its slots."""
         agent.learners = {}
         for model in agent.running:
             self._refit(agent, model)

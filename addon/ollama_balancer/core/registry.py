@@ -26,6 +26,7 @@ from .ejection import Ejection
 from .events import EventKind
 from .fleet import Fleet
 from .inventory import LIST_SECONDS, Inventory
+from .knowledge import Knowledge
 from .limiter import ConcurrencyLimiter
 from .liveness import Liveness
 from .policies import DEFAULT_POLICY, POLICIES
@@ -72,11 +73,13 @@ class AgentRegistry:
         self.clock = clock
         self.fleet = Fleet(clock, chance)
         self.learner, self.avoidance = self.fleet.learner, self.fleet.avoidance
+        self.knowledge = Knowledge(self.fleet)
         self.inventory = Inventory(self.fleet, canonical_name)
         self.ejection = Ejection(self.fleet)
         self.limiter = ConcurrencyLimiter(self.fleet, self.ejection, slots)
         self.liveness = Liveness(self.fleet, self.ejection, self.limiter, stale_after)
         self.limiter.on_contact = self.liveness.reached
+        self.learner.facts.on_slots_void = self.limiter.start_over
         self.selection = Selection(self.fleet, mode)
         self.fleet.expiring += [self.liveness, self.ejection, self.limiter]
         self._must_reach = must_reach
@@ -156,6 +159,7 @@ class AgentRegistry:
         self.fleet.undiscovered[agent] = None
         self.revision += 1
         self.limiter.fix_slots(agent)
+        self.knowledge.arrived(agent)
         agent.contact_unknown(reachable=not self._must_reach)
         self._addresses[address] += 1
         self._bind(agent, key)
@@ -171,7 +175,8 @@ class AgentRegistry:
         """Whether agents of these names could be registered together, once those that leave are gone. ValueError says
         why not.
         """
-        new = [name for name in names if name not in self._names]
+        new = {name for name in names if name not in self._names}
+        leaving = set(leaving)
         others = {name for name, agent in self._names.items() if agent not in leaving} if leaving else self._names
         for name in new:
             if not _NAME.fullmatch(name):
@@ -205,11 +210,13 @@ class AgentRegistry:
             self.fleet.forget_holder(model, agent)
         self.fleet.eligibility_changed(agent)
 
-    def drain(self, agent: Agent, *, until_registration: bool = False, configured: bool = False) -> None:
-        """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not its
-        reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
+    def drain(
+        self, agent: Agent, *, until_registration: bool = False, configured: bool = False, alone: bool = False
+    ) -> None:
+        """Send it no new requests; those that run finish. Its host's other names are drained with it, if it is not
+        `alone`, nor its reporter that ends. `configured`: the configuration wants it, see `end_configured_drain`.
         """
-        for each in [agent] if until_registration else self.fleet.hosts.of(agent):
+        for each in [agent] if alone or until_registration else self.fleet.hosts.of(agent):
             self._drain(each, until_registration=until_registration, configured=configured)
         self.fleet.settle_aliases(agent)
 
@@ -228,9 +235,9 @@ class AgentRegistry:
             self._resume(each)
         self.fleet.settle_aliases(agent)
 
-    def end_configured_drain(self, agent: Agent) -> None:
-        """Resume it and its host's other names, unless somebody else has drained them."""
-        for each in self.fleet.hosts.of(agent):
+    def end_configured_drain(self, agent: Agent, *, alone: bool = False) -> None:
+        """Resume it and, if not `alone`, its host's other names, unless somebody else has drained them."""
+        for each in [agent] if alone else self.fleet.hosts.of(agent):
             if each.drained_by_configuration:
                 self._resume(each)
         self.fleet.settle_aliases(agent)
@@ -314,6 +321,7 @@ class AgentRegistry:
             return False
         self.liveness.report_received(agent, metrics, now)
         self.limiter.fix_slots(agent)
+        self.learner.facts.reported(agent, metrics)
         if metrics.loaded_models is not None:
             inventory.update_loaded(agent, metrics.loaded_models, _made_at(agent, metrics, now) - LIST_SECONDS)
         if metrics.ollama_version is not None:

@@ -47,6 +47,8 @@ class StaticAgents:
         unnamed, before, self._specs = self._unnamed(wanted), self._specs, wanted
         for each in unnamed:
             if each.source is Source.STATIC:
+                if before[each.name].drained:
+                    self._registry.end_configured_drain(each)  # for its host's other names
                 self._registry.remove(each)
             else:
                 _leave_alone(self._registry, each)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ..core.agent import Agent, Status
 from ..core.agent_records import Outcome
+from ..core.decision import in_words
 from ..core.leases import Lease
-from ..core.policies.adaptive import in_words
 from ..core.priority import Priority
 from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry

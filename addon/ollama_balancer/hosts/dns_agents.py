@@ -195,7 +195,8 @@ class DnsAgents:
             if not agent.removed:
                 name.vanished[ip] = agent
                 logger.info("Agent %s leaves: %s no longer has its address.", agent.name, name.where.host)
-                self.registry.drain(agent, configured=True)
+                # Its host may go on under another name, such as its reporter's.
+                self.registry.drain(agent, configured=True, alone=True)
         name.left_out.intersection_update(ips)
         new = [self._join(name, ip) for ip in ips if ip not in name.agents]
         return [agent for agent in new if agent is not None]
@@ -206,7 +207,8 @@ class DnsAgents:
         if agent is not None and not agent.removed:
             name.agents[ip] = agent
             if not name.spec.drained:
-                self.registry.end_configured_drain(agent)
+                self.registry.end_configured_drain(agent, alone=True)
+            configure(self.registry, agent, name.spec, was_drained=False)
             return None
         agent_name = f"{name.name}-{ip}"
         try:
@@ -233,4 +235,6 @@ class DnsAgents:
 
     def _forget(self, name: _Name) -> None:
         for agent in (*name.agents.values(), *name.vanished.values()):
+            if name.spec.drained:
+                self.registry.end_configured_drain(agent)
             self.registry.remove(agent)

@@ -10,7 +10,7 @@ from mitmproxy import ctx, http
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
 
-from ..api.paths import KEYS, is_control_path
+from ..api.paths import JOIN, KEYS, is_control_path
 from ..gateway.headers import AGENT_HEADER
 from ..gateway.memory_budget import MemoryBudget
 from ..gateway.messages import header
@@ -97,8 +97,8 @@ class FlowList:
         if flow.client_conn.id in self._blocked_clients:
             return True
         path = path_of(flow)
-        # Answers about keys have their secrets.
-        return (not self.show_control or path.startswith(KEYS)) and is_control_path(path)
+        # Answers about keys and to hosts that join have secrets.
+        return (not self.show_control or path.startswith((KEYS, JOIN))) and is_control_path(path)
 
     def begun(self, flow: http.HTTPFlow) -> None:
         """The flow is new or is replayed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class StoredFlows:
 
     def use(self, settings: Settings) -> None:
         """Write to the folder of the settings, or nowhere."""
-        folder = Path(settings.store).expanduser() if settings.store else None
+        folder = Path(os.path.expanduser(settings.store)) if settings.store else None
         files = self.files
         if files is not None and files.folder == folder:
             files.days, files.size = settings.store_days, settings.store_size

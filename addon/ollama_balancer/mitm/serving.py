@@ -51,7 +51,8 @@ async def serve(app: ASGIApp, flow: http.HTTPFlow, caller: Caller) -> None:
     response = flow.response
     assert response
     size = len(response.raw_content or b"")
-    if size >= COMPRESSED_FROM and "gzip" in flow.request.headers.get("accept-encoding", ""):
+    packed = response.headers.get("content-type") == "application/zip"
+    if size >= COMPRESSED_FROM and not packed and "gzip" in flow.request.headers.get("accept-encoding", ""):
         if size >= PACKED_IN_THREAD_FROM:
             await asyncio.to_thread(response.encode, "gzip")
         else:

@@ -80,6 +80,7 @@ class Startup:
 
             self.persistence = Persistence(confdir, balancer.registry, balancer.accounting.history, balancer.events)
             self.persistence.restore_agents()
+            await self.persistence.restore_learned()
             await asyncio.to_thread(balancer.usage.open, confdir / USAGE_FILE)
             await self.persistence.begin_events(f"version {__version__}, mode {balancer.registry.mode}")
             # What is loaded now stays: collecting garbage would go through all of it, and hold up every stream.
@@ -87,6 +88,7 @@ class Startup:
             self.begin(self.persistence.persist_agents(), "state file")
             self.begin(self.persistence.persist_history(), "history file")
             self.begin(self.persistence.persist_events(), "event file")
+            self.begin(self.persistence.persist_learned(), "file of what was learned")
             balancer.prober = balancer.gateway.prober = Prober(
                 balancer.registry,
                 wants_local=lambda: balancer.has_nothing_configured,

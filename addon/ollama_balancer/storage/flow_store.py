@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from .flow_files import FlowFiles, remedy
+from .flow_files import FlowFiles, TooLargeError, remedy
 
 MAX_WAITING = 64 * 1024 * 1024
 """Bytes of flows that wait to be written; more are dropped. One flow alone may be larger."""
@@ -118,9 +118,12 @@ class FlowStore[T]:
             self.files.append(self._encode(flow))
         except OSError:
             raise
-        except Exception as e:  # whatever is in a flow
+        except TooLargeError as e:
             self._refused += 1
-            problem = str(e) or type(e).__name__
+            problem = str(e)
+        except Exception as e:  # whatever is in a flow, which the error may quote
+            self._refused += 1
+            problem = f"a request cannot be written ({type(e).__name__})"
         self._waiting.popleft()
         self._bytes_taken += size
         return problem

@@ -185,9 +185,11 @@ class KeyStore:
         try:
             return self.add(key)
         except KeyExistsError:
-            if not again or self.get(key.name).agent != agent:
+            known = self.get(key.name)
+            if not again or known.agent != agent:
                 raise
-        self.set(key.name, disabled=False)
+        expired = known.expires is not None and known.expires <= created
+        self.set(key.name, disabled=False, expires=None if expired else known.expires)
         return self.rotate(key.name, 0.0)
 
     def rotate(self, name: str, overlap: float) -> str:

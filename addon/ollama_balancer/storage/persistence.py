@@ -1,11 +1,15 @@
-"""Restores and saves the registered agents, the history of the last day and the last events."""
+"""Restores and saves the registered agents, the history of the last day, the last events and what was learned."""
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..core.agent import Source
 from ..core.events import EventKind, Events
 from ..core.history import History
+from ..core.knowledge import AgentRecord, latest
 from ..core.registry import AgentRegistry
 from .agents import FILE_NAME as STATE_FILE
 from .agents import StateFile
@@ -13,6 +17,8 @@ from .events import FILE_NAME as EVENTS_FILE
 from .events import EventFile
 from .history import FILE_NAME as HISTORY_FILE
 from .history import HistoryFile, closed_minutes
+from .learned import FILE_NAME as LEARNED_FILE
+from .learned import LearnedFile, Record
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +35,24 @@ HISTORY_SECONDS = 5.0
 """Seconds between checks for completed minutes."""
 
 
-class Persistence:
-    """The files in `folder` for `registry`, `history` and `events`."""
+LEARNED_SECONDS = 300.0
+"""Seconds between two times that what was learned is written."""
 
-    def __init__(self, folder: Path, registry: AgentRegistry, history: History, events: Events) -> None:
+AT_ONCE = 4
+"""Agents whose records are read or made before others have their turn."""
+
+
+class Persistence:
+    """The files in `folder` for `registry`, `history` and `events`; `wall` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        folder: Path,
+        registry: AgentRegistry,
+        history: History,
+        events: Events,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._registry = registry
         self._history = history
         self._events = events
@@ -45,11 +65,27 @@ class Persistence:
         """Whether the file has been loaded into the history."""
         self._last_stored_minute = 0
         """The last minute in the file."""
+        self._wall = wall
+        self._learned_file = LearnedFile(folder / LEARNED_FILE)
+        self._learned_restored = False
+        """Whether the file has been read."""
 
     def restore_agents(self) -> None:
         count = self._state.restore(self._registry)
         if count:
             logger.info("Restored %d registered agents.", count)
+
+    async def restore_learned(self) -> None:
+        """Take in what was known of the agents, also of those that are yet to join."""
+        knowledge = self._registry.knowledge
+        for number, record in enumerate(await asyncio.to_thread(self._learned_file.read)):
+            if isinstance(record, AgentRecord):
+                knowledge.restore(record, self._wall())
+            else:
+                knowledge.restore_output(record, self._wall())
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self._learned_restored = True
 
     async def begin_events(self, about: str) -> None:
         """Load the events, and add the start: `about` it. Changes of agents are events from now on."""
@@ -102,9 +138,36 @@ class Persistence:
             if await asyncio.to_thread(self._history_file.append, lines):
                 self._last_stored_minute = lines[-1].minute
 
+    async def persist_learned(self) -> None:
+        """Save what was learned from time to time, until cancelled."""
+        while True:
+            await asyncio.sleep(LEARNED_SECONDS)
+            records = []
+            for number, record in enumerate(self._learned()):
+                records.append(record)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.to_thread(self._save_learned, records)
+
+    def _learned(self) -> Iterator[Record | None]:
+        """What is known of each agent and of answers, of simulated ones nothing."""
+        registry, now = self._registry, self._wall()
+        simulated = {agent.id for agent in registry if agent.source is Source.DEMO}
+        for agent_id in registry.knowledge.agents():
+            yield None if agent_id in simulated else registry.knowledge.record(agent_id, now)
+        if not simulated:
+            yield from registry.knowledge.outputs(now)
+
+    def _save_learned(self, records: list[Record | None]) -> bool:
+        agents = [record for record in records if isinstance(record, AgentRecord)]
+        others = [record for record in records if record is not None and not isinstance(record, AgentRecord)]
+        return self._learned_file.save([*others, *latest(agents)])
+
     def save(self) -> None:
         """Save everything at shutdown."""
         self._state.save(self._state.snapshot(self._registry))
+        if self._learned_restored:
+            self._save_learned(list(self._learned()))
         if self._history_loaded:
             self._history_file.append(closed_minutes(self._history, self._last_stored_minute, with_running=True))
         if self._saved_events >= 0:

@@ -179,7 +179,9 @@ class _Builder:
             return str(event.value)
         node = ScalarNode(str(tag), event.value, event.start_mark, event.end_mark)
         try:
-            return self._yaml.constructor.construct_object(node)
+            value = self._yaml.constructor.construct_object(node)
+            str(value)  # not of a number in hexadecimal that has too many digits
+            return value
         except ValueError as e:
             raise YamlFileError(f"{one_line(without_password(event.value), 40)!r} is not accepted", _line(event)) from e
 

@@ -18,7 +18,7 @@ RECORD: dict[str, Any] = {
     "agent": "gpu-1",
     "url": "http://10.0.0.1:11434",
     "mode": "adaptive",
-    "why": "model loaded, cost 0.2 s; next best gpu-2 14.9 s",
+    "why": "warm here, next best gpu-2 would load it: ~+8.3 s",
     "attempts": 2,
     "waited_ms": 1200,
     "failures": [{"agent": "gpu-3", "reason": "refused"}],
@@ -26,9 +26,9 @@ RECORD: dict[str, Any] = {
     "client": "10.0.0.9",
     "options": [
         {"agent": "gpu-1", "cost": 0.2, "wait": 0.0, "load": 0.0, "prefill": 0.1, "answer": 0.1, "harm": 0.0}
-        | {"free": True, "observations": 12},
+        | {"free": True, "observations": 12, "first": 0.1, "loads": 0.0, "guess": False},
         {"agent": "gpu-2", "cost": 14.9, "wait": 0.0, "load": 12.0, "prefill": 0.4, "answer": 2.5, "harm": 0.0}
-        | {"free": False, "observations": 0},
+        | {"free": False, "observations": 0, "first": 8.4, "loads": 8.0, "guess": True},
     ],
     "first_byte_ms": 310.0,
     "total_ms": 1200.0,
@@ -36,13 +36,13 @@ RECORD: dict[str, Any] = {
 }
 
 DECISION = """== Decision ==
-→ gpu-1 (http://10.0.0.1:11434) · adaptive · model loaded, cost 0.2 s; next best gpu-2 14.9 s
+→ gpu-1 (http://10.0.0.1:11434) · adaptive · warm here, next best gpu-2 would load it: ~+8.3 s
 waited 1.2 s · 2 attempts · 10.0.0.9 · succeeded
 tried gpu-3: refused
 
-agent  cost s  wait s  load s  prompt s  answer s  interference s  free  seen
-gpu-1  0.20    0.00    0.00    0.10      0.10      0.00            yes   12
-gpu-2  14.90   0.00    12.00   0.40      2.50      0.00            no    0
+agent  TTFT s  wait s  load s  prompt s  free  seen  cost   answer  interference
+gpu-1  0.10    0.00    0.00    0.10      yes   12    0.20   0.10    0.00
+gpu-2  ~8.40   0.00    ~8.00   ~0.40     no    0     14.90  2.50    0.00
 """
 
 

@@ -3,7 +3,8 @@
 #   & ([scriptblock]::Create((irm @BALANCER@/join.ps1))) CODE
 #
 # CODE comes from `ollama-balancer join-code` and lets one host join. Run it again, without a code, to upgrade. Options of
-# ollama-agent-reporter, such as --name, may follow the code, or an empty one: ''.
+# ollama-agent-reporter, such as --name, may follow the code, or an empty one: ''. Without options, those of the last time
+# are used, which are in the file `options` there.
 #
 # 1. It makes a virtual environment in %LOCALAPPDATA%\ollama-agent-reporter ($env:OLLAMA_REPORTER_HOME: elsewhere).
 # 2. It installs the balancer's own reporter there, and what that needs from the host's package index.
@@ -11,7 +12,8 @@
 # 4. It installs the reporter as a scheduled task, for which it takes a terminal opened as administrator
 #    ($env:OLLAMA_REPORTER_SERVICE = 'no': it runs it instead).
 #
-# The last line begins it, so that a download that is cut off does nothing.
+# The last line begins it, so that a download that is cut off does nothing. Python runs with -I: it must not import what
+# somebody has put into the folder that this is run in.
 function Join-Fleet {
     $Code = ''
     if ($args.Count) { $Code = [string] $args[0] }
@@ -29,7 +31,7 @@ function Join-Fleet {
     $Check = 'import sys; sys.exit(sys.version_info < (3, 10))'
     foreach ($Candidate in @($env:PYTHON, 'py', 'python', 'python3')) {
         if (-not $Candidate -or -not (Get-Command $Candidate -ErrorAction SilentlyContinue)) { continue }
-        & $Candidate -c $Check
+        & $Candidate -I -c $Check
         if ($LASTEXITCODE -eq 0) { $Python = $Candidate; break }
     }
     if (-not $Python) {
@@ -45,7 +47,7 @@ function Join-Fleet {
     Stop-ScheduledTask -TaskName 'ollama-agent-reporter' -ErrorAction SilentlyContinue
     $Again = Test-Path $Own
     if (-not $Again) {
-        & $Python -m venv --clear $Venv
+        & $Python -I -m venv --clear $Venv
         if ($LASTEXITCODE -ne 0) { throw 'The virtual environment cannot be made.' }
     }
 
@@ -57,14 +59,23 @@ function Join-Fleet {
         }
         $Extra = ''
         if (Get-Command nvidia-smi -ErrorAction SilentlyContinue) { $Extra = '[gpu]' }
-        if ($Again) { & $Own -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps $File }
-        & $Own -m pip install --quiet --disable-pip-version-check --upgrade "$File$Extra"
+        if ($Again) { & $Own -I -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps $File }
+        & $Own -I -m pip install --quiet --disable-pip-version-check --upgrade "$File$Extra"
         if ($LASTEXITCODE -ne 0) { throw 'The reporter cannot be installed.' }
     } finally {
         Remove-Item -Force $File
     }
 
-    $Arguments = @('-m', 'agent_reporter', '--balancer', $Balancer, '--join', (Join-Path $Folder 'key')) + $Options
+    $Kept = Join-Path $Folder 'options'
+    if (-not $Options.Count) {
+        if (Test-Path $Kept) {
+            $Options = @(Get-Content -Path $Kept -Encoding UTF8)
+            Write-Host "join: with the options in ${Kept}: $Options"
+        }
+    } elseif ($Options -notcontains '--once') {
+        Set-Content -Path $Kept -Value $Options -Encoding UTF8
+    }
+    $Arguments = @('-I', '-m', 'agent_reporter', '--balancer', $Balancer, '--join', (Join-Path $Folder 'key')) + $Options
     if ($env:OLLAMA_REPORTER_SERVICE -ne 'no') { $Arguments += @('--install', '--yes') }
     $env:OLLAMA_BALANCER_JOIN_CODE = $Code
     try {

@@ -65,10 +65,3 @@ class Adaptive:
 
     def why(self, agent: Agent) -> str:
         return f"{agent.in_flight} in flight"
-
-
-def in_words(options: tuple[ScoredCandidate, ...]) -> str:
-    """The choice in a few words: the expected cost, and the runner-up."""
-    best, *others = options
-    rest = f"; next best {others[0].agent} {others[0].cost:.1f} s" if others else ""
-    return f"{'loads the model' if best.load > 0 else 'model loaded'}, cost {best.cost:.1f} s{rest}"

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent
 from ..agent_records import LoadedModel
-from ..decision import ScoredCandidate
+from ..decision import FEW, Plan, ScoredCandidate
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
@@ -109,10 +109,17 @@ class AgentEstimate:
     wait: float = 0.0
     load: float = 0.0
     answer: float = 0.0
+    writes: float = 0.0
+    """Seconds that the answer takes, without any weight."""
     interference: float = 0.0
     shared: float = 0.0
     """The part of the load that the requests behind this one gain from."""
+    loads: float = 0.0
+    """Seconds of loading, without any weight."""
+    plan: Plan = Plan.WARM
     observations: int = 0
+    observed_loads: int = FEW
+    """Loads that `loads` rests on."""
     full: bool = False
     cold: bool = False
     sole: bool = False
@@ -132,7 +139,7 @@ class AgentEstimate:
         rates = agent.rates.get(model) or estimates.rates(agent.id, model)
         self.observations = rates.observations
         alone = estimates.output(model) / rates.decode
-        answer = alone * slow
+        answer = self.writes = alone * slow
         self.answer = ANSWER_WEIGHT * answer
         self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
@@ -142,12 +149,13 @@ class AgentEstimate:
             self.interference = ours * LEFT * alone * SLOWDOWN
         else:
             self.interference = self._interference(at, busy)
-        self.load = self.shared = 0.0
+        self.load = self.shared = self.loads = 0.0
         self.cold = self.evicts = False
         if agent.loading:
             self._loading(at)
         loaded_model = agent.loaded_models.get(model)
         ready = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
+        self.plan = Plan.LOADING if self.load else Plan.UNKNOWN if loaded_model is None else Plan.WARM
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0)
@@ -174,12 +182,13 @@ class AgentEstimate:
         agent, load = self.agent, at.learner.estimates.load
         others = 0.0
         for model, since in agent.loading.items():
-            seconds = load.value(agent.id, model)
+            seconds, observed = load.known(agent.id, model)
             taken = at.now - since
             overdue = taken >= LONGEST_LOAD * seconds
             remains = taken if overdue else max(MIN_LEFT * seconds, seconds - taken)
             if model == self.model:
-                self.load = remains
+                self.load = self.loads = remains
+                self.observed_loads = observed
             elif not overdue:
                 others += remains
         if others and self.model not in agent.loading:
@@ -190,17 +199,22 @@ class AgentEstimate:
         """The agent has to load the model, or to load it with other options."""
         agent = self.agent
         self.cold = True
-        own = self.load = LOAD_WEIGHT * at.learner.estimates.load.value(agent.id, self.model)
+        self.loads, self.observed_loads = at.learner.estimates.load.known(agent.id, self.model)
+        own = self.load = LOAD_WEIGHT * self.loads
+        self.plan = Plan.LOAD
         if loaded_model is not None:
             self.load += EVICTION
+            self.plan = Plan.RELOAD
         elif len(agent.loaded_models) + len(agent.loading) < agent.fits():
             self.shared = own
             self.evicts = True
         else:
             self.load += EVICTION
             self.evicts = True
+            self.plan = Plan.EVICT
             if all(other in agent.running for other in agent.loaded_models):
                 self.load += DRAIN * answer + THRASHING
+                self.plan = Plan.DRAIN
 
     def eviction(self, at: Situation) -> float:
         """The cost of the load to others: an evicted model, and the host's time.
@@ -226,8 +240,8 @@ class AgentEstimate:
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, queue: float, gain: float, eviction: float) -> ScoredCandidate:
-        """As it was weighed for a prompt with so many tokens to read.
+    def option(self, tokens: int, queue: float, gain: float, eviction: float, cached: int) -> ScoredCandidate:
+        """As it was weighed for a prompt with so many tokens to read, besides those that are cached.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
         others' gain, `eviction` what `eviction` says.
@@ -235,7 +249,20 @@ class AgentEstimate:
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
         prefill = self.per_token * tokens
-        cost = wait + load + prefill + self.answer + self.interference
         return ScoredCandidate(
-            self.agent.name, cost, wait, load, prefill, self.answer, self.interference, not self.full, self.observations
+            agent=self.agent.name,
+            cost=wait + load + prefill + self.answer + self.interference,
+            wait=wait,
+            load=load,
+            prefill=prefill,
+            answer=self.answer,
+            interference=self.interference,
+            free=not self.full,
+            observations=self.observations,
+            first=wait + self.loads + prefill,
+            loads=self.loads,
+            writes=self.writes,
+            plan=Plan.CONTEND if eviction and self.plan is not Plan.DRAIN else self.plan,
+            guess=self.observations < FEW or wait > 0 or (self.loads > 0 and self.observed_loads < FEW),
+            cached=cached,
         )

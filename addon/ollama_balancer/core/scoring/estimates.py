@@ -1,8 +1,9 @@
 """Estimates of how fast each agent serves each model, learned from its answers.
 
 Rates and times differ by factors and not by sums, so that averages are of logarithms. Where an agent has not served a
-model yet, the figure is what other agents take for that model, times how much faster or slower this agent has shown
-itself to be with others; where nothing at all is known, a prior.
+model yet, the figure is that of agents with the same GPUs and the same model; else what other agents take for that
+model, times how much faster or slower this agent, or those with the same GPUs, have shown themselves to be with others;
+of a model that no agent has served, what others come to for each byte; where nothing at all is known, a prior.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..agent_records import Rates
+from .likeness import Likeness
 
 NEWEST = 0.2
 """The weight of the newest observation, once there are some.
@@ -29,6 +31,8 @@ OUTLIER = math.log(4.0)
 MAX_MODELS = 1000
 """Models that are tracked, in total and per agent."""
 
+MAX_KIN = 10_000
+"""Pairs of GPUs and digests, and GPUs, for which there are averages of all agents that have them."""
 
 MAX_OUTPUT = 131_072
 """Tokens of an answer: larger counts are clipped to it."""
@@ -75,12 +79,23 @@ class Average:
 class Figure:
     """One kind of figure (tokens per second, or seconds) over all agents and models, within bounds.
 
-    Agents are named by their ids and models by their canonical names.
+    Agents are named by their ids and models by their canonical names. `by_size` is the power of a model's size to which
+    the figure is proportional, where nothing else is known.
     """
 
-    def __init__(self, prior: float, lowest: float, highest: float) -> None:
-        self._prior = prior
+    def __init__(
+        self, prior: float, lowest: float, highest: float, likeness: Likeness | None = None, by_size: float = 0.0
+    ) -> None:
+        self._prior = math.log(prior)
         self._lowest, self._highest = lowest, highest
+        self._likeness = likeness or Likeness()
+        self._by_size = by_size
+        self._sized = Average()
+        """The figure of a model of `MODEL_SIZE` on an agent of average speed."""
+        self._kin: dict[tuple[str, str], Average] = {}
+        """By GPUs and digest."""
+        self._hardware: dict[str, Average] = {}
+        """By GPUs, the factor of the agents that have them."""
         self._models: dict[str, Average] = {}
         """By model, the figure on an agent of average speed."""
         self._agents: dict[str, Average] = {}
@@ -108,7 +123,23 @@ class Figure:
         if typical.observations:
             factor.observe(log - typical.log)
         pair.observe(log)
+        self._observe_alike(agent, model, log, log - typical.log if typical.observations else None)
+        size = self._likeness.size(model)
+        if size is not None:
+            self._sized.observe(log - difference - self._by_size * size)
         return typical.observe(log - difference)
+
+    def _observe_alike(self, agent: str, model: str, log: float, difference: float | None) -> None:
+        """An observation counts for the agents that are alike as well."""
+        hardware, kin = self._likeness.hardware.get(agent), self._likeness.kin(agent, model)
+        if kin is not None and (kin in self._kin or len(self._kin) < MAX_KIN):
+            self._kin.setdefault(kin, Average()).observe(log)
+        if (
+            hardware is not None
+            and difference is not None
+            and (hardware in self._hardware or len(self._hardware) < MAX_KIN)
+        ):
+            self._hardware.setdefault(hardware, Average()).observe(difference)
 
     def value(self, agent: str, model: str) -> float:
         """The figure for the model on the agent."""
@@ -120,12 +151,25 @@ class Figure:
         pair = pairs.get(model) if pairs is not None else None
         if pair is not None:
             return pair.value, pair.observations
-        typical = self._models.get(model)
-        factor = self._agents.get(agent)
-        value = typical.value if typical is not None else self._prior
-        if factor is not None:
-            value *= factor.value
-        return max(self._lowest, min(self._highest, value)), 0
+        return max(self._lowest, min(self._highest, math.exp(self._guess(agent, model)))), 0
+
+    def _guess(self, agent: str, model: str) -> float:
+        """The logarithm of the figure for a pair that has not met."""
+        likeness = self._likeness
+        kin = likeness.kin(agent, model)
+        alike = self._kin.get(kin) if kin is not None else None
+        if alike is not None:
+            return alike.log
+        typical, factor = self._models.get(model), self._agents.get(agent)
+        if factor is None:
+            factor = self._hardware.get(likeness.hardware.get(agent, ""))
+        if typical is not None:
+            log = typical.log
+        else:
+            size = likeness.size(model)
+            log = self._sized.log if self._sized.observations and size is not None else self._prior
+            log += self._by_size * (size or 0.0)
+        return log if factor is None else log + factor.log
 
     def of(self, agent: str, model: str) -> Estimate:
         return Estimate(*self.known(agent, model))
@@ -134,10 +178,35 @@ class Figure:
         """The models with observations on the agent."""
         return list(self._pairs.get(agent, ()))
 
+    def agents(self) -> list[str]:
+        """The agents with observations."""
+        return list(self._pairs)
+
+    def recall(self, agent: str, model: str, value: float, observations: int) -> None:
+        """What was known of a pair before: it counts as so many observations. What is known since counts more."""
+        if model not in self._pairs.get(agent, ()):
+            self.observe(agent, model, value)
+            pair = self._pairs.get(agent, {}).get(model)
+            if pair is not None:
+                pair.observations = observations
+
+    def weaken(self, agent: str) -> None:
+        """What is known of the agent counts as one observation each: the next one weighs as much."""
+        for pair in self._pairs.get(agent, {}).values():
+            pair.observations = min(1, pair.observations)
+
     def forget(self, agent: str) -> None:
         """The agent has left, or is another machine now."""
         self._pairs.pop(agent, None)
         self._agents.pop(agent, None)
+
+    def forget_pair(self, agent: str, model: str) -> None:
+        """The agent has another model of that name now."""
+        self._pairs.get(agent, {}).pop(model, None)
+
+    def forget_model(self, model: str) -> None:
+        """No agent has the model of that name any more, but another one."""
+        self._models.pop(model, None)
 
 
 DECODE, PREFILL, LOAD, OUTPUT = 20.0, 800.0, 15.0, 200.0
@@ -151,12 +220,14 @@ class Estimates:
     """The figures of a fleet."""
 
     def __init__(self) -> None:
-        self.decode = Figure(DECODE, 0.01, 1e5)
+        self.likeness = likeness = Likeness()
+        self.decode = Figure(DECODE, 0.01, 1e5, likeness, -1.0)
         """Tokens per second of a request that runs alone."""
-        self.prefill = Figure(PREFILL, 0.1, 1e6)
+        self.prefill = Figure(PREFILL, 0.1, 1e6, likeness, -1.0)
         """Tokens of a prompt per second."""
-        self.load = Figure(LOAD, 0.1, 3600.0)
+        self.load = Figure(LOAD, 0.1, 3600.0, likeness, 1.0)
         """Seconds."""
+        self.figures = self.decode, self.prefill, self.load
         self._generations: dict[str, int] = {}
         self._output: dict[str, Average] = {}
 
@@ -193,16 +264,47 @@ class Estimates:
         average = self._output.get(model)
         return Estimate(self.output(model), 0 if average is None else average.observations)
 
+    def outputs(self) -> dict[str, Estimate]:
+        """By model, the tokens of an answer."""
+        return {model: Estimate(average.value, average.observations) for model, average in self._output.items()}
+
+    def recall_output(self, model: str, tokens: float, observations: int) -> None:
+        """The length of its answers as it was known before, which counts as so many observations."""
+        if model not in self._output and len(self._output) < MAX_MODELS:
+            average = self._output[model] = Average()
+            average.observe(math.log(max(1.0, min(tokens, MAX_OUTPUT))))
+            average.observations = observations
+            self.changed(model, news=True)
+
     def describe(self, agent: str) -> dict[str, dict[str, Any]]:
         """The figures of the models that the agent has served."""
+        models = dict.fromkeys(model for figure in self.figures for model in figure.models(agent))
         figures = {"decode": self.decode, "prefill": self.prefill, "load": self.load}
-        models = dict.fromkeys(model for figure in figures.values() for model in figure.models(agent))
         return {
             model: {name: figure.of(agent, model).describe() for name, figure in figures.items()}
             | {"output": self.output_of(model).describe()}
             for model in models
         }
 
+    def knows(self, agent: str, model: str) -> bool:
+        """Whether the agent has served the model."""
+        return any(figure.known(agent, model)[1] for figure in self.figures)
+
+    def weaken(self, agent: str) -> None:
+        """What is known of the agent may not hold exactly any more."""
+        for figure in self.figures:
+            figure.weaken(agent)
+
     def forget(self, agent: str) -> None:
-        for figure in (self.decode, self.prefill, self.load):
+        for figure in self.figures:
             figure.forget(agent)
+
+    def forget_pair(self, agent: str, model: str) -> None:
+        for figure in self.figures:
+            figure.forget_pair(agent, model)
+
+    def forget_model(self, model: str) -> None:
+        for figure in self.figures:
+            figure.forget_model(model)
+        self._output.pop(model, None)
+        self.changed(model, news=True)

@@ -4,6 +4,7 @@ from ..agent import Agent
 from ..leases import SlotLease
 from ..observations import AnswerObservation
 from .estimates import Estimates
+from .facts import Facts
 from .placement import Placement
 from .prefix_cache import PrefixCache
 
@@ -26,12 +27,14 @@ class Learner:
 
     def __init__(self) -> None:
         self.estimates = Estimates()
+        self.facts = Facts(self.estimates)
         self.prefix_cache = PrefixCache()
         self.placement = Placement()
 
     def forget(self, agent: Agent) -> None:
         """The agent has left."""
         self.estimates.forget(agent.id)
+        self.facts.forget(agent.id)
         self.prefix_cache.forget(agent)
 
     def answered(self, lease: SlotLease, answer: AnswerObservation, now: float) -> None:

@@ -137,10 +137,8 @@ class Scorer:
         return tuple([self._option(estimates[number], self._evictions.get(number, 0.0)) for number in found])
 
     def _option(self, estimate: AgentEstimate, eviction: float) -> ScoredCandidate:
-        unread = self._demand.tokens
-        if estimate.agent is self._holder and not estimate.cold:
-            unread -= self._known_tokens
-        return estimate.option(unread, self._queue, self._gain, eviction)
+        cached = self._known_tokens if estimate.agent is self._holder and not estimate.cold else 0
+        return estimate.option(self._demand.tokens - cached, self._queue, self._gain, eviction, cached)
 
     def _look_into(self, number: int) -> float:
         """The cost including the eviction."""

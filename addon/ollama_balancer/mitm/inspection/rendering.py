@@ -31,15 +31,11 @@ WIDTH = 88
 _LINE = re.compile(rf".{{1,{WIDTH}}}(?:\s|$)|.{{1,{WIDTH}}}", re.DOTALL)
 """textwrap takes seconds for a long text of blanks, and drops them."""
 
-_TERMS = {
-    "cost": "cost",
-    "wait": "wait",
-    "load": "load",
-    "prompt": "prefill",
-    "answer": "answer",
-    "interference": "harm",
-}
-"""The terms of the cost as people read them, and as they are recorded."""
+_TIMES = {"TTFT": "first", "wait": "wait", "load": "loads", "prompt": "prefill"}
+"""Seconds that a client would measure, as people read them, and as they are recorded."""
+
+_TERMS = {"cost": "cost", "answer": "answer", "interference": "harm"}
+"""Of the score: no time that anybody could measure."""
 
 
 def render_request(body: bytes, record: object) -> str:
@@ -126,13 +122,14 @@ def _decision(record: object) -> str:
         lines.append(f"tried {_word(failure.get('agent'))}: {_word(failure.get('reason'))}")
     options = _dicts(get("options"))
     if options:
-        head = ["agent", *(f"{term} s" for term in _TERMS), "free", "seen"]
+        head = ["agent", *(f"{time} s" for time in _TIMES), "free", "seen", *_TERMS]
         rows = [
             [
                 _word(option.get("agent")) or "-",
-                *(_seconds(option.get(term)) for term in _TERMS.values()),
+                *(_estimated(option.get(time), option) for time in _TIMES.values()),
                 "yes" if option.get("free") is True else "no" if option.get("free") is False else "-",
                 _word(option.get("observations")) or "-",
+                *(_figure(option.get(term)) for term in _TERMS.values()),
             ]
             for option in options
         ]
@@ -159,9 +156,14 @@ def _number(value: object) -> float | None:
     return None
 
 
-def _seconds(value: object) -> str:
+def _figure(value: object) -> str:
     number = _number(value)
     return "-" if number is None else f"{number:.2f}"
+
+
+def _estimated(value: object, option: Mapping[str, Any]) -> str:
+    """Seconds, marked where they are a guess."""
+    return f"~{_figure(value)}" if _number(value) and option.get("guess") is True else _figure(value)
 
 
 def _dicts(value: object) -> list[Mapping[str, Any]]:
