@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,74 +21,22 @@ from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 from ollama_balancer.storage.usage import FILE_NAME as USAGE_FILE
 from ollama_balancer.storage.usage import UsageFile
 from tests.e2e.browser import chromium, console_errors, needs_chromium
-from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
+from tests.e2e.dashboard import (
+    accessibility_problems,
+    color,
+    confirm,
+    cut_off,
+    press,
+    resize,
+    row,
+    seen,
+    text_of,
+)
+from tests.e2e.harness import TOKEN, Hosts, free_port, running_proxy
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-def text_of(browser: Any, css: str) -> str:
-    text: str = browser.find_element(By.CSS_SELECTOR, css).text
-    return text
-
-
-def row(browser: Any, agent: str) -> str:
-    for each in browser.find_elements(By.CSS_SELECTOR, "#agents tr"):
-        if agent in each.text:
-            text: str = each.text
-            return text
-    return ""
-
-
-def seen(browser: Any, what: Callable[[], Any], say: str) -> None:
-    def look() -> Any:
-        try:
-            return what()
-        except Exception as e:  # the page replaces what it shows
-            if "StaleElement" in type(e).__name__:
-                return None
-            raise
-
-    wait_until(look, say)
-
-
-def press(browser: Any, name: str) -> None:
-    browser.find_element(By.CSS_SELECTOR, f'button[aria-label="{name}"]').send_keys(Keys.ENTER)
-
-
-def confirm(browser: Any, token: str) -> None:
-    field = browser.find_element(By.ID, "token")
-    field.clear()
-    field.send_keys(token, Keys.ENTER)
-
-
-def accessibility_problems(browser: Any) -> list[str]:
-    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
-    result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    return [f"{v['id']}: {v['help']}" for v in result["violations"]]
-
-
-def resize(browser: Any, width: int, height: int = 900) -> None:
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def color(browser: Any, meter: str) -> str:
-    """Of the bar with that name."""
-    bar = browser.find_element(By.CSS_SELECTOR, f'[aria-label="{meter}"] i')
-    text: str = bar.value_of_css_property("background-color")
-    return text
-
-
-def cut_off(browser: Any) -> list[str]:
-    """What does not fit into a tile, and tiles that do not fit into the page."""
-    names: list[str] = browser.execute_script(
-        "return [...document.querySelectorAll('#tiles div, #tiles dt, #tiles dd')]"
-        ".filter((node) => node.scrollWidth > node.clientWidth || node.getBoundingClientRect().right > innerWidth)"
-        ".map((node) => node.textContent)"
-    )
-    return names
 
 
 def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hosts: Hosts) -> None:
@@ -336,145 +279,6 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         assert [problem for problem in console_errors(browser) if "401" not in problem] == []
 
 
-def test_more_agents_than_a_page_holds_are_paged_sorted_and_found(tmp_path: Path, hosts: Hosts) -> None:
-    port = everywhere(hosts)
-    with running_proxy(tmp_path) as proxy, chromium(tmp_path / "profile", dark=True) as browser:
-        fill(proxy, 120, port)
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-        )
-        resize(browser, 1280)
-
-        def address() -> str:
-            url: str = browser.current_url
-            return url.removeprefix(f"{proxy.url}/dashboard")
-
-        browser.get(f"{proxy.url}/dashboard")
-        seen(browser, lambda: text_of(browser, "#place") == "Page 1 of 3, 120 agents", "the first page")
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 50
-        on_screen = "[...document.querySelectorAll('#agents tr')].map((row) => row.getBoundingClientRect().bottom)"
-        assert sum(bottom <= 900 for bottom in browser.execute_script(f"return {on_screen}")) >= 30
-        assert browser.find_elements(By.CSS_SELECTOR, "#agents svg") == []
-        browser.find_element(By.ID, "next").click()
-        seen(browser, lambda: "host-0050" in row(browser, "host-0050"), "the second page")
-        browser.find_element(By.ID, "filter").send_keys("host-007")
-        seen(browser, lambda: text_of(browser, "#place") == "10 agents", "what is looked for")
-        browser.find_element(By.CSS_SELECTOR, "#sort option[value=cpu]").click()
-        seen(browser, lambda: text_of(browser, "#agents tr").startswith("host-0079"), "the busiest first")
-        for width in (360, 768, 1280, 1500, 2560):
-            resize(browser, width)
-            assert cut_off(browser) == [], width
-            assert browser.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0, width
-        assert accessibility_problems(browser) == []
-        browser.find_element(By.ID, "dense").click()
-        seen(browser, lambda: "In flight, last 15 min" in browser.page_source, "rows in full")
-        link = "?filter=host-007&sort=cpu&rows=full"
-        assert address() == link
-
-        for before in ("?filter=host-007&sort=cpu", "?filter=host-007", "?page=2"):
-            browser.back()
-            seen(browser, lambda before=before: address() == before, before)  # type: ignore[misc]
-        seen(browser, lambda: text_of(browser, "#place").startswith("Page 2 of 3"), "the second page again")
-        assert browser.find_element(By.ID, "filter").get_attribute("value") == ""
-        browser.get(f"{proxy.url}/dashboard{link}")
-        seen(browser, lambda: text_of(browser, "#place") == "10 agents", "what the link shows")
-        assert text_of(browser, "#agents tr").startswith("host-0079")
-        assert browser.find_elements(By.CSS_SELECTOR, "#agents svg") != []
-        assert browser.find_element(By.ID, "filter").get_attribute("value") == "host-007"
-        assert browser.find_element(By.ID, "sort").get_attribute("value") == "cpu"
-        assert address() == link
-        assert console_errors(browser) == []
-        data = proxy.http.get("/dashboard/data?page=2&size=50&sort=name&filter=")
-        assert data.headers["content-encoding"] == "gzip"
-        assert data.json()["agents"][0]["name"] == "host-0050"
-        assert "join" not in {name for name, value in data.json().items() if value is not None}
-        without = proxy.http.get("/dashboard/data?curves=no").json()["agents"]
-        assert {agent["curve"] for agent in without} == {None}
-
-
-def test_an_empty_fleet_shows_how_a_host_joins_and_the_dialog_where_the_token_is(tmp_path: Path) -> None:
-    with running_proxy(tmp_path, token=None) as proxy, chromium(tmp_path / "profile") as browser:
-        file = tmp_path / "ollama-balancer-token"
-        line = f"curl -fsS {proxy.url}/join | sh -s --"
-        browser.get(f"{proxy.url}/dashboard")
-        seen(browser, lambda: text_of(browser, "#welcome-line") == f"{line} CODE", "the line that joins a host")
-        sections = [each for each in browser.find_elements(By.CSS_SELECTOR, "main > section") if each.is_displayed()]
-        assert [section.get_attribute("class") for section in sections] == ["agents"]
-        assert accessibility_problems(browser) == []
-        browser.find_element(By.CSS_SELECTOR, "#welcome .make-code").click()
-        assert text_of(browser, "#token-place") == f"The token is in the file {file} on the balancer's machine."
-        token = file.read_text().strip()
-        assert token not in browser.page_source + proxy.http.get("/dashboard").text
-        assert accessibility_problems(browser) == []
-        confirm(browser, "not-the-token")
-        seen(browser, lambda: "not the balancer's token" in text_of(browser, "#refusal"), "the refusal")
-        confirm(browser, token)
-        seen(browser, lambda: text_of(browser, "#join-shell").startswith(f"{line} "), "the line with its code")
-        code = text_of(browser, "#join-shell").rsplit(" ", 1)[1]
-        joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
-        key = {"Authorization": f"Bearer {joined.json()['secret']}"}
-        registered = proxy.http.post("/api/agents", json={"name": "b", "url": "http://127.0.0.1:9"}, headers=key)
-        assert registered.status_code == 201
-        seen(browser, lambda: row(browser, "b"), "the host")
-        assert not browser.find_element(By.ID, "welcome").is_displayed()
-        browser.find_element(By.ID, "join-close").click()
-        assert not browser.find_element(By.ID, "join-lines").is_displayed()
-        assert browser.switch_to.active_element.get_attribute("id") == "agents-region"
-        assert [problem for problem in console_errors(browser) if "401" not in problem] == []
-
-
-def everywhere(hosts: Hosts) -> int:
-    """The port of a host that answers to probes at all addresses of this machine: 127.0.0.0/8 has many."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                body = (
-                    b'{"version":"0.33.0"}' if b"/api/version" in head else b'{"models":[{"name":"llama3.2:latest"}]}'
-                )
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        writer.close()
-
-    server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
-    hosts.servers.append(server)
-    port: int = server.sockets[0].getsockname()[1]
-    return port
-
-
-def fill(proxy: Proxy, count: int, port: int) -> None:
-    """Agents that have reported once."""
-    for number in range(count):
-        name = f"host-{number:04}"
-        body = {"name": name, "url": f"http://127.1.{number // 250}.{number % 250 + 1}:{port}"}
-        assert proxy.control("POST", "/api/agents", body).status_code == 201
-        assert proxy.report(name, cpu=float(number % 100), models=["llama3.2"]).status_code == 204
-
-
-def test_agents_are_sorted_by_what_is_asked_for_and_those_alike_by_name(tmp_path: Path) -> None:
-    with running_proxy(tmp_path) as proxy:
-        busy: dict[str, tuple[float, float, list[float | None]]] = {
-            "c": (10.0, 70.0, [20.0, 90.0]),
-            "a": (50.0, 30.0, [40.0]),
-            "d": (10.0, 70.0, [None]),
-            "b": (10.0, 90.0, []),
-        }
-        for number, (name, (cpu, memory, gpus)) in enumerate(busy.items(), 1):
-            proxy.register(name, f"http://127.0.0.1:{number}")
-            listed = [{"name": "gpu", "utilization": each} for each in gpus]
-            assert proxy.report(name, cpu=cpu, memory=memory, gpus=listed).status_code == 204
-        proxy.register("e", "http://127.0.0.1:9")
-
-        def order(sort: str) -> str:
-            return "".join(agent["name"] for agent in proxy.http.get(f"/dashboard/data?sort={sort}").json()["agents"])
-
-        assert order("name") == "abcde"
-        assert order("cpu") == "abcde"
-        assert order("memory") == "bcdae"
-        assert order("gpu") == "cabde"
-        assert order("in_flight") == "abcde"
-
-
 def test_why_a_host_gets_nothing_is_shown(tmp_path: Path, hosts: Hosts) -> None:
     host = hosts.start("one")
     agents = f"balancer_agents=one={host.url},again={host.url},far=http://127.0.0.1:{free_port()}"
@@ -485,11 +289,3 @@ def test_why_a_host_gets_nothing_is_shown(tmp_path: Path, hosts: Hosts) -> None:
         assert "connection refused" in row(browser, "far")
         seen(browser, lambda: "same host" in row(browser, "again").lower(), "that it is a host under another name")
         assert console_errors(browser) == []
-
-
-def test_a_query_of_any_kind_is_answered(tmp_path: Path) -> None:
-    with running_proxy(tmp_path) as proxy:
-        for query in ("page=-1", "page=99999999999", "size=0", "sort=%00", "filter=" + "x" * 3000, "page=a"):
-            answer = proxy.http.get(f"/dashboard/data?{query}")
-            assert answer.status_code == 200
-            assert json.loads(answer.content)["page"] == 1

@@ -21,8 +21,8 @@ from agent_reporter import __version__
 from ollama_balancer.api.reporter_wheel import wheel_name
 from ollama_balancer.core.access import SECRET
 from tests.e2e.browser import chromium, console_errors, needs_chromium
+from tests.e2e.dashboard import accessibility_problems
 from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
-from tests.e2e.test_dashboard import accessibility_problems
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
 
