@@ -53,6 +53,7 @@ QUERIES = {
     "found by model: all, by CPU": "filter=nomic-embed&sort=cpu",
     "found: none": "filter=there-is-none",
     "100 rows, by CPU": "size=100&sort=cpu",
+    "by name, without curves, as dense rows need": "curves=no",
 }
 
 WATCH = """
@@ -202,8 +203,11 @@ def percentiles(values: list[float]) -> list[str]:
     return [f"{median(values):.1f}", f"{quantiles(values, n=20, method='inclusive')[18]:.1f}", f"{max(values):.1f}"]
 
 
-def in_browser(side: Side, fleet: Fleet, refreshes: int, folder: Path) -> list[list[str]]:
-    """What the page does with an answer: the median, the 95th percentile and the longest, in milliseconds."""
+def in_browser(side: Side, fleet: Fleet, refreshes: int, folder: Path, look: str) -> list[list[str]]:
+    """What the page does with an answer: the median, the 95th percentile and the longest, in milliseconds.
+
+    `look` is "dense" or "full", the kind of rows.
+    """
     rows = []
     with chromium(folder, 1400, 900) as browser:
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
@@ -232,18 +236,22 @@ def in_browser(side: Side, fleet: Fleet, refreshes: int, folder: Path) -> list[l
             for name in fleet.names[:50]:
                 fleet.report(name)
 
-        browser.get(f"http://127.0.0.1:{side.port}/dashboard")
+        browser.get(f"http://127.0.0.1:{side.port}/dashboard?rows={look}")
         while not browser.execute_script("return window.refreshes.length"):
             time.sleep(0.05)
-        kinds: dict[str, list[tuple[float, float, float]]] = {"a refresh": [], "another page of agents": []}
+        kinds: dict[str, list[tuple[float, float, float]]] = {
+            f"a refresh, {look} rows": [],
+            f"another page of agents, {look} rows": [],
+        }
+        of_refresh, of_page = kinds.values()
         alone = []
         for _ in range(refreshes):
             report_anew()
-            kinds["a refresh"].append(next_refresh())
+            of_refresh.append(next_refresh())
             alone.append(looking())
         for number in range(refreshes):
             button = "previous" if number % 2 else "next"
-            kinds["another page of agents"].append(next_refresh(f"document.getElementById('{button}').click()"))
+            of_page.append(next_refresh(f"document.getElementById('{button}').click()"))
         assert len(browser.execute_script("return [...document.querySelectorAll('#agents > tr')]")) == 50
         for kind, figures in kinds.items():
             for at, part in enumerate(("parse, DOM", "parse, DOM, style, layout", "the page's thread in all")):
@@ -268,8 +276,10 @@ def main() -> None:
         time.sleep(5)
         idle = (cpu_seconds(side) - idle) / 5 * 100
         asked = answers(side, fleet, chosen.rounds, chosen.requests)
-        with tempfile.TemporaryDirectory(prefix="bench-dashboard-") as folder:
-            shown = in_browser(side, fleet, chosen.refreshes, Path(folder))
+        shown = []
+        for look in ("full", "dense"):
+            with tempfile.TemporaryDirectory(prefix="bench-dashboard-") as folder:
+                shown += in_browser(side, fleet, chosen.refreshes, Path(folder), look)
     browser = subprocess.run([str(CHROMIUM), "--version"], capture_output=True, text=True, check=True).stdout.strip()
     print(f"{machine()}, {browser}")
     print(f"`python -m benches.dashboard`: {chosen.agents:,} agents, of which a page shows 50\n")

@@ -69,7 +69,7 @@ def mitmweb(web: Web, proxy: Proxy, hosts: Hosts, profile: Path) -> None:
         browser.save_screenshot(str(FOLDER / "mitmweb.png"))
         browser.set_window_size(1500, 960)
         rows = browser.find_elements(By.CSS_SELECTOR, ".flow-table td.col-comment")
-        next(row for row in rows if "then gpu" in row.text and "llama3.2" in row.text).click()
+        next(row for row in rows if "next best gpu" in row.text and "llama3.2" in row.text).click()
         time.sleep(0.5)
         browser.find_element(By.XPATH, "//nav//a[normalize-space()='Response']").click()
         time.sleep(1)

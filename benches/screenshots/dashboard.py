@@ -94,6 +94,7 @@ class Fleet:
                     "utilization": round(min(100, work * 90 + chance.uniform(2, 9))),
                     "memory_used": int(min(memory * 0.97, size / len(gpus)) * 2**30),
                     "memory_total": int(memory * 2**30),
+                    "temperature": 38.0 + round(work * 30),
                 }
                 for gpu, memory in gpus
             ],

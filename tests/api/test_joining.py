@@ -31,7 +31,7 @@ from ollama_balancer.gateway.access import Access
 from ollama_balancer.gateway.audit import AuditTrail
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.storage.keys import FILE_NAME, KeyStore
-from tests.core.fakes import Clock, new_registry
+from tests.core.fakes import Clock, address, new_registry
 
 OPERATOR = Caller("client", authorized=True)
 
@@ -148,8 +148,10 @@ def test_a_code_works_once_until_it_expires_and_not_after_a_restart(balancer: Ba
 def test_a_name_is_joined_under_once_unless_the_code_says_it(balancer: Balancer) -> None:
     first = balancer.join(balancer.code()).json()["secret"]
     code = balancer.code()
-    refused = balancer.join(code)
-    assert (refused.status_code, "join-code --name gpu-1" in refused.json()["error"]) == (409, True)
+    balancer.registry.register("static", address(9))
+    for name in ("gpu-1", "static"):
+        refused = balancer.join(code, name)
+        assert (refused.status_code, f"join-code --name {name}" in refused.json()["error"]) == (409, True)
     for name in ("a:b", "x" * 60, "[::1]", "a."):
         assert balancer.join(code, name).status_code == 400
     assert balancer.join(code, "gpu-2").status_code == 201  # what was refused has not used it up

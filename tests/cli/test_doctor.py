@@ -45,6 +45,17 @@ def test_the_open_file_limit_is_measured_by_the_queue(limit: int, queue_size: in
     assert [each.level for each in machine.open_files(limit, queue_size)] == [level]
 
 
+def test_names_are_looked_up_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def look_up(host: str) -> list[str]:
+        await both.wait()
+        return [f"10.0.0.{len(host)}"]
+
+    both = asyncio.Barrier(2)
+    monkeypatch.setattr(agents, "look_up", look_up)
+    entries = ["dns+http://a", "dns+http://bb", "dns+ftp://c"]
+    assert listed(entries, [], tmp_path)[0] == ["a-10.0.0.1=10.0.0.1:11434", "bb-10.0.0.2=10.0.0.2:11434"]
+
+
 def test_what_is_found_is_printed_safely_and_counted() -> None:
     output = io.StringIO()
     report = Report(output)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ollama_balancer.api.paths import DASHBOARD
 from ollama_balancer.core.access import SECRET, Key, Right
 from ollama_balancer.core.events import Event, EventKind
 from ollama_balancer.core.ledger import FIELDS, Place
@@ -25,52 +21,22 @@ from ollama_balancer.storage.keys import FILE_NAME, KeyStore
 from ollama_balancer.storage.usage import FILE_NAME as USAGE_FILE
 from ollama_balancer.storage.usage import UsageFile
 from tests.e2e.browser import chromium, console_errors, needs_chromium
-from tests.e2e.harness import TOKEN, Hosts, Proxy, free_port, running_proxy, wait_until
+from tests.e2e.dashboard import (
+    accessibility_problems,
+    color,
+    confirm,
+    cut_off,
+    press,
+    resize,
+    row,
+    seen,
+    text_of,
+)
+from tests.e2e.harness import TOKEN, Hosts, free_port, running_proxy
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-def text_of(browser: Any, css: str) -> str:
-    text: str = browser.find_element(By.CSS_SELECTOR, css).text
-    return text
-
-
-def row(browser: Any, agent: str) -> str:
-    for each in browser.find_elements(By.CSS_SELECTOR, "#agents tr"):
-        if agent in each.text:
-            text: str = each.text
-            return text
-    return ""
-
-
-def seen(browser: Any, what: Callable[[], Any], say: str) -> None:
-    def look() -> Any:
-        try:
-            return what()
-        except Exception as e:  # the page replaces what it shows
-            if "StaleElement" in type(e).__name__:
-                return None
-            raise
-
-    wait_until(look, say)
-
-
-def press(browser: Any, name: str) -> None:
-    browser.find_element(By.CSS_SELECTOR, f'button[aria-label="{name}"]').send_keys(Keys.ENTER)
-
-
-def confirm(browser: Any, token: str) -> None:
-    field = browser.find_element(By.ID, "token")
-    field.clear()
-    field.send_keys(token, Keys.ENTER)
-
-
-def accessibility_problems(browser: Any) -> list[str]:
-    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
-    result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    return [f"{v['id']}: {v['help']}" for v in result["violations"] if v["impact"] in ("serious", "critical")]
 
 
 def test_a_fleet_at_work_is_shown_live_and_run_from_the_page(tmp_path: Path, hosts: Hosts) -> None:
@@ -137,7 +103,8 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
     with running_proxy(tmp_path, *arguments) as proxy, chromium(tmp_path / "profile") as browser:
         gpus = [
             {"name": "RTX 4090", "utilization": busy, "memory_used": 6 << 30, "memory_total": 25_757_220_864}
-            for busy in (30.0, None)
+            | {"temperature": 61.0 if busy is None else 91.4}
+            for busy in (99.0, None)
         ]
         loaded = [{"name": name} for name in models[:4]]
         proxy.report("two-gpus", cpu=96.4, memory=81.0, models=models, loaded_models=loaded, gpus=gpus, num_parallel=4)
@@ -145,7 +112,7 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         browser.get(f"{proxy.url}/dashboard")
         seen(browser, lambda: "2 × RTX 4090" in row(browser, "two-gpus"), "the GPUs")
         shown = row(browser, "two-gpus")
-        for text in ("96 %", "81 %", "30 %", "6.0 / 24 GiB", "8 on disk", "/ 4 per model"):
+        for text in ("96 %", "81 %", "99 %", "91 °C", "6.0 / 24 GiB", "8 on disk", "/ 4 per model"):
             assert text in shown
         assert models[-1] not in shown
         browser.find_element(By.CSS_SELECTOR, "#agents summary").click()
@@ -155,19 +122,20 @@ def test_bars_and_curves_show_what_was_reported_and_nothing_is_cut_off(tmp_path:
         assert told == {
             "CPU of two-gpus": "96",
             "memory of two-gpus": "81",
-            "GPU 0 of two-gpus, busy": "30",
+            "GPU 0 of two-gpus, busy": "99",
             "GPU 0 of two-gpus, memory": "25",
             "GPU 1 of two-gpus, memory": "25",
         }
+        busy = color(browser, "CPU of two-gpus")
+        assert color(browser, "GPU 0 of two-gpus, busy") == busy != color(browser, "memory of two-gpus"), "busy is well"
+        assert text_of(browser, ".hot") == "91 °C"
         curves = browser.find_elements(By.CSS_SELECTOR, "#agents svg")
         assert [curve.text.split() for curve in curves] == [["4", "0"], ["100%", "0"]]
         labels = [str(curve.get_attribute("aria-label")) for curve in curves]
         assert labels[0].startswith("requests in flight on two-gpus, the last ")
-        for width in (390, 1000, 1280, 1920, 2560):
-            browser.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",
-                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-            )
+        for width in (360, 390, 768, 1000, 1280, 1500, 1920, 2560):
+            resize(browser, width)
+            assert cut_off(browser) == [], width
             over = browser.execute_script(
                 "return [document.documentElement, ...document.querySelectorAll('.scroll')]"
                 ".map((box) => box.scrollWidth - box.clientWidth)"
@@ -195,14 +163,7 @@ def test_a_host_that_drains_and_dies_can_be_resumed(tmp_path: Path, hosts: Hosts
 
 def test_the_page_takes_nothing_from_elsewhere_and_reading_needs_no_token(tmp_path: Path) -> None:
     with running_proxy(tmp_path) as proxy:
-        for path in (
-            "/dashboard",
-            "/dashboard/page.js",
-            "/dashboard/events.js",
-            "/dashboard/usage.js",
-            "/dashboard/keys.js",
-            "/dashboard/page.css",
-        ):
+        for path in {*DASHBOARD} - {"/dashboard/data"}:
             answer = proxy.http.get(path)
             assert answer.status_code == 200
             policy = answer.headers["content-security-policy"]
@@ -244,6 +205,8 @@ def test_the_tokens_of_each_key_are_drawn_by_day_and_what_has_happened_is_listed
         seen(browser, lambda: "right read" in text_of(browser, "#question"), "the question for a key")
         confirm(browser, secret)
         seen(browser, lambda: text_of(browser, "#live") == "Live", "the fleet")
+        seen(browser, lambda: browser.find_element(By.ID, "happened").is_displayed(), "that something happened")
+        seen(browser, lambda: browser.find_element(By.ID, "usage").is_displayed(), "that something was used")
         browser.find_element(By.CSS_SELECTOR, "#usage summary").click()
         seen(browser, lambda: text_of(browser, "#keys").split() == ["alice", "2,000", "bob", "200"], "the keys")
         svgs = browser.find_elements(By.CSS_SELECTOR, "#keys svg")
@@ -262,8 +225,7 @@ def test_the_tokens_of_each_key_are_drawn_by_day_and_what_has_happened_is_listed
         assert f"gpu-1\n3 failures: {HOSTILE} (4 times since " in told
         assert (bars[0][1] / bars[0][0], bars[0][1] / bars[1][0]) == pytest.approx((4, 8), rel=0.05)
         for width in (390, 1280, 1920):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            resize(browser, width)
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
@@ -277,7 +239,9 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
             keys = proxy.control("GET", "/api/keys").json()["keys"]
             return {key["name"]: key["disabled"] for key in keys}
 
+        proxy.register("gpu-1", "http://127.0.0.1:9")
         browser.get(f"{proxy.url}/dashboard")
+        seen(browser, lambda: browser.find_element(By.ID, "access").is_displayed(), "the keys")
         browser.find_element(By.CSS_SELECTOR, "#access summary").click()
         name = browser.find_element(By.ID, "key-name")
         name.send_keys("alice", Keys.ENTER)
@@ -303,8 +267,7 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         joined = proxy.http.post("/api/join", json={"name": "b"}, headers={"Authorization": f"Bearer {code}"})
         assert joined.status_code == 201
         for width in (390, 1280):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            resize(browser, width)
             page = "document.documentElement"
             assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
             assert accessibility_problems(browser) == []
@@ -314,81 +277,6 @@ def test_keys_are_added_switched_and_removed_on_the_page(tmp_path: Path) -> None
         seen(browser, lambda: "no keys" in text_of(browser, "#access-said"), "there is no key")
         assert told() == {}
         assert [problem for problem in console_errors(browser) if "401" not in problem] == []
-
-
-def test_more_agents_than_a_page_holds_are_paged_sorted_and_found(tmp_path: Path, hosts: Hosts) -> None:
-    port = everywhere(hosts)
-    with running_proxy(tmp_path) as proxy, chromium(tmp_path / "profile", dark=True) as browser:
-        fill(proxy, 120, port)
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-        )
-        browser.get(f"{proxy.url}/dashboard")
-        seen(browser, lambda: "Page 1 of 3, 120 agents" in text_of(browser, "#place"), "the first page")
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 50
-        browser.find_element(By.ID, "next").click()
-        seen(browser, lambda: "host-0050" in row(browser, "host-0050"), "the second page")
-        browser.find_element(By.ID, "filter").send_keys("host-007")
-        seen(browser, lambda: "Page 1 of 1, 10 agents" in text_of(browser, "#place"), "what is looked for")
-        browser.find_element(By.CSS_SELECTOR, "#sort option[value=cpu]").click()
-        seen(browser, lambda: text_of(browser, "#agents tr").startswith("host-0079"), "the busiest first")
-        assert accessibility_problems(browser) == []
-        assert console_errors(browser) == []
-        data = proxy.http.get("/dashboard/data?page=2&size=50&sort=name&filter=")
-        assert data.headers["content-encoding"] == "gzip"
-        assert data.json()["agents"][0]["name"] == "host-0050"
-
-
-def everywhere(hosts: Hosts) -> int:
-    """The port of a host that answers to probes at all addresses of this machine: 127.0.0.0/8 has many."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                body = (
-                    b'{"version":"0.33.0"}' if b"/api/version" in head else b'{"models":[{"name":"llama3.2:latest"}]}'
-                )
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        writer.close()
-
-    server = hosts.run(asyncio.start_server(serve, "0.0.0.0", 0))
-    hosts.servers.append(server)
-    port: int = server.sockets[0].getsockname()[1]
-    return port
-
-
-def fill(proxy: Proxy, count: int, port: int) -> None:
-    """Agents that have reported once."""
-    for number in range(count):
-        name = f"host-{number:04}"
-        body = {"name": name, "url": f"http://127.1.{number // 250}.{number % 250 + 1}:{port}"}
-        assert proxy.control("POST", "/api/agents", body).status_code == 201
-        assert proxy.report(name, cpu=float(number % 100), models=["llama3.2"]).status_code == 204
-
-
-def test_agents_are_sorted_by_what_is_asked_for_and_those_alike_by_name(tmp_path: Path) -> None:
-    with running_proxy(tmp_path) as proxy:
-        busy: dict[str, tuple[float, float, list[float | None]]] = {
-            "c": (10.0, 70.0, [20.0, 90.0]),
-            "a": (50.0, 30.0, [40.0]),
-            "d": (10.0, 70.0, [None]),
-            "b": (10.0, 90.0, []),
-        }
-        for number, (name, (cpu, memory, gpus)) in enumerate(busy.items(), 1):
-            proxy.register(name, f"http://127.0.0.1:{number}")
-            listed = [{"name": "gpu", "utilization": each} for each in gpus]
-            assert proxy.report(name, cpu=cpu, memory=memory, gpus=listed).status_code == 204
-        proxy.register("e", "http://127.0.0.1:9")
-
-        def order(sort: str) -> str:
-            return "".join(agent["name"] for agent in proxy.http.get(f"/dashboard/data?sort={sort}").json()["agents"])
-
-        assert order("name") == "abcde"
-        assert order("cpu") == "abcde"
-        assert order("memory") == "bcdae"
-        assert order("gpu") == "cabde"
-        assert order("in_flight") == "abcde"
 
 
 def test_why_a_host_gets_nothing_is_shown(tmp_path: Path, hosts: Hosts) -> None:
@@ -401,11 +289,3 @@ def test_why_a_host_gets_nothing_is_shown(tmp_path: Path, hosts: Hosts) -> None:
         assert "connection refused" in row(browser, "far")
         seen(browser, lambda: "same host" in row(browser, "again").lower(), "that it is a host under another name")
         assert console_errors(browser) == []
-
-
-def test_a_query_of_any_kind_is_answered(tmp_path: Path) -> None:
-    with running_proxy(tmp_path) as proxy:
-        for query in ("page=-1", "page=99999999999", "size=0", "sort=%00", "filter=" + "x" * 3000, "page=a"):
-            answer = proxy.http.get(f"/dashboard/data?{query}")
-            assert answer.status_code == 200
-            assert json.loads(answer.content)["page"] == 1

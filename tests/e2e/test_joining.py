@@ -21,8 +21,8 @@ from agent_reporter import __version__
 from ollama_balancer.api.reporter_wheel import wheel_name
 from ollama_balancer.core.access import SECRET
 from tests.e2e.browser import chromium, console_errors, needs_chromium
+from tests.e2e.dashboard import accessibility_problems
 from tests.e2e.harness import ROOT, TOKEN, Hosts, Proxy, environment, running_proxy, wait_until
-from tests.e2e.test_dashboard import accessibility_problems
 
 DEPENDENCIES = "psutil pydantic pydantic-core annotated-types typing-extensions typing-inspection zeroconf ifaddr h11"
 
@@ -159,7 +159,7 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     assert proxy.agents()["gpu-1"]["metrics"]["reporter_version"] == __version__
 
     # Whoever used the fleet without a key goes on doing so.
-    assert proxy.http.get("/api/balancer").json()["access"] == {"needs_key": False, "keys": 1}
+    assert proxy.http.get("/api/balancer").json()["access"] == {"needs_key": False, "keys": 0}
     proxy.control("POST", "/api/agents/gpu-1/resume")
     assert proxy.generate().status_code == 200
 
@@ -169,6 +169,7 @@ def test_a_host_joins_by_one_line_and_upgrades_by_it(proxy: Proxy, hosts: Hosts,
     options.write_text(options.read_text() + "--once\n")
     status, said = host.run(line)
     assert status == 0, said
+    assert f"join: with the options in {options}: {own} --once\n" in said
     assert f"this host has joined {proxy.url} already, as gpu-1" in said
     assert host.key.read_text().strip() == secret
 

@@ -63,6 +63,11 @@ def test_the_option_wins_over_the_environment_and_that_over_the_file(
     monkeypatch.setenv(credentials.ENVIRONMENT, "from-environment")
     assert credentials.load("from-option", str(tmp_path)) == credentials.Token("from-option")
     assert credentials.load("", str(tmp_path)) == credentials.Token("from-environment")
+    places = [credentials.load(option, str(tmp_path)).place for option in ("from-option", "")]
+    assert places == [
+        "The token is the value of the option balancer_token on the balancer's machine.",
+        "The token is the value of the environment variable OLLAMA_BALANCER_TOKEN on the balancer's machine.",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -42,6 +42,7 @@ from .joining import JoinApi
 from .keys import KeyFile, KeysApi
 from .models import DrainRequest
 from .openapi import document
+from .paths import SCRIPTS
 from .prometheus import Exposition
 from .reports import store_report
 from .upgrades import notice
@@ -55,7 +56,8 @@ class ControlApi:
 
     `on_change` is called with an agent that was added or has moved, so that it is probed at once. `ending` returns
     whether the balancer is shutting down, `in_flight` the number of requests now at agents, `wall` the time of day in
-    seconds since 1970, `outward` this machine's address for others, as host:port.
+    seconds since 1970, `outward` this machine's address for others, as host:port, `token_place` a sentence that says
+    where the token is.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ControlApi:
         usage: UsageLog | None = None,
         events: Events | None = None,
         outward: Callable[[], str | None] = lambda: None,
+        token_place: Callable[[], str] = lambda: "",
     ) -> None:
         self.registry = registry
         self.started = started
@@ -83,22 +86,19 @@ class ControlApi:
         self.queue = queue
         self.request_metrics = request_metrics
         self.in_flight = in_flight or (lambda: registry.in_flight)
-        page = dashboard.Dashboard(registry, queue, recent, self._totals)
         usage = usage or UsageLog(Ledger(wall))
         self.exposition = Exposition(registry, queue, request_metrics, self._totals, usage.ledger)
         self.ending = ending
         self.wall = wall
         self.access = access or Access(registry.clock)
         self.audit = audit or AuditTrail(registry.clock, wall)
-        self.joining = JoinApi(self.access, self.audit, keys, registry.clock, wall, outward)
+        self.joining = JoinApi(registry, self.access, self.audit, keys, registry.clock, wall, outward)
+        page = dashboard.Dashboard(registry, queue, recent, self._totals, self.joining.line, token_place)
         self._answers: dict[str, Handler] = {
             "health": self.health,
             "prometheus": self.prometheus,
-            "page": dashboard.file("page.html", "text/html"),
-            "script": dashboard.file("page.js", "text/javascript"),
-            "keys_script": dashboard.file("keys.js", "text/javascript"),
-            "events_script": dashboard.file("events.js", "text/javascript"),
-            "usage_script": dashboard.file("usage.js", "text/javascript"),
+            "page": page.page,
+            **{name: dashboard.file(name, "text/javascript") for name in SCRIPTS},
             "style": dashboard.file("page.css", "text/css"),
             "data": page.data,
             "balancer": self.balancer,

@@ -16,7 +16,7 @@ from .call import Answer as Answer
 from .call import Call as Call
 from .call import Parameter, error
 from .join_calls import JOIN_CALLS
-from .paths import AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, USAGE
+from .paths import AGENTS, BALANCER, EVENTS, HEALTH, HISTORY, KEYS, METRICS, OPENAPI, OWN_USAGE, SCRIPTS, USAGE
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -104,10 +104,7 @@ CALLS = (
         rights=READ,
     ),
     _page("page", "/dashboard", "A live page of the fleet", "text/html"),
-    _page("script", "/dashboard/page.js", "The page's script", "text/javascript"),
-    _page("keys_script", "/dashboard/keys.js", "The script of its keys", "text/javascript"),
-    _page("events_script", "/dashboard/events.js", "The script of its events", "text/javascript"),
-    _page("usage_script", "/dashboard/usage.js", "The script of its usage", "text/javascript"),
+    *(_page(name, f"/dashboard/{name}", "A script of the page", "text/javascript") for name in SCRIPTS),
     _page("style", "/dashboard/page.css", "The page's style", "text/css"),
     Call(
         "GET",
@@ -122,6 +119,7 @@ CALLS = (
             ),
             Parameter("size", "Agents per page, 1 to 100; default 50.", {"type": "string"}),
             Parameter("page", "Page number; default 1.", {"type": "string"}),
+            Parameter("curves", "no: without the last quarter of an hour.", {"type": "string"}),
         ),
         rights=READ,
     ),

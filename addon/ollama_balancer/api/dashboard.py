@@ -1,5 +1,6 @@
 """GET /dashboard: a live page of the fleet. It comes from here alone, and holds no word of a prompt."""
 
+import html
 from collections.abc import Awaitable, Callable
 from functools import cache
 from operator import attrgetter
@@ -49,15 +50,29 @@ SORTS: dict[str, Callable[[Agent], Any]] = {
 
 
 class Dashboard:
-    """`totals` gives the counts of all requests since the start."""
+    """`totals` gives the counts of all requests since the start, `join_line` what lets a host join, `token_place` a
+    sentence that says where the token is.
+    """
 
     def __init__(
-        self, registry: AgentRegistry, queue: RequestQueue, recent: Recent, totals: Callable[[], dict[str, int]]
+        self,
+        registry: AgentRegistry,
+        queue: RequestQueue,
+        recent: Recent,
+        totals: Callable[[], dict[str, int]],
+        join_line: Callable[[Request], str | None],
+        token_place: Callable[[], str],
     ) -> None:
         self.registry = registry
         self.queue = queue
         self.recent = recent
         self.totals = totals
+        self.join_line = join_line
+        self.token_place = token_place
+
+    async def page(self, request: Request) -> Response:
+        page = _read("page.html").replace(b"@TOKEN_PLACE@", html.escape(self.token_place()).encode())
+        return Response(page, headers=HEADERS | {"Content-Type": "text/html; charset=utf-8"})
 
     async def data(self, request: Request) -> Response:
         """All that the page shows, in one answer, whatever the fleet's size."""
@@ -72,6 +87,7 @@ class Dashboard:
         pages = max(1, -(-len(agents) // size))
         page = min(max(_number(query.get("page"), 1), 1), pages)
         now = self.registry.clock()
+        curves = query.get("curves") != "no"
         counts = self.registry.counts()
         return JSONResponse(
             {
@@ -81,8 +97,9 @@ class Dashboard:
                 "in_flight": totals["in_flight"],
                 "states": {str(status): counts.get(status, 0) for status in Status},
                 "line": self.queue.describe(20),
-                "agents": [self._row(agent, now) for agent in agents[(page - 1) * size : page * size]],
+                "agents": [self._row(agent, now, curves=curves) for agent in agents[(page - 1) * size : page * size]],
                 "found": len(agents),
+                "join": None if any(counts.values()) else self.join_line(request),
                 "page": page,
                 "pages": pages,
                 "decisions": [
@@ -91,8 +108,8 @@ class Dashboard:
             }
         )
 
-    def _row(self, agent: Agent, now: float) -> dict[str, Any]:
-        metrics, curve = agent.metrics, self.recent.curve(agent)
+    def _row(self, agent: Agent, now: float, *, curves: bool) -> dict[str, Any]:
+        metrics, curve = agent.metrics, self.recent.curve(agent) if curves else None
         return {
             "name": agent.name,
             "url": agent.address.url,
@@ -108,7 +125,13 @@ class Dashboard:
             "cpu": metrics.cpu_usage if metrics else None,
             "memory": metrics.memory_usage if metrics else None,
             "gpus": [
-                {"name": gpu.name, "busy": gpu.utilization, "used": gpu.memory_used, "total": gpu.memory_total}
+                {
+                    "name": gpu.name,
+                    "busy": gpu.utilization,
+                    "used": gpu.memory_used,
+                    "total": gpu.memory_total,
+                    "temperature": gpu.temperature,
+                }
                 for gpu in (metrics.gpus or ())[:8]
             ]
             if metrics

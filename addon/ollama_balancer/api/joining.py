@@ -18,6 +18,7 @@ from agent_reporter.wire import JoinRequest, check_size, describe
 
 from ..core.access import Right
 from ..core.join_codes import JoinCode, JoinCodes, TooManyCodesError
+from ..core.registry import AgentRegistry
 from ..gateway.access import Access
 from ..gateway.audit import AuditTrail
 from ..gateway.callers import Caller
@@ -51,6 +52,7 @@ class JoinApi:
 
     def __init__(
         self,
+        registry: AgentRegistry,
         access: Access,
         audit: AuditTrail,
         keys: KeyFile | None,
@@ -58,6 +60,7 @@ class JoinApi:
         wall: Callable[[], float] = time.time,
         outward: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self.registry = registry
         self.access = access
         self.audit = audit
         self.keys = keys
@@ -137,14 +140,12 @@ class JoinApi:
             )
         if self.keys is None or (store := self.keys.store) is None:
             raise HTTPException(503, "the balancer is not running")
+        if code.agent is None and self.registry.get(agent) is not None:
+            raise self._taken(f"the fleet has an agent {agent} already", agent)
         try:
             secret = await asyncio.to_thread(store.admit_host, agent, self.wall(), again=code.agent is not None)
         except KeyExistsError:
-            raise HTTPException(
-                409,
-                f"a host has joined as {agent} already: choose another name with --name or, if it is this one, make a "
-                f"code for it with 'ollama-balancer join-code --name {agent}'",
-            ) from None
+            raise self._taken(f"a host has joined as {agent} already", agent) from None
         except KeyFileError as e:
             raise HTTPException(503, str(e)) from e
         except ValueError as e:
@@ -153,6 +154,18 @@ class JoinApi:
         self.audit.joined(caller_of(request), agent, key)
         await self.keys.reload(whole=True)
         return JSONResponse({"name": agent, "key": key, "secret": secret}, 201, NO_STORE)
+
+    @staticmethod
+    def _taken(problem: str, agent: str) -> HTTPException:
+        way = f"make a code for it with 'ollama-balancer join-code --name {agent}'"
+        return HTTPException(409, f"{problem}: choose another name with --name or, if it is this one, {way}")
+
+    def line(self, request: Request) -> str | None:
+        """What lets a host with Linux or macOS join, for a code; None: the balancer's address is not known."""
+        try:
+            return shell_line(self.balancer_url(request, for_others=True), "CODE")
+        except HTTPException:
+            return None
 
     async def page(self, request: Request) -> Response:
         """For a browser a page; for anything else the script."""

@@ -17,15 +17,23 @@ JOIN_PAGE = "/join"
 JOIN_SCRIPTS = ("/join.sh", "/join.ps1")
 USAGE = "/api/usage"
 OWN_USAGE = "/api/usage/me"
-DASHBOARD = (
-    "/dashboard",
-    "/dashboard/data",
-    "/dashboard/page.js",
-    "/dashboard/usage.js",
-    "/dashboard/keys.js",
-    "/dashboard/events.js",
-    "/dashboard/page.css",
+SCRIPTS = (
+    "agents.js",
+    "charts.js",
+    "dom.js",
+    "events.js",
+    "joining.js",
+    "keys.js",
+    "operating.js",
+    "page.js",
+    "requests.js",
+    "rows.js",
+    "tiles.js",
+    "usage.js",
 )
+"""The files of the dashboard's page that are scripts."""
+
+DASHBOARD = ("/dashboard", "/dashboard/data", "/dashboard/page.css", *(f"/dashboard/{name}" for name in SCRIPTS))
 
 PATHS = frozenset(
     (

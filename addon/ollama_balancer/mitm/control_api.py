@@ -81,6 +81,7 @@ class ControlApi:
                 usage=balancer.usage,
                 events=balancer.events,
                 outward=_address_for_others,
+                token_place=lambda: "" if balancer.token is None else balancer.token.place,
             )
         return self._app
 

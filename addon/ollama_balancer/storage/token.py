@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import open_own
@@ -22,13 +22,24 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Token:
-    """`file` is where it is kept, None if it came from the option or the environment."""
+    """`file` is where it is kept, None if it came from the option or the environment, which `given_by` names."""
 
     value: str
     file: Path | None = None
+    given_by: str = field(default="the option balancer_token", compare=False)
 
     def __repr__(self) -> str:
         return f"Token({self.file or 'given'})"
+
+    @property
+    def place(self) -> str:
+        """A sentence that says where whoever runs the balancer finds it; it does not name the user."""
+        if self.file is None:
+            return f"The token is the value of {self.given_by} on the balancer's machine."
+        home = Path.home()
+        in_home = self.file.is_relative_to(home) and home != Path(home.anchor)
+        path = Path("~") / self.file.relative_to(home) if in_home else self.file
+        return f"The token is in the file {path} on the balancer's machine."
 
     def matches(self, presented: str) -> bool:
         """Compare in constant time."""
@@ -74,7 +85,8 @@ def load(option: str, confdir: str) -> Token:
     value = option or os.environ.get(ENVIRONMENT, "")
     if value:
         try:
-            return Token(check(value))
+            given_by = "the option balancer_token" if option else f"the environment variable {ENVIRONMENT}"
+            return Token(check(value), given_by=given_by)
         except ValueError as e:
             raise ValueError(f"balancer_token (or ${ENVIRONMENT}): {e}") from e
     path = Path(confdir).expanduser() / FILE_NAME

@@ -1,12 +1,14 @@
 // What has happened to the fleet, from /api/events, while somebody looks at it. Names come from outside: they are text.
 
-import { authorization, byId, element, fill, setText } from "/dashboard/page.js";
+import { byId, element, fill, setText } from "/dashboard/dom.js";
+import { authorization } from "/dashboard/operating.js";
 
 const EVERY = 5000;
 const PATIENCE = 15000;
 const SHOWN = 200;
 let timer = 0;
 let asked = 0;
+let looked = false;
 
 function when(text) {
   const time = new Date(text);
@@ -26,20 +28,36 @@ function show(events) {
   setText(byId("events-said"), events.length ? "" : "Nothing has happened yet.");
 }
 
+/** The events, or an Error that says what is wrong. */
+async function load() {
+  try {
+    const response = await fetch(`/api/events?limit=${SHOWN}`, { headers: authorization(), signal: AbortSignal.timeout(PATIENCE) });
+    const answer = await response.json();
+    return response.ok ? answer.events : new Error(answer.error);
+  } catch {
+    return new Error("The balancer does not answer; retrying.");
+  }
+}
+
 async function refresh() {
   clearTimeout(timer);
   const turn = ++asked;
   if (!byId("happened").open || document.hidden) return;
-  try {
-    const response = await fetch(`/api/events?limit=${SHOWN}`, { headers: authorization(), signal: AbortSignal.timeout(PATIENCE) });
-    const answer = await response.json();
-    if (turn !== asked) return;
-    if (response.ok) show(answer.events);
-    else setText(byId("events-said"), answer.error);
-  } catch {
-    if (turn === asked) setText(byId("events-said"), "The balancer does not answer; retrying.");
-  }
-  if (turn === asked) timer = setTimeout(refresh, EVERY);
+  const events = await load();
+  if (turn !== asked) return;
+  if (events instanceof Error) setText(byId("events-said"), events.message);
+  else show(events);
+  timer = setTimeout(refresh, EVERY);
+}
+
+/** Show the section once there is something in it; that the balancer was started and stopped is nothing. */
+export async function revealEvents(used) {
+  if (used) byId("events-section").hidden = false;
+  if (used || looked) return;
+  looked = true;
+  const events = await load();
+  looked = !(events instanceof Error);
+  if (looked && events.some(({ kind }) => !["started", "stopped"].includes(kind))) byId("events-section").hidden = false;
 }
 
 export function watchEvents() {

@@ -68,7 +68,10 @@ function Join-Fleet {
 
     $Kept = Join-Path $Folder 'options'
     if (-not $Options.Count) {
-        if (Test-Path $Kept) { $Options = @(Get-Content -Path $Kept -Encoding UTF8) }
+        if (Test-Path $Kept) {
+            $Options = @(Get-Content -Path $Kept -Encoding UTF8)
+            Write-Host "join: with the options in ${Kept}: $Options"
+        }
     } elseif ($Options -notcontains '--once') {
         Set-Content -Path $Kept -Value $Options -Encoding UTF8
     }

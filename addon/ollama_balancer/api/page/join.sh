@@ -106,6 +106,7 @@ main() {
 
     if [ $# = 0 ] && [ -f "$folder/options" ]; then
         while IFS= read -r word; do set -- "$@" "$word"; done < "$folder/options"
+        printf 'join: with the options in %s: %s\n' "$folder/options" "$*" >&2
     elif [ $# != 0 ]; then
         case " $* " in
             *' --once '*) ;;

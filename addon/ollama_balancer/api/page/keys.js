@@ -1,8 +1,8 @@
 // The client keys, from /api/keys, for who presents the token or a key with the right operate.
 
-import { byId, element, fill, setText } from "/dashboard/page.js";
+import { byId, element, fill, setText } from "/dashboard/dom.js";
+import { call as callBalancer, knowsToken, remember } from "/dashboard/operating.js";
 
-const PATIENCE = 15000;
 const LIMITS = [
   ["requests_per_minute", "requests a minute"],
   ["tokens_per_minute", "tokens a minute"],
@@ -10,12 +10,10 @@ const LIMITS = [
   ["parallel", "at once"],
 ];
 
-async function call(method, path = "", body = undefined, calls = "/api/keys") {
-  const headers = { Authorization: `Bearer ${byId("operator").value.trim()}`, "Content-Type": "application/json" };
-  const sent = body === undefined ? undefined : JSON.stringify(body);
-  const response = await fetch(`${calls}${path}`, { method, headers, body: sent, signal: AbortSignal.timeout(PATIENCE) });
-  const answer = response.status === 204 ? {} : await response.json();
-  if (!response.ok) throw new Error(answer.error);
+async function call(method, path = "", body = undefined) {
+  const presented = byId("operator").value.trim();
+  const answer = await callBalancer(method, `/api/keys${path}`, body, presented || undefined);
+  if (presented) remember(presented);
   return answer;
 }
 
@@ -61,26 +59,12 @@ async function attempt(act) {
     setText(byId("key-secret"), secret ? `${secret} (it cannot be seen again)` : "");
     await list();
   } catch (error) {
-    setText(byId("access-said"), error.message || "The balancer does not answer.");
-  }
-}
-
-/** Make a join code and show what to run on the host that is to join. */
-async function makeJoinCode() {
-  try {
-    const made = await call("POST", "", {}, "/api/join-codes");
-    setText(byId("join-said"), `One host can join within ${Math.round(made.expires_in / 60)} minutes. Run on it, Linux and macOS, or Windows:`);
-    setText(byId("join-shell"), made.command);
-    setText(byId("join-powershell"), made.powershell);
-    byId("join-lines").hidden = false;
-    setText(byId("access-said"), "");
-  } catch (error) {
-    setText(byId("access-said"), error.message || "The balancer does not answer.");
+    setText(byId("access-said"), error.message);
   }
 }
 
 export function manageKeys() {
-  byId("join-code").addEventListener("click", makeJoinCode);
+  byId("access").addEventListener("toggle", () => byId("access").open && knowsToken() && attempt(() => ({})));
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = byId("key-name").value.trim();

@@ -1,6 +1,7 @@
 // The tokens of each key by day, from /api/usage, while somebody looks at them.
 
-import { authorization, byId, drawn, element, fill, grouped, setText } from "/dashboard/page.js";
+import { byId, drawn, element, fill, grouped, setText } from "/dashboard/dom.js";
+import { authorization } from "/dashboard/operating.js";
 
 const EVERY = 15000;
 const PATIENCE = 15000;
@@ -10,6 +11,7 @@ const KEYS = 50;
 const [STEP, WIDTH, HEIGHT] = [10, 8, 28];
 let timer = 0;
 let asked = 0;
+let looked = false;
 
 const dayOf = (time) => new Date(time).toISOString().slice(0, 10);
 
@@ -52,22 +54,39 @@ function show(rows, days) {
   setText(byId("usage-said"), keys.length ? more : "No requests in these days.");
 }
 
+const lastDays = () => Array.from({ length: DAYS }, (_, at) => dayOf(Date.now() - (DAYS - 1 - at) * DAY));
+
+/** The rows, or an Error that says what is wrong. */
+async function load(days) {
+  try {
+    const response = await fetch(`/api/usage?by=key,day&from=${days[0]}`, { headers: authorization(), signal: AbortSignal.timeout(PATIENCE) });
+    const answer = await response.json();
+    return response.ok ? answer.rows : new Error(answer.error);
+  } catch {
+    return new Error("The balancer does not answer; retrying.");
+  }
+}
+
 async function refresh() {
   clearTimeout(timer);
   const turn = ++asked;
   if (!byId("usage").open || document.hidden) return;
-  const now = Date.now();
-  const days = Array.from({ length: DAYS }, (_, at) => dayOf(now - (DAYS - 1 - at) * DAY));
-  try {
-    const response = await fetch(`/api/usage?by=key,day&from=${days[0]}`, { headers: authorization(), signal: AbortSignal.timeout(PATIENCE) });
-    const answer = await response.json();
-    if (turn !== asked) return;
-    if (response.ok) show(answer.rows, days);
-    else setText(byId("usage-said"), answer.error);
-  } catch {
-    if (turn === asked) setText(byId("usage-said"), "The balancer does not answer; retrying.");
-  }
-  if (turn === asked) timer = setTimeout(refresh, EVERY);
+  const days = lastDays();
+  const rows = await load(days);
+  if (turn !== asked) return;
+  if (rows instanceof Error) setText(byId("usage-said"), rows.message);
+  else show(rows, days);
+  timer = setTimeout(refresh, EVERY);
+}
+
+/** Show the section once there is something in it. */
+export async function revealUsage(used) {
+  if (used) byId("usage-section").hidden = false;
+  if (used || looked) return;
+  looked = true;
+  const rows = await load(lastDays());
+  looked = !(rows instanceof Error);
+  if (looked && rows.length) byId("usage-section").hidden = false;
 }
 
 export function watchUsage() {

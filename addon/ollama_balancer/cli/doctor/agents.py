@@ -67,10 +67,12 @@ async def listed(settings: Settings, running: Running) -> tuple[list[Listed], li
     entries += [(name, url, REGISTERED) for name, url in _registered(settings, findings)]
     entries += [(name, url, NOW) for name, url, _, _ in statuses(running.agents)]
     seen: set[tuple[str, str, str]] = set()
+    names = list(dict.fromkeys(url for _, url, _ in entries if _is_dns(url)))
+    ips = dict(zip(names, await asyncio.gather(*map(_look_up, names)), strict=True))
     for name, url, source in entries:
         try:
-            if url.lower().startswith("dns+"):
-                for agent in await _in_dns(name, DnsName.parse(url), source, findings):
+            if _is_dns(url):
+                for agent in _in_dns(name, DnsName.parse(url), ips[url], source, findings):
                     found.setdefault((agent.name, agent.address), agent)
                 continue
             address = _address(url)
@@ -94,12 +96,19 @@ def _name_and_url(entry: str) -> tuple[str, str]:
     return (before, after) if equals and "://" not in before else ("", entry)
 
 
-async def _in_dns(name: str, where: DnsName, source: str, findings: list[Finding]) -> list[Listed]:
+def _is_dns(url: str) -> bool:
+    return url.lower().startswith("dns+")
+
+
+async def _look_up(url: str) -> list[str]:
     try:
         async with asyncio.timeout(ALIVE_TIMEOUT):
-            ips = await look_up(where.host)
-    except (OSError, UnicodeError):
-        ips = []
+            return await look_up(DnsName.parse(url).host)
+    except (OSError, ValueError):
+        return []
+
+
+def _in_dns(name: str, where: DnsName, ips: Sequence[str], source: str, findings: list[Finding]) -> list[Listed]:
     if not ips:
         remedy = "correct the name, or add it to the DNS; agents come once it resolves"
         findings.append(problem(f"{source}: the name {where.host} does not resolve", remedy))
