@@ -1,6 +1,7 @@
 """The file of what was learned, of 1,000 agents with 50 models each: `pytest benches/test_learned.py --benchmark-only`.
 
-Reading and writing are done in a thread, agent by agent; what the event loop does is a turn of four agents at a time.
+With `--benchmark-timer=time.process_time` the time is that of the CPU. Reading and writing are done in a thread, agent
+by agent; what the event loop does is a turn of four agents at a time.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.join_codes import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS
 from ..storage.keys import HOST_NAME
-from .models import Answer
+from .decision_models import Answer
 
 
 class MakeJoinCode(BaseModel):

@@ -15,8 +15,8 @@ from ..core.agent import Source, Status
 from ..core.events import EventKind
 from ..core.policies import POLICIES
 from ..storage.keys import DEFAULT_OVERLAP, MAX_LIMIT, MAX_OVERLAP, MAX_PATTERNS, MODELS, NAME, NOTE
+from .decision_models import Answer, Decision, Seconds
 
-Seconds = Annotated[float, Field(ge=0)]
 Mode = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
 
 
@@ -71,10 +71,6 @@ class RotateKey(BaseModel):
     """Seconds for which the old secret stays valid."""
 
 
-class Answer(BaseModel):
-    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
-
-
 class Error(Answer):
     """Why a call was refused."""
 
@@ -119,46 +115,6 @@ class ReportedMetrics(AgentMetrics):
 
     models: list[ModelEntry] | None = None
     loaded_models: list[ModelEntry] | None = None
-
-
-class AgentEstimate(Answer):
-    """One agent as it was scored for a request; times are in seconds."""
-
-    agent: str
-    cost: float
-    """What the choice goes by: the sum of the weighted terms, of which some are costs to others. No time to measure."""
-    wait: float
-    load: float
-    """Weighted, with what an eviction costs others."""
-    prefill: float
-    answer: float
-    """Weighted."""
-    harm: float
-    """Interference: by how much the request slows those that already run there."""
-    free: bool
-    """Whether it had a free slot."""
-    observations: int
-    """Answers from which the agent's speed is known; 0: a guess."""
-    first: float
-    """Until the first token, as a client would measure it."""
-    loads: float
-    """The part of that in which it loads the model."""
-    writes: float
-    """From the first token to the last."""
-    plan: str
-    """What it has to do first: warm (nothing), unknown, loading, load, reload, evict, drain or contend."""
-    guess: bool
-    """Whether `first` rests on few observations."""
-    cached: int
-    """Tokens of the prompt that it has cached."""
-
-
-class Decision(Answer):
-    """Why an agent's last request went there; the first option is the one that was chosen."""
-
-    age: Seconds
-    model: str
-    options: list[AgentEstimate]
 
 
 class AgentStats(Answer):
