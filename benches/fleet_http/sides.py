@@ -70,16 +70,23 @@ class Side:
     oracle: bool = False
 
 
-def balancer(mode: str) -> Side:
+def balancer(mode: str, *, reporters: bool = True) -> Side:
+    """With reporters on the hosts, or with nothing but the hosts' addresses in `balancer_agents`."""
+
     def start(stage: Stage) -> Proxy:
         port, log, token = free_port(), stage.folder / "mitmdump.log", secrets.token_urlsafe(24)
         options = {"flow_detail": 0, "confdir": stage.folder, "balancer_mode": mode, "balancer_stop_timeout": 0}
         command = [str(MITMDUMP), "-q", "--listen-host", "127.0.0.1", "-p", str(port), "-s", str(HERE / "balancer.py")]
         for name, value in options.items():
             command += ["--set", f"{name}={value}"]
+        if not reporters:
+            for number, host in enumerate(stage.ports.hosts):
+                command += ["--set", f"balancer_agents=h{number}=http://127.0.0.1:{host}"]
         environment = {"OLLAMA_BALANCER_TOKEN": token, "FLEET_HTTP_SCALE": str(stage.scale)}
         process = stage.stack.enter_context(started(command, log, **environment))
         wait_until(lambda: call(port, "/api/balancer") == 200, process, log)
+        if not reporters:
+            return Proxy(port, psutil.Process(process.pid))
         assert stage.hosts.stdin is not None
         assert stage.hosts.stdout is not None
         print(json.dumps(asdict(Target(port, token))), file=stage.hosts.stdin, flush=True)
@@ -87,7 +94,7 @@ def balancer(mode: str) -> Side:
             raise SystemExit("the hosts could not report to the balancer")
         return Proxy(port, psutil.Process(process.pid))
 
-    return Side(f"balancer, {mode}", start)
+    return Side(f"balancer, {mode}{'' if reporters else ', no reporters'}", start)
 
 
 def nginx(program: str) -> Side:
@@ -125,7 +132,7 @@ def oracle() -> Side:
 
 def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
     """Those that can be started here, and their versions or what is missing."""
-    sides = [balancer(mode) for mode in modes]
+    sides = [balancer(mode, reporters=reporters) for mode in modes for reporters in (True, False)]
     notes = []
     for name, make in (("nginx", nginx), ("haproxy", haproxy)):
         program = benches.nginx.installed(name)

@@ -4,7 +4,8 @@ Prints, for each number of models and each load, what each mode did: the median 
 highest; and by how much the goodput of `adaptive` is above that of `least_requests`, seed by seed. `--chart FILE` draws
 the goodput as an SVG picture. `--help` lists what can be changed. `--tune NAME` shows instead what a constant of the
 balancer comes to at other values; `--tune all` does so for each: see `tuning`. `--restart` compares the first requests
-after a restart with what was learned and without.
+after a restart with what was learned and without. `--no-reporters` shows what it costs the mode `adaptive` to know of
+hosts only what probes and answers show: see `no_reporters`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benches.proxy import machine
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.lab.simulation import Result, Simulation
 
-from . import restart
+from . import no_reporters, restart
 from .chart import Point, svg
 from .tuning import CONSTANTS, Tuning
 from .workload import Shape, draw
@@ -110,10 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.4, 0.7, 0.9], help="parts of the capacity")
     parser.add_argument("--modes", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1, help="of --no-reporters")
+    parser.add_argument("--warm-up", type=float, default=150.0, help="of --no-reporters: seconds that are not counted")
     parser.add_argument("--seconds", type=float, default=600.0, help="simulated, after a warm-up of 300")
     parser.add_argument("--no-failures", action="store_true")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the goodput as an SVG picture")
     parser.add_argument("--slots-unknown", action="store_true", help="the reports do not say what a host runs at once")
+    parser.add_argument("--bytes", action="store_true", help="of --no-reporters: what fits is a matter of bytes")
+    parser.add_argument(
+        "--no-reporters",
+        metavar="SIDE",
+        nargs="*",
+        choices=no_reporters.SIDES,
+        help=f"the mode adaptive by what it is told of the fleet: {', '.join(no_reporters.SIDES)}; by default all",
+    )
     parser.add_argument(
         "--tune",
         metavar="NAME",
@@ -140,6 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(tuning.table(name), flush=True)
         print(f"took {time.perf_counter() - began:.0f} s")
         return
+    if chosen.no_reporters is not None:
+        _without_reporters(chosen)
+        print(f"took {time.perf_counter() - began:.0f} s")
+        return
     print(f"{machine()}; {chosen.hosts} hosts, {chosen.seeds} seeds, {chosen.seconds:g} s each;")
     print("median (lowest–highest)\n")
     panels: dict[str, dict[str, list[Point]]] = {}
@@ -152,6 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title = f"Goodput: first token within 10 s and served whole, by load; {chosen.hosts} hosts"
         chosen.chart.write_text(svg(panels, chosen.loads, title))
     print(f"took {time.perf_counter() - began:.0f} s")
+
+
+def _without_reporters(chosen: argparse.Namespace) -> None:
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
+    sides = chosen.no_reporters or no_reporters.SIDES
+    with ProcessPoolExecutor() as pool:
+        for models in chosen.models:
+            for load in chosen.loads:
+                failures, sized = not chosen.no_failures, chosen.bytes
+                shape = Shape(
+                    chosen.hosts, models, load, chosen.seconds, chosen.warm_up, failures=failures, sized=sized
+                )
+                print(no_reporters.table(pool, shape, seeds, sides), flush=True)
 
 
 def _table(chosen: argparse.Namespace, models: int, pool: ProcessPoolExecutor) -> dict[str, list[Point]]:

@@ -31,6 +31,8 @@ class Shape:
     clients: int = 20
     failures: bool = True
     zipf: float = 1.0
+    sized: bool = False
+    """Whether what fits in a host is a matter of bytes: up to three models, as Ollama has it by default."""
 
 
 def draw(shape: Shape, seed: int) -> Workload:
@@ -55,8 +57,26 @@ def draw(shape: Shape, seed: int) -> Workload:
         )
         for n in range(shape.models)
     )
+    if shape.sized:
+        hosts, models = _sized(hosts, models, random.Random(f"{seed} memory"))
     requests = _drawn(shape, rng, hosts, models)
     return Workload(hosts, models, requests, shape.seconds, shape.warm_up, shape.failures)
+
+
+MEMORIES = (8e9, 12e9, 16e9, 24e9, 32e9, 48e9)
+"""Bytes for models that hosts have."""
+
+BYTES_A_SECOND = 5e8
+"""How fast a model is loaded: what takes longest to load is largest."""
+
+
+def _sized(
+    hosts: tuple[Spec, ...], models: tuple[Model, ...], rng: random.Random
+) -> tuple[tuple[Spec, ...], tuple[Model, ...]]:
+    """The same with memory and sizes in bytes; the largest model fits in each host."""
+    models = tuple(replace(model, size=BYTES_A_SECOND * model.load) for model in models)
+    largest = max(model.size for model in models)
+    return tuple(replace(host, fits=3, memory=max(largest, rng.choice(MEMORIES))) for host in hosts), models
 
 
 def again(workload: Workload, shape: Shape, seed: int) -> Workload:

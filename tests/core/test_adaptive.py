@@ -386,3 +386,19 @@ def test_nothing_is_left_when_all_have_ended() -> None:
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
     assert not placement.use(MODEL).slots_by_agent
     assert not placement.use(MODEL).free
+
+
+def test_a_slot_that_is_not_proven_costs_the_wait_that_it_may_mean() -> None:
+    room = Room("a", "b")
+    for agent in room.agents:
+        room.registry.inventory.update_loaded(agent, entries("m"))
+        room.serve(agent, output_tokens=200, output_seconds=10.0, prompt_tokens=400, prompt_seconds=0.5)
+    first, second = room.agents
+    lease = room.registry.limiter.take(first, MODEL)
+    lease.began()
+    choice = room.scheduler.find(Demand(MODEL))
+    assert choice.agent is second
+    costs = {option.agent: option for option in choice.options}
+    assert costs["b"].wait == 0
+    assert costs["a"].wait > 5, "half of an answer of ten seconds, which is slowed: it runs one at once, or two"
+    assert costs["a"].free

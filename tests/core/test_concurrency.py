@@ -200,3 +200,16 @@ def test_a_host_that_runs_four_is_known_to_after_a_few_dozen_requests(seed: int)
     host = SlotHost(4, Traffic(rate=0.4), seed)
     host.run(36)
     assert host.learned == 4
+
+
+def test_a_model_that_is_new_to_a_host_begins_with_the_slots_that_others_were_seen_to_have(
+    registry: AgentRegistry, agent: Agent, clock: Clock
+) -> None:
+    host = Host(registry, agent, clock, 4)
+    for _ in range(3000):
+        host.step()
+    limit = agent.slots_for("m:latest")
+    assert agent.slots_for("n:latest") == limit
+    registry.limiter.take(agent, "n:latest")
+    assert agent.learners["n:latest"].proven == 4
+    assert agent.slots_for("n:latest") == limit

@@ -144,7 +144,8 @@ def test_what_the_host_has_to_do_is_said() -> None:
     def said(demand: Demand) -> str:
         return in_words(room.scheduler.find(demand).options).partition(":")[0]
 
-    room.registry.inventory.update_loaded(agent, entries("n"))
+    for models in ("m", "n"):  # it has no room for both
+        room.registry.inventory.update_loaded(agent, entries(models))
     assert said(Demand(MODEL)) == "loads it here in place of an idle model"
     served(room, agent)
     lease = room.registry.limiter.take(agent, MODEL, Demand(MODEL, "num_ctx=1"))

@@ -13,6 +13,7 @@ from .agent_records import LoadedModel, Rates, Statistics
 from .concurrency import SlotLearner
 from .decision import Decision
 from .health import Health, Phase
+from .memory import Memory
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Status(StrEnum):
     """It, or a proxy in front of it, refuses the balancer's credentials."""
     EJECTED = "ejected"
     DRAINING = "draining"
+
+
+def size_of(entry: ModelEntry) -> int:
+    """Bytes, as a list gives them; 0: it does not."""
+    size = (entry.model_extra or {}).get("size")
+    return size if type(size) is int and size > 0 else 0
 
 
 def agent_id(name: str) -> str:
@@ -107,8 +114,7 @@ class Agent:
     """Seconds by which the registry's clock is ahead of its own, from its fastest reports."""
     rates: dict[str, Rates] = field(default_factory=dict)
     """By model, the rates after its last answer: a copy of the estimates, for fast access."""
-    most_loaded: int = 0
-    """The most models that it was seen to have loaded at once."""
+    memory: Memory = field(default_factory=Memory)
     placed: set[str] = field(default_factory=set)
     """Models for which the fleet's placement counts it."""
     epoch: int = 0
@@ -332,7 +338,11 @@ class Agent:
         if self.fixed_slots:
             return self.fixed_slots
         learner = self.learners.get(model)
-        return learner.limit if learner is not None else 2
+        return learner.limit if learner is not None else self.first_limit()
+
+    def first_limit(self) -> int:
+        """How many requests of a model that it has not run yet it may run at once: a server has one setting for all."""
+        return max((learner.limit for learner in self.learners.values()), default=2)
 
     def slowness(self, model: str) -> float:
         """The factor by which the requests that run there now slow down a request of the model."""
@@ -346,8 +356,21 @@ class Agent:
 
     def fits(self) -> int:
         """How many models fit in its memory at once, as reported or observed."""
-        reported = self.metrics.max_loaded_models if self.metrics is not None else None
-        return reported or max(1, self.most_loaded)
+        return self.memory.fits(self._reported_fits)
+
+    def has_room(self, model: str, now: float) -> bool:
+        """Whether it may load the model (a canonical name) without evicting another."""
+        loaded = self.loaded_models.keys() | self.loading.keys()
+        return self.memory.has_room(loaded, model, self.file_size(model), self._reported_fits, now)
+
+    def file_size(self, model: str) -> int:
+        """Bytes of the model's file; 0: not known."""
+        entry = self.models.get(model) if self.models is not None else None
+        return 0 if entry is None else size_of(entry)
+
+    @property
+    def _reported_fits(self) -> int | None:
+        return self.metrics.max_loaded_models if self.metrics is not None else None
 
     @property
     def active_requests(self) -> int:

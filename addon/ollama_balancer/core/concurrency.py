@@ -12,6 +12,7 @@ comes after a pause that doubles each time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +74,9 @@ It matters where answers are not streamed; tests/core/test_concurrency.py has su
 
 LOOKS = 16
 """Answers that begin in a trial before that is judged."""
+
+FIRST_CHANCE = 0.5
+"""The probability that the first trial succeeds. Each one that fails halves it."""
 
 LONG_PROMPT = 100
 """Tokens of a prompt that is long enough to measure prefill.
@@ -143,9 +147,22 @@ class SlotLearner:
     _overlap: _Overlap | None = None
 
     @classmethod
+    def beside(cls, others: Iterable[SlotLearner]) -> SlotLearner:
+        """One for another model of the same host: the server has one setting for all models."""
+        best = max(others, key=lambda other: other.proven, default=None)
+        if best is None:
+            return cls()
+        return cls(proven=best.proven, limit=best.limit, _pause=best._pause, _next_trial=best._next_trial)
+
+    @classmethod
     def recalled(cls, proven: int, now: float) -> SlotLearner:
         """One of which so many slots were proven before. The next trial comes after a pause."""
         return cls(proven=proven, limit=proven, _next_trial=now + FIRST_PAUSE)
+
+    @property
+    def risk(self) -> float:
+        """The probability that one more request than is proven has to wait on the host."""
+        return 1 - FIRST_CHANCE * FIRST_PAUSE / self._pause
 
     @property
     def due(self) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING
 
-from .agent import Agent
+from .agent import Agent, size_of
 from .agent_records import LoadedModel
 from .fleet import Fleet
 
@@ -134,7 +134,8 @@ class Inventory:
         agent.loaded_at = now if as_of is None else as_of
         as_of = min(agent.loaded_at, now - LIST_SECONDS)
         given, entries = entries, entries[:MAX_LOADED]
-        if not agent.memory_known:
+        known = agent.memory_known
+        if not known:
             agent.memory_known = True
             agent.epoch += 1
         if entries != agent.loaded:
@@ -145,10 +146,8 @@ class Inventory:
         old, names = agent.loaded_models, [entry.name for entry in entries]
         if names != agent.loaded_names:
             agent.loaded_names = names
-            agent.listed = dict.fromkeys(map(self._canonical_name, names))
-            if len(names) > agent.most_loaded:
-                agent.most_loaded = len(names)
-                agent.epoch += 1
+            before, agent.listed = agent.listed, dict.fromkeys(map(self._canonical_name, names))
+            self._learn_memory(agent, before.keys() if known else set(), now)
         if old.keys() == agent.listed.keys():
             return
         new = {name: old.get(name) or LoadedModel() for name in agent.listed}
@@ -161,6 +160,20 @@ class Inventory:
             agent.loaded_models = new
             self._fleet.memory_changed(agent)
 
+    def _learn_memory(self, agent: Agent, before: Set[str], now: float) -> None:
+        """Learn what fits from a list that differs from the one before."""
+        memory, listed = agent.memory, agent.listed.keys()
+        sizes = {self._canonical_name(entry.name): size for entry in agent.loaded if (size := size_of(entry))}
+        memory.listed(listed, sizes)
+        gone = before - listed
+        if gone and listed - before:
+            memory.evicted(listed, gone, now)
+        elif gone and (unlisted := [model for model in agent.loading if model not in agent.listed]):
+            # Its server lists a model when the load is over, or at once.
+            memory.guess(unlisted[0], agent.file_size(unlisted[0]))
+            memory.evicted(listed | {unlisted[0]}, gone, now)
+        agent.epoch += 1
+
     def unloaded(self, agent: Agent, model: str) -> None:
         """The agent has confirmed that it unloads the model (a canonical name) once no request runs on it."""
         if agent.removed or model in agent.running:
@@ -171,6 +184,7 @@ class Inventory:
             agent.loaded_models = {name: other for name, other in agent.loaded_models.items() if name != model}
             self._fleet.memory_changed(agent)
         if model in agent.listed:
+            del agent.listed[model]  # nothing has evicted it
             self.update_loaded(agent, [entry for entry in agent.loaded if self._canonical_name(entry.name) != model])
 
     def update_version(self, agent: Agent, version: str) -> None:

@@ -189,7 +189,8 @@ class ConcurrencyLimiter:
         if not agent.fixed_slots:
             learner = agent.learners.get(model)
             if learner is None and len(agent.learners) < MAX_LEARNERS:
-                learner = agent.learners[model] = SlotLearner()
+                learner = SlotLearner.beside(agent.learners.values())
+                agent.learners[model] = learner
             if learner is not None:
                 lease.learner = learner
                 learner.sent(lease)

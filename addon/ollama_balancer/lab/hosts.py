@@ -30,6 +30,8 @@ class Model:
     """Tokens of an answer on average."""
     digest: float
     """Where its file stands among the others: of the idle models the first one is evicted."""
+    size: float = 0.0
+    """Bytes that it takes in memory."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Spec:
     """The models that it has, with its own rates; None: all there are, as `speed` and `disk` have it."""
     loaded: tuple[str, ...] = ()
     """Models that it has in memory at the start."""
+    memory: float = math.inf
+    """Bytes for models."""
     keep: float = math.inf
     """Seconds for which an idle model stays in memory."""
 
@@ -294,12 +298,17 @@ class Host:
                 self.queue.popleft()
                 runner.waiting.append(job)
                 continue
-            if len(self.runners) >= self.spec.fits:
+            if self.runners and not self._has_room(job.model):
                 idle = [r for r in self.runners.values() if not r.running and not r.waiting]
                 if not idle:
                     return
                 del self.runners[min(idle, key=lambda runner: runner.model.digest).model.name]
+                continue
             self._load(job)
+
+    def _has_room(self, model: Model) -> bool:
+        used = sum(runner.model.size for runner in self.runners.values())
+        return len(self.runners) < self.spec.fits and used + model.size <= self.spec.memory
 
     def _start(self, job: Job, runner: Runner) -> None:
         job.ready = self.engine.now

@@ -22,12 +22,15 @@ from ..core.scheduler import Scheduler
 from ..core.tickets import QueueKey, Ticket
 from ..ollama.names import canonical_name
 from .engine import Engine, Event
-from .hosts import Host, Job, Runner
+from .hosts import Host, Job, Model, Runner
 from .workload import Request, Workload
 
 REPORT_SECONDS = 10.0
+PROBE_SECONDS = 5.0
+"""Between two probes of a host without a reporter."""
+
 POLL_SECONDS = 0.5
-PROBE_SECONDS = 0.05
+QUERY_SECONDS = 0.05
 RETRIES = 2
 PATIENCE = 60.0
 """Seconds for which a client waits for the first token, unless given."""
@@ -92,10 +95,20 @@ class Result:
 
 
 class Simulation:
-    """`patience` is for how many seconds a client waits for the first token."""
+    """`patience` is for how many seconds a client waits for the first token.
+
+    Without `reporters` the balancer knows of a host what its probes find, /api/tags and /api/ps, and what answers show.
+    """
 
     def __init__(
-        self, workload: Workload, mode: str, seed: int, *, reports_slots: bool = True, patience: float = PATIENCE
+        self,
+        workload: Workload,
+        mode: str,
+        seed: int,
+        *,
+        reporters: bool = True,
+        reports_slots: bool = True,
+        patience: float = PATIENCE,
     ) -> None:
         self.workload = workload
         self.patience = patience
@@ -104,20 +117,21 @@ class Simulation:
         self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
         self.queue = RequestQueue(engine)
         self.scheduler = Scheduler(self.registry, self.queue)
-        self.registry.fleet.on_load = lambda agent: self.engine.after(PROBE_SECONDS, partial(self._probe, agent))
+        self.registry.fleet.on_load = lambda agent: self.engine.after(QUERY_SECONDS, partial(self._query, agent))
         self.result = Result()
         self.reports_slots = reports_slots
+        self._contact, self._interval = (self._report, REPORT_SECONDS) if reporters else (self._probe, PROBE_SECONDS)
         self.hosts: dict[Agent, Host] = {}
         models = {model.name: model for model in workload.models}
         for number, spec in enumerate(workload.hosts):
             address = Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434)
             agent, _ = self.registry.register(spec.name or f"h{number}", address)
             has = models if spec.rates is None else spec.rates
-            self.registry.inventory.update_models(agent, [ModelEntry(name=name) for name in has])
+            self.registry.inventory.update_models(agent, [_entry(models[name]) for name in has])
             host = self.hosts[agent] = Host(engine, spec, agent.name)
             host.runners = {name: Runner(models[name]) for name in spec.loaded}
-            self._report(agent)
-            engine.after(self.rng.uniform(0, REPORT_SECONDS), partial(self._report_regularly, agent))
+            self._contact(agent)
+            engine.after(self.rng.uniform(0, self._interval), partial(self._contact_regularly, agent))
             if workload.failures:
                 engine.after(self.rng.expovariate(1 / UP_SECONDS), partial(self._inject_failure, agent))
         self._calls_ahead = iter(workload.requests)
@@ -275,16 +289,21 @@ class Simulation:
         self.scheduler.look()
         self.engine.after(POLL_SECONDS, self._tick)
 
-    def _report_regularly(self, agent: Agent) -> None:
+    def _contact_regularly(self, agent: Agent) -> None:
         if self.hosts[agent].up:
-            self._report(agent)
-        self.engine.after(REPORT_SECONDS, lambda: self._report_regularly(agent))
+            self._contact(agent)
+        self.engine.after(self._interval, lambda: self._contact_regularly(agent))
 
     def _probe(self, agent: Agent) -> None:
+        self.hosts[agent].unload_idle()
+        self._query(agent)
+        self.registry.liveness.reached(agent)
+
+    def _query(self, agent: Agent) -> None:
         """The balancer asks a host that has loaded a model what it has in memory."""
         host = self.hosts[agent]
         if host.up:
-            self.registry.inventory.update_loaded(agent, [ModelEntry(name=name) for name in host.runners])
+            self.registry.inventory.update_loaded(agent, _loaded(host))
 
     def _report(self, agent: Agent) -> None:
         host = self.hosts[agent]
@@ -298,7 +317,7 @@ class Simulation:
                 memory_usage=min(100.0, 20 + 70.0 * len(host.runners) / spec.fits),
                 active_requests=0,
                 timestamp=START + timedelta(seconds=self.engine.now),
-                loaded_models=[ModelEntry(name=name) for name in host.runners],
+                loaded_models=_loaded(host),
                 num_parallel=spec.parallel if self.reports_slots else None,
                 max_loaded_models=spec.fits if self.reports_slots else None,
                 ollama_ok=True,
@@ -316,7 +335,7 @@ class Simulation:
 
             def recover() -> None:
                 host.up = True
-                self._report(agent)
+                self._contact(agent)
         else:
             host.change_pace(4.0)
 
@@ -325,3 +344,12 @@ class Simulation:
 
         self.engine.after(seconds, recover)
         self.engine.after(seconds + self.rng.expovariate(1 / UP_SECONDS), lambda: self._inject_failure(agent))
+
+
+def _loaded(host: Host) -> list[ModelEntry]:
+    return [_entry(runner.model) for runner in host.runners.values()]
+
+
+def _entry(model: Model) -> ModelEntry:
+    sized = {"size": round(model.size)} if model.size else {}
+    return ModelEntry.model_validate({"name": model.name, **sized})

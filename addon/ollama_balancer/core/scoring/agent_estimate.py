@@ -5,10 +5,11 @@ With a = requests of the model on the agent, n = how many it runs at once, k = m
     slow = (1 + 0.4 (min(n, a + 1) - 1)) k
     cost = wait + load + 0.15 answer x slow + interference + tokens / prefill rate x slow
 
-`wait` is the time until one of n requests ends, if no slot is free. `interference` is the time that the requests which
-run there lose. `load` is 0 for a loaded model, else the rest of the load in progress, or a whole load. Where the load
-would evict a model in demand, or block requests that wait for a model the host has, it costs so much that the request
-rather waits, unless its model has many more requests per slot than the other.
+`wait` is the time until one of n requests ends, if no slot is free; part of it, if the free one is not proven to be
+there. `interference` is the time that the requests which run there lose. `load` is 0 for a loaded model, else the rest
+of the load in progress, or a whole load. Where the load would evict a model in demand, or block requests that wait for
+a model the host has, it costs so much that the request rather waits, unless its model has many more requests per slot
+than the other.
 
 `python -m benches.fleet_simulation --tune NAME` shows what other values of a constant come to; "flat" is said of values
 between which it finds no difference beyond its noise.
@@ -123,7 +124,7 @@ class AgentEstimate:
     full: bool = False
     cold: bool = False
     sole: bool = False
-    """Whether the agent has the model loaded and runs no other."""
+    """Whether the agent has the model loaded and runs no other, and its free slot is known to be there."""
     evicts: bool = False
     """Whether a load may evict another model: then `eviction` has to be computed, which changes with every request
     of the fleet."""
@@ -143,6 +144,12 @@ class AgentEstimate:
         self.answer = ANSWER_WEIGHT * answer
         self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
+        trial = False
+        if ours and not full and not agent.fixed_slots:
+            learner = agent.learners.get(model)
+            if learner is not None and ours >= learner.proven:
+                trial = True
+                self.wait = learner.risk * SPREAD * answer / ours
         if full or not running:
             self.interference = 0.0
         elif busy == 1:
@@ -158,7 +165,7 @@ class AgentEstimate:
         self.plan = Plan.LOADING if self.load else Plan.UNKNOWN if loaded_model is None else Plan.WARM
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
-        self.sole = not self.cold and len(running) == (ours > 0)
+        self.sole = not self.cold and len(running) == (ours > 0) and not trial
         self.fixed = self.wait + self.load + self.answer + self.interference
         self.epoch = -1 if agent.loading else agent.epoch
         self.generation = estimates.generation(model)
@@ -205,7 +212,7 @@ class AgentEstimate:
         if loaded_model is not None:
             self.load += EVICTION
             self.plan = Plan.RELOAD
-        elif len(agent.loaded_models) + len(agent.loading) < agent.fits():
+        elif agent.has_room(self.model, at.now):
             self.shared = own
             self.evicts = True
         else:

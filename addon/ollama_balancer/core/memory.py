@@ -1,0 +1,81 @@
+"""What fits in a host's memory at once, learned from its lists of loaded models (GET /api/ps).
+
+Models that are listed together fit together. A host that loads one for which another disappears has no room for both:
+its server evicts only what is in the way. The cause is the memory, or the number of models that the server allows,
+which is three for each GPU unless OLLAMA_MAX_LOADED_MODELS says otherwise. Until a load has shown that more does not
+fit, one more model is expected to.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+EVIDENCE_SECONDS = 3600.0
+"""Seconds for which an eviction counts: memory is shared with other programs, and settings change."""
+
+MAX_SIZES = 1000
+"""Models whose size is kept."""
+
+
+@dataclass(eq=False, slots=True)
+class Memory:
+    """Sizes are bytes; models have canonical names."""
+
+    most: int = 0
+    """The most models that were listed together."""
+    room: int = 0
+    """The models that were left after an eviction which their sizes do not explain; 0: there was none."""
+    held: int = 0
+    """The most that was listed together."""
+    refused: int = 0
+    """The least that was too much; 0: nothing was."""
+    evidence_at: float = -math.inf
+    """When it last evicted a model for a load."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Of models that were listed."""
+
+    def listed(self, models: Collection[str], sizes: Mapping[str, int]) -> None:
+        """These are loaded together."""
+        self.most = max(self.most, len(models))
+        if len(models) > self.room:
+            self.room = 0
+        if len(self.sizes) + len(sizes) <= MAX_SIZES:
+            self.sizes.update(sizes)
+        self.held = max(self.held, self.total(models))
+        if self.held >= self.refused:
+            self.refused = 0
+
+    def guess(self, model: str, size: int) -> None:
+        """The model is being loaded; it may take about as much as its file, whose size is 0 if it is not known."""
+        if size and len(self.sizes) < MAX_SIZES:
+            self.sizes.setdefault(model, size)
+
+    def evicted(self, left: Collection[str], gone: Collection[str], now: float) -> None:
+        """The host has loaded one of those that are left, and for it evicted those that are gone."""
+        self.evidence_at = now
+        kept = self.total(left)
+        # Of several the last one was in the way, which may have been any.
+        too_much = kept + max(self.sizes.get(model, 0) for model in gone) if kept else 0
+        if too_much > self.held:
+            self.refused = min(too_much, self.refused or too_much)
+        else:
+            self.room = len(left)
+
+    def fits(self, reported: int | None) -> int:
+        """How many models fit at once, as the host reports or was seen to hold."""
+        fits = reported or max(1, self.most)
+        return min(fits, self.room) if self.room else fits
+
+    def has_room(self, loaded: Collection[str], model: str, size: int, reported: int | None, now: float) -> bool:
+        """Whether the model may fit beside those loaded; `size` is that of its file, 0 if it is not known."""
+        if now - self.evidence_at > EVIDENCE_SECONDS:
+            self.room = self.refused = 0
+        if len(loaded) >= (self.fits(reported) if reported or self.room else self.most + 1):
+            return False
+        total, own = self.total(loaded), self.sizes.get(model, size)
+        return not (self.refused and total and own and total + own >= self.refused)
+
+    def total(self, models: Collection[str]) -> int:
+        """What they take together; 0: that is not known of all."""
+        sizes = self.sizes
+        return sum(sizes[model] for model in models) if all(model in sizes for model in models) else 0
