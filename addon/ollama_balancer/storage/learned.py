@@ -1,8 +1,6 @@
 """The file of what was learned of the fleet: a line of JSON for each agent and model, written whole."""
 
 import json
-import logging
-import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +13,7 @@ from ..core.registry import MAX_AGENTS
 from ..core.scoring.estimates import MAX_MODELS
 from ..core.scoring.facts import MAX_HARDWARE
 from ..text import one_line
-from .files import open_own, replace
-
-logger = logging.getLogger(__name__)
+from .whole_file import WholeFile, Words
 
 FILE_NAME = "ollama-balancer-learned.jsonl"
 
@@ -92,79 +88,33 @@ _LINE: TypeAdapter[StoredAgent | StoredOutput] = TypeAdapter(StoredAgent | Store
 type Record = AgentRecord | OutputRecord
 
 
+WORDS = Words(
+    "The figures learned of the agents",
+    "what the balancer has written there",
+    unreadable="they are learned anew, and not saved",
+    unsaved="after a restart they have to be learned again",
+    anew="they are learned anew",
+)
+
+
 class LearnedFile:
-    """`path` is the file's; the folder is made if need be. Its methods do I/O: they are to be called in a thread."""
+    """Its methods do I/O: they are to be called in a thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = WholeFile(path, MAX_BYTES, WORDS)
         self._lock = threading.Lock()
-        self._written: str | None = None
-        """The content of the file, if known."""
-        self._failed = False
-        self._protected = False
-        """Whether the file could not be read and must not be overwritten."""
 
     def read(self) -> list[Record]:
         """What is stored. A damaged file is renamed."""
-        try:
-            with open_own(self.path) as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError(f"it has more than {MAX_BYTES} bytes")
-            return _parse(content)
-        except FileNotFoundError:
-            return []
-        except OSError as e:
-            self._protected = True
-            logger.warning(
-                "What was learned of the agents cannot be read from %s (%s): it is learned anew, and not saved.",
-                self.path,
-                e.strerror or e,
-            )
-        except ValueError as e:
-            self._set_aside(_reason(e))
-        return []
+        return self._file.read(_parse) or []
 
     def save(self, records: Iterable[Record]) -> bool:
         """Replace the file, if there is anything new; False if that failed, which is logged once."""
         with self._lock:
-            if self._protected:
-                return True
-            lines = filter(None, map(_line, records))
+            lines = list(filter(None, map(_line, records)))
             text = "".join(f"{line}\n" for line in ('{"version":1}', *lines))
-            if text == self._written or (self._written is None and text.count("\n") == 1 and not self.path.exists()):
-                return True
-            try:
-                replace(self.path, text)
-            except OSError as e:
-                if not self._failed:
-                    logger.warning(
-                        "What was learned of the agents cannot be saved to %s (%s): after a restart it has to be "
-                        "learned again. Trying again.",
-                        self.path,
-                        e.strerror or e,
-                    )
-                self._failed = True
-                return False
-            if self._failed:
-                logger.info("What was learned of the agents is saved to %s again.", self.path)
-            self._written, self._failed = text, False
-            return True
-
-    def _set_aside(self, reason: str) -> None:
-        damaged = self.path.with_name(self.path.name + ".damaged")
-        try:
-            os.replace(self.path, damaged)
-            where = f"it was renamed to {damaged}"
-        except OSError as e:
-            self._protected = True
-            where = f"it could not be renamed ({e.strerror or e}), so nothing is saved"
-        logger.warning(
-            "%s is not what the balancer has written there: %s; %s, and speeds are learned anew.",
-            self.path,
-            reason,
-            where,
-        )
+            return self._file.write(text, empty=not lines)
 
 
 def _parse(content: bytes) -> list[Record]:
@@ -194,10 +144,3 @@ def _line(record: Record) -> str | None:
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    return str(error)
