@@ -74,15 +74,17 @@ class Prepared:
     async def run(self) -> Run:
         proxy = self.proxy.process
         between = [] if proxy is None else [proxy, *proxy.children(recursive=True)]
-        watched = between, [self._hosts], [psutil.Process()]
+        watched = [between, [self._hosts], [psutil.Process()]]
         before, began = [cpu_seconds(each) for each in watched], time.perf_counter()
         sent = await send(self.proxy.port, self.ports.oracle, self.workload, self.chats, self.case.speed)
         seconds = time.perf_counter() - began
-        shares = [(cpu_seconds(each) - used) / seconds for used, each in zip(before, watched, strict=True)]
+        proxy_cpu, hosts_cpu, clients_cpu = (
+            (cpu_seconds(each) - used) / seconds for used, each in zip(before, watched, strict=True)
+        )
         async with httpx.AsyncClient(trust_env=False, verify=False) as client:
             answer = await client.get(f"http://127.0.0.1:{self.ports.oracle}/visits")
         visits = [Visit(**visit) for visit in answer.json()["visits"]]
-        return Run(self.case, sent.figures, *shares, sent, visits)
+        return Run(self.case, sent.figures, proxy_cpu, hosts_cpu, clients_cpu, sent, visits)
 
 
 def run_together(cases: Sequence[Case]) -> list[Run]:
