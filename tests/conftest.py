@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import is_hypothesis_test
 
 from tests import examples
 
@@ -30,6 +29,22 @@ STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 """What Python tells of one process that starts another."""
 
 _running: pytest.Item | None = None
+
+
+MOST_WORKERS = 4
+"""Each takes as long to begin as all the tests do."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at it
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All of `-m unit` runs on every core; a part of it, or what somebody watches, in this process."""
+    option = config.option
+    watched = option.usepdb or option.collectonly or option.capture == "no"
+    part = option.keyword or not any(TESTS.is_relative_to(Path(each).resolve()) for each in config.args)
+    alone = getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput")
+    if option.markexpr == "unit" and not (watched or part or alone):
+        option.numprocesses, option.maxprocesses = "logical", MOST_WORKERS
+        option.dist = "worksteal"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +77,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def is_random(item: pytest.Item) -> bool:
     """Whether hypothesis makes up what the test tries."""
     function = getattr(item, "obj", None)
-    return is_hypothesis_test(function) or hasattr(getattr(function, "__self__", None), "settings")
+    return hasattr(function, "is_hypothesis_test") or hasattr(getattr(function, "__self__", None), "settings")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the markers are selected by
@@ -78,12 +93,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _leave_few(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each test with many parameters, leave some from its first to its last."""
+    """Of each test with many parameters, leave some from its first to its last.
+
+    None of another kind is left for hypothesis, which for its own reads all of the addon's source first.
+    """
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        if item.get_closest_marker("unit"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left = [item for test in tests.values() for item in examples.some(test)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+    chosen = set(left)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = left
 
 

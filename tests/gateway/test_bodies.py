@@ -11,6 +11,7 @@ from ollama_balancer.gateway.body_reader import (
 )
 from ollama_balancer.ollama.requests import read_request
 from ollama_balancer.ollama.routes import ROUTES, Route, find_route
+from tests.examples import amount
 from tests.packing import ENCODINGS, header_of, packed
 
 CHAT = b'{"model": "m", "messages": []}'
@@ -85,7 +86,7 @@ def test_a_body_that_unpacks_into_too_much_is_refused() -> None:
     ],
 )
 def test_a_body_that_takes_too_long_to_read_does_not_go_past_the_queue(body: bytes) -> None:
-    for path in ("/api/chat", "/v1/chat/completions"):
+    for path in ("/api/chat", "/v1/chat/completions")[: amount(2, 1)]:
         with pytest.raises(RefusedBodyError, match="too many values") as refused:
             checked(path, body)
         assert refused.value.status == 400
