@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import os
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ FOLDERS = {"benches": "e2e", "chaos": "chaos", "e2e": "e2e", "fuzz": "chaos", "s
 """What the tests in a folder are where they do not say it themselves; elsewhere: unit."""
 
 
+@functools.cache
 def _folder_kind(path: Path) -> str:
     return FOLDERS.get(path.relative_to(TESTS).parts[0], "unit")
 
@@ -47,6 +51,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"
 
 
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # one of trio, which would be imported
+
+
 def pytest_configure(config: pytest.Config) -> None:
     examples.few = config.option.markexpr == "unit"
     sys.addaudithook(_check_start)
@@ -62,7 +69,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     global _running
     _running = item
     try:
-        return (yield)
+        with logs_as_before():
+            return (yield)
     finally:
         _running = None
 
@@ -107,12 +115,18 @@ def _leave_few(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = left
 
 
-def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()  # thousands of tests, which every collection would go through
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Of thousands of tests and what they import nothing is garbage: no collection goes through them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def logs_as_before() -> Iterator[None]:
     """Programs that are run within a test set up logging for themselves."""
     reporter, disabled = logging.getLogger("agent_reporter"), logging.root.manager.disable
