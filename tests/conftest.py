@@ -96,6 +96,15 @@ def is_random(item: pytest.Item) -> bool:
     return hasattr(function, "is_hypothesis_test") or hasattr(getattr(function, "__self__", None), "settings")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, object]:
+    """Of each test with many parameters, leave some from its first to its last."""
+    result = yield
+    if examples.few:
+        metafunc._calls[:] = examples.some(metafunc._calls)
+    return result
+
+
 @pytest.hookimpl(tryfirst=True)  # before the markers are selected by
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
@@ -105,22 +114,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} is {' and '.join(sorted(kinds))}: a test is of one kind")
     if examples.few:
-        _leave_few(config, items)
-
-
-def _leave_few(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each test with many parameters, leave some from its first to its last.
-
-    None of another kind is left for hypothesis, which for its own reads all of the addon's source first.
-    """
-    tests: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("unit"):
-            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left = [item for test in tests.values() for item in examples.some(test)]
-    chosen = set(left)
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = left
+        # For one of its own that is left, hypothesis would first read all of the addon's source.
+        unit = [item for item in items if item.get_closest_marker("unit")]
+        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("unit")])
+        items[:] = unit
 
 
 @pytest.hookimpl(wrapper=True)
