@@ -36,6 +36,9 @@ STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 _running: pytest.Item | None = None
 
 
+HEAVY = {"anthropic", "ollama", "openai", "openapi_spec_validator", "schemathesis", "selenium", "trio"}
+"""Modules that take from a fifth of a second to more than one."""
+
 MOST_WORKERS = 4
 """Each takes as long to begin as all the tests do."""
 
@@ -44,7 +47,7 @@ MOST_WORKERS = 4
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """All of `-m unit` runs on every core; a part of it, or what somebody watches, in this process."""
     option = config.option
-    watched = option.usepdb or option.collectonly or option.capture == "no"
+    watched = option.usepdb or option.trace or option.collectonly or option.capture == "no"
     part = option.keyword or not any(TESTS.is_relative_to(Path(each).resolve()) for each in config.args)
     alone = getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput")
     if option.markexpr == "unit" and not (watched or part or alone):
@@ -125,10 +128,13 @@ def pytest_collection() -> Generator[None, object, object]:
     """Of thousands of tests and what they import nothing is garbage: no collection goes through them."""
     gc.disable()
     try:
-        return (yield)
+        result = yield
     finally:
         gc.freeze()
         gc.enable()
+    if examples.few and (found := HEAVY & sys.modules.keys()):
+        raise pytest.UsageError(f"-m unit imports {', '.join(sorted(found))}, which takes long: import it in e2e tests")
+    return result
 
 
 @contextmanager

@@ -1007,7 +1007,7 @@ def test_an_endless_stream_takes_bounded_memory(
     tracemalloc.start()
     try:
         watcher = AnswerWatcher(content_type, READ_BYTES // 100)
-        for _ in range(0, amount(1_000_000, 250_000), len(piece)):
+        for _ in range(0, amount(1_000_000, 100_000), len(piece)):
             watcher.feed(piece)
         kept = tracemalloc.get_traced_memory()[0]
     finally:
