@@ -27,9 +27,7 @@ class _Selector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        # Beside sockets of the tested there is the loop's own, which threads wake it by.
-        settling = SETTLING if len(self.get_map()) > 1 else 0
-        ready = super().select(None if self.others else settling)
+        ready = super().select(None if self.others else SETTLING)
         if not ready:
             self.time += timeout
         return ready
