@@ -67,7 +67,6 @@ def pytest_configure(config: pytest.Config) -> None:
     examples.few = config.option.markexpr == "unit"
     if examples.few and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-    sys.addaudithook(_check_start)
 
 
 def _check_start(event: str, _: object) -> None:
@@ -134,6 +133,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
     if examples.few and (found := HEAVY & sys.modules.keys()):
         raise pytest.UsageError(f"-m unit imports {', '.join(sorted(found))}, which takes long: import it in e2e tests")
+    sys.addaudithook(_check_start)  # here, as it is told of each import, too
     return result
 
 
