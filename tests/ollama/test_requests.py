@@ -550,7 +550,7 @@ def form(body: bytes, content_type: str = FORM) -> ParsedRequest:
         (FIELD + END, FORM),
         (FIELD + FILE % b"RIFF" + END, FORM),
         (FILE % b"RIFF" + FIELD + END, FORM),
-        (FILE % (bytes(range(256)) * 100_000) + FIELD + END, FORM),
+        (FILE % (bytes(range(256)) * amount(100_000, 1_000)) + FIELD + END, FORM),
         (FILE % b"\r\n--xy\r\n--\r\nxyz--xyz\r\n\r\n" + FIELD + END, FORM),
         (FILE % b"" + FIELD + END, FORM),
         (FIELD + FIELD.replace(b"tiny-a", b"second") + END, FORM),
