@@ -520,11 +520,13 @@ def test_a_large_body_is_read_unless_it_has_more_structure_than_any_request(valu
     assert asked(body) == ParsedRequest("tiny-a" if readable else None, readable=readable)
 
 
+@pytest.mark.chaos
 def test_an_object_with_endless_members_is_not_readable() -> None:
     assert not asked(b"{" + b'"a": 0, ' * M + b'"model": "tiny-a"}').readable
     assert not asked(b"{" + b'"\\u0061": 0, ' * M + b'"model": "tiny-a"}').readable
 
 
+@pytest.mark.chaos
 def test_a_conversation_of_ten_thousand_messages_is_readable() -> None:
     messages = [{"role": "user", "content": 'He said "no".\n' * 30, "images": ["A" * 100]}] * 10_000
     assert asked(json.dumps({"messages": messages, "model": "tiny-a"}).encode(), "/api/chat") == ParsedRequest("tiny-a")
@@ -636,13 +638,13 @@ def test_a_body_of_many_small_values_is_not_built_to_check_it(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("blank", [b" ", b"\n"])
+@pytest.mark.chaos
 def test_blanks_and_digits_without_an_end_are_not_matched_to_their_end(blank: bytes) -> None:
-    many = amount(10_000_000, 5_000_000)
     for body in (
-        b'{"model":"m"' + blank * many + b"}",
-        b'{"x":1' + blank * many + b',"model":"m"}',
-        b'{"x":' + b"1" * many + b',"model":"m"}',
-        b'{"x":0.' + b"1" * many + b',"model":"m"}',
+        b'{"model":"m"' + blank * 10_000_000 + b"}",
+        b'{"x":1' + blank * 10_000_000 + b',"model":"m"}',
+        b'{"x":' + b"1" * 10_000_000 + b',"model":"m"}',
+        b'{"x":0.' + b"1" * 10_000_000 + b',"model":"m"}',
     ):
         assert not asked(body).readable
     assert asked(b'{"x":1' + blank * 1_000_000 + b',"model":"m"}').model == "m"

@@ -229,6 +229,7 @@ def test_har_can_be_loaded_with_the_balancers_record_of_each_request(tmp_path: P
 
 
 @pytest.mark.parametrize("har", [False, True])
+@pytest.mark.chaos
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, har: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "COLLECTED_BYTES", 1_000_000)
     body = {"model": "m", "prompt": "x" * 200_000}
