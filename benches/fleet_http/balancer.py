@@ -9,9 +9,9 @@ from ollama_balancer.hosts import prober as probing
 from ollama_balancer.mitm import lifecycle
 from ollama_balancer.mitm.addons import BalancerAddon
 
-SCALE = float(os.environ["FLEET_HTTP_SCALE"])
+SPEED = float(os.environ["FLEET_HTTP_SPEED"])
 
-lifecycle.WATCH_SECONDS /= SCALE
-probing.INTERVAL /= SCALE
+lifecycle.WATCH_SECONDS /= SPEED
+probing.INTERVAL /= SPEED
 
-addons = [BalancerAddon(lambda: time.monotonic() * SCALE)]
+addons = [BalancerAddon(lambda: time.monotonic() * SPEED)]

@@ -17,6 +17,8 @@ FILLER = "And so it goes on, as people write to each other and to machines. "
 class Truth:
     """What only the simulated hosts know of a request: tokens of the whole prompt and of the answer to come."""
 
+    number: int
+    """In the trace."""
     conversation: int
     prompt: int
     output: int
@@ -29,7 +31,7 @@ class Truth:
 def bodies(requests: Iterable[Request]) -> Iterator[bytes]:
     """The body of each request. A conversation's next turn has the messages of the one before, the answer, and one."""
     spoken: dict[int, tuple[list[bytes], Request]] = {}
-    for request in requests:
+    for place, request in enumerate(requests):
         number = request.conversation
         messages, before = spoken.get(number, ([], None))
         if before is not None:
@@ -39,7 +41,7 @@ def bodies(requests: Iterable[Request]) -> Iterator[bytes]:
         new = request.prompt - request.known
         messages = [*messages, message("user", new, f"{number}.{len(messages)}")]
         spoken[number] = messages, request
-        truth = Truth(number, request.prompt, request.output)
+        truth = Truth(place, number, request.prompt, request.output)
         head = json.dumps({"model": request.model.name, "simulated": asdict(truth)}).encode()
         yield head[:-1] + b', "messages": [' + b", ".join(messages) + b"]}"
 

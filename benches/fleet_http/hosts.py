@@ -38,7 +38,8 @@ class Setting:
 
     shape: dict[str, Any]
     seed: int
-    scale: float
+    speed: float
+    """Simulated seconds in a second."""
     oracle: bool = False
     """Whether the oracle uses the hosts; it begins with its models in their places."""
 
@@ -61,6 +62,17 @@ class Target:
     token: str
 
 
+@dataclass
+class Visit:
+    """A request on a host. Times are the hosts', in simulated seconds."""
+
+    request: int
+    """Its number in the trace."""
+    host: int
+    arrived: float
+    cancelled: float | None = None
+
+
 class Server(Protocol):
     """A host, or who has several."""
 
@@ -72,11 +84,12 @@ class Server(Protocol):
 class Fleet:
     def __init__(self, setting: Setting) -> None:
         workload = setting.workload
-        self.engine = RealTimeEngine(setting.scale, asyncio.get_running_loop())
+        self.engine = RealTimeEngine(setting.speed, asyncio.get_running_loop())
         self.models = {model.name: model for model in workload.models}
         self.hosts = [Host(self.engine, spec, f"h{number}") for number, spec in enumerate(workload.hosts)]
         places = placed(workload.hosts, workload.requests) if setting.oracle else [[] for _ in self.hosts]
         self.oracle = Oracle(self.engine, dict(zip(self.hosts, places, strict=True)))
+        self.visits: list[Visit] = []
 
     async def listen(self) -> Ports:
         loop = asyncio.get_running_loop()
@@ -98,6 +111,11 @@ class Fleet:
                 return {"models": _entries(server.runners) if isinstance(server, Host) else []}
             case "/loads":
                 return {"loads": sum(host.loads for host in self.hosts)}
+            case "/now":
+                self.engine.catch_up()
+                return {"now": self.engine.now}
+            case "/visits":
+                return {"visits": [asdict(visit) for visit in self.visits]}
         return None
 
     # Reports
@@ -118,7 +136,7 @@ class Fleet:
                 group.create_task(self._reports(client, host))
 
     async def _reports(self, client: httpx.AsyncClient, host: Host) -> None:
-        seconds = REPORT_SECONDS / self.engine.scale
+        seconds = REPORT_SECONDS / self.engine.speed
         await asyncio.sleep(random.uniform(0, seconds))
         while True:
             await self._report(client, host)
@@ -153,12 +171,15 @@ class Client(Connection):
         self.fleet = fleet
         self.server = server
         self.job: Job | None = None
+        self.visit: Visit | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         job, self.job = self.job, None
         if job is not None:
             self.fleet.engine.catch_up()
             self.server.cancel(job)
+            if self.visit is not None:
+                self.visit.cancelled = self.fleet.engine.now
 
     def request(self, method: str, path: str, body: bytes) -> None:
         if method == "POST" and path == "/api/chat":
@@ -174,6 +195,9 @@ class Client(Connection):
         model, truth = self.fleet.models[body["model"]], Truth.of(body)
         self.fleet.engine.catch_up()
         self.job = Job(model, truth.conversation, truth.prompt, truth.output, self.began, self.ended)
+        if isinstance(self.server, Host):
+            self.visit = Visit(truth.number, self.fleet.hosts.index(self.server), self.fleet.engine.now)
+            self.fleet.visits.append(self.visit)
         self.server.submit(self.job)
 
     def began(self) -> None:

@@ -27,6 +27,7 @@ class Figures:
     p50: float
     """Until the first token; of those that had none, until they were given up."""
     p95: float
+    p99: float
     loads: float
     """For 1,000 requests."""
     refused: int
@@ -82,16 +83,55 @@ def http(body: bytes) -> bytes:
     return head % len(body) + body
 
 
-async def send(port: int, fleet: int, workload: Workload, bodies: Sequence[bytes], scale: float) -> Figures:
+@dataclass(frozen=True)
+class Sent:
+    """What came of the requests that were sent."""
+
+    calls: dict[int, Call]
+    """By the request's number in the trace, of those after the warm-up."""
+    speed: float
+    loads: int
+    """Of models, meanwhile."""
+    behind: float
+    """Seconds by which the latest request was sent late."""
+    started: float
+    """The hosts' time at the start, in simulated seconds."""
+
+    @property
+    def first(self) -> dict[int, float]:
+        """Simulated seconds to the first token; of those that had none, until they were given up."""
+        return {number: call.seconds_to_first * self.speed for number, call in self.calls.items()}
+
+    @property
+    def good(self) -> set[int]:
+        """Those with their first token in time, and served whole."""
+        return {number for number, first in self.first.items() if first <= IN_TIME and self.calls[number].whole}
+
+    @property
+    def figures(self) -> Figures:
+        first, asked = sorted(self.first.values()), max(1, len(self.calls))
+        return Figures(
+            asked=len(self.calls),
+            goodput=100 * len(self.good) / asked,
+            p50=percentile(first, 0.5),
+            p95=percentile(first, 0.95),
+            p99=percentile(first, 0.99),
+            loads=1000 * self.loads / asked,
+            refused=sum(not call.whole and not call.gave_up for call in self.calls.values()),
+            behind=self.behind * self.speed,
+        )
+
+
+async def send(port: int, fleet: int, workload: Workload, bodies: Sequence[bytes], speed: float) -> Sent:
     """Send all requests to that port; `fleet` is the one that tells how many loads there were."""
     loop = asyncio.get_running_loop()
-    calls: list[Call] = []
+    calls: dict[int, Call] = {}
     tasks: list[asyncio.Task[None]] = []
 
-    async def one(request: Request, body: bytes) -> None:
-        call = Call(http(body), PATIENCE / scale)
+    async def one(number: int, request: Request, body: bytes) -> None:
+        call = Call(http(body), PATIENCE / speed)
         if request.at >= workload.warm_up:
-            calls.append(call)
+            calls[number] = call
         # A client of its own address each, where the system has them: the balancer's line is fair to clients.
         address = (f"127.0.0.{int(request.client.lstrip('c')) + 2}", 0) if sys.platform == "linux" else None
         await loop.create_connection(lambda: call, "127.0.0.1", port, local_addr=address)
@@ -103,36 +143,22 @@ async def send(port: int, fleet: int, workload: Workload, bodies: Sequence[bytes
             return int((await client.get("/loads")).json()["loads"])
 
         await loads()  # to be connected
+        started = float((await client.get("/now")).json()["now"])
         start, behind = loop.time(), 0.0
         before: asyncio.Task[int] | None = None
-        for request, body in zip(workload.requests, bodies, strict=True):
+        for number, (request, body) in enumerate(zip(workload.requests, bodies, strict=True)):
             if before is None and request.at >= workload.warm_up:
                 before = asyncio.create_task(loads())
-            due = start + request.at / scale
+            due = start + request.at / speed
             await asyncio.sleep(max(0.0, due - loop.time()))
             behind = max(behind, loop.time() - due)
-            tasks.append(asyncio.create_task(one(request, body)))
-        _, unfinished = await asyncio.wait(tasks, timeout=2 * PATIENCE / scale)
+            tasks.append(asyncio.create_task(one(number, request, body)))
+        _, unfinished = await asyncio.wait(tasks, timeout=2 * PATIENCE / speed)
         for task in unfinished:
             task.cancel()
         loaded = await loads() - (await before if before else 0)
     await asyncio.gather(*tasks, return_exceptions=True)
-    return figures(calls, scale, loaded, behind * scale)
-
-
-def figures(calls: Sequence[Call], scale: float, loads: int, behind: float) -> Figures:
-    first = sorted(call.seconds_to_first * scale for call in calls)
-    good = sum(call.whole and call.seconds_to_first * scale <= IN_TIME for call in calls)
-    asked = max(1, len(calls))
-    return Figures(
-        asked=len(calls),
-        goodput=100 * good / asked,
-        p50=percentile(first, 0.5),
-        p95=percentile(first, 0.95),
-        loads=1000 * loads / asked,
-        refused=sum(not call.whole and not call.gave_up for call in calls),
-        behind=behind,
-    )
+    return Sent(calls, speed, loaded, behind, started)
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:

@@ -9,16 +9,16 @@ from ollama_balancer.lab.engine import Engine, Event
 
 
 class RealTimeEngine(Engine):
-    """`scale` simulated seconds go by in one second of the loop.
+    """`speed` simulated seconds go by in one second of the loop.
 
     Each event finds `now` at the very moment for which it was due, however late the loop is: what is simulated does
     not depend on the machine's speed, and only what is told to the outside comes late. Who comes from outside calls
     `catch_up` first.
     """
 
-    def __init__(self, scale: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, speed: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        self.scale = scale
+        self.speed = speed
         self._loop = loop
         self._start = loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -36,7 +36,7 @@ class RealTimeEngine(Engine):
             return
         self._running = True
         try:
-            self.run(max(self.now, (self._loop.time() - self._start) * self.scale))
+            self.run(max(self.now, (self._loop.time() - self._start) * self.speed))
         finally:
             self._running = False
             self._set_timer()
@@ -47,4 +47,4 @@ class RealTimeEngine(Engine):
             self._timer.cancel()
             self._timer = None
         if due is not None:
-            self._timer = self._loop.call_at(self._start + due / self.scale, self.catch_up)
+            self._timer = self._loop.call_at(self._start + due / self.speed, self.catch_up)

@@ -18,6 +18,8 @@ from ollama_balancer.lab.hosts import Spec
 
 from .hosts import Ports, Target
 
+ORACLE = "oracle"
+
 HERE = Path(__file__).resolve().parent
 
 # Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time.
@@ -52,7 +54,7 @@ class Stage:
     ports: Ports
     specs: Sequence[Spec]
     hosts: subprocess.Popen[str]
-    scale: float
+    speed: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def balancer(mode: str, *, reporters: bool = True) -> Side:
         if not reporters:
             for number, host in enumerate(stage.ports.hosts):
                 command += ["--set", f"balancer_agents=h{number}=http://127.0.0.1:{host}"]
-        environment = {"OLLAMA_BALANCER_TOKEN": token, "FLEET_HTTP_SCALE": str(stage.scale)}
+        environment = {"OLLAMA_BALANCER_TOKEN": token, "FLEET_HTTP_SPEED": str(stage.speed)}
         process = stage.stack.enter_context(started(command, log, **environment))
         wait_until(lambda: call(port, "/api/balancer") == 200, process, log)
         if not reporters:
@@ -127,7 +129,7 @@ def _start(stage: Stage, port: int, command: list[str], configuration: Path) -> 
 
 
 def oracle() -> Side:
-    return Side("oracle", lambda stage: Proxy(stage.ports.oracle), oracle=True)
+    return Side(ORACLE, lambda stage: Proxy(stage.ports.oracle), oracle=True)
 
 
 def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:

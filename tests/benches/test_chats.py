@@ -30,7 +30,7 @@ def test_the_balancer_reads_the_true_length_of_a_prompt() -> None:
 
 def test_the_length_of_the_answer_is_told_to_the_hosts_and_not_to_the_balancer() -> None:
     (body,) = bodies([turn(7, 100, 0, 345)])
-    assert Truth.of(json.loads(body)) == Truth(7, 100, 345)
+    assert Truth.of(json.loads(body)) == Truth(0, 7, 100, 345)
     assert read(body).output_limit is None
 
 
