@@ -5,7 +5,7 @@ from collections.abc import Sequence
 few = False
 """Whether the tests are run for an answer within seconds (`pytest -m unit`); every other run tries all."""
 
-FEW_CASES = 3
+FEW_CASES = 2
 
 
 def amount(full: int, quick: int) -> int:

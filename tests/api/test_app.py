@@ -615,6 +615,7 @@ class TestHistory:
         assert times == sorted(set(times))
         assert rows == 23 * 1000 + 1
 
+    @pytest.mark.chaos
     def test_others_get_turns_while_rows_are_read_that_are_not_wanted(self) -> None:
         api = Api()
         for _ in range(24):

@@ -185,6 +185,7 @@ TRAFFIC = {
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])
 @pytest.mark.parametrize("kind", TRAFFIC)
+@pytest.mark.chaos
 def test_what_is_learned_is_what_the_host_runs_and_the_others_wait_in_the_line(kind: str, parallel: int) -> None:
     host = SlotHost(parallel, TRAFFIC[kind], seed=parallel)
     host.run(900)

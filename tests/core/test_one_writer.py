@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.sources import nodes_of
 
 CORE = Path(module.__file__).parent
 PACKAGE = CORE.parent
+
+MENTION = re.compile(r"\b[Aa]gent\b")
+"""In files without one, nothing is named or annotated as an agent."""
 
 SHARED = {
     "epoch",  # whatever an estimate rests on has changed
@@ -38,6 +42,8 @@ def agent_names(nodes: Iterable[ast.AST]) -> set[str]:
 
 def writes(path: Path) -> Iterator[tuple[str, int]]:
     """Attributes of agents that are assigned or deleted in the file, and in which line."""
+    if not MENTION.search(path.read_text("utf-8")):
+        return
     names = agent_names(nodes_of(path))
     for node in nodes_of(path):
         if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or node.attr not in Agent.__slots__:

@@ -1,10 +1,12 @@
-"""The control API of a real mitmdump against its own document: whatever the document allows, forbids or promises."""
+"""The control API of a real mitmdump against its own document of OpenAPI: whatever it allows, forbids or promises."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from pathlib import Path
+
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from tests.e2e.harness import ROOT, TOKEN, Hosts, environment, mitmproxy_tool, running_proxy
 
@@ -18,8 +20,10 @@ def test_the_control_api_keeps_to_its_document(tmp_path: Path, hosts: Hosts) -> 
     # The keys that it adds close no door, as it also tries what needs none.
     with running_proxy(tmp_path, *options, "--set", "balancer_access=open") as proxy:
         proxy.wait_online("gpu-1")
-        paths = proxy.http.get("/api/openapi.json").json()["paths"]
-        calls = sum(method != "parameters" for item in paths.values() for method in item)
+        document = proxy.http.get("/api/openapi.json").json()
+        assert document["openapi"].startswith("3.1.")
+        OpenAPIV31SpecValidator(document).validate()
+        calls = sum(method != "parameters" for item in document["paths"].values() for method in item)
         run = subprocess.run(
             [
                 mitmproxy_tool("schemathesis"),

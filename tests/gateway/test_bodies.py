@@ -67,6 +67,7 @@ def test_a_body_that_is_not_compressed_as_is_said_is_read_as_it_is() -> None:
         checked("/v1/responses", CHAT, "zstd")
 
 
+@pytest.mark.chaos
 def test_a_body_that_unpacks_into_too_much_is_refused() -> None:
     most = b'{"model":"m","input":"%s"}' % (b"x" * (MAX_DECOMPRESSED - 25))
     assert checked("/v1/responses", packed("zstd", most), "zstd") == most
@@ -84,6 +85,7 @@ def test_a_body_that_unpacks_into_too_much_is_refused() -> None:
         b' \n{"x":[' + b'{"":""},' * 60_000 + b'{}],"model":"llama3.2"}' + b" " * 2_000_000,
     ],
 )
+@pytest.mark.chaos
 def test_a_body_that_takes_too_long_to_read_does_not_go_past_the_queue(body: bytes) -> None:
     for path in ("/api/chat", "/v1/chat/completions"):
         with pytest.raises(RefusedBodyError, match="too many values") as refused:

@@ -101,6 +101,7 @@ def test_a_fault_with_one_keeps_no_other_waiting() -> None:
     assert scene.timers.pending == []
 
 
+@pytest.mark.chaos
 def test_whatever_is_set_and_dropped_none_is_late_or_early() -> None:
     scene, chance, due = Scene(), random.Random(1), dict[object, float]()
     expected: list[tuple[object, float]] = []

@@ -16,7 +16,10 @@ from ollama_balancer.hosts.prober import Prober
 from tests.core.fakes import new_registry
 from tests.e2e.harness import free_port
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone")
+pytestmark = [
+    pytest.mark.e2e,  # reads the table of all the machine's connections, too, which may be long
+    pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone"),
+]
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

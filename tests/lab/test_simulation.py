@@ -112,6 +112,7 @@ def test_a_faster_host_takes_less() -> None:
     close(run((0, A, 200, 50), spec=Spec(speed=2, disk=1, parallel=1, fits=1)), [(11, 13.5)])
 
 
+@pytest.mark.chaos
 def test_the_same_seed_gives_the_same_run() -> None:
     shape = Shape(hosts=4, models=3, load=0.6, seconds=150, warm_up=30)
     runs = [Simulation(draw(shape, 7), "adaptive", 7).run() for _ in range(2)]

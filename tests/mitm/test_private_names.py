@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.sources import ADDON, nodes_of
 
 COMPAT = ADDON / "ollama_balancer" / "mitm" / "compat"
 MODULES = sorted(path for path in ADDON.rglob("*.py") if COMPAT not in path.parents)
+ABOVE_THE_RINGS = (ADDON, COMPAT.parents[1])
 
 OF_NAMED_TUPLES = {"_asdict", "_replace", "_fields"}
 """Public, in spite of how they begin."""
@@ -26,7 +28,7 @@ def is_private(name: str) -> bool:
 def own_names(ring: Path) -> frozenset[str]:
     """The private names that a ring of the addon gives to its own attributes, functions, classes and variables."""
     names: set[str] = set()
-    for path in ring.rglob("*.py") if ring != ADDON else [ADDON / "balancer.py"]:
+    for path in ring.glob("*.py") if ring in ABOVE_THE_RINGS else ring.rglob("*.py"):
         for node in nodes_of(path):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -42,7 +44,7 @@ def own_names(ring: Path) -> frozenset[str]:
 
 @functools.cache
 def own_classes() -> frozenset[str]:
-    return frozenset(node.name for path in MODULES for node in nodes_of(path) if isinstance(node, ast.ClassDef))
+    return frozenset(name for path in MODULES for name in re.findall(r"^ *class (\w+)", path.read_text("utf-8"), re.M))
 
 
 def ring_of(path: Path) -> Path:

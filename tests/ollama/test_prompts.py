@@ -284,16 +284,16 @@ def test_nothing_that_is_sent_is_an_error(route: Any, body: dict[str, Any]) -> N
         assert tokens >= 0
 
 
-HOSTILE = {
-    "brackets": b'{"messages": [' + b"[" * 9_000 + b"]" * 9_000 + b"]}",
-    "many messages": b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}",
-    "many numbers": b'{"context": [' + b"1," * 5_000_000 + b"1]}",
-    "marks": b'{"messages": [{"x": "' + b'"cache_control":{' * 500_000 + b'"}]}',
-    "commas": b'{"messages": ["' + b"," * 8_000_000 + b'"cache_control"' + b'"]}',
-    "spaces": b'{"messages": [{' + b" " * 60_000 + b'"cache_control"' + b" " * 60_000 + b":" + b"1}]}",
-    "quotes": b'{"messages": ["' + b'\\"' * 4_000_000 + b'"]}',
-    "quotes at a distance": b'{"messages": ["' + (b"x" * 4_000 + b'\\"') * 2_000 + b'"]}',
-    "one text": b'{"prompt": "' + b"x " * 5_000_000 + b'"}',
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "brackets": lambda: b'{"messages": [' + b"[" * 9_000 + b"]" * 9_000 + b"]}",
+    "many messages": lambda: b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}",
+    "many numbers": lambda: b'{"context": [' + b"1," * 5_000_000 + b"1]}",
+    "marks": lambda: b'{"messages": [{"x": "' + b'"cache_control":{' * 500_000 + b'"}]}',
+    "commas": lambda: b'{"messages": ["' + b"," * 8_000_000 + b'"cache_control"' + b'"]}',
+    "spaces": lambda: b'{"messages": [{' + b" " * 60_000 + b'"cache_control"' + b" " * 60_000 + b":" + b"1}]}",
+    "quotes": lambda: b'{"messages": ["' + b'\\"' * 4_000_000 + b'"]}',
+    "quotes at a distance": lambda: b'{"messages": ["' + (b"x" * 4_000 + b'\\"') * 2_000 + b'"]}',
+    "one text": lambda: b'{"prompt": "' + b"x " * 5_000_000 + b'"}',
 }
 
 
@@ -310,12 +310,14 @@ def seconds(function: Callable[[], object]) -> float:
 @functools.cache
 def allowed() -> float:
     """Twice what the standard library takes to read three megabytes of small values."""
-    return 2 * seconds(lambda: json.loads(HOSTILE["many messages"]))
+    many = HOSTILE["many messages"]()
+    return 2 * seconds(lambda: json.loads(many))
 
 
-@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.chaos
-def test_no_body_holds_up_the_others(body: bytes) -> None:
+def test_no_body_holds_up_the_others(name: str) -> None:
     """Ten megabytes at most."""
+    body = HOSTILE[name]()
     for path in ("/api/chat", "/api/generate", "/v1/messages"):
         assert seconds(functools.partial(demand, path, body)) < allowed()

@@ -149,6 +149,7 @@ def active(port: int, *balancers: str) -> object:
 
 
 class TestConnections:
+    @pytest.mark.e2e  # reads all connections of the machine, which may be many
     def test_a_real_connection_to_the_ollama_port_is_counted_while_it_is_open(self) -> None:
         with listening() as port:
             assert active(port, "192.0.2.1") == 0
@@ -157,6 +158,7 @@ class TestConnections:
                 assert active(port, "127.0.0.1") == 0
             wait_until(lambda: active(port, "192.0.2.1") == 0, "the connection is gone")
 
+    @pytest.mark.e2e  # reads all connections of the machine, which may be many
     def test_a_balancer_whose_name_is_not_found_takes_nothing_away(self) -> None:
         with listening() as port, socket.create_connection(("127.0.0.1", port)):
             wait_until(lambda: active(port, "nowhere.invalid") == 1, "the connection is counted")

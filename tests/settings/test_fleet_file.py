@@ -16,6 +16,7 @@ from ollama_balancer.settings.fleet import FleetFileError
 from ollama_balancer.settings.fleet_file import LATER, AgentEntry, FleetFile, Options, fleet_of, schema
 from ollama_balancer.settings.options import TABLE
 from ollama_balancer.storage.yaml_file import MAX_BYTES, MAX_DEPTH
+from tests.examples import amount
 from tests.markdown import DOCS, blocks
 
 EXAMPLE = DOCS / "fleet.yaml"
@@ -132,8 +133,8 @@ def test_options_that_make_no_sense_in_the_file_are_refused_with_what_to_do(name
         ("a: 1\nb: {<<: *x}", "f.yaml:2: anchors and aliases"),
         ("%YAML 9.9\n---\nagents: {}", "f.yaml:1: directives (lines with %) are not accepted"),
         ("a: !!python/object/apply:os.system [x]", "f.yaml:1: tags (!) are not accepted"),
-        ("- " * 100_000, f"more than {MAX_DEPTH} levels deep"),
-        ("[" * 200_000, f"more than {MAX_DEPTH} levels deep"),
+        ("- " * amount(100_000, 1_000), f"more than {MAX_DEPTH} levels deep"),
+        ("[" * amount(200_000, 1_000), f"more than {MAX_DEPTH} levels deep"),
         ("agents: {a", "f.yaml:1: it is not YAML"),
         ("options:\n\tretries: 1", "f.yaml:2: it is not YAML"),
         ("? [a]\n: b", "f.yaml:1: a key must be a name"),
