@@ -22,7 +22,8 @@ ORACLE = "oracle"
 
 HERE = Path(__file__).resolve().parent
 
-# Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time.
+# Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time. Hosts are checked
+# every 2 simulated seconds, HAProxy's default.
 HAPROXY = """\
 global
     maxconn 8192
@@ -35,6 +36,8 @@ defaults
     timeout queue 600s
     option abortonclose
     option http-no-delay
+    option redispatch 1
+    default-server check inter {check}ms observe layer4 error-limit 1 on-error mark-down
 frontend clients
     bind 127.0.0.1:{port}
     default_backend fleet
@@ -102,7 +105,11 @@ def balancer(mode: str, *, reporters: bool = True) -> Side:
 def nginx(program: str) -> Side:
     def start(stage: Stage) -> Proxy:
         port, file = free_port(), stage.folder / "nginx.conf"
-        file.write_text(benches.nginx.configuration(port, stage.folder, stage.ports.hosts, keepalive=False))
+        ejected = 10 / stage.speed  # nginx's default
+        configuration = benches.nginx.configuration(
+            port, stage.folder, stage.ports.hosts, keepalive=False, ejected=ejected
+        )
+        file.write_text(configuration)
         return _start(stage, port, benches.nginx.command(program, stage.folder, file), file)
 
     return Side("nginx, least_conn", start)
@@ -115,7 +122,7 @@ def haproxy(program: str) -> Side:
             for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.specs, strict=True))
         )
         port, file = free_port(), stage.folder / "haproxy.cfg"
-        file.write_text(HAPROXY.format(port=port, servers=servers))
+        file.write_text(HAPROXY.format(port=port, servers=servers, check=max(1, round(2000 / stage.speed))))
         return _start(stage, port, [program, "-db", "-f", str(file)], file)
 
     return Side("HAProxy, leastconn, maxconn", start)

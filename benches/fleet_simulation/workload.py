@@ -100,7 +100,12 @@ def capacity(hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[f
         weight / total * (model.output / model.pace + FIRST_PROMPT / model.prefill)
         for model, weight in zip(models, weights, strict=True)
     )
-    return sum(h.speed * h.parallel / (1 + SLOWDOWN * (h.parallel - 1)) for h in hosts) / pace
+    return sum(power(host) for host in hosts) / pace
+
+
+def power(host: Spec) -> float:
+    """What a host does with all its slots of one model busy; 1: as much as one of speed 1 with one slot."""
+    return host.speed * host.parallel / (1 + SLOWDOWN * (host.parallel - 1))
 
 
 FIRST_PROMPT = 400.0
