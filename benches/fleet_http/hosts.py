@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import httpx
 
 from benches.upstream import Connection, answer
-from ollama_balancer.lab.hosts import Host, Job, Model, Spec
+from ollama_balancer.lab.hosts import Host, Job, Model, Runner, Spec
 from ollama_balancer.lab.simulation import REPORT_SECONDS, START
 
 from .chats import Truth
@@ -95,6 +95,8 @@ class Fleet:
         self.models = {model.name: model for model in (Model(**model) for model in setting.models)}
         self.hosts = [Host(self.engine, Spec(**spec), f"h{number}") for number, spec in enumerate(setting.hosts)]
         places = [[self.models[name] for name in names] for names in setting.places]
+        for host, models in zip(self.hosts, places, strict=True):
+            host.runners = {model.name: Runner(model) for model in models}
         self.oracle = Oracle(self.engine, dict(zip(self.hosts, places, strict=True)), Goal(**setting.goal))
         self.visits: list[Visit] = []
         self.outages: list[Outage] = []
