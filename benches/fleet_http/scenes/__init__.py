@@ -2,12 +2,16 @@
 
 from .burst import Burst
 from .chats import Chats
+from .jobs import Jobs
 from .killed import Killed
+from .prefixes import Prefixes
 from .scene import Scene
 
 SCENES: dict[str, tuple[Scene, ...]] = {
     "chats": (Chats(),),
     "killed": (Killed(),),
     "burst": (Burst(),),
+    "jobs": (Jobs(),),
+    "prefixes": (Prefixes(8_000), Prefixes(32_000)),
 }
 """By name; each of the scenes under a name has tables of its own."""
