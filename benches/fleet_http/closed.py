@@ -36,7 +36,7 @@ Bodies = Callable[[Iterable[Request], int], Iterator[bytes]]
 
 
 async def closed_loop(
-    clients: Clients, chains: Sequence[Chain], bodies: Bodies, warm_up: float, end: float, limit: float = 2 * PATIENCE
+    clients: Clients, chains: Sequence[Chain], bodies: Bodies, end: float, limit: float = 2 * PATIENCE
 ) -> None:
     """Run all chains. Nobody gives up; after `end` nothing new is sent, and `limit` seconds later all is over."""
 
@@ -46,9 +46,8 @@ async def closed_loop(
         for number, (request, body, pause) in enumerate(made, chain.first):
             await clients.until(clients.now + pause)
             since = clients.loop.time()
-            counts = clients.now >= warm_up
             while clients.now < end:
-                if (await clients.ask(Message(number, request, body), math.inf, counts=counts, since=since)).whole:
+                if (await clients.ask(Message(number, request, body), math.inf, since=since)).whole:
                     break
                 clients.again += 1
                 await clients.until(clients.now + AGAIN)

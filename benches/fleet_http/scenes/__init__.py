@@ -12,6 +12,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
     "killed": (Killed(),),
     "burst": (Burst(),),
     "jobs": (Jobs(),),
-    "prefixes": (Prefixes(8_000), Prefixes(32_000)),
+    "prefixes": (Prefixes(8_000, load=0.2), Prefixes(32_000, load=0.4)),
 }
 """By name; each of the scenes under a name has tables of its own."""

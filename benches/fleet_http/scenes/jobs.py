@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 
-from benches.fleet_simulation.workload import Shape, draw
+from benches.fleet_simulation.workload import Shape
 from ollama_balancer.lab.hosts import Model
 from ollama_balancer.lab.workload import Request
 
@@ -21,7 +21,7 @@ from ..closed import Chain, closed_loop
 from ..load import Clients, Figures, Sent, open_loop, percentile
 from ..oracle import Goal
 from .chats import messages
-from .scene import Column, Drawn, Scene, beside_oracle
+from .scene import Column, Drawn, Scene, beside_oracle, warm_up
 
 JOBS = 12
 CALLS = 15, 30
@@ -70,7 +70,7 @@ class Jobs(Scene):
     )
 
     def draw(self, shape: Shape, seed: int) -> Drawn:
-        chats = replace(draw(replace(shape, seconds=0.0), seed), seconds=LIMIT)
+        chats = warm_up(shape, seed)
         rng = random.Random(f"{seed} jobs")
         chains: list[Chain] = []
         first = len(chats.requests)
@@ -81,10 +81,10 @@ class Jobs(Scene):
         return Drawn(chats, chains=tuple(chains))
 
     async def play(self, clients: Clients, drawn: Drawn) -> None:
-        warm_up = drawn.workload.warm_up
+        begin = drawn.workload.warm_up
         async with asyncio.TaskGroup() as group:
-            group.create_task(open_loop(clients, messages(drawn.workload.requests), warm_up))
-            group.create_task(closed_loop(clients, drawn.chains, bodies, warm_up, end=warm_up + LIMIT, limit=0.0))
+            group.create_task(open_loop(clients, messages(drawn.workload.requests), begin))
+            group.create_task(closed_loop(clients, drawn.chains, bodies, begin + LIMIT, limit=0.0))
 
     def figures(self, sent: Sent, drawn: Drawn) -> JobFigures:
         begin = drawn.workload.warm_up

@@ -1,12 +1,13 @@
 """Conversations that begin with a long document of their own: whoever sends the next turn elsewhere has it read again.
 
-The load is a part of what the hosts could serve if they kept no prompt: at the default one the fleet is not overloaded
-without affinity either. There is one model, so that loads of models do not come into it. Who asks waits as long as it
-takes, and thinks before the next question.
+The load is a part of what the hosts could serve if they kept no prompt. At the default ones the fleet is not overloaded
+without affinity either, and there are fewer conversations at a time than slots to keep their prompts. There is one model, and a warm-up with usual chats, so that loads of models do not come into
+it. Who asks waits as long as it takes, and thinks before the next question.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from benches.fleet_simulation.workload import (
     THINKING,
     Shape,
     capacity,
-    draw,
     popularity,
     size,
 )
@@ -28,9 +28,12 @@ from ollama_balancer.lab.workload import Request
 
 from ..chats import bodies
 from ..closed import Chain, closed_loop
-from ..load import Clients, Figures, Sent, percentile
+from ..load import Clients, Figures, Sent, open_loop, percentile
 from ..oracle import Goal
-from .scene import ADAPTIVE, Column, Drawn, Scene
+from .chats import messages
+from .scene import ADAPTIVE, Column, Drawn, Scene, warm_up
+
+WARM_UP_LOAD = 0.7
 
 TURNS = 4, 8
 """Of a conversation, from and to."""
@@ -49,7 +52,6 @@ class PrefixFigures(Figures):
 
 class Prefixes(Scene):
     models = (1,)
-    loads = (0.3,)
     goal = Goal(in_time=math.inf)
     columns = (
         Column("TTFT of later turns p50, s", "p50", 2),
@@ -60,25 +62,25 @@ class Prefixes(Scene):
         Column("mean / adaptive's", "mean", 1, ADAPTIVE),
     )
 
-    def __init__(self, document: int) -> None:
+    def __init__(self, document: int, load: float) -> None:
         self.document = document
+        self.loads = (load,)
         self.title = f"conversations about documents of {document:,} tokens"
 
     def draw(self, shape: Shape, seed: int) -> Drawn:
-        fleet = draw(replace(shape, seconds=0.0, warm_up=0.0), seed)
+        chats = warm_up(replace(shape, load=WARM_UP_LOAD), seed)
         rng, weights = random.Random(f"{seed} prefixes"), popularity(shape)
-        output = mean(model.output for model in fleet.models)
+        output = mean(model.output for model in chats.models)
         prompt = self.document + FIRST_PROMPT + (mean(TURNS) - 1) / 2 * (NEXT_PROMPT + output)
-        rate = capacity(fleet.hosts, fleet.models, weights, prompt) * shape.load / mean(TURNS)
+        rate = capacity(chats.hosts, chats.models, weights, prompt) * shape.load / mean(TURNS)
         chains: list[Chain] = []
-        first, at, end = 0, rng.expovariate(rate), shape.warm_up + shape.seconds
-        while at < end:
-            (model,) = rng.choices(fleet.models, weights)
+        first, at = len(chats.requests), shape.warm_up + rng.expovariate(rate)
+        while at < shape.warm_up + shape.seconds:
+            (model,) = rng.choices(chats.models, weights)
             chains.append(self._conversation(rng, len(chains), model, at, first, shape.clients))
             first += len(chains[-1].requests)
             at += rng.expovariate(rate)
-        workload = replace(fleet, seconds=shape.seconds, warm_up=shape.warm_up)
-        return Drawn(workload, chains=tuple(chains))
+        return Drawn(chats, chains=tuple(chains))
 
     def _conversation(
         self, rng: random.Random, number: int, model: Model, at: float, first: int, clients: int
@@ -94,9 +96,10 @@ class Prefixes(Scene):
         return Chain(first, tuple(requests), pauses)
 
     async def play(self, clients: Clients, drawn: Drawn) -> None:
-        warm_up = drawn.workload.warm_up
-        bodies_of = partial(bodies, document=self.document)
-        await closed_loop(clients, drawn.chains, bodies_of, warm_up, warm_up + drawn.workload.seconds)
+        begin, bodies_of = drawn.workload.warm_up, partial(bodies, document=self.document)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(open_loop(clients, messages(drawn.workload.requests), begin))
+            group.create_task(closed_loop(clients, drawn.chains, bodies_of, begin + drawn.workload.seconds))
 
     def figures(self, sent: Sent, drawn: Drawn) -> PrefixFigures:
         firsts = {chain.first for chain in drawn.chains}

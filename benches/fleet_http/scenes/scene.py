@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benches.fleet_simulation.workload import Shape
+from benches.fleet_simulation.workload import Shape, draw
 from ollama_balancer.lab.workload import Request, Workload
 
 from ..closed import Chain
@@ -71,6 +71,11 @@ class Scene(ABC):
 
     @abstractmethod
     def figures(self, sent: Sent, drawn: Drawn) -> Figures: ...
+
+
+def warm_up(shape: Shape, seed: int) -> Workload:
+    """The fleet with the chats of the warm-up alone, in which each side gets to know the hosts."""
+    return replace(draw(replace(shape, seconds=0.0), seed), seconds=shape.seconds)
 
 
 def beside_oracle(title: str, figure: str, digits: int) -> Column:
