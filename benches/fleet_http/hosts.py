@@ -113,6 +113,12 @@ class Fleet:
         self._listeners[server] = listener
         return int(listener.sockets[0].getsockname()[1])
 
+    def close(self) -> None:
+        for server, listener in self._listeners.items():
+            listener.close()
+            for client in self.clients[server]:
+                client.transport.abort()
+
     def crash(self, number: int, seconds: float) -> None:
         """Have a host die. After those seconds it is back, with nothing in memory."""
         host, listener = self.hosts[number], self._listeners[self.hosts[number]]

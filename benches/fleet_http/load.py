@@ -218,7 +218,11 @@ class Clients:
         # A client of its own address each, where the system has them: the balancer's line is fair to clients.
         client = int(message.request.client.lstrip("c"))
         address = (f"127.0.0.{client + 2}", 0) if sys.platform == "linux" else None
-        transport, _ = await self.loop.create_connection(lambda: call, "127.0.0.1", self.port, local_addr=address)
+        try:
+            transport, _ = await self.loop.create_connection(lambda: call, "127.0.0.1", self.port, local_addr=address)
+        except OSError:
+            call.ended = self.loop.time()
+            return call
         try:
             await call.over
         finally:

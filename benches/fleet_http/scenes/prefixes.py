@@ -1,8 +1,9 @@
 """Conversations that begin with a long document of their own: whoever sends the next turn elsewhere has it read again.
 
 The load is a part of what the hosts could serve if they kept no prompt. At the default ones the fleet is not overloaded
-without affinity either, and there are fewer conversations at a time than slots to keep their prompts. There is one model, and a warm-up with usual chats, so that loads of models do not come into
-it. Who asks waits as long as it takes, and thinks before the next question.
+without affinity either, and there are fewer conversations at a time than slots to keep their prompts. There is one
+model, and a warm-up with usual chats, so that loads of models do not come into it. Who asks waits as long as it takes,
+and thinks before the next question.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Prefixes(Scene):
 
     def __init__(self, document: int, load: float) -> None:
         self.document = document
+        self.bodies = partial(bodies, document=document)
         self.loads = (load,)
         self.title = f"conversations about documents of {document:,} tokens"
 
@@ -96,10 +98,10 @@ class Prefixes(Scene):
         return Chain(first, tuple(requests), pauses)
 
     async def play(self, clients: Clients, drawn: Drawn) -> None:
-        begin, bodies_of = drawn.workload.warm_up, partial(bodies, document=self.document)
+        begin = drawn.workload.warm_up
         async with asyncio.TaskGroup() as group:
             group.create_task(open_loop(clients, messages(drawn.workload.requests), begin))
-            group.create_task(closed_loop(clients, drawn.chains, bodies_of, begin + drawn.workload.seconds))
+            group.create_task(closed_loop(clients, drawn.chains, self.bodies, begin + drawn.workload.seconds))
 
     def figures(self, sent: Sent, drawn: Drawn) -> PrefixFigures:
         firsts = {chain.first for chain in drawn.chains}
