@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from benches import litellm
 from benches.fleet_simulation.workload import Shape
 from benches.proxy import machine, spread
 from ollama_balancer.core.policies import POLICIES
@@ -117,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--bytes", action="store_true", help="what fits in a host is a matter of bytes")
     parser.add_argument("--quick", action="store_true", help="one short run of each side, to see that it works")
     parser.add_argument("--explain", action="store_true", help="where the time of the late requests went")
+    parser.add_argument("--litellm", metavar="PATH", help="LiteLLM's program, where it is not beside Python's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every run's figures there")
     return parser
 
@@ -132,13 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.explain and not all(scene.explained for scene in scenes):
         raise SystemExit(f"--explain knows nothing of the scene {chosen.scene}")
 
+    if chosen.litellm and litellm.installed(chosen.litellm) is None:
+        raise SystemExit(f"--litellm: there is no program {chosen.litellm}")
+
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, stop)
     began = time.perf_counter()
-    compared, notes = sides.all_sides(chosen.modes)
+    compared, notes = sides.all_sides(chosen.modes, chosen.litellm)
     if chosen.sides:
         unknown = set(chosen.sides) - {side.name for side in compared}
         if unknown:

@@ -25,7 +25,8 @@ class Truth:
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Self:
-        return cls(**body["simulated"])
+        """As clients send it, or among the options, where LiteLLM puts what it doesn't know."""
+        return cls(**(body.get("simulated") or body["options"]["simulated"]))
 
 
 def bodies(requests: Iterable[Request], first: int = 0, document: int = 0) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import httpx
@@ -31,6 +31,11 @@ class Kind:
 
 CHAT = Kind(b"/api/chat", b'"message"', b'"done": true')
 EMBEDDING = Kind(b"/api/embed", b'"embeddings"', b'"prompt_eval_count"')
+OPENAI = {
+    CHAT: Kind(b"/v1/chat/completions", b'"delta"', b"data: [DONE]"),
+    EMBEDDING: Kind(b"/v1/embeddings", b'"embedding"', b'"usage"'),
+}
+"""The same by OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,17 @@ class Message:
     body: bytes
     kind: Kind = CHAT
 
+    def http(self, key: str | None = None) -> bytes:
+        head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % self.kind.path
+        if key is not None:
+            head += b"Authorization: Bearer %b\r\n" % key.encode()
+        return head + b"Content-Length: %d\r\n\r\n%b" % (len(self.body), self.body)
+
     @property
-    def http(self) -> bytes:
-        head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        return head % (self.kind.path, len(self.body)) + self.body
+    def openai(self) -> Message:
+        """The same by OpenAI's API."""
+        streamed = self.body[:-1] + b', "stream": true}'
+        return replace(self, body=streamed if self.kind is CHAT else self.body, kind=OPENAI[self.kind])
 
 
 @dataclass(frozen=True)
@@ -162,10 +174,13 @@ class Sent:
 
 
 class Clients:
-    """Who sends requests to `port`. `fleet` is the port at which the hosts tell what goes on, and are told."""
+    """Who sends requests to `port`. `fleet` is the port at which the hosts tell what goes on, and are told. With a key
+    they use OpenAI's API.
+    """
 
-    def __init__(self, port: int, fleet: int, speed: float) -> None:
+    def __init__(self, port: int, fleet: int, speed: float, key: str | None = None) -> None:
         self.port = port
+        self.key = key
         self.speed = speed
         self.calls: dict[int, Call] = {}
         self.behind = 0.0
@@ -211,7 +226,8 @@ class Clients:
         self, message: Message, patience: float = PATIENCE, *, counts: bool = True, since: float | None = None
     ) -> Call:
         """Send a request and wait for its end; `since`: the loop's time when it should have been answered first."""
-        call = Call(message.http, patience / self.speed, message.kind)
+        message = message if self.key is None else message.openai
+        call = Call(message.http(self.key), patience / self.speed, message.kind)
         call.sent = since or call.sent
         if counts:
             self.calls[message.number] = call

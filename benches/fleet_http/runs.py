@@ -72,7 +72,7 @@ class Prepared:
         if not line:
             raise SystemExit(f"the hosts did not start:\n{log.read_text()}")
         self.ports = Ports(**json.loads(line))
-        self.proxy = case.side.start(Stage(stack, folder, self.ports, self.drawn.workload.hosts, hosts, case.speed))
+        self.proxy = case.side.start(Stage(stack, folder, self.ports, self.drawn.workload, hosts, case.speed))
         self._hosts = psutil.Process(hosts.pid)
 
     async def run(self) -> Run:
@@ -80,7 +80,7 @@ class Prepared:
         between = [] if proxy is None else [proxy, *proxy.children(recursive=True)]
         watched = [between, [self._hosts], [psutil.Process()]]
         before, began = [cpu_seconds(each) for each in watched], time.perf_counter()
-        async with Clients(self.proxy.port, self.ports.oracle, self.case.speed) as clients:
+        async with Clients(self.proxy.port, self.ports.oracle, self.case.speed, self.proxy.key) as clients:
             sent = await self._play(clients)
             seconds = time.perf_counter() - began
             proxy_cpu, hosts_cpu, clients_cpu = (

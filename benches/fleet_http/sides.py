@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
+import benches.litellm
 import benches.nginx
 from benches.proxy import MITMDUMP, call, free_port, started, wait_until
-from ollama_balancer.lab.hosts import Spec
+from ollama_balancer.lab.workload import Workload
 
 from .hosts import Ports, Target
 
@@ -55,7 +56,7 @@ class Stage:
     """What is started is ended with it."""
     folder: Path
     ports: Ports
-    specs: Sequence[Spec]
+    workload: Workload
     hosts: subprocess.Popen[str]
     speed: float
 
@@ -66,6 +67,8 @@ class Proxy:
 
     port: int
     process: psutil.Process | None = None
+    key: str | None = None
+    """With which it is called, by OpenAI's API; None: by Ollama's."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def haproxy(program: str) -> Side:
     def start(stage: Stage) -> Proxy:
         servers = "\n".join(
             f"    server h{number} 127.0.0.1:{port} maxconn {spec.parallel}"
-            for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.specs, strict=True))
+            for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.workload.hosts, strict=True))
         )
         port, file = free_port(), stage.folder / "haproxy.cfg"
         file.write_text(HAPROXY.format(port=port, servers=servers, check=max(1, round(2000 / stage.speed))))
@@ -135,11 +138,29 @@ def _start(stage: Stage, port: int, command: list[str], configuration: Path) -> 
     return Proxy(port, psutil.Process(process.pid))
 
 
+def litellm(program: str) -> Side:
+    """Knows which host has which model, and nothing else of them."""
+
+    def start(stage: Stage) -> Proxy:
+        port, log, key = free_port(), stage.folder / "litellm.log", f"sk-{secrets.token_urlsafe(32)}"
+        deployments = [
+            benches.litellm.deployment(model.name, host, embedding=not model.output)
+            for model in stage.workload.models
+            for host in stage.ports.hosts
+        ]
+        command = benches.litellm.command(program, stage.folder, port, deployments, {"routing_strategy": "least-busy"})
+        process = stage.stack.enter_context(started(command, log, **benches.litellm.environment(key)))
+        wait_until(lambda: call(port, "/health/liveliness") == 200, process, log, benches.litellm.START_SECONDS)
+        return Proxy(port, psutil.Process(process.pid), key)
+
+    return Side("LiteLLM, least-busy", start)
+
+
 def oracle() -> Side:
     return Side(ORACLE, lambda stage: Proxy(stage.ports.oracle), oracle=True)
 
 
-def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
+def all_sides(modes: Sequence[str], litellm_program: str | None = None) -> tuple[list[Side], list[str]]:
     """Those that can be started here, and their versions or what is missing."""
     sides = [balancer(mode, reporters=reporters) for mode in modes for reporters in (True, False)]
     notes = []
@@ -150,4 +171,10 @@ def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
         else:
             sides.append(make(program))
             notes.append(benches.nginx.version(program))
+    program = benches.litellm.installed(litellm_program)
+    if program is None:
+        notes.append("no LiteLLM here: skipped")
+    else:
+        sides.append(litellm(program))
+        notes.append(benches.litellm.version(program))
     return [*sides, oracle()], notes
