@@ -6,6 +6,9 @@ as it says. Every side gets the same requests in the same run: one side after th
 same time, each with hosts of its own. Prints for each number of models and each load what each side did: the median
 over the seeds, with the lowest and the highest; times are of the simulated hosts. The seeds are taken from the clock,
 unless `--first-seed` is given. `--explain` adds what became of the requests that had to wait too long: see `explain`.
+
+`--scene` says what the clients do and what happens to the hosts: see the modules of `scenes`. Of `jobs` the load is
+that of the warm-up, and `--seconds` says nothing; LiteLLM takes part up to five times the clock's speed.
 """
 
 from __future__ import annotations
@@ -143,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, stop)
     began = time.perf_counter()
-    compared, notes = sides.all_sides(chosen.modes, chosen.litellm)
+    compared, notes = sides.all_sides(chosen.modes, chosen.speed, chosen.litellm)
     if chosen.sides:
         unknown = set(chosen.sides) - {side.name for side in compared}
         if unknown:

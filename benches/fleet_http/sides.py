@@ -21,6 +21,9 @@ from .hosts import Ports, Target
 
 ORACLE = "oracle"
 
+LITELLM_SPEED = 5.0
+"""The highest `--speed` with LiteLLM: above it, the time that it takes itself for a request would look like seconds."""
+
 HERE = Path(__file__).resolve().parent
 
 # Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time. Hosts are checked
@@ -160,7 +163,7 @@ def oracle() -> Side:
     return Side(ORACLE, lambda stage: Proxy(stage.ports.oracle), oracle=True)
 
 
-def all_sides(modes: Sequence[str], litellm_program: str | None = None) -> tuple[list[Side], list[str]]:
+def all_sides(modes: Sequence[str], speed: float, litellm_program: str | None = None) -> tuple[list[Side], list[str]]:
     """Those that can be started here, and their versions or what is missing."""
     sides = [balancer(mode, reporters=reporters) for mode in modes for reporters in (True, False)]
     notes = []
@@ -174,6 +177,8 @@ def all_sides(modes: Sequence[str], litellm_program: str | None = None) -> tuple
     program = benches.litellm.installed(litellm_program)
     if program is None:
         notes.append("no LiteLLM here: skipped")
+    elif speed > LITELLM_SPEED:
+        notes.append(f"LiteLLM skipped: too slow for more than --speed {LITELLM_SPEED:g}")
     else:
         sides.append(litellm(program))
         notes.append(benches.litellm.version(program))
