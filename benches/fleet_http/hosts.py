@@ -274,7 +274,7 @@ class Client(Connection):
     def embedded(self, whole: bool) -> None:
         job = self._over(whole)
         if whole:
-            self.transport.write(answer(200, b"OK", json.dumps(embedding(job)).encode()))
+            self.transport.write(answer(200, b"OK", json.dumps(vectors(job)).encode()))
 
     def _over(self, whole: bool) -> Job:
         job, self.job = self.job, None
@@ -307,7 +307,7 @@ def last_event(job: Job) -> dict[str, Any]:
     }
 
 
-def embedding(job: Job) -> dict[str, Any]:
+def vectors(job: Job) -> dict[str, Any]:
     """The answer to /api/embed with a single input; a vector as long as those of small models."""
     return {
         "model": job.model.name,
