@@ -108,6 +108,8 @@ class Agent:
     """Models (canonical names) that are loaded, as far as is known."""
     loading: dict[str, float] = field(default_factory=dict)
     """Models that are being loaded, and since when."""
+    evicting: set[str] = field(default_factory=set)
+    """Of those, the models for which it has to evict another one, and is not known to have done so."""
     memory_known: bool = False
     """Whether its loaded models are known since it came online."""
     clock_lead: float = float("inf")
@@ -122,6 +124,8 @@ class Agent:
     in_flight: int = 0
     running: dict[str, int] = field(default_factory=dict)
     """Requests in flight by model, of those that take a slot."""
+    answering: dict[str, int] = field(default_factory=dict)
+    """Of those, the ones whose answer has begun."""
     own_slots: int | None = None
     """Those configured for this agent alone; None: as for all, 0: as reported or learned."""
     fixed_slots: int = 0
@@ -277,7 +281,8 @@ class Agent:
 
     def report_received(self, metrics: AgentMetrics, now: float) -> None:
         before = self.metrics.max_loaded_models if self.metrics is not None else None
-        if metrics.max_loaded_models != before:
+        news = self.memory.reported([gpu.memory_total for gpu in metrics.gpus or ()])
+        if news or metrics.max_loaded_models != before:
             self.epoch += 1
         self.metrics = metrics
         self.metrics_at = now
@@ -361,6 +366,8 @@ class Agent:
     def has_room(self, model: str, now: float) -> bool:
         """Whether it may load the model (a canonical name) without evicting another."""
         loaded = self.loaded_models.keys() | self.loading.keys()
+        for other in loaded:
+            self.memory.guess(other, self.file_size(other))
         return self.memory.has_room(loaded, model, self.file_size(model), self._reported_fits, now)
 
     def file_size(self, model: str) -> int:

@@ -125,8 +125,9 @@ class Inventory:
     def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
         """Store which models the agent has loaded, as of a time of the registry's clock, by default now.
 
-        A list older than the stored one is dropped. A model that has answered since then, or is running, counts as
-        loaded whatever the list says.
+        A list older than the stored one is dropped. A model that has answered since then, or is answering, counts as
+        loaded whatever the list says. One that is not listed and has been sent requests has been evicted: its server
+        has to load it for them.
         """
         now = self._fleet.clock()
         if as_of is not None and as_of < agent.loaded_at:
@@ -152,11 +153,13 @@ class Inventory:
             return
         new = {name: old.get(name) or LoadedModel() for name in agent.listed}
         for name, loaded_model in old.items():
-            if name in agent.running or loaded_model.proven_at > as_of:
+            if name in agent.answering or loaded_model.proven_at > as_of:
                 new.setdefault(name, loaded_model)
         if new.keys() != old.keys():
             for name in old.keys() - new.keys():
                 old[name].gone = True
+                if name in agent.running:
+                    agent.loading.setdefault(name, now)
             agent.loaded_models = new
             self._fleet.memory_changed(agent)
 
@@ -166,6 +169,11 @@ class Inventory:
         sizes = {self._canonical_name(entry.name): size for entry in agent.loaded if (size := size_of(entry))}
         memory.listed(listed, sizes)
         gone = before - listed
+        if gone and agent.loading:
+            loading = next(iter(agent.loading))  # its server loads them one after the other
+            memory.guess(loading, agent.file_size(loading))
+            if memory.total({*listed, loading}) <= memory.expected:
+                agent.evicting.discard(loading)
         if gone and listed - before:
             memory.evicted(listed, gone, now)
         elif gone and (unlisted := [model for model in agent.loading if model not in agent.listed]):

@@ -99,10 +99,11 @@ class ConcurrencyLimiter:
         if not agent.reachable or agent.silent_since is not None:
             self.on_contact(agent)
         lease.began_at = fleet.clock()
-        loaded = False
+        agent.answering[model] = agent.answering.get(model, 0) + 1
         if lease.loading:
             self._loads_no_more(lease)
-            loaded = agent.loading.pop(model, None) is not None
+        loaded = agent.loading.pop(model, None) is not None
+        agent.evicting.discard(model)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is None:
             loaded_model = agent.loaded_models[model] = LoadedModel(lease.demand.runner, lease.began_at)
@@ -121,7 +122,7 @@ class ConcurrencyLimiter:
         lease.slow = agent.slowness(model)
         agent.epoch += 1
         if loaded:
-            # The load blocked all other requests there.
+            # The load blocked other requests there.
             fleet.on_change(agent)
             fleet.on_load(agent)
         learner = lease.learner
@@ -139,12 +140,10 @@ class ConcurrencyLimiter:
         """The lease has been released; without an outcome the agent was the wrong one to ask."""
         fleet, agent, model = self._fleet, lease.agent, lease.model
         given_up = False
-        left = agent.running[model] - 1
-        if left:
-            agent.running[model] = left
-        else:
-            del agent.running[model]
-        if lease.loading:
+        _decrease(agent.running, model)
+        if lease.began_at is not None:
+            _decrease(agent.answering, model)
+        if lease.loading or (model in agent.loading and model not in agent.running):
             given_up = self._load_given_up(lease)
         fleet.learner.placement.use(model).changed(-1, fleet.waiting(model), fleet.clock())
         agent.epoch += 1
@@ -153,7 +152,7 @@ class ConcurrencyLimiter:
             if outcome is SUCCEEDED and lease.began_at is None:
                 lease.learner.began(lease, now)
                 self._watch_overlap(agent, model, lease.learner)
-            # A load blocks all requests that came after it.
+            # A load blocks requests that came after it.
             lease.learner.ended(lease, now, whole=outcome is SUCCEEDED and not agent.loading)
         self._refit(agent, model)
         if agent.half_open_lease is lease:
@@ -161,7 +160,7 @@ class ConcurrencyLimiter:
         if agent.health.phase is not Phase.HEALTHY:
             self._ejection.gate(agent)
         if given_up:
-            fleet.on_change(agent)  # the load blocked all other requests there
+            fleet.on_change(agent)  # the load blocked other requests there
         fleet.on_slot_free(agent, model)
 
     def expire(self, now: float) -> None:
@@ -204,8 +203,12 @@ class ConcurrencyLimiter:
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
             if model not in agent.loading and agent.memory_known:
+                if loaded_model is None and not agent.has_room(model, lease.taken_at):
+                    agent.evicting.add(model)
                 agent.loading[model] = lease.taken_at
                 fleet.memory_changed(agent)
+                if agent.evicting:
+                    fleet.on_load(agent)
         if lease.demand.prefixes:
             last, known = fleet.learner.prefix_cache.find(lease.demand.prefixes)
             lease.known_tokens = known if last is agent and known <= lease.demand.tokens else 0
@@ -219,7 +222,8 @@ class ConcurrencyLimiter:
     def _load_given_up(self, lease: SlotLease) -> bool:
         """A request ended before its model was loaded; True if no other request waits for the load."""
         agent, model = lease.agent, lease.model
-        self._loads_no_more(lease)
+        if lease.loading:
+            self._loads_no_more(lease)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is not None and loaded_model.runner not in (None, lease.demand.runner):
             # It may have been reloaded before the request ended: only an answer would tell.
@@ -231,16 +235,14 @@ class ConcurrencyLimiter:
             agent.loading[model] = self._fleet.clock()
             return False
         del agent.loading[model]
+        agent.evicting.discard(model)
         self._fleet.memory_changed(agent)
         return True
 
     @staticmethod
     def _loads_no_more(lease: SlotLease) -> None:
         lease.loading = False
-        loaders, model = lease.agent.loaders, lease.model
-        loaders[model] -= 1
-        if not loaders[model]:
-            del loaders[model]
+        _decrease(lease.agent.loaders, lease.model)
 
     def _refit(self, agent: Agent, model: str) -> None:
         """Tell the pools whether the agent has a free slot for the model."""
@@ -260,3 +262,12 @@ class ConcurrencyLimiter:
         if due < math.inf:
             self._overlaps[learner] = agent, model
             self._fleet.expire_by(due)
+
+
+def _decrease(counts: dict[str, int], model: str) -> None:
+    """One less of the model."""
+    left = counts[model] - 1
+    if left:
+        counts[model] = left
+    else:
+        del counts[model]

@@ -2,16 +2,26 @@
 
 Models that are listed together fit together. A host that loads one for which another disappears has no room for both:
 its server evicts only what is in the way. The cause is the memory, or the number of models that the server allows,
-which is three for each GPU unless OLLAMA_MAX_LOADED_MODELS says otherwise. Until a load has shown that more does not
-fit, one more model is expected to.
+which is three for each GPU unless OLLAMA_MAX_LOADED_MODELS says otherwise. Until a load has shown what fits, the memory
+of the GPUs decides, as reported; of a host that does not report it, one more model is expected to fit, unless together
+they would take more than most GPUs have.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 EVIDENCE_SECONDS = 3600.0
 """Seconds for which an eviction counts: memory is shared with other programs, and settings change."""
+
+MODELS_PER_GPU = 3
+"""Models that Ollama keeps loaded for each GPU if there is room (`defaultModelsPerGPU` in its server/sched.go)."""
+
+USABLE = 0.95
+"""Of the memory of GPUs, the part that models can have: drivers and contexts take some."""
+
+COMMON_MEMORY = 24e9
+"""Bytes that are assumed to be all there is where nothing is known of a host's memory."""
 
 MAX_SIZES = 1000
 """Models whose size is kept."""
@@ -29,6 +39,10 @@ class Memory:
     """The most that was listed together."""
     refused: int = 0
     """The least that was too much; 0: nothing was."""
+    gpus: int = 0
+    """How many GPUs it reports, with their memory."""
+    capacity: int = 0
+    """Bytes of their memory; 0: not known."""
     evidence_at: float = -math.inf
     """When it last evicted a model for a load."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -45,8 +59,15 @@ class Memory:
         if self.held >= self.refused:
             self.refused = 0
 
+    def reported(self, gpus: Sequence[int | None]) -> bool:
+        """The bytes of each of its GPUs, as far as its driver tells; whether that is news."""
+        known = [size for size in gpus if size]
+        before = self.gpus, self.capacity
+        self.gpus, self.capacity = (len(known), sum(known)) if len(known) == len(gpus) else (0, 0)
+        return before != (self.gpus, self.capacity)
+
     def guess(self, model: str, size: int) -> None:
-        """The model is being loaded; it may take about as much as its file, whose size is 0 if it is not known."""
+        """A model that has not been listed takes about as much as its file, whose size is 0 if it is not known."""
         if size and len(self.sizes) < MAX_SIZES:
             self.sizes.setdefault(model, size)
 
@@ -70,10 +91,25 @@ class Memory:
         """Whether the model may fit beside those loaded; `size` is that of its file, 0 if it is not known."""
         if now - self.evidence_at > EVIDENCE_SECONDS:
             self.room = self.refused = 0
-        if len(loaded) >= (self.fits(reported) if reported or self.room else self.most + 1):
+        if len(loaded) >= self._at_once(reported):
             return False
         total, own = self.total(loaded), self.sizes.get(model, size)
-        return not (self.refused and total and own and total + own >= self.refused)
+        if not total or not own or total + own <= self.held:
+            return True
+        if self.refused:
+            return total + own < self.refused
+        return total + own <= self.expected
+
+    @property
+    def expected(self) -> float:
+        """Bytes that are expected to fit, until something is seen to."""
+        return max(self.held, USABLE * self.capacity or COMMON_MEMORY)
+
+    def _at_once(self, reported: int | None) -> int:
+        """How many models may be loaded at once, whatever their sizes."""
+        if reported or self.room:
+            return self.fits(reported)
+        return max(self.most, MODELS_PER_GPU * self.gpus) if self.capacity else self.most + 1
 
     def total(self, models: Collection[str]) -> int:
         """What they take together; 0: that is not known of all."""

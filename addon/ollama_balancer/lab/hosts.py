@@ -1,5 +1,7 @@
 """A host as Ollama schedules it: slots for each model, serial loads, eviction, a prefix cache for each slot.
 
+A request of a loaded model does not wait behind loads (`getRunner` in server/sched.go of Ollama).
+
 What runs shares the host: n requests of one model take 1 + 0.4 (n - 1) times as long each, and k models that are busy
 at once k times.
 """
@@ -156,7 +158,9 @@ class Host:
 
     def submit(self, job: Job) -> None:
         job.arrived = self.engine.now
-        self.queue.append(job)
+        self.unload_idle()
+        runner = self.runners.get(job.model.name)
+        (self.queue if runner is None else runner.waiting).append(job)
         self._advance()
 
     def cancel(self, job: Job) -> None:
@@ -294,7 +298,7 @@ class Host:
         self._plan()
 
     def _dispatch(self) -> None:
-        """Assign queued requests to the runner of their model. One that needs a load blocks those behind it."""
+        """Load for the first of the queued requests. It blocks those behind it, whose models are not loaded either."""
         self.unload_idle()
         while self.queue and self.loading is None:
             job = self.queue[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from agent_reporter.wire import AgentMetrics, ModelEntry
+from agent_reporter.wire import AgentMetrics, GpuMetrics, ModelEntry
 
 from ..core.address import Address
 from ..core.agent import Agent
@@ -310,6 +311,8 @@ class Simulation:
         host.unload_idle()
         spec = host.spec
         running = host.running
+        sized = spec.memory < math.inf
+        gpus = [GpuMetrics(name=f"the GPU of {agent.name}", memory_total=round(spec.memory))] if sized else None
         self.registry.update_metrics(
             agent.id,
             AgentMetrics(
@@ -319,7 +322,8 @@ class Simulation:
                 timestamp=START + timedelta(seconds=self.engine.now),
                 loaded_models=_loaded(host),
                 num_parallel=spec.parallel if self.reports_slots else None,
-                max_loaded_models=spec.fits if self.reports_slots else None,
+                max_loaded_models=spec.fits if self.reports_slots and not sized else None,
+                gpus=gpus,
                 ollama_ok=True,
             ),
         )

@@ -158,10 +158,10 @@ class AgentEstimate:
             self.interference = self._interference(at, busy)
         self.load = self.shared = self.loads = 0.0
         self.cold = self.evicts = False
-        if agent.loading:
-            self._loading(at)
         loaded_model = agent.loaded_models.get(model)
         ready = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
+        if agent.loading:
+            self._loading(at, ready=ready)
         self.plan = Plan.LOADING if self.load else Plan.UNKNOWN if loaded_model is None else Plan.WARM
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
@@ -184,19 +184,22 @@ class AgentEstimate:
                 interference += count * LEFT * alone * batch * before * longer
         return interference
 
-    def _loading(self, at: Situation) -> None:
-        """Account for loads in progress. A load of another model blocks all requests that come after it."""
+    def _loading(self, at: Situation, *, ready: bool) -> None:
+        """Account for loads in progress.
+
+        A load of another model blocks those that come after it, of a loaded model only if that may be evicted for it.
+        """
         agent, load = self.agent, at.learner.estimates.load
         others = 0.0
-        for model, since in agent.loading.items():
-            seconds, observed = load.known(agent.id, model)
+        for other, since in agent.loading.items():
+            seconds, observed = load.known(agent.id, other)
             taken = at.now - since
             overdue = taken >= LONGEST_LOAD * seconds
             remains = taken if overdue else max(MIN_LEFT * seconds, seconds - taken)
-            if model == self.model:
+            if other == self.model:
                 self.load = self.loads = remains
                 self.observed_loads = observed
-            elif not overdue:
+            elif not overdue and (not ready or other in agent.evicting):
                 others += remains
         if others and self.model not in agent.loading:
             self.full = True
