@@ -272,7 +272,9 @@ async def finished(tasks: Sequence[asyncio.Task[Any]], seconds: float) -> None:
     _, unfinished = await asyncio.wait(tasks, timeout=seconds)
     for task in unfinished:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:
