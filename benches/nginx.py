@@ -37,7 +37,7 @@ http {{
             proxy_pass http://fleet;
             proxy_http_version 1.1;
             proxy_buffering off;
-            proxy_next_upstream off;
+            proxy_next_upstream {retried};
             proxy_read_timeout 600s;
 {more}
         }}
@@ -57,9 +57,16 @@ def version(program: str) -> str:
     return line.removeprefix("nginx version: ").replace(" version", "").split(" 20")[0]
 
 
-def configuration(port: int, folder: Path, hosts: Sequence[int], *, keepalive: bool) -> str:
-    """One worker that passes all on to these ports; `keepalive`: over connections that are used again."""
-    servers = [f"server 127.0.0.1:{each} max_fails=0;" for each in hosts]
+def configuration(
+    port: int, folder: Path, hosts: Sequence[int], *, keepalive: bool, ejected: float | None = None
+) -> str:
+    """One worker that passes all on to these ports; `keepalive`: over connections that are used again.
+
+    A request is sent to the next host where one cannot be reached, which gets no others for `ejected` seconds; None: no
+    host is ever left out.
+    """
+    failing = "max_fails=0" if ejected is None else f"fail_timeout={max(1, round(ejected))}s"
+    servers = [f"server 127.0.0.1:{each} {failing};" for each in hosts]
     more = []
     if keepalive:
         servers.append("keepalive 1024;")
@@ -68,6 +75,7 @@ def configuration(port: int, folder: Path, hosts: Sequence[int], *, keepalive: b
         port=port,
         folder=folder,
         servers="\n".join(f"        {line}" for line in servers),
+        retried="off" if ejected is None else "error timeout",
         more="\n".join(f"            {line}" for line in more),
     )
 

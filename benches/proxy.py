@@ -16,7 +16,6 @@ import re
 import resource
 import secrets
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +35,7 @@ from typing import Any
 
 import psutil
 
-from . import client, nginx
+from . import client, litellm, nginx
 
 HERE = Path(__file__).resolve().parent
 ADDON = HERE.parent / "addon" / "balancer.py"
@@ -62,7 +61,6 @@ OPEN_FILES = 8192
 
 SETTLE_SECONDS = 10.0
 
-LITELLM_START_SECONDS = 120.0
 LITELLM_STREAMS = 100
 """It has long fallen behind with as many."""
 
@@ -306,23 +304,12 @@ def start_nginx(stack: ExitStack, folder: Path, program: str, upstream_ports: li
 
 
 def start_litellm(stack: ExitStack, folder: Path, program: str, upstream_ports: list[int]) -> Side:
-    """Its configuration is JSON, which is YAML as well."""
     port, place, key = free_port(), folder / "litellm", f"sk-{secrets.token_urlsafe(32)}"
     place.mkdir()
-    file, logging, log = place / "config.yaml", place / "logging.json", place / "log"
-    hosts = [
-        {"model": "ollama_chat/bench:latest", "api_base": f"http://127.0.0.1:{upstream}"} for upstream in upstream_ports
-    ]
-    models = [{"model_name": "bench:latest", "litellm_params": host} for host in hosts]
-    file.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))
-    quiet = {"version": 1, "disable_existing_loggers": False, "loggers": {"uvicorn.access": {"level": "WARNING"}}}
-    logging.write_text(json.dumps(quiet))
-    command = [program, "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    command += ["--log_config", str(logging)]
-    # Without the latter it looks up prices of models on the internet.
-    environment = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    process = stack.enter_context(started(command, log, **environment))
-    wait_until(lambda: call(port, "/health/liveliness") == 200, process, log, LITELLM_START_SECONDS)
+    deployments = [litellm.deployment("bench:latest", upstream) for upstream in upstream_ports]
+    log, command = place / "log", litellm.command(program, place, port, deployments)
+    process = stack.enter_context(started(command, log, **litellm.environment(key)))
+    wait_until(lambda: call(port, "/health/liveliness") == 200, process, log, litellm.START_SECONDS)
     return Side(LITELLM, port, psutil.Process(process.pid), "openai", key, LITELLM_STREAMS)
 
 
@@ -623,9 +610,7 @@ def other_versions(others: Others) -> list[str]:
     if others.litellm is None:
         said.append("no LiteLLM here: left out (pip install -e ./agent_reporter -e '.[bench]' brings it)")
     else:
-        asked = subprocess.run([others.litellm, "--version"], capture_output=True, text=True, check=False)
-        found = re.search(r"\d+\.\d+\.\d+", asked.stdout)
-        said.append(f"LiteLLM {found[0] if found else 'of an unknown version'}")
+        said.append(litellm.version(others.litellm))
     return said
 
 
@@ -663,8 +648,7 @@ def main() -> None:
 
     end_on_signals()
     allow_open_files(OPEN_FILES)
-    beside = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-    others = Others(nginx.installed("nginx"), shutil.which(arguments.litellm or "litellm", path=beside))
+    others = Others(nginx.installed("nginx"), litellm.installed(arguments.litellm))
     if arguments.litellm and others.litellm is None:
         parser.error(f"--litellm: there is no program {arguments.litellm}")
     with tempfile.TemporaryDirectory(prefix="bench-proxy-") as folder:

@@ -25,20 +25,27 @@ class Truth:
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Self:
-        return cls(**body["simulated"])
+        """As clients send it, or among the options, where LiteLLM puts what it doesn't know."""
+        return cls(**(body.get("simulated") or body["options"]["simulated"]))
 
 
-def bodies(requests: Iterable[Request]) -> Iterator[bytes]:
-    """The body of each request. A conversation's next turn has the messages of the one before, the answer, and one."""
+def bodies(requests: Iterable[Request], first: int = 0, document: int = 0) -> Iterator[bytes]:
+    """The body of each request, of which the first one has the number `first` in the trace.
+
+    A conversation's next turn has the messages of the one before, the answer, and one. Its first one begins with a
+    system message of `document` tokens, if there are any.
+    """
     spoken: dict[int, tuple[list[bytes], Request]] = {}
-    for place, request in enumerate(requests):
+    for place, request in enumerate(requests, first):
         number = request.conversation
         messages, before = spoken.get(number, ([], None))
+        new = request.prompt - request.known
         if before is not None:
             messages = [*messages, message("assistant", before.output, f"{number}.{len(messages)}")]
         elif request.known:
             messages = [message("user", request.known, f"{number}.0")]
-        new = request.prompt - request.known
+        elif document:
+            messages, new = [message("system", document, f"{number}.0")], new - document
         messages = [*messages, message("user", new, f"{number}.{len(messages)}")]
         spoken[number] = messages, request
         truth = Truth(place, number, request.prompt, request.output)

@@ -19,7 +19,7 @@ from ollama_balancer.lab.hosts import Host, Job, Spec
 from ollama_balancer.lab.simulation import IN_TIME
 from ollama_balancer.lab.workload import Request
 
-from .hosts import Visit
+from .hosts import Outage, Visit
 from .runs import Run
 
 EVICTED_SECONDS = 120.0
@@ -53,6 +53,7 @@ class Trace:
     first: Mapping[int, float]
     """Of the requests that count, by number: seconds to the first token, or until the client gave up."""
     good: set[int]
+    outages: Sequence[Outage] = ()
 
     @classmethod
     def of(cls, run: Run) -> Trace:
@@ -65,7 +66,11 @@ class Trace:
             )
             for visit in run.visits
         ]
-        return cls(workload.hosts, workload.requests, visits, run.sent.first, run.sent.good)
+        outages = [replace(each, begin=each.begin - start, end=each.end - start) for each in run.outages]
+        return cls(workload.hosts, workload.requests, visits, run.sent.first, run.sent.good, outages)
+
+    def outages_of(self, host: int) -> list[Outage]:
+        return [outage for outage in self.outages if outage.host == host]
 
 
 @dataclass
@@ -117,7 +122,11 @@ class _Watched(Host):
 
 
 def replay(
-    spec: Spec, visits: Iterable[Visit], requests: Sequence[Request], asked: Mapping[int, float] | None = None
+    spec: Spec,
+    visits: Iterable[Visit],
+    requests: Sequence[Request],
+    asked: Mapping[int, float] | None = None,
+    outages: Iterable[Outage] = (),
 ) -> Replay:
     """Have a host get those requests; `asked` are moments to look at it, by the number of the request they are for."""
     engine, result = Engine(), Replay()
@@ -125,7 +134,8 @@ def replay(
 
     def submit(visit: Visit, job: Job) -> None:
         result.jobs[visit.request] = job
-        host.submit(job)
+        if host.up:
+            host.submit(job)
 
     def cancel(job: Job) -> None:
         if not job.finished:
@@ -137,6 +147,9 @@ def replay(
         free = runner is not None and not runner.waiting and len(runner.running) < spec.parallel
         result.moments[number] = Moment(runner is not None, free)
 
+    for outage in outages:
+        engine.after(outage.begin, host.crash)
+        engine.after(outage.end, partial(setattr, host, "up", True))
     for number, at in (asked or {}).items():
         engine.after(at, partial(look, number))
     for visit in sorted(visits, key=lambda visit: visit.arrived):
@@ -186,7 +199,8 @@ class Hindsight:
         late = [number for number in trace.first if number not in trace.good]
         asked = {number: trace.requests[number].at for number in late}
         self.replays = [
-            replay(spec, self.by_host[number], trace.requests, asked) for number, spec in enumerate(trace.specs)
+            replay(spec, self.by_host[number], trace.requests, asked, trace.outages_of(number))
+            for number, spec in enumerate(trace.specs)
         ]
         self.late = [self._look_back(number) for number in late]
 
@@ -204,9 +218,10 @@ class Hindsight:
         best, soonest = None, IN_TIME
         for host, spec in enumerate(self.trace.specs):
             others = [visit for visit in self.by_host[host] if visit.request != number]
-            again = replay(spec, [*others, Visit(number, host, request.at)], self.trace.requests)
+            visits = [*others, Visit(number, host, request.at)]
+            again = replay(spec, visits, self.trace.requests, outages=self.trace.outages_of(host))
             first = again.first(number, request)
-            if first < soonest and self._made_late(host, again, number) <= 0:
+            if first < soonest and again.jobs[number].finished and self._made_late(host, again, number) <= 0:
                 best, soonest = host, first
         return best, soonest
 

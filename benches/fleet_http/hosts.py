@@ -2,6 +2,7 @@
 
 Takes one line of JSON on its standard input, a `Setting`; prints one, the `Ports`; and ends when its input does. A
 second line, a `Target`, has the hosts register with a balancer and report to it: once that is done, a line says so.
+What goes on is told at the oracle's port, where a host can be killed for a while, too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import struct
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -17,14 +21,12 @@ from typing import Any, Protocol
 
 import httpx
 
-from benches.fleet_simulation.workload import Shape, draw
 from benches.upstream import Connection, answer
-from ollama_balancer.lab.hosts import Host, Job
+from ollama_balancer.lab.hosts import Host, Job, Model, Runner, Spec
 from ollama_balancer.lab.simulation import REPORT_SECONDS, START
-from ollama_balancer.lab.workload import Workload
 
 from .chats import Truth
-from .oracle import Oracle, placed
+from .oracle import Goal, Oracle
 from .realtime import RealTimeEngine
 
 NANOSECONDS = 1_000_000_000
@@ -34,18 +36,15 @@ VERSION = {"version": "0.12.0"}
 
 @dataclass(frozen=True)
 class Setting:
-    """Which fleet, and how fast its time goes by."""
+    """Which fleet, and how fast its time goes by: the fields of each `Spec` and `Model`, and of the oracle's `Goal`."""
 
-    shape: dict[str, Any]
-    seed: int
+    hosts: list[dict[str, Any]]
+    models: list[dict[str, Any]]
     speed: float
     """Simulated seconds in a second."""
-    oracle: bool = False
-    """Whether the oracle uses the hosts; it begins with its models in their places."""
-
-    @property
-    def workload(self) -> Workload:
-        return draw(Shape(**self.shape), self.seed)
+    goal: dict[str, Any]
+    places: list[list[str]]
+    """The models with which each host begins where the oracle uses them; otherwise none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,15 @@ class Visit:
     cancelled: float | None = None
 
 
+@dataclass(frozen=True)
+class Outage:
+    """A host was down. Times are the hosts', in simulated seconds."""
+
+    host: int
+    begin: float
+    end: float
+
+
 class Server(Protocol):
     """A host, or who has several."""
 
@@ -83,22 +91,52 @@ class Server(Protocol):
 
 class Fleet:
     def __init__(self, setting: Setting) -> None:
-        workload = setting.workload
         self.engine = RealTimeEngine(setting.speed, asyncio.get_running_loop())
-        self.models = {model.name: model for model in workload.models}
-        self.hosts = [Host(self.engine, spec, f"h{number}") for number, spec in enumerate(workload.hosts)]
-        places = placed(workload.hosts, workload.requests) if setting.oracle else [[] for _ in self.hosts]
-        self.oracle = Oracle(self.engine, dict(zip(self.hosts, places, strict=True)))
+        self.models = {model.name: model for model in (Model(**model) for model in setting.models)}
+        self.hosts = [Host(self.engine, Spec(**spec), f"h{number}") for number, spec in enumerate(setting.hosts)]
+        places = [[self.models[name] for name in names] for names in setting.places]
+        for host, models in zip(self.hosts, places, strict=True):
+            host.runners = {model.name: Runner(model) for model in models}
+        self.oracle = Oracle(self.engine, dict(zip(self.hosts, places, strict=True)), Goal(**setting.goal))
         self.visits: list[Visit] = []
+        self.outages: list[Outage] = []
+        self.clients: dict[Server, set[Client]] = defaultdict(set)
+        """Of each server, those that are connected."""
+        self._listeners: dict[Server, asyncio.Server] = {}
+        self._reopening: asyncio.Task[int] | None = None
 
     async def listen(self) -> Ports:
-        loop = asyncio.get_running_loop()
-        servers: list[Server] = [*self.hosts, self.oracle]
-        ports = []
-        for server in servers:
-            listener = await loop.create_server(partial(Client, self, server), "127.0.0.1", 0, backlog=1024)
-            ports.append(listener.sockets[0].getsockname()[1])
-        return Ports(ports[:-1], ports[-1])
+        return Ports([await self._open(host) for host in self.hosts], await self._open(self.oracle))
+
+    async def _open(self, server: Server, port: int = 0) -> int:
+        listener = await self.engine.loop.create_server(partial(Client, self, server), "127.0.0.1", port, backlog=1024)
+        self._listeners[server] = listener
+        return int(listener.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        for server, listener in self._listeners.items():
+            listener.close()
+            for client in self.clients[server]:
+                client.transport.abort()
+
+    def crash(self, number: int, seconds: float) -> None:
+        """Have a host die. After those seconds it is back, with nothing in memory."""
+        host, listener = self.hosts[number], self._listeners[self.hosts[number]]
+        port = listener.sockets[0].getsockname()[1]
+        self.engine.catch_up()
+        now = self.engine.now
+        self.outages.append(Outage(number, now, now + seconds))
+        listener.close()
+        host.crash()
+        for client in list(self.clients[host]):
+            client.reset()
+        self.oracle.lost(host)
+        self.engine.after(seconds, partial(self._restart, host, port))
+
+    def _restart(self, host: Host, port: int) -> None:
+        host.up = True
+        self.oracle.back(host)
+        self._reopening = self.engine.loop.create_task(self._open(host, port))
 
     def tell(self, path: str, server: Server) -> dict[str, Any] | None:
         """What a GET of that path is answered; None: there is no such path."""
@@ -115,7 +153,10 @@ class Fleet:
                 self.engine.catch_up()
                 return {"now": self.engine.now}
             case "/visits":
-                return {"visits": [asdict(visit) for visit in self.visits]}
+                return {
+                    "visits": [asdict(visit) for visit in self.visits],
+                    "outages": [asdict(outage) for outage in self.outages],
+                }
         return None
 
     # Reports
@@ -144,6 +185,8 @@ class Fleet:
 
     async def _report(self, client: httpx.AsyncClient, host: Host) -> None:
         self.engine.catch_up()
+        if not host.up:
+            return
         spec, running = host.spec, host.running
         report = {
             "cpu_usage": min(100.0, 5 + 85.0 * running / spec.parallel),
@@ -173,7 +216,12 @@ class Client(Connection):
         self.job: Job | None = None
         self.visit: Visit | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.fleet.clients[self.server].add(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.fleet.clients[self.server].discard(self)
         job, self.job = self.job, None
         if job is not None:
             self.fleet.engine.catch_up()
@@ -181,20 +229,33 @@ class Client(Connection):
             if self.visit is not None:
                 self.visit.cancelled = self.fleet.engine.now
 
+    def reset(self) -> None:
+        """Close the connection as the system of a host does that has died and is up again."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
     def request(self, method: str, path: str, body: bytes) -> None:
-        if method == "POST" and path == "/api/chat":
-            self.chat(json.loads(body))
-            return
         told = self.fleet.tell(path, self.server) if method == "GET" else None
         if told is not None:
             self.transport.write(answer(200, b"OK", json.dumps(told).encode()))
+        elif method == "POST" and path in ("/api/chat", "/api/embed"):
+            self.infer(json.loads(body), embedding=path == "/api/embed")
+        elif method == "POST" and path == "/crash" and self.server is self.fleet.oracle:
+            self.fleet.crash(**json.loads(body))
+            self.transport.write(answer(200, b"OK", b"{}"))
         else:
             self.transport.write(answer(404, b"Not Found", b'{"error":"not found"}'))
 
-    def chat(self, body: dict[str, Any]) -> None:
-        model, truth = self.fleet.models[body["model"]], Truth.of(body)
+    def infer(self, body: dict[str, Any], *, embedding: bool) -> None:
+        model = self.fleet.models.get(body["model"])
+        if model is None:
+            error = {"error": f'model "{body["model"]}" not found, try pulling it first'}
+            self.transport.write(answer(404, b"Not Found", json.dumps(error).encode()))
+            return
+        truth = Truth.of(body)
         self.fleet.engine.catch_up()
-        self.job = Job(model, truth.conversation, truth.prompt, truth.output, self.began, self.ended)
+        began, ended = (lambda: None, self.embedded) if embedding else (self.began, self.ended)
+        self.job = Job(model, truth.conversation, truth.prompt, truth.output, began, ended)
         if isinstance(self.server, Host):
             self.visit = Visit(truth.number, self.fleet.hosts.index(self.server), self.fleet.engine.now)
             self.fleet.visits.append(self.visit)
@@ -206,9 +267,23 @@ class Client(Connection):
         self.transport.write(STREAM_HEAD + chunk({"model": name, "message": message, "done": False}))
 
     def ended(self, whole: bool) -> None:
+        job = self._over(whole)
+        if whole:
+            self.transport.write(chunk(last_event(job)) + b"0\r\n\r\n")
+
+    def embedded(self, whole: bool) -> None:
+        job = self._over(whole)
+        if whole:
+            self.transport.write(answer(200, b"OK", json.dumps(vectors(job)).encode()))
+
+    def _over(self, whole: bool) -> Job:
         job, self.job = self.job, None
         assert job is not None
-        self.transport.write(chunk(last_event(job)) + b"0\r\n\r\n")
+        if not whole:
+            if self.visit is not None:
+                self.visit.cancelled = self.fleet.engine.now
+            self.reset()
+        return job
 
 
 def chunk(event: dict[str, Any]) -> bytes:
@@ -229,6 +304,17 @@ def last_event(job: Job) -> dict[str, Any]:
         "prompt_eval_duration": round((job.first - job.ready) * NANOSECONDS),
         "eval_count": job.output,
         "eval_duration": round((job.finished - job.first) * NANOSECONDS),
+    }
+
+
+def vectors(job: Job) -> dict[str, Any]:
+    """The answer to /api/embed with a single input; a vector as long as those of small models."""
+    return {
+        "model": job.model.name,
+        "embeddings": [[0.03608439] * 768],
+        "total_duration": round((job.finished - job.arrived) * NANOSECONDS),
+        "load_duration": round(max(0.02, job.ready - job.arrived) * NANOSECONDS),
+        "prompt_eval_count": job.prompt,
     }
 
 

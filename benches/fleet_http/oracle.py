@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benches.fleet_simulation.workload import power
 from ollama_balancer.lab.engine import Engine, Event
-from ollama_balancer.lab.hosts import SLOWDOWN, Host, Job, Model, Spec
+from ollama_balancer.lab.hosts import Host, Job, Model, Spec
 from ollama_balancer.lab.workload import Request
 
 IN_TIME = 10.0
@@ -33,6 +34,14 @@ SHORTEST = 0.001
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What the oracle makes as small as it can."""
+
+    in_time: float = IN_TIME
+    answer_weight: float = ANSWER_WEIGHT
+
+
+@dataclass(frozen=True)
 class Outlook:
     """What would become of one host. `costs` are of all requests there, in seconds."""
 
@@ -46,9 +55,10 @@ class Outlook:
 class Oracle:
     """Takes requests as a host does, by `submit` and `cancel`, and has them served by hosts, each with its models."""
 
-    def __init__(self, engine: Engine, hosts: Mapping[Host, Sequence[Model]]) -> None:
+    def __init__(self, engine: Engine, hosts: Mapping[Host, Sequence[Model]], goal: Goal = Goal()) -> None:
         self.engine = engine
         self.hosts = hosts
+        self.goal = goal
         self.held: list[Job] = []
         """Not sent to a host yet."""
         self._arrived: dict[Job, float] = {}
@@ -56,9 +66,12 @@ class Oracle:
         self._outlooks: dict[Host, Outlook] = {}
         """Of the hosts as they are: they hold until something is sent there, or cancelled."""
         self._alarm: Event | None = None
-        for host, models in hosts.items():
-            for model in models:
-                self._send(self._load(model), host)
+        for host in hosts:
+            self._load_models(host)
+
+    def _load_models(self, host: Host) -> None:
+        for model in self.hosts[host]:
+            self._send(self._load(model), host)
 
     def _load(self, model: Model) -> Job:
         """The shortest request there is: to have the model loaded."""
@@ -90,6 +103,16 @@ class Oracle:
         self._forget(job)
         self._place()
 
+    def lost(self, host: Host) -> None:
+        """The host is down, and its jobs have failed."""
+        self._outlooks.pop(host, None)
+        self._place()
+
+    def back(self, host: Host) -> None:
+        """The host is up again, with nothing loaded."""
+        self._load_models(host)
+        self._place()
+
     def _forget(self, job: Job) -> None:
         self._arrived.pop(job, None)
         self._where.pop(job, None)
@@ -103,9 +126,10 @@ class Oracle:
         planned: dict[Host, list[Job]] = {}
         outlooks: dict[Host, Outlook] = {}
         soonest = math.inf
-        for job in self._in_order()[:MOST]:
+        up = [host for host in self.hosts if host.up]
+        for job in self._in_order()[:MOST] if up else ():
             best: tuple[float, Host, Outlook] | None = None
-            for host in [host for host, models in self.hosts.items() if job.model in models] or self.hosts:
+            for host in [host for host in up if job.model in self.hosts[host]] or up:
                 before = outlooks.get(host) or self._outlook(host)
                 after = self._look_ahead(host, [*planned.get(host, ()), job])
                 more = sum(cost - before.costs.get(each, 0.0) for each, cost in after.costs.items())
@@ -125,7 +149,7 @@ class Oracle:
 
     def _in_order(self) -> list[Job]:
         """First those that may still be in time, and of them those that have waited longest."""
-        late = self.engine.now - IN_TIME
+        late = self.engine.now - self.goal.in_time
         return sorted(self.held, key=lambda job: (self._arrived[job] < late, self._arrived[job]))
 
     def _send(self, job: Job, host: Host) -> None:
@@ -156,7 +180,8 @@ class Oracle:
 
     def _cost(self, job: Job, served: Job) -> float:
         first = served.first - self._arrived[job]
-        return first + ANSWER_WEIGHT * (served.finished - served.first) + (MISSED if first > IN_TIME else 0.0)
+        missed = MISSED if first > self.goal.in_time else 0.0
+        return first + self.goal.answer_weight * (served.finished - served.first) + missed
 
 
 def placed(specs: Sequence[Spec], requests: Iterable[Request]) -> list[list[Model]]:
@@ -170,14 +195,14 @@ def placed(specs: Sequence[Spec], requests: Iterable[Request]) -> list[list[Mode
         model = request.model
         work = (request.prompt - request.known) / model.prefill + request.output / model.pace
         demand[model] = demand.get(model, 0.0) + work
-    power = [spec.speed * spec.parallel / (1 + SLOWDOWN * (spec.parallel - 1)) for spec in specs]
+    powers = [power(spec) for spec in specs]
     places: list[list[Model]] = [[] for _ in specs]
 
     def supply(model: Model) -> float:
-        return sum(power[n] / len(models) for n, models in enumerate(places) if model in models)
+        return sum(powers[n] / len(models) for n, models in enumerate(places) if model in models)
 
     for number in range(max(spec.fits for spec in specs)):
-        for n in sorted(range(len(specs)), key=lambda n: -power[n]):
+        for n in sorted(range(len(specs)), key=lambda n: -powers[n]):
             free = [model for model in demand if model not in places[n]]
             if number < specs[n].fits and free:
                 places[n].append(min(free, key=lambda model: supply(model) / demand[model]))

@@ -19,7 +19,7 @@ class RealTimeEngine(Engine):
     def __init__(self, speed: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self.speed = speed
-        self._loop = loop
+        self.loop = loop
         self._start = loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
@@ -36,7 +36,7 @@ class RealTimeEngine(Engine):
             return
         self._running = True
         try:
-            self.run(max(self.now, (self._loop.time() - self._start) * self.speed))
+            self.run(max(self.now, (self.loop.time() - self._start) * self.speed))
         finally:
             self._running = False
             self._set_timer()
@@ -47,4 +47,4 @@ class RealTimeEngine(Engine):
             self._timer.cancel()
             self._timer = None
         if due is not None:
-            self._timer = self._loop.call_at(self._start + due / self.speed, self.catch_up)
+            self._timer = self.loop.call_at(self._start + due / self.speed, self.catch_up)

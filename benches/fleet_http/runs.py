@@ -12,16 +12,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from benches.fleet_simulation.workload import Shape
 from benches.proxy import started
-from ollama_balancer.lab.workload import Workload
 
-from .chats import bodies
-from .hosts import Ports, Setting, Visit
-from .load import Figures, Sent, send
+from .hosts import Outage, Ports, Setting, Visit
+from .load import Clients, Figures, Sent
+from .oracle import placed
+from .scenes.scene import Drawn, Scene
 from .sides import Side, Stage
 
 
@@ -31,6 +30,11 @@ class Case:
     shape: Shape
     seed: int
     speed: float
+    scene: Scene
+
+    @property
+    def drawn(self) -> Drawn:
+        return self.scene.draw(self.shape, self.seed)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Run:
     sent: Sent
     visits: list[Visit]
     """Of requests on hosts; of the oracle none."""
+    outages: list[Outage]
 
 
 class Prepared:
@@ -54,10 +59,10 @@ class Prepared:
     def __init__(self, case: Case, stack: ExitStack) -> None:
         self.case = case
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-fleet-")))
-        setting = Setting(asdict(case.shape), case.seed, case.speed, oracle=case.side.oracle)
-        self.workload: Workload = setting.workload
-        if not self.workload.requests:
+        self.drawn = case.drawn
+        if not self.drawn.requests:
             raise SystemExit("nobody asks for anything: a longer run (--seconds) or a higher --loads is needed")
+        setting = _setting(case, self.drawn)
         log = folder / "hosts.log"
         hosts = stack.enter_context(started([sys.executable, "-m", "benches.fleet_http.hosts"], log))
         assert hosts.stdin is not None
@@ -67,8 +72,7 @@ class Prepared:
         if not line:
             raise SystemExit(f"the hosts did not start:\n{log.read_text()}")
         self.ports = Ports(**json.loads(line))
-        self.proxy = case.side.start(Stage(stack, folder, self.ports, self.workload.hosts, hosts, case.speed))
-        self.chats = list(bodies(self.workload.requests))
+        self.proxy = case.side.start(Stage(stack, folder, self.ports, self.drawn.workload, hosts, case.speed))
         self._hosts = psutil.Process(hosts.pid)
 
     async def run(self) -> Run:
@@ -76,15 +80,35 @@ class Prepared:
         between = [] if proxy is None else [proxy, *proxy.children(recursive=True)]
         watched = [between, [self._hosts], [psutil.Process()]]
         before, began = [cpu_seconds(each) for each in watched], time.perf_counter()
-        sent = await send(self.proxy.port, self.ports.oracle, self.workload, self.chats, self.case.speed)
-        seconds = time.perf_counter() - began
-        proxy_cpu, hosts_cpu, clients_cpu = (
-            (cpu_seconds(each) - used) / seconds for used, each in zip(before, watched, strict=True)
-        )
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
-            answer = await client.get(f"http://127.0.0.1:{self.ports.oracle}/visits")
-        visits = [Visit(**visit) for visit in answer.json()["visits"]]
-        return Run(self.case, sent.figures, proxy_cpu, hosts_cpu, clients_cpu, sent, visits)
+        async with Clients(self.proxy.port, self.ports.oracle, self.case.speed, self.proxy.key) as clients:
+            sent = await self._play(clients)
+            seconds = time.perf_counter() - began
+            proxy_cpu, hosts_cpu, clients_cpu = (
+                (cpu_seconds(each) - used) / seconds for used, each in zip(before, watched, strict=True)
+            )
+            told = await clients.told("/visits")
+        visits = [Visit(**visit) for visit in told["visits"]]
+        outages = [Outage(**outage) for outage in told["outages"]]
+        figures = self.case.scene.figures(sent, self.drawn)
+        return Run(self.case, figures, proxy_cpu, hosts_cpu, clients_cpu, sent, visits, outages)
+
+    async def _play(self, clients: Clients) -> Sent:
+        async with asyncio.TaskGroup() as group:
+            before = group.create_task(clients.loads_at(self.drawn.workload.warm_up))
+            group.create_task(self.case.scene.play(clients, self.drawn))
+        return clients.sent(await clients.loads() - before.result())
+
+
+def _setting(case: Case, drawn: Drawn) -> Setting:
+    hosts, models = drawn.workload.hosts, drawn.workload.models
+    places = placed(hosts, drawn.requests) if case.side.oracle else [[] for _ in hosts]
+    return Setting(
+        [asdict(spec) for spec in hosts],
+        [asdict(model) for model in models],
+        case.speed,
+        asdict(case.scene.goal),
+        [[model.name for model in each] for each in places],
+    )
 
 
 def run_together(cases: Sequence[Case]) -> list[Run]:

@@ -12,17 +12,22 @@ from pathlib import Path
 
 import psutil
 
+import benches.litellm
 import benches.nginx
 from benches.proxy import MITMDUMP, call, free_port, started, wait_until
-from ollama_balancer.lab.hosts import Spec
+from ollama_balancer.lab.workload import Workload
 
 from .hosts import Ports, Target
 
 ORACLE = "oracle"
 
+LITELLM_SPEED = 5.0
+"""The highest `--speed` with LiteLLM: above it, the time that it takes itself for a request would look like seconds."""
+
 HERE = Path(__file__).resolve().parent
 
-# Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time.
+# Without http-no-delay a chunk may lie in the kernel for 0.2 s, which are seconds of simulated time. Hosts are checked
+# every 2 simulated seconds, HAProxy's default.
 HAPROXY = """\
 global
     maxconn 8192
@@ -35,6 +40,8 @@ defaults
     timeout queue 600s
     option abortonclose
     option http-no-delay
+    option redispatch 1
+    default-server check inter {check}ms observe layer4 error-limit 1 on-error mark-down
 frontend clients
     bind 127.0.0.1:{port}
     default_backend fleet
@@ -52,7 +59,7 @@ class Stage:
     """What is started is ended with it."""
     folder: Path
     ports: Ports
-    specs: Sequence[Spec]
+    workload: Workload
     hosts: subprocess.Popen[str]
     speed: float
 
@@ -63,6 +70,8 @@ class Proxy:
 
     port: int
     process: psutil.Process | None = None
+    key: str | None = None
+    """With which it is called, by OpenAI's API; None: by Ollama's."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,11 @@ def balancer(mode: str, *, reporters: bool = True) -> Side:
 def nginx(program: str) -> Side:
     def start(stage: Stage) -> Proxy:
         port, file = free_port(), stage.folder / "nginx.conf"
-        file.write_text(benches.nginx.configuration(port, stage.folder, stage.ports.hosts, keepalive=False))
+        ejected = 10 / stage.speed  # nginx's default
+        configuration = benches.nginx.configuration(
+            port, stage.folder, stage.ports.hosts, keepalive=False, ejected=ejected
+        )
+        file.write_text(configuration)
         return _start(stage, port, benches.nginx.command(program, stage.folder, file), file)
 
     return Side("nginx, least_conn", start)
@@ -112,10 +125,10 @@ def haproxy(program: str) -> Side:
     def start(stage: Stage) -> Proxy:
         servers = "\n".join(
             f"    server h{number} 127.0.0.1:{port} maxconn {spec.parallel}"
-            for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.specs, strict=True))
+            for number, (port, spec) in enumerate(zip(stage.ports.hosts, stage.workload.hosts, strict=True))
         )
         port, file = free_port(), stage.folder / "haproxy.cfg"
-        file.write_text(HAPROXY.format(port=port, servers=servers))
+        file.write_text(HAPROXY.format(port=port, servers=servers, check=max(1, round(2000 / stage.speed))))
         return _start(stage, port, [program, "-db", "-f", str(file)], file)
 
     return Side("HAProxy, leastconn, maxconn", start)
@@ -128,11 +141,29 @@ def _start(stage: Stage, port: int, command: list[str], configuration: Path) -> 
     return Proxy(port, psutil.Process(process.pid))
 
 
+def litellm(program: str) -> Side:
+    """Knows which host has which model, and nothing else of them."""
+
+    def start(stage: Stage) -> Proxy:
+        port, log, key = free_port(), stage.folder / "litellm.log", f"sk-{secrets.token_urlsafe(32)}"
+        deployments = [
+            benches.litellm.deployment(model.name, host, embedding=not model.output)
+            for model in stage.workload.models
+            for host in stage.ports.hosts
+        ]
+        command = benches.litellm.command(program, stage.folder, port, deployments, {"routing_strategy": "least-busy"})
+        process = stage.stack.enter_context(started(command, log, **benches.litellm.environment(key)))
+        wait_until(lambda: call(port, "/health/liveliness") == 200, process, log, benches.litellm.START_SECONDS)
+        return Proxy(port, psutil.Process(process.pid), key)
+
+    return Side("LiteLLM, least-busy", start)
+
+
 def oracle() -> Side:
     return Side(ORACLE, lambda stage: Proxy(stage.ports.oracle), oracle=True)
 
 
-def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
+def all_sides(modes: Sequence[str], speed: float, litellm_program: str | None = None) -> tuple[list[Side], list[str]]:
     """Those that can be started here, and their versions or what is missing."""
     sides = [balancer(mode, reporters=reporters) for mode in modes for reporters in (True, False)]
     notes = []
@@ -143,4 +174,12 @@ def all_sides(modes: Sequence[str]) -> tuple[list[Side], list[str]]:
         else:
             sides.append(make(program))
             notes.append(benches.nginx.version(program))
+    program = benches.litellm.installed(litellm_program)
+    if program is None:
+        notes.append("no LiteLLM here: skipped")
+    elif speed > LITELLM_SPEED:
+        notes.append(f"LiteLLM skipped: too slow for more than --speed {LITELLM_SPEED:g}")
+    else:
+        sides.append(litellm(program))
+        notes.append(benches.litellm.version(program))
     return [*sides, oracle()], notes

@@ -86,21 +86,14 @@ def again(workload: Workload, shape: Shape, seed: int) -> Workload:
 
 
 def _drawn(shape: Shape, rng: random.Random, hosts: tuple[Spec, ...], models: tuple[Model, ...]) -> tuple[Request, ...]:
-    weights = [1 / (n + 1) ** shape.zipf for n in range(shape.models)]
-    rate = capacity(hosts, models, weights, shape.turns)
+    weights = popularity(shape)
+    rate = capacity(hosts, models, weights)
     return tuple(_requests(shape, rng, models, weights, rate))
 
 
-def capacity(hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[float], turns: float) -> float:
-    """Requests per second of a fleet that has all its slots busy, each model where it is asked for and no prompt's
-    beginning read twice. No routing can reach it: it is what the loads are given in parts of.
-    """
-    total = sum(weights)
-    pace = sum(
-        weight / total * (model.output / model.pace + FIRST_PROMPT / model.prefill)
-        for model, weight in zip(models, weights, strict=True)
-    )
-    return sum(h.speed * h.parallel / (1 + SLOWDOWN * (h.parallel - 1)) for h in hosts) / pace
+def popularity(shape: Shape) -> list[float]:
+    """Of each model: the weight with which a conversation has it."""
+    return [1 / (n + 1) ** shape.zipf for n in range(shape.models)]
 
 
 FIRST_PROMPT = 400.0
@@ -108,6 +101,26 @@ FIRST_PROMPT = 400.0
 
 NEXT_PROMPT = 100.0
 """Tokens on average that a person adds with each turn."""
+
+
+def capacity(
+    hosts: tuple[Spec, ...], models: tuple[Model, ...], weights: list[float], prompt: float = FIRST_PROMPT
+) -> float:
+    """Requests per second of a fleet that has all its slots busy, each model where it is asked for and no prompt's
+    beginning read twice. No routing can reach it: it is what the loads are given in parts of. `prompt` is how many
+    tokens are read for a request.
+    """
+    total = sum(weights)
+    pace = sum(
+        weight / total * (model.output / model.pace + prompt / model.prefill)
+        for model, weight in zip(models, weights, strict=True)
+    )
+    return sum(power(host) for host in hosts) / pace
+
+
+def power(host: Spec) -> float:
+    """What a host does with all its slots of one model busy; 1: as much as one of speed 1 with one slot."""
+    return host.speed * host.parallel / (1 + SLOWDOWN * (host.parallel - 1))
 
 
 def _requests(
@@ -124,19 +137,19 @@ def _requests(
         number += 1
         model = rng.choices(models, weights)[0]
         client = f"c{min(int(rng.expovariate(0.2)), shape.clients - 1)}"
-        then, known, prompt = at, 0, _size(rng, FIRST_PROMPT)
+        then, known, prompt = at, 0, size(rng, FIRST_PROMPT)
         while True:
-            output = _size(rng, model.output)
+            output = size(rng, model.output)
             if 0 <= then < end:
                 requests.append(Request(then, client, model, number, prompt, known, output))
             if rng.random() < 1 / shape.turns:
                 break
             known = prompt + output
-            prompt = known + _size(rng, NEXT_PROMPT)
+            prompt = known + size(rng, NEXT_PROMPT)
             then += rng.expovariate(1 / THINKING) + 10.0
     return sorted(requests, key=lambda request: request.at)
 
 
-def _size(rng: random.Random, mean: float, spread: float = 0.8) -> int:
+def size(rng: random.Random, mean: float, spread: float = 0.8) -> int:
     """A number of tokens: log-normal with that mean."""
     return max(1, round(mean * math.exp(rng.gauss(-spread * spread / 2, spread))))

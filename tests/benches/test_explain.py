@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from benches.fleet_http.explain import Cause, Hindsight, Trace
-from benches.fleet_http.hosts import Visit
+from benches.fleet_http.hosts import Outage, Visit
 from ollama_balancer.lab.hosts import Model, Spec
 from ollama_balancer.lab.workload import Request
 
@@ -116,3 +116,16 @@ def test_what_is_good_is_not_explained(story: Story) -> None:
     story.had(0, QUICK, 50.0)
     trace = Trace([HOST, HOST], story.requests, story.visits, {0: 6.0}, {0})
     assert Hindsight(trace).late == []
+
+
+@pytest.mark.parametrize(
+    ("outages", "best"),
+    [([], 1), ([Outage(1, 70.0, 110.0)], None), ([Outage(1, 70.0, 90.0)], None), ([Outage(0, 70.0, 90.0)], 1)],
+    ids=["none", "down", "back with nothing loaded", "the other one"],
+)
+def test_a_host_that_is_down_or_was_is_no_better_choice(story: Story, outages: list[Outage], best: int | None) -> None:
+    story.had(1, LARGE, 50.0)
+    story.requests.append(Request(100.0, "c0", LARGE, 1, 40, 0, 20))
+    story.visits.append(Visit(1, 0, 130.0))
+    (late,) = Hindsight(Trace([HOST, HOST], story.requests, story.visits, {1: 37.0}, set(), outages)).late
+    assert late.best == best

@@ -1,24 +1,27 @@
 """What the oracle does with a few hosts and requests."""
 
+import math
 from functools import partial
 
-from benches.fleet_http.oracle import Oracle, placed
+from benches.fleet_http.oracle import Goal, Oracle, placed
 from ollama_balancer.lab.engine import Engine
 from ollama_balancer.lab.hosts import Host, Job, Model, Spec
 from ollama_balancer.lab.workload import Request
 
 MODEL = Model("m", pace=20.0, prefill=800.0, load=8.0, output=200.0, digest=0.0)
 
+GOAL = Goal()
+
 
 class Lab:
     """An oracle and hosts of these speeds that have the model in memory, with one slot each."""
 
-    def __init__(self, *speeds: float, parallel: int = 1) -> None:
+    def __init__(self, *speeds: float, parallel: int = 1, goal: Goal = GOAL) -> None:
         self.engine = Engine()
         self.hosts = [
             Host(self.engine, Spec(speed, 1.0, parallel, 1), f"h{number}") for number, speed in enumerate(speeds)
         ]
-        self.oracle = Oracle(self.engine, {host: [MODEL] for host in self.hosts})
+        self.oracle = Oracle(self.engine, {host: [MODEL] for host in self.hosts}, goal)
         self.engine.run(100.0)
         self.ended: list[int] = []
 
@@ -111,3 +114,44 @@ def test_a_host_gets_no_more_models_than_it_holds_and_none_twice() -> None:
     requests = [Request(0.0, "c0", model, 1, 100, 0, 200) for model in models]
     places = placed([Spec(1.0, 1.0, 1, 4), Spec(1.0, 1.0, 1, 1)], requests)
     assert [len(models) for models in places] == [2, 1]
+
+
+def test_a_host_that_is_down_gets_nothing_and_its_requests_have_failed() -> None:
+    lab = Lab(1.0, 4.0)
+    running, host = lab.ask(1, output=4000), lab.hosts[1]
+    host.crash()
+    lab.oracle.lost(host)
+    assert lab.ended == [1]
+    assert (lab.where(running), lab.where(lab.ask(2))) == ([], ["h0"])
+
+
+def test_what_waited_for_a_host_that_died_is_sent_to_another_one() -> None:
+    lab = Lab(0.2, 8.0)
+    lab.ask(1, output=160)
+    waiting = lab.ask(2)
+    assert lab.oracle.held == [waiting]
+    lab.hosts[1].crash()
+    lab.oracle.lost(lab.hosts[1])
+    assert lab.where(waiting) == ["h0"]
+
+
+def test_a_host_that_is_back_has_its_models_loaded_at_once() -> None:
+    lab = Lab(1.0, 4.0)
+    host = lab.hosts[1]
+    host.crash()
+    lab.oracle.lost(host)
+    lab.engine.run(160.0)
+    host.up = True
+    lab.oracle.back(host)
+    assert host.loading is MODEL
+    lab.engine.run(200.0)
+    assert lab.where(lab.ask(1)) == ["h1"]
+
+
+def test_without_a_time_for_the_first_token_only_the_end_of_the_answers_counts() -> None:
+    lab = Lab(1.0, goal=Goal(in_time=math.inf, answer_weight=1.0))
+    lab.ask(0, output=1000)
+    for number in range(1, 4):
+        lab.ask(number, output=20)
+    lab.engine.run(200.0)
+    assert lab.ended == [0, 1, 2, 3]

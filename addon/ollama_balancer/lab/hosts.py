@@ -34,6 +34,8 @@ class Model:
     """Where its file stands among the others: of the idle models the first one is evicted."""
     size: float = 0.0
     """Bytes that it takes in memory."""
+    parallel: int | None = None
+    """Requests that any host runs at once; None: as many as it does of others. Ollama has 1 for embedding models."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ class Host:
     def prefill_rate(self, model: Model) -> float:
         rates = self.spec.rates
         return model.prefill * self.spec.speed if rates is None else rates[model.name].prefill
+
+    def slots(self, model: Model) -> int:
+        return self.spec.parallel if model.parallel is None else model.parallel
 
     @property
     def busy_models(self) -> int:
@@ -288,7 +293,7 @@ class Host:
         self._account_progress()
         self._dispatch()
         for runner in self.runners.values():
-            while runner.waiting and len(runner.running) < self.spec.parallel:
+            while runner.waiting and len(runner.running) < self.slots(runner.model):
                 self._start(runner.waiting.popleft(), runner)
         self._plan()
 
@@ -321,7 +326,7 @@ class Host:
             known = min(known, job.known)
         job.read = max(1, job.prompt - known)
         runner.cache[job.conversation] = job.prompt + job.output
-        while len(runner.cache) > self.spec.parallel:
+        while len(runner.cache) > self.slots(runner.model):
             runner.cache.popitem(last=False)
         job.work = job.read / self.prefill_rate(job.model)
         runner.running.append(job)
