@@ -37,7 +37,6 @@ class Cause(StrEnum):
     LOAD_SOONER = "kept waiting, though a load would have been over sooner"
     WARM_SOONER = "caused a load, though a host with its model would have been sooner"
     SLOW_LOAD = "caused a load, where one on another host would have been sooner"
-    BEHIND_A_LOAD = "sent to a host that was loading another model"
     NO_SLOT = "sent to a host whose slots were taken"
     READING = "its prompt was read where that took longer, or its beginning was not cached"
     NOT_WHOLE = "in time, but not answered whole"
@@ -258,7 +257,7 @@ class Hindsight:
             return Cause.READING
         if any(model == name for _, _, model in loads):
             return Cause.WARM_SOONER if there.warm else Cause.SLOW_LOAD
-        return Cause.BEHIND_A_LOAD if loads else Cause.NO_SLOT
+        return Cause.NO_SLOT
 
 
 def explained(results: Mapping[str, Sequence[Run]]) -> str:

@@ -44,7 +44,7 @@ class Setting:
     """Simulated seconds in a second."""
     goal: dict[str, Any]
     places: list[list[str]]
-    """The models with which each host begins where the oracle uses them; otherwise none."""
+    """The models with which each host begins."""
 
 
 @dataclass(frozen=True)

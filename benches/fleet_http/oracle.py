@@ -1,9 +1,10 @@
 """Where each request does best, for who knows all that is going on, and which models are asked for how much.
 
-The oracle has each model loaded where it is to stay before the first request comes. It sees what every host does, how
-fast it is and how long each answer will be; of the requests to come it knows nothing. To judge a host for a request
-it copies the host, gives the copy the request and runs it until all there are served. A request is kept back as long
-as its best host would only have it wait: what comes in between is known when its turn is there.
+The oracle sees what every host does, how fast it is, what fits in it and how long each answer will be; of the requests
+to come it knows nothing, but for one thing that a second oracle is given: each model is loaded where it is to stay
+before the first request comes. To judge a host for a request it copies the host, gives the copy the request and runs it
+until all there are served. A request is kept back as long as its best host would only have it wait: what comes in
+between is known when its turn is there.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Prepared:
 
 def _setting(case: Case, drawn: Drawn) -> Setting:
     hosts, models = drawn.workload.hosts, drawn.workload.models
-    places = placed(hosts, drawn.requests) if case.side.oracle else [[] for _ in hosts]
+    places = placed(hosts, drawn.requests) if case.side.in_place else [[] for _ in hosts]
     return Setting(
         [asdict(spec) for spec in hosts],
         [asdict(model) for model in models],

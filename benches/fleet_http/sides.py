@@ -78,7 +78,8 @@ class Proxy:
 class Side:
     name: str
     start: Callable[[Stage], Proxy]
-    oracle: bool = False
+    in_place: bool = False
+    """Whether each host has the models loaded that it is best to have."""
 
 
 def balancer(mode: str, *, reporters: bool = True) -> Side:
@@ -159,8 +160,10 @@ def litellm(program: str) -> Side:
     return Side("LiteLLM, least-busy", start)
 
 
-def oracle() -> Side:
-    return Side(ORACLE, lambda stage: Proxy(stage.ports.oracle), oracle=True)
+def oracle(*, in_place: bool = False) -> Side:
+    """With its models in their places from the first moment, or with no more than any other side begins with."""
+    name = f"{ORACLE}, models in place" if in_place else ORACLE
+    return Side(name, lambda stage: Proxy(stage.ports.oracle), in_place)
 
 
 def all_sides(modes: Sequence[str], speed: float, litellm_program: str | None = None) -> tuple[list[Side], list[str]]:
@@ -182,4 +185,4 @@ def all_sides(modes: Sequence[str], speed: float, litellm_program: str | None = 
     else:
         sides.append(litellm(program))
         notes.append(benches.litellm.version(program))
-    return [*sides, oracle()], notes
+    return [*sides, oracle(), oracle(in_place=True)], notes

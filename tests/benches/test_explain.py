@@ -72,13 +72,6 @@ def test_what_is_sent_where_the_slot_is_taken(story: Story) -> None:
     assert story.told(QUICK, host=0) == (Cause.NO_SLOT, 1)
 
 
-def test_what_is_sent_where_another_model_is_being_loaded(story: Story) -> None:
-    story.had(1, QUICK, 50.0)
-    story.had(0, QUICK, 50.0)
-    story.had(0, LARGE, 95.0)
-    assert story.told(QUICK, host=0, fits=2) == (Cause.BEHIND_A_LOAD, 1)
-
-
 def test_where_all_hosts_are_busy_there_is_no_better_choice(story: Story) -> None:
     story.had(0, QUICK, 50.0, seconds=80.0)
     story.had(1, QUICK, 50.0, seconds=80.0)

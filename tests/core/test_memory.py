@@ -1,4 +1,4 @@
-"""What fits in a host's memory, from its lists of loaded models alone."""
+"""What fits in a host's memory, from its lists of loaded models and its GPUs' sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent
+from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.memory import EVIDENCE_SECONDS
 from tests.core.fakes import entries, report
@@ -135,3 +136,89 @@ def test_a_host_that_reports_more_than_it_was_seen_to_hold_is_not_believed(room:
     assert has_room(room, B)
     listed(room, "b")
     assert not has_room(room, A)
+
+
+GB = 10**9
+
+
+def listed_files(room: Room, **sizes: int) -> None:
+    files = [ModelEntry.model_validate({"name": name, "size": size}) for name, size in sizes.items()]
+    room.registry.inventory.update_models(room.agents[0], files)
+
+
+def with_gpus(room: Room, *sizes: int | None) -> None:
+    gpus = [{"name": "GPU", "memory_total": size} for size in sizes]
+    room.registry.update_metrics(room.agents[0].id, report(gpus=gpus))
+
+
+def test_the_memory_of_the_gpus_says_what_fits(room: Room) -> None:
+    listed_files(room, a=10 * GB, b=5 * GB, c=20 * GB)
+    with_gpus(room, 16 * GB)
+    listed(room, "a")
+    assert has_room(room, B)
+    assert not has_room(room, C)
+    with_gpus(room, 16 * GB, 16 * GB)
+    assert has_room(room, C)
+    with_gpus(room, 16 * GB, None)
+    assert not has_room(room, C), "nothing is known of the second one: no more than most GPUs have is expected"
+
+
+def test_each_gpu_may_hold_as_many_models_as_ollama_has_it(room: Room) -> None:
+    small = {f"s{number}": GB for number in range(4)}
+    listed_files(room, **small)
+    with_gpus(room, 48 * GB)
+    listed(room, "s0", "s1", sizes=small)
+    assert has_room(room, "s2:latest")
+    listed(room, "s0", "s1", "s2", sizes=small)
+    assert not has_room(room, "s3:latest")
+
+
+def test_what_was_seen_counts_more_than_what_gpus_have(room: Room) -> None:
+    sizes = {"a": 10 * GB, "b": 10 * GB}
+    listed_files(room, **sizes)
+    with_gpus(room, 16 * GB)
+    listed(room, "a", "b", sizes=sizes)
+    listed(room, "a", sizes=sizes)
+    assert has_room(room, B), "part of it may be in the host's own memory"
+
+
+def test_where_nothing_is_known_no_more_fits_than_most_gpus_have(room: Room) -> None:
+    listed_files(room, a=14 * GB, b=14 * GB, c=4 * GB)
+    listed(room, "a")
+    assert not has_room(room, B)
+    assert has_room(room, C)
+
+
+def test_a_load_beside_others_does_not_hold_them_up(room: Room, agent: Agent) -> None:
+    room.serve(agent, A)
+    listed(room, "a")
+    assert room.take(B).agent is agent
+    assert room.find(A) is agent
+
+
+def test_a_load_that_evicts_holds_up_the_others_until_the_list_shows_which_it_was(room: Room, agent: Agent) -> None:
+    listed_files(room, a=4 * GB, b=4 * GB, c=20 * GB)
+    with_gpus(room, 24 * GB)
+    for model in (A, B):
+        room.serve(agent, model, load_seconds=30.0)
+    listed(room, "a", "b")
+    room.registry.limiter.take(agent, C, Demand(C))
+    assert room.find(A) is None
+    listed(room, "a")
+    assert room.find(A) is None, "24 GB are too much still"
+    listed(room)
+    assert not agent.evicting
+
+
+def test_requests_of_a_model_that_was_evicted_before_they_began_wait_for_its_load(room: Room, agent: Agent) -> None:
+    room.serve(agent, A)
+    listed(room, "a")
+    begun, late = (room.registry.limiter.take(agent, A, Demand(A)) for _ in range(2))
+    begun.began()
+    listed(room, "b")
+    assert agent.loading == {}, "it answers, so it is loaded"
+    begun.release()
+    listed(room, "b")
+    assert list(agent.loading) == [A]
+    late.release(Outcome.CANCELLED)
+    assert agent.loading == {}

@@ -103,9 +103,15 @@ def test_another_model_waits_until_the_first_is_idle_and_then_loads() -> None:
     close(run((0, A, 100, 10), (1, B, 100, 10), spec=ONE), [(11, 12), (23, 24)])
 
 
-def test_a_load_holds_up_a_model_that_is_in_memory() -> None:
+def test_a_load_does_not_hold_up_a_model_that_is_in_memory() -> None:
     room = Spec(speed=1, disk=1, parallel=1, fits=2)
-    close(run((0, A, 100, 10), (20, B, 100, 10), (21, A, 100, 10), spec=room)[2:], [(32, 34)])
+    close(run((0, A, 100, 10), (20, B, 100, 10), (21, A, 100, 10), spec=room)[2:], [(22, 23)])
+
+
+def test_a_load_holds_up_a_model_that_is_not() -> None:
+    room = Spec(speed=1, disk=1, parallel=1, fits=2)
+    loaded_anew = run((0, A, 100, 10), (20, B, 100, 10), (21, replace(A, name="c"), 100, 10), spec=room)[2:]
+    close(loaded_anew, [(41, 42)])
 
 
 def test_a_faster_host_takes_less() -> None:

@@ -70,6 +70,8 @@ class Inventory:
         self._fleet = fleet
         self._canonical_name = canonical_name
         self._interner = ModelInterner()
+        self.on_evicted: Callable[[Agent, str], None] = lambda agent, model: None
+        """Called when a model is not in an agent's memory any more."""
 
     def holders(self, model: str) -> list[Agent]:
         """The agents known to have the model (a canonical name), in whatever state."""
@@ -158,8 +160,7 @@ class Inventory:
         if new.keys() != old.keys():
             for name in old.keys() - new.keys():
                 old[name].gone = True
-                if name in agent.running:
-                    agent.loading.setdefault(name, now)
+                self.on_evicted(agent, name)
             agent.loaded_models = new
             self._fleet.memory_changed(agent)
 

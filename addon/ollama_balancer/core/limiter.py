@@ -29,6 +29,8 @@ class ConcurrencyLimiter:
         """Until when an agent accepts no requests of a model."""
         self._overlaps: dict[SlotLearner, tuple[Agent, str]] = {}
         """Learners with an overlap that has yet to last."""
+        self._unanswered: dict[tuple[Agent, str], set[SlotLease]] = {}
+        """Of the requests in flight, those whose answer has not begun."""
         self.on_contact: Callable[[Agent], None] = lambda agent: None
         """Called when an answer comes from an agent that was unreachable or silent."""
 
@@ -100,10 +102,12 @@ class ConcurrencyLimiter:
             self.on_contact(agent)
         lease.began_at = fleet.clock()
         agent.answering[model] = agent.answering.get(model, 0) + 1
+        self._unanswered[agent, model].discard(lease)
+        loaded = False
         if lease.loading:
             self._loads_no_more(lease)
-        loaded = agent.loading.pop(model, None) is not None
-        agent.evicting.discard(model)
+            loaded = agent.loading.pop(model, None) is not None
+            agent.evicting.discard(model)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is None:
             loaded_model = agent.loaded_models[model] = LoadedModel(lease.demand.runner, lease.began_at)
@@ -143,7 +147,11 @@ class ConcurrencyLimiter:
         _decrease(agent.running, model)
         if lease.began_at is not None:
             _decrease(agent.answering, model)
-        if lease.loading or (model in agent.loading and model not in agent.running):
+        else:
+            self._unanswered[agent, model].discard(lease)
+        if model not in agent.running:
+            del self._unanswered[agent, model]
+        if lease.loading:
             given_up = self._load_given_up(lease)
         fleet.learner.placement.use(model).changed(-1, fleet.waiting(model), fleet.clock())
         agent.epoch += 1
@@ -185,6 +193,7 @@ class ConcurrencyLimiter:
 
     def _take_slot(self, lease: SlotLease, agent: Agent, model: str) -> None:
         agent.running[model] = agent.running.get(model, 0) + 1
+        self._unanswered.setdefault((agent, model), set()).add(lease)
         if not agent.fixed_slots:
             learner = agent.learners.get(model)
             if learner is None and len(agent.learners) < MAX_LEARNERS:
@@ -219,11 +228,19 @@ class ConcurrencyLimiter:
                 agent.half_open_lease = lease
             self._ejection.gate(agent)
 
+    def evicted(self, agent: Agent, model: str) -> None:
+        """The model is not in the agent's memory any more: it has to load it for those that wait for it there."""
+        for lease in self._unanswered.get((agent, model), ()):
+            if lease.loading:
+                continue
+            lease.loading = lease.cold = True
+            agent.loaders[model] = agent.loaders.get(model, 0) + 1
+            agent.loading.setdefault(model, self._fleet.clock())
+
     def _load_given_up(self, lease: SlotLease) -> bool:
         """A request ended before its model was loaded; True if no other request waits for the load."""
         agent, model = lease.agent, lease.model
-        if lease.loading:
-            self._loads_no_more(lease)
+        self._loads_no_more(lease)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is not None and loaded_model.runner not in (None, lease.demand.runner):
             # It may have been reloaded before the request ended: only an answer would tell.

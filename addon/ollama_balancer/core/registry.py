@@ -79,6 +79,7 @@ class AgentRegistry:
         self.limiter = ConcurrencyLimiter(self.fleet, self.ejection, slots)
         self.liveness = Liveness(self.fleet, self.ejection, self.limiter, stale_after)
         self.limiter.on_contact = self.liveness.reached
+        self.inventory.on_evicted = self.limiter.evicted
         self.learner.facts.on_slots_void = self.limiter.start_over
         self.selection = Selection(self.fleet, mode)
         self.fleet.expiring += [self.liveness, self.ejection, self.limiter]
