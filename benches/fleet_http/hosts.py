@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import socket
 import struct
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -144,9 +146,9 @@ class Fleet:
             case "/api/version":
                 return VERSION
             case "/api/tags":
-                return {"models": _entries(self.models)}
+                return {"models": _entries(self.models.values())}
             case "/api/ps":
-                return {"models": _entries(server.runners) if isinstance(server, Host) else []}
+                return {"models": _loaded(server) if isinstance(server, Host) else []}
             case "/loads":
                 return {"loads": sum(host.loads for host in self.hosts)}
             case "/now":
@@ -193,17 +195,28 @@ class Fleet:
             "memory_usage": min(100.0, 20 + 70.0 * len(host.runners) / spec.fits),
             "active_requests": 0,
             "timestamp": (START + timedelta(seconds=self.engine.now)).isoformat(),
-            "models": _entries(self.models),
-            "loaded_models": _entries(host.runners),
+            "models": _entries(self.models.values()),
+            "loaded_models": _loaded(host),
             "num_parallel": spec.parallel,
-            "max_loaded_models": spec.fits,
             "ollama_ok": True,
         }
+        if spec.memory < math.inf:
+            report["gpus"] = [{"name": f"the GPU of {host.name}", "memory_total": round(spec.memory)}]
+        else:
+            report["max_loaded_models"] = spec.fits
         (await client.post(f"/api/agents/{host.name}/metrics", json=report)).raise_for_status()
 
 
-def _entries(names: Any) -> list[dict[str, str]]:
-    return [{"name": name, "model": name} for name in names]
+def _loaded(host: Host) -> list[dict[str, Any]]:
+    return _entries(runner.model for runner in host.runners.values())
+
+
+def _entries(models: Iterable[Model]) -> list[dict[str, Any]]:
+    """As /api/tags and /api/ps list them."""
+    return [
+        {"name": model.name, "model": model.name} | ({"size": round(model.size)} if model.size else {})
+        for model in models
+    ]
 
 
 class Client(Connection):
