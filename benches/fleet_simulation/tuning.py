@@ -112,6 +112,7 @@ CONSTANTS: dict[str, Constant] = {
     ),
     **_of("crowded", "core.scoring.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
     **_of("crowded", "core.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
+    **_of("crowded", "core.preloading", DEMAND=(0.5, 1.0, 2.0, 100.0)),
     **_of("busy", "core.scheduler", HEADS=(1, 8, 32), MAX_OVERTAKEN=(0, 8, 32)),
     **_of(
         "start",

@@ -109,6 +109,7 @@ OPTIONS: dict[str, tuple[object, Callable[[BalancerAddon], object], object]] = {
     "response_timeout": (78, lambda addon: addon.balancer.gateway.timeouts.response, 78),
     "stream_idle_timeout": (79, lambda addon: addon.balancer.gateway.watchdog.idle_seconds, 79),
     "retries": (9, lambda addon: addon.balancer.gateway.router.retries, 9),
+    "preload": (False, lambda addon: addon.balancer.registry.preloading.on, False),
     "slots": (3, lambda addon: addon.balancer.registry.slots, 3),
     "queue_size": (11, lambda addon: addon.balancer.gateway.router.queue.size, 11),
     "queue_timeout": (12, lambda addon: addon.balancer.gateway.timeouts.queue, 12),

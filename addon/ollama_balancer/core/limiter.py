@@ -228,6 +228,26 @@ class ConcurrencyLimiter:
                 agent.half_open_lease = lease
             self._ejection.gate(agent)
 
+    def load_began(self, agent: Agent, model: str) -> None:
+        """The agent loads a model (a canonical name) that no request of it waits for."""
+        agent.loaders[model] = agent.loaders.get(model, 0) + 1
+        agent.loading.setdefault(model, self._fleet.clock())
+        agent.epoch += 1
+        self._fleet.memory_changed(agent)
+
+    def load_ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
+        """That load is over."""
+        _decrease(agent.loaders, model)
+        if loaded and agent.memory_known:
+            agent.loaded_models.setdefault(model, LoadedModel("", self._fleet.clock()))
+        if model in agent.loaded_models or model not in agent.loaders:
+            agent.loading.pop(model, None)
+        agent.epoch += 1
+        if not agent.removed:
+            self._fleet.memory_changed(agent)
+            self._fleet.on_change(agent)
+            self._fleet.on_load(agent)
+
     def evicted(self, agent: Agent, model: str) -> None:
         """The model is not in the agent's memory any more: it has to load it for those that wait for it there."""
         for lease in self._unanswered.get((agent, model), ()):

@@ -30,6 +30,7 @@ from .knowledge import Knowledge
 from .limiter import ConcurrencyLimiter
 from .liveness import Liveness
 from .policies import DEFAULT_POLICY, POLICIES
+from .preloading import Preloading
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class AgentRegistry:
         self.inventory.on_evicted = self.limiter.evicted
         self.learner.facts.on_slots_void = self.limiter.start_over
         self.selection = Selection(self.fleet, mode)
+        self.preloading = Preloading(self.fleet, self.limiter, self.selection)
         self.fleet.expiring += [self.liveness, self.ejection, self.limiter]
         self._must_reach = must_reach
         self._agents = self.fleet.agents

@@ -47,5 +47,8 @@ class Prober(Protocol):
     async def refresh_loaded(self, agent: Agent, *, unloading: str | None, last: bool) -> bool:
         """Update the list of loaded models; returns whether the check is complete (see `load_checks`)."""
 
+    async def load(self, agent: Agent, model: str) -> bool:
+        """Have the host load one of its models (a canonical name); returns whether it has."""
+
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the host has loaded; None if it does not say."""

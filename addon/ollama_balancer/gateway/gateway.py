@@ -286,6 +286,24 @@ class Gateway:
                 self.adapter.cut(context)
         for context in self.watchdog.check(list(self.live)):
             run_in_background(self.watchdog.judge(context), "silence check")
+        self._preload()
+
+    def _preload(self) -> None:
+        if self.prober is None or self.ending():
+            return
+        due = self.registry.preloading.due()
+        if due is not None:
+            run_in_background(self._load(self.prober, *due), "preload")
+
+    async def _load(self, prober: Prober, agent: Agent, model: str) -> None:
+        loaded = False
+        try:
+            logger.info("Agent %s is to load %s, for which all slots are in use.", agent.name, model)
+            loaded = await prober.load(agent, model)
+        finally:
+            self.registry.preloading.ended(agent, model, loaded=loaded)
+        if not loaded:
+            logger.info("Agent %s has not loaded %s.", agent.name, model)
 
     def _expire(self, context: RequestContext) -> None:
         """The first-byte timeout has expired: abort the attempt."""

@@ -7,6 +7,7 @@ connections than their lane allows. Agents that stay silent are probed less ofte
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -54,6 +55,12 @@ STARTUP_ROUNDS = 4
 INVENTORY_TIMEOUT = 5.0
 MAX_ANSWER_BYTES = 1024 * 1024
 """Of a list: a host that has MAX_MODELS lists them in that."""
+
+LOAD_TIMEOUT = 600.0
+"""Seconds that the load of a model may take."""
+
+MAX_LOAD_BYTES = 64 * 1024
+"""Of the answer to a request that only loads a model."""
 
 AT_ONCE = 256
 """Concurrent probes of online agents; silent and new ones have a quarter of that."""
@@ -334,6 +341,24 @@ class Prober:
         """The canonical names of the models that the agent has in memory; None if it does not answer."""
         entries = await self._running(agent.address)
         return None if entries is None else {canonical_name(entry.name) for entry in entries}
+
+    async def load(self, agent: Agent, model: str) -> bool:
+        """Have an agent load one of its models, by Ollama's request without a prompt; whether it has."""
+        entry = (agent.models or {}).get(model)
+        if entry is None:
+            return False
+        address, content = agent.address, json.dumps({"model": entry.name}).encode()
+        headers = {"Host": address.authority, "Via": self.via, "User-Agent": "ollama-balancer"}
+        headers["Content-Type"] = "application/json"
+        url = f"{address.url}/api/generate"
+        try:
+            answer = await call(
+                "POST", url, timeout=LOAD_TIMEOUT, limit=MAX_LOAD_BYTES, content=content, headers=headers
+            )
+        except (CallError, ValueError) as e:
+            logger.debug("Agent %s does not load %s: %r", agent.name, model, e)
+            return False
+        return answer.status == 200
 
     async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:

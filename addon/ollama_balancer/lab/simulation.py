@@ -123,7 +123,7 @@ class Simulation:
         self.reports_slots = reports_slots
         self._contact, self._interval = (self._report, REPORT_SECONDS) if reporters else (self._probe, PROBE_SECONDS)
         self.hosts: dict[Agent, Host] = {}
-        models = {model.name: model for model in workload.models}
+        self.models = models = {model.name: model for model in workload.models}
         for number, spec in enumerate(workload.hosts):
             address = Address(f"10.0.{number // 250}.{number % 250 + 1}", 11434)
             agent, _ = self.registry.register(spec.name or f"h{number}", address)
@@ -288,7 +288,23 @@ class Simulation:
         """The periodic work of the balancer."""
         self.registry.expire()
         self.scheduler.look()
+        self._preload()
         self.engine.after(POLL_SECONDS, self._tick)
+
+    def _preload(self) -> None:
+        due = self.registry.preloading.due()
+        if due is None:
+            return
+        agent, model = due
+
+        def ended(whole: bool) -> None:
+            self.registry.preloading.ended(agent, model, loaded=whole)
+
+        host = self.hosts[agent]
+        if host.up:
+            host.submit(Job(self.models[model], 0, 1, 1, began=lambda: None, ended=ended))
+        else:
+            ended(whole=False)
 
     def _contact_regularly(self, agent: Agent) -> None:
         if self.hosts[agent].up:

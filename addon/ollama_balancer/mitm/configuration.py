@@ -197,6 +197,7 @@ class Configuration:
         registry.mode = settings.mode
         registry.stale_after = settings.stale_after
         registry.slots = settings.slots
+        registry.preloading.on = settings.preload
         gateway.timeouts = Timeouts(settings.connect_timeout, settings.response_timeout, settings.queue_timeout)
         gateway.watchdog.idle_seconds = settings.stream_idle_timeout
         gateway.router.retries = settings.retries

@@ -129,6 +129,12 @@ class Settings:
     retries: int = option(
         whole_number(0, 100), 2, "Other agents to try when one fails before the first byte of its answer."
     )
+    preload: bool = option(
+        SWITCH,
+        True,
+        "In the mode adaptive, have a model loaded on one more agent that has room for it while all its slots are in "
+        "use.",
+    )
     slots: int = option(
         whole_number(0, 10_000),
         0,

@@ -86,6 +86,10 @@ class Placement:
                 self._models[model] = found
         return found
 
+    def in_use(self) -> list[tuple[str, ModelUse]]:
+        """The models with requests in flight."""
+        return [(model, use) for model, use in self._models.items() if use.in_flight]
+
     def look(self, model: str) -> ModelUse:
         """The use of the model, to be read only."""
         return self._models.get(model) or ModelUse()

@@ -1,0 +1,99 @@
+"""Has a model that is much asked for loaded on one more agent, before a request has to wait for that load.
+
+An agent is chosen that has the model and room for it beside what it has loaded: nothing is evicted. A request that
+caused the load would wait for all of it, and would abort it by leaving; a load on the balancer's own account costs
+nobody anything but memory.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from .agent import Agent
+from .fleet import Fleet
+from .health import Phase
+from .limiter import ConcurrencyLimiter
+from .policies.adaptive import Adaptive
+from .selection import Selection
+
+DEMAND = 1.0
+"""Requests per slot of a model, running and waiting, from which it is loaded on one more agent.
+
+`python -m benches.fleet_simulation --tune preloading.DEMAND`."""
+
+PAUSE = 600.0
+"""Seconds for which a model is left alone after an agent has refused to load it so."""
+
+AT_ONCE = 4
+"""Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
+
+
+class Preloading:
+    """Decides which load is due. Who carries it out says when it has `ended`."""
+
+    def __init__(self, fleet: Fleet, limiter: ConcurrencyLimiter, selection: Selection) -> None:
+        self._fleet = fleet
+        self._limiter = limiter
+        self._selection = selection
+        self.on = True
+        self._began: dict[tuple[Agent, str], float] = {}
+        """The loads in progress, and since when."""
+        self._paused: dict[str, float] = {}
+        """Models that are left alone, and until when."""
+
+    def due(self) -> tuple[Agent, str] | None:
+        """The agent that is to load a model (a canonical name) now; it counts as loading it from here on.
+
+        None: no load is due, or the mode goes by other things than what is loaded.
+        """
+        now = self._fleet.clock()
+        if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
+            return None
+        for model in self._wanted(now):
+            agent = self._best(model, now)
+            if agent is not None:
+                self._began[agent, model] = now
+                self._limiter.load_began(agent, model)
+                return agent, model
+        return None
+
+    def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
+        """The load is over."""
+        now = self._fleet.clock()
+        began = self._began.pop((agent, model))
+        if not loaded:
+            self._paused[model] = now + PAUSE
+        elif not agent.removed:
+            self._fleet.learner.estimates.load.observe(agent.id, model, now - began)
+        self._limiter.load_ended(agent, model, loaded=loaded)
+
+    def _wanted(self, now: float) -> Iterator[str]:
+        """Models whose slots do not suffice, and which nobody is loading."""
+        placement = self._fleet.learner.placement
+        self._paused = {model: until for model, until in self._paused.items() if until > now}
+        for model, use in placement.in_use():
+            waiting = self._fleet.waiting(model)
+            enough = use.in_flight + waiting < DEMAND * use.slots
+            if enough or not use.slots or model in self._paused or any(model in agent.loading for agent in use.holders):
+                continue
+            if DEMAND <= placement.demand_per_slot(model, waiting, now) < math.inf and _is_plain(model, use.holders):
+                yield model
+
+    def _best(self, model: str, now: float) -> Agent | None:
+        """The fastest of those that have the model and room for it."""
+        estimates = self._fleet.learner.estimates
+        best, most = None, 0.0
+        for agent in self._fleet.holders.get(model, ()):
+            if not agent.eligible or agent.health.phase is not Phase.HEALTHY or not agent.memory_known:
+                continue
+            if agent.loading or model in agent.loaded_models or not agent.has_room(model, now):
+                continue
+            power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
+            if power > most:
+                best, most = agent, power
+        return best
+
+
+def _is_plain(model: str, holders: Iterable[Agent]) -> bool:
+    """Whether it is loaded with no options of its own, as far as answers have shown: others are not known here."""
+    runners = {agent.loaded_models[model].runner for agent in holders if model in agent.loaded_models}
+    return runners - {None} == {""}

@@ -1,0 +1,129 @@
+"""Loads on the balancer's own account, of models whose slots are all in use."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent_reporter.wire import ModelEntry
+from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.observations import AnswerObservation
+from ollama_balancer.core.preloading import AT_ONCE, PAUSE
+from tests.core.fakes import entries
+from tests.core.room import MODEL, Room
+
+
+@pytest.fixture
+def room() -> Room:
+    """Of two hosts with one slot, a has the model loaded and is faster."""
+    room = Room("a", "b", slots=1)
+    room.serve(room.agents[0])
+    return room
+
+
+def begin(room: Room, demand: Demand | None = None) -> Lease:
+    lease = room.registry.limiter.take(room.agents[0], MODEL, demand or Demand(MODEL))
+    lease.began()
+    return lease
+
+
+def due(room: Room) -> str | None:
+    found = room.registry.preloading.due()
+    return None if found is None else found[0].name
+
+
+def test_a_model_whose_slots_are_all_in_use_is_loaded_on_one_more_host(room: Room) -> None:
+    assert due(room) is None
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    assert list(b.loading) == [MODEL]
+    assert due(room) is None, "it is on its way"
+    room.clock.now += 9
+    room.registry.preloading.ended(b, MODEL, loaded=True)
+    assert (b.loading, list(b.loaded_models), b.loaders) == ({}, [MODEL], {})
+    seconds, observations = room.registry.learner.estimates.load.known(b.id, MODEL)
+    assert (round(seconds, 3), observations) == (9, 1)
+    assert room.find() is b
+    assert due(room) is None, "two slots suffice for one request"
+
+
+def test_the_fastest_host_with_room_is_chosen() -> None:
+    room = Room("a", "slow", "fast", "full", slots=1, models=("m", "other"))
+    room.serve(room.agents[0])
+    for agent, seconds in zip(room.agents[1:], (20.0, 4.0, 2.0), strict=True):
+        agent_of = room.registry.limiter.take(agent, MODEL, Demand(MODEL))
+        agent_of.began()
+        room.registry.limiter.answered(agent_of, AnswerObservation(10, 0.1, 200, seconds, 0.1))
+        agent_of.release()
+        room.clock.now += 5
+        room.registry.inventory.update_loaded(agent, [])
+    full = room.agents[3]
+    for name in ("m", "other"):
+        room.clock.now += 5
+        room.registry.inventory.update_loaded(full, entries(name))
+    begin(room)
+    assert not full.has_room(MODEL, room.clock.now)
+    assert due(room) == "fast"
+
+
+def test_a_host_that_refuses_is_not_asked_again_at_once(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    room.registry.preloading.ended(room.agents[1], MODEL, loaded=False)
+    assert room.agents[1].loading == {}
+    assert due(room) is None
+    room.clock.now += PAUSE + 1
+    room.registry.liveness.reached(room.agents[1])
+    begin(room).release(Outcome.CANCELLED)
+    assert due(room) == "b"
+
+
+def test_a_host_that_does_not_answer_any_more_is_left_alone(room: Room) -> None:
+    begin(room)
+    room.registry.liveness.unreachable(room.agents[1], "gone")
+    assert due(room) is None
+
+
+def test_a_host_that_leaves_while_it_loads_leaves_nothing(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    room.registry.remove(b)
+    room.registry.preloading.ended(b, MODEL, loaded=True)
+    assert b.loading == b.loaders == {}
+    assert b not in room.registry.learner.placement.use(MODEL).holders
+
+
+def test_a_model_that_was_loaded_with_options_is_left_to_requests(room: Room) -> None:
+    begin(room).release()
+    begin(room, Demand(MODEL, "num_ctx=8192"))
+    assert due(room) is None
+
+
+def test_other_modes_and_the_option_switch_it_off(room: Room) -> None:
+    begin(room)
+    room.registry.mode = "roundrobin"
+    assert due(room) is None
+    room.registry.mode = "adaptive"
+    room.registry.preloading.on = False
+    assert due(room) is None
+    room.registry.preloading.on = True
+    assert due(room) == "b"
+
+
+def test_no_more_than_some_loads_are_in_progress() -> None:
+    models = [f"m{number}" for number in range(AT_ONCE + 2)]
+    room = Room("a", *(f"b{number}" for number in range(AT_ONCE + 2)), slots=1, models=models)
+    for model in models:
+        room.serve(room.agents[0], f"{model}:latest")
+    for model in models:
+        room.registry.limiter.take(room.agents[0], f"{model}:latest", Demand(f"{model}:latest")).began()
+    assert [due(room) is not None for _ in models] == [True] * AT_ONCE + [False, False]
+
+
+def test_a_model_is_loaded_only_where_it_is(room: Room) -> None:
+    room.registry.inventory.update_models(room.agents[1], [ModelEntry(name="other")])
+    begin(room)
+    assert due(room) is None
