@@ -51,6 +51,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.fleet: dict[str, Agent] = {}
         self.removed: list[Agent] = []
         self.leases: list[SlotLease] = []
+        self.preloads: list[tuple[Agent, str]] = []
         self.tickets: list[Ticket] = []
         self.addresses = 0
 
@@ -253,6 +254,22 @@ class AdaptiveMachine(RuleBasedStateMachine):
         lease.release()
 
     @rule()
+    def preload(self) -> None:
+        due = self.registry.preloading.due()
+        if due is not None:
+            agent, model = due
+            assert agent.eligible
+            assert not agent.running.get(model)
+            self.preloads.append(due)
+
+    @precondition(lambda self: self.preloads)
+    @rule(data=st.data(), loaded=st.booleans())
+    def end_preload(self, data: st.DataObject, loaded: bool) -> None:
+        agent, model = data.draw(st.sampled_from(self.preloads))
+        self.preloads.remove((agent, model))
+        self.registry.preloading.ended(agent, model, loaded=loaded)
+
+    @rule()
     def look(self) -> None:
         self.registry.expire()
         self.scheduler.look()
@@ -355,7 +372,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def requests_are_counted_once(self) -> None:
         placement = self.registry.learner.placement
         running = Counter((lease.agent, lease.model) for lease in self.leases)
-        loads = Counter(lease.agent for lease in self.leases if lease.loading)
+        loads = Counter([lease.agent for lease in self.leases if lease.loading] + [agent for agent, _ in self.preloads])
         for agent in self.everybody:
             ours = {model: n for (holder, model), n in running.items() if holder is agent}
             assert agent.running == ours
@@ -418,6 +435,8 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def end_all(self) -> None:
         while self.leases:
             self.leases.pop().release(Outcome.CANCELLED)
+        while self.preloads:
+            self.registry.preloading.ended(*self.preloads.pop(), loaded=False)
 
 
 AdaptiveMachine.TestCase.settings = settings(

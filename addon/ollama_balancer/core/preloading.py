@@ -85,7 +85,9 @@ class Preloading:
         for agent in self._fleet.holders.get(model, ()):
             if not agent.eligible or agent.health.phase is not Phase.HEALTHY or not agent.memory_known:
                 continue
-            if agent.loading or model in agent.loaded_models or not agent.has_room(model, now):
+            if agent.loading or model in agent.running or model in agent.loaded_models:
+                continue
+            if not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:
