@@ -9,7 +9,7 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.preloading import AT_ONCE, PAUSE
+from ollama_balancer.core.preloading import AGENTS, AT_ONCE, PAUSE
 from tests.core.fakes import entries
 from tests.core.room import MODEL, Room
 
@@ -127,3 +127,11 @@ def test_a_model_is_loaded_only_where_it_is(room: Room) -> None:
     room.registry.inventory.update_models(room.agents[1], [ModelEntry(name="other")])
     begin(room)
     assert due(room) is None
+
+
+def test_of_a_large_fleet_some_are_looked_at() -> None:
+    names = [f"b{number}" for number in range(3 * AGENTS)]
+    room = Room("a", *names, slots=1)
+    room.serve(room.agents[0])
+    begin(room)
+    assert due(room) in names

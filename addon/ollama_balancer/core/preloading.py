@@ -7,6 +7,7 @@ nobody anything but memory.
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from .agent import Agent
 from .fleet import Fleet
@@ -25,6 +26,10 @@ PAUSE = 600.0
 
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
+
+
+MODELS, AGENTS = 8, 64
+"""Models, and of each as many agents, that are looked at in one turn: a bound on its work."""
 
 
 class Preloading:
@@ -48,7 +53,7 @@ class Preloading:
         now = self._fleet.clock()
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
-        for model in self._wanted(now):
+        for model in islice(self._wanted(now), MODELS):
             agent = self._best(model, now)
             if agent is not None:
                 self._began[agent, model] = now
@@ -70,7 +75,9 @@ class Preloading:
         """Models whose slots do not suffice, and which nobody is loading."""
         placement = self._fleet.learner.placement
         self._paused = {model: until for model, until in self._paused.items() if until > now}
-        for model, use in placement.in_use():
+        models = placement.in_use()
+        first = int(self._fleet.chance() * len(models))
+        for model, use in models[first:] + models[:first]:
             waiting = self._fleet.waiting(model)
             enough = use.in_flight + waiting < DEMAND * use.slots
             if enough or not use.slots or model in self._paused or any(model in agent.loading for agent in use.holders):
@@ -79,10 +86,12 @@ class Preloading:
                 yield model
 
     def _best(self, model: str, now: float) -> Agent | None:
-        """The fastest of those that have the model and room for it."""
-        estimates = self._fleet.learner.estimates
-        best, most = None, 0.0
-        for agent in self._fleet.holders.get(model, ()):
+        """The fastest of those that have the model and room for it, in a large fleet of some."""
+        estimates, pool = self._fleet.learner.estimates, self._fleet.pools.get(self._selection.policy, model)
+        if pool is None:
+            return None
+        best, most, members = None, 0.0, pool.candidates.members
+        for agent in members if len(members) <= AGENTS else members.draw(self._fleet.chance, AGENTS):
             if not agent.eligible or agent.health.phase is not Phase.HEALTHY or not agent.memory_known:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
