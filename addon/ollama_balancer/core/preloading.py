@@ -19,7 +19,7 @@ from .selection import Selection
 DEMAND = 1.0
 """Requests per slot of a model, running and waiting, from which it is loaded on one more agent.
 
-`python -m benches.fleet_simulation --tune preloading.DEMAND`."""
+`--tune preloading.DEMAND`: 0.5 is as good, 2 is worse, and so is never to do it."""
 
 PAUSE = 600.0
 """Seconds for which a model is left alone after an agent has refused to load it so."""
