@@ -71,6 +71,8 @@ class ScriptedHost:
             lines = head.lower().split(b"\r\n")
             length = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
             await reader.readexactly(length[0] if length else 0)
+            if b"transfer-encoding: chunked" in lines:
+                await reader.readuntil(b"0\r\n\r\n")
             if path in ("/api/version", "/api/tags", "/api/ps"):
                 if not self.well.is_set():
                     await reader.read()
