@@ -379,6 +379,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             assert agent.in_flight == sum(ours.values())
             assert sum(agent.loaders.values()) == loads[agent]
             assert agent.loading.keys() <= agent.loaders.keys()
+            assert agent.evicting <= agent.loading.keys()
             assert agent.full <= ours.keys()
         for model in MODELS:
             assert placement.use(model).in_flight == sum(n for (_, other), n in running.items() if other == model)

@@ -80,6 +80,17 @@ def test_a_host_that_refuses_is_not_asked_again_at_once(room: Room) -> None:
     assert due(room) == "b"
 
 
+def test_a_host_that_does_not_keep_what_it_loads_is_not_asked_without_end(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    room.registry.preloading.ended(b, MODEL, loaded=True)
+    room.clock.now += 5
+    room.registry.inventory.update_loaded(b, [])
+    assert list(b.loaded_models) == []
+    assert due(room) is None
+
+
 def test_a_host_that_does_not_answer_any_more_is_left_alone(room: Room) -> None:
     begin(room)
     room.registry.liveness.unreachable(room.agents[1], "gone")

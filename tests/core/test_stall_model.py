@@ -414,6 +414,7 @@ class StallMachine(RuleBasedStateMachine):
             assert agent.in_flight == sum(ours.values())
             assert sum(agent.loaders.values()) == loads[agent]
             assert agent.loading.keys() <= agent.loaders.keys()
+            assert agent.evicting <= agent.loading.keys()
             assert agent.half_open_lease is None or any(call.lease is agent.half_open_lease for call in self.calls)
             match agent.health.phase:
                 case Phase.HEALTHY:

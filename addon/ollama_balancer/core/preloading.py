@@ -22,7 +22,7 @@ DEMAND = 1.0
 `--tune preloading.DEMAND`: 0.5 is as good, 2 is worse, and so is never to do it."""
 
 PAUSE = 600.0
-"""Seconds for which a model is left alone after an agent has refused to load it so."""
+"""Seconds after which an agent is asked for the same model again: it may refuse, or not keep what it loads."""
 
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
@@ -42,8 +42,8 @@ class Preloading:
         self.on = True
         self._began: dict[tuple[Agent, str], float] = {}
         """The loads in progress, and since when."""
-        self._paused: dict[str, float] = {}
-        """Models that are left alone, and until when."""
+        self._asked: dict[tuple[Agent, str], float] = {}
+        """When each agent was asked for a model, of the last `PAUSE` seconds."""
 
     def due(self) -> tuple[Agent, str] | None:
         """The agent that is to load a model (a canonical name) now; it counts as loading it from here on.
@@ -53,34 +53,31 @@ class Preloading:
         now = self._fleet.clock()
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
+        self._asked = {pair: at for pair, at in self._asked.items() if now - at < PAUSE}
         for model in islice(self._wanted(now), MODELS):
             agent = self._best(model, now)
             if agent is not None:
-                self._began[agent, model] = now
+                self._began[agent, model] = self._asked[agent, model] = now
                 self._limiter.load_began(agent, model)
                 return agent, model
         return None
 
     def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
         """The load is over."""
-        now = self._fleet.clock()
-        began = self._began.pop((agent, model))
-        if not loaded:
-            self._paused[model] = now + PAUSE
-        elif not agent.removed:
-            self._fleet.learner.estimates.load.observe(agent.id, model, now - began)
+        seconds = self._fleet.clock() - self._began.pop((agent, model))
+        if loaded and not agent.removed:
+            self._fleet.learner.estimates.load.observe(agent.id, model, seconds)
         self._limiter.load_ended(agent, model, loaded=loaded)
 
     def _wanted(self, now: float) -> Iterator[str]:
         """Models whose slots do not suffice, and which nobody is loading."""
         placement = self._fleet.learner.placement
-        self._paused = {model: until for model, until in self._paused.items() if until > now}
         models = placement.in_use()
         first = int(self._fleet.chance() * len(models))
         for model, use in models[first:] + models[:first]:
             waiting = self._fleet.waiting(model)
             enough = use.in_flight + waiting < DEMAND * use.slots
-            if enough or not use.slots or model in self._paused or any(model in agent.loading for agent in use.holders):
+            if enough or not use.slots or any(model in agent.loading for agent in use.holders):
                 continue
             if DEMAND <= placement.demand_per_slot(model, waiting, now) < math.inf and _is_plain(model, use.holders):
                 yield model
@@ -96,7 +93,7 @@ class Preloading:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
                 continue
-            if not agent.has_room(model, now):
+            if (agent, model) in self._asked or not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:

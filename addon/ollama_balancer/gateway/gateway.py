@@ -32,6 +32,7 @@ from .decisions import Answer, Broadcast, Forward, Wait, error
 from .headers import PRIORITY_HEADER, refusal_for_client
 from .load_checks import LoadedModelChecks
 from .messages import ClientRequest, Response
+from .preloads import Preloads
 from .refusals import answer_to, most_useful
 from .retries import Retries
 from .router import Router
@@ -71,6 +72,7 @@ class Gateway:
         self.watchdog = Watchdog(registry.clock, self._loaded, self._give_up, adapter.client_is_slow)
         self.load_checks = LoadedModelChecks(self._refresh_loaded)
         registry.fleet.on_load = self.load_checks.loaded
+        self.preloads = Preloads(registry.preloading)
         self.deadlines = Deadlines(registry.clock, self._expire)
         """First-byte deadlines."""
         self.request_metrics = RequestMetrics()
@@ -286,24 +288,8 @@ class Gateway:
                 self.adapter.cut(context)
         for context in self.watchdog.check(list(self.live)):
             run_in_background(self.watchdog.judge(context), "silence check")
-        self._preload()
-
-    def _preload(self) -> None:
-        if self.prober is None or self.ending():
-            return
-        due = self.registry.preloading.due()
-        if due is not None:
-            run_in_background(self._load(self.prober, *due), "preload")
-
-    async def _load(self, prober: Prober, agent: Agent, model: str) -> None:
-        loaded = False
-        try:
-            logger.info("Agent %s is to load %s, for which all slots are in use.", agent.name, model)
-            loaded = await prober.load(agent, model)
-        finally:
-            self.registry.preloading.ended(agent, model, loaded=loaded)
-        if not loaded:
-            logger.info("Agent %s has not loaded %s.", agent.name, model)
+        if self.prober is not None and not self.ending():
+            self.preloads.begin(self.prober)
 
     def _expire(self, context: RequestContext) -> None:
         """The first-byte timeout has expired: abort the attempt."""

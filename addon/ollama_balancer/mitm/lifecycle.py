@@ -120,6 +120,7 @@ class Lifecycle:
         balancer.stopper.release()
         balancer.accounting.count()
         self.startup.stop()
+        balancer.gateway.preloads.stop()
         self.connections.stop()
         self.configuration.keys.close()
         # In threads: they wait for the disk, or for whoever receives.
