@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -29,11 +29,13 @@ class Truth:
         return cls(**(body.get("simulated") or body["options"]["simulated"]))
 
 
-def bodies(requests: Iterable[Request], first: int = 0, document: int = 0) -> Iterator[bytes]:
+def bodies(
+    requests: Iterable[Request], first: int = 0, document: int = 0, tools: Sequence[dict[str, Any]] = ()
+) -> Iterator[bytes]:
     """The body of each request, of which the first one has the number `first` in the trace.
 
     A conversation's next turn has the messages of the one before, the answer, and one. Its first one begins with a
-    system message of `document` tokens, if there are any.
+    system message of `document` tokens, if there are any. `tools` are those that the model may call.
     """
     spoken: dict[int, tuple[list[bytes], Request]] = {}
     for place, request in enumerate(requests, first):
@@ -49,7 +51,8 @@ def bodies(requests: Iterable[Request], first: int = 0, document: int = 0) -> It
         messages = [*messages, message("user", new, f"{number}.{len(messages)}")]
         spoken[number] = messages, request
         truth = Truth(place, number, request.prompt, request.output)
-        head = json.dumps({"model": request.model.name, "simulated": asdict(truth)}).encode()
+        known = {"model": request.model.name, "simulated": asdict(truth)} | ({"tools": tools} if tools else {})
+        head = json.dumps(known).encode()
         yield head[:-1] + b', "messages": [' + b", ".join(messages) + b"]}"
 
 

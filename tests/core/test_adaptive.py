@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,30 @@ def test_a_conversation_goes_on_where_its_beginning_was_read_if_that_is_long() -
     assert [room.find(following) for _ in range(4)] == [lease.agent] * 4
     others = {room.find(Demand(MODEL, tokens=4200, prefixes=((b"3", 4200),))) for _ in range(4)}
     assert others == set(room.agents)
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "goes_to"),
+    [
+        ({}, "slow"),
+        ({"tools": True}, "fast"),
+        ({"streams": False}, "fast"),
+        ({"streams": False, "output_limit": 0}, "slow"),
+    ],
+)
+def test_who_needs_the_whole_answer_leaves_a_slow_host_for_a_faster_one(
+    waits_for: dict[str, Any], goes_to: str
+) -> None:
+    """The fast host has to read the prompt for 2 s, and answers 8 s sooner."""
+    room = Room("slow", "fast", slots=4)
+    for agent, seconds in zip(room.agents, (10.0, 2.0), strict=True):
+        for _ in range(3):
+            room.serve(agent, prompt_tokens=4000, prompt_seconds=2.0, output_tokens=100, output_seconds=seconds)
+    said = ((b"1", 4000),)
+    room.serve(room.agents[0], Demand(MODEL, tokens=4000, prefixes=said, new_prefixes=said))
+    found = room.find(Demand(MODEL, tokens=4000, prefixes=said, **waits_for))
+    assert found is not None
+    assert found.name == goes_to
 
 
 def test_a_request_waits_for_a_warm_host_rather_than_load_on_a_cold_one_but_not_for_ever() -> None:

@@ -157,7 +157,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         said = tuple(
             (b"%d %d %b" % (conversation, turn, model.encode()), 500 * turn + 500) for turn in range(turns + 1)
         )
-        return Demand(model, runner, 500 * turns + 600, said, said[-1:])
+        return Demand(model, runner, 500 * turns + 600, said, said[-1:], tools=conversation % 2 == 1)
 
     def granted(self, lease: Lease | None) -> None:
         if lease is not None:
@@ -311,7 +311,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         def cost(f: AgentEstimate) -> float:
             unread = demand.tokens - (known if f.agent is last and not f.cold else 0)
             part = ahead / (ahead + 1)
-            total = f.fixed + f.per_token * unread - f.shared * part
+            total = f.fixed + (1.0 if demand.tools else 0.15) * f.writes + f.per_token * unread - f.shared * part
             return total + (queue if f.full else 0.0) + (f.eviction(at) if f.evicts else 0.0)
 
         costs = {f: cost(f) for f in estimates if f.agent not in exclude}

@@ -85,6 +85,20 @@ def test_another_chat_another_model_and_other_tools_are_not(path: str) -> None:
     assert not goes_on(demand(path, {"messages": turns, "tools": [{"type": "function"}]}), first)
 
 
+TOOL = {"type": "function"}
+
+
+@pytest.mark.parametrize("path", [*CHATS, "/v1/responses"])
+@pytest.mark.parametrize("tools", [None, [], {}, "run", [TOOL]])
+def test_tools_that_may_be_called_are_seen(path: str, tools: object) -> None:
+    assert demand(path, {"messages": [user()], "tools": tools}).tools is (tools == [TOOL])
+    assert not demand(path, {"messages": [user()]}).tools
+
+
+def test_where_there_are_no_tools_none_are_seen() -> None:
+    assert not demand("/api/generate", {"prompt": LONG, "tools": [TOOL]}).tools
+
+
 def test_with_options_that_load_the_model_anew_nothing_is_known() -> None:
     first = demand("/api/chat", {"messages": [user()]})
     assert goes_on(demand("/api/chat", {"messages": [user()], "options": {"temperature": 1}}), first)

@@ -23,3 +23,10 @@ class Demand(NamedTuple):
     """On which it comes, as `Route.path`."""
     streams: bool = True
     """Whether the answer is to stream: then its first byte tells when it began."""
+    tools: bool = False
+    """Whether the model may call tools: then a program waits for the answer."""
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether the client can do nothing with the answer's beginning."""
+        return (self.tools or not self.streams) and self.output_limit != 0

@@ -124,9 +124,10 @@ class Scheduler:
         if key.agent is None and self.registry.selection.all_busy(key.model):
             return False
         ahead = self.queue.count(key.model) - 1
-        refused: set[tuple[str, str, Agent | None]] = set()
+        refused: set[tuple[str, str, bool, Agent | None]] = set()
         for ticket in self._next_tickets(key):
-            preference = ticket.demand.runner, ticket.demand.route, ticket.affinity
+            demand = ticket.demand
+            preference = demand.runner, demand.route, demand.needs_whole, ticket.affinity
             if preference in refused:
                 continue  # an older ticket with the same preference found no agent
             refused.add(preference)

@@ -8,8 +8,8 @@ from ..ollama.prompts import PromptReading, context_prefix
 
 def demand_of(model: str, route: str, prompt: PromptReading) -> Demand:
     """The demand of a request; `model` is a canonical name, `route` is `Route.path`."""
-    runner, tokens, prefixes, new_prefixes, output_limit = prompt
-    return Demand(model, runner, tokens, prefixes, new_prefixes, output_limit, route)
+    runner, tokens, prefixes, new_prefixes, output_limit, tools = prompt
+    return Demand(model, runner, tokens, prefixes, new_prefixes, output_limit, route, tools=tools)
 
 
 def observation_of(answer: Answer, demand: Demand, *, streamed: bool) -> AnswerObservation:

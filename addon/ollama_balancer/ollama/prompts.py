@@ -72,6 +72,8 @@ class PromptReading(NamedTuple):
     """The prefixes by which a follow-up prompt is recognized."""
     output_limit: int | None = None
     """The maximum number of output tokens; 0 for an embedding."""
+    tools: bool = False
+    """Whether the model may call any."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def read_prompt(route: Route, model: str, body: bytes, members: Mapping[str, Spa
             new_prefixes = tuple({prefix: None for prefix in (prefixes[0], prefixes[-1]) if prefix[1] >= FEW_TOKENS})
     most = _positive(options.get("num_ctx")) if options else None
     tokens = min(tokens, most or MAX_TOKENS, MAX_TOKENS)
-    return PromptReading(runner, tokens, tuple(prefixes), new_prefixes, limit)
+    tools = "tools" in shape.preamble and _has_elements(body, members.get("tools"))
+    return PromptReading(runner, tokens, tuple(prefixes), new_prefixes, limit, tools)
 
 
 def context_prefix(model: str, runner: str, context: Context) -> Prefix:
@@ -244,6 +247,10 @@ def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dic
         if 0 < len(digits) < 16 and digits.isdigit() and int(digits):
             return int(digits)
     return None
+
+
+def _has_elements(body: bytes, span: Span | None) -> bool:
+    return span is not None and body[span[0]] == ord("[") and span[1] - span[0] > len("[]")
 
 
 def _positive(value: object) -> int | None:

@@ -10,6 +10,7 @@ import asyncio
 import math
 import random
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 
 from benches.fleet_simulation.workload import Shape
@@ -34,6 +35,7 @@ LAST_PROMPT = 8_000, 30_000
 OUTPUT = 50, 400
 TOOL_OUTPUT = 300, 3_000
 TOOL_SECONDS = 0.0, 3.0
+TOOLS = [{"type": "function", "function": {"name": "run", "parameters": {"type": "object", "properties": {}}}}]
 
 LIMIT = 3600.0
 """Seconds after which a job that is not done counts as having taken so long."""
@@ -84,7 +86,9 @@ class Jobs(Scene):
         begin = drawn.workload.warm_up
         async with asyncio.TaskGroup() as group:
             group.create_task(open_loop(clients, messages(drawn.workload.requests), begin))
-            group.create_task(closed_loop(clients, drawn.chains, bodies, begin + LIMIT, limit=0.0))
+            group.create_task(
+                closed_loop(clients, drawn.chains, partial(bodies, tools=TOOLS), begin + LIMIT, limit=0.0)
+            )
 
     def figures(self, sent: Sent, drawn: Drawn) -> JobFigures:
         begin = drawn.workload.warm_up

@@ -3,7 +3,7 @@
 With a = requests of the model on the agent, n = how many it runs at once, k = models busy there:
 
     slow = (1 + 0.4 (min(n, a + 1) - 1)) k
-    cost = wait + load + 0.15 answer x slow + interference + tokens / prefill rate x slow
+    cost = wait + load + weight x answer x slow + interference + tokens / prefill rate x slow
 
 `wait` is the time until one of n requests ends, if no slot is free; part of it, if the free one is not proven to be
 there. `interference` is the time that the requests which run there lose. `load` is 0 for a loaded model, else the rest
@@ -23,10 +23,12 @@ from typing import NamedTuple
 from ..agent import SLOWDOWN, Agent
 from ..agent_records import LoadedModel
 from ..decision import FEW, Plan, ScoredCandidate
+from ..demand import Demand
 from .learning import Learner
 
 ANSWER_WEIGHT = 0.15
-"""The weight of a second of generation against a second before the first token: a stream is read as it comes.
+"""The weight of a second of generation against a second before the first token: a stream is read as it comes. It is 1
+where the client needs the whole answer: a program that makes one call after the other gets on as fast as answers end.
 
 `--tune agent_estimate.ANSWER_WEIGHT`: flat from 0 to 1, so that this is an opinion about readers."""
 
@@ -82,6 +84,11 @@ for its own: it is expected to take as long again as it has taken.
 `--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
 
+def answer_weight(demand: Demand) -> float:
+    """What a second of the answer counts."""
+    return 1.0 if demand.needs_whole else ANSWER_WEIGHT
+
+
 class Situation(NamedTuple):
     """What scores depend on besides the agents. Times are seconds of the registry's clock."""
 
@@ -106,10 +113,9 @@ class AgentEstimate:
     """That of the model's estimates."""
     fixed: float = 0.0
     per_token: float = 0.0
-    """The cost: seconds, and seconds for each token of the prompt. Without what `eviction` adds."""
+    """The cost: seconds, and seconds for each token of the prompt. Without the answer, and what `eviction` adds."""
     wait: float = 0.0
     load: float = 0.0
-    answer: float = 0.0
     writes: float = 0.0
     """Seconds that the answer takes, without any weight."""
     interference: float = 0.0
@@ -141,7 +147,6 @@ class AgentEstimate:
         self.observations = rates.observations
         alone = estimates.output(model) / rates.decode
         answer = self.writes = alone * slow
-        self.answer = ANSWER_WEIGHT * answer
         self.per_token = slow / rates.prefill
         self.wait = SPREAD * answer / slots if full else 0.0
         trial = False
@@ -166,7 +171,7 @@ class AgentEstimate:
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0) and not trial
-        self.fixed = self.wait + self.load + self.answer + self.interference
+        self.fixed = self.wait + self.load + self.interference
         self.epoch = -1 if agent.loading else agent.epoch
         self.generation = estimates.generation(model)
 
@@ -250,22 +255,25 @@ class AgentEstimate:
                 return THRASHING
         return 0.0
 
-    def option(self, tokens: int, queue: float, gain: float, eviction: float, cached: int) -> ScoredCandidate:
-        """As it was weighed for a prompt with so many tokens to read, besides those that are cached.
+    def option(
+        self, tokens: int, weight: float, queue: float, gain: float, eviction: float, cached: int
+    ) -> ScoredCandidate:
+        """As it was weighed for a prompt with so many tokens to read, besides those that are cached, and an answer of
+        that weight.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
         others' gain, `eviction` what `eviction` says.
         """
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
-        prefill = self.per_token * tokens
+        prefill, answer = self.per_token * tokens, weight * self.writes
         return ScoredCandidate(
             agent=self.agent.name,
-            cost=wait + load + prefill + self.answer + self.interference,
+            cost=wait + load + prefill + answer + self.interference,
             wait=wait,
             load=load,
             prefill=prefill,
-            answer=self.answer,
+            answer=answer,
             interference=self.interference,
             free=not self.full,
             observations=self.observations,

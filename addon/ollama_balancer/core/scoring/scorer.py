@@ -11,7 +11,7 @@ from ..agent import Agent
 from ..decision import ScoredCandidate
 from ..demand import Demand
 from ..scoreboard import Scoreboard
-from .agent_estimate import AgentEstimate, Situation
+from .agent_estimate import AgentEstimate, Situation, answer_weight
 from .candidates import ALL, Candidates
 
 SAMPLE = 4
@@ -46,6 +46,7 @@ class Scorer:
         "_holder",
         "_known_tokens",
         "_queue",
+        "_weight",
     )
 
     def __init__(
@@ -64,6 +65,7 @@ class Scorer:
         self._at = at
         self._ahead = ahead
         self._gain = ahead / (ahead + 1)
+        self._weight = answer_weight(demand)
         self._holder, self._known_tokens = (
             at.learner.prefix_cache.find(demand.prefixes) if demand.prefixes else (None, 0)
         )
@@ -138,7 +140,8 @@ class Scorer:
 
     def _option(self, estimate: AgentEstimate, eviction: float) -> ScoredCandidate:
         cached = self._known_tokens if estimate.agent is self._holder and not estimate.cold else 0
-        return estimate.option(self._demand.tokens - cached, self._queue, self._gain, eviction, cached)
+        unread = self._demand.tokens - cached
+        return estimate.option(unread, self._weight, self._queue, self._gain, eviction, cached)
 
     def _look_into(self, number: int) -> float:
         """The cost including the eviction."""
@@ -148,13 +151,13 @@ class Scorer:
 
     def _score(self, estimates: list[AgentEstimate], part: float) -> None:
         """Add candidates; `part` is the share of all agents with the model loaded that is among them."""
-        at, tokens = self._at, self._demand.tokens
+        at, tokens, weight = self._at, self._demand.tokens, self._weight
         generation = at.learner.estimates.generation(self._demand.model)
         costs = []
         for estimate in estimates:
             if estimate.epoch != estimate.agent.epoch or estimate.generation != generation:
                 estimate.refresh(at)
-            costs.append(estimate.fixed + estimate.per_token * tokens)
+            costs.append(estimate.fixed + weight * estimate.writes + estimate.per_token * tokens)
         if self._ahead:
             if not self._estimates:
                 pace = sum(1 / f.wait for f in estimates if f.full and not f.cold)
