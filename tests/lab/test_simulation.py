@@ -140,6 +140,25 @@ def test_every_request_ends_and_nothing_is_left() -> None:
 
 
 @pytest.mark.chaos
+def test_all_modes_meet_the_same_failures() -> None:
+    def seen(mode: str) -> list[tuple[bool, float]]:
+        simulation = Simulation(draw(Shape(12, 2, 0.7, 600.0), 1), mode, 1)
+        states: list[tuple[bool, float]] = []
+
+        def look() -> None:
+            states.extend((host.up, host.slow) for host in simulation.hosts.values())
+            simulation.engine.after(10, look)
+
+        look()
+        simulation.run()
+        return states
+
+    states = seen("adaptive")
+    assert {up for up, _ in states} == {True, False}
+    assert states == seen("least_requests")
+
+
+@pytest.mark.chaos
 def test_a_host_that_died_is_used_again_when_it_is_back() -> None:
     simulation = Simulation(draw(Shape(12, 1, 0.8, 600.0), 1), "adaptive", 1)
     died: set[str] = set()

@@ -114,8 +114,9 @@ class Simulation:
         self.workload = workload
         self.patience = patience
         self.engine = engine = Engine()
-        self.rng = random.Random(f"{seed} troubles")
-        self.registry = AgentRegistry(engine, mode=mode, chance=self.rng.random, canonical_name=canonical_name)
+        self.rng = random.Random(f"{seed} troubles")  # of its own, so that all modes meet the same ones
+        chance = random.Random(f"{seed} choices").random
+        self.registry = AgentRegistry(engine, mode=mode, chance=chance, canonical_name=canonical_name)
         self.queue = RequestQueue(engine)
         self.scheduler = Scheduler(self.registry, self.queue)
         self.registry.fleet.on_load = lambda agent: self.engine.after(QUERY_SECONDS, partial(self._query, agent))
