@@ -163,6 +163,16 @@ def test_the_memory_of_the_gpus_says_what_fits(room: Room) -> None:
     assert not has_room(room, C), "nothing is known of the second one: no more than most GPUs have is expected"
 
 
+def test_that_more_did_not_fit_does_not_mean_that_less_than_that_does(room: Room) -> None:
+    sizes = {"a": 15 * GB, "b": 11 * GB, "c": 10 * GB}
+    listed_files(room, **sizes)
+    with_gpus(room, 16 * GB)
+    listed(room, "b", sizes=sizes)
+    listed(room, "a", sizes=sizes)
+    assert not has_room(room, B), "26 GB were too much"
+    assert not has_room(room, C), "25 GB are more than the GPU has"
+
+
 def test_each_gpu_may_hold_as_many_models_as_ollama_has_it(room: Room) -> None:
     small = {f"s{number}": GB for number in range(4)}
     listed_files(room, **small)

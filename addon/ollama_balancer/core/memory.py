@@ -96,7 +96,7 @@ class Memory:
         total, own = self.total(loaded), self.sizes.get(model, size)
         if not total or not own or total + own <= self.held:
             return True
-        if self.refused:
+        if self.refused and (total + own >= self.refused or not self.capacity):
             return total + own < self.refused
         return total + own <= self.expected
 
