@@ -107,6 +107,52 @@ def test_a_host_that_leaves_while_it_loads_leaves_nothing(room: Room) -> None:
     assert b not in room.registry.learner.placement.use(MODEL).holders
 
 
+def test_a_host_in_slow_start_gets_requests_again_as_soon_as_the_load_is_over(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    room.registry.liveness.unreachable(b, "gone")
+    room.registry.liveness.reached(b)
+    assert not b.eligible
+    room.registry.preloading.ended(b, MODEL, loaded=False)
+    assert b.eligible
+
+
+def test_a_load_that_a_request_has_begun_anew_leaves_nothing(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    early = room.registry.limiter.take(b, MODEL, Demand(MODEL))
+    early.began()
+    early.release()
+    for name in ("m", "other", "m", "other"):
+        room.clock.now += 5
+        room.registry.inventory.update_loaded(b, entries(name))
+    late = room.registry.limiter.take(b, MODEL, Demand(MODEL))
+    assert b.evicting == {MODEL}
+    room.registry.preloading.ended(b, MODEL, loaded=True)
+    late.release(Outcome.CANCELLED)
+    assert (b.loading, b.loaders, b.evicting) == ({}, {}, set())
+
+
+def test_what_others_are_thought_to_take_is_computed_anew_after_a_load(room: Room) -> None:
+    estimates = room.registry.learner.estimates
+    begin(room)
+    assert due(room) == "b"
+    before = estimates.generation(MODEL)
+    room.clock.now += 99
+    room.registry.preloading.ended(room.agents[1], MODEL, loaded=True)
+    assert estimates.generation(MODEL) == before + 1
+
+
+def test_a_model_that_was_there_already_says_nothing_of_loads(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    room.clock.now += 0.01
+    room.registry.preloading.ended(room.agents[1], MODEL, loaded=True)
+    assert room.registry.learner.estimates.load.known(room.agents[1].id, MODEL)[1] == 0
+
+
 def test_a_model_that_was_loaded_with_options_is_left_to_requests(room: Room) -> None:
     begin(room).release()
     begin(room, Demand(MODEL, "num_ctx=8192"))

@@ -242,7 +242,10 @@ class ConcurrencyLimiter:
             agent.loaded_models.setdefault(model, LoadedModel("", self._fleet.clock()))
         if model in agent.loaded_models or model not in agent.loaders:
             agent.loading.pop(model, None)
+            agent.evicting.discard(model)
         agent.epoch += 1
+        if agent.health.phase is not Phase.HEALTHY:
+            self._ejection.gate(agent)
         if not agent.removed:
             self._fleet.memory_changed(agent)
             self._fleet.on_change(agent)

@@ -14,6 +14,7 @@ from .fleet import Fleet
 from .health import Phase
 from .limiter import ConcurrencyLimiter
 from .policies.adaptive import Adaptive
+from .scoring.learning import SHORTEST_LOAD
 from .selection import Selection
 
 DEMAND = 1.0
@@ -65,8 +66,9 @@ class Preloading:
     def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
         """The load is over."""
         seconds = self._fleet.clock() - self._began.pop((agent, model))
-        if loaded and not agent.removed:
-            self._fleet.learner.estimates.load.observe(agent.id, model, seconds)
+        if loaded and seconds >= SHORTEST_LOAD and not agent.removed:
+            estimates = self._fleet.learner.estimates
+            estimates.changed(model, estimates.load.observe(agent.id, model, seconds))
         self._limiter.load_ended(agent, model, loaded=loaded)
 
     def _wanted(self, now: float) -> Iterator[str]:
