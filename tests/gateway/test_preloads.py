@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.gateway.preloads import Preloads
+from tests.core.fakes import address
 from tests.core.room import MODEL, Room
 
 
@@ -28,23 +30,74 @@ class Prober:
         return True
 
 
+def remove(room: Room, agent: Agent) -> None:
+    room.registry.remove(agent)
+
+
+def lose(room: Room, agent: Agent) -> None:
+    room.registry.liveness.unreachable(agent, "gone")
+
+
+def move(room: Room, agent: Agent) -> None:
+    room.registry.register(agent.name, address(9))
+    room.registry.liveness.reached(agent)
+    room.registry.inventory.update_loaded(agent, [])
+
+
+async def begun(prober: Prober) -> tuple[Room, Preloads]:
+    """The load of a model on host b."""
+    room = Room("a", "b", slots=1)
+    a, b = room.agents
+    room.serve(a)
+    room.registry.limiter.take(a, MODEL, Demand(MODEL)).began()
+    preloads = Preloads(room.registry.preloading)
+    preloads.begin(cast(Any, prober))
+    assert list(b.loading) == [MODEL]
+    return room, preloads
+
+
+async def is_over(room: Room, preloads: Preloads) -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+    b = room.agents[1]
+    assert (b.loading, b.loaders, list(b.loaded_models)) == ({}, {}, [])
+    assert not preloads._tasks
+
+
 @pytest.mark.parametrize("error", [None, RuntimeError("no")])
 def test_a_load_that_is_given_up_or_fails_is_over(error: Exception | None) -> None:
     async def run() -> None:
-        room, prober = Room("a", "b", slots=1), Prober(error)
-        a, b = room.agents
-        room.serve(a)
-        room.registry.limiter.take(a, MODEL, Demand(MODEL)).began()
-        preloads = Preloads(room.registry.preloading)
-        preloads.begin(cast(Any, prober))
-        assert list(b.loading) == [MODEL]
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        prober = Prober(error)
+        room, preloads = await begun(prober)
         await asyncio.sleep(0)
         preloads.stop()
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await is_over(room, preloads)
         assert prober.asked == [("b", MODEL)]
-        assert (b.loading, b.loaders, list(b.loaded_models)) == ({}, {}, [])
-        assert not preloads._tasks
+
+    asyncio.run(run())
+
+
+def test_a_load_that_is_given_up_before_it_has_begun_is_over() -> None:
+    async def run() -> None:
+        prober = Prober()
+        room, preloads = await begun(prober)
+        preloads.stop()
+        await is_over(room, preloads)
+        assert not prober.asked
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("go", [lose, move, remove])
+def test_a_load_on_a_host_that_has_gone_is_given_up(go: Callable[[Room, Agent], None]) -> None:
+    async def run() -> None:
+        prober = Prober()
+        room, preloads = await begun(prober)
+        await asyncio.sleep(0)
+        preloads.begin(cast(Any, prober))
+        assert len(preloads._tasks) == 1
+        go(room, room.agents[1])
+        preloads.begin(cast(Any, prober))
+        await is_over(room, preloads)
 
     asyncio.run(run())

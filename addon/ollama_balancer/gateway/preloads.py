@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 
+from ..core.address import Address
 from ..core.agent import Agent
 from ..core.preloading import Preloading
+from ..text import one_line
 from .adapter import Prober
 from .tasks import run_in_background
 
@@ -16,27 +19,31 @@ logger = logging.getLogger(__name__)
 class Preloads:
     def __init__(self, preloading: Preloading) -> None:
         self._preloading = preloading
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[bool], tuple[Agent, Address]] = {}
 
     def begin(self, prober: Prober) -> None:
-        """Begin a load, if one is due."""
+        """Begin a load, if one is due, and give up those whose agents have gone: they would be waited for in vain."""
+        for task, (agent, address) in self._tasks.items():
+            if agent.removed or not agent.online or agent.address != address:
+                task.cancel()
         due = self._preloading.due()
         if due is not None:
-            task = run_in_background(self._load(prober, *due), "preload")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            agent, model = due
+            logger.info("Agent %s is to load %s, for which all slots are in use.", agent.name, one_line(model))
+            task = run_in_background(prober.load(agent, model), "preload")
+            self._tasks[task] = agent, agent.address
+            task.add_done_callback(functools.partial(self._ended, agent, model))
 
     def stop(self) -> None:
         """Give up those in progress, which their hosts then abort."""
         for task in self._tasks:
             task.cancel()
 
-    async def _load(self, prober: Prober, agent: Agent, model: str) -> None:
-        loaded = False
-        try:
-            logger.info("Agent %s is to load %s, for which all slots are in use.", agent.name, model)
-            loaded = await prober.load(agent, model)
-        finally:
-            self._preloading.ended(agent, model, loaded=loaded)
+    def _ended(self, agent: Agent, model: str, task: asyncio.Task[bool]) -> None:
+        # A callback, as a task that is cancelled before it has begun runs nothing of its own.
+        del self._tasks[task]
+        error = None if task.cancelled() else task.exception()
+        loaded = error is None and not task.cancelled() and task.result()
+        self._preloading.ended(agent, model, loaded=loaded)
         if not loaded:
-            logger.info("Agent %s has not loaded %s.", agent.name, model)
+            logger.info("Agent %s has not loaded %s.", agent.name, one_line(model), exc_info=error)

@@ -358,7 +358,7 @@ class Prober:
         except (CallError, ValueError) as e:
             logger.debug("Agent %s does not load %s: %r", agent.name, model, e)
             return False
-        return answer.status == 200
+        return answer.status == 200 and agent.address == address
 
     async def _running(self, address: Address) -> list[ModelEntry] | None:
         try:
