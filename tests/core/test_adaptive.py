@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ollama_balancer.core.agent import Agent
-from ollama_balancer.core.agent_records import Outcome
+from ollama_balancer.core.agent_records import MAX_LOADED, Outcome
 from ollama_balancer.core.decision import in_words
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
@@ -411,6 +411,23 @@ def test_nothing_is_left_when_all_have_ended() -> None:
     assert placement.use(MODEL).slots == placement.use("n:latest").slots == 0
     assert not placement.use(MODEL).slots_by_agent
     assert not placement.use(MODEL).free
+
+
+def test_names_that_clients_make_up_are_not_all_remembered_of_a_host_that_lists_nothing() -> None:
+    room = Room()
+    agent, _ = room.registry.register("llama", address(1))
+    room.registry.liveness.reached(agent)
+    first = room.registry.limiter.take(agent, "m0:latest")
+    first.began()
+    cached = agent.loaded_models["m0:latest"]
+    for number in range(1, 3 * MAX_LOADED):
+        lease = room.registry.limiter.take(agent, f"m{number}:latest")
+        lease.began()
+        lease.release()
+    assert len(agent.loaded_models) == MAX_LOADED
+    assert cached.gone
+    first.release()
+    assert agent.loaders == agent.answering == {}
 
 
 def test_a_slot_that_is_not_proven_costs_the_wait_that_it_may_mean() -> None:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+MAX_LOADED = 100
+"""Loaded models that are accepted from one agent, and remembered of one that does not list them."""
+
 MAX_SPEEDS = 1000
 """Models whose speed is kept per agent."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Set
 from typing import TYPE_CHECKING
 
 from .agent import Agent, size_of
-from .agent_records import LoadedModel
+from .agent_records import MAX_LOADED, LoadedModel
 from .fleet import Fleet
 
 if TYPE_CHECKING:
@@ -58,10 +58,6 @@ class ModelInterner:
 
 LIST_SECONDS = 2.0
 """Seconds that a host may take to list its loaded models."""
-
-MAX_LOADED = 100
-"""Loaded models that are accepted from one agent."""
-
 
 class Inventory:
     """`canonical_name` gives the one spelling of a model's name by which models are told apart."""

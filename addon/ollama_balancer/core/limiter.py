@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from .agent import Agent
-from .agent_records import LoadedModel, Outcome
+from .agent_records import MAX_LOADED, LoadedModel, Outcome
 from .concurrency import SlotLearner
 from .decision import Decision, ScoredCandidate
 from .demand import Demand
@@ -110,6 +110,9 @@ class ConcurrencyLimiter:
             agent.evicting.discard(model)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is None:
+            if not agent.memory_known and len(agent.loaded_models) >= MAX_LOADED:
+                # Nothing tells what it has evicted, and clients choose the names.
+                agent.loaded_models.pop(next(iter(agent.loaded_models))).gone = True
             loaded_model = agent.loaded_models[model] = LoadedModel(lease.demand.runner, lease.began_at)
             fleet.memory_changed(agent)
         else:
