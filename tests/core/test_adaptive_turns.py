@@ -249,6 +249,16 @@ def test_models_that_nobody_uses_any_more_make_room_for_others() -> None:
     assert placement.look("made-up-0").in_flight == 0
 
 
+def test_the_end_of_a_request_that_was_not_counted_leaves_no_model_with_fewer_than_none() -> None:
+    placement = Placement()
+    for number in range(MAX_MODELS):
+        placement.use(f"made-up-{number}").changed(1, 0, 1.0)
+    placement.use(MODEL).changed(1, 0, 1.0)
+    placement.use("made-up-0").changed(-1, 0, 2.0)
+    placement.use(MODEL).changed(-1, 0, 3.0)
+    assert placement.use(MODEL).in_flight == 0
+
+
 def test_figures_that_cannot_be_true_are_cut_to_what_may_be() -> None:
     room = Room("a", "b")
     a, b = room.agents

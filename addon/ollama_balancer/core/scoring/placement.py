@@ -49,7 +49,8 @@ class ModelUse:
         """The number of requests in flight has changed; `waiting` are queued."""
         self._average_load = self.average_load(waiting, now)
         self._changed_at = now
-        self.in_flight += by
+        # Less than none: it began when too many others were tracked.
+        self.in_flight = max(0, self.in_flight + by)
 
     def average_load(self, waiting: int, now: float) -> float:
         """Requests in flight and queued, averaged over the last minutes."""
