@@ -192,6 +192,16 @@ def test_what_was_seen_counts_more_than_what_gpus_have(room: Room) -> None:
     assert has_room(room, B), "part of it may be in the host's own memory"
 
 
+def test_what_was_seen_to_fit_counts_no_more_once_the_host_has_other_gpus(room: Room) -> None:
+    sizes = {"a": 10 * GB, "b": 20 * GB}
+    listed_files(room, **sizes)
+    with_gpus(room, 48 * GB)
+    listed(room, "a", "b", sizes=sizes)
+    with_gpus(room, 16 * GB)
+    listed(room, "a", sizes=sizes)
+    assert not has_room(room, B)
+
+
 def test_where_nothing_is_known_no_more_fits_than_most_gpus_have(room: Room) -> None:
     listed_files(room, a=14 * GB, b=14 * GB, c=4 * GB)
     listed(room, "a")

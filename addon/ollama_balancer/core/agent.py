@@ -314,6 +314,7 @@ class Agent:
         """It has other GPUs: what was learned of it does not hold any more."""
         self.rates.clear()
         self.stats.speeds.clear()
+        self.memory.forget_loads()
         self.epoch += 1
 
     def model_replaced(self, model: str) -> None:

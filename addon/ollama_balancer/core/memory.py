@@ -66,6 +66,10 @@ class Memory:
         self.gpus, self.capacity = (len(known), sum(known)) if len(known) == len(gpus) else (0, 0)
         return before != (self.gpus, self.capacity)
 
+    def forget_loads(self) -> None:
+        """It has other memory now: what was seen to fit, or not to, in its place says nothing."""
+        self.most = self.room = self.held = self.refused = 0
+
     def guess(self, model: str, size: int) -> None:
         """A model that has not been listed takes about as much as its file, whose size is 0 if it is not known."""
         if size and len(self.sizes) < MAX_SIZES:
