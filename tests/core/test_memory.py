@@ -10,7 +10,7 @@ from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
-from ollama_balancer.core.memory import EVIDENCE_SECONDS
+from ollama_balancer.core.memory import EVIDENCE_SECONDS, MAX_SIZES
 from tests.core.fakes import entries, report
 from tests.core.room import Room
 
@@ -198,6 +198,18 @@ def test_what_was_seen_to_fit_counts_no_more_once_the_host_has_other_gpus(room: 
     with_gpus(room, 48 * GB)
     listed(room, "a", "b", sizes=sizes)
     with_gpus(room, 16 * GB)
+    listed(room, "a", sizes=sizes)
+    assert not has_room(room, B)
+
+
+def test_the_sizes_of_models_that_were_listed_long_ago_make_room_for_others(room: Room, agent: Agent) -> None:
+    with_gpus(room, 16 * GB)
+    for first in range(0, 2 * MAX_SIZES, 100):
+        many = {f"m{number}": 1 for number in range(first, first + 100)}
+        listed(room, *many, sizes=many)
+    assert len(agent.memory.sizes) <= MAX_SIZES
+    sizes = {"a": 10 * GB, "b": 20 * GB}
+    listed_files(room, **sizes)
     listed(room, "a", sizes=sizes)
     assert not has_room(room, B)
 

@@ -53,8 +53,9 @@ class Memory:
         self.most = max(self.most, len(models))
         if len(models) > self.room:
             self.room = 0
-        if len(self.sizes) + len(sizes) <= MAX_SIZES:
-            self.sizes.update(sizes)
+        if len(self.sizes) + len(sizes) > MAX_SIZES:
+            self.sizes.clear()  # those of its files stand in for them
+        self.sizes.update(sizes)
         self.held = max(self.held, self.total(models))
         if self.held >= self.refused:
             self.refused = 0
