@@ -208,6 +208,7 @@ def test_the_sizes_of_models_that_were_listed_long_ago_make_room_for_others(room
         many = {f"m{number}": 1 for number in range(first, first + 100)}
         listed(room, *many, sizes=many)
     assert len(agent.memory.sizes) <= MAX_SIZES
+    listed(room)
     sizes = {"a": 10 * GB, "b": 20 * GB}
     listed_files(room, **sizes)
     listed(room, "a", sizes=sizes)
