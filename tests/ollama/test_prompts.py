@@ -96,6 +96,7 @@ def test_tools_that_may_be_called_are_seen(path: str, tools: object) -> None:
 
 
 def test_where_there_are_no_tools_none_are_seen() -> None:
+    assert not demand("/api/chat", b'{"messages": [], "tools": [\n]}').tools
     assert not demand("/api/generate", {"prompt": LONG, "tools": [TOOL]}).tools
 
 

@@ -40,6 +40,8 @@ LIGHT = 65_536
 Span = tuple[int, int]
 """The start and end offsets of a value in the body."""
 
+EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*+\]")
+
 _QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
 _MARKS = (b'"', b"[", b"]", b"{", b"}")
 

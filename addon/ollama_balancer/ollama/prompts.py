@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from .json_scanning import Scanner, Span, UnreadableError, written
+from .json_scanning import EMPTY_LIST, Scanner, Span, UnreadableError, written
 from .routes import Route
 from .shapes import CONTEXT_ENDS, Context
 
@@ -250,7 +250,7 @@ def _limit(shape: _Shape, body: bytes, members: Mapping[str, Span], options: dic
 
 
 def _has_elements(body: bytes, span: Span | None) -> bool:
-    return span is not None and body[span[0]] == ord("[") and span[1] - span[0] > len("[]")
+    return span is not None and body[span[0]] == ord("[") and EMPTY_LIST.fullmatch(body, *span) is None
 
 
 def _positive(value: object) -> int | None:

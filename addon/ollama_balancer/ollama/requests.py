@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .json_scanning import MAX_TEXT, Scanner, Span, UnreadableError, text_of, well_formed, written
+from .json_scanning import EMPTY_LIST, MAX_TEXT, Scanner, Span, UnreadableError, text_of, well_formed, written
 from .routes import Kind, Route, last_part
 
 MAX_PARTS = 1_000
@@ -105,7 +105,6 @@ def other_models(route: Route, body: bytes | None, parsed: ParsedRequest) -> lis
 
 _N = ord("n")
 _STREAM = {b"true": True, b"false": False}
-_EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*+\]")
 _ZERO = re.compile(rb"-?0(?:\.0++)?+(?:[eE][-+]?[0-9]++)?+")
 # As Go's time.ParseDuration: a sign, then numbers with units; a bare 0 needs none.
 _ZERO_DURATION = re.compile(r"[-+]?(?:0|(?:(?:0++(?:\.0*+)?+|\.0++)(?:ns|us|µs|μs|ms|s|m|h))++)")
@@ -143,7 +142,7 @@ def _is_empty(route: Route, body: bytes, members: dict[str, Span]) -> bool:
         return True
     if content == "prompt":
         return written(body, content_span, 2) == b'""'
-    return written(body, content_span, 4) == b"null" or _EMPTY_LIST.fullmatch(body, *content_span) is not None
+    return written(body, content_span, 4) == b"null" or EMPTY_LIST.fullmatch(body, *content_span) is not None
 
 
 # --- Forms ------------------------------------------------------------------------------------------------------------
