@@ -35,6 +35,14 @@ def test_a_model_that_is_new_to_an_agent_takes_what_others_take_times_its_own_fa
     assert figure.value("fast", "n") == pytest.approx(20, rel=0.2)
 
 
+def test_models_that_nothing_is_known_of_leave_nothing_when_they_are_replaced() -> None:
+    estimates = Estimates()
+    estimates.observe_output("m", 100)
+    for model in ("m", "n"):
+        estimates.forget_model(model)
+    assert estimates._generations == {"m": 2}
+
+
 def test_one_outlier_moves_an_estimate_a_little_and_a_lasting_change_moves_it_all_the_way() -> None:
     figure = Figure(20.0, 0.01, 1e5)
     for _ in range(20):

@@ -121,6 +121,6 @@ class Selection:
         fleet = self._fleet
         if not fleet.undiscovered:
             return None
-        exclude = [*exclude, *(agent for agent in fleet.undiscovered if model in agent.full)]
+        exclude = {*exclude, *(agent for agent in fleet.undiscovered if model in agent.full)}
         pool = self._pools.get(policy, UNKNOWN)
         return policy.select(pool, exclude) if pool else None

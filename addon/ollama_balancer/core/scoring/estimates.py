@@ -307,4 +307,4 @@ class Estimates:
         for figure in self.figures:
             figure.forget_model(model)
         self._output.pop(model, None)
-        self.changed(model, news=True)
+        self.changed(model, news=model in self._generations)  # else nothing was known of it
