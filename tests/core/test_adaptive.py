@@ -430,6 +430,23 @@ def test_names_that_clients_make_up_are_not_all_remembered_of_a_host_that_lists_
     assert agent.loaders == agent.answering == {}
 
 
+def test_what_is_learned_of_a_hosts_slots_counts_for_its_models_that_have_not_run_yet() -> None:
+    room = Room("a", models=("m", "n"))
+    agent, placement = room.agents[0], room.registry.learner.placement
+    room.registry.inventory.update_loaded(agent, entries("m", "n"))
+    for _ in range(3):
+        leases = [room.registry.limiter.take(agent, MODEL) for _ in range(agent.slots_for(MODEL))]
+        for lease in leases:
+            lease.began()
+        room.pass_time(5)
+        for lease in leases:
+            lease.release()
+    assert agent.slots_for("n:latest") > 2
+    assert placement.use("n:latest").slots == agent.slots_for("n:latest")
+    room.registry.limiter.start_over(agent)
+    assert placement.use("n:latest").slots == placement.use(MODEL).slots == 2
+
+
 def test_a_slot_that_is_not_proven_costs_the_wait_that_it_may_mean() -> None:
     room = Room("a", "b")
     for agent in room.agents:

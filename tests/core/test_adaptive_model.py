@@ -13,9 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.health import Phase
 from ollama_balancer.core.leases import Lease, SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
@@ -38,6 +40,7 @@ runners = st.sampled_from(("", "", "", *RUNNERS))
 inventories = st.sets(models).map(sorted)
 prefix_cache = st.integers(0, 3)
 counts = st.none() | st.sampled_from((0, 1, 4, 100, 5_000, LARGE))
+sizes = st.sampled_from((None, True, 0, -1, 1e99, 1, 10**10, 2**200))
 durations = st.none() | st.sampled_from((0.0, 1e-9, 0.05, 1.0, 30.0, LARGE / 1e9))
 
 
@@ -130,10 +133,17 @@ class AdaptiveMachine(RuleBasedStateMachine):
         if name in self.fleet:
             self.registry.update_metrics(name, report(at=self.clock.now, **more))
 
-    @rule(name=names, loaded=inventories)
-    def list_memory(self, name: str, loaded: list[str]) -> None:
+    @rule(name=names, loaded=inventories, sizes=st.lists(sizes, min_size=3, max_size=3))
+    def list_memory(self, name: str, loaded: list[str], sizes: list[Any]) -> None:
+        listed = [ModelEntry.model_validate({"name": n, "size": size}) for n, size in zip(loaded, sizes, strict=False)]
         if name in self.fleet:
-            self.registry.inventory.update_loaded(self.fleet[name], entries(*loaded))
+            self.registry.inventory.update_loaded(self.fleet[name], listed)
+
+    @rule(name=names, gpus=st.lists(st.sampled_from((None, 0, 10, 48 * 10**9, 2**53)), max_size=2))
+    def report_gpus(self, name: str, gpus: list[int | None]) -> None:
+        if name in self.fleet:
+            figures = [{"name": "GPU", "memory_total": size} for size in gpus]
+            self.registry.update_metrics(name, report(at=self.clock.now, gpus=figures))
 
     @rule(name=st.none() | names)
     def reach(self, name: str | None) -> None:
@@ -288,7 +298,9 @@ class AdaptiveMachine(RuleBasedStateMachine):
         return able and agent.may_have(key.model) and self.registry.selection.has_free_slot(agent, key.model)
 
     def stands_idle(self, agent: Agent, key: QueueKey, demand: Demand) -> bool:
-        """Whether it runs nothing and has in memory what is waited for."""
+        """Whether it runs nothing and has in memory what is waited for, and is not avoided."""
+        if agent in self.registry.avoidance.for_demand(demand):
+            return False
         warm = agent.loaded_models.get(key.model)
         ready = warm.runner in (None, demand.runner) if warm is not None else not agent.memory_known
         listed = agent.models is not None
@@ -381,6 +393,9 @@ class AdaptiveMachine(RuleBasedStateMachine):
             assert agent.loading.keys() <= agent.loaders.keys()
             assert agent.evicting <= agent.loading.keys()
             assert agent.full <= ours.keys()
+            assert agent.half_open_lease is None or agent.half_open_lease in self.leases
+            if not agent.removed and agent.health.phase is Phase.SLOW_START and not agent.running and not agent.loaders:
+                assert not agent.closed
         for model in MODELS:
             assert placement.use(model).in_flight == sum(n for (_, other), n in running.items() if other == model)
 
@@ -428,6 +443,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         assert not self.queue._models
         for agent in self.everybody:
             assert (agent.in_flight, agent.running, agent.loaders, agent.full) == (0, {}, {}, set())
+            assert (agent.loading, agent.evicting, agent.answering) == ({}, set(), {})
             self.registry.remove(agent)
         for model in MODELS:
             use = self.registry.learner.placement.use(model)

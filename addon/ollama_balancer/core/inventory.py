@@ -59,6 +59,7 @@ class ModelInterner:
 LIST_SECONDS = 2.0
 """Seconds that a host may take to list its loaded models."""
 
+
 class Inventory:
     """`canonical_name` gives the one spelling of a model's name by which models are told apart."""
 

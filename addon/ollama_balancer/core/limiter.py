@@ -92,7 +92,7 @@ class ConcurrencyLimiter:
     def start_over(self, agent: Agent) -> None:
         """The agent went offline, or is another one now: forget what was learned of its slots."""
         agent.learners = {}
-        for model in agent.running:
+        for model in agent.running.keys() | agent.placed:
             self._refit(agent, model)
 
     def answer_began(self, lease: SlotLease) -> None:
@@ -296,8 +296,13 @@ class ConcurrencyLimiter:
             agent.epoch += 1
             (agent.full.add if full else agent.full.discard)(model)
             self._fleet.pools.slots_changed(agent, model, full=full)
+        placement = self._fleet.learner.placement
         if changed or not agent.fixed_slots:
-            self._fleet.learner.placement.refit(agent, model, slots)
+            placement.refit(agent, model, slots)
+        if not agent.fixed_slots and (others := agent.placed - agent.learners.keys()):
+            slots = agent.first_limit()
+            for other in others:
+                placement.refit(agent, other, slots)
 
     def _watch_overlap(self, agent: Agent, model: str, learner: SlotLearner) -> None:
         """Call the learner again when its overlap will have lasted."""
