@@ -9,7 +9,7 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.preloading import AGENTS, AT_ONCE, PAUSE
+from ollama_balancer.core.preloading import AGENTS, AT_ONCE, MODELS, PAUSE
 from tests.core.fakes import entries
 from tests.core.room import MODEL, Room
 
@@ -184,6 +184,36 @@ def test_a_model_is_loaded_only_where_it_is(room: Room) -> None:
     room.registry.inventory.update_models(room.agents[1], [ModelEntry(name="other")])
     begin(room)
     assert due(room) is None
+
+
+def test_a_model_of_the_cloud_is_loaded_nowhere(room: Room) -> None:
+    entry = ModelEntry.model_validate({"name": "m", "remote_host": "https://ollama.com:443"})
+    room.registry.inventory.update_models(room.agents[1], [entry])
+    begin(room)
+    assert due(room) is None
+
+
+class Counted(dict[str, float]):
+    """Counts how often it is looked into."""
+
+    looks = 0
+
+    def __contains__(self, key: object) -> bool:
+        Counted.looks += 1
+        return super().__contains__(key)
+
+
+def test_of_many_hosts_that_all_have_too_much_to_do_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [f"m{number}:latest" for number in range(2 * MODELS)]
+    room = Room(*(f"a{number}" for number in range(3 * AGENTS)), slots=1, models=models)
+    for agent in room.agents:
+        room.registry.inventory.update_loaded(agent, entries(*models))
+        for model in models:
+            room.registry.limiter.take(agent, model, Demand(model)).began()
+        monkeypatch.setattr(agent, "loading", Counted())
+    Counted.looks = 0
+    assert due(room) is None
+    assert 0 < Counted.looks <= MODELS * AGENTS
 
 
 def test_of_a_large_fleet_some_are_looked_at() -> None:

@@ -6,7 +6,7 @@ nobody anything but memory.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from .agent import Agent
@@ -14,6 +14,7 @@ from .fleet import Fleet
 from .health import Phase
 from .limiter import ConcurrencyLimiter
 from .policies.adaptive import Adaptive
+from .random_set import RandomSet
 from .scoring.learning import SHORTEST_LOAD
 from .selection import Selection
 
@@ -27,7 +28,6 @@ PAUSE = 600.0
 
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
-
 
 MODELS, AGENTS = 8, 64
 """Models, and of each as many agents, that are looked at in one turn: a bound on its work."""
@@ -55,8 +55,8 @@ class Preloading:
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
         self._asked = {pair: at for pair, at in self._asked.items() if now - at < PAUSE}
-        for model in islice(self._wanted(now), MODELS):
-            agent = self._best(model, now)
+        for model, holders in islice(self._wanted(now), MODELS):
+            agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
                 self._began[agent, model] = self._asked[agent, model] = now
                 self._limiter.load_began(agent, model)
@@ -71,39 +71,47 @@ class Preloading:
             estimates.changed(model, estimates.load.observe(agent.id, model, seconds))
         self._limiter.load_ended(agent, model, loaded=loaded)
 
-    def _wanted(self, now: float) -> Iterator[str]:
-        """Models whose slots do not suffice, and which nobody is loading."""
+    def _wanted(self, now: float) -> Iterator[tuple[str, RandomSet[Agent]]]:
+        """Models whose slots do not suffice, and who has them loaded."""
         placement = self._fleet.learner.placement
         models = placement.in_use()
         first = int(self._fleet.chance() * len(models))
         for model, use in models[first:] + models[:first]:
             waiting = self._fleet.waiting(model)
-            enough = use.in_flight + waiting < DEMAND * use.slots
-            if enough or not use.slots or any(model in agent.loading for agent in use.holders):
+            if not use.slots or use.in_flight + waiting < DEMAND * use.slots:
                 continue
-            if DEMAND <= placement.demand_per_slot(model, waiting, now) < math.inf and _is_plain(model, use.holders):
-                yield model
+            if DEMAND <= placement.demand_per_slot(model, waiting, now) < math.inf:
+                yield model, use.holders
+
+    def _some(self, agents: RandomSet[Agent]) -> Collection[Agent]:
+        """Them all, or of many some."""
+        return agents if len(agents) <= AGENTS else agents.draw(self._fleet.chance, AGENTS)
+
+    def _may_load(self, model: str, holders: Collection[Agent]) -> bool:
+        """Whether nobody is loading the model, and requests do not have it loaded with options, which are not known
+        here, as far as answers of those holders have shown.
+        """
+        if any(loading == model and agent.eligible for agent, loading in self._began):
+            return False
+        if any(model in agent.loading for agent in holders):
+            return False
+        runners = {agent.loaded_models[model].runner for agent in holders if model in agent.loaded_models}
+        return runners - {None} == {""}
 
     def _best(self, model: str, now: float) -> Agent | None:
         """The fastest of those that have the model and room for it, in a large fleet of some."""
         estimates, pool = self._fleet.learner.estimates, self._fleet.pools.get(self._selection.policy, model)
         if pool is None:
             return None
-        best, most, members = None, 0.0, pool.candidates.members
-        for agent in members if len(members) <= AGENTS else members.draw(self._fleet.chance, AGENTS):
+        best, most = None, 0.0
+        for agent in self._some(pool.candidates.members):
             if not agent.eligible or agent.health.phase is not Phase.HEALTHY or not agent.memory_known:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
                 continue
-            if (agent, model) in self._asked or not agent.has_room(model, now):
+            if (agent, model) in self._asked or agent.has_remotely(model) or not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:
                 best, most = agent, power
         return best
-
-
-def _is_plain(model: str, holders: Iterable[Agent]) -> bool:
-    """Whether it is loaded with no options of its own, as far as answers have shown: others are not known here."""
-    runners = {agent.loaded_models[model].runner for agent in holders if model in agent.loaded_models}
-    return runners - {None} == {""}
