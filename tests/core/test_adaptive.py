@@ -380,6 +380,26 @@ def test_a_load_that_takes_much_longer_than_it_should_holds_up_no_other_model() 
     assert room.find("n:latest") is room.agents[0]
 
 
+def test_a_load_that_begins_anew_again_and_again_holds_up_no_other_model_for_ever() -> None:
+    room = Room("host", models=("m", "n"), slots=4)
+    agent, other = room.agents[0], "n:latest"
+    for name in ("n", "m", "n"):
+        room.clock.now += 5
+        room.registry.inventory.update_loaded(agent, entries(name))
+    waits = room.registry.limiter.take(agent, MODEL)
+    room.wait("x", other)
+    for _ in range(round(4 * LOAD / 5)):
+        room.pass_time(4)
+        next_one = room.take()
+        room.pass_time(1)
+        waits.release(Outcome.CANCELLED)
+        waits = next_one
+        assert MODEL in agent.loading
+    assert "x" in room.granted
+    waits.release(Outcome.CANCELLED)
+    assert not agent.restarted
+
+
 def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_looked_at() -> None:
     clock = Clock()
     registry = new_registry(clock, mode="adaptive", chance=random.Random(3).random)

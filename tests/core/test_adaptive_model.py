@@ -391,7 +391,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             assert agent.in_flight == sum(ours.values())
             assert sum(agent.loaders.values()) == loads[agent]
             assert agent.loading.keys() <= agent.loaders.keys()
-            assert agent.evicting <= agent.loading.keys()
+            assert agent.evicting | agent.restarted <= agent.loading.keys()
             assert agent.full <= ours.keys()
             assert agent.half_open_lease is None or agent.half_open_lease in self.leases
             if not agent.removed and agent.health.phase is Phase.SLOW_START and not agent.running and not agent.loaders:

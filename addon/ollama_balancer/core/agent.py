@@ -110,6 +110,8 @@ class Agent:
     """Models that are being loaded, and since when."""
     evicting: set[str] = field(default_factory=set)
     """Of those, the models for which it has to evict another one, and is not known to have done so."""
+    restarted: set[str] = field(default_factory=set)
+    """Of those it is loading, the models whose load has begun anew since the request that caused it left."""
     memory_known: bool = False
     """Whether its loaded models are known since it came online."""
     clock_lead: float = float("inf")

@@ -106,8 +106,7 @@ class ConcurrencyLimiter:
         loaded = False
         if lease.loading:
             self._loads_no_more(lease)
-            loaded = agent.loading.pop(model, None) is not None
-            agent.evicting.discard(model)
+            loaded = self._load_is_over(agent, model)
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is None:
             if not agent.memory_known and len(agent.loaded_models) >= MAX_LOADED:
@@ -244,8 +243,7 @@ class ConcurrencyLimiter:
         if loaded and agent.memory_known:
             agent.loaded_models.setdefault(model, LoadedModel("", self._fleet.clock()))
         if model in agent.loaded_models or model not in agent.loaders:
-            agent.loading.pop(model, None)
-            agent.evicting.discard(model)
+            self._load_is_over(agent, model)
         agent.epoch += 1
         if agent.health.phase is not Phase.HEALTHY:
             self._ejection.gate(agent)
@@ -273,14 +271,23 @@ class ConcurrencyLimiter:
             loaded_model.runner = None
         if model not in agent.loading:
             return False
-        # If another request waits for the load, the host starts it again.
         if model in agent.loaders:
-            agent.loading[model] = self._fleet.clock()
+            # Another request waits for the load: the host starts it again. That counts once, or requests that leave
+            # one after the other would hold up those for other models for ever.
+            if model not in agent.restarted:
+                agent.restarted.add(model)
+                agent.loading[model] = self._fleet.clock()
             return False
-        del agent.loading[model]
-        agent.evicting.discard(model)
+        self._load_is_over(agent, model)
         self._fleet.memory_changed(agent)
         return True
+
+    @staticmethod
+    def _load_is_over(agent: Agent, model: str) -> bool:
+        """Whether there was one in progress."""
+        agent.evicting.discard(model)
+        agent.restarted.discard(model)
+        return agent.loading.pop(model, None) is not None
 
     @staticmethod
     def _loads_no_more(lease: SlotLease) -> None:
