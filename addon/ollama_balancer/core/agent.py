@@ -378,11 +378,6 @@ class Agent:
         entry = self.models.get(model) if self.models is not None else None
         return 0 if entry is None else size_of(entry)
 
-    def has_remotely(self, model: str) -> bool:
-        """Whether its model of that name runs in Ollama's cloud: it only passes requests on."""
-        entry = self.models.get(model) if self.models is not None else None
-        return entry is not None and bool((entry.model_extra or {}).get("remote_host"))
-
     @property
     def _reported_fits(self) -> int | None:
         return self.metrics.max_loaded_models if self.metrics is not None else None

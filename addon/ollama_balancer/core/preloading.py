@@ -109,9 +109,15 @@ class Preloading:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
                 continue
-            if (agent, model) in self._asked or agent.has_remotely(model) or not agent.has_room(model, now):
+            if (agent, model) in self._asked or _is_remote(agent, model) or not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:
                 best, most = agent, power
         return best
+
+
+def _is_remote(agent: Agent, model: str) -> bool:
+    """Whether the agent's model of that name runs in Ollama's cloud: it only passes requests on."""
+    entry = (agent.models or {}).get(model)
+    return entry is not None and bool((entry.model_extra or {}).get("remote_host"))
