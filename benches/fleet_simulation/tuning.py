@@ -52,9 +52,9 @@ SCENES = {
     "large": Scene(LARGE),
     "sampled": Scene(LARGE, settings=SAMPLED),
 }
-"""`busy`: near what the fleet can do. `gentle`, `steep`: the same, where requests at the same time slow each other hardly
-at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing is known
-yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five
+"""`busy`: near what the fleet can do. `gentle`, `steep`: the same, where requests at the same time slow each other
+hardly at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing is
+known yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five
 minutes. `large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
 
 
