@@ -80,6 +80,35 @@ def test_a_host_that_refuses_is_not_asked_again_at_once(room: Room) -> None:
     assert due(room) == "b"
 
 
+def test_a_host_on_which_a_load_never_ends_does_not_keep_others_from_it() -> None:
+    room = Room("a", "b", "c", slots=1)
+    room.serve(room.agents[0])
+    begin(room)
+    first = room.registry.preloading.due()
+    assert first is not None
+    for _ in range(2):
+        room.pass_time(PAUSE / 2)
+        assert due(room) is None
+    room.registry.preloading.ended(*first, loaded=False)
+    found = room.registry.preloading.due()
+    assert found is not None
+    assert found != first
+
+
+def test_a_load_is_not_begun_twice(room: Room) -> None:
+    begin(room)
+    assert due(room) == "b"
+    b = room.agents[1]
+    lease = room.registry.limiter.take(b, MODEL, Demand(MODEL))
+    lease.began()
+    lease.release()
+    room.pass_time(PAUSE)
+    room.registry.inventory.update_loaded(b, [])
+    assert due(room) is None
+    room.registry.preloading.ended(b, MODEL, loaded=False)
+    assert (b.loading, b.loaders) == ({}, {})
+
+
 def test_a_host_that_does_not_keep_what_it_loads_is_not_asked_without_end(room: Room) -> None:
     begin(room)
     assert due(room) == "b"

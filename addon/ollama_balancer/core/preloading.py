@@ -24,7 +24,8 @@ DEMAND = 1.0
 `--tune preloading.DEMAND`: 0.5 is as good, 2 is worse, and so is never to do it."""
 
 PAUSE = 600.0
-"""Seconds after which an agent is asked for the same model again: it may refuse, or not keep what it loads."""
+"""Seconds from the end of a load until the agent is asked for the model again: it may refuse or never end it, or not
+keep what it loads."""
 
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
@@ -43,8 +44,8 @@ class Preloading:
         self.on = True
         self._began: dict[tuple[Agent, str], float] = {}
         """The loads in progress, and since when."""
-        self._asked: dict[tuple[Agent, str], float] = {}
-        """When each agent was asked for a model, of the last `PAUSE` seconds."""
+        self._ended: dict[tuple[Agent, str], float] = {}
+        """When loads ended, of the last `PAUSE` seconds."""
 
     def due(self) -> tuple[Agent, str] | None:
         """The agent that is to load a model (a canonical name) now; it counts as loading it from here on.
@@ -54,18 +55,19 @@ class Preloading:
         now = self._fleet.clock()
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
-        self._asked = {pair: at for pair, at in self._asked.items() if now - at < PAUSE}
+        self._ended = {pair: at for pair, at in self._ended.items() if now - at < PAUSE}
         for model, holders in islice(self._wanted(now), MODELS):
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
-                self._began[agent, model] = self._asked[agent, model] = now
+                self._began[agent, model] = now
                 self._limiter.load_began(agent, model)
                 return agent, model
         return None
 
     def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
         """The load is over."""
-        seconds = self._fleet.clock() - self._began.pop((agent, model))
+        now = self._ended[agent, model] = self._fleet.clock()
+        seconds = now - self._began.pop((agent, model))
         if loaded and seconds >= SHORTEST_LOAD and not agent.removed:
             estimates = self._fleet.learner.estimates
             estimates.changed(model, estimates.load.observe(agent.id, model, seconds))
@@ -109,7 +111,9 @@ class Preloading:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
                 continue
-            if (agent, model) in self._asked or _is_remote(agent, model) or not agent.has_room(model, now):
+            if (agent, model) in self._began or (agent, model) in self._ended:
+                continue
+            if _is_remote(agent, model) or not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:
