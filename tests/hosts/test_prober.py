@@ -13,7 +13,7 @@ from ollama_balancer.core.agent import Source, Status
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import ACTIVITY_SECONDS, Prober
-from tests.core.fakes import new_registry
+from tests.core.fakes import entries, new_registry
 
 
 @asynccontextmanager
@@ -98,5 +98,28 @@ def test_who_does_not_let_a_probe_in_is_unauthorized_until_it_does() -> None:
                 if shown is Status.UNAUTHORIZED:
                     assert agent.reason is not None
                     assert status.decode()[:3] in agent.reason
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_another_machine_has_loaded_says_nothing_of_an_agent_that_has_moved(moves: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'{"model": "m"}')
+        if moves:
+            registry.register("a", Address("10.0.0.9", 11434))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    registry = new_registry()
+
+    async def test() -> None:
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            agent, _ = registry.register("a", Address(*server.sockets[0].getsockname()[:2]), Source.STATIC)
+            registry.inventory.update_models(agent, entries("m"))
+            assert await prober.load(agent, "m:latest") is not moves
 
     asyncio.run(test())
