@@ -15,6 +15,7 @@ from ..ollama.errors import model_not_found
 from ..ollama.names import canonical_name
 from ..ollama.requests import ParsedRequest, names_model, other_models
 from ..ollama.routes import Kind, find_route
+from ..storage.token import DEFAULT_FILE
 from .callers import Caller
 from .context import RequestContext
 from .decisions import Answer, error
@@ -108,8 +109,8 @@ class Access:
             if always:
                 return Refusal(
                     401,
-                    "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token (the start-up "
-                    f"log says where it is) or with a key that has the right {rights[0]}",
+                    "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token (by default in "
+                    f"{DEFAULT_FILE} on its machine) or with a key that has the right {rights[0]}",
                 )
             return Refusal(401, f"{given}: whoever runs the balancer gives one; {HOW_TO_PRESENT}")
         problem = key.problem(self.wall())
