@@ -39,8 +39,12 @@ class Scene:
 LARGE = Shape(24, 6, 0.8, 120.0, 60.0, failures=False)
 SAMPLED = (("core.scoring.candidates:ALL", 8), ("core.scoring.scorer:ALL", 8))
 
+BUSY = Shape(12, 9, 0.7, 250.0, 150.0, failures=False)
+
 SCENES = {
-    "busy": Scene(Shape(12, 9, 0.7, 250.0, 150.0, failures=False)),
+    "busy": Scene(BUSY),
+    "gentle": Scene(BUSY, settings=(("lab.hosts:SLOWDOWN", 0.1),)),
+    "steep": Scene(BUSY, settings=(("lab.hosts:SLOWDOWN", 1.0),)),
     "crowded": Scene(Shape(8, 24, 0.6, 300.0, 150.0, failures=False)),
     "start": Scene(Shape(12, 9, 0.6, 200.0, 0.0, failures=False)),
     "slots": Scene(Shape(12, 3, 0.7, 600.0, 0.0, failures=False), slots_known=False),
@@ -48,9 +52,10 @@ SCENES = {
     "large": Scene(LARGE),
     "sampled": Scene(LARGE, settings=SAMPLED),
 }
-"""`busy`: near what the fleet can do. `crowded`: more models than fit in memory. `start`: nothing is known yet.
-`slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five minutes.
-`large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
+"""`busy`: near what the fleet can do. `gentle`, `steep`: the same, where requests at the same time slow each other
+hardly at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing is
+known yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five
+minutes. `large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +83,22 @@ IMPORTED = {
 """Constants that another module imports by name: which."""
 
 
-def _of(scene: str, module: str, **grids: tuple[float, ...]) -> dict[str, Constant]:
+def _of(scene: str, module: str, mark: str = "", **grids: tuple[float, ...]) -> dict[str, Constant]:
+    """`mark` tells the same constant in another scene."""
     short = module.rpartition(".")[2]
     found = {}
     for name, grid in grids.items():
         places: tuple[str, ...] = (f"{module}:{name}",)
         if places[0] in IMPORTED:
             places += (f"{IMPORTED[places[0]]}:{name}",)
-        found[f"{short}.{name}"] = Constant(places, grid, scene)
+        found[f"{short}.{name}{mark}"] = Constant(places, grid, scene)
     return found
 
 
 CONSTANTS: dict[str, Constant] = {
     **_of("busy", "core.agent", SLOWDOWN=(0.1, 0.2, 0.4, 0.6, 1.0)),
+    **_of("gentle", "core.agent", "@gentle", SLOWDOWN=(0.1, 0.4, 1.0)),
+    **_of("steep", "core.agent", "@steep", SLOWDOWN=(0.1, 0.4, 1.0)),
     **_of(
         "busy",
         "core.scoring.agent_estimate",

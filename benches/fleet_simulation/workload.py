@@ -9,7 +9,8 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from ollama_balancer.lab.hosts import SLOWDOWN, Model, Spec
+from ollama_balancer.lab import hosts as simulated
+from ollama_balancer.lab.hosts import Model, Spec
 from ollama_balancer.lab.workload import Request, Workload
 
 THINKING = 20.0
@@ -120,7 +121,7 @@ def capacity(
 
 def power(host: Spec) -> float:
     """What a host does with all its slots of one model busy; 1: as much as one of speed 1 with one slot."""
-    return host.speed * host.parallel / (1 + SLOWDOWN * (host.parallel - 1))
+    return host.speed * host.parallel / (1 + simulated.SLOWDOWN * (host.parallel - 1))
 
 
 def _requests(

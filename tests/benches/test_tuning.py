@@ -26,7 +26,7 @@ def test_each_constant_is_where_the_table_says_and_is_among_the_values_that_are_
     for place in constant.places:
         module, _, attribute = place.partition(":")
         assert getattr(import_module(f"ollama_balancer.{module}"), attribute) == constant.value
-        assert attribute == name.partition(".")[2]
+        assert attribute == name.partition("@")[0].partition(".")[2]
     assert any(math.isclose(value, constant.value) for value in constant.grid)
     assert len(constant.grid) > 1
     assert constant.scene in SCENES

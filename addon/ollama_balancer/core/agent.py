@@ -35,7 +35,7 @@ SLOWDOWN = 0.4
 
 Source: the sample results in the README of llama.cpp's batched-bench (LLaMA 7B, F16): 2 at once take 1.63 times as long
 each, 4 take 2.23, 8 take 2.39, which is 0.63, 0.41 and 0.20. `--tune agent.SLOWDOWN`: flat from 0.1 to 1 where that of
-the hosts is 0.4."""
+the hosts is 0.4, and where it is 0.1 or 1 (`agent.SLOWDOWN@gentle`, `agent.SLOWDOWN@steep`): it need not be learned."""
 
 NOT_HEARD_OF = "not contacted yet"
 
