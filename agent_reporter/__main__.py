@@ -45,6 +45,9 @@ def main() -> None:
         code = asyncio.run(_run(options))
     except KeyboardInterrupt:
         code = 0
+    except BrokenPipeError:  # whoever read what --print prints has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        code = 1
     sys.exit(code)
 
 

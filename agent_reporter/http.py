@@ -89,7 +89,7 @@ async def call(
                     sock=made, ssl=_tls() if tls else None, server_hostname=host if tls else None
                 )
             except OSError as error:
-                raise ConnectError(_reason(error)) from error
+                raise ConnectError(reason_of(error)) from error
             connected = True
             try:
                 peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
@@ -108,7 +108,7 @@ async def call(
         what = "whole answer" if connected else "connection"
         raise CallTimeoutError(f"no {what} within {timeout:g} s", connected=connected) from None
     except Exception as error:  # whatever becomes of a hostile answer
-        raise CallError(_reason(error)) from error
+        raise CallError(reason_of(error)) from error
 
 
 async def _read_answer(reader: asyncio.StreamReader, peer: h11.Connection, limit: int) -> Answer:
@@ -141,7 +141,7 @@ def parse_json(body: bytes) -> Any:
     return pydantic_core.from_json(body, allow_inf_nan=False)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Why it failed, in the operating system's words where it has some."""
     if isinstance(error, h11.RemoteProtocolError):
         return f"its answer is not HTTP: {error}"

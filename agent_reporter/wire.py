@@ -142,7 +142,9 @@ def check_size(body: bytes) -> bytes:
 
 def describe(errors: list[Any]) -> str:
     """Pydantic's list of errors (`ValidationError.errors()`) in one line that names each field; at most five."""
-    parts = [f"{'.'.join(str(p) for p in e['loc']) or 'body'}: {e['msg']}" for e in errors[:5]]
+    parts = [
+        f"{'.'.join(str(p) for p in e['loc']) or 'body'}: {e['msg'].removeprefix('Value error, ')}" for e in errors[:5]
+    ]
     if len(errors) > 5:
         parts.append(f"and {len(errors) - 5} more")
     return "; ".join(parts)

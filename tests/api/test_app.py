@@ -465,6 +465,13 @@ def test_a_bad_report_is_400_and_names_the_field_and_changes_nothing(api: Api, b
     assert api.call("GET", "/api/agents/a").json() == before
 
 
+def test_a_bad_report_is_told_what_is_accepted(api: Api) -> None:
+    fleet(api.registry, "a")
+    answer = api.call("POST", "/api/agents/a/metrics", METRICS | {"timestamp": "2026-01-31T12:00:00"})
+    says = "timestamp: must be an RFC 3339 time with a zone, such as 2026-01-31T12:00:00Z"
+    assert answer.json() == {"error": says}
+
+
 # The whole
 
 

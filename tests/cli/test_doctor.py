@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ollama_balancer.cli.doctor import agents, machine, ports
+from ollama_balancer.cli.doctor import agents, folder, machine, ports
 from ollama_balancer.cli.doctor.findings import Level, Report, ok, problem, warning
 from ollama_balancer.cli.doctor.settings import read
 from ollama_balancer.core.address import Address
@@ -43,6 +45,24 @@ def test_a_clock_that_was_never_set_is_found() -> None:
 @pytest.mark.parametrize(("limit", "queue_size", "level"), [(1024, 1000, Level.PROBLEM), (1024, 400, Level.OK)])
 def test_the_open_file_limit_is_measured_by_the_queue(limit: int, queue_size: int, level: Level) -> None:
     assert [each.level for each in machine.open_files(limit, queue_size)] == [level]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks for the flags of a file system")
+def test_a_disk_that_takes_nothing_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def found() -> list[str]:
+        return [each.what for each in folder.check(tmp_path, token_given=True)]
+
+    assert found() == [f"folder {tmp_path}"]
+    with monkeypatch.context() as full:
+        usage = shutil.disk_usage(tmp_path)
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 << 20))
+        assert found() == [f"the disk of {tmp_path} is full: 3 MiB are free"]
+    status = os.statvfs(tmp_path)
+    flags = os.statvfs_result((*status[:8], status.f_flag | os.ST_RDONLY, status.f_namemax))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert found() == [f"{tmp_path} cannot be written by this user"]
+    monkeypatch.setattr(os, "statvfs", lambda _: flags)
+    assert found() == [f"{tmp_path} is on a read-only file system"]
 
 
 def test_names_are_looked_up_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -115,3 +115,13 @@ def test_what_root_adds_belongs_to_the_balancers_user(command: Command) -> None:
     files = list(command.folder.iterdir())
     assert command.folder / FILE_NAME in files
     assert {(path.stat().st_uid, path.stat().st_gid) for path in files} == {(12345, 12345)}
+
+
+def test_only_the_help_of_add_speaks_of_defaults(command: Command) -> None:
+    def told(action: str) -> str:
+        with pytest.raises(SystemExit):
+            command(action, "--help")
+        return " ".join(command.capsys.readouterr().out.split())
+
+    assert "requests a minute (no limit)" in told("add")
+    assert "requests a minute --tpm" in told("set")

@@ -153,6 +153,8 @@ def test_hosts_that_do_not_have_the_model_are_no_failure_unless_none_has_it(flee
     assert fleet.post("/api/delete", {"model": "spread"}, method="DELETE").status_code == 200
     gone = fleet.post("/api/delete", {"model": "spread"}, method="DELETE")
     assert (gone.status_code, gone.json()) == (404, {"error": "model 'spread' not found"})
+    line = r"3 agents +spread +404  DELETE /api/delete\n {10}model 'spread' not found\n"
+    wait_until(lambda: re.search(line, fleet.proxy.log), "its line says it once")
     alike = fleet.post("/api/create", {"model": "x"})
     assert (alike.status_code, alike.json()) == (400, {"error": "neither 'from' or 'files' was specified"})
 

@@ -37,7 +37,7 @@ def test_the_option_wins_over_the_environment_and_adaptive_is_the_default(tmp_pa
         ("balancer_retries=many", "integer"),
         (
             "balancer_agent=http://127.0.0.1:1",
-            "there is no such option; the balancer's options are balancer_access, balancer_access_log, balancer_agents",
+            "there is no such option; did you mean balancer_agents? The balancer's options are balancer_access, ",
         ),
         ("balancer_token=short", "8 to 512 visible ASCII characters"),
         ("balancer_allow_from=office", "it takes addresses and networks such as 203.0.113.7"),

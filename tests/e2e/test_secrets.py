@@ -174,6 +174,7 @@ def test_wrong_tokens_are_slowed_and_the_right_one_is_not(tmp_path: Path) -> Non
             slowed = proxy.control(*drain, token="another-wrong-token")
             assert slowed.status_code == 429
             assert 0 < int(slowed.headers["Retry-After"]) <= 60
+            assert f"try again in {slowed.headers['Retry-After']} s" in slowed.text
         wrong = origin | {"Authorization": "Bearer a-wrong-token"}
         assert proxy.http.get("/api/tags", headers=wrong).status_code == 429
         assert proxy.http.get("/api/tags", headers=origin).status_code == 403

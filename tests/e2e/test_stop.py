@@ -215,7 +215,7 @@ def test_what_has_changed_is_kept_though_the_program_is_killed(tmp_path: Path) -
         proxy.process.wait(PATIENCE)
     with running_proxy(tmp_path) as proxy:
         assert set(proxy.agents()) == {"one"}
-        assert "Restored 1 registered agents" in proxy.log
+        assert "Restored 1 registered agent." in proxy.log
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def test_a_host_that_reports_and_cannot_be_reached_gets_no_request_and_is_told_w
             wait_until(lambda: "reaches this host's Ollama again" in reporter.err[reported:], "it is told that, too")
             assert proxy.generate(headers={"X-Balancer-Agent": "far"}).status_code == 200
             hosts.kill(far)
-            assert proxy.generate(headers={"X-Balancer-Agent": "far"}).status_code == 502
+            refused = proxy.generate(headers={"X-Balancer-Agent": "far"})
+            assert refused.status_code == 502
+            assert "connection refused" in refused.text
+            assert "Errno" not in refused.text
             # Reports go on. They alone do not bring it back.
             wait_until(lambda: reporter.err.count("cannot reach this host's Ollama") == 2, "it is told again")
             assert proxy.agents()["far"]["status"] == "unreachable"

@@ -120,6 +120,19 @@ def test_who_may_not_come_in_is_told_why(access: Access, caller: Caller, status:
     assert refusal.status == status
 
 
+@pytest.mark.parametrize(
+    ("rights", "says"),
+    [(INFER, "or with a key that has the right infer"), (tuple(Right), "or with any valid key")],
+)
+def test_who_calls_without_a_token_is_told_where_it_is_and_which_key_does(
+    access: Access, rights: tuple[Right, ...], says: str
+) -> None:
+    refusal = access.refusal(Caller("c"), rights, always=True)
+    assert refusal is not None
+    assert "by default in ~/.mitmproxy/ollama-balancer-token" in refusal.message
+    assert refusal.message.endswith(says)
+
+
 def test_where_no_key_can_be_checked_only_the_token_counts(access: Access) -> None:
     access.keyring = Keyring(problem="damaged at /somewhere")
     for caller in (Caller("c"), Caller("c", key=KEY)):

@@ -8,7 +8,7 @@ from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.ledger import FIELDS, NO_KEY, TOKEN, Entry, Query
 from ollama_balancer.core.registry import AgentRegistry
 from ollama_balancer.core.stats import RequestMetrics
-from ollama_balancer.gateway.accounting import Accounting, entry_of, summarize
+from ollama_balancer.gateway.accounting import Accounting, entry_of, summarize, summarize_unrouted
 from ollama_balancer.gateway.attempts import FailureKind, failure_kind
 from ollama_balancer.gateway.callers import Caller
 from ollama_balancer.gateway.context import RequestContext
@@ -79,6 +79,15 @@ def test_a_model_or_a_path_that_a_client_has_made_up_is_no_label() -> None:
     context.end(Outcome.FAILED, "not found")
     told = summarize(context, registry)
     assert (told.agent, told.model, told.route, told.outcome) == ("", "other", "other", "refused")
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(429, "rejected"), (503, "refused")])
+def test_a_caller_over_its_limit_is_no_failure_of_the_fleet(status: int, outcome: str) -> None:
+    registry, context = make(Clock())
+    context.status = status
+    context.end(Outcome.FAILED, "over a limit")
+    assert summarize(context, registry).outcome == outcome
+    assert summarize_unrouted("/api/chat", status).outcome == outcome
 
 
 def test_cancels_are_told_apart() -> None:

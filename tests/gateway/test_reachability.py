@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,7 +14,7 @@ import pytest
 from agent_reporter.http import CallTimeoutError, ConnectError
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source, Status
-from ollama_balancer.gateway.reachability import LONGEST_REASON, reachability_headers
+from ollama_balancer.gateway.reachability import LONGEST_REASON, plain_reason, reachability_headers
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import Prober, explain
 from tests import jumping_loop
@@ -111,6 +113,19 @@ def test_a_refused_connection_says_where_ollama_has_to_listen() -> None:
     assert "OLLAMA_HOST=0.0.0.0" in there
 
 
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        (f"[Errno {errno.ECONNREFUSED}] Connect call failed ('10.0.0.5', 11434)", "connection refused"),
+        (f"[Errno {errno.EHOSTUNREACH}] Connect call failed ('10.0.0.5', 1)", os.strerror(errno.EHOSTUNREACH)),
+        ("[Errno -2] Name or service not known", "Name or service not known"),
+        ("timeout", "timeout"),
+    ],
+)
+def test_a_failed_connection_is_told_in_plain_words(raw: str, plain: str) -> None:
+    assert plain_reason(raw) == plain
+
+
 def test_a_connection_that_is_dropped_names_the_firewall_and_the_port() -> None:
     why = explain(address(5), CallTimeoutError("no connection within 2 s", connected=False))
     assert why.startswith(
@@ -121,7 +136,8 @@ def test_a_connection_that_is_dropped_names_the_firewall_and_the_port() -> None:
 
 
 def test_a_name_that_is_not_known_asks_for_an_address() -> None:
-    assert "--advertise http://IP:PORT" in explain(Address("gpu.lan", 11434), ConnectError("host not found"))
+    for why in ("host not found", "Name or service not known"):
+        assert "--advertise http://IP:PORT" in explain(Address("gpu.lan", 11434), ConnectError(why))
 
 
 def test_a_reporter_is_told_while_its_host_is_unreachable_and_in_a_header_that_is_plain_and_short() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -137,6 +139,17 @@ def test_print_writes_one_report_as_json_and_needs_no_balancer_and_no_token(tmp_
     report = AgentMetrics.model_validate(json.loads(reporter.out))
     assert report.ollama_ok is True
     assert [model.name for model in report.loaded_models or []] == ["tiny:latest"]
+
+
+@needs_signals
+def test_print_ends_quietly_when_its_reader_has_left() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with StubOllama() as ollama:
+        command = [sys.executable, "-m", "agent_reporter", "--print", "--ollama", ollama.url]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_once_and_print_together_report_and_show_what_was_reported(tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ def _export(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     except NoFilesError as e:
         parser.error(str(e))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        sys.exit(1)
+        raise  # not an error: see main
     except OSError as e:
         sys.exit(f"{options.output or 'standard output'} cannot be written: {e.strerror or e}")
     if counts.others:

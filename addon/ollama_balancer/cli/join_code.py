@@ -18,7 +18,8 @@ from agent_reporter.http import CallError, call
 from ..api.join_models import NewJoinCode
 from ..api.models import Error
 from ..api.paths import JOIN_CODES
-from ..core.join_codes import DEFAULT_SECONDS
+from ..core.join_codes import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS
+from ..storage.keys import HOST_NAME
 from ..text import one_line
 from .keys import duration
 from .top import DEFAULT_URL, KEY_ENVIRONMENT, find_key
@@ -34,8 +35,15 @@ def add_command(commands: Any) -> None:
     """Add the subcommand to those of argparse."""
     parser = commands.add_parser("join-code", help=TEXT[0].lower() + TEXT[1:-1], description=TEXT)
     add = parser.add_argument
-    add("--name", metavar="HOST", help="the name that the host gets, which may have joined before (the host's own)")
-    add("--expires", metavar="TIME", type=duration, default=DEFAULT_SECONDS, help="how long it is valid, up to 1d (1h)")
+    add(
+        "--name",
+        metavar="HOST",
+        type=_host_name,
+        help="the name that the host gets, which may have joined before (the host's own)",
+    )
+    add(
+        "--expires", metavar="TIME", type=_validity, default=DEFAULT_SECONDS, help="how long it is valid, up to 1d (1h)"
+    )
     add("--balancer", metavar="URL", default=DEFAULT_URL, help=f"the balancer ({DEFAULT_URL})")
     add(
         "--key-file",
@@ -46,6 +54,21 @@ def add_command(commands: Any) -> None:
     )
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=lambda options: _run(parser, options))
+
+
+def _host_name(text: str) -> str:
+    if HOST_NAME.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            "1 to 59 letters, digits and . _ -, beginning and ending with a letter or digit"
+        )
+    return text
+
+
+def _validity(text: str) -> float:
+    seconds = duration(text)
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError("a time from 1m to 1d")
+    return seconds
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

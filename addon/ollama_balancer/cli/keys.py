@@ -52,47 +52,46 @@ def add_command(commands: Any) -> None:
         return added
 
     add = action("add", _add, "Add a key and print it: it cannot be seen again.")
-    add.add_argument("name")
-    _add_settings(add)
+    _add_name(add)
+    _add_settings(add, new=True)
     listed = action("list", _list, "List all keys, without their secrets.")
     listed.add_argument("--json", action="store_true", help="print JSON")
     show = action("show", _show, "Show a key, without its secret.")
-    show.add_argument("name")
+    _add_name(show)
     show.add_argument("--json", action="store_true", help="print JSON")
     change = action("set", _set, "Change what is given of a key; an empty value takes a limit away.")
-    change.add_argument("name")
-    _add_settings(change)
+    _add_name(change)
+    _add_settings(change, new=False)
     for name, disabled in (("disable", True), ("enable", False)):
         switch = action(name, _switch(disabled), f"{name.capitalize()} a key.")
-        switch.add_argument("name")
+        _add_name(switch)
     rotate = action("rotate", _rotate, "Give a key a new secret and print it; the old one stays valid for a while.")
-    rotate.add_argument("name")
+    _add_name(rotate)
     rotate.add_argument(
         "--overlap", metavar="TIME", type=duration, default=DEFAULT_OVERLAP, help="how long both are valid (1d)"
     )
     remove = action("remove", _remove, "Remove a key.")
-    remove.add_argument("name")
+    _add_name(remove)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--rights", metavar="LIST", type=_rights, help=f"some of {','.join(Right)} (infer)")
-    add(
-        "--models",
-        metavar="LIST",
-        type=_models,
-        help="patterns of models that it may use: 'qwen3*,nomic-*' (all)",
-    )
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the key's name")
+
+
+def _add_settings(parser: argparse.ArgumentParser, *, new: bool) -> None:
+    """`new`: what is not given has a default, which the help says; else it stays as it is."""
+
+    def add(option: str, text: str, default: str, **details: Any) -> None:
+        parser.add_argument(option, help=f"{text} ({default})" if new else text, **details)
+
+    add("--rights", f"some of {','.join(Right)}", "infer", metavar="LIST", type=_rights)
+    add("--models", "patterns of models that it may use: 'qwen3*,nomic-*'", "all", metavar="LIST", type=_models)
     for option, (_, text) in _LIMITS.items():
-        add(f"--{option}", metavar="N", type=_limit, help=f"{text} (no limit)")
-    add("--priority", choices=[each.label for each in Priority], help="in the queue (normal)")
-    add(
-        "--expires",
-        metavar="TIME",
-        type=_expiry,
-        help="when it expires: in 90d, or on a day as 2027-01-31 (never)",
-    )
-    add("--note", metavar="TEXT", help="a line for people")
+        add(f"--{option}", text, "no limit", metavar="N", type=_limit)
+    add("--priority", "in the queue", "normal", choices=[each.label for each in Priority])
+    expires = "when it expires: in 90d, or on a day as 2027-01-31" + ("" if new else ", or never")
+    add("--expires", expires, "never", metavar="TIME", type=_expiry)
+    parser.add_argument("--note", metavar="TEXT", help="a line for people")
 
 
 def _run(run: Action, options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The command `ollama-balancer`: each subcommand is a module beside this one."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,15 @@ READ_THEIR_OWN = {"serve": serve.serve, "view": view.view, "lab": lab.lab, "inst
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        sys.exit(1)
+
+
+def _run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="ollama-balancer",
         description="A load balancer for a fleet of Ollama hosts. Without a command it starts: "

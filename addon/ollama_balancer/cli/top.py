@@ -32,7 +32,7 @@ HEADERS = {"User-Agent": "ollama-balancer-top"}
 
 KEY_ENVIRONMENT = "OLLAMA_BALANCER_KEY"
 
-TEXT = "Shows a balancer's fleet and refreshes it until Ctrl-C."
+TEXT = "Show a balancer's fleet and refresh it until Ctrl-C."
 
 TIMEOUT = 5.0
 """Seconds that an answer may take."""
@@ -205,7 +205,7 @@ def show(
 
 def add_command(commands: Any) -> None:
     """Add the subcommand to those of argparse."""
-    parser = commands.add_parser("top", help=TEXT, description=TEXT)
+    parser = commands.add_parser("top", help=TEXT[0].lower() + TEXT[1:-1], description=TEXT)
     _add_arguments(parser)
     parser.set_defaults(run=lambda options: _run(parser, options))
 

@@ -22,7 +22,7 @@ MAX_PAIRS = 5_000
 OTHER = "other"
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "rejected", "refused")
-"""How a request ends. `rejected`: with a 4xx, as the request itself is at fault; `refused`: by the balancer itself."""
+"""How a request ends. `rejected`: with a 4xx, the request or its caller is at fault; `refused`: by the balancer."""
 
 REMOVED = "(removed)"
 """In the place of the names of agents that are long gone."""

@@ -15,6 +15,7 @@ from ..ollama.errors import model_not_found
 from ..ollama.names import canonical_name
 from ..ollama.requests import ParsedRequest, names_model, other_models
 from ..ollama.routes import Kind, find_route
+from ..storage.token import DEFAULT_FILE
 from .callers import Caller
 from .context import RequestContext
 from .decisions import Answer, error
@@ -106,18 +107,18 @@ class Access:
         if key is None:
             given = "this key is not known" if caller.presented else "this call needs a key"
             if always:
+                needed = "any valid key" if len(rights) == len(Right) else f"a key that has the right {rights[0]}"
                 return Refusal(
                     401,
-                    "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token (the start-up "
-                    f"log says where it is) or with a key that has the right {rights[0]}",
+                    "this call needs the header 'Authorization: Bearer TOKEN' with the balancer's token (by default in "
+                    f"{DEFAULT_FILE} on its machine) or with {needed}",
                 )
             return Refusal(401, f"{given}: whoever runs the balancer gives one; {HOW_TO_PRESENT}")
         problem = key.problem(self.wall())
         if problem is not None:
             return Refusal(401, f"{problem}: whoever runs the balancer can give another")
         if key.rights.isdisjoint(rights) and not any(key.has(right) for right in rights):
-            needed = " or ".join(rights)
-            return Refusal(403, f"key {key.name!r} lacks the right that this call needs: {needed}")
+            return Refusal(403, f"key {key.name!r} lacks the right that this call needs: {' or '.join(rights)}")
         return None
 
     def admit(self, context: RequestContext, parsed: ParsedRequest, body: bytes | None) -> Answer | None:

@@ -39,7 +39,7 @@ def summarize(context: RequestContext, registry: AgentRegistry) -> RequestSummar
         gone = "client_waiting" if agent is None else "client"
         cancelled_by = KILLED if context.problem == KILLED else gone
     elif context.outcome is Outcome.FAILED and not context.attempts:
-        outcome = "refused"
+        outcome = _without_agent(context.status)
     return RequestSummary(
         agent=agent.name if agent is not None else "",
         model=model if not model or registry.inventory.has_model(model) else OTHER,
@@ -60,16 +60,21 @@ def summarize(context: RequestContext, registry: AgentRegistry) -> RequestSummar
 def summarize_unrouted(path: str, status: int | None, cancelled_by: str = "") -> RequestSummary:
     """Summarize a request that ended before it was routed: `status` of the answer, or None if it was cancelled."""
     route = find_route(path)
-    refused = "rejected" if status is not None and outcome_of(status) is Outcome.REJECTED else "refused"
     return RequestSummary(
         agent="",
         model="",
         route=route.path if route is not None else OTHER,
-        outcome="cancelled" if status is None else refused,
+        outcome="cancelled" if status is None else _without_agent(status),
         seconds=0.0,
         cancelled_by=cancelled_by,
         status=status,
     )
+
+
+def _without_agent(status: int | None) -> str:
+    """How a request ends that the balancer has answered itself. A caller over a limit of its own is no failure."""
+    at_fault = status is not None and (status == 429 or outcome_of(status) is Outcome.REJECTED)
+    return "rejected" if at_fault else "refused"
 
 
 def is_listed(context: RequestContext) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import h11
 
 from agent_reporter.connecting import connect
+from agent_reporter.http import reason_of
 
 from ..core.address import Address
 from .headers import has_control_characters
@@ -190,10 +191,8 @@ async def _connect(address: Address, seconds: float) -> socket.socket:
             return await connect(address.host, address.port)
     except TimeoutError:
         raise UnreachableError(f"not reached within {seconds:g} s") from None
-    except socket.gaierror as error:
-        raise UnreachableError(error.strerror or "host not found") from error
     except OSError as error:
-        raise UnreachableError(error.strerror or str(error) or type(error).__name__) from error
+        raise UnreachableError(reason_of(error)) from error
 
 
 async def _send(

@@ -33,6 +33,7 @@ from .attempts import FailureKind, outcome_of
 from .combined_answers import FRAMING, combined, streamed_head
 from .descriptors import is_local_failure
 from .messages import AgentRequest, Fields, Response, date
+from .reachability import cannot_connect
 from .tasks import run_in_background
 from .timeouts import OFFLINE_SILENCE, Timeouts
 
@@ -271,7 +272,7 @@ class FanOut:
         except CallError as e:
             ours, unreachable = is_local_failure(e), isinstance(e, UnreachableError)
             if unreachable and not ours:
-                self._unreachable(agent, f"cannot connect: {e}")
+                self._unreachable(agent, cannot_connect(agent.address, str(e)))
             kind = FailureKind.TIMEOUT if isinstance(e, CallTimeoutError) else FailureKind.BROKEN
             kind = FailureKind.CONNECT if unreachable else kind
             problem = "the balancer cannot open a connection" if ours else str(e)

@@ -1,6 +1,8 @@
 """Explains why a host is unreachable and what to do: for the log, the dashboard and the reporter."""
 
 import errno
+import os
+import re
 
 from ..core.address import Address
 from ..core.agent import Agent, Status
@@ -12,6 +14,19 @@ LONGEST_REASON = 400
 """Characters of a reason in a header."""
 
 
+_NUMBER = re.compile(r"^\[Errno -?\d{1,5}\] ")
+_FAILED = re.compile(r"\[Errno (\d{1,4})\] Connect call failed")
+
+
+def plain_reason(text: str) -> str:
+    """Why a connection failed, as mitmproxy has it from asyncio, without the number, and in the system's words."""
+    failed = _FAILED.search(text)
+    if failed is None:
+        return _NUMBER.sub("", text)
+    number = int(failed[1])
+    return "connection refused" if number == errno.ECONNREFUSED else os.strerror(number)
+
+
 def cannot_connect(address: Address, why: str) -> str:
     """The error and its remedy in one line; `why` comes from the system or a timeout."""
     return "; ".join(connection_problem(address, why))
@@ -19,7 +34,7 @@ def cannot_connect(address: Address, why: str) -> str:
 
 def connection_problem(address: Address, why: str) -> tuple[str, str]:
     """The error, and its remedy."""
-    if "refused" in why or f"[Errno {errno.ECONNREFUSED}]" in why:
+    if "refused" in why:
         if address.host in ("localhost", "::1") or address.host.startswith("127."):
             what = "check that Ollama runs there, on that port"
         else:
@@ -31,8 +46,8 @@ def connection_problem(address: Address, why: str) -> tuple[str, str]:
         what = (
             f"check the address, and that no firewall blocks TCP port {address.port} between the balancer and the host"
         )
-    elif "not found" in why:
-        what = "the balancer cannot resolve that name: use an IP address (--advertise http://IP:PORT)"
+    elif "not found" in why or "not known" in why:
+        what = "the balancer cannot resolve that name: use an IP address (with a reporter: --advertise http://IP:PORT)"
     else:
         what = "check the address and the firewalls in between"
     return f"cannot connect: {why} at {address}", what

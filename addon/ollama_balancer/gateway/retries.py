@@ -13,7 +13,7 @@ from .attempts import CORRECTIONS, Failure, FailureKind
 from .context import RequestContext
 from .decisions import Answer, Forward, Wait
 from .descriptors import is_local_failure
-from .reachability import cannot_connect
+from .reachability import cannot_connect, plain_reason
 from .refusals import retry_after, why_refused
 from .router import Router
 from .tasks import run_in_background
@@ -56,7 +56,7 @@ class Retries:
 
     def _without_answer(self, failure: Failure, context: RequestContext) -> tuple[FailureKind, str]:
         """The kind of failure and its reason."""
-        reason = one_line(failure.reason)
+        reason = plain_reason(one_line(failure.reason))
         kind = FailureKind.BROKEN if failure.connected else FailureKind.CONNECT
         if context.timed_out:
             kind, reason = FailureKind.TIMEOUT, f"no first byte within {self.timeouts.response:g} s"

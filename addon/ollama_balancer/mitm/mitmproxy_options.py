@@ -1,5 +1,6 @@
 """The balancer's options as mitmproxy's: added to them, read from them, and what is wrong with them at the start."""
 
+import difflib
 import os
 from collections.abc import Sequence
 
@@ -62,10 +63,13 @@ def misplaced_options(options: OptManager) -> list[str]:
     """
     own_names = sorted(name for name in options.keys() if name.startswith(PREFIX))  # noqa: SIM118 - no mapping
     unknown = [name for name in options.deferred if name.startswith(PREFIX)]
-    known = ", ".join(own_names)
-    return [
-        f"{name}: there is no such option; the balancer's options are {known}" for name in unknown
-    ] + _find_stray_value(options, own_names)
+    return [_no_such_option(name, own_names) for name in unknown] + _find_stray_value(options, own_names)
+
+
+def _no_such_option(name: str, own_names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, own_names, 1)
+    hint = f"did you mean {close[0]}? The" if close else "the"
+    return f"{name}: there is no such option; {hint} balancer's options are {', '.join(own_names)}"
 
 
 def _find_stray_value(options: OptManager, own_names: Sequence[str]) -> list[str]:

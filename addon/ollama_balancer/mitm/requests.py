@@ -140,7 +140,7 @@ class Requests:
         throttled = error_of(
             flow,
             429,
-            "too many wrong tokens or keys from this address; the balancer's log says where its token is stored",
+            f"too many wrong tokens or keys from this address: try again in {seconds} s",
         )
         throttled.headers["Retry-After"] = str(seconds)
         return throttled

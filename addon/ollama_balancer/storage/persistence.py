@@ -73,7 +73,7 @@ class Persistence:
     def restore_agents(self) -> None:
         count = self._state.restore(self._registry)
         if count:
-            logger.info("Restored %d registered agents.", count)
+            logger.info("Restored %d registered agent%s.", count, "" if count == 1 else "s")
 
     async def restore_learned(self) -> None:
         """Take in what was known of the agents, also of those that are yet to join."""

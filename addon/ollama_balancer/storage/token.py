@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "OLLAMA_BALANCER_TOKEN"
 FILE_NAME = "ollama-balancer-token"
+DEFAULT_FILE = f"~/.mitmproxy/{FILE_NAME}"
 MAX_LENGTH = 512
 
 

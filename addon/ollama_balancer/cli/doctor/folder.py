@@ -1,6 +1,7 @@
 """mitmproxy's folder, which holds the balancer's files."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from .settings import CONFIG_FILES, MAX_CONFIG
 
 PRIVATE = (tokens.FILE_NAME, keys.FILE_NAME, usage.FILE_NAME, AUDIT_FILE, "mitmproxy-ca.pem", "mitmproxy-ca.p12")
 """Files that only the balancer's user may read."""
+
+FREE_MIB = 16
+"""What the balancer's files need at least to be written anew."""
 
 
 def check(folder: Path, *, token_given: bool) -> Iterator[Finding]:
@@ -30,7 +34,7 @@ def check(folder: Path, *, token_given: bool) -> Iterator[Finding]:
 def _folder(folder: Path) -> Iterator[Finding]:
     try:
         existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        is_folder, status = existing.is_dir(), existing.stat()
+        is_folder, status, free = existing.is_dir(), existing.stat(), shutil.disk_usage(existing).free >> 20
     except OSError as e:
         yield problem(f"{folder} cannot be looked at: {e.strerror or e}", "give another one: --set confdir=FOLDER")
         return
@@ -40,13 +44,25 @@ def _folder(folder: Path) -> Iterator[Finding]:
             f"remove {existing}, or give another folder: --set confdir=FOLDER",
         )
     elif not os.access(existing, os.W_OK | os.X_OK):
+        if _is_read_only(existing):
+            yield problem(f"{folder} is on a read-only file system", "give another one: --set confdir=FOLDER")
+        else:
+            yield problem(
+                f"{folder} cannot be written by this user",
+                f"start the balancer as its owner, or change that: chown -R {_user()} {existing}",
+            )
+    elif free < FREE_MIB:
         yield problem(
-            f"{folder} cannot be written by this user",
-            f"start the balancer as its owner, or change that: chown -R {_user()} {existing}",
+            f"the disk of {folder} is full: {free} MiB are free",
+            "make room, or give another folder: --set confdir=FOLDER",
         )
     elif os.name == "posix" and existing == folder and status.st_mode & 0o022:
         mode = stat.S_IMODE(status.st_mode)
         yield problem(f"other users can change files in {folder} (mode {mode:04o})", f"chmod 700 {folder}")
+
+
+def _is_read_only(path: Path) -> bool:
+    return os.name == "posix" and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _files(folder: Path) -> Iterator[Finding]:
