@@ -253,17 +253,33 @@ class Client(Connection):
             self.transport.write(answer(200, b"OK", json.dumps(told).encode()))
         elif method == "POST" and path in ("/api/chat", "/api/embed"):
             self.infer(json.loads(body), embedding=path == "/api/embed")
+        elif method == "POST" and path == "/api/generate":
+            self.load(json.loads(body))
         elif method == "POST" and path == "/crash" and self.server is self.fleet.oracle:
             self.fleet.crash(**json.loads(body))
             self.transport.write(answer(200, b"OK", b"{}"))
         else:
             self.transport.write(answer(404, b"Not Found", b'{"error":"not found"}'))
 
-    def infer(self, body: dict[str, Any], *, embedding: bool) -> None:
+    def model(self, body: dict[str, Any]) -> Model | None:
+        """The one that the request names; without it the request is refused."""
         model = self.fleet.models.get(body["model"])
         if model is None:
             error = {"error": f'model "{body["model"]}" not found, try pulling it first'}
             self.transport.write(answer(404, b"Not Found", json.dumps(error).encode()))
+        return model
+
+    def load(self, body: dict[str, Any]) -> None:
+        """A request without a prompt: to have the model loaded."""
+        model = self.model(body)
+        if model is not None:
+            self.fleet.engine.catch_up()
+            self.job = Job(model, 0, 1, 1, began=lambda: None, ended=self.loaded)
+            self.server.submit(self.job)
+
+    def infer(self, body: dict[str, Any], *, embedding: bool) -> None:
+        model = self.model(body)
+        if model is None:
             return
         truth = Truth.of(body)
         self.fleet.engine.catch_up()
@@ -288,6 +304,12 @@ class Client(Connection):
         job = self._over(whole)
         if whole:
             self.transport.write(answer(200, b"OK", json.dumps(vectors(job)).encode()))
+
+    def loaded(self, whole: bool) -> None:
+        job = self._over(whole)
+        if whole:
+            event = {"model": job.model.name, "response": "", "done": True, "done_reason": "load"}
+            self.transport.write(answer(200, b"OK", json.dumps(event).encode()))
 
     def _over(self, whole: bool) -> Job:
         job, self.job = self.job, None

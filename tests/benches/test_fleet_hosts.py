@@ -67,6 +67,11 @@ async def embed(port: int, model: str = MODEL.name) -> httpx.Response:
         return await client.post(f"http://127.0.0.1:{port}/api/embed", json=body, timeout=None)
 
 
+async def load(port: int) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return await client.post(f"http://127.0.0.1:{port}/api/generate", json={"model": MODEL.name}, timeout=None)
+
+
 async def embed_when_open(port: int) -> httpx.Response:
     while True:
         try:
@@ -88,6 +93,19 @@ def test_an_embedding_is_answered_as_ollama_answers_it() -> None:
     assert shape(answer.json()) == shape(json.loads(truth["body"]["text"]))
     assert list(answer.json()) == list(json.loads(truth["body"]["text"]))
     assert answer.json()["prompt_eval_count"] == 3
+
+
+def test_a_request_without_a_prompt_loads_the_model_and_is_no_visit() -> None:
+    async def asked() -> tuple[httpx.Response, Fleet]:
+        async with running() as (fleet, ports):
+            return await load(ports.hosts[0]), fleet
+
+    (answer, fleet), truth = asyncio.run(asked()), recorded("generate_load_empty_prompt")
+    assert answer.status_code == truth["status"]
+    assert answer.json().items() >= {"response": "", "done": True, "done_reason": "load"}.items()
+    assert answer.json().keys() <= json.loads(truth["body"]["text"]).keys()
+    assert list(fleet.hosts[0].runners) == [MODEL.name]
+    assert not fleet.visits
 
 
 def test_a_model_that_is_not_there_is_refused_in_the_words_of_ollama() -> None:
