@@ -270,9 +270,12 @@ class Client(Connection):
         return model
 
     def load(self, body: dict[str, Any]) -> None:
-        """A request without a prompt: to have the model loaded."""
+        """A request without a prompt: to have the model loaded, unless it is one for embeddings."""
         model = self.model(body)
-        if model is not None:
+        if model is not None and not model.output:
+            error = {"error": f'"{body["model"]}" does not support generate'}
+            self.transport.write(answer(400, b"Bad Request", json.dumps(error).encode()))
+        elif model is not None:
             self.fleet.engine.catch_up()
             self.job = Job(model, 0, 1, 1, began=lambda: None, ended=self.loaded)
             self.server.submit(self.job)

@@ -24,13 +24,15 @@ from tests.simulator.support import eventually
 
 SPEED = 200.0
 MODEL = Model("m:latest", pace=20.0, prefill=800.0, load=5.0, output=20.0, digest=0.0)
+EMBEDDING_MODEL = Model("e:latest", pace=1.0, prefill=800.0, load=5.0, output=0.0, digest=0.0)
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
 
 @asynccontextmanager
 async def running(hosts: int = 1, *, placed: bool = False) -> AsyncIterator[tuple[Fleet, Ports]]:
     specs, places = [asdict(Spec(1.0, 1.0, 1, 1))] * hosts, [[MODEL.name] if placed else []] * hosts
-    fleet = Fleet(Setting(specs, [asdict(MODEL)], SPEED, asdict(Goal()), places))
+    models = [asdict(MODEL), asdict(EMBEDDING_MODEL)]
+    fleet = Fleet(Setting(specs, models, SPEED, asdict(Goal()), places))
     try:
         yield fleet, await fleet.listen()
     finally:
@@ -67,9 +69,9 @@ async def embed(port: int, model: str = MODEL.name) -> httpx.Response:
         return await client.post(f"http://127.0.0.1:{port}/api/embed", json=body, timeout=None)
 
 
-async def load(port: int) -> httpx.Response:
+async def load(port: int, model: str = MODEL.name) -> httpx.Response:
     async with httpx.AsyncClient(trust_env=False) as client:
-        return await client.post(f"http://127.0.0.1:{port}/api/generate", json={"model": MODEL.name}, timeout=None)
+        return await client.post(f"http://127.0.0.1:{port}/api/generate", json={"model": model}, timeout=None)
 
 
 async def embed_when_open(port: int) -> httpx.Response:
@@ -106,6 +108,16 @@ def test_a_request_without_a_prompt_loads_the_model_and_is_no_visit() -> None:
     assert answer.json().keys() <= json.loads(truth["body"]["text"]).keys()
     assert list(fleet.hosts[0].runners) == [MODEL.name]
     assert not fleet.visits
+
+
+def test_a_model_for_embeddings_is_loaded_by_none() -> None:
+    async def asked() -> tuple[httpx.Response, Fleet]:
+        async with running() as (fleet, ports):
+            return await load(ports.hosts[0], EMBEDDING_MODEL.name), fleet
+
+    answer, fleet = asyncio.run(asked())
+    assert (answer.status_code, answer.json()) == (400, {"error": '"e:latest" does not support generate'})
+    assert not fleet.hosts[0].runners
 
 
 def test_a_model_that_is_not_there_is_refused_in_the_words_of_ollama() -> None:
