@@ -77,6 +77,7 @@ IMPORTED = {
     "core.agent:SLOWDOWN": "core.scoring.agent_estimate",
     "core.scoring.agent_estimate:LONGEST_LOAD": "core.selection",
     "core.health:EJECTION_THRESHOLD": "core.ejection",
+    "core.scoring.learning:SHORTEST_LOAD": "core.preloading",
     "core.health:SLOW_START_SECONDS": "core.ejection",
     "core.scoring.candidates:ALL": "core.scoring.scorer",
 }
