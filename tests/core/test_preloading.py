@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from agent_reporter.wire import ModelEntry
+from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.preloading import AGENTS, AT_ONCE, MODELS, PAUSE
+from ollama_balancer.core.preloading import AGENTS, AT_ONCE, MODELS, PAUSE, REFUSALS
 from tests.core.fakes import entries
 from tests.core.room import MODEL, Room
 
@@ -33,11 +34,16 @@ def due(room: Room) -> str | None:
     return None if found is None else found[0].name
 
 
-def test_a_model_whose_slots_are_all_in_use_is_loaded_on_one_more_host(room: Room) -> None:
-    assert due(room) is None
+def loading(room: Room) -> Agent:
+    """The host that loads the model ahead of demand."""
     begin(room)
     assert due(room) == "b"
-    b = room.agents[1]
+    return room.agents[1]
+
+
+def test_a_model_whose_slots_are_all_in_use_is_loaded_on_one_more_host(room: Room) -> None:
+    assert due(room) is None
+    b = loading(room)
     assert list(b.loading) == [MODEL]
     assert due(room) is None, "it is on its way"
     room.clock.now += 9
@@ -95,10 +101,21 @@ def test_a_host_on_which_a_load_never_ends_does_not_keep_others_from_it() -> Non
     assert found != first
 
 
-def test_a_load_is_not_begun_twice(room: Room) -> None:
+def test_a_model_that_several_hosts_refuse_is_left_alone() -> None:
+    room = Room("a", *(f"h{number}" for number in range(2 * REFUSALS)), slots=1)
+    room.serve(room.agents[0])
     begin(room)
-    assert due(room) == "b"
-    b = room.agents[1]
+    asked = 0
+    while (found := room.registry.preloading.due()) is not None:
+        room.registry.preloading.ended(*found, loaded=False)
+        asked += 1
+    assert asked == REFUSALS
+    room.pass_time(PAUSE + 1)
+    assert room.registry.preloading.due() is not None
+
+
+def test_a_load_is_not_begun_twice(room: Room) -> None:
+    b = loading(room)
     lease = room.registry.limiter.take(b, MODEL, Demand(MODEL))
     lease.began()
     lease.release()
@@ -110,9 +127,7 @@ def test_a_load_is_not_begun_twice(room: Room) -> None:
 
 
 def test_a_host_that_does_not_keep_what_it_loads_is_not_asked_without_end(room: Room) -> None:
-    begin(room)
-    assert due(room) == "b"
-    b = room.agents[1]
+    b = loading(room)
     room.registry.preloading.ended(b, MODEL, loaded=True)
     room.clock.now += 5
     room.registry.inventory.update_loaded(b, [])
@@ -127,9 +142,7 @@ def test_a_host_that_does_not_answer_any_more_is_left_alone(room: Room) -> None:
 
 
 def test_a_host_that_leaves_while_it_loads_leaves_nothing(room: Room) -> None:
-    begin(room)
-    assert due(room) == "b"
-    b = room.agents[1]
+    b = loading(room)
     room.registry.remove(b)
     room.registry.preloading.ended(b, MODEL, loaded=True)
     assert b.loading == b.loaders == {}
@@ -137,9 +150,7 @@ def test_a_host_that_leaves_while_it_loads_leaves_nothing(room: Room) -> None:
 
 
 def test_a_host_in_slow_start_gets_requests_again_as_soon_as_the_load_is_over(room: Room) -> None:
-    begin(room)
-    assert due(room) == "b"
-    b = room.agents[1]
+    b = loading(room)
     room.registry.liveness.unreachable(b, "gone")
     room.registry.liveness.reached(b)
     assert not b.eligible
@@ -148,9 +159,7 @@ def test_a_host_in_slow_start_gets_requests_again_as_soon_as_the_load_is_over(ro
 
 
 def test_a_load_that_a_request_has_begun_anew_leaves_nothing(room: Room) -> None:
-    begin(room)
-    assert due(room) == "b"
-    b = room.agents[1]
+    b = loading(room)
     early = room.registry.limiter.take(b, MODEL, Demand(MODEL))
     early.began()
     early.release()

@@ -101,9 +101,10 @@ class Memory:
         total, own = self.total(loaded), self.sizes.get(model, size)
         if not total or not own or total + own <= self.held:
             return True
-        if self.refused and (total + own >= self.refused or not self.capacity):
-            return total + own < self.refused
-        return total + own <= self.expected
+        if self.refused and total + own >= self.refused:
+            return False
+        # Where nobody says how much there is, what is less than was too much is tried.
+        return (self.refused > 0 and not self.capacity) or total + own <= self.expected
 
     @property
     def expected(self) -> float:

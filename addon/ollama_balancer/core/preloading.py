@@ -27,6 +27,10 @@ PAUSE = 600.0
 """Seconds from the end of a load until the agent is asked for the model again: it may refuse or never end it, or not
 keep what it loads."""
 
+REFUSALS = 3
+"""Agents that have not loaded a model, in the last `PAUSE` seconds, after which no other is asked: the model is the
+cause, as with those for embeddings, for which Ollama refuses such a request."""
+
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
 
@@ -44,8 +48,8 @@ class Preloading:
         self.on = True
         self._began: dict[tuple[Agent, str], float] = {}
         """The loads in progress, and since when."""
-        self._ended: dict[tuple[Agent, str], float] = {}
-        """When loads ended, of the last `PAUSE` seconds."""
+        self._ended: dict[tuple[Agent, str], tuple[float, bool]] = {}
+        """When loads ended, of the last `PAUSE` seconds, and whether the model was loaded."""
 
     def due(self) -> tuple[Agent, str] | None:
         """The agent that is to load a model (a canonical name) now; it counts as loading it from here on.
@@ -55,7 +59,7 @@ class Preloading:
         now = self._fleet.clock()
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
-        self._ended = {pair: at for pair, at in self._ended.items() if now - at < PAUSE}
+        self._ended = {pair: (at, loaded) for pair, (at, loaded) in self._ended.items() if now - at < PAUSE}
         for model, holders in islice(self._wanted(now), MODELS):
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
@@ -66,7 +70,8 @@ class Preloading:
 
     def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
         """The load is over."""
-        now = self._ended[agent, model] = self._fleet.clock()
+        now = self._fleet.clock()
+        self._ended[agent, model] = now, loaded
         seconds = now - self._began.pop((agent, model))
         if loaded and seconds >= SHORTEST_LOAD and not agent.removed:
             estimates = self._fleet.learner.estimates
@@ -90,9 +95,11 @@ class Preloading:
         return agents if len(agents) <= AGENTS else agents.draw(self._fleet.chance, AGENTS)
 
     def _may_load(self, model: str, holders: Collection[Agent]) -> bool:
-        """Whether nobody is loading the model, and requests do not have it loaded with options, which are not known
-        here, as far as answers of those holders have shown.
+        """Whether nobody is loading the model or several have not loaded it, and requests do not have it loaded with
+        options, which are not known here, as far as answers of those holders have shown.
         """
+        if sum(other == model and not loaded for (_, other), (_, loaded) in self._ended.items()) >= REFUSALS:
+            return False
         if any(loading == model and agent.eligible for agent, loading in self._began):
             return False
         if any(model in agent.loading for agent in holders):

@@ -132,9 +132,8 @@ def _trouble(context: RequestContext, summary: RequestSummary) -> list[str]:
     failures = context.failures
     tried = ", ".join(f"{failure.agent} ({failure.reason})" for failure in failures)
     if context.fan_out is not None and failures:
-        if not all(
-            failure.reason in (context.problem or "") for failure in failures
-        ):  # otherwise the problem names them
+        named = all(failure.reason in (context.problem or "") for failure in failures)
+        if not named:
             parts.append(f"{len(failures)} of {context.attempts} agents failed: {tried}")
     elif len(failures) < context.attempts and failures:  # otherwise the problem names them
         parts.append(f"tried first: {tried}")
