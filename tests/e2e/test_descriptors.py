@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 import socket
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def limited_addon(folder: Path, soft: int, hard: int) -> Path:
     return script
 
 
-def test_idle_connections_take_neither_the_hosts_nor_the_apis_descriptors(tmp_path: Path, hosts: Hosts) -> None:
+def test_idle_connections_that_come_at_once_take_no_descriptors_of_hosts_or_the_api(
+    tmp_path: Path, hosts: Hosts
+) -> None:
     host = hosts.start("one")
     addon = limited_addon(tmp_path, LIMIT, LIMIT)
     with (
@@ -37,8 +40,12 @@ def test_idle_connections_take_neither_the_hosts_nor_the_apis_descriptors(tmp_pa
     ):
         proxy.wait_online("one")
         assert "Open-file limit: 200, which allows 68 clients at once." in proxy.log
-        for _ in range(LIMIT + 20):
-            stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
+        proxy.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(LIMIT + 20):
+                stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
+        finally:
+            proxy.process.send_signal(signal.SIGCONT)
         for _ in range(5):
             response = proxy.generate()
             assert response.status_code == 200, response.text

@@ -10,7 +10,7 @@ from pathlib import Path
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
-from . import compat, patches
+from . import accepting, compat, patches
 from .access_log import run_in_thread
 from .announcement import Announcement
 from .balancer import Balancer
@@ -69,6 +69,7 @@ class Lifecycle:
         balancer.unsupported = unsupported
         if balancer.hooks is None and Use.HOOKS not in unsupported:
             balancer.hooks = HookFastPath(loader.master.addons, loader.master.options, self.own)
+        accepting.attach(loader.master.addons.get("proxyserver"))
         replay_through(self.connections.http_layer)  # here, as mitmproxy begins with -C before all addons run
 
     def running(self) -> None:
@@ -139,6 +140,7 @@ class Lifecycle:
         if self.balancer.hooks is not None:
             self.balancer.hooks.on = False
         replay_as_before()
+        accepting.detach(ctx.master.addons.get("proxyserver"))
         self.terminal.detach()
         self.balancer.flows.detach()
         patches.restore()

@@ -92,6 +92,12 @@ def remove_view(name: str) -> None:
     contentviews.registry._by_name.pop(name.lower(), None)
 
 
+def servers_of(instance: Any) -> list[Any]:
+    """What listens for a proxy mode, to be changed in place; nothing where mitmproxy has no such list."""
+    servers = getattr(instance, "_servers", None)
+    return servers if isinstance(servers, list) else []
+
+
 def can_filter_view(view: Any) -> bool:
     return hasattr(view, "_store") and hasattr(view, "_refilter")
 
