@@ -1,8 +1,9 @@
 """The choice in the adaptive mode, at 8 to 10,000 agents: `pytest benches/test_adaptive.py --benchmark-only`.
 
-The fleet is at work: each agent has two of 24 models in memory, runs requests of them, and has learned rates. A round
-is 20 choices (divide its time by that). Between two rounds 20 requests begin and 20 end somewhere in the fleet, so that
-what was computed of those agents no longer holds: as it is when a request comes for each that ends.
+The fleet is at work: each agent has two of 24 models in memory, with prompts in their caches, runs requests of them,
+and has learned rates. A round is 20 choices (divide its time by that). Between two rounds 20 requests begin and 20 end
+somewhere in the fleet, so that what was computed of those agents no longer holds: as it is when a request comes for
+each that ends.
 """
 
 from __future__ import annotations
@@ -72,13 +73,13 @@ class Fleet:
     def begin(self, agent_id: str, model: str) -> Lease:
         agent = self.registry.get(agent_id)
         assert agent is not None
-        lease = self.registry.limiter.take(agent, model, Demand(model))
+        lease = self.registry.limiter.take(agent, model, self.demand(model))
         lease.began()
         return lease
 
-    def demand(self) -> Demand:
+    def demand(self, model: str) -> Demand:
         number = self.rng.randrange(1_000_000).to_bytes(4)
-        return Demand(self.rng.choice(MODELS), "", 400, ((number, 300),), ((number, 400),))
+        return Demand(model, "", 400, ((number, 300),), ((number, 400),))
 
     def others(self) -> Demand:
         """Elsewhere a request ends and another one begins; and the next one comes."""
@@ -88,7 +89,7 @@ class Fleet:
         assert model is not None
         self.leases[at].release()
         self.leases[at] = self.begin(agent.id, next(iter(agent.loaded_models), model))
-        return self.demand()
+        return self.demand(self.rng.choice(MODELS))
 
 
 @cache
@@ -112,6 +113,6 @@ def test_choose(benchmark: BenchmarkFixture, size: int) -> None:
         return ([at_work.others() for _ in range(CHOICES)],), {}
 
     benchmark.pedantic(choose, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
-    choice = registry.selection.choose(at_work.demand())
+    choice = registry.selection.choose(at_work.demand(MODELS[0]))
     assert choice.options
     assert [option.cost for option in choice.options] == sorted(option.cost for option in choice.options)

@@ -212,20 +212,6 @@ def test_who_waits_with_a_conversation_that_the_free_host_has_read_goes_first_bu
     assert served == [*(f"again {number}" for number in range(MAX_OVERTAKEN)), "first"]
 
 
-def test_a_conversation_is_no_longer_known_where_other_prompts_have_taken_its_slots_since() -> None:
-    room = Room("a", "b", slots=2)
-    agent = room.agents[0]
-    said = ((b"1", 2000),)
-    room.serve(agent, Demand(MODEL, tokens=2000, prefixes=said, new_prefixes=said))
-    find = room.registry.learner.prefix_cache.find
-    room.serve(agent, Demand(MODEL, tokens=50))
-    assert find(said) == (agent, 2000)
-    room.serve(agent, Demand(MODEL, tokens=2100, prefixes=said))
-    assert find(said) == (agent, 2000), "going on with a conversation takes no other's place"
-    room.serve(agent, Demand(MODEL, tokens=50))
-    assert find(said) == (None, 0)
-
-
 def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
     room = Room("a", "b", slots=2)
     agent = room.agents[0]
@@ -234,7 +220,7 @@ def test_a_conversation_is_forgotten_with_the_model_that_read_it() -> None:
     room.clock.now += 10
     room.registry.inventory.update_loaded(agent, [])
     room.registry.inventory.update_loaded(agent, entries("m"))
-    assert room.registry.learner.prefix_cache.find(said) == (None, 0)
+    assert room.registry.learner.prefix_cache.find(Demand(MODEL, tokens=2100, prefixes=said)) is None
 
 
 def test_the_more_wait_the_sooner_a_host_with_room_loads_the_model_as_well() -> None:

@@ -311,8 +311,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def plain(self, demand: Demand, exclude: Collection[Agent], ahead: int, waited: float) -> float | None:
         """What the chosen agent costs; None: it is better to wait."""
         at = Situation(self.registry.learner, self.clock.now, self.queue.count, lambda: 0.5)
-        last, known = self.registry.learner.prefix_cache.find(demand.prefixes)
-        known = known if known <= demand.tokens else 0
+        prefix = self.registry.learner.prefix_cache.find(demand)
         able = [a for a in self.fleet.values() if a.eligible and a.models is not None and demand.model in a.models]
         estimates = [AgentEstimate(agent, demand.model, demand.runner) for agent in able]
         for forecast in estimates:
@@ -321,9 +320,11 @@ class AdaptiveMachine(RuleBasedStateMachine):
         queue = ahead / pace if pace else 0.0
 
         def cost(f: AgentEstimate) -> float:
-            unread = demand.tokens - (known if f.agent is last and not f.cold else 0)
+            cached = prefix if prefix is not None and prefix.agent is f.agent and not f.cold else None
+            unread = demand.tokens - (cached.tokens if cached is not None else 0)
             part = ahead / (ahead + 1)
             total = f.fixed + (1.0 if demand.tools else 0.15) * f.writes + f.per_token * unread - f.shared * part
+            total -= f.displacement if cached is not None and cached.is_continued else 0.0
             return total + (queue if f.full else 0.0) + (f.eviction(at) if f.evicts else 0.0)
 
         costs = {f: cost(f) for f in estimates if f.agent not in exclude}

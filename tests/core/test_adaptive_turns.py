@@ -192,7 +192,7 @@ def test_a_model_that_was_loaded_with_other_options_has_forgotten_what_it_read()
     room.serve(agent, Demand(MODEL, tokens=4000, prefixes=said, new_prefixes=said))
     room.serve(agent, LARGE)
     room.serve(agent)
-    assert room.registry.learner.prefix_cache.find(said) == (None, 0)
+    assert room.registry.learner.prefix_cache.find(Demand(MODEL, tokens=4100, prefixes=said)) is None
 
 
 def test_a_clock_that_was_an_hour_ahead_once_does_not_make_all_later_reports_old() -> None:

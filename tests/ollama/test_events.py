@@ -6,6 +6,7 @@ In `recordings` are whole bodies; of `kill_*` the ends, and of `v1_chat_stream_t
 from __future__ import annotations
 
 import json
+import math
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -66,6 +67,8 @@ VERDICTS = {
     "push_nonetwork.ndjson": Verdict(
         False, f'Head "https://registry.ollama.ai/v2/library/tiny-a/blobs/{BLOB}": {NO_HOST}'
     ),
+    "llamacpp_chat_stream.sse": Verdict(True, None, 8, 0.090343),
+    "llamacpp_chat_stream_usage.sse": Verdict(True, None, 8, 0.094357),
     "v1_chat_stream.sse": Verdict(True),
     "v1_chat_stream_too_long_no_truncate.sse": Verdict(True),
     "v1_chat_stream_usage.sse": Verdict(True, None, 5),
@@ -89,6 +92,7 @@ WHOLE_VERDICTS = {
     "unknown_model_v1_completions_stream.json": Verdict(False, "model 'nope' not found"),
     "unknown_model_v1_messages_stream.json": Verdict(False, "model 'nope' not found"),
     "unknown_model_v1_responses_stream.json": Verdict(False, "model 'nope' not found"),
+    "llamacpp_chat.json": Verdict(True, None, 8, 0.107534),
     "v1_chat_nostream.json": Verdict(True, None, 5),
     "v1_chat_tools.json": Verdict(True, None, 2),
     "v1_completions.json": Verdict(True, None, 5),
@@ -103,6 +107,9 @@ TIMINGS = {
     "chat_stream.ndjson": Timings(26, 0.001367, 6, 0.002203, 0.002181224, 0.008083173),
     "chat_tools_stream.ndjson": Timings(206, 0.004893, 2, 0.001477, 0.259922978, 0.270002229),
     "generate_logprobs.ndjson": Timings(22, 0.002678, 6, 0.001475, 0.001059451, 0.007817278),
+    "llamacpp_chat_stream.sse": Timings(33, 0.01604, 8, 0.090343, cached_tokens=32),
+    "llamacpp_chat_stream_usage.sse": Timings(33, 0.014906, 8, 0.094357, cached_tokens=32),
+    "llamacpp_chat.json": Timings(33, 261.607 / 1e3, 8, 0.107534, cached_tokens=0),
     "generate_stream.ndjson": Timings(25, 0.001682, 6, 0.001677, 0.001773509, 0.007677921),
     "v1_chat_stream_usage.sse": Timings(26, None, 5),
     "v1_messages_stream.sse": Timings(26, None, 5),
@@ -185,7 +192,7 @@ def content_of(name: str) -> str:
         value = json.loads(data)
         if "choices" in value:
             for choice in value["choices"]:
-                text += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+                text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
         elif "type" in value:
             if value["type"] == "content_block_delta":
                 text += value["delta"].get("text", "")
@@ -304,6 +311,21 @@ def test_tokens_per_second_come_from_the_final_event() -> None:
     timings = {"eval_count": 20, "eval_duration": 100_000_000}
     verdict = watch(NDJSON, json.dumps({"done": True} | timings).encode()).verdict()
     assert verdict.tokens_per_second == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    "timings",
+    [None, [], {}, {"prompt_n": 3}, {"cache_n": -1, "prompt_n": 3}, {"cache_n": "1", "prompt_n": 3}],
+)
+def test_timings_that_are_not_llama_cpps_are_left_alone(timings: object) -> None:
+    chunk = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "timings": timings}
+    assert read_event(chunk).timings == Timings(3, None, 4)
+
+
+@pytest.mark.parametrize("milliseconds", [None, -1.0, "1", math.nan, math.inf, 1e300])
+def test_odd_durations_of_llama_cpp_count_as_missing(milliseconds: object) -> None:
+    timings = {"cache_n": 1, "prompt_n": 2, "prompt_ms": milliseconds, "predicted_n": 4, "predicted_ms": 10}
+    assert read_event({"choices": [], "timings": timings}).timings == Timings(3, None, 4, 0.01, cached_tokens=1)
 
 
 def test_an_answer_of_few_tokens_tells_no_speed() -> None:

@@ -25,7 +25,8 @@ class AgentEstimate(Answer):
     prefill: float
     answer: float
     harm: float
-    """Interference: by how much the request slows those that already run there."""
+    """Interference: by how much the request slows those that already run there, and what it will take to read a prompt
+    again that it evicts from the cache."""
     free: bool
     """Whether it had a free slot."""
     observations: int
@@ -41,6 +42,8 @@ class AgentEstimate(Answer):
     """Whether `first` rests on few observations."""
     cached: int
     """Tokens of the prompt that it has cached."""
+    displaced: int
+    """Tokens of another prompt that it would have to evict from its cache, though a follow-up is expected."""
 
 
 class Decision(Answer):

@@ -30,6 +30,48 @@ class Rates(NamedTuple):
     """Answers on which `decode` rests."""
 
 
+@dataclass(eq=False, slots=True)
+class CachedPrompt:
+    """A prompt that a host has read, and may have in its KV cache."""
+
+    tokens: int
+    used_at: float
+    """When it was sent, in seconds of the registry's clock."""
+    turns: int = 0
+    """How many turns of its conversation came before."""
+    common: int = 0
+    """Tokens at its beginning that the loaded model had read before."""
+    depth: int = 0
+    """How many other prompts it had read since then."""
+    awaited: bool = False
+    """Whether it may still be followed up."""
+
+
+@dataclass(slots=True)
+class KeptPrompts:
+    """How many prompts of a model a host keeps cached, as it has shown.
+
+    That is not the number of its slots: llama.cpp's server, and Ollama with it from 0.30 on, keep more of them in main
+    memory, and Ollama before that gives a new prompt the first free slot.
+    """
+
+    most: int
+    missed: int | None = None
+    """The depth at which one was not cached that should have been. A second time is needed to believe it."""
+
+    def observe(self, depth: int, *, cached: bool) -> None:
+        """A prompt after which `depth` others had been read was still cached, or was not."""
+        if cached:
+            self.most = max(self.most, depth + 1)
+            if self.missed is not None and depth >= self.missed:
+                self.missed = None
+        elif depth < self.most:
+            if self.missed is None:
+                self.missed = depth
+            else:
+                self.most, self.missed = max(depth, self.missed), min(depth, self.missed)
+
+
 @dataclass(slots=True)
 class LoadedModel:
     """A model that is loaded on an agent."""
@@ -38,10 +80,14 @@ class LoadedModel:
     """The options that it was loaded with, in one spelling; None: not known."""
     proven_at: float = float("-inf")
     """When its last answer began there."""
-    reads: int = 0
-    """Prompts that it has prefilled without a cached prefix."""
+    prompts: list[CachedPrompt] = field(default_factory=list)
+    """The last ones that it has read, the newest last."""
     gone: bool = False
     """Whether it has been unloaded."""
+
+    def depth(self, prompt: CachedPrompt) -> int | None:
+        """How many other prompts it has read since; None: more than are tracked, or one that has taken its place."""
+        return next((depth for depth, each in enumerate(reversed(self.prompts)) if each is prompt), None)
 
 
 @dataclass

@@ -60,6 +60,8 @@ class ScoredCandidate(NamedTuple):
     """Whether `first` rests on few observations."""
     cached: int
     """Tokens at the beginning of the prompt that it has cached."""
+    displaced: int
+    """Tokens of another prompt that it would have to evict from its cache, though a follow-up is expected."""
 
     def describe(self) -> dict[str, Any]:
         """The candidate as the API and the flows' records have it: `interference` is called `harm` there."""
@@ -139,7 +141,8 @@ def _compared(best: ScoredCandidate, other: ScoredCandidate) -> str:
     elif most == answer:
         text, later = "writes more slowly", other.writes - best.writes
     else:
-        return "would slow down what runs there"
+        evicts = other.displaced > best.displaced
+        return "would evict the prompt of another conversation" if evicts else "would slow down what runs there"
     if later < WORTH_SAYING:
         return text
     return f"{text}: {_seconds(later, guess=best.guess or other.guess, sign='+')}"

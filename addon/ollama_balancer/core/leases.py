@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from .agent import Agent
-from .agent_records import Outcome
+from .agent_records import CachedPrompt, Outcome
 from .concurrency import SlotLearner
 from .decision import ScoredCandidate
 from .demand import Demand
@@ -87,6 +87,7 @@ class SlotLease(Lease):
         "model",
         "options",
         "owner",
+        "prompt",
         "slow",
         "sole",
         "taken_at",
@@ -108,6 +109,8 @@ class SlotLease(Lease):
         """Whether the agent had nothing else to do then."""
         self.known_tokens = 0
         """Of the prompt, those that the agent had read before."""
+        self.prompt: CachedPrompt | None = None
+        """Its record among those that the loaded model has read; None: it has not been sent to a loaded model yet."""
         self.slow = 1.0
         """By which factor what else ran there slowed it, when its answer began."""
         self.learner: SlotLearner | None = None

@@ -120,11 +120,11 @@ class ConcurrencyLimiter:
                 loaded_model.gone = True
                 loaded_model = agent.loaded_models[model] = LoadedModel()
             loaded_model.runner, loaded_model.proven_at = lease.demand.runner, lease.began_at
-        if lease.demand.tokens and not lease.known_tokens:
-            loaded_model.reads += 1
-        if lease.demand.new_prefixes and not agent.removed:
-            slots = agent.slots_for(model)
-            fleet.learner.prefix_cache.remember(lease.demand.new_prefixes, agent, loaded_model, slots)
+        if lease.demand.tokens and not agent.removed:
+            cache = fleet.learner.prefix_cache
+            if lease.prompt is None or loaded_model.depth(lease.prompt) is None:
+                lease.prompt = cache.sent(lease.demand, agent, loaded_model, lease.began_at)
+            cache.read(model, lease.demand.new_prefixes, agent, loaded_model, lease.prompt)
         lease.slow = agent.slowness(model)
         agent.epoch += 1
         if loaded:
@@ -221,8 +221,10 @@ class ConcurrencyLimiter:
                 if agent.evicting:
                     fleet.on_load(agent)
         if lease.demand.prefixes:
-            last, known = fleet.learner.prefix_cache.find(lease.demand.prefixes)
-            lease.known_tokens = known if last is agent and known <= lease.demand.tokens else 0
+            prefix = fleet.learner.prefix_cache.find(lease.demand)
+            lease.known_tokens = prefix.tokens if prefix is not None and prefix.agent is agent else 0
+        if lease.demand.tokens and loaded_model is not None and not lease.loading:
+            lease.prompt = fleet.learner.prefix_cache.sent(lease.demand, agent, loaded_model, lease.taken_at)
         agent.epoch += 1
         self._refit(agent, model)
         if agent.health.phase is not Phase.HEALTHY:

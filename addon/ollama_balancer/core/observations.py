@@ -17,5 +17,7 @@ class AnswerObservation(NamedTuple):
     """Whether it came in pieces, so that its first byte tells when it began."""
     pieces: int = 0
     """Pieces that carried text: in a stream, mostly one token each."""
+    cached_tokens: int | None = None
+    """Of the prompt, those that were cached."""
     context: Prefix | None = None
     """The prefix of a follow-up request, where the answer gives a context."""

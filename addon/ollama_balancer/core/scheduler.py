@@ -73,7 +73,8 @@ class Scheduler:
         priority: Priority = Priority.NORMAL,
     ) -> Ticket:
         """Queue a request. QueueFullError: the queue has reached its size, and nobody of a lower class waits."""
-        affinity = self.registry.learner.prefix_cache.find(demand.prefixes)[0] if demand is not None else None
+        prefix = self.registry.learner.prefix_cache.find(demand) if demand is not None else None
+        affinity = prefix.agent if prefix is not None else None
         return self.queue.join(key, client, notify, demand, affinity, fairness_key, priority)
 
     def is_hopeless(self, key: QueueKey) -> bool:
@@ -181,8 +182,8 @@ class Scheduler:
             other = queue.oldest_with_affinity(key, agent, first.priority)
             if other is None or other is first or not queue.may_go_early(other):
                 break
-            affinity, _ = self.registry.learner.prefix_cache.find(other.demand.prefixes)
-            if affinity is not agent:
+            prefix = self.registry.learner.prefix_cache.find(other.demand)
+            if prefix is None or prefix.agent is not agent:
                 queue.drop_affinity(other)
                 continue
             theirs = self.find(other.demand, key.tried, ahead=ahead, waited=self.registry.clock() - other.since)

@@ -24,5 +24,6 @@ def observation_of(answer: Answer, demand: Demand, *, streamed: bool) -> AnswerO
         timings.load_duration,
         streamed,
         answer.pieces,
+        timings.cached_tokens,
         context,
     )

@@ -63,6 +63,8 @@ class Spec:
     """Models that it has in memory at the start."""
     memory: float = math.inf
     """Bytes for models."""
+    prompts: int = 0
+    """Prompts of a model that it keeps cached; 0: as many as it has slots."""
     keep: float = math.inf
     """Seconds for which an idle model stays in memory."""
 
@@ -326,7 +328,7 @@ class Host:
             known = min(known, job.known)
         job.read = max(1, job.prompt - known)
         runner.cache[job.conversation] = job.prompt + job.output
-        while len(runner.cache) > self.slots(runner.model):
+        while len(runner.cache) > (self.spec.prompts or self.slots(runner.model)):
             runner.cache.popitem(last=False)
         job.work = job.read / self.prefill_rate(job.model)
         runner.running.append(job)

@@ -1,14 +1,10 @@
 """Recorded requests. Times are seconds since the epoch."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..core.address import Address
-from ..core.agent import Agent, Source
-from ..core.demand import Demand, Prefix
+from ..core.demand import Demand
 from ..core.scoring.learning import SHORTEST_LOAD
-from ..core.scoring.prefix_cache import PrefixCache
 from ..ollama.shapes import Timings
 
 MAX_TOKENS = 2_000_000
@@ -127,21 +123,19 @@ class Recording:
     def link_conversations(self) -> None:
         """Sort the requests and link those of the same conversation."""
         self.requests.sort(key=lambda request: request.at)
-        conversations = PrefixCache()
+        conversations: dict[bytes, int] = {}
         arranged = []
         for number, request in enumerate(self.requests):
             demand = request.demand
-            conversation, prefix = _find_conversation(conversations, demand.prefixes)
-            if conversation is None:
-                # `Conversations` tells agents apart: here each conversation is one.
-                conversation = Agent(f"conversation-{number}", _NOWHERE, Source.STATIC, number)
-            conversations.remember(demand.new_prefixes, conversation)
+            prefix = next((each for each in reversed(demand.prefixes) if each[0] in conversations), None)
+            conversation = number if prefix is None else conversations[prefix[0]]
+            conversations |= {key: conversation for key, _ in demand.new_prefixes}
             kept = () if prefix is None else tuple(dict.fromkeys((demand.prefixes[0], prefix)))
             arranged.append(
                 replace(
                     request,
                     demand=demand._replace(prefixes=kept),
-                    conversation=conversation.number,
+                    conversation=conversation,
                     known=0 if prefix is None else prefix[1],
                 )
             )
@@ -150,15 +144,3 @@ class Recording:
     @property
     def modes(self) -> Counter[str]:
         return Counter(request.mode for request in self.requests)
-
-
-_NOWHERE = Address("", 0)
-
-
-def _find_conversation(conversations: PrefixCache, prefixes: Sequence[Prefix]) -> tuple[Agent | None, Prefix | None]:
-    """The conversation that has the longest of these beginnings, and that beginning."""
-    for prefix in reversed(prefixes):
-        conversation, _ = conversations.find((prefix,))
-        if conversation is not None:
-            return conversation, prefix
-    return None, None

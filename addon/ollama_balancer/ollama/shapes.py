@@ -25,7 +25,7 @@ _FIGURES = (
 
 
 class Timings(NamedTuple):
-    """Token counts, and durations in seconds, which only Ollama's own API reports."""
+    """Token counts, and durations in seconds, which only Ollama's own API and llama.cpp's server report."""
 
     prompt_eval_count: int | None = None
     prompt_eval_duration: float | None = None
@@ -33,6 +33,8 @@ class Timings(NamedTuple):
     eval_duration: float | None = None
     load_duration: float | None = None
     total_duration: float | None = None
+    cached_tokens: int | None = None
+    """Of the prompt, those that did not have to be read; only llama.cpp's server tells."""
 
 
 MIN_TOKENS = 10
@@ -190,7 +192,7 @@ def _openai(value: dict[str, Any], choices: object, key: str) -> Event:
         index = None if key == "message" else _index(call.get("index"))
         arguments = _arguments(function.get("arguments"))
         parts.append(CallPart(index, _str(call.get("id")), _str(function.get("name")), arguments))
-    timings = _usage(value.get("usage"), "prompt_tokens", "completion_tokens")
+    timings = _llama_timings(value.get("timings")) or _usage(value.get("usage"), "prompt_tokens", "completion_tokens")
     return Event(_str(text), _str(thinking), tuple(parts), False, message_of(error) if error else None, timings)
 
 
@@ -297,6 +299,23 @@ def _timings(value: dict[str, Any]) -> Timings:
         None if load_ns is None else load_ns / 1e9,
         None if total_ns is None else total_ns / 1e9,
     )
+
+
+def _llama_timings(value: object) -> Timings | None:
+    """The `timings` of llama.cpp's server, in milliseconds; without those of the cache they are somebody else's."""
+    if not isinstance(value, dict):
+        return None
+    cached, read, output = (_count(value.get(f"{name}_n")) for name in ("cache", "prompt", "predicted"))
+    if cached is None or read is None:
+        return None
+    reading, writing = _seconds(value.get("prompt_ms")), _seconds(value.get("predicted_ms"))
+    return Timings(cached + read, reading, output, writing, cached_tokens=cached)
+
+
+def _seconds(milliseconds: object) -> float | None:
+    if isinstance(milliseconds, int | float) and 0 <= milliseconds < _MAX_FIGURE:
+        return milliseconds / 1e3
+    return None
 
 
 def _usage(usage: object, prompt: str, completion: str) -> Timings | None:

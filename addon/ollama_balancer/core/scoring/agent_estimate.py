@@ -3,13 +3,14 @@
 With a = requests of the model on the agent, n = how many it runs at once, k = models busy there:
 
     slow = (1 + 0.4 (min(n, a + 1) - 1)) k
-    cost = wait + load + weight x answer x slow + interference + tokens / prefill rate x slow
+    cost = wait + load + weight x answer x slow + interference + displacement + tokens / prefill rate x slow
 
 `wait` is the time until one of n requests ends, if no slot is free; part of it, if the free one is not proven to be
-there. `interference` is the time that the requests which run there lose. `load` is 0 for a loaded model, else the rest
-of the load in progress, or a whole load. Where the load would evict a model in demand, or block requests that wait for
-a model the host has, it costs so much that the request rather waits, unless its model has many more requests per slot
-than the other.
+there. `interference` is the time that the requests which run there lose, `displacement` what it takes to read a prompt
+again that has to be evicted from the cache, times the follow-ups that are expected of it. `load` is 0 for a loaded
+model, else the rest of the load in progress, or a whole load. Where the load would evict a model in demand, or block
+requests that wait for a model the host has, it costs so much that the request rather waits, unless its model has many
+more requests per slot than the other.
 
 `python -m benches.fleet_simulation --tune NAME` shows what other values of a constant come to; "flat" is said of values
 between which it finds no difference beyond its noise.
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent
 from ..agent_records import LoadedModel
-from ..decision import FEW, Plan, ScoredCandidate
+from ..decision import FEW, WORTH_SAYING, Plan, ScoredCandidate
 from ..demand import Demand
 from .learning import Learner
 
@@ -83,6 +84,12 @@ for its own: it is expected to take as long again as it has taken.
 
 `--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
+DISPLACEMENT = 2.0
+"""The weight of a second in which somebody's prompt has to be read again: it keeps the host from others meanwhile, and
+evicts the next one.
+
+In simulations of `--scene prefixes` 4 is as good on average and worse for first turns, 0.5 worse."""
+
 
 def answer_weight(demand: Demand) -> float:
     """What a second of the answer counts."""
@@ -119,6 +126,14 @@ class AgentEstimate:
     writes: float = 0.0
     """Seconds that the answer takes, without any weight."""
     interference: float = 0.0
+    prefill: float = 1.0
+    """Tokens of a prompt per second that the agent reads for one request alone."""
+    displacement: float = 0.0
+    """Seconds that others will take to read a prompt again that a new one evicts from the cache."""
+    displaced: int = 0
+    """Tokens of that prompt."""
+    until: float = math.inf
+    """When that has to be computed again."""
     shared: float = 0.0
     """The part of the load that the requests behind this one gain from."""
     loads: float = 0.0
@@ -171,9 +186,23 @@ class AgentEstimate:
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0) and not trial
-        self.fixed = self.wait + self.load + self.interference
+        self.prefill = rates.prefill
+        self.refresh_displacement(at)
         self.epoch = -1 if agent.loading else agent.epoch
         self.generation = estimates.generation(model)
+
+    def refresh_displacement(self, at: Situation) -> None:
+        """Recompute what changes with time alone: who has waited for long is not expected to go on."""
+        agent, model, cache = self.agent, self.model, at.learner.prefix_cache
+        self.displacement, self.displaced, self.until = 0.0, 0, math.inf
+        loaded_model = None if self.cold else agent.loaded_models.get(model)
+        prompt = cache.displaced(agent, model, loaded_model) if loaded_model is not None else None
+        if prompt is not None:
+            expected, until = cache.expected(model, prompt, at.now)
+            seconds = DISPLACEMENT * expected * prompt.tokens / self.prefill
+            if seconds >= WORTH_SAYING:
+                self.displacement, self.displaced, self.until = seconds, prompt.tokens, until
+        self.fixed = self.wait + self.load + self.interference + self.displacement
 
     def _interference(self, at: Situation, busy: int) -> float:
         """Seconds that the requests running there lose, in total."""
@@ -256,25 +285,26 @@ class AgentEstimate:
         return 0.0
 
     def option(
-        self, tokens: int, weight: float, queue: float, gain: float, eviction: float, cached: int
+        self, tokens: int, weight: float, queue: float, gain: float, eviction: float, cached: int, *, continued: bool
     ) -> ScoredCandidate:
         """As it was weighed for a prompt with so many tokens to read, besides those that are cached, and an answer of
         that weight.
 
         `queue` are the seconds until those before it in the line have their turn, `gain` the part of a load that is
-        others' gain, `eviction` what `eviction` says.
+        others' gain, `eviction` what `eviction` says. `continued`: it takes the place of no other prompt.
         """
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
         prefill, answer = self.per_token * tokens, weight * self.writes
+        interference = self.interference + (0.0 if continued else self.displacement)
         return ScoredCandidate(
             agent=self.agent.name,
-            cost=wait + load + prefill + answer + self.interference,
+            cost=wait + load + prefill + answer + interference,
             wait=wait,
             load=load,
             prefill=prefill,
             answer=answer,
-            interference=self.interference,
+            interference=interference,
             free=not self.full,
             observations=self.observations,
             first=wait + self.loads + prefill,
@@ -283,4 +313,5 @@ class AgentEstimate:
             plan=Plan.CONTEND if eviction and self.plan is not Plan.DRAIN else self.plan,
             guess=self.observations < FEW or wait > 0 or (self.loads > 0 and self.observed_loads < FEW),
             cached=cached,
+            displaced=0 if continued else self.displaced,
         )

@@ -1,6 +1,7 @@
 """Learns from answers: how fast agents are, the demand for models, and which prefixes are cached where."""
 
 from ..agent import Agent
+from ..decision import FEW
 from ..leases import SlotLease
 from ..observations import AnswerObservation
 from .estimates import Estimates
@@ -16,6 +17,9 @@ MIN_READ = 32
 MIN_TOKENS = 10
 """An answer with fewer tokens is too short to measure decoding: its first token counts as prefill."""
 
+MIN_COMMON = 256
+"""Tokens in common with a prompt that was read before: fewer do not show whether that is still cached."""
+
 SHORTEST_LOAD = 0.2
 """Seconds: what took less was not a load.
 
@@ -28,7 +32,7 @@ class Learner:
     def __init__(self) -> None:
         self.estimates = Estimates()
         self.facts = Facts(self.estimates)
-        self.prefix_cache = PrefixCache()
+        self.prefix_cache = PrefixCache(lambda model: self.estimates.changed(model, news=True))
         self.placement = Placement()
 
     def forget(self, agent: Agent) -> None:
@@ -40,8 +44,9 @@ class Learner:
     def answered(self, lease: SlotLease, answer: AnswerObservation, now: float) -> None:
         """Learn from a complete answer. What its last event does not say is derived from the times of its bytes."""
         agent, model, estimates = lease.agent, lease.model, self.estimates
-        if answer.context is not None:
-            self.prefix_cache.remember((answer.context,), agent, agent.loaded_models.get(model), agent.slots_for(model))
+        loaded_model = agent.loaded_models.get(model)
+        if answer.context is not None and lease.prompt is not None and loaded_model is not None:
+            self.prefix_cache.read(model, (answer.context,), agent, loaded_model, lease.prompt)
         streamed, count = answer.streamed, answer.output_tokens
         if count is None:
             count = 1 if lease.demand.output_limit == 0 else answer.pieces if streamed else None
@@ -64,15 +69,43 @@ class Learner:
         load = self._load(lease, answer.load_seconds, silent)
         if load is not None:
             estimates.changed(model, estimates.load.observe(agent.id, model, load))
-        if not lease.known_tokens:
-            prompt, reading = answer.prompt_tokens, answer.prompt_seconds
-            if reading is None and silent is not None and not lease.cold:
-                prompt, reading = lease.demand.tokens, silent
-            if prompt and reading and prompt >= MIN_READ:
-                estimates.changed(model, estimates.prefill.observe(agent.id, model, prompt / reading * lease.slow))
+        self._learn_reading(lease, answer, silent)
         rates = estimates.shown(agent.id, model)
         if rates is not None:
             agent.rates[model] = rates
+
+    def _learn_reading(self, lease: SlotLease, answer: AnswerObservation, silent: float | None) -> None:
+        """Learn how fast the agent reads prompts, and how many it keeps."""
+        agent, model, prompt = lease.agent, lease.model, lease.prompt
+        tokens, seconds, cached = answer.prompt_tokens, answer.prompt_seconds, answer.cached_tokens
+        timed = seconds is not None
+        if not timed and silent is not None and not lease.cold:
+            tokens, seconds = lease.demand.tokens, silent
+        if not tokens or not seconds:
+            return
+        common = min(prompt.common, tokens) if prompt is not None else 0
+        if common and cached is None and not (timed or lease.sole):
+            return
+        if prompt is not None and common >= max(MIN_COMMON, tokens / 2):
+            was_cached = self._was_cached(lease, tokens, common, seconds) if cached is None else 2 * cached >= common
+            if was_cached is None:
+                return
+            agent.prompt_met_again(model, prompt.depth, cached=was_cached)
+            if was_cached and cached is None:
+                return
+        elif common and cached is None:
+            return
+        read = tokens - (cached or 0)
+        if read >= MIN_READ:
+            self.estimates.changed(model, self.estimates.prefill.observe(agent.id, model, read / seconds * lease.slow))
+
+    def _was_cached(self, lease: SlotLease, tokens: int, common: int, seconds: float) -> bool | None:
+        """Whether the tokens that the agent has read before were cached, by the time that it took; None: it cannot be
+        told."""
+        rate, observations = self.estimates.prefill.known(lease.agent.id, lease.model)
+        if observations < FEW:
+            return None
+        return seconds < (tokens - common / 2) / rate * lease.slow
 
     def _reading(self, lease: SlotLease) -> float:
         """The estimated seconds of its prefill."""

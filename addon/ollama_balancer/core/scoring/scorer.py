@@ -43,8 +43,7 @@ class Scorer:
         "_evictions",
         "_exclude",
         "_gain",
-        "_holder",
-        "_known_tokens",
+        "_prefix",
         "_queue",
         "_weight",
     )
@@ -66,12 +65,7 @@ class Scorer:
         self._ahead = ahead
         self._gain = ahead / (ahead + 1)
         self._weight = answer_weight(demand)
-        self._holder, self._known_tokens = (
-            at.learner.prefix_cache.find(demand.prefixes) if demand.prefixes else (None, 0)
-        )
-        if self._known_tokens > demand.tokens:
-            # The prompt is longer than its context: its beginning has been dropped.
-            self._holder, self._known_tokens = None, 0
+        self._prefix = at.learner.prefix_cache.find(demand) if demand.prefixes else None
         self._estimates: list[AgentEstimate] = []
         self._costs: list[float] = []
         """By candidate, without the cost of eviction until that is computed; infinite: excluded."""
@@ -139,9 +133,13 @@ class Scorer:
         return tuple([self._option(estimates[number], self._evictions.get(number, 0.0)) for number in found])
 
     def _option(self, estimate: AgentEstimate, eviction: float) -> ScoredCandidate:
-        cached = self._known_tokens if estimate.agent is self._holder and not estimate.cold else 0
+        prefix = self._prefix
+        if prefix is None or prefix.agent is not estimate.agent or estimate.cold:
+            cached, continued = 0, False
+        else:
+            cached, continued = prefix.tokens, prefix.is_continued
         unread = self._demand.tokens - cached
-        return estimate.option(unread, self._weight, self._queue, self._gain, eviction, cached)
+        return estimate.option(unread, self._weight, self._queue, self._gain, eviction, cached, continued=continued)
 
     def _look_into(self, number: int) -> float:
         """The cost including the eviction."""
@@ -157,6 +155,8 @@ class Scorer:
         for estimate in estimates:
             if estimate.epoch != estimate.agent.epoch or estimate.generation != generation:
                 estimate.refresh(at)
+            elif estimate.until <= at.now:
+                estimate.refresh_displacement(at)
             costs.append(estimate.fixed + weight * estimate.writes + estimate.per_token * tokens)
         if self._ahead:
             if not self._estimates:
@@ -164,11 +164,12 @@ class Scorer:
                 self._queue = self._ahead * part / pace if pace else 0.0
             for number, estimate in enumerate(estimates):
                 costs[number] += (self._queue if estimate.full else 0.0) - estimate.shared * self._gain
-        holder = self._holder
-        if holder is not None and holder in self._candidates.members:
-            estimate = self._candidates.estimate(self._demand.runner, holder)
+        prefix = self._prefix
+        if prefix is not None and prefix.agent in self._candidates.members:
+            estimate = self._candidates.estimate(self._demand.runner, prefix.agent)
             if not estimate.cold and estimate in estimates:
-                costs[estimates.index(estimate)] -= estimate.per_token * self._known_tokens
+                saved = estimate.per_token * prefix.tokens + (estimate.displacement if prefix.is_continued else 0.0)
+                costs[estimates.index(estimate)] -= saved
         if self._exclude:
             for number, estimate in enumerate(estimates):
                 if estimate.agent in self._exclude:
@@ -185,9 +186,9 @@ class Scorer:
         use = self._at.learner.placement.look(self._demand.model)
         drawn = (use.free or use.holders).draw(chance, SAMPLE)
         part = len(drawn) / len(use.holders) if drawn and self._ahead else 1.0
-        holder = self._holder
-        if holder is not None and holder in candidates.members:
-            drawn[holder] = None
+        prefix = self._prefix
+        if prefix is not None and prefix.agent in candidates.members:
+            drawn[prefix.agent] = None
         self._score(self._of(drawn), part)
         for estimate in self._estimates:
             if not estimate.full and not estimate.cold and estimate.agent not in self._exclude:
