@@ -220,12 +220,14 @@ def test_a_server_that_says_how_much_was_cached_is_believed() -> None:
     assert room.registry.learner.estimates.prefill.value(agent.id, MODEL) == pytest.approx(1000)
 
 
-def test_what_was_learned_of_kept_prompts_goes_with_the_machine() -> None:
+def test_what_was_learned_of_kept_prompts_goes_with_the_server() -> None:
     room = Room("a", slots=1)
     [agent] = room.agents
+    room.registry.inventory.update_version(agent, "0.29.0")
     agent.prompt_met_again(MODEL, 5, cached=True)
+    room.registry.inventory.update_version(agent, "0.29.0")
     assert agent.prompts_kept(MODEL) == 6
-    agent.is_another_machine()
+    room.registry.inventory.update_version(agent, "0.30.0")
     assert agent.prompts_kept(MODEL) == 1
 
 

@@ -48,6 +48,7 @@ def fleet(agents: int, models: int) -> list[AgentRecord]:
                     Known(1642.123456789012345, 1000),
                     Known(12.123456789012345, 12),
                     4,
+                    9,
                     38.123456789012345,
                 )
                 for model in range(models)

@@ -317,10 +317,14 @@ class Agent:
         """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
 
-    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], now: float) -> None:
-        """What was known of it when the balancer ended: slots and tokens per second, by model."""
+    def recalled(
+        self, slots: Mapping[str, int], prompts: Mapping[str, int], speeds: Mapping[str, float], now: float
+    ) -> None:
+        """What was known of it when the balancer ended, by model: slots, prompts kept and tokens per second."""
         for model, proven in slots.items():
             self.learners.setdefault(model, SlotLearner.recalled(proven, now))
+        for model, most in prompts.items():
+            self.kept_prompts.setdefault(model, KeptPrompts(most))
         self.stats.speeds = {**speeds, **self.stats.speeds}
         self.epoch += 1
 
@@ -330,6 +334,11 @@ class Agent:
         self.kept_prompts.clear()
         self.stats.speeds.clear()
         self.memory.forget_loads()
+        self.epoch += 1
+
+    def server_replaced(self) -> None:
+        """It runs another version of its server."""
+        self.kept_prompts.clear()
         self.epoch += 1
 
     def model_replaced(self, model: str) -> None:

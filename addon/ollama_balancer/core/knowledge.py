@@ -51,6 +51,8 @@ class ModelRecord(NamedTuple):
     """Seconds."""
     slots: int | None
     """Proven ones; None: no more than one, which may be as nobody has tried."""
+    prompts: int | None
+    """How many it keeps cached; None: nothing has been learned of it."""
     speed: float | None
     """Tokens per second of the last answers, whatever ran beside them."""
 
@@ -76,6 +78,7 @@ class OutputRecord(NamedTuple):
 
 class _Recalled(NamedTuple):
     slots: dict[str, int]
+    prompts: dict[str, int]
     speeds: dict[str, float]
 
 
@@ -111,9 +114,10 @@ class Knowledge:
         agent, absent = fleet.agents.get(agent_id), self._absent.get(agent_id)
         if agent is not None:
             slots = {model: each.proven for model, each in agent.learners.items() if each.proven > 1}
-            recalled = _Recalled(slots, agent.stats.speeds)
+            prompts = {model: kept.most for model, kept in agent.kept_prompts.items()}
+            recalled = _Recalled(slots, prompts, agent.stats.speeds)
         else:
-            recalled = absent or _Recalled({}, {})
+            recalled = absent or _Recalled({}, {}, {})
         digests = estimates.likeness.digests.get(agent_id, {})
         models = []
         for model in dict.fromkeys(model for figure in estimates.figures for model in figure.models(agent_id)):
@@ -131,6 +135,7 @@ class Knowledge:
                         prefill,
                         load,
                         recalled.slots.get(model),
+                        recalled.prompts.get(model),
                         speed if speed is not None and 0 < speed < MAX_SPEED else None,
                     )
                 )
@@ -160,7 +165,7 @@ class Knowledge:
         same_machine, same_server = facts.recall(record.id, record.hardware, record.version, record.parallel)
         if not same_machine:
             return
-        recalled = _Recalled({}, {})
+        recalled = _Recalled({}, {}, {})
         for each in record.models:
             at = min(each.at, now)
             if now - at > MAX_AGE or not facts.recall_model(record.id, each.model, each.digest):
@@ -174,6 +179,8 @@ class Knowledge:
             self._seen[record.id, each.model] = total, at
             if each.slots is not None and same_server:
                 recalled.slots[each.model] = each.slots
+            if each.prompts is not None and same_server:
+                recalled.prompts[each.model] = each.prompts
             if each.speed is not None and len(recalled.speeds) < MAX_SPEEDS:
                 recalled.speeds[each.model] = each.speed
             estimates.changed(each.model, news=True)

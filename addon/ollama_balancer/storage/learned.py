@@ -12,6 +12,7 @@ from ..core.knowledge import AgentRecord, Known, ModelRecord, OutputRecord
 from ..core.registry import MAX_AGENTS
 from ..core.scoring.estimates import MAX_MODELS
 from ..core.scoring.facts import MAX_HARDWARE
+from ..core.scoring.prefix_cache import MAX_PROMPTS
 from ..text import one_line
 from .whole_file import WholeFile, Words
 
@@ -53,13 +54,16 @@ class StoredModel(_Line):
     prefill: _Known | None = None
     load: _Known | None = None
     slots: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    prompts: Annotated[int, Field(ge=0, le=MAX_PROMPTS)] | None = None
     speed: _Value | None = None
 
     def record(self) -> ModelRecord:
         decode, prefill, load = (
             None if each is None else Known(*each) for each in (self.decode, self.prefill, self.load)
         )
-        return ModelRecord(self.model, self.digest, self.at, decode, prefill, load, self.slots, self.speed)
+        return ModelRecord(
+            self.model, self.digest, self.at, decode, prefill, load, self.slots, self.prompts, self.speed
+        )
 
 
 class StoredAgent(_Line):
