@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 from ollama_balancer.lab.simulation import Result, Simulation
 
+from .documents import Documents
 from .workload import Shape, draw
 
 type Settings = tuple[tuple[str, float], ...]
@@ -34,6 +35,15 @@ class Scene:
     shape: Shape
     slots_known: bool = True
     settings: Settings = ()
+    document: int = 0
+    """Tokens of a document that each conversation begins with; 0: there is none."""
+    prompts: int = 0
+    """Prompts of a model that hosts keep cached; 0: as many as they have slots."""
+
+    def simulation(self, seed: int) -> Simulation:
+        if self.document:
+            return Documents(self.shape, self.document, self.prompts, seed)
+        return Simulation(draw(self.shape, seed), "adaptive", seed, reports_slots=self.slots_known)
 
 
 LARGE = Shape(24, 6, 0.8, 120.0, 60.0, failures=False)
@@ -49,13 +59,19 @@ SCENES = {
     "start": Scene(Shape(12, 9, 0.6, 200.0, 0.0, failures=False)),
     "slots": Scene(Shape(12, 3, 0.7, 600.0, 0.0, failures=False), slots_known=False),
     "failing": Scene(Shape(12, 3, 0.6, 400.0, 50.0), settings=(("lab.simulation:UP_SECONDS", 300.0),)),
+    "documents": Scene(Shape(8, 1, 0.4, 900.0, 150.0, failures=False), document=32_000),
+    "short documents": Scene(Shape(8, 1, 0.2, 900.0, 150.0, failures=False), document=8_000),
+    "many documents": Scene(Shape(8, 1, 0.5, 900.0, 150.0, failures=False), document=8_000),
+    "kept": Scene(Shape(8, 1, 0.4, 900.0, 150.0, failures=False), document=32_000, prompts=8),
     "large": Scene(LARGE),
     "sampled": Scene(LARGE, settings=SAMPLED),
 }
 """`busy`: near what the fleet can do. `gentle`, `steep`: the same, where requests at the same time slow each other
 hardly at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing is
 known yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five
-minutes. `large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
+minutes. `documents`, `short documents`: each conversation begins with a document of 32,000 or 8,000 tokens. `many
+documents`: there are more of them than slots to keep them in. `kept`: hosts keep more prompts than they have slots.
+`large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,8 @@ def _of(scene: str, module: str, mark: str = "", **grids: tuple[float, ...]) -> 
     return found
 
 
+DISPLACEMENTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+
 CONSTANTS: dict[str, Constant] = {
     **_of("busy", "core.agent", SLOWDOWN=(0.1, 0.2, 0.4, 0.6, 1.0)),
     **_of("gentle", "core.agent", "@gentle", SLOWDOWN=(0.1, 0.4, 1.0)),
@@ -119,6 +137,14 @@ CONSTANTS: dict[str, Constant] = {
         MIN_LEFT=(0.02, 0.1, 0.3),
         LONGEST_LOAD=(1.2, 2.0, 4.0),
     ),
+    **_of("documents", "core.scoring.agent_estimate", DISPLACEMENT=DISPLACEMENTS),
+    **_of("short documents", "core.scoring.agent_estimate", "@short", DISPLACEMENT=DISPLACEMENTS),
+    **_of("many documents", "core.scoring.agent_estimate", "@many", DISPLACEMENT=DISPLACEMENTS),
+    **_of("busy", "core.scoring.agent_estimate", "@busy", DISPLACEMENT=DISPLACEMENTS),
+    **_of(
+        "documents", "core.scoring.follow_ups", PRIOR=(1.0, 4.0, 16.0), PAUSE=(15.0, 60.0, 240.0), PATIENCE=(1, 3, 9)
+    ),
+    **_of("kept", "core.scoring.learning", MIN_COMMON=(64, 256, 1024, 1_000_000)),
     **_of("crowded", "core.scoring.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
     **_of("crowded", "core.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
     **_of("crowded", "core.preloading", DEMAND=(0.5, 1.0, 2.0, 100.0)),
@@ -196,7 +222,7 @@ def run(case: Run) -> Outcome:
     logging.disable(logging.CRITICAL)
     try:
         with changed(scene.settings + settings):
-            return outcome(Simulation(draw(scene.shape, seed), "adaptive", seed, reports_slots=scene.slots_known).run())
+            return outcome(scene.simulation(seed).run())
     finally:
         logging.disable(before)
 

@@ -157,6 +157,9 @@ class Simulation:
 
     def _arrive(self, request: Request) -> None:
         self._next_call()
+        self._ask(request)
+
+    def _ask(self, request: Request) -> None:
         key = request.conversation.to_bytes(16)
         demand = request.demand or Demand(
             request.model.name,

@@ -84,11 +84,11 @@ for its own: it is expected to take as long again as it has taken.
 
 `--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
-DISPLACEMENT = 2.0
-"""The weight of a second in which somebody's prompt has to be read again: it keeps the host from others meanwhile, and
-evicts the next one.
+DISPLACEMENT = 1.0
+"""The weight of a second in which somebody's prompt has to be read again.
 
-In simulations of `--scene prefixes` 4 is as good on average and worse for first turns, 0.5 worse."""
+`--tune agent_estimate.DISPLACEMENT`: 0 and 0.5 are worse. 2 is better where there is room for all conversations
+somewhere, and worse where there is not (`@many`), as hosts that write slowly get more of them."""
 
 
 def answer_weight(demand: Demand) -> float:

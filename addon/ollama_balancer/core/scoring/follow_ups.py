@@ -5,9 +5,12 @@ import math
 from ..agent_records import CachedPrompt
 
 PRIOR = 4.0
-"""How many observations the first assumptions count as: every other prompt is followed up, after `PAUSE` seconds."""
+"""How many observations the first assumptions count as: every other prompt is followed up, after `PAUSE` seconds.
+
+`--tune follow_ups.PRIOR`: flat from 1 to 16."""
 
 PAUSE = 60.0
+"""`--tune follow_ups.PAUSE`: flat from 15 to 240."""
 
 MEMORY = 200.0
 """Prompts after which those before count half."""
@@ -16,7 +19,9 @@ LEAST, MOST = 0.05, 0.95
 """Bounds of the part of the prompts that is expected to be followed up."""
 
 PATIENCE = 3
-"""Usual pauses after which no follow-up is expected any more."""
+"""Usual pauses after which no follow-up is expected any more.
+
+`--tune follow_ups.PATIENCE`: 9 is as good, 1 worse."""
 
 NEWS = math.log(1.25)
 """The factor by which expectations have to change before they are told."""
