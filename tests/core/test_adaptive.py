@@ -467,3 +467,18 @@ def test_a_slot_that_is_not_proven_costs_the_wait_that_it_may_mean() -> None:
     assert costs["b"].wait == 0
     assert costs["a"].wait > 5, "half of an answer of ten seconds, which is slowed: it runs one at once, or two"
     assert costs["a"].free
+
+
+def test_an_embedding_model_of_which_nothing_is_known_is_not_expected_to_write_answers() -> None:
+    room = Room("warm", "cold", models=("m", "embed"), slots=1)
+    warm, cold = room.agents
+    for agent, model in ((warm, "embed"), (cold, "m")):
+        room.registry.inventory.update_loaded(agent, entries(model))
+        room.registry.update_metrics(agent.id, report(at=agent.number, max_loaded_models=1))
+    embedding = Demand("embed:latest", tokens=100, output_limit=0)
+    for _ in range(2):
+        choice = room.scheduler.find(embedding)
+        assert choice.agent is warm
+        lease = room.registry.limiter.take(warm, "embed:latest", embedding)
+        assert room.scheduler.find(embedding, ahead=20).agent is None, "twenty of them are soon over"
+        lease.release()

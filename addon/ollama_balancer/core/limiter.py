@@ -205,6 +205,8 @@ class ConcurrencyLimiter:
                 lease.learner = learner
                 learner.sent(lease)
         fleet = self._fleet
+        if lease.demand.output_limit == 0:
+            fleet.learner.estimates.writes_nothing(model)
         use = fleet.learner.placement.use(model)
         use.request_arrived(lease.taken_at)
         use.changed(1, fleet.waiting(model), lease.taken_at)

@@ -247,6 +247,11 @@ class Estimates:
             average = self._output.setdefault(model, Average())
             self.changed(model, average.observe(math.log(min(tokens, MAX_OUTPUT))))
 
+    def writes_nothing(self, model: str) -> None:
+        """The model is asked for embeddings, and nothing is known of it yet."""
+        if model not in self._output:
+            self.observe_output(model, 1)
+
     def generation(self, model: str) -> int:
         """A number that grows when estimates for the model change on all agents."""
         return self._generations.get(model, 0)
