@@ -7,11 +7,11 @@ import math
 import pytest
 
 from ollama_balancer.core.agent import Agent
-from ollama_balancer.core.agent_records import CachedPrompt, KeptPrompts, LoadedModel
+from ollama_balancer.core.agent_records import MAX_PROMPTS, CachedPrompt, KeptPrompts, LoadedModel
 from ollama_balancer.core.decision import in_words
 from ollama_balancer.core.demand import Demand, Prefix
 from ollama_balancer.core.scoring.follow_ups import PATIENCE, FollowUps
-from ollama_balancer.core.scoring.prefix_cache import MAX_PROMPTS, PrefixCache
+from ollama_balancer.core.scoring.prefix_cache import PrefixCache
 from tests.core.room import MODEL, Room
 
 LONG = 8000

@@ -7,6 +7,9 @@ from typing import NamedTuple
 MAX_LOADED = 100
 """Loaded models that are accepted from one agent, and remembered of one that does not list them."""
 
+MAX_PROMPTS = 64
+"""Prompts of a loaded model that are tracked."""
+
 MAX_SPEEDS = 1000
 """Models whose speed is kept per agent."""
 
@@ -45,6 +48,8 @@ class CachedPrompt:
     """How many other prompts it had read since then."""
     awaited: bool = False
     """Whether it may still be followed up."""
+    tracked: bool = True
+    """Whether it is among those of its loaded model."""
 
 
 @dataclass(slots=True)
@@ -85,8 +90,21 @@ class LoadedModel:
     gone: bool = False
     """Whether it has been unloaded."""
 
+    def add(self, prompt: CachedPrompt) -> None:
+        """It reads the prompt."""
+        self.prompts.append(prompt)
+        if len(self.prompts) > MAX_PROMPTS:
+            self.discard(self.prompts[0])
+
+    def discard(self, prompt: CachedPrompt) -> None:
+        """Another prompt has taken its place."""
+        self.prompts.remove(prompt)
+        prompt.tracked = False
+
     def depth(self, prompt: CachedPrompt) -> int | None:
         """How many other prompts it has read since; None: more than are tracked, or one that has taken its place."""
+        if not prompt.tracked:
+            return None
         return next((depth for depth, each in enumerate(reversed(self.prompts)) if each is prompt), None)
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..core.agent_records import MAX_PROMPTS
 from ..core.knowledge import AgentRecord, Known, ModelRecord, OutputRecord
 from ..core.registry import MAX_AGENTS
 from ..core.scoring.estimates import MAX_MODELS
 from ..core.scoring.facts import MAX_HARDWARE
-from ..core.scoring.prefix_cache import MAX_PROMPTS
 from ..text import one_line
 from .whole_file import WholeFile, Words
 

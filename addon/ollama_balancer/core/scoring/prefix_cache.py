@@ -17,9 +17,6 @@ from .follow_ups import FollowUps
 MAX_PREFIXES = 20_000
 """Prefixes that are tracked; the least recently used one makes room."""
 
-MAX_PROMPTS = 64
-"""Prompts of a loaded model that are tracked."""
-
 MAX_MODELS = 1000
 """Models whose follow-ups are counted."""
 
@@ -83,10 +80,9 @@ class PrefixCache:
                 if depth is not None:
                     prompt.common, prompt.depth = found.tokens, depth
                     if found.is_continued:
-                        loaded_model.prompts.remove(before)
+                        loaded_model.discard(before)
                 break
-        loaded_model.prompts.append(prompt)
-        del loaded_model.prompts[:-MAX_PROMPTS]
+        loaded_model.add(prompt)
         return prompt
 
     def read(
