@@ -140,7 +140,8 @@ CONSTANTS: dict[str, Constant] = {
     **_of("documents", "core.scoring.agent_estimate", DISPLACEMENT=DISPLACEMENTS),
     **_of("short documents", "core.scoring.agent_estimate", "@short", DISPLACEMENT=DISPLACEMENTS),
     **_of("many documents", "core.scoring.agent_estimate", "@many", DISPLACEMENT=DISPLACEMENTS),
-    **_of("busy", "core.scoring.agent_estimate", "@busy", DISPLACEMENT=DISPLACEMENTS),
+    **_of("busy", "core.scoring.agent_estimate", "@busy", DISPLACEMENT=DISPLACEMENTS, UNNOTICED=(0.0, 0.5, 1.0, 2.0)),
+    **_of("short documents", "core.scoring.agent_estimate", UNNOTICED=(0.0, 0.5, 1.0, 2.0)),
     **_of(
         "documents", "core.scoring.follow_ups", PRIOR=(1.0, 4.0, 16.0), PAUSE=(15.0, 60.0, 240.0), PATIENCE=(1, 3, 9)
     ),

@@ -14,7 +14,7 @@ from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.scheduler import MAX_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
-from ollama_balancer.core.scoring.estimates import LOAD
+from ollama_balancer.core.scoring.estimates import LOAD, MAX_MODELS, OUTPUT
 from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.core.room import MODEL, Room
@@ -482,3 +482,26 @@ def test_an_embedding_model_of_which_nothing_is_known_is_not_expected_to_write_a
         lease = room.registry.limiter.take(warm, "embed:latest", embedding)
         assert room.scheduler.find(embedding, ahead=20).agent is None, "twenty of them are soon over"
         lease.release()
+
+
+def test_a_model_that_was_first_asked_for_embeddings_is_expected_to_write_once_it_is_asked_to() -> None:
+    room = Room("a", slots=1)
+    [agent] = room.agents
+    estimates = room.registry.learner.estimates
+    room.registry.limiter.take(agent, MODEL, Demand(MODEL, output_limit=0)).release(Outcome.REJECTED)
+    assert estimates.output(MODEL) == 1.0
+    room.registry.limiter.take(agent, MODEL, Demand(MODEL)).release(Outcome.CANCELLED)
+    assert estimates.output(MODEL) == OUTPUT
+    room.serve(agent, output_tokens=300, output_seconds=3.0)
+    room.serve(agent, Demand(MODEL, tokens=10, output_limit=0))
+    assert estimates.output(MODEL) == pytest.approx(300)
+
+
+def test_names_that_are_made_up_for_embeddings_keep_no_model_from_being_learned() -> None:
+    room = Room("a", slots=1)
+    [agent] = room.agents
+    for number in range(MAX_MODELS + 100):
+        name = f"made-up-{number}:latest"
+        room.registry.limiter.take(agent, name, Demand(name, output_limit=0)).release(Outcome.REJECTED)
+    room.serve(agent, output_tokens=300, output_seconds=3.0)
+    assert room.registry.learner.estimates.output(MODEL) == pytest.approx(300)

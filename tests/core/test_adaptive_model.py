@@ -324,7 +324,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
             unread = demand.tokens - (cached.tokens if cached is not None else 0)
             part = ahead / (ahead + 1)
             total = f.fixed + (1.0 if demand.tools else 0.15) * f.writes + f.per_token * unread - f.shared * part
-            total -= f.displacement if cached is not None and cached.is_continued else 0.0
+            total -= f.displacement if cached is not None and cached.gives_way else 0.0
             return total + (queue if f.full else 0.0) + (f.eviction(at) if f.evicts else 0.0)
 
         costs = {f: cost(f) for f in estimates if f.agent not in exclude}

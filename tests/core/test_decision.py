@@ -81,7 +81,7 @@ def test_the_documentation_explains_each_phrase() -> None:
     terms = ("load", "wait", "prefill", "answer", "interference", "cached")
     others = [candidate("gpu-2", **{term: 5.0}) for term in terms]
     others += [candidate("gpu-2", plan=plan, load=5.0) for plan in Plan]
-    others.append(candidate("gpu-2", interference=5.0, displaced=8000))
+    others.append(candidate("gpu-2", interference=5.0, displacement=4.0))
     phrases = [in_words((plain, other)).partition("gpu-2 ")[2] for other in others]
     phrases += [in_words((candidate("gpu-1", plan=plan),)) for plan in Plan]
     assert [phrase for phrase in phrases if f"`{phrase}`" not in page] == []
@@ -89,9 +89,10 @@ def test_the_documentation_explains_each_phrase() -> None:
 
 def candidate(agent: str, **terms: object) -> ScoredCandidate:
     numbers = dict.fromkeys(
-        ("cost", "wait", "load", "prefill", "answer", "interference", "first", "loads", "writes"), 0.0
+        ("cost", "wait", "load", "prefill", "answer", "interference", "displacement", "first", "loads", "writes"),
+        0.0,
     )
-    facts = {"free": True, "observations": FEW, "plan": Plan.WARM, "guess": False, "cached": 0, "displaced": 0}
+    facts = {"free": True, "observations": FEW, "plan": Plan.WARM, "guess": False, "cached": 0}
     return ScoredCandidate(agent=agent, **(numbers | facts | terms))  # type: ignore[arg-type]
 
 

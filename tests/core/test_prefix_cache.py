@@ -7,11 +7,11 @@ import math
 import pytest
 
 from ollama_balancer.core.agent import Agent
-from ollama_balancer.core.agent_records import MAX_PROMPTS, CachedPrompt, KeptPrompts, LoadedModel
+from ollama_balancer.core.agent_records import CachedPrompt, KeptPrompts, LoadedModel, Outcome
 from ollama_balancer.core.decision import in_words
 from ollama_balancer.core.demand import Demand, Prefix
 from ollama_balancer.core.scoring.follow_ups import PATIENCE, FollowUps
-from ollama_balancer.core.scoring.prefix_cache import PrefixCache
+from ollama_balancer.core.scoring.prefix_cache import MAX_PROMPTS, PrefixCache
 from tests.core.room import MODEL, Room
 
 LONG = 8000
@@ -140,10 +140,43 @@ def test_a_prompt_counts_from_when_it_is_sent() -> None:
     lease.release()
 
 
+def test_a_turn_that_is_stopped_and_asked_again_stays_with_its_conversation() -> None:
+    room = Room("a", "b", slots=2)
+    a, _ = room.agents
+    room.serve(a, first("1"))
+    room.registry.limiter.take(a, MODEL, follow_up("1")).release(Outcome.CANCELLED)
+    assert has(room, "1")
+    lease = room.registry.limiter.take(a, MODEL, follow_up("1"))
+    assert has(room, "1"), "a second request of the conversation, while the first one runs"
+    lease.release()
+
+
+def test_a_question_that_is_edited_stays_with_its_conversation() -> None:
+    room = Room("a", slots=2)
+    [agent] = room.agents
+    room.serve(agent, first("turn 1", 1000))
+    prefixes = (b"turn 1", 1000), (b"turn 2", LONG)
+    for name, tokens in ((b"turn 2", LONG), (b"turn 3", LONG + 100)):
+        room.serve(agent, Demand(MODEL, tokens=tokens, prefixes=prefixes, new_prefixes=((name, tokens),)))
+    assert holder(room, *prefixes[:1], (b"turn 2, edited", LONG)) == (agent, 1000)
+    assert holder(room, *prefixes, (b"turn 3, edited", LONG + 100)) == (agent, LONG)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.FAILED, None])
+def test_a_request_that_is_refused_evicts_nothing(outcome: Outcome | None) -> None:
+    room = Room("a", slots=2)
+    [agent] = room.agents
+    room.serve(agent, first("1"))
+    for number in range(5):
+        room.registry.limiter.take(agent, MODEL, first(f"bad {number}")).release(outcome)
+    assert has(room, "1")
+    assert len(agent.loaded_models[MODEL].prompts) == 1
+
+
 def fleet_of_two(turns: int) -> Room:
     """The first agent is twice as fast, both have one slot. They have had many conversations of so many turns."""
     room = Room("fast", "slow", slots=1)
-    for number in range(20):
+    for number in range(40):
         for agent, speed in zip(room.agents, (2000.0, 1000.0), strict=True):
             name = f"{agent.name} {number}"
             read(room, agent, first(name, 1000), tokens=1000, speed=speed)
@@ -161,9 +194,29 @@ def test_a_new_prompt_goes_where_it_evicts_none_that_is_expected_to_go_on() -> N
     assert room.find(first("2")) is slow
     assert room.find(follow_up("1")) is fast
     best, other = room.scheduler.find(first("2")).options
-    assert (best.displaced, other.displaced) == (0, LONG)
-    assert other.interference > 4.0
+    assert best.displacement == 0.0
+    assert other.displacement == other.interference > 4.0
     assert in_words((best, other)) == "warm here, next best fast would evict the prompt of another conversation"
+
+
+def test_a_conversation_that_has_moved_leaves_room() -> None:
+    room = fleet_of_two(turns=3)
+    fast, slow = room.agents
+    room.serve(fast, first("1"))
+    assert room.find(first("2")) is slow
+    lease = room.registry.limiter.take(slow, MODEL, follow_up("1"))
+    best, *_ = room.scheduler.find(first("2")).options
+    assert (best.agent, best.displacement) == ("fast", 0.0)
+    lease.release()
+
+
+def test_what_another_choice_costs_is_told_by_what_weighs_most() -> None:
+    room = fleet_of_two(turns=3)
+    fast, _ = room.agents
+    room.serve(fast, first("1", 3000))
+    options = room.scheduler.find(first("2", 3000)).options
+    [other] = [option for option in options if option.agent == "fast"]
+    assert 0 < other.displacement <= other.interference
 
 
 def test_a_conversation_that_has_paused_for_long_is_not_expected_to_go_on() -> None:
@@ -220,6 +273,60 @@ def test_a_server_that_says_how_much_was_cached_is_believed() -> None:
     assert room.registry.learner.estimates.prefill.value(agent.id, MODEL) == pytest.approx(1000)
 
 
+def test_a_chat_that_is_too_long_for_its_context_does_not_show_what_is_kept() -> None:
+    room = Room("a", slots=4)
+    [agent] = room.agents
+    for number in range(5):
+        read(room, agent, first(f"{number}", 4000), tokens=4000)
+    figures = {"prompt_tokens": 4096, "prompt_seconds": 4.0, "output_tokens": 20, "output_seconds": 1.0}
+    for _ in range(4):
+        room.serve(agent, follow_up("long", 20_000), **figures)
+    assert agent.prompts_kept(MODEL) == 4
+
+
+def test_a_model_that_was_loaded_again_does_not_show_what_is_kept() -> None:
+    room = Room("a", known=False)
+    [agent] = room.agents
+    for number in range(5):
+        read(room, agent, first(f"{number}"), tokens=LONG)
+    figures = {"prompt_tokens": LONG, "prompt_seconds": LONG / 1000, "output_tokens": 20, "output_seconds": 1.0}
+    for _ in range(4):
+        room.serve(agent, follow_up("4"), load_seconds=6.0, **figures)
+    assert MODEL not in agent.kept_prompts
+
+
+def test_a_prompt_that_is_read_in_no_time_does_not_show_what_is_kept() -> None:
+    room = Room("a", slots=4)
+    [agent] = room.agents
+    figures = {"prompt_tokens": 430, "output_tokens": 20, "output_seconds": 1.0}
+    for number in range(5):
+        room.serve(agent, first(f"{number}", 430), prompt_seconds=0.04, **figures)
+    for _ in range(4):
+        room.serve(agent, follow_up("4", 400), prompt_seconds=0.03, **figures)
+    assert agent.prompts_kept(MODEL) == 4
+
+
+def test_estimated_tokens_are_not_taken_for_real_ones() -> None:
+    room = Room("a", slots=4)
+    [agent] = room.agents
+    figures = {"output_tokens": 20, "output_seconds": 1.0, "prompt_seconds": 1.0}
+    room.serve(agent, first("1", 4000), prompt_tokens=1000, cached_tokens=0, **figures)
+    prompt = Demand(MODEL, tokens=6000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 6000),))
+    for _ in range(3):
+        room.serve(agent, prompt, prompt_tokens=1500, cached_tokens=1000, **figures)
+    assert agent.prompts_kept(MODEL) == 4
+
+
+def test_slots_that_become_known_later_count_for_what_is_kept() -> None:
+    room = Room("a")
+    [agent] = room.agents
+    for _ in range(5):
+        read(room, agent, first("1"), tokens=LONG)
+    read(room, agent, follow_up("1"), tokens=100)
+    room.registry.configure_slots(agent, 8)
+    assert agent.prompts_kept(MODEL) == 8
+
+
 def test_what_was_learned_of_kept_prompts_goes_with_the_server() -> None:
     room = Room("a", slots=1)
     [agent] = room.agents
@@ -232,15 +339,17 @@ def test_what_was_learned_of_kept_prompts_goes_with_the_server() -> None:
 
 
 def test_a_miss_is_disproved_by_a_deeper_hit() -> None:
-    kept = KeptPrompts(4)
-    kept.observe(1, cached=False)
-    kept.observe(2, cached=True)
-    kept.observe(3, cached=False)
-    assert kept.most == 4
-    kept.observe(2, cached=False)
-    assert kept.most == 3
-    kept.observe(9, cached=False)
-    assert kept.most == 3, "that deep nothing was expected"
+    shown = KeptPrompts()
+    for depth, cached in ((1, False), (2, True), (3, False)):
+        shown.observe(depth, 4, cached=cached)
+        assert shown.kept is None
+    shown.observe(2, 4, cached=False)
+    assert shown.kept == 3
+    shown.observe(9, 4, cached=False)
+    assert shown.kept == 3, "that deep nothing was expected"
+    for _ in range(3):
+        shown.observe(0, 4, cached=False)
+    assert shown.kept == 1, "at least the last one is worth a try"
 
 
 def test_only_so_many_prompts_of_a_loaded_model_are_tracked() -> None:
@@ -255,10 +364,10 @@ def test_follow_ups_are_expected_as_they_came_and_less_and_less_with_time() -> N
     follow_ups = FollowUps()
     for _ in range(100):
         prompt = CachedPrompt(100, used_at=0.0)
-        follow_ups.awaited(prompt)
-        follow_ups.came(prompt, 20.0)
+        follow_ups.count_prompt(prompt)
+        follow_ups.count_follow_up(prompt, 20.0)
         last = CachedPrompt(100, used_at=20.0, turns=1)
-        follow_ups.awaited(last)
+        follow_ups.count_prompt(last)
     begun, later = CachedPrompt(100, 0.0, awaited=True), CachedPrompt(100, 0.0, turns=1, awaited=True)
     now, until = follow_ups.expected(begun, 0.0)
     assert now > 10

@@ -322,10 +322,19 @@ def test_timings_that_are_not_llama_cpps_are_left_alone(timings: object) -> None
     assert read_event(chunk).timings == Timings(3, None, 4)
 
 
-@pytest.mark.parametrize("milliseconds", [None, -1.0, "1", math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("milliseconds", [None, -1.0, "1", True, math.nan, math.inf, 1e300])
 def test_odd_durations_of_llama_cpp_count_as_missing(milliseconds: object) -> None:
     timings = {"cache_n": 1, "prompt_n": 2, "prompt_ms": milliseconds, "predicted_n": 4, "predicted_ms": 10}
     assert read_event({"choices": [], "timings": timings}).timings == Timings(3, None, 4, 0.01, cached_tokens=1)
+
+
+def test_what_llama_cpps_timings_do_not_say_the_usage_does() -> None:
+    chunk = {
+        "choices": [],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+        "timings": {"cache_n": 1, "prompt_n": 2},
+    }
+    assert read_event(chunk).timings == Timings(3, None, 4, cached_tokens=1)
 
 
 def test_an_answer_of_few_tokens_tells_no_speed() -> None:

@@ -42,8 +42,8 @@ class AgentEstimate(Answer):
     """Whether `first` rests on few observations."""
     cached: int
     """Tokens of the prompt that it has cached."""
-    displaced: int
-    """Tokens of another prompt that it would have to evict from its cache, though a follow-up is expected."""
+    displacement: float
+    """The part of `harm` that is the reading of another prompt, which it would evict from its cache."""
 
 
 class Decision(Answer):

@@ -309,8 +309,8 @@ class Agent:
         if kept is None:
             if len(self.kept_prompts) >= MAX_SPEEDS:
                 return
-            kept = self.kept_prompts[model] = KeptPrompts(self.slots_for(model))
-        kept.observe(depth, cached=cached)
+            kept = self.kept_prompts[model] = KeptPrompts()
+        kept.observe(depth, self.slots_for(model), cached=cached)
         self.epoch += 1
 
     def speed_measured(self, model: str, tokens_per_second: float) -> None:
@@ -323,8 +323,8 @@ class Agent:
         """What was known of it when the balancer ended, by model: slots, prompts kept and tokens per second."""
         for model, proven in slots.items():
             self.learners.setdefault(model, SlotLearner.recalled(proven, now))
-        for model, most in prompts.items():
-            self.kept_prompts.setdefault(model, KeptPrompts(most))
+        for model, kept in prompts.items():
+            self.kept_prompts.setdefault(model, KeptPrompts(kept))
         self.stats.speeds = {**speeds, **self.stats.speeds}
         self.epoch += 1
 
@@ -334,11 +334,6 @@ class Agent:
         self.kept_prompts.clear()
         self.stats.speeds.clear()
         self.memory.forget_loads()
-        self.epoch += 1
-
-    def server_replaced(self) -> None:
-        """It runs another version of its server."""
-        self.kept_prompts.clear()
         self.epoch += 1
 
     def model_replaced(self, model: str) -> None:
@@ -373,8 +368,8 @@ class Agent:
 
     def prompts_kept(self, model: str) -> int:
         """How many prompts of the model it keeps cached: as many as it has slots, unless it has shown otherwise."""
-        kept = self.kept_prompts.get(model)
-        return self.slots_for(model) if kept is None else kept.most
+        shown = self.kept_prompts.get(model)
+        return self.slots_for(model) if shown is None or shown.kept is None else shown.kept
 
     def first_limit(self) -> int:
         """How many requests of a model that it has not run yet it may run at once: a server has one setting for all."""

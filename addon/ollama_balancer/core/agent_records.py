@@ -7,9 +7,6 @@ from typing import NamedTuple
 MAX_LOADED = 100
 """Loaded models that are accepted from one agent, and remembered of one that does not list them."""
 
-MAX_PROMPTS = 64
-"""Prompts of a loaded model that are tracked."""
-
 MAX_SPEEDS = 1000
 """Models whose speed is kept per agent."""
 
@@ -44,12 +41,12 @@ class CachedPrompt:
     """How many turns of its conversation came before."""
     common: int = 0
     """Tokens at its beginning that the loaded model had read before."""
-    depth: int = 0
-    """How many other prompts it had read since then."""
+    common_depth: int = 0
+    """How many other prompts the loaded model had read since then."""
+    shared: bool = False
+    """Whether somebody has read a part of its beginning: then it does not show how fast prompts are read."""
     awaited: bool = False
     """Whether it may still be followed up."""
-    tracked: bool = True
-    """Whether it is among those of its loaded model."""
 
 
 @dataclass(slots=True)
@@ -60,21 +57,24 @@ class KeptPrompts:
     memory, and Ollama before that gives a new prompt the first free slot.
     """
 
-    most: int
+    kept: int | None = None
+    """None: it has shown nothing else than as many as it has slots."""
     missed: int | None = None
     """The depth at which one was not cached that should have been. A second time is needed to believe it."""
 
-    def observe(self, depth: int, *, cached: bool) -> None:
+    def observe(self, depth: int, slots: int, *, cached: bool) -> None:
         """A prompt after which `depth` others had been read was still cached, or was not."""
+        kept = slots if self.kept is None else self.kept
         if cached:
-            self.most = max(self.most, depth + 1)
+            if depth >= kept:
+                self.kept = depth + 1
             if self.missed is not None and depth >= self.missed:
                 self.missed = None
-        elif depth < self.most:
+        elif depth < kept:
             if self.missed is None:
                 self.missed = depth
             else:
-                self.most, self.missed = max(depth, self.missed), min(depth, self.missed)
+                self.kept, self.missed = max(1, depth, self.missed), min(depth, self.missed)
 
 
 @dataclass(slots=True)
@@ -90,21 +90,8 @@ class LoadedModel:
     gone: bool = False
     """Whether it has been unloaded."""
 
-    def add(self, prompt: CachedPrompt) -> None:
-        """It reads the prompt."""
-        self.prompts.append(prompt)
-        if len(self.prompts) > MAX_PROMPTS:
-            self.discard(self.prompts[0])
-
-    def discard(self, prompt: CachedPrompt) -> None:
-        """Another prompt has taken its place."""
-        self.prompts.remove(prompt)
-        prompt.tracked = False
-
     def depth(self, prompt: CachedPrompt) -> int | None:
         """How many other prompts it has read since; None: more than are tracked, or one that has taken its place."""
-        if not prompt.tracked:
-            return None
         return next((depth for depth, each in enumerate(reversed(self.prompts)) if each is prompt), None)
 
 

@@ -60,8 +60,8 @@ class ScoredCandidate(NamedTuple):
     """Whether `first` rests on few observations."""
     cached: int
     """Tokens at the beginning of the prompt that it has cached."""
-    displaced: int
-    """Tokens of another prompt that it would have to evict from its cache, though a follow-up is expected."""
+    displacement: float
+    """The part of the interference that is the reading of another prompt, which it would evict from its cache."""
 
     def describe(self) -> dict[str, Any]:
         """The candidate as the API and the flows' records have it: `interference` is called `harm` there."""
@@ -141,7 +141,7 @@ def _compared(best: ScoredCandidate, other: ScoredCandidate) -> str:
     elif most == answer:
         text, later = "writes more slowly", other.writes - best.writes
     else:
-        evicts = other.displaced > best.displaced
+        evicts = 2 * (other.displacement - best.displacement) > interference
         return "would evict the prompt of another conversation" if evicts else "would slow down what runs there"
     if later < WORTH_SAYING:
         return text

@@ -114,7 +114,7 @@ class Knowledge:
         agent, absent = fleet.agents.get(agent_id), self._absent.get(agent_id)
         if agent is not None:
             slots = {model: each.proven for model, each in agent.learners.items() if each.proven > 1}
-            prompts = {model: kept.most for model, kept in agent.kept_prompts.items()}
+            prompts = {model: each.kept for model, each in agent.kept_prompts.items() if each.kept is not None}
             recalled = _Recalled(slots, prompts, agent.stats.speeds)
         else:
             recalled = absent or _Recalled({}, {}, {})

@@ -92,6 +92,7 @@ class ConcurrencyLimiter:
     def start_over(self, agent: Agent) -> None:
         """The agent went offline, or is another one now: forget what was learned of its slots."""
         agent.learners = {}
+        agent.kept_prompts = {}
         for model in agent.running.keys() | agent.placed:
             self._refit(agent, model)
 
@@ -151,6 +152,8 @@ class ConcurrencyLimiter:
             _decrease(agent.answering, model)
         else:
             self._unanswered[agent, model].discard(lease)
+            if outcome is not Outcome.CANCELLED:
+                self._prompt_not_read(lease)
         if model not in agent.running:
             del self._unanswered[agent, model]
         if lease.loading:
@@ -172,6 +175,12 @@ class ConcurrencyLimiter:
         if given_up:
             fleet.on_change(agent)  # the load blocked other requests there
         fleet.on_slot_free(agent, model)
+
+    def _prompt_not_read(self, lease: SlotLease) -> None:
+        """The agent has refused or failed the request before an answer began: what it has cached is still there."""
+        prompt, loaded_model = lease.prompt, lease.agent.loaded_models.get(lease.model)
+        if prompt is not None and loaded_model is not None and not lease.known_tokens:
+            self._fleet.learner.prefix_cache.not_read(loaded_model, prompt)
 
     def expire(self, now: float) -> None:
         for agent, model in [key for key, until in self._busy.items() if until <= now]:
@@ -205,8 +214,7 @@ class ConcurrencyLimiter:
                 lease.learner = learner
                 learner.sent(lease)
         fleet = self._fleet
-        if lease.demand.output_limit == 0:
-            fleet.learner.estimates.writes_nothing(model)
+        fleet.learner.estimates.asked(model, for_embeddings=lease.demand.output_limit == 0)
         use = fleet.learner.placement.use(model)
         use.request_arrived(lease.taken_at)
         use.changed(1, fleet.waiting(model), lease.taken_at)

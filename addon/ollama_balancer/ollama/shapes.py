@@ -192,7 +192,7 @@ def _openai(value: dict[str, Any], choices: object, key: str) -> Event:
         index = None if key == "message" else _index(call.get("index"))
         arguments = _arguments(function.get("arguments"))
         parts.append(CallPart(index, _str(call.get("id")), _str(function.get("name")), arguments))
-    timings = _llama_timings(value.get("timings")) or _usage(value.get("usage"), "prompt_tokens", "completion_tokens")
+    timings = _llama_timings(value.get("timings"), _usage(value.get("usage"), "prompt_tokens", "completion_tokens"))
     return Event(_str(text), _str(thinking), tuple(parts), False, message_of(error) if error else None, timings)
 
 
@@ -301,21 +301,23 @@ def _timings(value: dict[str, Any]) -> Timings:
     )
 
 
-def _llama_timings(value: object) -> Timings | None:
-    """The `timings` of llama.cpp's server, in milliseconds; without those of the cache they are somebody else's."""
+def _llama_timings(value: object, usage: Timings | None) -> Timings | None:
+    """The `timings` of llama.cpp's server, in milliseconds, else the usage."""
     if not isinstance(value, dict):
-        return None
+        return usage
     cached, read, output = (_count(value.get(f"{name}_n")) for name in ("cache", "prompt", "predicted"))
     if cached is None or read is None:
-        return None
+        return usage
+    if output is None and usage is not None:
+        output = usage.eval_count
     reading, writing = _seconds(value.get("prompt_ms")), _seconds(value.get("predicted_ms"))
     return Timings(cached + read, reading, output, writing, cached_tokens=cached)
 
 
 def _seconds(milliseconds: object) -> float | None:
-    if isinstance(milliseconds, int | float) and 0 <= milliseconds < _MAX_FIGURE:
-        return milliseconds / 1e3
-    return None
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        return None
+    return milliseconds / 1e3 if 0 <= milliseconds < _MAX_FIGURE else None
 
 
 def _usage(usage: object, prompt: str, completion: str) -> Timings | None:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..core.agent_records import MAX_PROMPTS
 from ..core.knowledge import AgentRecord, Known, ModelRecord, OutputRecord
 from ..core.registry import MAX_AGENTS
 from ..core.scoring.estimates import MAX_MODELS
 from ..core.scoring.facts import MAX_HARDWARE
+from ..core.scoring.prefix_cache import MAX_PROMPTS
 from ..text import one_line
 from .whole_file import WholeFile, Words
 
@@ -54,7 +54,7 @@ class StoredModel(_Line):
     prefill: _Known | None = None
     load: _Known | None = None
     slots: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    prompts: Annotated[int, Field(ge=0, le=MAX_PROMPTS)] | None = None
+    prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] | None = None
     speed: _Value | None = None
 
     def record(self) -> ModelRecord:

@@ -99,6 +99,13 @@ def test_an_answer_of_each_api_is_shown_as_text_with_its_figures(name: str, text
     assert "! " not in shown
 
 
+def test_the_speed_of_reading_leaves_out_what_was_cached() -> None:
+    timings = {"cache_n": 2900, "prompt_n": 100, "prompt_ms": 50.0, "predicted_n": 20, "predicted_ms": 400.0}
+    body = json.dumps({"choices": [{"message": {"content": "x"}}], "usage": {}, "timings": timings}).encode()
+    shown = render_answer(body, "application/json", b"", None)
+    assert "prompt  3,000 tokens, 2,900 of them cached, in 50.0 ms, 2,000.0 tokens/s" in shown
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("embed_multi", "2 vectors of"), ("embed_single", "1 vector of"), ("embeddings_legacy", "1 vector of")],

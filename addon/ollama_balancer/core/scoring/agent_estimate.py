@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ..agent import SLOWDOWN, Agent
 from ..agent_records import LoadedModel
-from ..decision import FEW, WORTH_SAYING, Plan, ScoredCandidate
+from ..decision import FEW, Plan, ScoredCandidate
 from ..demand import Demand
 from .learning import Learner
 
@@ -84,11 +84,16 @@ for its own: it is expected to take as long again as it has taken.
 
 `--tune agent_estimate.LONGEST_LOAD`: 1.2 is worse, 4 no better."""
 
-DISPLACEMENT = 1.0
-"""The weight of a second in which somebody's prompt has to be read again.
+DISPLACEMENT = 2.0
+"""The weight of a second in which somebody's prompt has to be read again: it evicts the next one, and holds up others.
 
-`--tune agent_estimate.DISPLACEMENT`: 0 and 0.5 are worse. 2 is better where there is room for all conversations
-somewhere, and worse where there is not (`@many`), as hosts that write slowly get more of them."""
+`--tune agent_estimate.DISPLACEMENT`: 0, 0.5 and 1 are worse, 4 is no better. Where there are more conversations than
+slots to keep them in (`@many`), less is worse for the first token, and better for the last one."""
+
+UNNOTICED = 1.0
+"""Seconds of reading again that nobody minds: short conversations go where they are answered soonest.
+
+`--tune agent_estimate.UNNOTICED`: 0 is better for documents, and worse for chats (`@busy`)."""
 
 
 def answer_weight(demand: Demand) -> float:
@@ -130,8 +135,6 @@ class AgentEstimate:
     """Tokens of a prompt per second that the agent reads for one request alone."""
     displacement: float = 0.0
     """Seconds that others will take to read a prompt again that a new one evicts from the cache."""
-    displaced: int = 0
-    """Tokens of that prompt."""
     until: float = math.inf
     """When that has to be computed again."""
     shared: float = 0.0
@@ -194,14 +197,14 @@ class AgentEstimate:
     def refresh_displacement(self, at: Situation) -> None:
         """Recompute what changes with time alone: who has waited for long is not expected to go on."""
         agent, model, cache = self.agent, self.model, at.learner.prefix_cache
-        self.displacement, self.displaced, self.until = 0.0, 0, math.inf
+        self.displacement, self.until = 0.0, math.inf
         loaded_model = None if self.cold else agent.loaded_models.get(model)
         prompt = cache.displaced(agent, model, loaded_model) if loaded_model is not None else None
         if prompt is not None:
             expected, until = cache.expected(model, prompt, at.now)
-            seconds = DISPLACEMENT * expected * prompt.tokens / self.prefill
-            if seconds >= WORTH_SAYING:
-                self.displacement, self.displaced, self.until = seconds, prompt.tokens, until
+            noticed = prompt.tokens / self.prefill - UNNOTICED
+            if expected and noticed > 0:
+                self.displacement, self.until = DISPLACEMENT * expected * noticed, until
         self.fixed = self.wait + self.load + self.interference + self.displacement
 
     def _interference(self, at: Situation, busy: int) -> float:
@@ -296,7 +299,8 @@ class AgentEstimate:
         wait = self.wait + queue if self.full else self.wait
         load = self.load - self.shared * gain + eviction
         prefill, answer = self.per_token * tokens, weight * self.writes
-        interference = self.interference + (0.0 if continued else self.displacement)
+        displacement = 0.0 if continued else self.displacement
+        interference = self.interference + displacement
         return ScoredCandidate(
             agent=self.agent.name,
             cost=wait + load + prefill + answer + interference,
@@ -313,5 +317,5 @@ class AgentEstimate:
             plan=Plan.CONTEND if eviction and self.plan is not Plan.DRAIN else self.plan,
             guess=self.observations < FEW or wait > 0 or (self.loads > 0 and self.observed_loads < FEW),
             cached=cached,
-            displaced=0 if continued else self.displaced,
+            displacement=displacement,
         )

@@ -230,6 +230,8 @@ class Estimates:
         self.figures = self.decode, self.prefill, self.load
         self._generations: dict[str, int] = {}
         self._output: dict[str, Average] = {}
+        self._embedding: dict[str, bool] = {}
+        """Models that have been asked for embeddings last, and have written no answer yet."""
 
     def rates(self, agent: str, model: str) -> Rates:
         decode, observations = self.decode.known(agent, model)
@@ -247,10 +249,16 @@ class Estimates:
             average = self._output.setdefault(model, Average())
             self.changed(model, average.observe(math.log(min(tokens, MAX_OUTPUT))))
 
-    def writes_nothing(self, model: str) -> None:
-        """The model is asked for embeddings, and nothing is known of it yet."""
-        if model not in self._output:
-            self.observe_output(model, 1)
+    def asked(self, model: str, *, for_embeddings: bool) -> None:
+        """The model is sent a request. One of which nothing else is known does not write, if it is for embeddings."""
+        if not for_embeddings:
+            if self._embedding.pop(model, None):
+                self.changed(model, news=True)
+        elif model not in self._embedding and model not in self._output:
+            if len(self._embedding) >= MAX_MODELS:
+                del self._embedding[next(iter(self._embedding))]
+            self._embedding[model] = True
+            self.changed(model, news=True)
 
     def generation(self, model: str) -> int:
         """A number that grows when estimates for the model change on all agents."""
@@ -263,7 +271,9 @@ class Estimates:
     def output(self, model: str) -> float:
         """The expected tokens of an answer."""
         average = self._output.get(model)
-        return OUTPUT if average is None else average.value
+        if average is None:
+            return 1.0 if model in self._embedding else OUTPUT
+        return average.value
 
     def output_of(self, model: str) -> Estimate:
         average = self._output.get(model)

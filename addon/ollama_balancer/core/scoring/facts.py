@@ -80,7 +80,6 @@ class Facts:
         self.versions[agent.id] = version
         if known is not None and known != version:
             self._estimates.weaken(agent.id)
-            agent.server_replaced()
             agent.rates.clear()
             self.on_slots_void(agent)
 

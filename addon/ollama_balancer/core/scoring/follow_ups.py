@@ -28,7 +28,7 @@ NEWS = math.log(1.25)
 
 
 class FollowUps:
-    """What is expected changes in steps, when `awaited` or `came` say so, so that what depends on it may be kept."""
+    """What is expected changes in steps, when `count_prompt` or `count_follow_up` say so, and with time."""
 
     def __init__(self) -> None:
         self._awaited = [PRIOR, PRIOR]
@@ -39,7 +39,7 @@ class FollowUps:
         self._seconds = PRIOR * PAUSE
         self._told = self._now()
 
-    def awaited(self, prompt: CachedPrompt) -> bool:
+    def count_prompt(self, prompt: CachedPrompt) -> bool:
         """The prompt may be followed up. Whether expectations have changed."""
         later = prompt.turns > 0
         if self._awaited[later] >= MEMORY:
@@ -48,7 +48,7 @@ class FollowUps:
         self._awaited[later] += 1
         return self._tell()
 
-    def came(self, prompt: CachedPrompt, now: float) -> bool:
+    def count_follow_up(self, prompt: CachedPrompt, now: float) -> bool:
         """The prompt was followed up. Whether expectations have changed."""
         self._came[prompt.turns > 0] += 1
         if self._pauses >= MEMORY:

@@ -1,6 +1,7 @@
 """Learns from answers: how fast agents are, the demand for models, and which prefixes are cached where."""
 
 from ..agent import Agent
+from ..agent_records import CachedPrompt
 from ..decision import FEW
 from ..leases import SlotLease
 from ..observations import AnswerObservation
@@ -21,6 +22,12 @@ MIN_COMMON = 256
 """Tokens in common with a prompt that was read before: fewer do not show whether that is still cached.
 
 `--tune learning.MIN_COMMON`: flat from 64 to 1,024; not to learn it is worse."""
+
+WHOLE = 0.75
+"""The part of the estimated tokens that a host has to have read: it drops the beginning of what is too long."""
+
+MIN_SAVED = 0.2
+"""Seconds that it has to save that a prompt is cached: less does not show beside what every request takes."""
 
 SHORTEST_LOAD = 0.2
 """Seconds: what took less was not a load.
@@ -65,7 +72,7 @@ class Learner:
         if tokens and seconds is not None and seconds > 0 and tokens >= MIN_TOKENS:
             estimates.changed(model, estimates.decode.observe(agent.id, model, tokens / seconds * slow))
         limit = lease.demand.output_limit
-        if count and (not limit or count < limit):
+        if count and limit != 0 and (limit is None or count < limit):
             estimates.observe_output(model, count)
         silent = None if began is None or not streamed else began - lease.taken_at
         load = self._load(lease, answer.load_seconds, silent)
@@ -78,36 +85,46 @@ class Learner:
 
     def _learn_reading(self, lease: SlotLease, answer: AnswerObservation, silent: float | None) -> None:
         """Learn how fast the agent reads prompts, and how many it keeps."""
-        agent, model, prompt = lease.agent, lease.model, lease.prompt
-        tokens, seconds, cached = answer.prompt_tokens, answer.prompt_seconds, answer.cached_tokens
+        tokens, seconds = answer.prompt_tokens, answer.prompt_seconds
         timed = seconds is not None
         if not timed and silent is not None and not lease.cold:
             tokens, seconds = lease.demand.tokens, silent
         if not tokens or not seconds:
             return
-        common = min(prompt.common, tokens) if prompt is not None else 0
-        if common and cached is None and not (timed or lease.sole):
-            return
-        if prompt is not None and common >= max(MIN_COMMON, tokens / 2):
-            was_cached = self._was_cached(lease, tokens, common, seconds) if cached is None else 2 * cached >= common
-            if was_cached is None:
+        cached = answer.cached_tokens
+        prompt = lease.prompt
+        if prompt is not None and prompt.shared and not lease.cold:
+            cached = self._learn_cached(lease, prompt, answer, tokens, seconds if timed or lease.sole else None)
+            if cached is None:
                 return
-            agent.prompt_met_again(model, prompt.depth, cached=was_cached)
-            if was_cached and cached is None:
-                return
-        elif common and cached is None:
-            return
         read = tokens - (cached or 0)
         if read >= MIN_READ:
-            self.estimates.changed(model, self.estimates.prefill.observe(agent.id, model, read / seconds * lease.slow))
+            rate = read / seconds * lease.slow
+            self.estimates.changed(lease.model, self.estimates.prefill.observe(lease.agent.id, lease.model, rate))
 
-    def _was_cached(self, lease: SlotLease, tokens: int, common: int, seconds: float) -> bool | None:
-        """Whether the tokens that the agent has read before were cached, by the time that it took; None: it cannot be
-        told."""
-        rate, observations = self.estimates.prefill.known(lease.agent.id, lease.model)
-        if observations < FEW:
+    def _learn_cached(
+        self, lease: SlotLease, prompt: CachedPrompt, answer: AnswerObservation, tokens: int, seconds: float | None
+    ) -> int | None:
+        """Learn whether a prompt was cached that has `tokens` and took `seconds` to read, if that was timed.
+
+        How many of them were cached; None: that cannot be told.
+        """
+        agent, model, cached = lease.agent, lease.model, answer.cached_tokens
+        # `prompt.common` is estimated, as the whole prompt is.
+        common = tokens * prompt.common / lease.demand.tokens
+        telling = common >= max(MIN_COMMON, tokens / 2)
+        if cached is not None:
+            if telling:
+                agent.prompt_met_again(model, prompt.common_depth, cached=2 * cached >= common)
+            return cached
+        rate, observations = self.estimates.prefill.known(agent.id, model)
+        saved = common / rate * lease.slow
+        whole = tokens >= WHOLE * lease.demand.tokens and (answer.load_seconds or 0.0) < SHORTEST_LOAD
+        if not (telling and whole and observations >= FEW and saved >= MIN_SAVED) or seconds is None:
             return None
-        return seconds < (tokens - common / 2) / rate * lease.slow
+        was_cached = seconds < tokens / rate * lease.slow - saved / 2
+        agent.prompt_met_again(model, prompt.common_depth, cached=was_cached)
+        return None if was_cached else 0
 
     def _reading(self, lease: SlotLease) -> float:
         """The estimated seconds of its prefill."""

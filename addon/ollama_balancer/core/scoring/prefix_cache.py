@@ -17,6 +17,9 @@ from .follow_ups import FollowUps
 MAX_PREFIXES = 20_000
 """Prefixes that are tracked; the least recently used one makes room."""
 
+MAX_PROMPTS = 64
+"""Prompts of a loaded model that are tracked."""
+
 MAX_MODELS = 1000
 """Models whose follow-ups are counted."""
 
@@ -35,8 +38,11 @@ class CachedPrefix(NamedTuple):
         return depth is not None and depth < self.agent.prompts_kept(model)
 
     @property
-    def is_continued(self) -> bool:
-        """Whether a prompt that begins with it takes the place of the one that did so before, and of no other."""
+    def gives_way(self) -> bool:
+        """Whether a prompt that begins with it takes the place of the one that did so before.
+
+        If it is but a small part of that one, such as a system prompt, both have a place.
+        """
         return 2 * self.tokens >= self.prompt.tokens
 
 
@@ -65,25 +71,48 @@ class PrefixCache:
     def sent(self, demand: Demand, agent: Agent, loaded_model: LoadedModel, now: float) -> CachedPrompt:
         """The agent begins to read the prompt of a request, which takes the place of another one."""
         prompt = CachedPrompt(demand.tokens, now)
+        known = self._known
         is_longest = True
         for key, _ in reversed(demand.prefixes):
-            found = self._known.get(key)
+            found = known.get(key)
             if found is None:
                 continue
-            before = found.prompt
-            if is_longest and found.tokens == before.tokens:
-                prompt.turns = before.turns + 1
-                self._followed_up(demand.model, before, now)
-            is_longest = False
-            if found.loaded_model is loaded_model:
-                depth = loaded_model.depth(before)
-                if depth is not None:
-                    prompt.common, prompt.depth = found.tokens, depth
-                    if found.is_continued:
-                        loaded_model.discard(before)
-                break
-        loaded_model.add(prompt)
+            is_here = found.loaded_model is loaded_model
+            if is_longest:
+                is_longest = False
+                prompt.shared = is_here or found.tokens < found.prompt.tokens
+                self._continue(demand.model, prompt, found, now)
+            if is_here:
+                depth = loaded_model.depth(found.prompt)
+                if depth is not None and found.tokens <= demand.tokens:
+                    if not prompt.common:
+                        prompt.common, prompt.common_depth = found.tokens, depth
+                    if found.gives_way:
+                        loaded_model.prompts.remove(found.prompt)
+                known[key] = found._replace(prompt=prompt)
+        loaded_model.prompts.append(prompt)
+        del loaded_model.prompts[:-MAX_PROMPTS]
         return prompt
+
+    def _continue(self, model: str, prompt: CachedPrompt, found: CachedPrefix, now: float) -> None:
+        """The prompt goes on with the conversation of the one that had the prefix before."""
+        before = found.prompt
+        if found.tokens != before.tokens:
+            if found.gives_way:  # the same turn again, or with another question
+                prompt.turns = before.turns
+            return
+        prompt.turns = before.turns + 1
+        if before.awaited:
+            before.awaited = False
+            found.agent.epoch += 1  # to evict it costs nothing any more
+            follow_ups = self._follow_ups.get(model)
+            if follow_ups is not None and follow_ups.count_follow_up(before, now):
+                self._changed(model)
+
+    def not_read(self, loaded_model: LoadedModel, prompt: CachedPrompt) -> None:
+        """The agent has not read the prompt that it was sent, and has evicted none for it."""
+        if loaded_model.depth(prompt) is not None:
+            loaded_model.prompts.remove(prompt)
 
     def read(
         self,
@@ -102,19 +131,14 @@ class PrefixCache:
         if prefixes and not prompt.awaited:
             prompt.awaited = True
             follow_ups = self._follow_ups.get(model)
-            if follow_ups is None and len(self._follow_ups) < MAX_MODELS:
+            if follow_ups is None:
+                if len(self._follow_ups) >= MAX_MODELS:
+                    del self._follow_ups[next(iter(self._follow_ups))]
                 follow_ups = self._follow_ups[model] = FollowUps()
-            if follow_ups is not None and follow_ups.awaited(prompt):
+            if follow_ups.count_prompt(prompt):
                 self._changed(model)
         while len(known) > self._most:
             known.popitem(last=False)
-
-    def _followed_up(self, model: str, prompt: CachedPrompt, now: float) -> None:
-        if prompt.awaited:
-            prompt.awaited = False
-            follow_ups = self._follow_ups.get(model)
-            if follow_ups is not None and follow_ups.came(prompt, now):
-                self._changed(model)
 
     def displaced(self, agent: Agent, model: str, loaded_model: LoadedModel) -> CachedPrompt | None:
         """Whose place a prompt takes that is new to the agent; None: there is room."""
@@ -122,7 +146,7 @@ class PrefixCache:
         if not prompts:
             return None
         kept = agent.prompts_kept(model)
-        return prompts[-kept] if 0 < kept <= len(prompts) else None
+        return prompts[-kept] if kept <= len(prompts) else None
 
     def expected(self, model: str, prompt: CachedPrompt, now: float) -> tuple[float, float]:
         """How many follow-ups of a prompt are expected, and until when that holds."""

@@ -137,7 +137,7 @@ class Scorer:
         if prefix is None or prefix.agent is not estimate.agent or estimate.cold:
             cached, continued = 0, False
         else:
-            cached, continued = prefix.tokens, prefix.is_continued
+            cached, continued = prefix.tokens, prefix.gives_way
         unread = self._demand.tokens - cached
         return estimate.option(unread, self._weight, self._queue, self._gain, eviction, cached, continued=continued)
 
@@ -168,7 +168,7 @@ class Scorer:
         if prefix is not None and prefix.agent in self._candidates.members:
             estimate = self._candidates.estimate(self._demand.runner, prefix.agent)
             if not estimate.cold and estimate in estimates:
-                saved = estimate.per_token * prefix.tokens + (estimate.displacement if prefix.is_continued else 0.0)
+                saved = estimate.per_token * prefix.tokens + (estimate.displacement if prefix.gives_way else 0.0)
                 costs[estimates.index(estimate)] -= saved
         if self._exclude:
             for number, estimate in enumerate(estimates):

@@ -300,9 +300,11 @@ def _figures(timings: Timings, record: object) -> list[str]:
         ("answer", timings.eval_count, timings.eval_duration),
     ):
         if tokens is not None:
+            cached = (timings.cached_tokens or 0) if name == "prompt" else 0
+            kept = f", {cached:,} of them cached," if cached else ""
             took = f" in {_time(seconds)}" if seconds else ""
-            rate = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens, seconds)) is not None else ""
-            lines.append(f"{name}  {tokens:,} tokens{took}{rate}")
+            rate = f", {speed:,.1f} tokens/s" if (speed := speed_of(tokens - cached, seconds)) is not None else ""
+            lines.append(f"{name}  {tokens:,} tokens{kept}{took}{rate}")
     if timings.total_duration is not None:
         lines.append(f"host    {_time(timings.total_duration)} in total")
     speed = _number(fields.get("tokens_per_second"))
