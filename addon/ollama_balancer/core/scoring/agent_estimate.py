@@ -87,8 +87,8 @@ for its own: it is expected to take as long again as it has taken.
 DISPLACEMENT = 2.0
 """The weight of a second in which somebody's prompt has to be read again: it evicts the next one, and holds up others.
 
-`--tune agent_estimate.DISPLACEMENT`: 0, 0.5 and 1 are worse, 4 is no better. Where there are more conversations than
-slots to keep them in (`@many`), less is worse for the first token, and better for the last one."""
+`--tune agent_estimate.DISPLACEMENT`: 0, 0.5 and 1 are worse, 4 is little better. Where there are more conversations
+than slots to keep them in (`@many`), less is worse for the first token, and better for the last one."""
 
 UNNOTICED = 1.0
 """Seconds of reading again that nobody minds: short conversations go where they are answered soonest.
