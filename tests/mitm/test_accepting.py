@@ -126,6 +126,14 @@ def test_modes_that_change_at_once_leave_nothing_open(turns: int) -> None:
     asyncio.run(scenario())
 
 
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as s:
+        s.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has IPv4 only: mitmproxy listens on one socket")
 def test_a_socket_that_cannot_be_taken_over_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
