@@ -102,11 +102,11 @@ def test_learned_slots_are_kept() -> None:
 
 def test_how_many_prompts_are_kept_is_kept() -> None:
     room = experienced()
-    room.agents[0].prompt_met_again(MODEL, 7, cached=True)
+    room.agents[0].kept_prompts.observe(MODEL, 7, 1, cached=True)
     other = restarted(room, "gpu-1").agents[0]
-    assert other.prompts_kept(MODEL) == 8
-    other.prompt_met_again(MODEL, 9, cached=True)
-    assert other.prompts_kept(MODEL) == 10
+    assert other.kept_prompts.known() == {MODEL: 8}
+    other.kept_prompts.observe(MODEL, 9, 1, cached=True)
+    assert other.kept_prompts.known() == {MODEL: 10}
 
 
 def test_an_agent_that_joins_later_finds_what_was_learned_of_it() -> None:

@@ -7,11 +7,12 @@ import math
 import pytest
 
 from ollama_balancer.core.agent import Agent
-from ollama_balancer.core.agent_records import CachedPrompt, KeptPrompts, LoadedModel, Outcome
+from ollama_balancer.core.agent_records import CachedPrompt, LoadedModel, Outcome
 from ollama_balancer.core.decision import in_words
 from ollama_balancer.core.demand import Demand, Prefix
+from ollama_balancer.core.kept_prompts import Shown
 from ollama_balancer.core.scoring.follow_ups import PATIENCE, FollowUps
-from ollama_balancer.core.scoring.prefix_cache import MAX_PROMPTS, PrefixCache
+from ollama_balancer.core.scoring.prefix_cache import MAX_PROMPTS, PrefixCache, kept
 from tests.core.room import MODEL, Room
 
 LONG = 8000
@@ -162,6 +163,14 @@ def test_a_question_that_is_edited_stays_with_its_conversation() -> None:
     assert holder(room, *prefixes, (b"turn 3, edited", LONG + 100)) == (agent, LONG)
 
 
+def test_a_request_that_succeeds_without_a_byte_has_been_read() -> None:
+    room = Room("a", slots=2)
+    [agent] = room.agents
+    room.serve(agent)
+    room.registry.limiter.take(agent, MODEL, first("1")).release(Outcome.SUCCEEDED)
+    assert len(agent.loaded_models[MODEL].prompts) == 1
+
+
 @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.FAILED, None])
 def test_a_request_that_is_refused_evicts_nothing(outcome: Outcome | None) -> None:
     room = Room("a", slots=2)
@@ -242,7 +251,7 @@ def test_a_host_that_keeps_more_prompts_than_it_has_slots_is_found_to_do_so() ->
         read(room, agent, first(f"{number}"), tokens=LONG)
     assert not has(room, "1")
     read(room, agent, follow_up("1"), tokens=100)
-    assert agent.prompts_kept(MODEL) == 4
+    assert kept(agent, MODEL) == 4
     assert [name for name in "01234" if has(room, name)] == ["1", "2", "3", "4"]
     rate = room.registry.learner.estimates.prefill.value(agent.id, MODEL)
     assert rate == pytest.approx(1000), "what was cached says nothing about the speed"
@@ -254,12 +263,12 @@ def test_a_host_that_keeps_fewer_prompts_than_it_has_slots_is_found_to_do_so() -
     for number in range(4):
         read(room, agent, first(f"{number}"), tokens=LONG)
     read(room, agent, follow_up("0"), tokens=LONG)
-    assert agent.prompts_kept(MODEL) == 4, "once may be chance"
+    assert kept(agent, MODEL) == 4, "once may be chance"
     read(room, agent, follow_up("2"), tokens=LONG)
-    assert agent.prompts_kept(MODEL) == 3
+    assert kept(agent, MODEL) == 3
     read(room, agent, follow_up("2"), tokens=100)
     read(room, agent, follow_up("0"), tokens=LONG)
-    assert agent.prompts_kept(MODEL) == 2
+    assert kept(agent, MODEL) == 2
 
 
 def test_a_server_that_says_how_much_was_cached_is_believed() -> None:
@@ -269,7 +278,7 @@ def test_a_server_that_says_how_much_was_cached_is_believed() -> None:
     for name in ("1", "2"):
         room.serve(agent, first(name), prompt_seconds=8.0, cached_tokens=0, **figures)
     room.serve(agent, follow_up("1"), prompt_seconds=0.2, cached_tokens=LONG - 200, **figures)
-    assert agent.prompts_kept(MODEL) == 2
+    assert kept(agent, MODEL) == 2
     assert room.registry.learner.estimates.prefill.value(agent.id, MODEL) == pytest.approx(1000)
 
 
@@ -281,7 +290,7 @@ def test_a_chat_that_is_too_long_for_its_context_does_not_show_what_is_kept() ->
     figures = {"prompt_tokens": 4096, "prompt_seconds": 4.0, "output_tokens": 20, "output_seconds": 1.0}
     for _ in range(4):
         room.serve(agent, follow_up("long", 20_000), **figures)
-    assert agent.prompts_kept(MODEL) == 4
+    assert kept(agent, MODEL) == 4
 
 
 def test_a_model_that_was_loaded_again_does_not_show_what_is_kept() -> None:
@@ -292,7 +301,7 @@ def test_a_model_that_was_loaded_again_does_not_show_what_is_kept() -> None:
     figures = {"prompt_tokens": LONG, "prompt_seconds": LONG / 1000, "output_tokens": 20, "output_seconds": 1.0}
     for _ in range(4):
         room.serve(agent, follow_up("4"), load_seconds=6.0, **figures)
-    assert MODEL not in agent.kept_prompts
+    assert agent.kept_prompts.known() == {}
 
 
 def test_a_prompt_that_is_read_in_no_time_does_not_show_what_is_kept() -> None:
@@ -303,7 +312,7 @@ def test_a_prompt_that_is_read_in_no_time_does_not_show_what_is_kept() -> None:
         room.serve(agent, first(f"{number}", 430), prompt_seconds=0.04, **figures)
     for _ in range(4):
         room.serve(agent, follow_up("4", 400), prompt_seconds=0.03, **figures)
-    assert agent.prompts_kept(MODEL) == 4
+    assert kept(agent, MODEL) == 4
 
 
 def test_estimated_tokens_are_not_taken_for_real_ones() -> None:
@@ -314,7 +323,7 @@ def test_estimated_tokens_are_not_taken_for_real_ones() -> None:
     prompt = Demand(MODEL, tokens=6000, prefixes=((b"1", 4000),), new_prefixes=((b"1", 6000),))
     for _ in range(3):
         room.serve(agent, prompt, prompt_tokens=1500, cached_tokens=1000, **figures)
-    assert agent.prompts_kept(MODEL) == 4
+    assert kept(agent, MODEL) == 4
 
 
 def test_slots_that_become_known_later_count_for_what_is_kept() -> None:
@@ -324,22 +333,22 @@ def test_slots_that_become_known_later_count_for_what_is_kept() -> None:
         read(room, agent, first("1"), tokens=LONG)
     read(room, agent, follow_up("1"), tokens=100)
     room.registry.configure_slots(agent, 8)
-    assert agent.prompts_kept(MODEL) == 8
+    assert kept(agent, MODEL) == 8
 
 
 def test_what_was_learned_of_kept_prompts_goes_with_the_server() -> None:
     room = Room("a", slots=1)
     [agent] = room.agents
     room.registry.inventory.update_version(agent, "0.29.0")
-    agent.prompt_met_again(MODEL, 5, cached=True)
+    agent.kept_prompts.observe(MODEL, 5, 1, cached=True)
     room.registry.inventory.update_version(agent, "0.29.0")
-    assert agent.prompts_kept(MODEL) == 6
+    assert kept(agent, MODEL) == 6
     room.registry.inventory.update_version(agent, "0.30.0")
-    assert agent.prompts_kept(MODEL) == 1
+    assert kept(agent, MODEL) == 1
 
 
 def test_a_miss_is_disproved_by_a_deeper_hit() -> None:
-    shown = KeptPrompts()
+    shown = Shown()
     for depth, cached in ((1, False), (2, True), (3, False)):
         shown.observe(depth, 4, cached=cached)
         assert shown.kept is None

@@ -9,10 +9,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from .address import Address
-from .agent_records import MAX_SPEEDS, KeptPrompts, LoadedModel, Rates, Statistics
+from .agent_records import LoadedModel, Rates, Statistics
 from .concurrency import SlotLearner
 from .decision import Decision
 from .health import Health, Phase
+from .kept_prompts import KeptPrompts
 from .memory import Memory
 from .scoreboard import Scoreboard
 
@@ -133,8 +134,7 @@ class Agent:
     fixed_slots: int = 0
     """Requests it runs at once per model, as configured or reported; 0: learned."""
     learners: dict[str, SlotLearner] = field(default_factory=dict)
-    kept_prompts: dict[str, KeptPrompts] = field(default_factory=dict)
-    """By model, what has been learned of how many prompts it keeps cached."""
+    kept_prompts: KeptPrompts = field(default_factory=KeptPrompts)
     full: set[str] = field(default_factory=set)
     """Models that have no free slot."""
     loaders: dict[str, int] = field(default_factory=dict)
@@ -303,35 +303,20 @@ class Agent:
         """Something got through to it."""
         self.reachable, self.unreached, self.silent_since = True, "", None
 
-    def prompt_met_again(self, model: str, depth: int, *, cached: bool) -> None:
-        """It had read `depth` other prompts of the model since, and still had it cached, or had not."""
-        kept = self.kept_prompts.get(model)
-        if kept is None:
-            if len(self.kept_prompts) >= MAX_SPEEDS:
-                return
-            kept = self.kept_prompts[model] = KeptPrompts()
-        kept.observe(depth, self.slots_for(model), cached=cached)
-        self.epoch += 1
-
     def speed_measured(self, model: str, tokens_per_second: float) -> None:
         """An answer of the model was decoded at that rate."""
         self.stats.learn_speed(model, tokens_per_second)
 
-    def recalled(
-        self, slots: Mapping[str, int], prompts: Mapping[str, int], speeds: Mapping[str, float], now: float
-    ) -> None:
-        """What was known of it when the balancer ended, by model: slots, prompts kept and tokens per second."""
+    def recalled(self, slots: Mapping[str, int], speeds: Mapping[str, float], now: float) -> None:
+        """What was known of it when the balancer ended: slots and tokens per second, by model."""
         for model, proven in slots.items():
             self.learners.setdefault(model, SlotLearner.recalled(proven, now))
-        for model, kept in prompts.items():
-            self.kept_prompts.setdefault(model, KeptPrompts(kept))
         self.stats.speeds = {**speeds, **self.stats.speeds}
         self.epoch += 1
 
     def is_another_machine(self) -> None:
         """It has other GPUs: what was learned of it does not hold any more."""
         self.rates.clear()
-        self.kept_prompts.clear()
         self.stats.speeds.clear()
         self.memory.forget_loads()
         self.epoch += 1
@@ -339,7 +324,7 @@ class Agent:
     def model_replaced(self, model: str) -> None:
         """It has another model of that name now."""
         self.rates.pop(model, None)
-        self.kept_prompts.pop(model, None)
+        self.kept_prompts.forget(model)
         self.stats.speeds.pop(model, None)
         self.epoch += 1
 
@@ -365,11 +350,6 @@ class Agent:
             return self.fixed_slots
         learner = self.learners.get(model)
         return learner.limit if learner is not None else self.first_limit()
-
-    def prompts_kept(self, model: str) -> int:
-        """How many prompts of the model it keeps cached: as many as it has slots, unless it has shown otherwise."""
-        shown = self.kept_prompts.get(model)
-        return self.slots_for(model) if shown is None or shown.kept is None else shown.kept
 
     def first_limit(self) -> int:
         """How many requests of a model that it has not run yet it may run at once: a server has one setting for all."""

@@ -50,34 +50,6 @@ class CachedPrompt:
 
 
 @dataclass(slots=True)
-class KeptPrompts:
-    """How many prompts of a model a host keeps cached, as it has shown.
-
-    That is not the number of its slots: llama.cpp's server, and Ollama with it from 0.30 on, keep more of them in main
-    memory, and Ollama before that gives a new prompt the first free slot.
-    """
-
-    kept: int | None = None
-    """None: it has shown nothing else than as many as it has slots."""
-    missed: int | None = None
-    """The depth at which one was not cached that should have been. A second time is needed to believe it."""
-
-    def observe(self, depth: int, slots: int, *, cached: bool) -> None:
-        """A prompt after which `depth` others had been read was still cached, or was not."""
-        kept = slots if self.kept is None else self.kept
-        if cached:
-            if depth >= kept:
-                self.kept = depth + 1
-            if self.missed is not None and depth >= self.missed:
-                self.missed = None
-        elif depth < kept:
-            if self.missed is None:
-                self.missed = depth
-            else:
-                self.kept, self.missed = max(1, depth, self.missed), min(depth, self.missed)
-
-
-@dataclass(slots=True)
 class LoadedModel:
     """A model that is loaded on an agent."""
 

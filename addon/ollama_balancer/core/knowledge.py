@@ -114,8 +114,7 @@ class Knowledge:
         agent, absent = fleet.agents.get(agent_id), self._absent.get(agent_id)
         if agent is not None:
             slots = {model: each.proven for model, each in agent.learners.items() if each.proven > 1}
-            prompts = {model: each.kept for model, each in agent.kept_prompts.items() if each.kept is not None}
-            recalled = _Recalled(slots, prompts, agent.stats.speeds)
+            recalled = _Recalled(slots, agent.kept_prompts.known(), agent.stats.speeds)
         else:
             recalled = absent or _Recalled({}, {}, {})
         digests = estimates.likeness.digests.get(agent_id, {})
@@ -186,7 +185,7 @@ class Knowledge:
             estimates.changed(each.model, news=True)
         agent = self._fleet.agents.get(record.id)
         if agent is not None:
-            agent.recalled(*recalled, self._fleet.clock())
+            self._recall(agent, recalled)
         elif any(figure.models(record.id) for figure in estimates.figures):
             self._absent[record.id] = recalled
         else:
@@ -204,7 +203,11 @@ class Knowledge:
         """It has joined the fleet."""
         recalled = self._absent.pop(agent.id, None)
         if recalled is not None:
-            agent.recalled(*recalled, self._fleet.clock())
+            self._recall(agent, recalled)
+
+    def _recall(self, agent: Agent, recalled: _Recalled) -> None:
+        agent.kept_prompts.recall(recalled.prompts)
+        agent.recalled(recalled.slots, recalled.speeds, self._fleet.clock())
 
     def _last_news(self, key: tuple[str, str], observations: int, now: float) -> float:
         """When the newest of so many observations was made, as far as that was looked at."""

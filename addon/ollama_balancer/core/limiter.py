@@ -92,7 +92,7 @@ class ConcurrencyLimiter:
     def start_over(self, agent: Agent) -> None:
         """The agent went offline, or is another one now: forget what was learned of its slots."""
         agent.learners = {}
-        agent.kept_prompts = {}
+        agent.kept_prompts.clear()
         for model in agent.running.keys() | agent.placed:
             self._refit(agent, model)
 
@@ -152,7 +152,7 @@ class ConcurrencyLimiter:
             _decrease(agent.answering, model)
         else:
             self._unanswered[agent, model].discard(lease)
-            if outcome is not Outcome.CANCELLED:
+            if outcome not in (SUCCEEDED, Outcome.CANCELLED):
                 self._prompt_not_read(lease)
         if model not in agent.running:
             del self._unanswered[agent, model]

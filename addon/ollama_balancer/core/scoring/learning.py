@@ -115,7 +115,7 @@ class Learner:
         telling = common >= max(MIN_COMMON, tokens / 2)
         if cached is not None:
             if telling:
-                agent.prompt_met_again(model, prompt.common_depth, cached=2 * cached >= common)
+                self._met_again(agent, model, prompt, cached=2 * cached >= common)
             return cached
         rate, observations = self.estimates.prefill.known(agent.id, model)
         saved = common / rate * lease.slow
@@ -123,8 +123,12 @@ class Learner:
         if not (telling and whole and observations >= FEW and saved >= MIN_SAVED) or seconds is None:
             return None
         was_cached = seconds < tokens / rate * lease.slow - saved / 2
-        agent.prompt_met_again(model, prompt.common_depth, cached=was_cached)
+        self._met_again(agent, model, prompt, cached=was_cached)
         return None if was_cached else 0
+
+    def _met_again(self, agent: Agent, model: str, prompt: CachedPrompt, *, cached: bool) -> None:
+        agent.kept_prompts.observe(model, prompt.common_depth, agent.slots_for(model), cached=cached)
+        agent.epoch += 1
 
     def _reading(self, lease: SlotLease) -> float:
         """The estimated seconds of its prefill."""

@@ -24,6 +24,11 @@ MAX_MODELS = 1000
 """Models whose follow-ups are counted."""
 
 
+def kept(agent: Agent, model: str) -> int:
+    """How many prompts of the model the agent keeps cached."""
+    return agent.kept_prompts.of(model, agent.slots_for(model))
+
+
 class CachedPrefix(NamedTuple):
     """A prefix that an agent has read as part of a prompt."""
 
@@ -35,7 +40,7 @@ class CachedPrefix(NamedTuple):
     def is_cached(self, model: str) -> bool:
         """Whether the agent should still have it."""
         depth = None if self.loaded_model.gone else self.loaded_model.depth(self.prompt)
-        return depth is not None and depth < self.agent.prompts_kept(model)
+        return depth is not None and depth < kept(self.agent, model)
 
     @property
     def gives_way(self) -> bool:
@@ -145,8 +150,8 @@ class PrefixCache:
         prompts = loaded_model.prompts
         if not prompts:
             return None
-        kept = agent.prompts_kept(model)
-        return prompts[-kept] if kept <= len(prompts) else None
+        most = kept(agent, model)
+        return prompts[-most] if most <= len(prompts) else None
 
     def expected(self, model: str, prompt: CachedPrompt, now: float) -> tuple[float, float]:
         """How many follow-ups of a prompt are expected, and until when that holds."""
