@@ -1,7 +1,8 @@
 """How many prompts a host keeps cached, as it has shown.
 
 That is not the number of its slots: llama.cpp's server, and Ollama with it from 0.30 on, keep more of them in main
-memory, and Ollama before that gives a new prompt the first free slot.
+memory, and Ollama before that gives a new prompt the first free slot. See
+https://github.com/ggml-org/llama.cpp/pull/16391
 """
 
 from collections.abc import Mapping
