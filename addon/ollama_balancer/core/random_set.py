@@ -38,7 +38,7 @@ class RandomSet[T: Hashable]:
             self._places[last] = at
 
     def draw(self, chance: Callable[[], float], count: int) -> dict[T, None]:
-        """That many of them, or fewer where one is drawn again; `chance` gives random numbers from 0 to 1."""
+        """That many of them, or fewer where one is drawn again; `chance` gives random numbers from 0 to less than 1."""
         members = self._list
         size = len(members)
-        return {members[min(int(chance() * size), size - 1)]: None for _ in range(count if size else 0)}
+        return {members[int(chance() * size)]: None for _ in range(count if size else 0)}

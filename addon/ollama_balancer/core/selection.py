@@ -56,7 +56,7 @@ class Selection:
             if now >= fleet.next_expiry:
                 fleet.expire()
             pool = self._pools.get(policy, demand.model)
-            if pool is not None and len(pool):
+            if pool is not None and pool.candidates.members:
                 pool.used = now
                 at = Situation(fleet.learner, now, fleet.waiting, fleet.chance)
                 choice = policy.choose(pool, exclude, demand, at, ahead=ahead, waited=waited)

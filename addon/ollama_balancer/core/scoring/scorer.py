@@ -72,7 +72,7 @@ class Scorer:
         self._evictions: dict[int, float] = {}
         self._queue = 0.0
         """Seconds until the requests ahead are served."""
-        if len(candidates) <= ALL:
+        if len(candidates.members) <= ALL:
             self._score(candidates.estimates(demand.runner), 1.0)
         else:
             self._sample()
