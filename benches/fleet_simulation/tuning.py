@@ -63,15 +63,17 @@ SCENES = {
     "short documents": Scene(Shape(8, 1, 0.2, 900.0, 150.0, failures=False), document=8_000),
     "many documents": Scene(Shape(8, 1, 0.5, 900.0, 150.0, failures=False), document=8_000),
     "kept": Scene(Shape(8, 1, 0.4, 900.0, 150.0, failures=False), document=32_000, prompts=8),
+    "few": Scene(Shape(8, 6, 0.7, 500.0, 150.0, failures=False)),
     "large": Scene(LARGE),
     "sampled": Scene(LARGE, settings=SAMPLED),
 }
 """`busy`: near what the fleet can do. `gentle`, `steep`: the same, where requests at the same time slow each other
-hardly at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing is
-known yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow every five
-minutes. `documents`, `short documents`: each conversation begins with a document of 32,000 or 8,000 tokens. `many
-documents`: there are more of them than slots to keep them in. `kept`: hosts keep more prompts than they have slots.
-`large`: a fleet that is weighed whole; `sampled`: the same one, of which only a sample is weighed."""
+hardly at all, or so much that nothing is gained by it. `crowded`: more models than fit in memory. `start`: nothing
+is known yet. `slots`: nor do hosts say how many requests they run at once. `failing`: each host dies or is slow
+every five minutes. `documents`, `short documents`: each conversation begins with a document of 32,000 or 8,000
+tokens. `many documents`: there are more of them than slots to keep them in. `kept`: hosts keep more prompts than
+they have slots. `few`: the few hosts of `benches.fleet_http`. `large`: a fleet that is weighed whole; `sampled`:
+the same one, of which only a sample is weighed."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ CONSTANTS: dict[str, Constant] = {
     **_of("crowded", "core.scoring.placement", MEMORY=(30.0, 120.0, 480.0), SELDOM=(0.0, 1 / 60, 1 / 15)),
     **_of("crowded", "core.policies.adaptive", LONGEST_PATIENCE=(10.0, 30.0, 120.0)),
     **_of("crowded", "core.preloading", DEMAND=(0.5, 1.0, 2.0, 100.0)),
+    **_of("few", "core.rebalancing", UNSERVED=(0.02, 0.05, 0.2, 2.0), LEFT=(0.3, 0.5, 0.8), HOLD=(40.0, 60.0, 120.0)),
+    **_of("few", "core.scoring.placement_plan", USABLE=(0.5, 0.65, 0.85), MIN_GAIN=(0.01, 0.02, 0.05)),
     **_of("busy", "core.scheduler", HEADS=(1, 8, 32), MAX_OVERTAKEN=(0, 8, 32)),
     **_of(
         "start",

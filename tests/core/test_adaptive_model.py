@@ -26,6 +26,7 @@ from ollama_balancer.core.priority import Priority
 from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
 from ollama_balancer.core.scoring.agent_estimate import AgentEstimate, Situation
+from ollama_balancer.core.scoring.placement_plan import Load
 from ollama_balancer.core.tickets import QueueKey, Ticket
 from tests.core.fakes import Clock, address, entries, new_registry, report
 
@@ -54,7 +55,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         self.fleet: dict[str, Agent] = {}
         self.removed: list[Agent] = []
         self.leases: list[SlotLease] = []
-        self.preloads: list[tuple[Agent, str]] = []
+        self.preloads: list[Load] = []
         self.tickets: list[Ticket] = []
         self.addresses = 0
 
@@ -267,17 +268,17 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def preload(self) -> None:
         due = self.registry.preloading.due()
         if due is not None:
-            agent, model = due
-            assert agent.eligible
-            assert not agent.running.get(model)
+            assert due.agent.eligible
+            assert not due.agent.running.get(due.model)
+            assert due.instead not in due.agent.running
             self.preloads.append(due)
 
     @precondition(lambda self: self.preloads)
     @rule(data=st.data(), loaded=st.booleans())
     def end_preload(self, data: st.DataObject, loaded: bool) -> None:
-        agent, model = data.draw(st.sampled_from(self.preloads))
-        self.preloads.remove((agent, model))
-        self.registry.preloading.ended(agent, model, loaded=loaded)
+        load = data.draw(st.sampled_from(self.preloads))
+        self.preloads.remove(load)
+        self.registry.preloading.ended(load, loaded=loaded)
 
     @rule()
     def look(self) -> None:
@@ -385,7 +386,9 @@ class AdaptiveMachine(RuleBasedStateMachine):
     def requests_are_counted_once(self) -> None:
         placement = self.registry.learner.placement
         running = Counter((lease.agent, lease.model) for lease in self.leases)
-        loads = Counter([lease.agent for lease in self.leases if lease.loading] + [agent for agent, _ in self.preloads])
+        loads = Counter(
+            [lease.agent for lease in self.leases if lease.loading] + [load.agent for load in self.preloads]
+        )
         for agent in self.everybody:
             ours = {model: n for (holder, model), n in running.items() if holder is agent}
             assert agent.running == ours
@@ -454,7 +457,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         while self.leases:
             self.leases.pop().release(Outcome.CANCELLED)
         while self.preloads:
-            self.registry.preloading.ended(*self.preloads.pop(), loaded=False)
+            self.registry.preloading.ended(self.preloads.pop(), loaded=False)
 
 
 AdaptiveMachine.TestCase.settings = settings(

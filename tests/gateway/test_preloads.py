@@ -13,14 +13,22 @@ from ollama_balancer.core.demand import Demand
 from ollama_balancer.gateway.preloads import Preloads
 from tests.core.fakes import address
 from tests.core.room import MODEL, Room
+from tests.core.test_rebalancing import BUSY, SELDOM, Stranded
 
 
 class Prober:
     """Loads for ever, or fails at once."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, *, unloads: bool = True) -> None:
         self.error = error
+        self.unloads = unloads
         self.asked: list[tuple[str, str]] = []
+        self.unloaded: list[tuple[str, str]] = []
+
+    async def unload(self, agent: Agent, model: str) -> bool:
+        assert not self.asked
+        self.unloaded.append((agent.name, model))
+        return self.unloads
 
     async def load(self, agent: Agent, model: str) -> bool:
         self.asked.append((agent.name, model))
@@ -99,5 +107,27 @@ def test_a_load_on_a_host_that_has_gone_is_given_up(go: Callable[[Room, Agent], 
         go(room, room.agents[1])
         preloads.begin(cast(Any, prober))
         await is_over(room, preloads)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("unloads", [True, False])
+def test_a_model_is_loaded_when_the_one_in_its_place_is_unloaded(unloads: bool) -> None:
+    async def run() -> None:
+        prober = Prober(unloads=unloads)
+        room = Stranded("third")
+        room.hold(room.agents[2], SELDOM)
+        room.overload()
+        preloads = Preloads(room.registry.preloading)
+        preloads.begin(cast(Any, prober))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert prober.unloaded == [("strong", SELDOM)]
+        assert prober.asked == ([("strong", BUSY)] if unloads else [])
+        assert list(room.strong.loading) == ([BUSY] if unloads else [])
+        preloads.stop()
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert (room.strong.loading, room.strong.loaders, preloads._tasks) == ({}, {}, {})
 
     asyncio.run(run())

@@ -13,6 +13,7 @@ from ollama_balancer.core.agent import Source, Status
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
 from ollama_balancer.hosts.prober import ACTIVITY_SECONDS, Prober
+from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
 from tests.core.fakes import entries, new_registry
 
 
@@ -121,5 +122,32 @@ def test_what_another_machine_has_loaded_says_nothing_of_an_agent_that_has_moved
             agent, _ = registry.register("a", Address(*server.sockets[0].getsockname()[:2]), Source.STATIC)
             registry.inventory.update_models(agent, entries("m"))
             assert await prober.load(agent, "m:latest") is not moves
+
+    asyncio.run(test())
+
+
+def test_a_model_is_unloaded_when_the_host_says_so() -> None:
+    registry = new_registry()
+
+    async def test() -> None:
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
+        host = SimulatedOllama(
+            [SimulatedModel("m"), SimulatedModel("other")], timing=Timing(time_scale=0, max_loaded=2)
+        )
+        await host.start()
+        try:
+            agent, _ = registry.register("a", Address("127.0.0.1", host.port), Source.STATIC)
+            await prober.refresh(agent)
+            for name in ("m:latest", "other:latest"):
+                assert await prober.load(agent, name)
+            await prober.refresh(agent)
+            assert await prober.unload(agent, "m:latest")
+            assert host.loaded == ["other:latest"]
+            assert list(agent.loaded_models) == ["other:latest"]
+            assert not await prober.unload(agent, "unknown:latest")
+        finally:
+            await host.stop()
+        assert not await prober.unload(agent, "other:latest")
+        assert list(agent.loaded_models) == ["other:latest"]
 
     asyncio.run(test())

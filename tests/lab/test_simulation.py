@@ -210,3 +210,28 @@ def test_of_a_prompt_no_more_is_read_already_than_its_conversation_had() -> None
     requests = (Request(0, "c", WARM, 1, 300, 0, 10), Request(20, "c", WARM, 1, 500, 100, 10))
     result = Simulation(Workload((host,), (WARM,), requests, seconds=20), "adaptive", 1).run()
     assert result.first == pytest.approx([3.0, 4.0])
+
+
+def test_a_strong_host_does_not_stay_with_a_model_that_is_seldom_asked_for() -> None:
+    rng = random.Random(1)
+    busy, seldom = (
+        Model(name, pace=10, prefill=1e3, load=10.0, output=100, digest=digest)
+        for name, digest in (("busy:latest", 0.1), ("seldom:latest", 0.2))
+    )
+    at = 0.0
+    requests: list[Request] = []
+    while at < 400:
+        at += rng.expovariate(0.5)
+        model = seldom if rng.random() < 0.2 else busy
+        output = 1 + round(rng.expovariate(0.01))
+        requests.append(Request(at, f"c{rng.randrange(7)}", model, len(requests), 100, 0, output))
+    strong = Spec(speed=6, disk=1, parallel=2, fits=1, loaded=(seldom.name,))
+    weak = Spec(speed=1, disk=1, parallel=1, fits=1, loaded=(busy.name,))
+    workload = Workload((strong, weak, weak, weak), (busy, seldom), tuple(requests), seconds=300, warm_up=100)
+    goodput = []
+    for on in (False, True):
+        simulation = Simulation(workload, "adaptive", 1)
+        simulation.registry.preloading.on = on
+        goodput.append(simulation.run().goodput)
+    assert goodput[0] < 30
+    assert goodput[1] > 60

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -361,6 +361,11 @@ class Agent:
         at_once = max(1, running.get(model, 1))
         return (1 + SLOWDOWN * (at_once - 1)) * max(1, len(running))
 
+    def gain_of_slots(self, model: str) -> float:
+        """How many times as much of the model it does with all its slots busy as with one."""
+        slots = self.slots_for(model)
+        return slots / (1 + SLOWDOWN * (slots - 1))
+
     def holds(self, model: str) -> bool:
         """Whether it has the model loaded, or is loading it."""
         return model in self.loaded_models or model in self.loading
@@ -371,7 +376,10 @@ class Agent:
 
     def has_room(self, model: str, now: float) -> bool:
         """Whether it may load the model (a canonical name) without evicting another."""
-        loaded = self.loaded_models.keys() | self.loading.keys()
+        return self.could_hold(self.loaded_models.keys() | self.loading.keys(), model, now)
+
+    def could_hold(self, loaded: Set[str], model: str, now: float) -> bool:
+        """Whether the model may fit in its memory beside these."""
         for other in loaded:
             self.memory.guess(other, self.file_size(other))
         return self.memory.has_room(loaded, model, self.file_size(model), self._reported_fits, now)

@@ -15,7 +15,9 @@ from .health import Phase
 from .limiter import ConcurrencyLimiter
 from .policies.adaptive import Adaptive
 from .random_set import RandomSet
+from .rebalancing import Rebalancing
 from .scoring.learning import SHORTEST_LOAD
+from .scoring.placement_plan import Load
 from .selection import Selection
 
 DEMAND = 1.0
@@ -45,14 +47,15 @@ class Preloading:
         self._fleet = fleet
         self._limiter = limiter
         self._selection = selection
+        self._rebalancing = Rebalancing(fleet, limiter)
         self.on = True
         self._began: dict[tuple[Agent, str], float] = {}
         """The loads in progress, and since when."""
         self._ended: dict[tuple[Agent, str], tuple[float, bool]] = {}
         """When loads ended, of the last `PAUSE` seconds, and whether the model was loaded."""
 
-    def due(self) -> tuple[Agent, str] | None:
-        """The agent that is to load a model (a canonical name) now; it counts as loading it from here on.
+    def due(self) -> Load | None:
+        """The load that is to begin now, of a model (a canonical name); its agent counts as loading it from here on.
 
         None: no load is due, or the mode goes by other things than what is loaded.
         """
@@ -63,13 +66,21 @@ class Preloading:
         for model, holders in islice(self._wanted(now), MODELS):
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
-                self._began[agent, model] = now
-                self._limiter.load_began(agent, model)
-                return agent, model
+                return self._begin(Load(agent, model), now)
+        for load in self._rebalancing.due(now):
+            holders = self._fleet.learner.placement.look(load.model).holders
+            if self._may_ask(load.agent, load.model) and self._is_loadable(load.model, holders):
+                return self._begin(load, now)
         return None
 
-    def ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
-        """The load is over."""
+    def _begin(self, load: Load, now: float) -> Load:
+        self._began[load.agent, load.model] = now
+        self._limiter.load_began(load.agent, load.model)
+        return load
+
+    def ended(self, load: Load, *, loaded: bool) -> None:
+        """It is over."""
+        agent, model, _ = load
         now = self._fleet.clock()
         self._ended[agent, model] = now, loaded
         seconds = now - self._began.pop((agent, model))
@@ -95,14 +106,16 @@ class Preloading:
         return agents if len(agents) <= AGENTS else agents.draw(self._fleet.chance, AGENTS)
 
     def _may_load(self, model: str, holders: Collection[Agent]) -> bool:
-        """Whether nobody is loading the model or several have not loaded it, and requests do not have it loaded with
-        options, which are not known here, as far as answers of those holders have shown.
-        """
-        if sum(other == model and not loaded for (_, other), (_, loaded) in self._ended.items()) >= REFUSALS:
-            return False
+        """Whether nobody is loading the model, and it may be loaded here."""
         if any(loading == model and agent.eligible for agent, loading in self._began):
             return False
-        if any(model in agent.loading for agent in holders):
+        return not any(model in agent.loading for agent in holders) and self._is_loadable(model, holders)
+
+    def _is_loadable(self, model: str, holders: Collection[Agent]) -> bool:
+        """Whether several agents have not refused to load the model, and requests do not have it loaded with options,
+        which are not known here, as far as answers of those holders have shown.
+        """
+        if sum(other == model and not loaded for (_, other), (_, loaded) in self._ended.items()) >= REFUSALS:
             return False
         runners = {agent.loaded_models[model].runner for agent in holders if model in agent.loaded_models}
         return runners - {None} == {""}
@@ -118,14 +131,17 @@ class Preloading:
                 continue
             if agent.loading or model in agent.running or model in agent.loaded_models:
                 continue
-            if (agent, model) in self._began or (agent, model) in self._ended:
-                continue
-            if _is_remote(agent, model) or not agent.has_room(model, now):
+            if not self._may_ask(agent, model) or not agent.has_room(model, now):
                 continue
             power = estimates.decode.value(agent.id, model) * agent.slots_for(model) / (1 + len(agent.running))
             if power > most:
                 best, most = agent, power
         return best
+
+    def _may_ask(self, agent: Agent, model: str) -> bool:
+        """Whether it has not been asked for that load of late."""
+        asked = (agent, model) in self._began or (agent, model) in self._ended
+        return not asked and not _is_remote(agent, model)
 
 
 def _is_remote(agent: Agent, model: str) -> bool:

@@ -50,5 +50,8 @@ class Prober(Protocol):
     async def load(self, agent: Agent, model: str) -> bool:
         """Have the host load one of its models (a canonical name); returns whether it has."""
 
+    async def unload(self, agent: Agent, model: str) -> bool:
+        """Have the host unload one of its models (a canonical name) that is idle; returns whether it does."""
+
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the host has loaded; None if it does not say."""

@@ -9,6 +9,7 @@ import logging
 from ..core.address import Address
 from ..core.agent import Agent
 from ..core.preloading import Preloading
+from ..core.scoring.placement_plan import Load
 from ..text import one_line
 from .adapter import Prober
 from .tasks import run_in_background
@@ -28,22 +29,30 @@ class Preloads:
                 task.cancel()
         due = self._preloading.due()
         if due is not None:
-            agent, model = due
-            logger.info("Agent %s is to load %s, for which all slots are in use.", agent.name, one_line(model))
-            task = run_in_background(prober.load(agent, model), "preload")
+            agent, model, instead = due
+            place = "" if instead is None else f" in place of {one_line(instead)}"
+            logger.info("Agent %s is to load %s%s, for which all slots are in use.", agent.name, one_line(model), place)
+            task = run_in_background(_carry_out(prober, due), "preload")
             self._tasks[task] = agent, agent.address
-            task.add_done_callback(functools.partial(self._ended, agent, model))
+            task.add_done_callback(functools.partial(self._ended, due))
 
     def stop(self) -> None:
         """Give up those in progress, which their hosts then abort."""
         for task in self._tasks:
             task.cancel()
 
-    def _ended(self, agent: Agent, model: str, task: asyncio.Task[bool]) -> None:
+    def _ended(self, load: Load, task: asyncio.Task[bool]) -> None:
         # A callback, as a task that is cancelled before it has begun runs nothing of its own.
         del self._tasks[task]
         error = None if task.cancelled() else task.exception()
         loaded = error is None and not task.cancelled() and task.result()
-        self._preloading.ended(agent, model, loaded=loaded)
+        self._preloading.ended(load, loaded=loaded)
         if not loaded:
-            logger.info("Agent %s has not loaded %s.", agent.name, one_line(model), exc_info=error)
+            logger.info("Agent %s has not loaded %s.", load.agent.name, one_line(load.model), exc_info=error)
+
+
+async def _carry_out(prober: Prober, load: Load) -> bool:
+    """Whether the model was loaded."""
+    if load.instead is not None and not await prober.unload(load.agent, load.instead):
+        return False
+    return await prober.load(load.agent, load.model)

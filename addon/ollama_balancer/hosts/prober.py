@@ -344,10 +344,21 @@ class Prober:
 
     async def load(self, agent: Agent, model: str) -> bool:
         """Have an agent load one of its models, by Ollama's request without a prompt; whether it has."""
+        return await self._generate(agent, model)
+
+    async def unload(self, agent: Agent, model: str) -> bool:
+        """Have an agent unload one of its models, by the same with a keep-alive of 0; whether it does."""
+        unloaded = await self._generate(agent, model, keep_alive=0)
+        if unloaded:
+            self.registry.inventory.unloaded(agent, model)
+        return unloaded
+
+    async def _generate(self, agent: Agent, model: str, **members: int) -> bool:
+        """Ask an agent to write nothing; whether it agrees."""
         entry = (agent.models or {}).get(model)
         if entry is None:
             return False
-        address, content = agent.address, json.dumps({"model": entry.name}).encode()
+        address, content = agent.address, json.dumps({"model": entry.name, **members}).encode()
         headers = {"Host": address.authority, "Via": self.via, "User-Agent": "ollama-balancer"}
         headers["Content-Type"] = "application/json"
         url = f"{address.url}/api/generate"
@@ -356,7 +367,7 @@ class Prober:
                 "POST", url, timeout=LOAD_TIMEOUT, limit=MAX_LOAD_BYTES, content=content, headers=headers
             )
         except (CallError, ValueError) as e:
-            logger.debug("Agent %s does not load %s: %r", agent.name, model, e)
+            logger.debug("Agent %s does not load or unload %s: %r", agent.name, model, e)
             return False
         return answer.status == 200 and agent.address == address
 

@@ -214,6 +214,12 @@ class Host:
             if runner.used < due and not runner.running and not runner.waiting:
                 del self.runners[name]
 
+    def unload(self, name: str) -> None:
+        """Unload a model if it is idle, as a request with a keep-alive of 0 has it."""
+        runner = self.runners.get(name)
+        if runner is not None and not runner.running and not runner.waiting:
+            del self.runners[name]
+
     def crash(self) -> None:
         """Crash: all jobs fail."""
         aborted = self.jobs()

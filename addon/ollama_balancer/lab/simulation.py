@@ -299,13 +299,16 @@ class Simulation:
         due = self.registry.preloading.due()
         if due is None:
             return
-        agent, model = due
+        agent, model, instead = due
 
         def ended(whole: bool) -> None:
-            self.registry.preloading.ended(agent, model, loaded=whole)
+            self.registry.preloading.ended(due, loaded=whole)
 
         host = self.hosts[agent]
         if host.up:
+            if instead is not None:
+                host.unload(instead)
+                self.registry.inventory.unloaded(agent, instead)
             host.submit(Job(self.models[model], 0, 1, 1, began=lambda: None, ended=ended))
         else:
             ended(whole=False)

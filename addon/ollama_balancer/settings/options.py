@@ -133,7 +133,7 @@ class Settings:
         SWITCH,
         True,
         "In the mode adaptive, have a model loaded on one more agent that has room for it while all its slots are in "
-        "use.",
+        "use, or in place of models that are needed less there.",
     )
     slots: int = option(
         whole_number(0, 10_000),

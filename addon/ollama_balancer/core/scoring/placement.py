@@ -11,6 +11,9 @@ MEMORY = 120.0
 
 `--tune placement.MEMORY`: 30 is worse, 480 no better."""
 
+SHORTEST = 30.0
+"""Seconds over which a rate is averaged at least."""
+
 MAX_MODELS = 1000
 """Models that are tracked."""
 
@@ -33,17 +36,27 @@ class ModelUse:
     """Slots of all holders."""
     in_flight: int = 0
     _rate: float = 0.0
+    _first_arrival: float = math.inf
     _last_arrival: float = 0.0
     _average_load: float = 0.0
     _changed_at: float = 0.0
 
     def request_arrived(self, now: float) -> None:
+        self._first_arrival = min(self._first_arrival, now)
         self._rate = self.rate(now) + 1 / MEMORY
         self._last_arrival = now
 
     def rate(self, now: float) -> float:
         """Requests per second over the last minutes."""
         return self._rate * math.exp((self._last_arrival - now) / MEMORY)
+
+    def in_demand(self, waiting: int, now: float) -> bool:
+        """Whether it should have a place; `waiting` are queued."""
+        return self.in_flight + waiting > 0 or self.rate(now) > SELDOM
+
+    def recent_rate(self, now: float) -> float:
+        """The same of a model that may have been asked for since less than some minutes."""
+        return self.rate(now) / (1 - math.exp(-max(SHORTEST, now - self._first_arrival) / MEMORY))
 
     def changed(self, by: int, waiting: int, now: float) -> None:
         """The number of requests in flight has changed; `waiting` are queued."""
@@ -119,5 +132,5 @@ class Placement:
         wanted = use.in_flight + waiting
         slots = use.slots - (use.slots_by_agent.get(without, 0) if without is not None else 0)
         if slots <= 0:
-            return math.inf if wanted or use.rate(now) > SELDOM else 0.0
+            return math.inf if use.in_demand(waiting, now) else 0.0
         return max(wanted, use.average_load(waiting, now)) / slots
