@@ -100,8 +100,9 @@ class Rebalancing:
             demand,
             self._capacity(agents, demand),
             lambda agent, models, model: agent.could_hold(models, model, now),
+            tolerated=UNSERVED,
         )
-        return found.loads if found.unserved > UNSERVED and found.left <= min(MOST_LEFT, LEFT * found.unserved) else []
+        return found.loads if found.left <= min(MOST_LEFT, LEFT * found.unserved) else []
 
     def _demand(self, now: float) -> dict[str, float]:
         """Requests per second by model, of those asked for most; none while nobody waits."""

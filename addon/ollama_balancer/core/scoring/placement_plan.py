@@ -52,16 +52,18 @@ def plan(
     demand: Mapping[str, float],
     capacity: Capacity,
     could_hold: Callable[[Agent, Set[str], str], bool],
+    tolerated: float = 0.0,
 ) -> Plan:
     """One load after the other, each that which serves most of what is left. No model in demand loses its last place.
 
-    `could_hold` says whether an agent may hold a model beside others.
+    `could_hold` says whether an agent may hold a model beside others. There are no loads where no more than the part
+    `tolerated` of what is asked for cannot be served.
     """
     sketch = _Sketch(places, demand, capacity)
     total, before = sum(demand.values()), sketch.unserved
     loads: list[Load] = []
     complete = 0
-    while len(loads) < MOST_LOADS and sketch.unserved > 0:
+    while before > tolerated * total and len(loads) < MOST_LOADS and sketch.unserved > 0:
         candidates = [(sketch.gain(load), load) for load in sketch.loads(could_hold)]
         if all(gain < MIN_GAIN * total for gain, _ in candidates):
             candidates = [(gain, load) for gain, load in candidates if load.model in sketch.lost and gain > 0]
