@@ -67,11 +67,16 @@ class Preloading:
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
                 return self._begin(Load(agent, model), now)
-        for load in self._rebalancing.due(now):
-            holders = self._fleet.learner.placement.look(load.model).holders
-            if self._may_ask(load.agent, load.model) and self._is_loadable(load.model, holders):
-                return self._begin(load, now)
+        for load in self._rebalancing.due(now, self._may_load_there):
+            return self._begin(load, now)
         return None
+
+    def _may_load_there(self, agent: Agent, model: str) -> bool:
+        """Whether the agent has the model and has not failed to load it of late, and the model may be loaded here."""
+        holders = self._fleet.learner.placement.look(model).holders
+        _, loaded = self._ended.get((agent, model), (0.0, True))
+        may_ask = loaded and (agent, model) not in self._began and not _is_remote(agent, model)
+        return may_ask and model in (agent.models or ()) and self._is_loadable(model, holders)
 
     def _begin(self, load: Load, now: float) -> Load:
         self._began[load.agent, load.model] = now
@@ -88,6 +93,8 @@ class Preloading:
             estimates = self._fleet.learner.estimates
             estimates.changed(model, estimates.load.observe(agent.id, model, seconds))
         self._limiter.load_ended(agent, model, loaded=loaded)
+        if not loaded:
+            self._rebalancing.give_up()
 
     def _wanted(self, now: float) -> Iterator[tuple[str, RandomSet[Agent]]]:
         """Models whose slots do not suffice, and who has them loaded."""

@@ -6,7 +6,7 @@ So now and then all places are looked at together.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .agent import Agent
 from .fleet import Fleet
@@ -14,8 +14,8 @@ from .health import Phase
 from .limiter import ConcurrencyLimiter
 from .scoring.placement_plan import Capacity, Load, plan
 
-LOOK = 5.0
-"""Seconds between two looks."""
+LOOK, IN_VAIN = 5.0, 15.0
+"""Seconds between two looks, and after one that has found no help: that costs more."""
 
 UNSERVED = 0.05
 """The part of what is asked for that the present places cannot serve, above which others are looked for.
@@ -40,8 +40,13 @@ it has other places, and no agent is kept from requests to become idle.
 QUEUE_SECONDS = 60.0
 """Seconds within which those that wait now are to be served, in the reckoning of what is asked for."""
 
-AGENTS, MODELS = 64, 32
-"""The largest fleet for which it is done, and the models that are looked at: a bound on its work."""
+AGENTS, MODELS, LOADED = 32, 16, 8
+"""The largest fleet for which it is done, the models that are looked at, and how many an agent may have loaded to be
+part of a plan: a bound on its work.
+"""
+
+type MayLoad = Callable[[Agent, str], bool]
+"""Whether the agent may be asked to load the model."""
 
 
 class Rebalancing:
@@ -50,59 +55,73 @@ class Rebalancing:
         self._limiter = limiter
         self._loads: list[Load] = []
         """Of the plan."""
-        self._drained: set[tuple[Agent, str]] = set()
-        """Agents that get no more requests of a model, which they are to unload."""
+        self._leaving: set[tuple[Agent, str]] = set()
+        """What is being unloaded, or drained for that."""
         self._planned_at = self._next_look = -math.inf
 
-    def due(self, now: float) -> Iterator[Load]:
-        """Loads of the plan that would take nothing from anybody now."""
+    def due(self, now: float, may_load: MayLoad) -> Iterator[Load]:
+        """Loads of the plan that would take nothing from anybody now. The first one is taken to begin."""
         if now >= self._next_look:
-            self._loads = self._plan(now)
+            self._leaving = set()
+            self._loads, is_enough = self._plan(now, may_load)
             self._planned_at = now
-            self._drained = set()
-            self._next_look = now + (HOLD if self._loads else LOOK)
+            self._next_look = now + (HOLD if self._loads else LOOK if is_enough else IN_VAIN)
         for load in self._loads:
-            agent = load.agent
-            if not _is_ready(agent) or agent.loading or load.model in agent.loaded_models:
+            agent, model, instead = load
+            if not _is_ready(agent) or agent.loading or agent.holds(model) or not may_load(agent, model):
                 continue
-            if agent.has_room(load.model, now):
+            if agent.has_room(model, now):
                 yield load._replace(instead=None)
-            elif load.instead in agent.loaded_models and self._is_spare(load, now):
-                if load.instead not in agent.running:
+            elif instead in agent.loaded_models and self._is_spare(agent, instead, now):
+                if instead not in agent.running:
+                    self._leaving.add((agent, instead))
                     yield load
                 elif now - self._planned_at > SETTLED and not any(each.agent.holds(each.model) for each in self._loads):
-                    self._drain(agent, load.instead, now)
+                    self._drain(agent, instead, now)
+
+    def give_up(self) -> None:
+        """A load has failed: what is left of the plan may not help any more."""
+        self._loads = []
 
     def _drain(self, agent: Agent, model: str, now: float) -> None:
         """The agent gets no more requests of the model while the plan holds."""
-        if (agent, model) not in self._drained:
-            self._drained.add((agent, model))
+        if (agent, model) not in self._leaving:
+            self._leaving.add((agent, model))
             self._limiter.busy(agent, model, self._planned_at + HOLD - now)
 
-    def _is_spare(self, load: Load, now: float) -> bool:
-        """Whether the model that is to be unloaded has its other places."""
-        model = load.instead
+    def _is_spare(self, agent: Agent, model: str, now: float) -> bool:
+        """Whether the agent may unload the model: nobody needs it, or it has other places."""
+        fleet = self._fleet
+        has_others = any(
+            model in other.loaded_models and other.eligible and (other, model) not in self._leaving
+            for other in fleet.agents.values()
+            if other is not agent
+        )
+        if fleet.learner.placement.look(model).in_demand(fleet.waiting(model), now) and not has_others:
+            return False
         if all(model in each.agent.loaded_models for each in self._loads if each.model == model):
             return True
-        return self._copies(model) > 1 and now - self._planned_at > SETTLED
+        return has_others and now - self._planned_at > SETTLED
 
-    def _copies(self, model: str | None) -> int:
-        return sum(model in agent.loaded_models for agent in self._fleet.agents.values() if agent.eligible)
-
-    def _plan(self, now: float) -> list[Load]:
+    def _plan(self, now: float, may_load: MayLoad) -> tuple[list[Load], bool]:
+        """The loads, and whether the present places are good enough."""
+        if len(self._fleet.agents) > AGENTS:
+            return [], True
         demand = self._demand(now)
         agents = self._agents(demand)
         if not agents:
-            return []
+            return [], True
         places = {agent: agent.loaded_models.keys() | agent.loading.keys() for agent in agents}
+        allowed = {agent: {model for model in demand if may_load(agent, model)} for agent in agents}
         found = plan(
             places,
             demand,
             self._capacity(agents, demand),
-            lambda agent, models, model: agent.could_hold(models, model, now),
+            lambda agent, models, model: model in allowed[agent] and agent.could_hold(models, model, now),
             tolerated=UNSERVED,
         )
-        return found.loads if found.left <= min(MOST_LEFT, LEFT * found.unserved) else []
+        helps = found.left <= min(MOST_LEFT, LEFT * found.unserved)
+        return found.loads if helps else [], found.unserved <= UNSERVED
 
     def _demand(self, now: float) -> dict[str, float]:
         """Requests per second by model, of those asked for most; none while nobody waits."""
@@ -119,15 +138,13 @@ class Rebalancing:
         return {model: demand[model] for model in most}
 
     def _agents(self, demand: dict[str, float]) -> list[Agent]:
-        """Those whose memory is known and that have a model that is asked for, the least busy first; none if they are
-        too many.
-        """
-        if not demand or len(self._fleet.agents) > AGENTS:
-            return []
+        """Those whose memory is known and that have a model that is asked for, the least busy first."""
         agents = [
             agent
             for agent in self._fleet.agents.values()
-            if _is_ready(agent) and not demand.keys().isdisjoint(agent.models or ())
+            if _is_ready(agent)
+            and len(agent.loaded_models) <= LOADED
+            and not demand.keys().isdisjoint(agent.models or ())
         ]
         return sorted(agents, key=lambda agent: agent.in_flight)
 

@@ -20,7 +20,7 @@ gives a model another place need not.
 
 `--tune placement_plan.MIN_GAIN`"""
 
-MOST_LOADS = 16
+MOST_LOADS = 8
 MOST_MODELS = 4
 """Loads of a plan, and models that are looked at for each: those of which most cannot be served."""
 
