@@ -149,6 +149,17 @@ def test_a_model_that_answers_is_not_unloaded() -> None:
     assert room.due() == Load(room.strong, BUSY, SELDOM)
 
 
+def test_what_hosts_serve_that_do_not_tell_what_is_loaded_counts() -> None:
+    room = Stranded("third", "silent")
+    third, silent = room.agents[2:]
+    room.hold(third, SELDOM)
+    for model in (BUSY, SELDOM) * 9:
+        room.registry.learner.estimates.decode.observe(silent.id, model, 1000.0)
+    silent.memory_known = False
+    room.overload()
+    assert room.due() is None
+
+
 def test_the_other_place_of_a_model_comes_first() -> None:
     room = Stranded("third")
     third = room.agents[2]

@@ -67,9 +67,8 @@ class Preloading:
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
                 return self._begin(Load(agent, model), now)
-        for load in self._rebalancing.due(now, self._may_load_there):
-            return self._begin(load, now)
-        return None
+        load = next(self._rebalancing.due(now, self._may_load_there), None)
+        return None if load is None else self._begin(load, now)
 
     def _may_load_there(self, agent: Agent, model: str) -> bool:
         """Whether the agent has the model and has not failed to load it of late, and the model may be loaded here."""

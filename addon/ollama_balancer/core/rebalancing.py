@@ -6,7 +6,7 @@ So now and then all places are looked at together.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from .agent import Agent
 from .fleet import Fleet
@@ -41,8 +41,8 @@ QUEUE_SECONDS = 60.0
 """Seconds within which those that wait now are to be served, in the reckoning of what is asked for."""
 
 AGENTS, MODELS, LOADED = 32, 16, 8
-"""The largest fleet for which it is done, the models that are looked at, and how many an agent may have loaded to be
-part of a plan: a bound on its work.
+"""The largest fleet for which it is done, the models that are looked at, and how many an agent may have loaded to load
+another: a bound on its work.
 """
 
 type MayLoad = Callable[[Agent, str], bool]
@@ -111,8 +111,15 @@ class Rebalancing:
         agents = self._agents(demand)
         if not agents:
             return [], True
-        places = {agent: agent.loaded_models.keys() | agent.loading.keys() for agent in agents}
-        allowed = {agent: {model for model in demand if may_load(agent, model)} for agent in agents}
+        places = {agent: _places(agent) for agent in agents}
+        allowed = {
+            agent: {
+                model
+                for model in demand
+                if _is_ready(agent) and len(places[agent]) <= LOADED and may_load(agent, model)
+            }
+            for agent in agents
+        }
         found = plan(
             places,
             demand,
@@ -138,13 +145,11 @@ class Rebalancing:
         return {model: demand[model] for model in most}
 
     def _agents(self, demand: dict[str, float]) -> list[Agent]:
-        """Those whose memory is known and that have a model that is asked for, the least busy first."""
+        """Those that have a model that is asked for, the least busy first."""
         agents = [
             agent
             for agent in self._fleet.agents.values()
-            if _is_ready(agent)
-            and len(agent.loaded_models) <= LOADED
-            and not demand.keys().isdisjoint(agent.models or ())
+            if agent.eligible and not demand.keys().isdisjoint(agent.models or ())
         ]
         return sorted(agents, key=lambda agent: agent.in_flight)
 
@@ -160,5 +165,11 @@ class Rebalancing:
         }
 
 
+def _places(agent: Agent) -> Set[str]:
+    """The models that it has loaded; all of its models where it does not tell."""
+    return agent.loaded_models.keys() | agent.loading.keys() if agent.memory_known else (agent.models or {}).keys()
+
+
 def _is_ready(agent: Agent) -> bool:
+    """Whether it may be part of a plan; what others serve counts all the same."""
     return agent.eligible and agent.memory_known and agent.health.phase is Phase.HEALTHY
