@@ -22,6 +22,7 @@ from ollama_balancer.core.leases import Lease, SlotLease
 from ollama_balancer.core.observations import AnswerObservation
 from ollama_balancer.core.policies import POLICIES
 from ollama_balancer.core.policies.adaptive import LONGEST_PATIENCE
+from ollama_balancer.core.preloading import Ending
 from ollama_balancer.core.priority import Priority
 from ollama_balancer.core.queue import QueueFullError, RequestQueue
 from ollama_balancer.core.scheduler import Scheduler
@@ -274,11 +275,11 @@ class AdaptiveMachine(RuleBasedStateMachine):
             self.preloads.append(due)
 
     @precondition(lambda self: self.preloads)
-    @rule(data=st.data(), loaded=st.booleans())
-    def end_preload(self, data: st.DataObject, loaded: bool) -> None:
+    @rule(data=st.data(), how=st.sampled_from(Ending))
+    def end_preload(self, data: st.DataObject, how: Ending) -> None:
         load = data.draw(st.sampled_from(self.preloads))
         self.preloads.remove(load)
-        self.registry.preloading.ended(load, loaded=loaded)
+        self.registry.preloading.ended(load, how)
 
     @rule()
     def look(self) -> None:
@@ -457,7 +458,7 @@ class AdaptiveMachine(RuleBasedStateMachine):
         while self.leases:
             self.leases.pop().release(Outcome.CANCELLED)
         while self.preloads:
-            self.registry.preloading.ended(self.preloads.pop(), loaded=False)
+            self.registry.preloading.ended(self.preloads.pop(), Ending.FAILED)
 
 
 AdaptiveMachine.TestCase.settings = settings(

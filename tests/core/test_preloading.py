@@ -10,7 +10,7 @@ from ollama_balancer.core.agent_records import Outcome
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
-from ollama_balancer.core.preloading import AGENTS, AT_ONCE, MODELS, PAUSE, REFUSALS
+from ollama_balancer.core.preloading import AGENTS, AT_ONCE, MODELS, PAUSE, REFUSALS, Ending
 from ollama_balancer.core.scoring.placement_plan import Load
 from tests.core.fakes import entries
 from tests.core.room import MODEL, Room
@@ -48,7 +48,7 @@ def test_a_model_whose_slots_are_all_in_use_is_loaded_on_one_more_host(room: Roo
     assert list(b.loading) == [MODEL]
     assert due(room) is None, "it is on its way"
     room.clock.now += 9
-    room.registry.preloading.ended(Load(b, MODEL), loaded=True)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.LOADED)
     assert (b.loading, list(b.loaded_models), b.loaders) == ({}, [MODEL], {})
     seconds, observations = room.registry.learner.estimates.load.known(b.id, MODEL)
     assert (round(seconds, 3), observations) == (9, 1)
@@ -78,7 +78,7 @@ def test_the_fastest_host_with_room_is_chosen() -> None:
 def test_a_host_that_refuses_is_not_asked_again_at_once(room: Room) -> None:
     begin(room)
     assert due(room) == "b"
-    room.registry.preloading.ended(Load(room.agents[1], MODEL), loaded=False)
+    room.registry.preloading.ended(Load(room.agents[1], MODEL), Ending.FAILED)
     assert room.agents[1].loading == {}
     assert due(room) is None
     room.clock.now += PAUSE + 1
@@ -96,7 +96,7 @@ def test_a_host_on_which_a_load_never_ends_does_not_keep_others_from_it() -> Non
     for _ in range(2):
         room.pass_time(PAUSE / 2)
         assert due(room) is None
-    room.registry.preloading.ended(first, loaded=False)
+    room.registry.preloading.ended(first, Ending.FAILED)
     found = room.registry.preloading.due()
     assert found is not None
     assert found != first
@@ -108,11 +108,23 @@ def test_a_model_that_several_hosts_refuse_is_left_alone() -> None:
     begin(room)
     asked = 0
     while (found := room.registry.preloading.due()) is not None:
-        room.registry.preloading.ended(found, loaded=False)
+        room.registry.preloading.ended(found, Ending.FAILED)
         asked += 1
     assert asked == REFUSALS
     room.pass_time(PAUSE + 1)
     assert room.registry.preloading.due() is not None
+
+
+def test_hosts_that_do_not_unload_another_model_have_not_refused_this_one() -> None:
+    hosts = [f"h{number}" for number in range(2 * REFUSALS)]
+    room = Room("a", *hosts, slots=1)
+    room.serve(room.agents[0])
+    begin(room)
+    asked = []
+    while (found := room.registry.preloading.due()) is not None:
+        room.registry.preloading.ended(found, Ending.NOT_ASKED)
+        asked.append(found.agent.name)
+    assert sorted(asked) == hosts, "each of them once"
 
 
 def test_a_load_is_not_begun_twice(room: Room) -> None:
@@ -123,13 +135,13 @@ def test_a_load_is_not_begun_twice(room: Room) -> None:
     room.pass_time(PAUSE)
     room.registry.inventory.update_loaded(b, [])
     assert due(room) is None
-    room.registry.preloading.ended(Load(b, MODEL), loaded=False)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.FAILED)
     assert (b.loading, b.loaders) == ({}, {})
 
 
 def test_a_host_that_does_not_keep_what_it_loads_is_not_asked_without_end(room: Room) -> None:
     b = loading(room)
-    room.registry.preloading.ended(Load(b, MODEL), loaded=True)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.LOADED)
     room.clock.now += 5
     room.registry.inventory.update_loaded(b, [])
     assert list(b.loaded_models) == []
@@ -145,7 +157,7 @@ def test_a_host_that_does_not_answer_any_more_is_left_alone(room: Room) -> None:
 def test_a_host_that_leaves_while_it_loads_leaves_nothing(room: Room) -> None:
     b = loading(room)
     room.registry.remove(b)
-    room.registry.preloading.ended(Load(b, MODEL), loaded=True)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.LOADED)
     assert b.loading == b.loaders == {}
     assert b not in room.registry.learner.placement.use(MODEL).holders
 
@@ -155,7 +167,7 @@ def test_a_host_in_slow_start_gets_requests_again_as_soon_as_the_load_is_over(ro
     room.registry.liveness.unreachable(b, "gone")
     room.registry.liveness.reached(b)
     assert not b.eligible
-    room.registry.preloading.ended(Load(b, MODEL), loaded=False)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.FAILED)
     assert b.eligible
 
 
@@ -169,7 +181,7 @@ def test_a_load_that_a_request_has_begun_anew_leaves_nothing(room: Room) -> None
         room.registry.inventory.update_loaded(b, entries(name))
     late = room.registry.limiter.take(b, MODEL, Demand(MODEL))
     assert b.evicting == {MODEL}
-    room.registry.preloading.ended(Load(b, MODEL), loaded=True)
+    room.registry.preloading.ended(Load(b, MODEL), Ending.LOADED)
     late.release(Outcome.CANCELLED)
     assert (b.loading, b.loaders, b.evicting) == ({}, {}, set())
 
@@ -180,7 +192,7 @@ def test_what_others_are_thought_to_take_is_computed_anew_after_a_load(room: Roo
     assert due(room) == "b"
     before = estimates.generation(MODEL)
     room.clock.now += 99
-    room.registry.preloading.ended(Load(room.agents[1], MODEL), loaded=True)
+    room.registry.preloading.ended(Load(room.agents[1], MODEL), Ending.LOADED)
     assert estimates.generation(MODEL) == before + 1
 
 
@@ -188,7 +200,7 @@ def test_a_model_that_was_there_already_says_nothing_of_loads(room: Room) -> Non
     begin(room)
     assert due(room) == "b"
     room.clock.now += 0.01
-    room.registry.preloading.ended(Load(room.agents[1], MODEL), loaded=True)
+    room.registry.preloading.ended(Load(room.agents[1], MODEL), Ending.LOADED)
     assert room.registry.learner.estimates.load.known(room.agents[1].id, MODEL)[1] == 0
 
 

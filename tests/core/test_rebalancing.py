@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.preloading import Ending
 from ollama_balancer.core.rebalancing import AGENTS, HOLD, LOOK, SETTLED
 from ollama_balancer.core.scoring.placement_plan import MIN_GAIN, Load, Plan, plan
 from ollama_balancer.core.tickets import QueueKey
@@ -133,7 +135,7 @@ def test_a_stranded_host_loads_what_is_waited_for() -> None:
     assert list(room.strong.loading) == [BUSY]
     assert room.due() is None
     room.registry.inventory.unloaded(room.strong, SELDOM)
-    room.registry.preloading.ended(load, loaded=True)
+    room.registry.preloading.ended(load, Ending.LOADED)
     assert list(room.strong.loaded_models) == [BUSY]
     assert room.granted, "who waited has the new place"
 
@@ -170,18 +172,19 @@ def test_the_other_place_of_a_model_comes_first() -> None:
     assert first == Load(third, SELDOM, BUSY)
     assert room.due() is None
     room.registry.inventory.unloaded(third, BUSY)
-    room.registry.preloading.ended(first, loaded=True)
+    room.registry.preloading.ended(first, Ending.LOADED)
     room.due()
     assert list(room.strong.loading) == [BUSY]
 
 
-def test_a_host_that_does_not_load_it_is_not_asked_again() -> None:
+@pytest.mark.parametrize("how", [Ending.FAILED, Ending.NOT_ASKED])
+def test_a_host_that_does_not_load_it_is_not_asked_again(how: Ending) -> None:
     room = Stranded("third")
     room.hold(room.agents[2], SELDOM)
     room.overload()
     load = room.due()
     assert load is not None
-    room.registry.preloading.ended(load, loaded=False)
+    room.registry.preloading.ended(load, how)
     for _ in range(3):
         room.clock.now += HOLD
         assert room.due() is None

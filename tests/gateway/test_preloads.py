@@ -10,6 +10,7 @@ import pytest
 
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
+from ollama_balancer.core.preloading import Ending
 from ollama_balancer.gateway.preloads import Preloads
 from tests.core.fakes import address
 from tests.core.room import MODEL, Room
@@ -125,6 +126,8 @@ def test_a_model_is_loaded_when_the_one_in_its_place_is_unloaded(unloads: bool) 
         assert prober.unloaded == [("strong", SELDOM)]
         assert prober.asked == ([("strong", BUSY)] if unloads else [])
         assert list(room.strong.loading) == ([BUSY] if unloads else [])
+        endings = [how for _, how in room.registry.preloading._ended.values()]
+        assert endings == ([] if unloads else [Ending.NOT_ASKED])
         preloads.stop()
         for _ in range(4):
             await asyncio.sleep(0)

@@ -7,6 +7,7 @@ nobody anything but memory.
 
 import math
 from collections.abc import Collection, Iterator
+from enum import Enum
 from itertools import islice
 
 from .agent import Agent
@@ -40,6 +41,13 @@ MODELS, AGENTS = 8, 64
 """Models, and of each as many agents, that are looked at in one turn: a bound on its work."""
 
 
+class Ending(Enum):
+    LOADED = "loaded"
+    FAILED = "failed"
+    NOT_ASKED = "not asked"
+    """The agent did not unload the model in whose place it was to load."""
+
+
 class Preloading:
     """Decides which load is due. Who carries it out says when it has `ended`."""
 
@@ -51,8 +59,8 @@ class Preloading:
         self.on = True
         self._began: dict[tuple[Agent, str], float] = {}
         """The loads in progress, and since when."""
-        self._ended: dict[tuple[Agent, str], tuple[float, bool]] = {}
-        """When loads ended, of the last `PAUSE` seconds, and whether the model was loaded."""
+        self._ended: dict[tuple[Agent, str], tuple[float, Ending]] = {}
+        """When and how loads ended, of the last `PAUSE` seconds."""
 
     def due(self) -> Load | None:
         """The load that is to begin now, of a model (a canonical name); its agent counts as loading it from here on.
@@ -62,7 +70,7 @@ class Preloading:
         now = self._fleet.clock()
         if not self.on or not isinstance(self._selection.policy, Adaptive) or len(self._began) >= AT_ONCE:
             return None
-        self._ended = {pair: (at, loaded) for pair, (at, loaded) in self._ended.items() if now - at < PAUSE}
+        self._ended = {pair: (at, how) for pair, (at, how) in self._ended.items() if now - at < PAUSE}
         for model, holders in islice(self._wanted(now), MODELS):
             agent = self._best(model, now) if self._may_load(model, self._some(holders)) else None
             if agent is not None:
@@ -71,10 +79,11 @@ class Preloading:
         return None if load is None else self._begin(load, now)
 
     def _may_load_there(self, agent: Agent, model: str) -> bool:
-        """Whether the agent has the model and has not failed to load it of late, and the model may be loaded here."""
+        """Whether the agent has the model and may be asked for it, which it may have loaded before and been made to
+        unload, and the model may be loaded here.
+        """
         holders = self._fleet.learner.placement.look(model).holders
-        _, loaded = self._ended.get((agent, model), (0.0, True))
-        may_ask = loaded and (agent, model) not in self._began and not _is_remote(agent, model)
+        may_ask = self._may_ask(agent, model, again=True)
         return may_ask and model in (agent.models or ()) and self._is_loadable(model, holders)
 
     def _begin(self, load: Load, now: float) -> Load:
@@ -82,11 +91,11 @@ class Preloading:
         self._limiter.load_began(load.agent, load.model)
         return load
 
-    def ended(self, load: Load, *, loaded: bool) -> None:
+    def ended(self, load: Load, how: Ending) -> None:
         """It is over."""
         agent, model, _ = load
-        now = self._fleet.clock()
-        self._ended[agent, model] = now, loaded
+        now, loaded = self._fleet.clock(), how is Ending.LOADED
+        self._ended[agent, model] = now, how
         seconds = now - self._began.pop((agent, model))
         if loaded and seconds >= SHORTEST_LOAD and not agent.removed:
             estimates = self._fleet.learner.estimates
@@ -121,7 +130,7 @@ class Preloading:
         """Whether several agents have not refused to load the model, and requests do not have it loaded with options,
         which are not known here, as far as answers of those holders have shown.
         """
-        if sum(other == model and not loaded for (_, other), (_, loaded) in self._ended.items()) >= REFUSALS:
+        if sum(other == model and how is Ending.FAILED for (_, other), (_, how) in self._ended.items()) >= REFUSALS:
             return False
         runners = {agent.loaded_models[model].runner for agent in holders if model in agent.loaded_models}
         return runners - {None} == {""}
@@ -144,10 +153,12 @@ class Preloading:
                 best, most = agent, power
         return best
 
-    def _may_ask(self, agent: Agent, model: str) -> bool:
-        """Whether it has not been asked for that load of late."""
-        asked = (agent, model) in self._began or (agent, model) in self._ended
-        return not asked and not _is_remote(agent, model)
+    def _may_ask(self, agent: Agent, model: str, *, again: bool = False) -> bool:
+        """Whether it has not been asked for that load of late, or `again` may be as it was carried out."""
+        if (agent, model) in self._began or _is_remote(agent, model):
+            return False
+        ended = self._ended.get((agent, model))
+        return ended is None or (again and ended[1] is Ending.LOADED)
 
 
 def _is_remote(agent: Agent, model: str) -> bool:

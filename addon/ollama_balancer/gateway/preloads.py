@@ -8,7 +8,7 @@ import logging
 
 from ..core.address import Address
 from ..core.agent import Agent
-from ..core.preloading import Preloading
+from ..core.preloading import Ending, Preloading
 from ..core.scoring.placement_plan import Load
 from ..text import one_line
 from .adapter import Prober
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class Preloads:
     def __init__(self, preloading: Preloading) -> None:
         self._preloading = preloading
-        self._tasks: dict[asyncio.Task[bool], tuple[Agent, Address]] = {}
+        self._tasks: dict[asyncio.Task[Ending], tuple[Agent, Address]] = {}
 
     def begin(self, prober: Prober) -> None:
         """Begin a load, if one is due, and give up those whose agents have gone: they would be waited for in vain."""
@@ -41,18 +41,17 @@ class Preloads:
         for task in self._tasks:
             task.cancel()
 
-    def _ended(self, load: Load, task: asyncio.Task[bool]) -> None:
+    def _ended(self, load: Load, task: asyncio.Task[Ending]) -> None:
         # A callback, as a task that is cancelled before it has begun runs nothing of its own.
         del self._tasks[task]
         error = None if task.cancelled() else task.exception()
-        loaded = error is None and not task.cancelled() and task.result()
-        self._preloading.ended(load, loaded=loaded)
-        if not loaded:
+        how = task.result() if error is None and not task.cancelled() else Ending.FAILED
+        self._preloading.ended(load, how)
+        if how is not Ending.LOADED:
             logger.info("Agent %s has not loaded %s.", load.agent.name, one_line(load.model), exc_info=error)
 
 
-async def _carry_out(prober: Prober, load: Load) -> bool:
-    """Whether the model was loaded."""
+async def _carry_out(prober: Prober, load: Load) -> Ending:
     if load.instead is not None and not await prober.unload(load.agent, load.instead):
-        return False
-    return await prober.load(load.agent, load.model)
+        return Ending.NOT_ASKED
+    return Ending.LOADED if await prober.load(load.agent, load.model) else Ending.FAILED

@@ -17,6 +17,7 @@ from ..core.agent_records import Outcome
 from ..core.demand import Demand
 from ..core.leases import Lease
 from ..core.observations import AnswerObservation
+from ..core.preloading import Ending
 from ..core.queue import QueueFullError, RequestQueue
 from ..core.registry import AgentRegistry
 from ..core.scheduler import Scheduler
@@ -302,7 +303,7 @@ class Simulation:
         agent, model, instead = due
 
         def ended(whole: bool) -> None:
-            self.registry.preloading.ended(due, loaded=whole)
+            self.registry.preloading.ended(due, Ending.LOADED if whole else Ending.FAILED)
 
         host = self.hosts[agent]
         if host.up:
