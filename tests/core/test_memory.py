@@ -82,6 +82,24 @@ def test_a_model_that_was_unloaded_by_a_request_was_not_evicted(room: Room, agen
     assert has_room(room, A)
 
 
+def test_a_model_that_is_listed_for_a_moment_after_it_was_unloaded_was_not_evicted(room: Room, agent: Agent) -> None:
+    listed(room, "a")
+    room.registry.limiter.take(agent, B, Demand(B))
+    room.registry.inventory.unloaded(agent, A)
+    listed(room, "a")
+    listed(room, "b")
+    assert has_room(room, A)
+
+
+def test_a_model_that_is_evicted_after_it_was_unloaded_and_loaded_again_was_evicted(room: Room, agent: Agent) -> None:
+    listed(room, "a")
+    room.registry.inventory.unloaded(agent, A)
+    listed(room)
+    listed(room, "a")
+    listed(room, "b")
+    assert not has_room(room, A)
+
+
 def test_a_host_that_was_away_has_evicted_nothing(room: Room, agent: Agent) -> None:
     listed(room, "a")
     room.registry.liveness.unreachable(agent, "gone")
@@ -241,6 +259,30 @@ def test_a_load_that_evicts_holds_up_the_others_until_the_list_shows_which_it_wa
     assert room.find(A) is None, "24 GB are too much still"
     listed(room)
     assert not agent.evicting
+
+
+def test_a_model_that_answered_a_moment_before_it_was_evicted_is_not_loaded_any_more(room: Room, agent: Agent) -> None:
+    listed(room, "b")
+    listed(room, "a")
+    room.serve(agent, A)
+    room.registry.limiter.take(agent, B, Demand(B))
+    room.clock.now += 0.1
+    room.registry.inventory.update_loaded(agent, [], room.clock.now)
+    assert (agent.evicting, agent.loaded_models) == (set(), {}), "nothing holds it back but that it has to be loaded"
+    assert room.find(A) is None
+
+
+def test_a_load_for_a_model_that_was_evicted_before_they_began_evicts_another(room: Room, agent: Agent) -> None:
+    listed(room, "b")
+    listed(room, "a")
+    room.serve(agent, A)
+    late = room.registry.limiter.take(agent, A, Demand(A))
+    listed(room, "b")
+    assert (list(agent.loading), agent.evicting) == ([A], {A})
+    assert room.find(B) is None
+    late.release(Outcome.CANCELLED)
+    assert (agent.loading, agent.evicting) == ({}, set())
+    assert room.find(B) is agent
 
 
 def test_requests_of_a_model_that_was_evicted_before_they_began_wait_for_its_load(room: Room, agent: Agent) -> None:

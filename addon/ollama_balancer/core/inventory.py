@@ -131,8 +131,7 @@ class Inventory:
         now = self._fleet.clock()
         if as_of is not None and as_of < agent.loaded_at:
             return
-        agent.loaded_at = now if as_of is None else as_of
-        as_of = min(agent.loaded_at, now - LIST_SECONDS)
+        agent.loaded_at = as_of = now if as_of is None else as_of
         given, entries = entries, entries[:MAX_LOADED]
         known = agent.memory_known
         if not known:
@@ -166,7 +165,7 @@ class Inventory:
         memory, listed = agent.memory, agent.listed.keys()
         sizes = {self._canonical_name(entry.name): size for entry in agent.loaded if (size := size_of(entry))}
         memory.listed(listed, sizes)
-        gone = before - listed
+        gone = {model for model in before - listed if memory.was_evicted(model, now)}
         if gone and agent.loading:
             loading = next(iter(agent.loading))  # its server loads them one after the other
             memory.guess(loading, agent.file_size(loading))
@@ -184,14 +183,15 @@ class Inventory:
         """The agent has confirmed that it unloads the model (a canonical name) once no request runs on it."""
         if agent.removed or model in agent.running:
             return
+        agent.memory.unloading(model, self._fleet.clock())
         loaded_model = agent.loaded_models.get(model)
         if loaded_model is not None:
             loaded_model.gone = True
             agent.loaded_models = {name: other for name, other in agent.loaded_models.items() if name != model}
             self._fleet.memory_changed(agent)
         if model in agent.listed:
-            del agent.listed[model]  # nothing has evicted it
-            self.update_loaded(agent, [entry for entry in agent.loaded if self._canonical_name(entry.name) != model])
+            left = [entry for entry in agent.loaded if self._canonical_name(entry.name) != model]
+            self.update_loaded(agent, left, agent.loaded_at)
 
     def update_version(self, agent: Agent, version: str) -> None:
         if version != agent.version:

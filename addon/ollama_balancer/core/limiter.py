@@ -271,7 +271,11 @@ class ConcurrencyLimiter:
                 continue
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
-            agent.loading.setdefault(model, self._fleet.clock())
+            if model not in agent.loading:
+                now = self._fleet.clock()
+                if not agent.has_room(model, now):
+                    agent.evicting.add(model)
+                agent.loading[model] = now
 
     def _load_given_up(self, lease: SlotLease) -> bool:
         """A request ended before its model was loaded; True if no other request waits for the load."""

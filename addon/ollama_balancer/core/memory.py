@@ -26,6 +26,9 @@ COMMON_MEMORY = 24e9
 MAX_SIZES = 1000
 """Models whose size is kept."""
 
+UNLOAD_SECONDS = 15.0
+"""Seconds from when a host confirms that it unloads a model until it is seen to have: it confirms that beforehand."""
+
 
 @dataclass(eq=False, slots=True)
 class Memory:
@@ -47,6 +50,8 @@ class Memory:
     """When it last evicted a model for a load."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Of models that were listed."""
+    unloads: dict[str, float] = field(default_factory=dict)
+    """When it confirmed of late that it unloads a model."""
 
     def listed(self, models: Collection[str], sizes: Mapping[str, int]) -> None:
         """These are loaded together."""
@@ -75,6 +80,15 @@ class Memory:
         """A model that has not been listed takes about as much as its file, whose size is 0 if it is not known."""
         if size and len(self.sizes) < MAX_SIZES:
             self.sizes.setdefault(model, size)
+
+    def unloading(self, model: str, now: float) -> None:
+        """The host has confirmed that it unloads the model."""
+        self.unloads = {name: at for name, at in self.unloads.items() if now - at < UNLOAD_SECONDS}
+        self.unloads[model] = now
+
+    def was_evicted(self, model: str, now: float) -> bool:
+        """Of a model that is not listed any more: whether the host has removed it of its own accord."""
+        return now - self.unloads.get(model, -math.inf) >= UNLOAD_SECONDS
 
     def evicted(self, left: Collection[str], gone: Collection[str], now: float) -> None:
         """The host has loaded one of those that are left, and for it evicted those that are gone."""
