@@ -59,17 +59,22 @@ def test_a_report_that_comes_late_does_not_erase_what_a_first_byte_has_proven_si
     assert MODEL not in agent.loaded_models
 
 
-def test_a_load_is_told_of_when_it_is_over_for_another_model_may_have_been_pushed_out() -> None:
-    room = Room("a")
+def test_a_load_is_told_of_when_it_begins_and_is_over_for_another_model_may_have_been_evicted() -> None:
+    room = Room("a", models=("m", "n"))
+    agent = room.agents[0]
     told: list[Agent] = []
     room.registry.fleet.on_load = told.append
     lease = room.take()
-    assert told == []
+    assert told == [agent]
     lease.began()
-    assert told == room.agents
+    assert told == [agent] * 2
     lease.release()
-    room.serve(room.agents[0])
-    assert told == room.agents
+    room.serve(agent)
+    assert told == [agent] * 2
+    room.registry.limiter.load_began(agent, "n:latest")
+    assert told == [agent] * 3
+    room.registry.limiter.load_ended(agent, "n:latest", loaded=True)
+    assert told == [agent] * 4
 
 
 def test_how_many_models_fit_is_what_was_seen_together_not_what_was_loaded_one_after_the_other() -> None:

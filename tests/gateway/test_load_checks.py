@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Agent, Source
-from ollama_balancer.gateway.load_checks import UNLOAD_DELAYS, LoadedModelChecks
+from ollama_balancer.gateway.load_checks import LOAD_DELAYS, UNLOAD_DELAYS, LoadedModelChecks
 from tests import jumping_loop
 
 
@@ -60,6 +62,29 @@ def test_a_host_that_loads_again_while_it_is_asked_is_asked_again_and_not_twice_
         host.lists.set()
         await checks.wait_pending(60)
         assert host.asked == [(None, True), (None, True)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("until", [1, 2, 9])
+def test_a_host_that_loads_a_model_is_asked_again_for_it_evicts_others_a_moment_later(until: int) -> None:
+    async def main() -> None:
+        host = Host()
+        host.lists.set()
+        host.agent.loading["m"] = 0.0
+
+        async def refresh(agent: Agent, unloading: str | None, last: bool) -> bool:
+            if len(host.asked) + 1 == until:
+                agent.loading.clear()
+            return await host.refresh(agent, unloading, last)
+
+        checks = LoadedModelChecks(refresh, host.sleep)
+        for _ in range(3):
+            checks.loaded(host.agent)
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+        assert len(host.asked) == min(until, 1 + len(LOAD_DELAYS))
+        assert host.slept == list(LOAD_DELAYS[:until])
+        assert not checks._watched
 
     asyncio.run(main())
 

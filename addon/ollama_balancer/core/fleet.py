@@ -55,7 +55,7 @@ class Fleet:
         self.on_change: Callable[[Agent], None] = lambda agent: None
         """Called when an agent may have become available or unavailable, or its models have changed."""
         self.on_load: Callable[[Agent], object] = lambda agent: None
-        """Called when an agent has loaded a model, for which it may have evicted another."""
+        """Called when an agent has begun to load a model, or has ended that: it may have evicted another."""
         self.on_event: Callable[[str, EventKind, str], None] = lambda agent, kind, reason: None
         """Called with the name of an agent whose state has changed, and why."""
         self.on_unproven: Callable[[Agent], None] = lambda agent: None

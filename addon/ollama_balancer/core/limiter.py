@@ -228,8 +228,7 @@ class ConcurrencyLimiter:
                     agent.evicting.add(model)
                 agent.loading[model] = lease.taken_at
                 fleet.memory_changed(agent)
-                if agent.evicting:
-                    fleet.on_load(agent)
+                fleet.on_load(agent)
         if lease.demand.prefixes:
             prefix = fleet.learner.prefix_cache.find(lease.demand)
             lease.known_tokens = prefix.tokens if prefix is not None and prefix.agent is agent else 0
@@ -248,6 +247,7 @@ class ConcurrencyLimiter:
         agent.loading.setdefault(model, self._fleet.clock())
         agent.epoch += 1
         self._fleet.memory_changed(agent)
+        self._fleet.on_load(agent)
 
     def load_ended(self, agent: Agent, model: str, *, loaded: bool) -> None:
         """That load is over."""
