@@ -20,17 +20,17 @@ LOOK, IN_VAIN = 5.0, 15.0
 UNSERVED = 0.05
 """The part of what is asked for that the present places cannot serve, above which others are looked for.
 
-`--tune rebalancing.UNSERVED`"""
+`--tune rebalancing.UNSERVED`: flat from 0.02 to 0.2, worse where other places are never looked for."""
 
 LEFT, MOST_LEFT = 0.5, 0.1
 """What may be left of it, in parts of it and of all: where much cannot be served anyhow, little is gained by loads.
 
-`--tune rebalancing.LEFT`"""
+`--tune rebalancing.LEFT`: flat from 0.3 to 0.8."""
 
 HOLD = 60.0
 """Seconds for which a plan holds: what is not carried out by then is given up.
 
-`--tune rebalancing.HOLD`"""
+`--tune rebalancing.HOLD`: flat from 40 to 120."""
 
 SETTLED = 30.0
 """Seconds after which a plan is pushed: until then a model is not unloaded while it is to be loaded elsewhere, though
