@@ -105,12 +105,12 @@ class Stranded(Room):
         self.registry.liveness.reached(agent)
         self.registry.inventory.update_loaded(agent, entries(model.partition(":")[0]))
 
-    def overload(self) -> None:
+    def overload(self, waiting: int = 30) -> None:
         self.registry.limiter.take(self.weak, BUSY, Demand(BUSY)).began()
         demand = Demand(BUSY)
         self.tickets = [
             self.scheduler.join(QueueKey(BUSY), f"client-{n}", lambda lease: self.granted.update({BUSY: lease}), demand)
-            for n in range(30)
+            for n in range(waiting)
         ]
 
     def leave(self) -> None:
@@ -138,6 +138,13 @@ def test_a_stranded_host_loads_what_is_waited_for() -> None:
     room.registry.preloading.ended(load, Ending.LOADED)
     assert list(room.strong.loaded_models) == [BUSY]
     assert room.granted, "who waited has the new place"
+
+
+def test_where_most_cannot_be_served_anyhow_nothing_is_unloaded() -> None:
+    room = Stranded("third")
+    room.hold(room.agents[2], SELDOM)
+    room.overload(waiting=100)
+    assert room.due() is None
 
 
 def test_a_model_that_answers_is_not_unloaded() -> None:

@@ -22,8 +22,8 @@ UNSERVED = 0.05
 
 `--tune rebalancing.UNSERVED`: flat from 0.02 to 0.2, worse where other places are never looked for."""
 
-LEFT, MOST_LEFT = 0.5, 0.1
-"""What may be left of it, in parts of it and of all: where much cannot be served anyhow, little is gained by loads.
+LEFT = 0.5
+"""What may be left of it: where most of it cannot be served anyhow, little is gained by loads.
 
 `--tune rebalancing.LEFT`: flat from 0.3 to 0.8."""
 
@@ -127,7 +127,7 @@ class Rebalancing:
             lambda agent, models, model: model in allowed[agent] and agent.could_hold(models, model, now),
             tolerated=UNSERVED,
         )
-        helps = found.left <= min(MOST_LEFT, LEFT * found.unserved)
+        helps = found.left <= LEFT * found.unserved
         return found.loads if helps else [], found.unserved <= UNSERVED
 
     def _demand(self, now: float) -> dict[str, float]:
