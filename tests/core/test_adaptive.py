@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.agent_records import MAX_LOADED, Outcome
-from ollama_balancer.core.decision import in_words
+from ollama_balancer.core.decision import Plan, in_words
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.scheduler import MAX_OVERTAKEN
@@ -75,6 +76,41 @@ def test_a_load_is_told_of_when_it_begins_and_is_over_for_another_model_may_have
     assert told == [agent] * 3
     room.registry.limiter.load_ended(agent, "n:latest", loaded=True)
     assert told == [agent] * 4
+
+
+def test_a_model_in_the_cloud_is_never_loaded_and_holds_nobody_up() -> None:
+    room = Room("a", models=("m",))
+    agent = room.agents[0]
+    cloud = ModelEntry.model_validate({"name": "c:cloud", "remote_host": "https://ollama.com:443"})
+    room.registry.inventory.update_models(agent, [*entries("m"), cloud])
+    agent.memory.room, agent.memory.evidence_at = 1, room.clock.now
+    told: list[Agent] = []
+    room.registry.fleet.on_load = told.append
+    room.registry.inventory.update_loaded(agent, entries("m"))
+    assert not agent.has_room("c:cloud", room.clock.now)
+    for _ in range(2):
+        choice = room.registry.selection.choose(Demand("c:cloud"))
+        assert (choice.options[0].plan, choice.options[0].load) == (Plan.WARM, 0)
+        lease = room.take("c:cloud")
+        assert (agent.loading, agent.evicting) == ({}, set())
+        assert room.find() is agent
+        lease.began()
+        room.clock.now += 5
+        room.registry.inventory.update_loaded(agent, entries("m"))
+        assert list(agent.loaded_models) == [MODEL]
+        lease.release()
+    assert not told
+
+
+def test_a_model_of_that_name_that_is_not_in_the_cloud_any_more_has_to_be_loaded() -> None:
+    room = Room("a", models=("m",))
+    agent = room.agents[0]
+    for host in ("https://ollama.com:443", None):
+        entry = ModelEntry.model_validate({"name": "m", "remote_host": host})
+        room.registry.inventory.update_models(agent, [entry])
+        lease = room.take()
+        assert list(agent.loading) == ([] if host else [MODEL])
+        lease.release()
 
 
 def test_how_many_models_fit_is_what_was_seen_together_not_what_was_loaded_one_after_the_other() -> None:

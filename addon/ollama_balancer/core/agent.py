@@ -98,6 +98,8 @@ class Agent:
     models: dict[str, ModelEntry] | None = None
     """The models it has, by canonical name; None: not known yet."""
     model_names: list[str] = field(default_factory=list)
+    remote: frozenset[str] = frozenset()
+    """Of its models, those in Ollama's cloud: it passes their requests on, and neither loads nor lists them."""
     loaded: list[ModelEntry] = field(default_factory=list)
     loaded_at: float = float("-inf")
     """As of when that is known, on the registry's clock."""
@@ -298,6 +300,9 @@ class Agent:
     def models_listed(self, models: dict[str, ModelEntry], names: list[str]) -> None:
         """Its models, by canonical name, and their names as it spells them."""
         self.models, self.model_names = models, names
+        self.remote = frozenset(
+            model for model, entry in models.items() if (entry.model_extra or {}).get("remote_host")
+        )
 
     def reached(self) -> None:
         """Something got through to it."""

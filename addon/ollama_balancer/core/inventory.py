@@ -99,6 +99,7 @@ class Inventory:
                     others = True
             entries[:] = old.values()
             if others:
+                agent.models_listed(old, names)
                 fleet.learner.facts.models_listed(agent)
             return
         entries[:] = map(self._interner.intern, entries)

@@ -113,8 +113,10 @@ class ConcurrencyLimiter:
             if not agent.memory_known and len(agent.loaded_models) >= MAX_LOADED:
                 # Nothing tells what it has evicted, and clients choose the names.
                 agent.loaded_models.pop(next(iter(agent.loaded_models))).gone = True
-            loaded_model = agent.loaded_models[model] = LoadedModel(lease.demand.runner, lease.began_at)
-            fleet.memory_changed(agent)
+            loaded_model = LoadedModel(lease.demand.runner, lease.began_at)
+            if model not in agent.remote:
+                agent.loaded_models[model] = loaded_model
+                fleet.memory_changed(agent)
         else:
             if loaded_model.runner not in (None, lease.demand.runner):
                 # It was reloaded, and its prefix cache is empty.
@@ -220,7 +222,8 @@ class ConcurrencyLimiter:
         use.changed(1, fleet.waiting(model), lease.taken_at)
         lease.sole = len(agent.running) == 1 and agent.running[model] == 1
         loaded_model = agent.loaded_models.get(model)
-        if loaded_model is None or not (loaded_model.runner is None or loaded_model.runner == lease.demand.runner):
+        has_runner = loaded_model is not None and loaded_model.runner in (None, lease.demand.runner)
+        if not has_runner and model not in agent.remote:
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
             if model not in agent.loading and agent.memory_known:

@@ -155,13 +155,7 @@ class Preloading:
 
     def _may_ask(self, agent: Agent, model: str, *, again: bool = False) -> bool:
         """Whether it has not been asked for that load of late, or `again` may be as it was carried out."""
-        if (agent, model) in self._began or _is_remote(agent, model):
+        if (agent, model) in self._began or model in agent.remote:
             return False
         ended = self._ended.get((agent, model))
         return ended is None or (again and ended[1] is Ending.LOADED)
-
-
-def _is_remote(agent: Agent, model: str) -> bool:
-    """Whether the agent's model of that name runs in Ollama's cloud: it only passes requests on."""
-    entry = (agent.models or {}).get(model)
-    return entry is not None and bool((entry.model_extra or {}).get("remote_host"))

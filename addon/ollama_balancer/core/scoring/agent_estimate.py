@@ -182,10 +182,12 @@ class AgentEstimate:
         self.load = self.shared = self.loads = 0.0
         self.cold = self.evicts = False
         loaded_model = agent.loaded_models.get(model)
-        ready = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
-        if agent.loading:
+        remote = model in agent.remote
+        loaded = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
+        ready = loaded or remote
+        if agent.loading and not remote:
             self._loading(at, ready=ready)
-        self.plan = Plan.LOADING if self.load else Plan.UNKNOWN if loaded_model is None else Plan.WARM
+        self.plan = Plan.LOADING if self.load else Plan.WARM if loaded_model is not None or remote else Plan.UNKNOWN
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0) and not trial
