@@ -78,6 +78,18 @@ def test_a_load_is_told_of_when_it_begins_and_is_over_for_another_model_may_have
     assert told == [agent] * 4
 
 
+def test_a_load_is_told_of_when_it_is_given_up_for_it_may_have_evicted_another() -> None:
+    room = Room("a")
+    [agent] = room.agents
+    first, second = (room.registry.limiter.take(agent, MODEL, Demand(MODEL)) for _ in range(2))
+    told: list[Agent] = []
+    room.registry.fleet.on_load = told.append
+    first.release(Outcome.CANCELLED)
+    assert told == [], "another request waits for it"
+    second.release(Outcome.CANCELLED)
+    assert told == [agent]
+
+
 def test_a_model_in_the_cloud_is_never_loaded_and_holds_nobody_up() -> None:
     room = Room("a", models=("m",))
     agent = room.agents[0]

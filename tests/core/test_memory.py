@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import pytest
 
@@ -98,6 +99,29 @@ def test_a_model_that_is_evicted_after_it_was_unloaded_and_loaded_again_was_evic
     listed(room, "a")
     listed(room, "b")
     assert not has_room(room, A)
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "host_time", "evicted"),
+    [
+        ("2026-11-23T19:02:05.015469895Z", "2026-11-23T19:02:04", False),
+        ("2026-11-23T20:02:05.015469895+01:00", "2026-11-23T19:02:04", False),
+        ("2026-11-23T19:02:05.015469895Z", "2026-11-23T19:01:55", True),
+        ("2319-03-05T18:45:35.47989194Z", "2026-11-23T19:02:04", True),
+        ("2026-11-23T19:02:05.015469895Z", None, True),
+        ("soon", "2026-11-23T19:02:04", True),
+        (7, "2026-11-23T19:02:04", True),
+    ],
+)
+def test_a_model_whose_keep_alive_runs_out_during_a_load_was_not_evicted_for_it(
+    room: Room, agent: Agent, expires_at: object, host_time: str | None, evicted: bool
+) -> None:
+    at = None if host_time is None else datetime.fromisoformat(f"{host_time}Z").timestamp()
+    entry = ModelEntry.model_validate({"name": "a", "expires_at": expires_at})
+    room.registry.inventory.update_loaded(agent, [entry])
+    room.registry.limiter.take(agent, B, Demand(B))
+    room.registry.inventory.update_loaded(agent, entries("b"), host_time=at)
+    assert has_room(room, A) is not evicted
 
 
 def test_a_host_that_was_away_has_evicted_nothing(room: Room, agent: Agent) -> None:
@@ -283,6 +307,29 @@ def test_a_load_for_a_model_that_was_evicted_before_they_began_evicts_another(ro
     late.release(Outcome.CANCELLED)
     assert (agent.loading, agent.evicting) == ({}, set())
     assert room.find(B) is agent
+
+
+def test_a_load_for_a_model_that_was_evicted_before_they_began_may_fit(room: Room, agent: Agent) -> None:
+    room.serve(agent, B)
+    listed(room, "a", "b")
+    told: list[Agent] = []
+    room.registry.fleet.on_load = told.append
+    room.registry.limiter.take(agent, A, Demand(A))
+    listed(room, "b")
+    assert (list(agent.loading), agent.evicting) == ([A], set()), "they were listed together"
+    assert room.find(B) is agent
+    assert told == [agent]
+
+
+def test_an_older_list_does_not_bring_a_model_back_that_was_unloaded(room: Room, agent: Agent) -> None:
+    listed(room, "a", "b")
+    asked = room.clock.now = room.clock.now + 1
+    room.clock.now += 0.1
+    room.registry.inventory.unloaded(agent, B)
+    room.registry.inventory.update_loaded(agent, entries("a", "b"), asked)
+    assert list(agent.loaded_models) == [A]
+    listed(room, "a", "b")
+    assert list(agent.loaded_models) == [A, B], "it has been loaded again"
 
 
 def test_requests_of_a_model_that_was_evicted_before_they_began_wait_for_its_load(room: Room, agent: Agent) -> None:

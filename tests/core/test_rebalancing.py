@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_reporter.wire import ModelEntry
 from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
-from ollama_balancer.core.preloading import Ending
-from ollama_balancer.core.rebalancing import AGENTS, HOLD, LOOK, SETTLED
+from ollama_balancer.core.leases import Lease
+from ollama_balancer.core.preloading import UNLOAD_TIMEOUT, Ending
+from ollama_balancer.core.rebalancing import AGENTS, DRAIN, HOLD, IN_VAIN, LOOK, SETTLED, Rebalancing
 from ollama_balancer.core.scoring.placement_plan import MIN_GAIN, Load, Plan, plan
 from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, entries, fleet, new_registry
@@ -145,6 +147,91 @@ def test_where_most_cannot_be_served_anyhow_nothing_is_unloaded() -> None:
     room.hold(room.agents[2], SELDOM)
     room.overload(waiting=100)
     assert room.due() is None
+
+
+def test_a_model_that_is_to_be_unloaded_gets_no_requests_meanwhile() -> None:
+    room = Stranded("third")
+    room.hold(room.agents[2], SELDOM)
+    room.overload()
+    load = room.due()
+    assert load == Load(room.strong, BUSY, SELDOM)
+    assert room.find(SELDOM) is room.agents[2]
+    room.registry.limiter.take(room.agents[2], SELDOM, Demand(SELDOM))
+    assert room.find(SELDOM) is None
+    room.registry.preloading.ended(load, Ending.NOT_ASKED)
+    room.clock.now += UNLOAD_TIMEOUT
+    room.registry.expire()
+    assert room.find(SELDOM) is room.strong
+
+
+def test_demand_for_models_of_the_cloud_is_not_what_places_are_looked_for() -> None:
+    room = Stranded("third")
+    room.hold(room.agents[2], SELDOM)
+    cloud = ModelEntry.model_validate({"name": "c:cloud", "remote_host": "https://ollama.com:443"})
+    for agent in room.agents:
+        room.registry.inventory.update_models(agent, [*entries("busy", "seldom"), cloud])
+    for _ in range(60):
+        lease = room.registry.limiter.take(room.strong, "c:cloud", Demand("c:cloud"))
+        lease.began()
+        lease.release()
+    room.overload()
+    assert room.due() == Load(room.strong, BUSY, SELDOM)
+
+
+def drained() -> tuple[Stranded, Lease]:
+    """The strong host gets no more requests, though it has another slot, and answers the last one."""
+    room = Stranded("third")
+    room.registry.configure_slots(room.strong, 2)
+    room.hold(room.agents[2], SELDOM)
+    lease = room.registry.limiter.take(room.strong, SELDOM, Demand(SELDOM))
+    lease.began()
+    room.overload()
+    assert room.due() is None
+    room.clock.now += SETTLED + 1
+    assert room.due() is None
+    return room, lease
+
+
+def test_a_host_is_kept_from_requests_while_the_plan_holds() -> None:
+    room, lease = drained()
+    for _ in range(2):
+        room.clock.now += DRAIN - 1
+        assert room.due() is None
+        room.registry.expire()
+        assert SELDOM in room.strong.full
+    lease.release()
+    assert room.due() == Load(room.strong, BUSY, SELDOM)
+
+
+def test_a_host_gets_requests_again_once_the_plan_is_given_up() -> None:
+    room, lease = drained()
+    lease.release()
+    load = room.due()
+    assert load is not None
+    room.registry.preloading.ended(load, Ending.NOT_ASKED)
+    room.clock.now += UNLOAD_TIMEOUT
+    room.registry.expire()
+    assert room.due() is None
+    assert room.find(SELDOM) is room.strong
+
+
+def test_the_failure_of_another_load_leaves_the_plan() -> None:
+    room = Stranded("third")
+    room.hold(room.agents[2], SELDOM)
+    room.overload()
+    rebalancing = Rebalancing(room.registry.fleet, room.registry.limiter)
+
+    def due() -> list[Load]:
+        return list(rebalancing.due(room.clock.now, lambda agent, model: True))
+
+    planned = due()
+    assert planned == [Load(room.strong, BUSY, SELDOM)]
+    rebalancing.failed(Load(room.weak, SELDOM))
+    assert due() == planned
+    rebalancing.failed(planned[0])
+    assert due() == []
+    room.clock.now += IN_VAIN
+    assert due() == planned, "it may be carried out the next time"
 
 
 def test_a_model_that_answers_is_not_unloaded() -> None:

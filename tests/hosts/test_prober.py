@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from agent_reporter.http import Answer, call
 from ollama_balancer.core.address import Address
 from ollama_balancer.core.agent import Source, Status
 from ollama_balancer.core.liveness import PROBE_GRACE
 from ollama_balancer.hosts import prober as probing
-from ollama_balancer.hosts.prober import ACTIVITY_SECONDS, Prober
+from ollama_balancer.hosts.prober import ACTIVITY_SECONDS, Prober, host_time
 from ollama_balancer.simulator import SimulatedModel, SimulatedOllama, Timing
 from tests.core.fakes import entries, new_registry
 
@@ -33,6 +36,44 @@ async def silent_server() -> AsyncIterator[Address]:
         open_now.set()
         server.close()
         await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        (b"Mon, 23 Nov 2026 18:58:17 GMT", 1795460297.0),
+        (b"", None),
+        (b"soon", None),
+        (b"Mon, 23 Nov 99999 18:58:17 GMT", None),
+        (b"\xff" * 99, None),
+    ],
+)
+def test_the_clock_of_a_host_is_read_from_its_answers(date: bytes, seconds: float | None) -> None:
+    assert host_time(Answer(200, b"", ((b"date", date),))) == seconds
+    assert host_time(Answer(200, b"")) is None
+
+
+@pytest.mark.parametrize(("keep_alive", "evicted"), [(2, False), (300, True)])
+def test_a_model_due_to_be_unloaded_when_another_is_loaded_was_not_evicted(keep_alive: int, evicted: bool) -> None:
+    async def test() -> None:
+        registry = new_registry(time.monotonic)
+        prober = Prober(registry, wants_local=lambda: False, via="1.1 test")
+        models, timing = [SimulatedModel("a"), SimulatedModel("b")], Timing(load=0, max_loaded=1)
+        host = SimulatedOllama(models, timing, clock=lambda: 1000.0)
+        await host.start()
+        try:
+            agent, _ = registry.register("a", Address("127.0.0.1", host.port), Source.STATIC)
+            await prober.refresh_loaded(agent)
+            for model in ("a", "b"):
+                body = json.dumps({"model": model, "keep_alive": keep_alive}).encode()
+                await call("POST", f"{agent.address.url}/api/generate", timeout=9, limit=9999, content=body)
+                await prober.refresh_loaded(agent)
+                assert list(agent.listed) == [f"{model}:latest"]
+            assert (agent.memory.refused > 0) is evicted
+        finally:
+            await host.stop()
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from .decision import Decision
 from .health import Health, Phase
 from .kept_prompts import KeptPrompts
 from .memory import Memory
+from .report_delay import ReportDelay
 from .scoreboard import Scoreboard
+from .unlisted import Unlisted
 
 if TYPE_CHECKING:
     from agent_reporter.wire import AgentMetrics, ModelEntry
@@ -98,14 +100,13 @@ class Agent:
     models: dict[str, ModelEntry] | None = None
     """The models it has, by canonical name; None: not known yet."""
     model_names: list[str] = field(default_factory=list)
-    remote: frozenset[str] = frozenset()
-    """Of its models, those in Ollama's cloud: it passes their requests on, and neither loads nor lists them."""
     loaded: list[ModelEntry] = field(default_factory=list)
     loaded_at: float = float("-inf")
     """As of when that is known, on the registry's clock."""
     loaded_names: list[str] = field(default_factory=list)
     listed: dict[str, None] = field(default_factory=dict)
     """Their canonical names."""
+    unlisted: Unlisted = field(default_factory=Unlisted)
     version: str | None = None
     loaded_models: dict[str, LoadedModel] = field(default_factory=dict)
     """Models (canonical names) that are loaded, as far as is known."""
@@ -117,8 +118,7 @@ class Agent:
     """Of those it is loading, the models whose load has begun anew since the request that caused it left."""
     memory_known: bool = False
     """Whether its loaded models are known since it came online."""
-    clock_lead: float = float("inf")
-    """Seconds by which the registry's clock is ahead of its own, from its fastest reports."""
+    report_delay: ReportDelay = field(default_factory=ReportDelay)
     rates: dict[str, Rates] = field(default_factory=dict)
     """By model, the rates after its last answer: a copy of the estimates, for fast access."""
     memory: Memory = field(default_factory=Memory)
@@ -300,9 +300,7 @@ class Agent:
     def models_listed(self, models: dict[str, ModelEntry], names: list[str]) -> None:
         """Its models, by canonical name, and their names as it spells them."""
         self.models, self.model_names = models, names
-        self.remote = frozenset(
-            model for model, entry in models.items() if (entry.model_extra or {}).get("remote_host")
-        )
+        self.unlisted.update(models, self.loaded, self.listed)
 
     def reached(self) -> None:
         """Something got through to it."""
@@ -342,6 +340,7 @@ class Agent:
         for loaded_model in self.loaded_models.values():
             loaded_model.gone = True
         self.loaded_models = {}
+        self.unlisted.proven.clear()
         self.memory_known = False
         self.loaded_at = float("-inf")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import math
+from collections.abc import Callable, Iterable, Set
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from .agent import Agent, size_of
@@ -12,6 +14,10 @@ from .fleet import Fleet
 if TYPE_CHECKING:
     from agent_reporter.wire import ModelEntry
 
+
+KEEP_ALIVE_SLACK = 3.0
+"""Seconds before a model is due to be unloaded from when on it may not be listed: hosts give their time in seconds, and
+that of a report, which is made after the list."""
 
 MAX_INTERNED = 4_096
 """Entries that others are compared with; hosts may name as many models as they like."""
@@ -54,10 +60,6 @@ class ModelInterner:
             return entry
         equal.model_extra.update(shared)  # as arguments, names of fields could be those of other arguments
         return equal
-
-
-LIST_SECONDS = 2.0
-"""Seconds that a host may take to list its loaded models."""
 
 
 class Inventory:
@@ -122,18 +124,26 @@ class Inventory:
         if agent.models is not None and model in agent.models:
             self.update_models(agent, [entry for name, entry in agent.models.items() if name != model])
 
-    def update_loaded(self, agent: Agent, entries: list[ModelEntry], as_of: float | None = None) -> None:
+    def update_loaded(
+        self,
+        agent: Agent,
+        entries: list[ModelEntry],
+        as_of: float | None = None,
+        *,
+        host_time: float | None = None,
+    ) -> None:
         """Store which models the agent has loaded, as of a time of the registry's clock, by default now.
 
-        A list older than the stored one is dropped. A model that has answered since then, or is answering, counts as
-        loaded whatever the list says. One that is not listed and has been sent requests has been evicted: its server
-        has to load it for them.
+        `host_time`: what the host's own clock showed then, in seconds since 1970; None: that is not known. A list older
+        than the stored one is dropped. A model that has answered since then, or is answering, counts as loaded whatever
+        the list says. One that is not listed and has been sent requests has been evicted: its server has to load it for
+        them.
         """
         now = self._fleet.clock()
         if as_of is not None and as_of < agent.loaded_at:
             return
         agent.loaded_at = as_of = now if as_of is None else as_of
-        given, entries = entries, entries[:MAX_LOADED]
+        given, entries, entries_before = entries, entries[:MAX_LOADED], agent.loaded
         known = agent.memory_known
         if not known:
             agent.memory_known = True
@@ -147,26 +157,36 @@ class Inventory:
         if names != agent.loaded_names:
             agent.loaded_names = names
             before, agent.listed = agent.listed, dict.fromkeys(map(self._canonical_name, names))
-            self._learn_memory(agent, before.keys() if known else set(), now)
+            agent.unlisted.update(agent.models or {}, agent.loaded, agent.listed)
+            expired = self._expired(entries_before, host_time)
+            self._learn_memory(agent, before.keys() if known else set(), expired, now)
         if old.keys() == agent.listed.keys():
             return
-        new = {name: old.get(name) or LoadedModel() for name in agent.listed}
+        unloads = agent.memory.unloads
+        new = {name: old.get(name) or LoadedModel() for name in agent.listed if unloads.get(name, -math.inf) <= as_of}
         for name, loaded_model in old.items():
             if name in agent.answering or loaded_model.proven_at > as_of:
                 new.setdefault(name, loaded_model)
         if new.keys() != old.keys():
+            agent.loaded_models = new
             for name in old.keys() - new.keys():
                 old[name].gone = True
                 self.on_evicted(agent, name)
-            agent.loaded_models = new
             self._fleet.memory_changed(agent)
 
-    def _learn_memory(self, agent: Agent, before: Set[str], now: float) -> None:
+    def _expired(self, entries: Iterable[ModelEntry], host_time: float | None) -> set[str]:
+        """Of these, those that were to be unloaded by then, as nobody had asked for them."""
+        if host_time is None:
+            return set()
+        latest = host_time + KEEP_ALIVE_SLACK
+        return {self._canonical_name(entry.name) for entry in entries if _expires_at(entry) < latest}
+
+    def _learn_memory(self, agent: Agent, before: Set[str], expired: Set[str], now: float) -> None:
         """Learn what fits from a list that differs from the one before."""
         memory, listed = agent.memory, agent.listed.keys()
         sizes = {self._canonical_name(entry.name): size for entry in agent.loaded if (size := size_of(entry))}
         memory.listed(listed, sizes)
-        gone = {model for model in before - listed if memory.was_evicted(model, now)}
+        gone = {model for model in before - listed if memory.was_evicted(model, now)} - expired
         if gone and agent.loading:
             loading = next(iter(agent.loading))  # its server loads them one after the other
             memory.guess(loading, agent.file_size(loading))
@@ -199,3 +219,12 @@ class Inventory:
             agent.version = version
             self._fleet.learner.facts.version_listed(agent, version)
             self._fleet.generation += 1
+
+
+def _expires_at(entry: ModelEntry) -> float:
+    """When the host means to unload the model, by its own clock, in seconds since 1970; infinity: it does not tell."""
+    text = (entry.model_extra or {}).get("expires_at")
+    try:
+        return datetime.fromisoformat(text).timestamp() if isinstance(text, str) and len(text) <= 64 else math.inf
+    except (ValueError, OverflowError):
+        return math.inf

@@ -114,7 +114,7 @@ class ConcurrencyLimiter:
                 # Nothing tells what it has evicted, and clients choose the names.
                 agent.loaded_models.pop(next(iter(agent.loaded_models))).gone = True
             loaded_model = LoadedModel(lease.demand.runner, lease.began_at)
-            if model not in agent.remote:
+            if not agent.unlisted.serves(model, lease.demand.runner):
                 agent.loaded_models[model] = loaded_model
                 fleet.memory_changed(agent)
         else:
@@ -176,6 +176,7 @@ class ConcurrencyLimiter:
             self._ejection.gate(agent)
         if given_up:
             fleet.on_change(agent)  # the load blocked other requests there
+            fleet.on_load(agent)
         fleet.on_slot_free(agent, model)
 
     def _prompt_not_read(self, lease: SlotLease) -> None:
@@ -222,16 +223,15 @@ class ConcurrencyLimiter:
         use.changed(1, fleet.waiting(model), lease.taken_at)
         lease.sole = len(agent.running) == 1 and agent.running[model] == 1
         loaded_model = agent.loaded_models.get(model)
-        has_runner = loaded_model is not None and loaded_model.runner in (None, lease.demand.runner)
-        if not has_runner and model not in agent.remote:
+        if loaded_model is None:
+            ready = agent.unlisted.serves(model, lease.demand.runner)
+        else:
+            ready = loaded_model.runner in (None, lease.demand.runner)
+        if not ready:
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
-            if model not in agent.loading and agent.memory_known:
-                if loaded_model is None and not agent.has_room(model, lease.taken_at):
-                    agent.evicting.add(model)
-                agent.loading[model] = lease.taken_at
-                fleet.memory_changed(agent)
-                fleet.on_load(agent)
+            if agent.memory_known:
+                self._load_begins(agent, model)
         if lease.demand.prefixes:
             prefix = fleet.learner.prefix_cache.find(lease.demand)
             lease.known_tokens = prefix.tokens if prefix is not None and prefix.agent is agent else 0
@@ -270,15 +270,22 @@ class ConcurrencyLimiter:
     def evicted(self, agent: Agent, model: str) -> None:
         """The model is not in the agent's memory any more: it has to load it for those that wait for it there."""
         for lease in self._unanswered.get((agent, model), ()):
-            if lease.loading:
+            if lease.loading or agent.unlisted.serves(model, lease.demand.runner):
                 continue
             lease.loading = lease.cold = True
             agent.loaders[model] = agent.loaders.get(model, 0) + 1
-            if model not in agent.loading:
-                now = self._fleet.clock()
-                if not agent.has_room(model, now):
-                    agent.evicting.add(model)
-                agent.loading[model] = now
+            self._load_begins(agent, model)
+
+    def _load_begins(self, agent: Agent, model: str) -> None:
+        """Requests wait for the agent to load the model, if it does not already."""
+        if model in agent.loading:
+            return
+        now = self._fleet.clock()
+        if model not in agent.loaded_models and not agent.has_room(model, now):
+            agent.evicting.add(model)
+        agent.loading[model] = now
+        self._fleet.memory_changed(agent)
+        self._fleet.on_load(agent)
 
     def _load_given_up(self, lease: SlotLease) -> bool:
         """A request ended before its model was loaded; True if no other request waits for the load."""

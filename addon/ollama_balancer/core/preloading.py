@@ -37,6 +37,9 @@ cause, as with those for embeddings, for which Ollama refuses such a request."""
 AT_ONCE = 4
 """Loads in progress in the whole fleet: a bound on what a sudden demand sets off."""
 
+UNLOAD_TIMEOUT = 10.0
+"""Seconds within which an agent has to confirm that it unloads a model, to which no requests are sent meanwhile."""
+
 MODELS, AGENTS = 8, 64
 """Models, and of each as many agents, that are looked at in one turn: a bound on its work."""
 
@@ -88,6 +91,8 @@ class Preloading:
 
     def _begin(self, load: Load, now: float) -> Load:
         self._began[load.agent, load.model] = now
+        if load.instead is not None:
+            self._limiter.busy(load.agent, load.instead, UNLOAD_TIMEOUT)
         self._limiter.load_began(load.agent, load.model)
         return load
 
@@ -102,7 +107,7 @@ class Preloading:
             estimates.changed(model, estimates.load.observe(agent.id, model, seconds))
         self._limiter.load_ended(agent, model, loaded=loaded)
         if not loaded:
-            self._rebalancing.give_up()
+            self._rebalancing.failed(load)
 
     def _wanted(self, now: float) -> Iterator[tuple[str, RandomSet[Agent]]]:
         """Models whose slots do not suffice, and who has them loaded."""
@@ -155,7 +160,7 @@ class Preloading:
 
     def _may_ask(self, agent: Agent, model: str, *, again: bool = False) -> bool:
         """Whether it has not been asked for that load of late, or `again` may be as it was carried out."""
-        if (agent, model) in self._began or model in agent.remote:
+        if (agent, model) in self._began or agent.unlisted.serves(model, ""):
             return False
         ended = self._ended.get((agent, model))
         return ended is None or (again and ended[1] is Ending.LOADED)

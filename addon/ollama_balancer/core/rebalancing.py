@@ -37,6 +37,9 @@ SETTLED = 30.0
 it has other places, and no agent is kept from requests to become idle.
 """
 
+DRAIN = 5.0
+"""Seconds for which an agent is kept from requests to become idle, again with each look at the plan."""
+
 QUEUE_SECONDS = 60.0
 """Seconds within which those that wait now are to be served, in the reckoning of what is asked for."""
 
@@ -77,17 +80,15 @@ class Rebalancing:
                     self._leaving.add((agent, instead))
                     yield load
                 elif now - self._planned_at > SETTLED and not any(each.agent.holds(each.model) for each in self._loads):
-                    self._drain(agent, instead, now)
+                    self._leaving.add((agent, instead))
+                    self._limiter.busy(agent, instead, DRAIN)
 
-    def give_up(self) -> None:
-        """A load has failed: what is left of the plan may not help any more."""
-        self._loads = []
-
-    def _drain(self, agent: Agent, model: str, now: float) -> None:
-        """The agent gets no more requests of the model while the plan holds."""
-        if (agent, model) not in self._leaving:
-            self._leaving.add((agent, model))
-            self._limiter.busy(agent, model, self._planned_at + HOLD - now)
+    def failed(self, load: Load) -> None:
+        """A load has failed. What is left of the plan, if it was a part of that, may not help any more."""
+        if any((each.agent, each.model) == (load.agent, load.model) for each in self._loads):
+            self._loads = []
+            self._leaving = set()
+            self._next_look = self._fleet.clock() + IN_VAIN
 
     def _is_spare(self, agent: Agent, model: str, now: float) -> bool:
         """Whether the agent may unload the model: nobody needs it, or it has other places."""
@@ -139,7 +140,9 @@ class Rebalancing:
         demand = {}
         for model in self._fleet.holders:
             use, count = look(model), queued.get(model, 0)
-            if use.in_demand(count, now):
+            if use.in_demand(count, now) and not all(
+                agent.unlisted.serves(model, "") for agent in self._fleet.holders[model]
+            ):
                 demand[model] = use.recent_rate(now) + count / QUEUE_SECONDS
         most = sorted(demand, key=lambda model: -demand[model])[:MODELS]
         return {model: demand[model] for model in most}

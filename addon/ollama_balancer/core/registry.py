@@ -25,7 +25,7 @@ from .agent import Agent, Source, Status, agent_id
 from .ejection import Ejection
 from .events import EventKind
 from .fleet import Fleet
-from .inventory import LIST_SECONDS, Inventory
+from .inventory import Inventory
 from .knowledge import Knowledge
 from .limiter import ConcurrencyLimiter
 from .liveness import Liveness
@@ -40,11 +40,8 @@ logger = logging.getLogger(__name__)
 
 MAX_AGENTS = 200_000
 
-CLOCK_DRIFT = 0.01
-"""Seconds by which a host's clock may drift between two reports."""
-
-LONGEST_DELAY = 60.0
-"""Seconds: a report that seems to have taken longer comes from a host whose clock was changed."""
+LIST_SECONDS = 2.0
+"""Seconds that a host may take to list its loaded models, before a report is made."""
 
 _ROUND_ROBIN, _METRICS = POLICIES["roundrobin"], POLICIES["metrics"]
 
@@ -326,7 +323,9 @@ class AgentRegistry:
         self.limiter.fix_slots(agent)
         self.learner.facts.reported(agent, metrics)
         if metrics.loaded_models is not None:
-            inventory.update_loaded(agent, metrics.loaded_models, _made_at(agent, metrics, now) - LIST_SECONDS)
+            host_time = metrics.timestamp.timestamp()
+            as_of = now - agent.report_delay.of(host_time, now) - LIST_SECONDS
+            inventory.update_loaded(agent, metrics.loaded_models, as_of, host_time=host_time)
         if metrics.ollama_version is not None:
             inventory.update_version(agent, metrics.ollama_version)
         if metrics.models is not None:
@@ -350,13 +349,3 @@ class AgentRegistry:
         self._addresses[address] -= 1
         if self._addresses[address] <= 0:
             del self._addresses[address]
-
-
-def _made_at(agent: Agent, metrics: AgentMetrics, now: float) -> float:
-    """When a report was made, on the registry's clock, judged by the fastest report of the agent."""
-    lead = now - metrics.timestamp.timestamp()
-    # The two clocks drift: what was quickest once counts for less and less.
-    agent.clock_lead = min(lead, agent.clock_lead + CLOCK_DRIFT)
-    if lead - agent.clock_lead > LONGEST_DELAY:
-        agent.clock_lead = lead
-    return now - (lead - agent.clock_lead)

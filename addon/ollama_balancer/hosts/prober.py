@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +23,7 @@ from agent_reporter.wire import ModelEntry, check_size
 from ..core.address import Address
 from ..core.agent import Agent, Source
 from ..core.liveness import PROBE_GRACE
+from ..core.preloading import UNLOAD_TIMEOUT
 from ..core.registry import AgentRegistry
 from ..gateway.descriptors import is_local_failure
 from ..gateway.reachability import connection_problem
@@ -81,6 +83,14 @@ class Models(BaseModel):
 def read_models(body: bytes) -> list[ModelEntry]:
     """What a list says. ValueError: it is none, or a larger one than is read."""
     return Models.model_validate_json(check_size(body)).models or []
+
+
+def host_time(answer: Answer) -> float | None:
+    """What the host's clock showed, by the header `Date`, in seconds since 1970; None: it does not say."""
+    try:
+        return parsedate_to_datetime(answer.header(b"date") or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 class StatusError(ValueError):
@@ -327,33 +337,40 @@ class Prober:
         In that case the list is stored only on the last check.
         """
         address, began = agent.address, self.registry.clock()
-        entries = await self._running(address)
-        if entries is None or agent.address != address or agent.removed:
+        try:
+            answer = await self._get(address, "/api/ps", ALIVE_TIMEOUT)
+            entries = read_models(answer.body)
+        except (CallError, ValueError):
+            return True
+        if agent.address != address or agent.removed:
             return True
         if unloading is not None and any(canonical_name(entry.name) == unloading for entry in entries) and not last:
             return False
-        self.registry.inventory.update_loaded(agent, entries, began)
+        self.registry.inventory.update_loaded(agent, entries, began, host_time=host_time(answer))
         if unloading is not None and unloading not in agent.listed:
             self.registry.inventory.unloaded(agent, unloading)
         return True
 
     async def loaded(self, agent: Agent) -> set[str] | None:
         """The canonical names of the models that the agent has in memory; None if it does not answer."""
-        entries = await self._running(agent.address)
-        return None if entries is None else {canonical_name(entry.name) for entry in entries}
+        try:
+            entries = read_models((await self._get(agent.address, "/api/ps", ALIVE_TIMEOUT)).body)
+        except (CallError, ValueError):
+            return None
+        return {canonical_name(entry.name) for entry in entries}
 
     async def load(self, agent: Agent, model: str) -> bool:
         """Have an agent load one of its models, by Ollama's request without a prompt; whether it has."""
-        return await self._generate(agent, model)
+        return await self._generate(agent, model, LOAD_TIMEOUT)
 
     async def unload(self, agent: Agent, model: str) -> bool:
         """Have an agent unload one of its models, by the same with a keep-alive of 0; whether it does."""
-        unloaded = await self._generate(agent, model, keep_alive=0)
+        unloaded = await self._generate(agent, model, UNLOAD_TIMEOUT, keep_alive=0)
         if unloaded:
             self.registry.inventory.unloaded(agent, model)
         return unloaded
 
-    async def _generate(self, agent: Agent, model: str, **members: int) -> bool:
+    async def _generate(self, agent: Agent, model: str, seconds: float, **members: int) -> bool:
         """Ask an agent to write nothing; whether it agrees."""
         entry = (agent.models or {}).get(model)
         if entry is None:
@@ -363,30 +380,23 @@ class Prober:
         headers["Content-Type"] = "application/json"
         url = f"{address.url}/api/generate"
         try:
-            answer = await call(
-                "POST", url, timeout=LOAD_TIMEOUT, limit=MAX_LOAD_BYTES, content=content, headers=headers
-            )
+            answer = await call("POST", url, timeout=seconds, limit=MAX_LOAD_BYTES, content=content, headers=headers)
         except (CallError, ValueError) as e:
             logger.debug("Agent %s does not load or unload %s: %r", agent.name, model, e)
             return False
         return answer.status == 200 and agent.address == address
 
-    async def _running(self, address: Address) -> list[ModelEntry] | None:
-        try:
-            return read_models((await self._get(address, "/api/ps", ALIVE_TIMEOUT)).body)
-        except (CallError, ValueError):
-            return None
-
     async def _list(self, agent: Agent, address: Address) -> None:
         began = self.registry.clock()
         try:
             models = read_models((await self._get(address, "/api/tags", INVENTORY_TIMEOUT)).body)
-            loaded = read_models((await self._get(address, "/api/ps", INVENTORY_TIMEOUT)).body)
+            answer = await self._get(address, "/api/ps", INVENTORY_TIMEOUT)
+            loaded = read_models(answer.body)
         except (CallError, ValueError) as e:
             logger.debug("Agent %s (%s) does not list its models: %r", agent.name, address, e)
             return
         if agent.address == address:
-            self.registry.inventory.update_loaded(agent, loaded, began)
+            self.registry.inventory.update_loaded(agent, loaded, began, host_time=host_time(answer))
             self.registry.inventory.update_models(agent, models)
 
     async def _is_ollama(self, address: Address) -> bool:

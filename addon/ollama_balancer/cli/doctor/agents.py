@@ -7,7 +7,6 @@ import ssl
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 
 from agent_reporter.addresses import any_is_local, is_loopback, own_ips, plain_ip, resolve
 from agent_reporter.connecting import connect
@@ -17,7 +16,17 @@ from ...api.reports import FARTHEST_AHEAD
 from ...core.address import Address, DnsName, without_password
 from ...hosts.dns_agents import MAX_ADDRESSES, look_up
 from ...hosts.local import listening_at, local_key
-from ...hosts.prober import ALIVE_TIMEOUT, INVENTORY_TIMEOUT, LOCAL, StatusError, Version, diagnose, get, read_models
+from ...hosts.prober import (
+    ALIVE_TIMEOUT,
+    INVENTORY_TIMEOUT,
+    LOCAL,
+    StatusError,
+    Version,
+    diagnose,
+    get,
+    host_time,
+    read_models,
+)
 from ...ollama.errors import not_let_in
 from ...storage.agents import FILE_NAME as STATE_FILE
 from ...storage.agents import MAX_BYTES, Stored
@@ -274,11 +283,8 @@ class Examination:
 
     def _clock(self, answer: Answer) -> list[Finding]:
         """What the Date of its answer says."""
-        try:
-            ahead = parsedate_to_datetime(answer.header(b"date") or "").timestamp() - time.time()
-        except (ValueError, OverflowError, TypeError):
-            return []
-        if abs(ahead) <= FARTHEST_AHEAD:
+        shown = host_time(answer)
+        if shown is None or abs(ahead := shown - time.time()) <= FARTHEST_AHEAD:
             return []
         by = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
         remedy = "set the clock of the one that is wrong: timedatectl set-ntp true"

@@ -182,12 +182,12 @@ class AgentEstimate:
         self.load = self.shared = self.loads = 0.0
         self.cold = self.evicts = False
         loaded_model = agent.loaded_models.get(model)
-        remote = model in agent.remote
+        unlisted = loaded_model is None and agent.unlisted.serves(model, self.runner)
         loaded = not agent.memory_known if loaded_model is None else loaded_model.runner in (None, self.runner)
-        ready = loaded or remote
-        if agent.loading and not remote:
+        ready = loaded or unlisted
+        if agent.loading and model not in agent.unlisted.remote:
             self._loading(at, ready=ready)
-        self.plan = Plan.LOADING if self.load else Plan.WARM if loaded_model is not None or remote else Plan.UNKNOWN
+        self.plan = Plan.LOADING if self.load else Plan.WARM if loaded_model is not None or unlisted else Plan.UNKNOWN
         if not ready and model not in agent.loading:
             self._cold(at, answer, loaded_model)
         self.sole = not self.cold and len(running) == (ours > 0) and not trial

@@ -75,6 +75,9 @@ class Learner:
         if count and limit != 0 and (limit is None or count < limit):
             estimates.observe_output(model, count)
         silent = None if began is None or not streamed else began - lease.taken_at
+        if answer.load_seconds is not None and not lease.demand.runner:
+            missed = lease.cold and began is not None and agent.loaded_at >= began and model not in agent.listed
+            agent.unlisted.answered(model, loaded=answer.load_seconds >= SHORTEST_LOAD, missed=missed)
         load = self._load(lease, answer.load_seconds, silent)
         if load is not None:
             estimates.changed(model, estimates.load.observe(agent.id, model, load))
