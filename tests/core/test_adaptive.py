@@ -16,6 +16,7 @@ from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.scheduler import MAX_OVERTAKEN
 from ollama_balancer.core.scoring.candidates import ALL
 from ollama_balancer.core.scoring.estimates import LOAD, MAX_MODELS, OUTPUT
+from ollama_balancer.core.scoring.scorer import WHOLE
 from ollama_balancer.core.tickets import QueueKey
 from tests.core.fakes import Clock, address, entries, new_registry, report
 from tests.core.room import MODEL, Room
@@ -453,6 +454,14 @@ def test_of_a_large_fleet_the_warm_host_with_the_conversation_is_among_those_loo
     lease.began()
     lease.release()
     assert all(registry.selection.choose(first).agent is agent for _ in range(20))
+
+
+def test_of_a_large_fleet_all_are_looked_at_that_have_a_model_loaded_which_few_have() -> None:
+    room = Room(*(f"a{number}" for number in range(ALL + WHOLE)))
+    for seconds, agent in enumerate(room.agents[:WHOLE], 1):
+        room.serve(agent, seconds=seconds, output_tokens=100, output_seconds=seconds)
+    room.pass_time(1)
+    assert {room.find() for _ in range(20)} == {room.agents[0]}, "the fastest"
 
 
 def test_nothing_is_left_when_all_have_ended() -> None:

@@ -17,7 +17,12 @@ from .candidates import ALL, Candidates
 SAMPLE = 4
 """Agents that are drawn from a pool larger than `ALL`: so many with the model loaded, and so many others.
 
-`--tune scorer.SAMPLE`: flat from 1 to 8 in a fleet of 24."""
+With 320 agents, 24 models and 90 % load, 2 serve 4 points less in time, and 8 serve 1.4 more, at twice the cost."""
+
+WHOLE = 32
+"""Agents with the model loaded of which no sample is drawn: all are scored.
+
+In the fleet just named that serves 2 points more in time, and the p95 of the first token is a fifth lower."""
 
 OTHERS = 2
 """Runners-up in the record of a decision: shown, and no part of the choice."""
@@ -184,7 +189,8 @@ class Scorer:
         """
         candidates, chance = self._candidates, self._at.chance
         use = self._at.learner.placement.look(self._demand.model)
-        drawn = (use.free or use.holders).draw(chance, SAMPLE)
+        ready = use.free or use.holders
+        drawn = dict.fromkeys(ready) if len(ready) <= WHOLE else ready.draw(chance, SAMPLE)
         part = len(drawn) / len(use.holders) if drawn and self._ahead else 1.0
         prefix = self._prefix
         if prefix is not None and prefix.agent in candidates.members:
