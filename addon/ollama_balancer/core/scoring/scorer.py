@@ -17,12 +17,13 @@ from .candidates import ALL, Candidates
 SAMPLE = 4
 """Agents that are drawn from a pool larger than `ALL`: so many with the model loaded, and so many others.
 
-With 320 agents, 24 models and 90 % load, 2 serve 4 points less in time, and 8 serve 1.4 more, at twice the cost."""
+With 320 agents, 24 models and 70 % load, the first token comes 0.17 s later with 2 and 0.11 s sooner with 8, of 0.6."""
 
 WHOLE = 32
 """Agents with the model loaded of which no sample is drawn: all are scored.
 
-In the fleet just named that serves 2 points more in time, and the p95 of the first token is a fifth lower."""
+With 320 agents, 24 models and 70 % load, the first token comes 0.10 s sooner. With 64 it would be 0.16 s, at a cost
+above what a choice among 1,000 agents is to have."""
 
 OTHERS = 2
 """Runners-up in the record of a decision: shown, and no part of the choice."""
