@@ -178,6 +178,25 @@ def test_demand_for_models_of_the_cloud_is_not_what_places_are_looked_for() -> N
     assert room.due() == Load(room.strong, BUSY, SELDOM)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_model_that_serves_requests_by_another_name_is_not_unloaded(asked: bool) -> None:
+    room = Stranded("third")
+    names = {"busy": "b", "seldom": "s", "seldom:8b": "s"}
+    files = {name: ModelEntry.model_validate({"name": name, "digest": digest}) for name, digest in names.items()}
+    for agent, loaded in zip(room.agents, ("seldom", "busy", "seldom"), strict=True):
+        room.registry.inventory.update_models(agent, list(files.values()))
+        room.hold(agent, "other:latest")
+        room.clock.now += 1
+        room.registry.inventory.update_loaded(agent, [files[loaded]])
+    for _ in range(3 * asked):
+        lease = room.registry.limiter.take(room.strong, "seldom:8b", Demand("seldom:8b"))
+        lease.began()
+        lease.release()
+    room.overload()
+    load = room.due()
+    assert load is None if asked else load == Load(room.strong, BUSY, SELDOM)
+
+
 def drained() -> tuple[Stranded, Lease]:
     """The strong host gets no more requests, though it has another slot, and answers the last one."""
     room = Stranded("third")

@@ -42,7 +42,7 @@ def agent(room: Room) -> Agent:
 def listed(room: Room, *names: str) -> None:
     room.clock.now += 5
     room.registry.liveness.reached(room.agents[0])
-    room.registry.inventory.update_loaded(room.agents[0], with_digests(*names, other="y"))
+    room.registry.inventory.update_loaded(room.agents[0], with_digests(*names, other="y", idle="z"))
 
 
 def plan(room: Room, model: str) -> Plan:
@@ -61,6 +61,48 @@ def test_another_name_of_a_loaded_model_is_loaded_too(room: Room, agent: Agent) 
     assert plan(room, LATEST) is Plan.WARM, "it may be listed under either name"
     listed(room, OTHER)
     assert plan(room, TAG) is not Plan.WARM
+
+
+def test_a_model_in_demand_by_another_name_is_not_evicted_for_a_third(room: Room, agent: Agent) -> None:
+    assert plan(room, OTHER) is Plan.EVICT
+    for _ in range(3):
+        lease = room.take(TAG)
+        lease.began()
+        lease.release()
+    assert plan(room, OTHER) is Plan.CONTEND
+
+
+def test_a_host_has_slots_for_another_name_of_a_loaded_model(room: Room, agent: Agent) -> None:
+    placement = room.registry.learner.placement
+    assert placement.look(TAG).slots == 4
+    assert agent in placement.look(TAG).free
+    listed(room, OTHER)
+    assert placement.look(TAG).slots == 0
+
+
+def test_a_host_whose_model_is_waited_for_by_another_name_loads_no_third(room: Room, agent: Agent) -> None:
+    agent.memory.room = 2
+    listed(room, LATEST, "idle:latest")
+    assert plan(room, OTHER) is Plan.EVICT
+    running = [room.take(LATEST), *(room.take(TAG) for _ in range(4))]
+    assert plan(room, OTHER) is not Plan.CONTEND
+    room.wait("waiting", TAG)
+    assert plan(room, OTHER) is Plan.CONTEND
+    for lease in running:
+        lease.release()
+
+
+def test_a_model_seen_to_answer_is_loaded_by_its_other_names_once_it_is_listed(room: Room, agent: Agent) -> None:
+    listed(room)
+    lease = room.take(LATEST)
+    lease.began()
+    lease.release()
+    assert list(agent.loaded_models) == [LATEST]
+    assert plan(room, TAG) is not Plan.WARM
+    assert agent not in room.registry.learner.placement.look(TAG).free
+    listed(room, LATEST)
+    assert plan(room, TAG) is Plan.WARM
+    assert agent in room.registry.learner.placement.look(TAG).free
 
 
 def test_a_request_of_one_name_does_not_wait_for_a_load_once_the_other_is_listed(room: Room, agent: Agent) -> None:
@@ -131,4 +173,4 @@ def test_hosts_may_give_anything_for_a_digest() -> None:
     odd = [ModelEntry.model_validate({"name": f"m{n}", "digest": each}) for n, each in enumerate(digests)]
     room.registry.inventory.update_models(room.agents[0], odd)
     room.registry.inventory.update_loaded(room.agents[0], [*odd[:1], *entries("n")])
-    assert room.agents[0].unlisted.copies == frozenset()
+    assert room.agents[0].unlisted.copies == {}

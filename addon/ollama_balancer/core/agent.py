@@ -104,8 +104,8 @@ class Agent:
     loaded_at: float = float("-inf")
     """As of when that is known, on the registry's clock."""
     loaded_names: list[str] = field(default_factory=list)
-    listed: dict[str, None] = field(default_factory=dict)
-    """Their canonical names."""
+    listed: dict[str, ModelEntry] = field(default_factory=dict)
+    """The same by canonical name, as they were when these names came first."""
     unlisted: Unlisted = field(default_factory=Unlisted)
     version: str | None = None
     loaded_models: dict[str, LoadedModel] = field(default_factory=dict)
@@ -300,7 +300,7 @@ class Agent:
     def models_listed(self, models: dict[str, ModelEntry], names: list[str]) -> None:
         """Its models, by canonical name, and their names as it spells them."""
         self.models, self.model_names = models, names
-        self.unlisted.update(models, self.loaded, self.listed)
+        self.unlisted.update(models, self.listed)
 
     def reached(self) -> None:
         """Something got through to it."""

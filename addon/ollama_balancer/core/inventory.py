@@ -156,8 +156,9 @@ class Inventory:
         old, names = agent.loaded_models, [entry.name for entry in entries]
         if names != agent.loaded_names:
             agent.loaded_names = names
-            before, agent.listed = agent.listed, dict.fromkeys(map(self._canonical_name, names))
-            agent.unlisted.update(agent.models or {}, agent.loaded, agent.listed)
+            before, agent.listed = agent.listed, {self._canonical_name(entry.name): entry for entry in agent.loaded}
+            agent.unlisted.update(agent.models or {}, agent.listed)
+            self._fleet.memory_changed(agent)
             expired = self._expired(entries_before, host_time)
             self._learn_memory(agent, before.keys() if known else set(), expired, now)
         if old.keys() == agent.listed.keys():

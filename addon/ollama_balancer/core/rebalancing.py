@@ -92,13 +92,16 @@ class Rebalancing:
 
     def _is_spare(self, agent: Agent, model: str, now: float) -> bool:
         """Whether the agent may unload the model: nobody needs it, or it has other places."""
-        fleet = self._fleet
+        fleet, look = self._fleet, self._fleet.learner.placement.look
+        for copy in agent.unlisted.copies_of(model):
+            if copy in agent.running or look(copy).in_demand(fleet.waiting(copy), now):
+                return False
         has_others = any(
             model in other.loaded_models and other.eligible and (other, model) not in self._leaving
             for other in fleet.agents.values()
             if other is not agent
         )
-        if fleet.learner.placement.look(model).in_demand(fleet.waiting(model), now) and not has_others:
+        if look(model).in_demand(fleet.waiting(model), now) and not has_others:
             return False
         if all(model in each.agent.loaded_models for each in self._loads if each.model == model):
             return True

@@ -7,7 +7,7 @@ copies, and those made of it with another system prompt. Other servers may have 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,17 +24,20 @@ class Unlisted:
 
     remote: frozenset[str] = frozenset()
     """Those in Ollama's cloud."""
-    copies: frozenset[str] = frozenset()
-    """Those with the digest of a listed one."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Those with the digest of a listed one: of which."""
     proven: set[str] = field(default_factory=set)
     """Those that have answered without a load when one was expected."""
 
-    def update(self, models: Mapping[str, ModelEntry], loaded: Iterable[ModelEntry], listed: Collection[str]) -> None:
+    def update(self, models: Mapping[str, ModelEntry], listed: Mapping[str, ModelEntry]) -> None:
         """The host has these models, and lists some of them as loaded."""
         self.remote = frozenset(model for model, entry in models.items() if _detail(entry, "remote_host"))
-        digests = {digest for entry in loaded if (digest := _detail(entry, "digest"))}
-        copies = (model for model, entry in models.items() if _detail(entry, "digest") in digests) if digests else ()
-        self.copies = frozenset(copies).difference(listed)
+        originals = {digest: model for model, entry in listed.items() if (digest := _detail(entry, "digest"))}
+        self.copies = {
+            model: originals[digest]
+            for model, entry in (models.items() if originals else ())
+            if (digest := _detail(entry, "digest")) in originals and model not in listed
+        }
         self.proven.difference_update(listed)
 
     def answered(self, model: str, *, loaded: bool, missed: bool) -> None:
@@ -45,6 +48,10 @@ class Unlisted:
             self.proven.discard(model)
         elif missed and len(self.proven) < MAX_PROVEN:
             self.proven.add(model)
+
+    def copies_of(self, model: str) -> list[str]:
+        """The other names by which requests are served that have this one listed."""
+        return [copy for copy, original in self.copies.items() if original == model]
 
     def serves(self, model: str, runner: str) -> bool:
         """Whether the host serves the model with those runner options at once, though it does not list it."""

@@ -272,7 +272,7 @@ class AgentEstimate:
         """
         agent, placement = self.agent, at.learner.placement
         mine = placement.demand_per_slot(self.model, at.waiting(self.model), at.now)
-        for other in agent.loaded_models:
+        for other in (*agent.loaded_models, *agent.unlisted.copies):
             waiting = at.waiting(other)
             if (
                 waiting
@@ -282,8 +282,8 @@ class AgentEstimate:
                 return THRASHING
         if self.shared:
             return 0.0
-        idle = [other for other in agent.loaded_models if other not in agent.running] or agent.loaded_models
-        for other in idle:
+        idle = [other for other in agent.loaded_models if other not in agent.running] or list(agent.loaded_models)
+        for other in [*idle, *(copy for copy, original in agent.unlisted.copies.items() if original in idle)]:
             theirs = placement.demand_per_slot(other, at.waiting(other), at.now, without=agent)
             if theirs == math.inf or (theirs > IN_DEMAND and theirs * EVICTION_RATIO > mine):
                 return THRASHING

@@ -111,9 +111,8 @@ class Placement:
     def update(self, agent: Agent) -> None:
         """The agent's loaded models or its eligibility may have changed."""
         has = agent.models or {}
-        present = (
-            {model for model in (*agent.loaded_models, *agent.loading) if model in has} if agent.eligible else set()
-        )
+        served = *agent.loaded_models, *agent.loading, *agent.unlisted.copies, *agent.unlisted.remote
+        present = {model for model in served if model in has} if agent.eligible else set()
         for model in agent.placed - present:
             self.use(model).discard(agent)
         for model in present:
