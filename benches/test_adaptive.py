@@ -8,6 +8,7 @@ each that ends.
 
 from __future__ import annotations
 
+import math
 import random
 from functools import cache
 
@@ -16,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from agent_reporter.wire import AgentMetrics, ModelEntry
 from ollama_balancer.core.address import Address
+from ollama_balancer.core.agent import Agent
 from ollama_balancer.core.demand import Demand
 from ollama_balancer.core.leases import Lease
 from ollama_balancer.core.observations import AnswerObservation
@@ -30,7 +32,7 @@ WARM_UP = 40_000
 
 CHOICES = 20
 BUSY = 0.5
-"""Of the agents, those that run a request."""
+"""Requests that run, for each agent."""
 
 by_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size:,}")
 
@@ -43,9 +45,13 @@ class Fleet:
             lambda: self.now, mode="adaptive", stale_after=1e9, chance=rng.random, slots=SLOTS
         )
         self.leases: list[Lease] = []
+        self.agents: list[Agent] = []
+        self.rates: dict[Agent, float] = {}
+        """Tokens that they write per second, on average."""
         everything = [ModelEntry(name=model) for model in MODELS]
         for number in range(size):
             agent, _ = registry.register(f"agent-{number}", Address(f"10.{number >> 8}.{number & 255}.1", 11434))
+            self.agents.append(agent)
             warm = rng.sample(MODELS, FITS)
             metrics = AgentMetrics.model_validate(
                 {
@@ -61,21 +67,23 @@ class Fleet:
                 }
             )
             registry.update_metrics(agent.id, metrics)
+            self.rates[agent] = rng.uniform(10, 100)
             for model in warm:
-                lease = registry.limiter.take(agent, model, Demand(model))
-                self.now += 0.01
-                lease.began()
-                registry.limiter.answered(lease, AnswerObservation(300, 0.4, 200, rng.uniform(2, 20), 0.02))
-                lease.release()
+                self.end(self.begin(agent, model))
             if rng.random() < BUSY:
-                self.leases.append(self.begin(agent.id, rng.choice(warm)))
+                self.leases.append(self.begin(agent, rng.choice(warm)))
 
-    def begin(self, agent_id: str, model: str) -> Lease:
-        agent = self.registry.get(agent_id)
-        assert agent is not None
+    def begin(self, agent: Agent, model: str) -> Lease:
         lease = self.registry.limiter.take(agent, model, self.demand(model))
         lease.began()
         return lease
+
+    def end(self, lease: Lease) -> None:
+        """With a whole answer; some are three times as long as others, as are those of people's chats."""
+        tokens = round(self.rng.lognormvariate(math.log(200), 0.6))
+        rate = self.rates[lease.agent] * self.rng.uniform(0.9, 1.1)
+        self.registry.limiter.answered(lease, AnswerObservation(300, 4 / rate, tokens, tokens / rate, 0.02))
+        lease.release()
 
     def demand(self, model: str) -> Demand:
         number = self.rng.randrange(1_000_000).to_bytes(4)
@@ -84,11 +92,9 @@ class Fleet:
     def others(self) -> Demand:
         """Elsewhere a request ends and another one begins; and the next one comes."""
         self.now += 0.01
-        at = self.rng.randrange(len(self.leases))
-        model, agent = self.leases[at].model, self.rng.choice(self.leases).agent
-        assert model is not None
-        self.leases[at].release()
-        self.leases[at] = self.begin(agent.id, next(iter(agent.loaded_models), model))
+        at, agent = self.rng.randrange(len(self.leases)), self.rng.choice(self.agents)
+        self.end(self.leases[at])
+        self.leases[at] = self.begin(agent, self.rng.choice(list(agent.loaded_models)))
         return self.demand(self.rng.choice(MODELS))
 
 
